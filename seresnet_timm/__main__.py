@@ -1,0 +1,5 @@
+"""`python -m seresnet_timm`, the same as `seresnet-timm`."""
+from seresnet_timm.cli import main
+
+if __name__ == '__main__':
+    main()

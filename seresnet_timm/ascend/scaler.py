@@ -1,0 +1,16 @@
+"""Loss scaling on the NPU."""
+import torch_npu
+from timm.utils import NativeScaler
+
+
+class NpuScaler(NativeScaler):
+    """timm's NativeScaler on torch_npu's GradScaler.
+
+    On the Atlas training series (910A) an overflow saturates and is reported through a flag of the one device on which
+    it happened. torch_npu's scaler shares that flag between ranks; `torch.amp.GradScaler` does not, so that ranks may
+    skip different steps and diverge.
+    Source: torch_npu/npu/amp/grad_scaler.py, `_sync_dist_overflow_count`.
+    """
+
+    def __init__(self):
+        self._scaler = torch_npu.npu.amp.GradScaler()

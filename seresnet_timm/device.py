@@ -1,0 +1,113 @@
+"""One place that knows cpu, cuda and npu: which to use and why, precision, loss scaling, synchronisation."""
+import platform
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Callable, Optional, Tuple
+
+import torch
+from timm.utils import NativeScaler
+
+from seresnet_timm.ascend import runtime as ascend_runtime
+from seresnet_timm.errors import UsageError
+
+
+def select_device(requested: str = 'auto') -> Tuple[str, str]:
+    """Choose the device: npu if there is one, else cuda, else cpu, unless one is named.
+
+    Args:
+        requested: 'auto', or a device with or without an index, e.g. 'npu', 'cuda:1', 'cpu'.
+
+    Returns:
+        Device string for torch, and the reason for the choice.
+
+    Raises:
+        UsageError: The named device is unknown or not available here.
+    """
+    kind, _, index = requested.partition(':')
+    if kind == 'auto':
+        no_npu = ascend_runtime.why_unavailable()
+        if no_npu is None:
+            return 'npu', f'found {device_name("npu")}'
+        if torch.cuda.is_available():
+            return 'cuda', f'found {device_name("cuda")}; no npu: {no_npu}'
+        return 'cpu', f'no npu: {no_npu}; no cuda: {_why_no_cuda()}'
+    if kind not in ('cpu', 'cuda', 'npu') or (index and not index.isdigit()):
+        raise UsageError(f"--device {requested} is unknown: use auto, npu, cuda or cpu, with an index if you like (npu:0).")
+    if kind == 'npu':
+        missing = ascend_runtime.why_unavailable()
+    else:
+        missing = _why_no_cuda() if kind == 'cuda' else None
+    if missing:
+        raise UsageError(f'--device {requested} cannot be used here: {missing}; name another device or leave it out.')
+    if index and int(index) >= device_count(kind):
+        raise UsageError(f'--device {requested} does not exist: this machine has {device_count(kind)} {kind} device(s).')
+    return requested, 'asked for with --device'
+
+
+def _why_no_cuda() -> Optional[str]:
+    if torch.cuda.is_available():
+        return None
+    return 'torch sees no GPU' if torch.version.cuda else 'this torch is built without CUDA'
+
+
+def device_module(kind: str) -> Optional[Any]:
+    """`torch.cuda` or `torch.npu`; None for the CPU."""
+    return None if kind == 'cpu' else getattr(torch, kind)
+
+
+def device_count(kind: str) -> int:
+    return 1 if kind == 'cpu' else device_module(kind).device_count()
+
+
+def device_name(kind: str) -> str:
+    return platform.processor() or platform.machine() if kind == 'cpu' else device_module(kind).get_device_name(0)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
+    module = device_module(device.type)
+    if module is not None:
+        module.synchronize()
+
+
+def empty_cache(device: torch.device) -> None:
+    module = device_module(device.type)
+    if module is not None:
+        module.empty_cache()
+
+
+def autocast(device: torch.device, amp: bool, amp_dtype: str) -> Callable[[], Any]:
+    """Factory of the context in which the model runs: autocast in `amp_dtype` with amp, else nothing."""
+    if not amp:
+        return nullcontext
+    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, amp_dtype))
+
+
+def create_loss_scaler(device: torch.device, amp: bool, amp_dtype: str) -> Tuple[Optional[NativeScaler], str]:
+    """Loss scaler for mixed precision.
+
+    Returns:
+        The scaler, None where none is needed, and the reason.
+    """
+    if not amp:
+        return None, 'none, not mixed precision'
+    if amp_dtype == 'bfloat16':
+        return None, 'none, bfloat16 has the exponent range of float32'
+    if device.type == 'cpu':
+        return None, "none, as in timm's script for float16 on the CPU"
+    if device.type == 'npu':
+        from seresnet_timm.ascend.scaler import NpuScaler
+        return NpuScaler(), "dynamic, torch_npu's: ranks agree on overflow"
+    return NativeScaler(device=device.type), 'dynamic'
+
+
+def rng_state(device: torch.device) -> Optional[torch.Tensor]:
+    """State of the device's random generator; None on the CPU, whose generator is torch's own."""
+    module = device_module(device.type)
+    return None if module is None else module.get_rng_state()
+
+
+def set_rng_state(device: torch.device, state: Optional[torch.Tensor]) -> None:
+    module = device_module(device.type)
+    if module is not None and state is not None:
+        module.set_rng_state(state)

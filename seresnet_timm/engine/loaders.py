@@ -1,0 +1,152 @@
+"""Datasets and loaders of the bundled scripts, from their flags, by timm's factories."""
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
+from torch.utils.data.distributed import DistributedSampler
+
+
+def train_loader(
+        args,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        model_dtype: Optional[torch.dtype] = None,
+) -> Tuple[Any, Optional[Callable]]:
+    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself."""
+    dataset = create_dataset(
+        args.dataset,
+        root=args.data_dir,
+        split=args.train_split,
+        is_training=True,
+        class_map=args.class_map,
+        download=args.dataset_download,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        repeats=args.epoch_repeats,
+        input_img_mode=image_mode(args, data_config),
+        input_key=args.input_key,
+        target_key=args.target_key,
+        num_samples=args.train_num_samples,
+        trust_remote_code=args.dataset_trust_remote_code,
+    )
+    if args.aug_splits > 1:
+        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+
+    mixup_fn = collate_fn = None
+    if mixup_active(args):
+        mixup_class = Mixup if args.no_prefetcher else FastCollateMixup
+        mixup = mixup_class(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            cutmix_minmax=args.cutmix_minmax,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.smoothing,
+            num_classes=args.num_classes,
+        )
+        mixup_fn, collate_fn = (mixup, None) if args.no_prefetcher else (None, mixup)
+
+    interpolation = args.train_interpolation
+    if args.no_aug or not interpolation:
+        interpolation = data_config['interpolation']
+    loader = create_loader(
+        dataset,
+        input_size=data_config['input_size'],
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        re_split=args.resplit,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,
+        num_aug_splits=args.aug_splits,
+        interpolation=interpolation,
+        num_workers=args.workers,
+        collate_fn=collate_fn,
+        use_multi_epochs_loader=args.use_multi_epochs_loader,
+        worker_seeding=args.worker_seeding,
+        **_common_kwargs(args, data_config, device, model_dtype),
+    )
+    if isinstance(loader.sampler, DistributedSampler):
+        loader.sampler.seed = args.seed  # timm leaves it at 0, whatever --seed says
+    return loader, mixup_fn
+
+
+def eval_loader(
+        args,
+        split: str,
+        batch_size: int,
+        data_config: Dict[str, Any],
+        device: torch.device,
+        model_dtype: Optional[torch.dtype] = None,
+        num_samples: Optional[int] = None,
+        **loader_kwargs,
+) -> Any:
+    """Evaluation loader: every image of the split once, padded by the sampler where ranks would be uneven."""
+    dataset = create_dataset(
+        args.dataset,
+        root=args.data_dir,
+        split=split,
+        is_training=False,
+        class_map=args.class_map,
+        download=args.dataset_download,
+        batch_size=batch_size,
+        input_img_mode=image_mode(args, data_config),
+        input_key=args.input_key,
+        target_key=args.target_key,
+        num_samples=num_samples,
+        trust_remote_code=args.dataset_trust_remote_code,
+    )
+    workers = args.workers
+    if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
+        workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
+    return create_loader(
+        dataset,
+        input_size=data_config['input_size'],
+        batch_size=batch_size,
+        is_training=False,
+        interpolation=data_config['interpolation'],
+        num_workers=workers,
+        **_common_kwargs(args, data_config, device, model_dtype),
+        **loader_kwargs,
+    )
+
+
+def mixup_active(args) -> bool:
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+def image_mode(args, data_config: Dict[str, Any]) -> str:
+    return args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+
+
+def set_epoch(loader, epoch: int) -> None:
+    """Tell the loader which epoch begins, so that its shuffle depends on it."""
+    for part in (loader.dataset, loader.sampler):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
+            return
+
+
+def _common_kwargs(args, data_config, device, model_dtype) -> Dict[str, Any]:
+    return dict(
+        mean=data_config['mean'],
+        std=data_config['std'],
+        pin_memory=args.pin_mem,
+        img_dtype=model_dtype or torch.float32,
+        device=device,
+        distributed=args.distributed,
+        use_prefetcher=not args.no_prefetcher,
+    )

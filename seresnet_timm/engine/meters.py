@@ -1,0 +1,87 @@
+"""Running figures that do not make the host wait for the device."""
+import time
+from typing import Optional, Tuple
+
+import torch
+import torch.distributed as dist
+
+
+class LossMeter:
+    """Mean loss of an epoch. Values stay on the device until `read`, the only point that waits for it."""
+
+    def __init__(self, device: torch.device, distributed: bool = False):
+        self.distributed = distributed
+        self._pending = torch.zeros(2, device=device)  # last value, sum since the last read
+        self._pending_count = 0
+        self._sum = 0.  # float64 on the host, so that an epoch's sum loses nothing
+        self._count = 0
+
+    def update(self, loss: torch.Tensor, num_images: int) -> None:
+        """Add a batch's mean loss."""
+        loss = loss.detach().float()
+        self._pending[0] = loss
+        self._pending[1] += loss * num_images
+        self._pending_count += num_images
+
+    def read(self) -> Tuple[float, float]:
+        """Last batch's loss and the epoch's mean so far, over all ranks. All ranks must call it together."""
+        pending = self._pending.clone()
+        if self.distributed:
+            dist.all_reduce(pending)
+            pending /= dist.get_world_size()
+        last, interval_sum = pending.tolist()
+        self._sum += interval_sum
+        self._count += self._pending_count
+        self._pending[1] = 0
+        self._pending_count = 0
+        return last, self._sum / max(1, self._count)
+
+
+class Throughput:
+    """Wall time of training steps: since the last read, over the epoch, and without the first steps.
+
+    `fps` follows the reference: images of all ranks over the wall time of the steps after the first two, waiting for
+    data included. An epoch of fewer steps counts all of them.
+    """
+
+    SKIP_STEPS = 2
+
+    def __init__(self):
+        self._start = self._last_read = time.perf_counter()
+        self._steps = self._images = 0
+        self._read_steps, self._read_wait = 0, 0.
+        self._warm: Optional[Tuple[float, int]] = None  # time and images when the first steps are done
+        self._wait = 0.
+
+    def add_wait(self, seconds: float) -> None:
+        """Add time spent waiting for a batch."""
+        self._wait += seconds
+
+    def step(self, num_images: int) -> None:
+        """Count an optimizer step on `num_images` images of all ranks."""
+        self._steps += 1
+        self._images += num_images
+        if self._steps == self.SKIP_STEPS:
+            self._warm = (time.perf_counter(), self._images)
+
+    def read(self) -> Tuple[Tuple[float, float], Tuple[float, float]]:
+        """Seconds a step, and of it waiting for data: each since the last read, and over the epoch."""
+        now = time.perf_counter()
+        steps, all_steps = max(1, self._steps - self._read_steps), max(1, self._steps)
+        seconds = (now - self._last_read) / steps, (now - self._start) / all_steps
+        wait = (self._wait - self._read_wait) / steps, self._wait / all_steps
+        self._last_read, self._read_steps, self._read_wait = now, self._steps, self._wait
+        return seconds, wait
+
+    def summary(self) -> dict:
+        """Figures of the epoch, once the device has finished it."""
+        now = time.perf_counter()
+        seconds = now - self._start
+        start, skipped = self._warm if self._warm and self._images > self._warm[1] else (self._start, 0)
+        return {
+            'train_seconds': round(seconds, 3),
+            'steps': self._steps,
+            'images': self._images,
+            'fps': round((self._images - skipped) / max(1e-9, now - start), 2),
+            'data_wait_share': round(self._wait / max(1e-9, seconds), 4),
+        }

@@ -1,0 +1,259 @@
+"""Checks before a run starts: every cheap mistake is found at once, with path and remedy, and nothing is written."""
+import difflib
+import importlib
+import os
+from pathlib import Path
+from typing import Dict, List, Optional, Set, Tuple
+
+import timm
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name, split_model_name_tag
+from timm.optim import list_optimizers
+
+from seresnet_timm import checkpoints
+from seresnet_timm import device as devices
+from seresnet_timm.errors import UsageError
+
+TRAIN_NAMES = ('train', 'training')
+EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
+
+
+def check(verb: str, args) -> None:
+    """Check the arguments of a script against the machine, the data and the files they name.
+
+    Args:
+        verb: 'train' or 'validate'.
+        args: Parsed arguments of the script.
+
+    Raises:
+        UsageError: Something is wrong; every problem found is named.
+    """
+    for module in args.device_modules or []:
+        try:
+            importlib.import_module(module)  # may register models and optimizers
+        except ImportError as e:
+            raise UsageError(f'--device-modules {module} does not import: {e}.')
+
+    problems: List[str] = []
+    for step in (_check_device, _check_model, _check_data) + (
+            (_check_optimizer, _check_output, _check_train_weights) if verb == 'train' else
+            (_check_results_file, _check_checkpoint)):
+        try:
+            step(args)
+        except UsageError as e:
+            problems.append(str(e))
+    if len(problems) == 1:
+        raise UsageError(problems[0])
+    if problems:
+        raise UsageError(f'{len(problems)} problems:\n' + '\n'.join(f'  - {p}' for p in problems))
+
+
+def _check_device(args) -> None:
+    devices.select_device(args.device)
+
+
+def _check_model(args) -> None:
+    try:
+        source, name = parse_model_name(args.model)
+    except ValueError as e:
+        raise UsageError(f'--model: {e}')
+    if source is not None:
+        return  # a Hub repository or a folder, read when the model is made
+    arch, tag = split_model_name_tag(name)
+    if not timm.is_model(arch):
+        close = difflib.get_close_matches(arch, timm.list_models(), n=1)
+        hint = f'did you mean {close[0]}?' if close else 'timm.list_models() names them all.'
+        raise UsageError(f"Unknown model '{args.model}': {hint}")
+    cfg = get_pretrained_cfg(name, allow_unregistered=True)
+    if tag and (cfg is None or cfg.tag != tag):
+        tags = [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True) if '.' in n]
+        raise UsageError(f"Model {arch} has no weights '{tag}': there are {', '.join(tags) or 'none'}.")
+    if args.pretrained and not getattr(args, 'pretrained_path', None) and not (cfg and cfg.has_weights):
+        raise UsageError(f'There are no pretrained weights for {args.model}: leave out --pretrained.')
+
+
+def _num_classes(args) -> Optional[int]:
+    """Number of outputs of the model; None where only its creation tells."""
+    if args.num_classes is not None:
+        return args.num_classes
+    if not timm.is_model(split_model_name_tag(args.model)[0]):
+        return None
+    cfg = get_pretrained_cfg(args.model, allow_unregistered=True)
+    return cfg.num_classes if cfg else None
+
+
+def _check_data(args) -> None:
+    if args.dataset:
+        return  # not a tree of folders
+    root = args.data_dir or args.data
+    if not root:
+        raise UsageError('No dataset: give its root folder with --data-dir, the one with train/ and val/ in it.')
+    root = Path(root)
+    if root.is_file() and root.suffix == '.tar':
+        return
+    if not root.exists():
+        raise UsageError(f'Dataset {root} does not exist: check --data-dir.')
+    if not root.is_dir():
+        raise UsageError(f'Dataset {root} is a file: --data-dir takes the folder with train/ and val/ in it.')
+    if not any(root.iterdir()):
+        raise UsageError(f'Dataset {root} is empty: it should have train/<class>/* and val/<class>/* in it.')
+    if args.class_map and not os.path.exists(args.class_map) and not (root / args.class_map).exists():
+        raise UsageError(f'Class map {args.class_map} does not exist: check --class-map.')
+
+    splits = {'--split': args.split} if hasattr(args, 'split') else {
+        '--train-split': args.train_split, '--val-split': args.val_split}
+    classes = {}
+    for flag, split in splits.items():
+        if split or flag != '--val-split':  # --val-split '' trains without evaluation
+            classes[flag] = _check_split(root, flag, split, args)
+    if args.class_map:
+        return  # the map says which folders count, and as what
+    if len(classes) == 2:
+        _check_same_classes(classes['--train-split'], classes['--val-split'])
+    num_classes = _num_classes(args)
+    for folder, names in classes.values():
+        if num_classes is not None and len(names) > num_classes:
+            raise UsageError(
+                f'{folder} has {len(names)} classes, the model {num_classes} outputs: give --num-classes {len(names)}.')
+
+
+def _check_split(root: Path, flag: str, split: str, args) -> Tuple[Path, Set[str]]:
+    """Folder of a split, and the names of its classes."""
+    names = [split.split('[')[0]]
+    for synonyms in (TRAIN_NAMES, EVAL_NAMES):
+        if names[0] in synonyms:
+            names += [s for s in synonyms if s != names[0]]
+    folder = next((root / n for n in names if (root / n).exists()), None)
+    if folder is None:
+        if _classes(root)[0] and not any((root / n).exists() for n in TRAIN_NAMES + EVAL_NAMES) and flag == '--split':
+            return _check_folder(root)  # validate on a folder that is itself a split
+        # timm would read the whole of the root instead, training images included
+        way_out = " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
+        raise UsageError(f'Dataset {root} has no folder {" or ".join(names[:3])}: add it, name it with {flag}{way_out}.')
+    return _check_folder(folder)
+
+
+def _check_folder(folder: Path) -> Tuple[Path, Set[str]]:
+    if not folder.is_dir():
+        raise UsageError(f'{folder} is a file, not a folder of classes.')
+    labels, empty = _classes(folder)
+    if not labels:
+        raise UsageError(f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check --data-dir.')
+    if empty:
+        # timm numbers only folders with images in them, so that a missing class shifts the labels after it
+        raise UsageError(f'{_few(sorted(empty))} has no image in it: fill or remove it, as classes would be numbered '
+                         'differently in train and val.')
+    return folder, labels
+
+
+def _classes(folder: Path) -> Tuple[Set[str], List[str]]:
+    """Names of the folders below `folder` that hold an image (timm's labels), and paths of leaves that hold none."""
+    extensions = get_img_extensions(as_set=True)
+    labels, empty = set(), []
+
+    def visit(path: str, is_root: bool) -> None:
+        subfolders = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    if not entry.name.startswith('.'):
+                        subfolders.append(entry.path)
+                elif not is_root and os.path.splitext(entry.name)[1].lower() in extensions:
+                    labels.add(os.path.basename(path))
+                    return  # one image is enough: a folder of ImageNet holds 1,300
+        if not subfolders and not is_root:
+            empty.append(path)
+        for subfolder in subfolders:
+            visit(subfolder, is_root=False)
+
+    visit(str(folder), is_root=True)
+    return labels, empty
+
+
+def _check_same_classes(train: Tuple[Path, Set[str]], val: Tuple[Path, Set[str]]) -> None:
+    only_train, only_val = sorted(train[1] - val[1]), sorted(val[1] - train[1])
+    if only_train or only_val:
+        parts = [f'{_few(names)} only in {folder}' for names, folder in ((only_train, train[0]), (only_val, val[0]))
+                 if names]
+        raise UsageError(f'Train and val have different classes: {"; ".join(parts)}: make the class folders the same.')
+
+
+def _few(names: List[str], limit: int = 3) -> str:
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more
+
+
+def _check_optimizer(args) -> None:
+    name = args.opt.lower()
+    known = list_optimizers()
+    if (name[len('lookahead_'):] if name.startswith('lookahead_') else name) not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f'did you mean {close[0]}?' if close else 'timm.optim.list_optimizers() names them all.'
+        raise UsageError(f"Unknown optimizer --opt '{args.opt}': {hint}")
+    if args.sched not in SCHEDULES:
+        close = difflib.get_close_matches(args.sched, SCHEDULES, n=1)
+        hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(SCHEDULES)}.'
+        raise UsageError(f"Unknown schedule --sched '{args.sched}': {hint}")
+
+
+def _check_writable(path: Path, flag: str) -> None:
+    """Check that `path` can be created or written to, without creating anything."""
+    for parent in (path, *path.parents):
+        if parent.exists():
+            if not parent.is_dir():
+                raise UsageError(f'Cannot write to {path}: {parent} is not a folder; name another with {flag}.')
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise UsageError(f'Cannot write to {path}: {parent} is not writable; name another with {flag}.')
+            return
+
+
+def _check_output(args) -> None:
+    folder = Path(args.output or './output/train').absolute()
+    _check_writable(folder / args.experiment if args.experiment else folder, '--output')
+
+
+def _check_results_file(args) -> None:
+    if args.results_file:
+        path = Path(args.results_file).absolute()
+        if not path.parent.is_dir():
+            raise UsageError(f'Cannot write {path}: the folder {path.parent} does not exist.')
+        _check_writable(path.parent, '--results-file')
+
+
+def _check_train_weights(args) -> None:
+    if args.resume:
+        _check_fits(args.resume, args, resume=True)
+    if args.initial_checkpoint:
+        _check_fits(args.initial_checkpoint, args, use_ema=True)
+    if args.pretrained_path:
+        checkpoints.read_checkpoint(args.pretrained_path)  # the head adapts, the rest is timm's to check
+
+
+def _check_checkpoint(args) -> None:
+    if args.checkpoint and not os.path.isdir(args.checkpoint):
+        _check_fits(args.checkpoint, args, use_ema=args.use_ema)
+
+
+def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) -> None:
+    checkpoint = checkpoints.read_checkpoint(path)
+    try:
+        source, name = parse_model_name(args.model)
+    except ValueError:
+        return  # reported by _check_model
+    if source is None and not timm.is_model(split_model_name_tag(name)[0]):
+        return
+    in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    model = timm.create_model(args.model, num_classes=args.num_classes, in_chans=in_chans, **_shape_kwargs(args))
+    weights = checkpoints.weights_of(checkpoint, model, use_ema)
+    misfit = checkpoints.describe_misfit(weights, model, checkpoints.saved_arch(checkpoint, args.model))
+    if misfit:
+        raise UsageError(f'Checkpoint {path} does not fit {args.model}: {misfit}.')
+    if resume and weights.keys() != clean_state_dict(checkpoint.get('state_dict', checkpoint)).keys():
+        raise UsageError(f'Checkpoint {path} names its weights as the ModelZoo does, whose optimizer state does not '
+                         'carry over: start from it with --initial-checkpoint instead of --resume.')
+
+
+def _shape_kwargs(args) -> Dict:
+    """Arguments that decide the model's weights and their shapes."""
+    return dict(global_pool=args.gp, **args.model_kwargs)

@@ -1,0 +1,108 @@
+"""Results of runs: the ModelZoo's table, and the curves."""
+import csv
+from pathlib import Path
+from statistics import median
+from typing import Any, Dict, List
+
+from seresnet_timm.errors import UsageError
+from seresnet_timm.run_record import read_record
+
+COLUMNS = ('NAME', 'Acc@1', 'FPS', 'Epochs', 'AMP_Type', 'Torch_Version')
+
+
+def report(run_dirs: List[str]) -> None:
+    """Print the table of runs, draw each run's curves beside its `summary.csv`, and say where they are."""
+    runs = [read_run(d) for d in run_dirs]
+    print(format_table([table_row(run) for run in runs]))
+    print()
+    for run in runs:
+        path = Path(run['dir']) / 'curves.png'
+        draw_curves(run, path)
+        print(f'Curves: {path}')
+
+
+def read_run(run_dir: str) -> Dict[str, Any]:
+    """Read a run: its record, and the rows of `summary.csv` as numbers by column.
+
+    Raises:
+        UsageError: The folder is not that of a run, or the run has not finished an epoch.
+    """
+    record = read_record(run_dir)
+    path = Path(run_dir) / 'summary.csv'
+    if not path.is_file():
+        raise UsageError(f'{run_dir} holds no summary.csv yet: no epoch was evaluated.')
+    with open(path, newline='') as f:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    if not rows:
+        raise UsageError(f'{path} has no epoch in it yet.')
+    return {'dir': run_dir, 'record': record, 'rows': rows}
+
+
+def table_row(run: Dict[str, Any]) -> Dict[str, str]:
+    """A run as a row of the ModelZoo's table. Acc@1 is the best epoch's, FPS the median of the epochs'."""
+    plan, epochs = run['record']['plan'], run['record']['epochs']
+    top1 = [row['eval_top1'] for row in run['rows'] if 'eval_top1' in row]
+    return {
+        'NAME': f'{plan["world_size"]}p-{plan["device"].split(":")[0].upper()}',
+        'Acc@1': f'{max(top1):.3f}' if top1 else '-',
+        'FPS': f'{median(e["fps"] for e in epochs):.2f}',
+        'Epochs': str(len(epochs)),
+        'AMP_Type': {'amp float16': 'O1', 'amp bfloat16': 'O1 (bf16)', 'float32': 'O0'}.get(
+            plan['precision'], plan['precision']),
+        'Torch_Version': run['record']['versions']['torch'].split('+')[0],
+    }
+
+
+def format_table(rows: List[Dict[str, str]]) -> str:
+    """Rows as a Markdown table."""
+    widths = {c: max(len(c), *(len(r[c]) for r in rows)) for c in COLUMNS}
+    lines = [{c: c for c in COLUMNS}, {c: '-' * widths[c] for c in COLUMNS}, *rows]
+    return '\n'.join('| ' + ' | '.join(f'{line[c]:<{widths[c]}}' for c in COLUMNS) + ' |' for line in lines)
+
+
+def draw_curves(run: Dict[str, Any], path: Path) -> None:
+    """Draw loss, top-1, learning rate and images/s over epochs as PNG.
+
+    Raises:
+        UsageError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError('The curves need matplotlib: pip install "seresnet-timm[demo]".')
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    from seresnet_timm.files import atomic_path
+
+    rows, epochs, plan = run['rows'], run['record']['epochs'], run['record']['plan']
+    x = [row['epoch'] for row in rows]
+    panels = [
+        ('Loss', [('train', x, [r['train_loss'] for r in rows])]
+         + ([('validation', x, [r['eval_loss'] for r in rows])] if 'eval_loss' in rows[0] else []), True),
+        ('Top-1 (%)', [('validation', x, [r['eval_top1'] for r in rows])] if 'eval_top1' in rows[0] else [], False),
+        ('Learning rate', [('', x, [r['lr'] for r in rows])], False),
+        ('Training images/s', [('', [e['epoch'] for e in epochs], [e['fps'] for e in epochs])], False),
+    ]
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout='constrained')
+    for ax, (title, lines, log_scale) in zip(axes.flat, panels):
+        for label, xs, ys in lines:
+            ax.plot(xs, ys, marker='o', markersize=3, label=label)
+        ax.set_title(title)
+        ax.set_xlabel('epoch')
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+        if log_scale:
+            ax.set_yscale('log')
+        if any(label for label, _, _ in lines):
+            ax.legend()
+        if title.startswith('Top-1') and lines:
+            best = max(zip(lines[0][2], lines[0][1]))
+            ax.annotate(f'{best[0]:.2f}', (best[1], best[0]), textcoords='offset points', xytext=(0, -14), ha='center')
+        if title.startswith('Training images/s'):
+            ax.set_ylim(bottom=0)
+    figure.suptitle(f'{plan["model"]}: {plan["world_size"]} x {plan["device"]}, {plan["precision"]}, '
+                    f'global batch size {plan["global_batch_size"]}')
+    with atomic_path(path) as tmp:
+        figure.savefig(tmp, dpi=120)
+    plt.close(figure)
