@@ -19,7 +19,6 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 tests
 
 lint: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet '.[lint]'
 	$(BIN)/ruff check .
 
 clean:
@@ -28,5 +27,5 @@ clean:
 $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install -e '.[demo,test]'
+	$(BIN)/python -m pip install -e '.[demo,test,lint]'
 	touch $@

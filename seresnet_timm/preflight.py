@@ -3,7 +3,7 @@ import difflib
 import importlib
 import os
 from pathlib import Path
-from typing import Dict, List, Optional, Set, Tuple
+from typing import List, Optional, Set, Tuple
 
 import timm
 from timm.data.readers.img_extensions import get_img_extensions
@@ -12,6 +12,7 @@ from timm.optim import list_optimizers
 
 from seresnet_timm import checkpoints
 from seresnet_timm import device as devices
+from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.errors import UsageError
 
 TRAIN_NAMES = ('train', 'training')
@@ -243,8 +244,7 @@ def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) ->
         return  # reported by _check_model
     if source is None and not timm.is_model(split_model_name_tag(name)[0]):
         return
-    in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
-    model = timm.create_model(args.model, num_classes=args.num_classes, in_chans=in_chans, **_shape_kwargs(args))
+    model = create_model(args)
     weights = checkpoints.weights_of(checkpoint, model, use_ema)
     misfit = checkpoints.describe_misfit(weights, model, checkpoints.saved_arch(checkpoint, args.model))
     if misfit:
@@ -253,7 +253,3 @@ def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) ->
         raise UsageError(f'Checkpoint {path} names its weights as the ModelZoo does, whose optimizer state does not '
                          'carry over: start from it with --initial-checkpoint instead of --resume.')
 
-
-def _shape_kwargs(args) -> Dict:
-    """Arguments that decide the model's weights and their shapes."""
-    return dict(global_pool=args.gp, **args.model_kwargs)

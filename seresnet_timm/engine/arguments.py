@@ -15,7 +15,7 @@ from seresnet_timm.errors import UsageError
 
 # Flags that only timm's own scripts implement, with timm's defaults (an args.yaml that timm wrote holds all of them).
 TIMM_ONLY_TRAIN = {
-    'torchscript': None, 'fuser': '',
+    'torchscript': False, 'fuser': '',
     'naflex_loader': False, 'naflex_train_seq_lens': [128, 256, 576, 784, 1024], 'naflex_max_seq_len': 576,
     'naflex_patch_sizes': None, 'naflex_patch_size_probs': None, 'naflex_loss_scale': 'linear',
     'naflex_patchify_channels_first': False,

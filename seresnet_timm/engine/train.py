@@ -32,7 +32,7 @@ from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.models import create_model, safe_model_name
+from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
@@ -44,6 +44,7 @@ from seresnet_timm import run_record
 from seresnet_timm.checkpoints import AtomicCheckpointSaver, capture_rng, load_weights, read_checkpoint, restore_rng
 from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, train_parser
+from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
@@ -305,6 +306,8 @@ def resolve_args(args) -> None:
         raise UsageError('Mixup and --aug-splits exclude each other: drop one, or add --no-prefetcher.')
     if args.bce_loss and not (loaders.mixup_active(args) or args.smoothing or args.jsd_loss):
         _logger.warning('--bce-loss has no effect without mixup, cutmix or label smoothing (as in timm): cross entropy.')
+    if loaders.mixup_active(args) and args.batch_size % 2:
+        raise UsageError(f'Mixup pairs images, but -b {args.batch_size} is odd: use an even batch size.')
     if args.log_wandb and importlib.util.find_spec('wandb') is None:
         raise UsageError('--log-wandb needs wandb: pip install wandb.')
 
@@ -319,25 +322,18 @@ def log_plan(plan: Dict[str, Any]) -> None:
 
 def build_model(args) -> nn.Module:
     """Create the model of `args.model`, with the initial weights that the flags ask for."""
-    in_chans = args.in_chans
-    if in_chans is None:
-        in_chans = args.input_size[0] if args.input_size is not None else 3
     overlay = {}
     if args.pretrained_path:
         overlay['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
     model = create_model(
-        args.model,
+        args,
         pretrained=args.pretrained or bool(args.pretrained_path),
-        in_chans=in_chans,
-        num_classes=args.num_classes,
         drop_rate=args.drop,
         drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
         drop_block_rate=args.drop_block,
-        global_pool=args.gp,
         bn_momentum=args.bn_momentum,
         bn_eps=args.bn_eps,
         **overlay,
-        **args.model_kwargs,
     )
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint, args.model, use_ema=True)

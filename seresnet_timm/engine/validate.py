@@ -22,13 +22,13 @@ import torch
 from timm import utils
 from timm.data import RealLabelsImagenet, resolve_data_config
 from timm.layers import apply_test_time_pool, set_fast_norm
-from timm.models import create_model
 
 import seresnet_timm
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints import load_weights
 from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, validate_parser
+from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import atomic_path, write_json
@@ -129,17 +129,7 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
     if args.fast_norm:
         set_fast_norm()
 
-    in_chans = args.in_chans
-    if in_chans is None:
-        in_chans = args.input_size[0] if args.input_size is not None else 3
-    model = create_model(
-        args.model,
-        pretrained=args.pretrained,
-        num_classes=args.num_classes,
-        in_chans=in_chans,
-        global_pool=args.gp,
-        **args.model_kwargs,
-    )
+    model = create_model(args, pretrained=args.pretrained)
     if args.checkpoint:
         load_weights(model, args.checkpoint, args.model, use_ema=args.use_ema)
     if args.reparam:

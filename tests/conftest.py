@@ -1,0 +1,58 @@
+"""Shared fixtures: the demo digits as data, and the command line as a user runs it."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# one thread a process: results do not depend on the machine's cores, and test processes run side by side
+os.environ['OMP_NUM_THREADS'] = '1'
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0):
+    """Run `python -m seresnet_timm ...`, with `torchrun=n` on n processes."""
+    launcher = [sys.executable, '-m']
+    if torchrun:
+        launcher += ['torch.distributed.run', '--standalone', f'--nproc-per-node={torchrun}', '-m']
+    return subprocess.run(
+        [*launcher, 'seresnet_timm', *map(str, argv)],
+        cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout,
+    )
+
+
+def subset(source: Path, target: Path, num_train: int, num_val: int) -> Path:
+    """Copy the first images of every class."""
+    for split, count in (('train', num_train), ('val', num_val)):
+        for folder in sorted((source / split).iterdir()):
+            (target / split / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                shutil.copy(file, target / split / folder.name)
+    return target
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory) -> Path:
+    """The whole demo dataset: 1,438 training and 359 validation images."""
+    from seresnet_timm.data.demo import write_demo_data
+    root = tmp_path_factory.mktemp('data') / 'digits'
+    write_demo_data(str(root))
+    return root
+
+
+@pytest.fixture(scope='session')
+def few_digits(digits, tmp_path_factory) -> Path:
+    """100 training and 70 validation images, which no world size from 2 to 4 divides evenly by batches of 16."""
+    return subset(digits, tmp_path_factory.mktemp('few') / 'digits', 10, 7)
+
+
+def train_flags(data, output, *more) -> list:
+    """A training of seconds on the few digits."""
+    return [
+        'train', '--data-dir', data, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32,
+        '--val-split', 'val', '-b', 16, '--workers', 0, '--device', 'cpu', '--opt', 'momentum', '--lr', 0.01,
+        '--warmup-epochs', 0, '--epochs', 2, '--output', output, '--experiment', 'run', '--log-interval', 2, *more,
+    ]
