@@ -3,6 +3,7 @@ import argparse
 import os
 import pickle
 import random
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
@@ -47,10 +48,11 @@ def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
             mapped = _is_zip(path)  # files older than torch 1.6 are no zip archives and cannot be mapped
             checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as e:
-        if 'weights_only' in str(e).lower() or 'Unsupported' in str(e):
-            needs = ', '.join(_unsafe_globals(path)) or 'more than tensors and plain values'
-            raise UsageError(f'Checkpoint {path} is refused: to load it would run code from the file ({needs}).')
-        raise UsageError(f'{path} is not a checkpoint, or a damaged one ({_first_line(e)}).')
+        needs = re.findall(r'GLOBAL (\S+) was not an allowed', str(e))  # torch's words for what it will not run
+        if needs or 'Unsupported class' in str(e):
+            raise UsageError(f'Checkpoint {path} is refused: to load it would run code from the file '
+                             f'({", ".join(needs) or "a class"}).')
+        raise UsageError(f'{path} is not a checkpoint, or a damaged one.')
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, SafetensorError) as e:
         raise UsageError(f'Checkpoint {path} is incomplete or damaged ({_first_line(e)}): copy or download it again.')
     if not isinstance(checkpoint, dict):
@@ -61,13 +63,6 @@ def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
 def _is_zip(path: str) -> bool:
     with open(path, 'rb') as f:
         return f.read(2) == b'PK'
-
-
-def _unsafe_globals(path: str) -> List[str]:
-    try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # only decorates a refusal; an unreadable file has no names to show
-        return []
 
 
 def _first_line(error: BaseException) -> str:

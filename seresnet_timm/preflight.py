@@ -66,10 +66,10 @@ def _check_model(args) -> None:
         close = difflib.get_close_matches(arch, timm.list_models(), n=1)
         hint = f'did you mean {close[0]}?' if close else 'timm.list_models() names them all.'
         raise UsageError(f"Unknown model '{args.model}': {hint}")
-    cfg = get_pretrained_cfg(name, allow_unregistered=True)
-    if tag and (cfg is None or cfg.tag != tag):
-        tags = [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True) if '.' in n]
+    tags = [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True)]
+    if tag and tag not in tags:
         raise UsageError(f"Model {arch} has no weights '{tag}': there are {', '.join(tags) or 'none'}.")
+    cfg = get_pretrained_cfg(name, allow_unregistered=True)
     if args.pretrained and not getattr(args, 'pretrained_path', None) and not (cfg and cfg.has_weights):
         raise UsageError(f'There are no pretrained weights for {args.model}: leave out --pretrained.')
 
@@ -78,9 +78,10 @@ def _num_classes(args) -> Optional[int]:
     """Number of outputs of the model; None where only its creation tells."""
     if args.num_classes is not None:
         return args.num_classes
-    if not timm.is_model(split_model_name_tag(args.model)[0]):
+    arch = split_model_name_tag(args.model)[0]
+    if not timm.is_model(arch):
         return None
-    cfg = get_pretrained_cfg(args.model, allow_unregistered=True)
+    cfg = get_pretrained_cfg(arch, allow_unregistered=True)
     return cfg.num_classes if cfg else None
 
 
