@@ -48,10 +48,9 @@ def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
             mapped = _is_zip(path)  # files older than torch 1.6 are no zip archives and cannot be mapped
             checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as e:
-        needs = re.findall(r'GLOBAL (\S+) was not an allowed', str(e))  # torch's words for what it will not run
-        if needs or 'Unsupported class' in str(e):
-            raise UsageError(f'Checkpoint {path} is refused: to load it would run code from the file '
-                             f'({", ".join(needs) or "a class"}).')
+        needs = re.search(r'(?i)unsupported global:? (?:GLOBAL )?(\S+)', str(e))  # torch's words for it
+        if needs:
+            raise UsageError(f'Checkpoint {path} is refused: to load it would run code from the file ({needs[1]}).')
         raise UsageError(f'{path} is not a checkpoint, or a damaged one.')
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, SafetensorError) as e:
         raise UsageError(f'Checkpoint {path} is incomplete or damaged ({_first_line(e)}): copy or download it again.')

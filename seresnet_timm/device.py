@@ -32,7 +32,7 @@ def select_device(requested: str = 'auto') -> Tuple[str, str]:
             return 'cuda', f'found {device_name("cuda")}; no npu: {no_npu}'
         return 'cpu', f'no npu: {no_npu}; no cuda: {_why_no_cuda()}'
     if kind not in ('cpu', 'cuda', 'npu') or (index and not index.isdigit()):
-        raise UsageError(f"--device {requested} is unknown: use auto, npu, cuda or cpu, with an index if you like (npu:0).")
+        raise UsageError(f'--device {requested} is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0).')
     if kind == 'npu':
         missing = ascend_runtime.why_unavailable()
     else:
@@ -40,7 +40,7 @@ def select_device(requested: str = 'auto') -> Tuple[str, str]:
     if missing:
         raise UsageError(f'--device {requested} cannot be used here: {missing}; name another device or leave it out.')
     if index and int(index) >= device_count(kind):
-        raise UsageError(f'--device {requested} does not exist: this machine has {device_count(kind)} {kind} device(s).')
+        raise UsageError(f'--device {requested} does not exist: there are {device_count(kind)} {kind} device(s) here.')
     return requested, 'asked for with --device'
 
 

@@ -132,7 +132,8 @@ def _check_split(root: Path, flag: str, split: str, args) -> Tuple[Path, Set[str
             return _check_folder(root)  # validate on a folder that is itself a split
         # timm would read the whole of the root instead, training images included
         way_out = " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
-        raise UsageError(f'Dataset {root} has no folder {" or ".join(names[:3])}: add it, name it with {flag}{way_out}.')
+        wanted = ' or '.join(names[:3])
+        raise UsageError(f'Dataset {root} has no folder {wanted}: add it, name it with {flag}{way_out}.')
     return _check_folder(folder)
 
 
@@ -141,7 +142,8 @@ def _check_folder(folder: Path) -> Tuple[Path, Set[str]]:
         raise UsageError(f'{folder} is a file, not a folder of classes.')
     labels, empty = _classes(folder)
     if not labels:
-        raise UsageError(f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check --data-dir.')
+        kinds = ', '.join(get_img_extensions())
+        raise UsageError(f'{folder} has no image ({kinds}) in class folders: check --data-dir.')
     if empty:
         # timm numbers only folders with images in them, so that a missing class shifts the labels after it
         raise UsageError(f'{_few(sorted(empty))} has no image in it: fill or remove it, as classes would be numbered '

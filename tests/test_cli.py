@@ -3,6 +3,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import run_cli
@@ -32,7 +33,8 @@ def test_help_is_quick(command):
 
 
 def test_installed_command_is_the_module():
-    script = subprocess.run([sys.executable.replace('python', 'seresnet-timm'), '--help'], capture_output=True, text=True)
+    command = Path(sys.executable).with_name('seresnet-timm')
+    script = subprocess.run([command, '--help'], capture_output=True, text=True)
     assert script.stdout == run_cli('--help').stdout
 
 

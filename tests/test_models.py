@@ -80,7 +80,9 @@ def test_logits_and_gradients_equal_the_reference(depth):
 
 
 def test_three_line_script():
-    script = "import seresnet_timm, timm\nm = timm.create_model('seresnet50_ascend')\nprint(sum(p.numel() for p in m.parameters()))"
+    script = '''import seresnet_timm, timm
+model = timm.create_model('seresnet50_ascend')
+print(sum(p.numel() for p in model.parameters()))'''
     result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert result.stdout.strip() == '28071976', result.stderr
 

@@ -1,5 +1,6 @@
 """recipes/seresnet50_ascend.yaml against the formulas of the ModelZoo's main.py and senet.py."""
 import math
+import random
 import statistics
 from argparse import Namespace
 
@@ -73,15 +74,13 @@ def test_last_batchnorms_start_at_one(model):
 def images(digits):
     from PIL import Image
     image = Image.open(next((digits / 'val' / '8').iterdir())).convert('RGB').resize((500, 375))
-    pixels = torch.arange(500).expand(375, 500)  # a ramp tells crops and flips apart
-    image.putdata([(int(p) // 2, q // 2, 99) for p, q in zip(pixels.flatten().tolist(), [i // 500 for i in range(187500)])])
+    # ramps tell crops and flips apart
+    image.putdata([(x // 2, y // 2, 99) for y in range(375) for x in range(500)])
     return image
 
 
 def transform(args, model, is_training):
     """The transform that the bundled script would use."""
-    dataset = Namespace(transform=None, __len__=lambda: 1)
-
     class One(torch.utils.data.Dataset):
         def __len__(self):
             return 1
@@ -110,7 +109,6 @@ def test_training_transform_has_the_references_distribution(args, model, images)
     figures = []
     for t in (own, reference):
         torch.manual_seed(0)
-        import random
         random.seed(0)
         samples = [torch.as_tensor(t(images)).float() for _ in range(400)]
         flips = [s[0, :, -1].mean() < s[0, :, 0].mean() for s in samples]

@@ -1,4 +1,5 @@
 """A progress bar on a terminal, plain log lines everywhere else."""
+import os
 import sys
 from contextlib import contextmanager
 from typing import Any, Iterator
@@ -37,6 +38,11 @@ class _Bar:
             self._bar.set_postfix_str(short, refresh=False)
 
 
+def _is_terminal() -> bool:
+    """True if stderr is a terminal that says how wide it is (some containers' do not: no bar would show)."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+
+
 @contextmanager
 def progress_bar(total: int, name: str, logger: Any) -> Iterator[Any]:
     """Progress of one pass over a loader.
@@ -46,7 +52,7 @@ def progress_bar(total: int, name: str, logger: Any) -> Iterator[Any]:
         name: What the bar is called.
         logger: Where lines go; None on ranks that do not log.
     """
-    if logger is None or not sys.stderr.isatty():
+    if logger is None or not _is_terminal():
         yield _Lines(logger)
         return
     with logging_redirect_tqdm(), tqdm(total=total, desc=name, leave=False, dynamic_ncols=True) as bar:

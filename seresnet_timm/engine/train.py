@@ -135,13 +135,17 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                      + ', '.join(f'{k}: {v}' for k, v in defaults.items()))
     resume_epoch = None
     if args.resume:
-        resume_epoch = resume_task_checkpoint(
-            task,
-            args.resume,
-            optimizer=None if args.no_resume_opt else optimizer,
-            loss_scaler=None if args.no_resume_opt else loss_scaler,
-            log_info=is_primary,
-        )
+        try:
+            resume_epoch = resume_task_checkpoint(
+                task,
+                args.resume,
+                optimizer=None if args.no_resume_opt else optimizer,
+                loss_scaler=None if args.no_resume_opt else loss_scaler,
+                log_info=is_primary,
+            )
+        except (ValueError, KeyError) as e:
+            raise UsageError(f'The optimizer state in {args.resume} is not one of --opt {args.opt} ({e}): name the '
+                             'optimizer of that run, or leave its state out with --no-resume-opt.')
     if args.model_ema:
         task.setup_ema(
             decay=args.model_ema_decay,
@@ -305,7 +309,7 @@ def resolve_args(args) -> None:
     if loaders.mixup_active(args) and args.aug_splits and args.prefetcher:
         raise UsageError('Mixup and --aug-splits exclude each other: drop one, or add --no-prefetcher.')
     if args.bce_loss and not (loaders.mixup_active(args) or args.smoothing or args.jsd_loss):
-        _logger.warning('--bce-loss has no effect without mixup, cutmix or label smoothing (as in timm): cross entropy.')
+        _logger.warning('--bce-loss has no effect without mixup, cutmix or smoothing (as in timm): cross entropy.')
     if loaders.mixup_active(args) and args.batch_size % 2:
         raise UsageError(f'Mixup pairs images, but -b {args.batch_size} is odd: use an even batch size.')
     if args.log_wandb and importlib.util.find_spec('wandb') is None:
