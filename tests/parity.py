@@ -34,7 +34,8 @@ CASES = {
     # learning rate from its base, another schedule and optimizer, adaptive clipping, no prefetcher, channels last
     'other': [
         '-b', '24', '--lr-base', '0.00005', '--lr-base-size', '50', '--opt', 'adamw', '--sched', 'step',
-        '--decay-epochs', '1', '--decay-rate', '0.5', '--epochs', '3', '--warmup-epochs', '0', '--clip-grad', '0.02', '--clip-mode', 'agc',
+        '--decay-epochs', '1', '--decay-rate', '0.5',
+        '--epochs', '3', '--warmup-epochs', '0', '--clip-grad', '0.02', '--clip-mode', 'agc',
         '--no-prefetcher', '--channels-last', '--mixup', '0.1', '--scale', '0.7', '1.0', '--val-interval', '2',
         '--head-init-scale', '0.5', '--head-init-bias', '-1.0', '--drop', '0.2',
     ],

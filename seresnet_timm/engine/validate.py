@@ -109,7 +109,7 @@ def validate_with_retry(args, device: torch.device) -> Dict[str, Any]:
             smaller = utils.decay_batch_step(batch_size)
             if not args.retry or not smaller:
                 raise RunError(
-                    f'Out of memory on {device} at batch size {batch_size}: try -b {max(1, batch_size // 2)}, or --retry.')
+                    f'Out of memory on {device} at batch size {batch_size}: try -b {batch_size // 2 or 1} or --retry.')
             devices.empty_cache(device)
             _logger.warning(f'Out of memory at batch size {batch_size}: trying {smaller}.')
             batch_size = smaller
