@@ -1,7 +1,7 @@
 """`seresnet-timm <verb>`: parses, calls one room of the package, prints, sets the exit code."""
 import os
 import sys
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from seresnet_timm import __version__
 from seresnet_timm.engine.arguments import Parser
@@ -16,6 +16,55 @@ def train(argv: List[str]) -> None:
 def validate(argv: List[str]) -> None:
     from seresnet_timm import launch
     launch.run('validate', argv)
+
+
+def recipe(argv: List[str]) -> None:
+    from seresnet_timm import options
+    from seresnet_timm.recipe import RECIPES
+    if not argv or argv[0] in ('-h', '--help'):
+        print('usage: seresnet-timm recipe <name> --data_path=DIR [options]   (= bash recipes/<name>.sh ...)\n')
+        for name, r in RECIPES.items():
+            print(f'  {name:<22}{r.description}  [{r.source}]')
+        print(f'\nFiles: {options.recipes_dir()}')
+        return
+    if argv[0] not in RECIPES:
+        raise UsageError(unknown('recipe', argv[0], RECIPES))
+    from seresnet_timm import launch
+    launch.run(RECIPES[argv[0]].verb, argv[1:], recipe_name=argv[0])
+
+
+def scripts(argv: List[str]) -> None:
+    from seresnet_timm.timm_scripts import find, known
+    if argv[:1] == ['fetch']:
+        return scripts_fetch(argv[1:])
+    parser = Parser(
+        prog='seresnet-timm scripts',
+        description="Show which train.py and validate.py would run, and why. `scripts fetch` gets timm's own.")
+    parser.add_argument('--scripts', default='auto', metavar='WHICH', help='auto, timm, bundled, or a path')
+    args = parser.parse_args(argv)
+    for name in known.NAMES:
+        print(f'{name:<12} {find.find(name, args.scripts).describe()}')
+    print(f'cache        {known.cache_dir()}')
+
+
+def scripts_fetch(argv: List[str]) -> None:
+    from seresnet_timm.timm_scripts import fetch, known
+    parser = Parser(
+        prog='seresnet-timm scripts fetch',
+        description="Get timm's train.py and validate.py of a release, check their SHA-256, and keep them.")
+    parser.add_argument('--tag', metavar='TAG', help='release; default: that of the installed timm, else the newest known')
+    parser.add_argument('--mirror', metavar='URL', help=f'address under which TAG/train.py lies ({known.REPOSITORY})')
+    parser.add_argument('--from', dest='source', metavar='FILE_OR_DIR',
+                        help='take them from a folder, a .zip or .tar.gz of the repository, or one of the two files')
+    parser.add_argument('--sha256', nargs='+', default=[], metavar='NAME=HASH', help='hashes of a tag not known here')
+    args = parser.parse_args(argv)
+    hashes = dict(item.split('=', 1) for item in args.sha256 if '=' in item)
+    if len(hashes) != len(args.sha256) or not set(hashes) <= set(known.NAMES):
+        raise UsageError('--sha256 takes train.py=HASH and validate.py=HASH.')
+    folder = fetch.fetch(args.tag, args.mirror, args.source, hashes)
+    for name in known.NAMES:
+        if (folder / name).is_file():
+            print(f'{folder / name}: sha256 {known.sha256_of((folder / name).read_bytes())} verified')
 
 
 def demo_data(argv: List[str]) -> None:
@@ -42,9 +91,18 @@ def report(argv: List[str]) -> None:
 VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'train': (train, 'train a model'),
     'validate': (validate, 'evaluate a model or a checkpoint'),
+    'recipe': (recipe, "run one of the ModelZoo's recipes"),
+    'scripts': (scripts, "show which train.py would run; `scripts fetch` gets timm's own"),
     'demo-data': (demo_data, 'write a small dataset of real images'),
     'report': (report, "print a run's results table and draw its curves"),
 }
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    import difflib
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(known)}.'
+    return f"Unknown {what} '{name}': {hint}"
 
 
 def usage() -> str:
@@ -66,10 +124,7 @@ def dispatch(argv: Sequence[str]) -> None:
         print(__version__)
         return
     if argv[0] not in VERBS:
-        import difflib
-        close = difflib.get_close_matches(argv[0], VERBS, n=1)
-        hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(VERBS)}.'
-        raise UsageError(f"Unknown verb '{argv[0]}': {hint}")
+        raise UsageError(unknown('verb', argv[0], VERBS))
     VERBS[argv[0]][0](list(argv[1:]))
 
 
@@ -77,7 +132,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         dispatch(sys.argv[1:] if argv is None else argv)
     except (UsageError, RunError) as e:
-        rank = os.environ.get('RANK')
-        where = f' (rank {rank})' if rank else ''
+        rank = os.environ.get('RANK', '')
+        where = f' (rank {rank})' if rank.isdigit() else ''
         print(f'seresnet-timm: error{where}: {e}', file=sys.stderr)
         sys.exit(e.exit_code)

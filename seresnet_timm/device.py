@@ -11,11 +11,12 @@ from seresnet_timm.ascend import runtime as ascend_runtime
 from seresnet_timm.errors import UsageError
 
 
-def select_device(requested: str = 'auto') -> Tuple[str, str]:
+def select_device(requested: str = 'auto', must_exist: bool = True) -> Tuple[str, str]:
     """Choose the device: npu if there is one, else cuda, else cpu, unless one is named.
 
     Args:
         requested: 'auto', or a device with or without an index, e.g. 'npu', 'cuda:1', 'cpu'.
+        must_exist: Refuse a named device that is not here; a dry run does not.
 
     Returns:
         Device string for torch, and the reason for the choice.
@@ -33,15 +34,21 @@ def select_device(requested: str = 'auto') -> Tuple[str, str]:
         return 'cpu', f'no npu: {no_npu}; no cuda: {_why_no_cuda()}'
     if kind not in ('cpu', 'cuda', 'npu') or (index and not index.isdigit()):
         raise UsageError(f'--device {requested} is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0).')
-    if kind == 'npu':
-        missing = ascend_runtime.why_unavailable()
-    else:
-        missing = _why_no_cuda() if kind == 'cuda' else None
+    missing = why_unavailable(kind)
+    if missing and not must_exist:
+        return requested, f'asked for with --device; not on this machine: {missing}'
     if missing:
         raise UsageError(f'--device {requested} cannot be used here: {missing}; name another device or leave it out.')
     if index and int(index) >= device_count(kind):
         raise UsageError(f'--device {requested} does not exist: there are {device_count(kind)} {kind} device(s) here.')
     return requested, 'asked for with --device'
+
+
+def why_unavailable(kind: str) -> Optional[str]:
+    """What is missing for a kind of device, as a clause; None if it can be used."""
+    if kind == 'npu':
+        return ascend_runtime.why_unavailable()
+    return _why_no_cuda() if kind == 'cuda' else None
 
 
 def _why_no_cuda() -> Optional[str]:
@@ -83,22 +90,58 @@ def autocast(device: torch.device, amp: bool, amp_dtype: str) -> Callable[[], An
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, amp_dtype))
 
 
-def create_loss_scaler(device: torch.device, amp: bool, amp_dtype: str) -> Tuple[Optional[NativeScaler], str]:
+class StaticGradScaler(torch.amp.GradScaler):
+    """GradScaler whose scale never changes; a step whose gradients overflow is still skipped."""
+
+    def update(self, new_scale=None) -> None:
+        super().update(self._init_scale)
+
+
+class StaticScaler(NativeScaler):
+    """timm's NativeScaler with a fixed loss scale, as the reference has (1024)."""
+
+    def __init__(self, device: str, loss_scale: float):
+        self._scaler = StaticGradScaler(device=device, init_scale=loss_scale)
+
+
+def create_loss_scaler(
+        device: torch.device,
+        amp: bool,
+        amp_dtype: str,
+        loss_scale: Optional[float] = None,
+) -> Tuple[Optional[NativeScaler], str]:
     """Loss scaler for mixed precision.
+
+    Args:
+        device: Device of the training.
+        amp: Mixed precision is on.
+        amp_dtype: 'float16' or 'bfloat16'.
+        loss_scale: Fixed scale, None for a dynamic one.
 
     Returns:
         The scaler, None where none is needed, and the reason.
     """
-    if not amp:
-        return None, 'none, not mixed precision'
-    if amp_dtype == 'bfloat16':
-        return None, 'none, bfloat16 has the exponent range of float32'
-    if device.type == 'cpu':
-        return None, "none, as in timm's script for float16 on the CPU"
+    needed, reason = describe_loss_scaler(device.type, amp, amp_dtype, loss_scale)
+    if not needed:
+        return None, reason
     if device.type == 'npu':
         from seresnet_timm.ascend.scaler import NpuScaler
-        return NpuScaler(), "dynamic, torch_npu's: ranks agree on overflow"
-    return NativeScaler(device=device.type), 'dynamic'
+        return NpuScaler(loss_scale), reason
+    if loss_scale is not None:
+        return StaticScaler(device.type, loss_scale), reason
+    return NativeScaler(device=device.type), reason
+
+
+def describe_loss_scaler(kind: str, amp: bool, amp_dtype: str, loss_scale: Optional[float]) -> Tuple[bool, str]:
+    """Whether a loss scaler is needed on a kind of device, and which or why not."""
+    if not amp:
+        return False, 'none, not mixed precision'
+    if amp_dtype == 'bfloat16':
+        return False, 'none, bfloat16 has the exponent range of float32'
+    if kind == 'cpu' and loss_scale is None:
+        return False, "none, as in timm's script for float16 on the CPU"
+    scale = 'dynamic' if loss_scale is None else f'static {loss_scale:g}'
+    return True, f"{scale}, torch_npu's: ranks agree on overflow" if kind.startswith('npu') else scale
 
 
 def rng_state(device: torch.device) -> Optional[torch.Tensor]:

@@ -1,38 +1,81 @@
-"""`seresnet-timm train | validate`: options, then the checks that cost nothing, then the script."""
+"""`seresnet-timm train | validate`: the plan, the checks that cost nothing, then the processes."""
 import os
-from typing import Sequence
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Optional, Sequence
 
 from seresnet_timm import options
+from seresnet_timm import plan as planning
 from seresnet_timm.engine import arguments
 
 
-def run(verb: str, argv: Sequence[str]) -> None:
-    """Run a script in this process.
+def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> None:
+    """Check, plan and run a script.
 
     Args:
         verb: 'train' or 'validate'.
         argv: Command line after the verb.
+        recipe_name: Recipe whose settings are the defaults, and whose closing lines are printed.
 
     Raises:
-        UsageError: The command line, the data or a checkpoint is wrong; all that was found is named.
-        RunError: The script failed.
+        UsageError: The command line, the machine, the data or a checkpoint is wrong; all that was found is named.
+        RunError: A process failed.
     """
-    make_parser = arguments.train_parser if verb == 'train' else arguments.validate_parser
-    parser = make_parser(prog=f'seresnet-timm {verb}')
+    start = time.time()
     if any(a in ('-h', '--help') for a in argv):
-        options.add_launcher_help(parser)
-        parser.print_help()
+        print_help(verb, recipe_name)
         return
-    script_argv = options.script_args(argv)
-    args, _ = arguments.parse_args(parser, script_argv)
+    plan = planning.make_plan(verb, argv, recipe_name)
 
     # from here on torch and timm are needed; what could be refused without them has been
-    from timm.utils import setup_default_logging
+    from seresnet_timm import preflight, processes, worker
+    if plan.rank('LOCAL_RANK') == 0:  # once a node
+        preflight.check(plan.verb, plan.args)
+    if plan.rank('RANK') == 0 and (plan.node_rank == 0 or plan.opts.dry_run):
+        print_plan(plan)
+    if plan.opts.dry_run:
+        print('Dry run: nothing was started.')
+        return
 
-    from seresnet_timm import models, preflight  # noqa: F401  (models registers itself with timm)
-    from seresnet_timm.engine import train, validate
+    if plan.recipe and plan.verb == 'validate':
+        plan.record = str(Path(tempfile.mkdtemp(prefix='seresnet_timm-')) / 'evaluation.json')
+    if plan.is_rank or plan.world_size == 1:
+        os.environ.update((plan.job.rank_env or {}) if plan.job else {})
+        worker.execute(worker.job_of(plan))
+    else:
+        processes.run(plan)
+    if plan.recipe and plan.rank('RANK') == 0 and plan.node_rank == 0:
+        finish_recipe(plan, time.time() - start)
 
-    setup_default_logging()
-    if os.environ.get('LOCAL_RANK', '0') == '0':  # once a machine; torchrun stops the other ranks if this one ends
-        preflight.check(verb, args)
-    (train if verb == 'train' else validate).main(script_argv)
+
+def print_help(verb: str, recipe_name: Optional[str]) -> None:
+    make = arguments.train_parser if verb == 'train' else arguments.validate_parser
+    parser = make(prog=f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}')
+    options.add_launcher_help(parser)
+    parser.print_help()
+
+
+def print_plan(plan: planning.Plan) -> None:
+    """Print every decision once, with its reason, before anything starts."""
+    print(f'Plan: {plan.verb} {plan.args.model}', file=sys.stderr)
+    for label, text in planning.describe(plan):
+        print(f'  {label:<14} {text}', file=sys.stderr)
+    for note in plan.notes:
+        print(f'  note           {note}', file=sys.stderr)
+    sys.stderr.flush()
+
+
+def finish_recipe(plan: planning.Plan, seconds: float) -> None:
+    """Print the ModelZoo's closing lines and write its log."""
+    from seresnet_timm import recipe
+    if plan.verb == 'train':
+        folder = plan.output_dir
+        result = recipe.train_result(folder, seconds)
+    else:
+        folder = Path(plan.record).parent
+        result = recipe.eval_result(plan.record, seconds)
+    print('\n'.join(recipe.final_lines(result)))
+    log = recipe.write_log(folder, plan.world_size, plan.images_a_step, result)
+    print(f'Log: {log}', file=sys.stderr)

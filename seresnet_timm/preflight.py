@@ -11,7 +11,6 @@ from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name, 
 from timm.optim import list_optimizers
 
 from seresnet_timm import checkpoints
-from seresnet_timm import device as devices
 from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.errors import UsageError
 
@@ -30,14 +29,14 @@ def check(verb: str, args) -> None:
     Raises:
         UsageError: Something is wrong; every problem found is named.
     """
-    for module in args.device_modules or []:
+    for module in getattr(args, 'device_modules', None) or []:
         try:
             importlib.import_module(module)  # may register models and optimizers
         except ImportError as e:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
 
     problems: List[str] = []
-    for step in (_check_device, _check_model, _check_data) + (
+    for step in (_check_model, _check_data) + (
             (_check_optimizer, _check_output, _check_train_weights) if verb == 'train' else
             (_check_results_file, _check_checkpoint)):
         try:
@@ -48,10 +47,6 @@ def check(verb: str, args) -> None:
         raise UsageError(problems[0])
     if problems:
         raise UsageError(f'{len(problems)} problems:\n' + '\n'.join(f'  - {p}' for p in problems))
-
-
-def _check_device(args) -> None:
-    devices.select_device(args.device)
 
 
 def _check_model(args) -> None:

@@ -1,4 +1,6 @@
 """Loss scaling on the NPU."""
+from typing import Optional
+
 import torch_npu
 from timm.utils import NativeScaler
 
@@ -10,7 +12,13 @@ class NpuScaler(NativeScaler):
     it happened. torch_npu's scaler shares that flag between ranks; `torch.amp.GradScaler` does not, so that ranks may
     skip different steps and diverge.
     Source: torch_npu/npu/amp/grad_scaler.py, `_sync_dist_overflow_count`.
+
+    Args:
+        loss_scale: Fixed scale, None for a dynamic one.
     """
 
-    def __init__(self):
-        self._scaler = torch_npu.npu.amp.GradScaler()
+    def __init__(self, loss_scale: Optional[float] = None):
+        if loss_scale is None:
+            self._scaler = torch_npu.npu.amp.GradScaler()
+        else:
+            self._scaler = torch_npu.npu.amp.GradScaler(init_scale=loss_scale, dynamic=False)

@@ -338,12 +338,17 @@ def _add_timm_only(parser: Parser, flags: Dict[str, Any]) -> None:
             default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def parse_args(parser: Parser, argv: Optional[Sequence[str]] = None) -> Tuple[argparse.Namespace, str]:
+def parse_args(
+        parser: argparse.ArgumentParser,
+        argv: Optional[Sequence[str]] = None,
+        suggestions: Sequence[str] = (),
+) -> Tuple[argparse.Namespace, str]:
     """Parse flags over the YAML config that `-c` names.
 
     Args:
-        parser: `train_parser()` or `validate_parser()`.
+        parser: `train_parser()`, `validate_parser()`, or that of timm's script.
         argv: Arguments, `sys.argv[1:]` if None.
+        suggestions: Further flags that an unknown one may have been meant for.
 
     Returns:
         The arguments, and the same as YAML text for `args.yaml`.
@@ -351,7 +356,7 @@ def parse_args(parser: Parser, argv: Optional[Sequence[str]] = None) -> Tuple[ar
     Raises:
         UsageError: Unknown or unsupported flag, wrong value; unknown key or wrong type in the config.
     """
-    if any(a.dest == 'config' for a in parser._actions):
+    if parser.timm_script == 'train.py':
         config_parser = Parser(add_help=False, allow_abbrev=False)
         _add_config(config_parser)
         config, argv = config_parser.parse_known_args(argv)
@@ -359,22 +364,22 @@ def parse_args(parser: Parser, argv: Optional[Sequence[str]] = None) -> Tuple[ar
             parser.set_defaults(**load_config(config.config, parser))
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UsageError(unknown_flag_message(parser, unknown))
+        raise UsageError(unknown_flag_message([*parser._option_string_actions, *suggestions], unknown))
     args.__dict__.pop('config', None)  # its values are in the arguments, as in timm's args.yaml
     return args, yaml.safe_dump(args.__dict__, default_flow_style=False)
 
 
-def unknown_flag_message(parser: Parser, unknown: Sequence[str]) -> str:
+def unknown_flag_message(flags: Sequence[str], unknown: Sequence[str]) -> str:
     flag = next((u for u in unknown if u.startswith('-')), None)
     if flag is None:
         return f"Unexpected argument '{unknown[0]}': --help lists the flags."
     name = flag.split('=')[0]
-    close = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+    close = difflib.get_close_matches(name, flags, n=1)
     hint = f'did you mean {close[0]}?' if close else '--help lists the flags.'
     return f"Unknown flag '{name}': {hint}"
 
 
-def load_config(path: str, parser: Parser) -> Dict[str, Any]:
+def load_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
     """Read a YAML config and check every key and type against the parser's flags.
 
     Raises:
@@ -425,11 +430,11 @@ def _type_mismatch(action: argparse.Action, value: Any) -> Optional[str]:
         return None if action.default is None else 'set or left out'
     if isinstance(action, argparse._StoreTrueAction):
         return None if isinstance(value, bool) else 'true or false'
-    if isinstance(action, KeyValues):
+    if isinstance(action, KeyValues) or type(action).__name__ == 'ParseKwargs':  # ours, or timm's
         return None if isinstance(value, dict) else 'a mapping'
 
     kind = action.type or str
-    name = {int: 'a whole number', float: 'a number', str: 'text'}[kind]
+    name = {int: 'a whole number', float: 'a number', str: 'text'}[kind]  # all that timm's flags have
     is_list = action.nargs in ('+', '*') or isinstance(action.nargs, int)
     if is_list:
         fits = isinstance(value, list) and all(_fits(kind, v) for v in value)

@@ -79,9 +79,7 @@ def train_loader(
         worker_seeding=args.worker_seeding,
         **_common_kwargs(args, data_config, device, model_dtype),
     )
-    if isinstance(loader.sampler, DistributedSampler):
-        loader.sampler.seed = args.seed  # timm leaves it at 0, whatever --seed says
-    return loader, mixup_fn
+    return seed_sampler(loader, args.seed), mixup_fn
 
 
 def eval_loader(
@@ -122,6 +120,13 @@ def eval_loader(
         **_common_kwargs(args, data_config, device, model_dtype),
         **loader_kwargs,
     )
+
+
+def seed_sampler(loader, seed: int):
+    """Let the shuffle of several processes depend on the seed; timm leaves it at 0, whatever --seed says."""
+    if isinstance(loader.sampler, DistributedSampler):
+        loader.sampler.seed = seed
+    return loader
 
 
 def mixup_active(args) -> bool:

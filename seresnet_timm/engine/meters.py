@@ -36,6 +36,11 @@ class LossMeter:
         self._pending_count = 0
         return last, self._sum / max(1, self._count)
 
+    @property
+    def count(self) -> int:
+        """Images read so far, on this rank."""
+        return self._count
+
 
 class Throughput:
     """Wall time of training steps: since the last read, over the epoch, and without the first steps.

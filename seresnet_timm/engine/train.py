@@ -48,16 +48,23 @@ from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
+from seresnet_timm.engine.scaled_lr import scaled_lr
 from seresnet_timm.errors import RunError, UsageError
 
 _logger = logging.getLogger('train')
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(
+        argv: Optional[Sequence[str]] = None,
+        plan: Optional[Dict[str, Any]] = None,
+        loss_scale: Optional[float] = None,
+) -> None:
     """Run a training.
 
     Args:
         argv: Flags, `sys.argv[1:]` if None.
+        plan: The launcher's decisions, for `run.json`; None if there was no launcher: they are made and printed here.
+        loss_scale: Fixed loss scale of fp16 mixed precision, None for a dynamic one.
 
     Raises:
         UsageError: The flags ask for something that cannot be done; nothing has been written.
@@ -77,18 +84,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         torch.backends.cudnn.benchmark = True
     model_dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
     autocast = devices.autocast(device, args.amp, args.amp_dtype)
-    loss_scaler, scaler_reason = devices.create_loss_scaler(device, args.amp, args.amp_dtype)
-    plan = {
-        'script': f'bundled train.py of seresnet_timm {seresnet_timm.__version__}',
-        'model': args.model,
-        'device': str(device), 'device_reason': device_reason, 'world_size': args.world_size,
-        'precision': f'amp {args.amp_dtype}' if args.amp else args.model_dtype or 'float32',
-        'loss_scaler': scaler_reason,
-        'global_batch_size': args.batch_size * args.world_size * args.grad_accum_steps,
-        'workers': args.workers,
-    }
-    if is_primary:
-        log_plan(plan)
+    loss_scaler, scaler_reason = devices.create_loss_scaler(device, args.amp, args.amp_dtype, loss_scale)
+    if plan is None:
+        plan = make_plan(args, device_reason, scaler_reason)
+        if is_primary:
+            log_plan(plan)
     utils.random_seed(args.seed, args.rank)
 
     # model
@@ -127,7 +127,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
     # optimizer, and the state of a run to continue
     if not args.lr:
-        args.lr = scaled_lr(args, is_primary)
+        args.lr, lr_reason = scaled_lr(args, args.batch_size * args.world_size * args.grad_accum_steps)
+        if is_primary:
+            _logger.info(f'Learning rate: {args.lr} ({lr_reason})')
     optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if is_primary:
         defaults = dict(copy.deepcopy(optimizer.defaults), weight_decay=args.weight_decay)
@@ -162,7 +164,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
         device_ids = None if device.type == 'cpu' else [device]  # DDP takes no device ids on the CPU
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+        task.prepare_distributed(device_ids=device_ids, **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}))
 
     # schedule
     updates_per_epoch = math.ceil(len(train_loader) / args.grad_accum_steps)
@@ -202,7 +204,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             max_history=args.checkpoint_hist,
             task=task,
         )
-        continues = bool(args.resume) and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(output_dir)
+        continues = bool(args.resume) and is_own_folder(args.resume, output_dir)
         if continues:
             saver.load_state_dict_from_checkpoint(args.resume)
             best_metric, best_epoch = saver.best_metric, saver.best_epoch
@@ -316,6 +318,24 @@ def resolve_args(args) -> None:
         raise UsageError('--log-wandb needs wandb: pip install wandb.')
 
 
+def is_own_folder(checkpoint: str, output_dir: str) -> bool:
+    """True if a checkpoint lies in the output folder: the run that saved it goes on."""
+    return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(output_dir)
+
+
+def make_plan(args, device_reason: str, scaler_reason: str) -> Dict[str, Any]:
+    """The decisions of a run without a launcher."""
+    return {
+        'script': f'bundled train.py of seresnet_timm {seresnet_timm.__version__}',
+        'model': args.model,
+        'device': str(args.device), 'device_reason': device_reason, 'world_size': args.world_size,
+        'precision': f'amp {args.amp_dtype}' if args.amp else args.model_dtype or 'float32',
+        'loss_scaler': scaler_reason,
+        'global_batch_size': args.batch_size * args.world_size * args.grad_accum_steps,
+        'workers': args.workers,
+    }
+
+
 def log_plan(plan: Dict[str, Any]) -> None:
     """Print the decisions of a run, once, with their reasons."""
     _logger.info(f'Script: {plan["script"]}')
@@ -367,18 +387,6 @@ def training_loss(args) -> nn.Module:
     if soft_targets:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
-
-
-def scaled_lr(args, is_primary: bool) -> float:
-    """Learning rate from `--lr-base`, scaled by the global batch size (Goyal et al., https://arxiv.org/abs/1706.02677)."""
-    global_batch_size = args.batch_size * args.world_size * args.grad_accum_steps
-    scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
-    ratio = global_batch_size / args.lr_base_size
-    lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
-    if is_primary:
-        _logger.info(f'Learning rate: {lr} = {args.lr_base} at {args.lr_base_size} images, '
-                     f'{scale} scaling to the global batch of {global_batch_size}')
-    return lr
 
 
 def start_wandb(args, name: str) -> None:
@@ -542,7 +550,8 @@ def backward(loss, task, optimizer, args, loss_scaler, create_graph: bool, need_
         optimizer.step()
 
 
-def validate(model, loader, args, device, autocast, model_dtype, log_suffix: str = '') -> Dict[str, float]:
+def validate(
+        model, loader, args, device, autocast, model_dtype, log_suffix: str = '', logger=_logger) -> Dict[str, float]:
     """Evaluate the model in training, with timm's log lines."""
     def log_line(batch_idx, last_idx, seconds, seconds_avg, _rate, now, avg):
         return (
@@ -554,4 +563,4 @@ def validate(model, loader, args, device, autocast, model_dtype, log_suffix: str
         )
     return evaluate(
         model, loader, args, device, autocast, model_dtype, args.log_interval, log_line,
-        logger=_logger if utils.is_primary(args) else None, tta=args.tta)
+        logger=logger if utils.is_primary(args) else None, tta=args.tta)

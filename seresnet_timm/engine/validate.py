@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import os
+import time
 from collections import OrderedDict
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -36,17 +37,20 @@ from seresnet_timm.files import atomic_path, write_json
 _logger = logging.getLogger('validate')
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Optional[Sequence[str]] = None, print_decisions: bool = True, record: Optional[str] = None) -> None:
     """Run an evaluation, print its results as JSON, and write them to `--results-file`.
 
     Args:
         argv: Flags, `sys.argv[1:]` if None.
+        print_decisions: Print device and precision; False where a launcher has.
+        record: File for images, seconds, top1 and loss of the evaluation, for the launcher's final lines.
 
     Raises:
         UsageError: The flags ask for something that cannot be done.
         RunError: Evaluation failed.
     """
     args, _ = parse_args(validate_parser(), argv)
+    args.record = record
     for module in args.device_modules or []:
         importlib.import_module(module)
     resolve_args(args)
@@ -56,9 +60,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    if args.real_labels and args.distributed:
-        raise UsageError('--real-labels needs the images in order: run it on one process.')
-    if utils.is_primary(args):
+    for flag in ('real_labels', 'metrics_avg'):
+        if getattr(args, flag) and args.distributed:
+            raise UsageError(f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
+    if utils.is_primary(args) and print_decisions:
         precision = f'amp {args.amp_dtype}' if args.amp else args.model_dtype or 'float32'
         _logger.info(f'Script: bundled validate.py of seresnet_timm {seresnet_timm.__version__}')
         _logger.info(f'Device: {device} ({device_reason}), {args.world_size} process(es)')
@@ -182,9 +187,13 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
             f'Acc@5: {now["top5"]:>7.3f} ({avg["top5"]:>7.3f})'
         )
 
+    start = time.perf_counter()
     metrics = evaluate(
         model, loader, args, device, autocast, model_dtype, args.log_freq, log_line,
         logger=_logger if is_primary else None, valid_labels=valid_labels, on_output=on_output)
+    if args.record and is_primary:
+        write_json(args.record, dict(
+            images=len(loader.dataset), seconds=time.perf_counter() - start, top1=metrics['top1'], loss=metrics['loss']))
     if real_labels is not None:
         metrics.update(top1=real_labels.get_accuracy(k=1), top5=real_labels.get_accuracy(k=5))
 
@@ -207,8 +216,6 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
 def averaged_metrics(collected: List[torch.Tensor], args) -> Dict[str, float]:
     """Precision, recall and F1 (percent) by scikit-learn, averaged as `--metrics-avg` says."""
     from sklearn.metrics import precision_recall_fscore_support
-    if args.distributed:
-        raise UsageError('--metrics-avg needs all predictions in one place: run it on one process.')
     predictions, targets = torch.cat(collected, dim=1).cpu().numpy()
     scores = precision_recall_fscore_support(targets, predictions, average=args.metrics_avg, zero_division=0)[:3]
     names = ('precision', 'recall', 'f1_score')

@@ -1,0 +1,274 @@
+"""The plan of a run: everything that is decided before a process starts, with its reason."""
+import argparse
+import datetime
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from seresnet_timm import cluster, options
+from seresnet_timm.engine import arguments
+from seresnet_timm.errors import UsageError
+from seresnet_timm.recipe import CPU_IMAGES, CPU_SIZE, PRESET, RECIPES, Recipe
+from seresnet_timm.timm_scripts.find import Script, find
+
+
+@dataclass
+class Plan:
+    """What will run where. Attributes that are decided late have defaults."""
+    verb: str
+    opts: argparse.Namespace
+    rest: List[str]
+    recipe: Optional[Recipe]
+    script: Script
+    job: Optional[cluster.Cluster]
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: Optional[str] = None
+    master_port: Optional[int] = None
+    device: str = 'cpu'
+    device_reason: str = ''
+    nproc: int = 1
+    nproc_reason: str = ''
+    world_size: int = 1
+    script_argv: List[str] = field(default_factory=list)
+    args: Optional[argparse.Namespace] = None
+    patches: List[Tuple[str, str]] = field(default_factory=list)
+    notes: List[str] = field(default_factory=list)
+    record: Optional[str] = None
+
+    @property
+    def is_rank(self) -> bool:
+        """This process is itself a rank of the job."""
+        return self.job is not None and self.job.is_rank
+
+    def rank(self, variable: str) -> int:
+        """RANK or LOCAL_RANK of this process; 0 for a launcher."""
+        return int((self.job.rank_env or os.environ)[variable]) if self.is_rank else 0
+
+    @property
+    def images_a_step(self) -> int:
+        return self.args.batch_size * self.world_size * max(1, getattr(self.args, 'grad_accum_steps', 1))
+
+    @property
+    def output_dir(self) -> Optional[Path]:
+        return Path(self.args.output or './output/train') / self.args.experiment if self.verb == 'train' else None
+
+
+def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> Plan:
+    """Decide everything, from a command line.
+
+    Args:
+        verb: 'train' or 'validate'.
+        argv: Command line after the verb.
+        recipe_name: Recipe whose settings are the defaults.
+
+    Raises:
+        UsageError: The command line contradicts itself or the machine.
+    """
+    opts, rest = options.split(argv)
+    recipe = RECIPES[recipe_name] if recipe_name else None
+    if recipe and not (opts.data_path or options.has_flag(rest, '--data-dir')):
+        raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
+                         'is the folder with train/ and val/ in it.')
+    if opts.evaluate:
+        verb = 'validate'
+    if verb == 'validate':
+        rest = options.evaluate_flags(rest)
+    script = find(f'{verb}.py', opts.scripts)
+    if script.path is None:
+        _check_flags_early(verb, opts, rest)
+
+    plan = Plan(verb, opts, rest, recipe, script, cluster.detect(os.environ))
+    _resolve_nodes(plan)
+    _resolve_processes(plan)
+    _resolve_script_argv(plan)
+    return plan
+
+
+def _check_flags_early(verb: str, opts: argparse.Namespace, rest: List[str]) -> None:
+    """Refuse what the bundled script would refuse before torch is imported, which takes seconds."""
+    any_size = argparse.Namespace(**dict(vars(opts), batch_size=None))
+    flags = options.as_flags(options.settings_for(verb, any_size, 1))
+    _parse_bundled(verb, flags + rest)
+
+
+def _resolve_nodes(plan: Plan) -> None:
+    """Nodes, and how they meet: options, else what the scheduler says."""
+    opts, job = plan.opts, plan.job
+    plan.nnodes = opts.nnodes if opts.nnodes is not None else (job.nnodes if job else 1)
+    plan.node_rank = opts.node_rank if opts.node_rank is not None else (job.node_rank if job else 0)
+    plan.master_addr = opts.master_addr or (job.master_addr if job else None)
+    plan.master_port = opts.master_port or (job.master_port if job else None)
+    if plan.nnodes < 1:
+        raise UsageError(f'--nnodes is at least 1, got {plan.nnodes}.')
+    if not 0 <= plan.node_rank < plan.nnodes:
+        raise UsageError(f'--node-rank {plan.node_rank} is out of range: {plan.nnodes} node(s) have the numbers 0 to '
+                         f'{plan.nnodes - 1}.')
+    if plan.nnodes > 1 and not plan.master_addr and not plan.is_rank:
+        raise UsageError(f'{plan.nnodes} nodes need --master-addr: the address of node 0, the same on every node.')
+
+
+def _resolve_processes(plan: Plan) -> None:
+    """Device, and processes on this node."""
+    opts, job = plan.opts, plan.job
+    for name, value in options.visible_devices(opts).items():
+        os.environ[name] = value  # before torch looks for devices
+    from seresnet_timm import device as devices
+
+    plan.device, plan.device_reason = devices.select_device(opts.device or 'auto', must_exist=not opts.dry_run)
+    kind, _, index = plan.device.partition(':')
+    available = 0 if devices.why_unavailable(kind) else devices.device_count(kind)
+    if plan.is_rank:
+        plan.world_size = int((job.rank_env or os.environ)['WORLD_SIZE'])
+        plan.nproc_reason = f'started by {job.kind}'
+        return
+    if opts.nproc != 'auto':
+        plan.nproc, plan.nproc_reason = int(opts.nproc), '--nproc' if not opts.device_list else '--device_list'
+    elif plan.recipe and plan.recipe.nproc:
+        plan.nproc, plan.nproc_reason = plan.recipe.nproc, 'the recipe'
+    elif job and job.nproc:
+        plan.nproc, plan.nproc_reason = job.nproc, f'told by {job.kind}'
+    elif kind == 'cpu' or index:
+        plan.nproc, plan.nproc_reason = 1, f'one on {plan.device}'
+    else:
+        plan.nproc, plan.nproc_reason = max(1, available), f'one for each {kind}'
+    if kind != 'cpu' and plan.nproc > max(1, available) and not opts.dry_run:
+        raise UsageError(f'--nproc {plan.nproc} needs as many {kind} devices, this machine has {available}.')
+    if index and plan.nproc > 1:
+        raise UsageError(f'--device {plan.device} is one device, --nproc {plan.nproc} needs more: leave out the index.')
+    plan.world_size = plan.nproc * plan.nnodes
+
+
+def _resolve_script_argv(plan: Plan) -> None:
+    """The script's command line: preset and recipe, the ModelZoo's names translated, then the user's flags."""
+    opts, rest, recipe = plan.opts, plan.rest, plan.recipe
+    if recipe:
+        _apply_recipe(plan, recipe)
+    settings = options.settings_for(plan.verb, opts, plan.world_size)
+    if recipe and plan.device == 'cpu':
+        _shrink_for_cpu(plan, settings)
+    plan.script_argv = options.as_flags(settings) + ['--device', plan.device] + rest
+
+    if plan.script.path is None:
+        plan.args = _parse_bundled(plan.verb, plan.script_argv)
+    else:
+        plan.args, plan.patches = _parse_timms(plan.script, plan.script_argv)
+    if plan.verb == 'train' and not plan.args.experiment:
+        # timm's own name for it, decided here so that the plan can show the folder
+        size = plan.args.img_size or (plan.args.input_size or [224])[-1]
+        now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
+        plan.args.experiment = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", plan.args.model)}-{size}'
+        plan.script_argv += ['--experiment', plan.args.experiment]
+
+
+def _apply_recipe(plan: Plan, recipe: Recipe) -> None:
+    """Fill in what the recipe says and the user does not."""
+    opts, rest = plan.opts, plan.rest
+    if opts.preset is None and not options.has_flag(rest, '-c', '--config'):
+        opts.preset = PRESET
+    on_cpu = plan.device == 'cpu' and opts.batch_size is None and not options.has_flag(rest, '-b', '--batch-size')
+    images = CPU_IMAGES * plan.world_size if on_cpu else recipe.batch_size
+    if opts.batch_size is None and not options.has_flag(rest, '-b', '--batch-size'):
+        opts.batch_size = images
+    if plan.verb == 'validate':
+        return
+    if opts.train_epochs is None and not options.has_flag(rest, '--epochs'):
+        opts.train_epochs = recipe.epochs
+    if opts.learning_rate is None and not options.has_flag(rest, '--lr', '--lr-base'):
+        opts.learning_rate = recipe.lr * images / recipe.batch_size
+
+
+def _shrink_for_cpu(plan: Plan, settings: Dict[str, Any]) -> None:
+    """On a CPU a recipe shows that everything works: small images, float32, unless the user says otherwise."""
+    shrunk = {k: v for k, v in CPU_SIZE.items() if not options.has_flag(plan.rest, '--' + k.replace('_', '-'))}
+    if options.has_flag(plan.rest, '--input-size'):
+        shrunk.pop('img_size', None)
+    if options.has_flag(plan.rest, '-j'):
+        shrunk.pop('workers', None)
+    if plan.opts.amp_level is not None:
+        shrunk.pop('amp', None)
+    settings.update(shrunk)
+    plan.notes.append(f'On a CPU the recipe shrinks ({", ".join(f"{k} {v}" for k, v in shrunk.items())}; learning rate '
+                      'with the batch): a test that it works, not a training for ImageNet. Your flags win.')
+
+
+def _parse_bundled(verb: str, argv: List[str]) -> argparse.Namespace:
+    make = arguments.train_parser if verb == 'train' else arguments.validate_parser
+    return arguments.parse_args(make(), argv, suggestions=options.launcher_flags())[0]
+
+
+def _parse_timms(script: Script, argv: List[str]) -> Tuple[argparse.Namespace, List[Tuple[str, str]]]:
+    """Arguments as timm's script parses them, with one-sentence errors; and what the patches made of the script."""
+    from seresnet_timm.timm_scripts.load import load, patched_tree
+    parser = load(script).parser
+
+    def error(message: str):
+        raise UsageError(f'{message[:1].upper()}{message[1:]}.')
+    parser.error = error
+    parser.timm_script = script.name
+    args, _ = arguments.parse_args(parser, argv, suggestions=options.launcher_flags())
+    return args, patched_tree(script)[1]
+
+
+def describe(plan: Plan) -> List[Tuple[str, str]]:
+    """The plan as lines of label and text."""
+    from seresnet_timm import device as devices
+    args, opts = plan.args, plan.opts
+    nodes = f' on each of {plan.nnodes} nodes' if plan.nnodes > 1 else ''
+    lines = [
+        ('device', f'{plan.device} ({plan.device_reason})'),
+        ('processes', f'{plan.world_size} ({plan.nproc}{nodes}: {plan.nproc_reason})' if not plan.is_rank
+         else f'{plan.world_size} ({plan.nproc_reason})'),
+        ('script', plan.script.describe()),
+    ]
+    if plan.patches:
+        lines.append(('patches', ', '.join(n if o == 'applied' else f'{n} ({o})' for n, o in plan.patches)))
+    accumulated = f' x {args.grad_accum_steps} accumulated' if getattr(args, 'grad_accum_steps', 1) > 1 else ''
+    lines.append(('batch', f'{plan.images_a_step} images a step: {args.batch_size} x {plan.world_size}{accumulated}'))
+    if plan.verb == 'train':
+        lines.append(('learning rate', learning_rate(plan)))
+    lines.append(('precision', precision(plan)))
+    if plan.verb == 'train':
+        _, scaler = devices.describe_loss_scaler(plan.device, args.amp, args.amp_dtype, opts.loss_scale)
+        lines.append(('loss scaler', scaler))
+    lines.append(('workers', f'{args.workers} loader processes for each of {plan.world_size}, '
+                             f'{os.cpu_count()} cores on this node'))
+    if plan.output_dir is not None:
+        lines.append(('output', str(plan.output_dir)))
+    return lines
+
+
+def learning_rate(plan: Plan) -> str:
+    args = plan.args
+    if args.lr:
+        lr = f'{args.lr:g}'
+    else:
+        from seresnet_timm.engine.scaled_lr import scaled_lr
+        lr, reason = scaled_lr(args, plan.images_a_step)
+        lr = f'{lr:g} ({reason})'
+    epochs = args.epochs + (args.warmup_epochs if args.warmup_prefix else 0) + args.cooldown_epochs
+    return f'{lr}, {args.opt}, {args.sched} over {epochs} epochs, {args.warmup_epochs} of warm-up'
+
+
+def precision(plan: Plan) -> str:
+    if plan.opts.amp_level == 'O2':
+        return 'O2: fp16 weights, float32 masters and BatchNorm'
+    return f'amp {plan.args.amp_dtype}' if plan.args.amp else plan.args.model_dtype or 'float32'
+
+
+def as_record(plan: Plan) -> Dict[str, Any]:
+    """The plan for `run.json`."""
+    result = {
+        'script': plan.script.describe(),
+        'patches': [f'{n}: {o}' for n, o in plan.patches],
+        'model': plan.args.model,
+        'device': plan.device, 'device_reason': plan.device_reason,
+        'world_size': plan.world_size, 'nnodes': plan.nnodes,
+        'precision': precision(plan),
+        'global_batch_size': plan.images_a_step,
+        'workers': plan.args.workers,
+    }
+    result.update({label: text for label, text in describe(plan) if label in ('learning rate', 'loss scaler')})
+    return result

@@ -1,0 +1,124 @@
+"""One rank: sets up the process, then runs the script's `main`. `python -m seresnet_timm.worker JOB` under torchrun."""
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Dict
+
+from seresnet_timm.errors import RunError, UsageError
+
+
+def job_of(plan) -> Dict[str, Any]:
+    """What a rank needs to know of the plan, as JSON values."""
+    from seresnet_timm.plan import as_record
+    script = plan.script
+    return {
+        'verb': plan.verb,
+        'script': {'name': script.name, 'path': str(script.path) if script.path else None, 'reason': script.reason,
+                   'sha256': script.sha256, 'tag': script.tag},
+        'argv': plan.script_argv,
+        'device': plan.device,
+        'loss_scale': plan.opts.loss_scale,
+        'cpu_affinity': plan.opts.cpu_affinity,
+        'prof': plan.opts.prof,
+        'plan': as_record(plan),
+        'record': plan.record,
+    }
+
+
+def execute(job: Dict[str, Any]) -> None:
+    """Run the script in this process.
+
+    Args:
+        job: As from `job_of`.
+    """
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    bind_cores(job)
+    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
+    from seresnet_timm.profile import profiled
+
+    with profiled(job['prof'], job['device']):
+        if job['script']['path'] is None:
+            _run_bundled(job)
+        else:
+            _run_timms(job)
+
+
+def _run_bundled(job: Dict[str, Any]) -> None:
+    from timm.utils import setup_default_logging
+
+    from seresnet_timm.engine import train, validate
+    setup_default_logging()
+    if job['verb'] == 'train':
+        train.main(job['argv'], plan=job['plan'], loss_scale=job['loss_scale'])
+    else:
+        validate.main(job['argv'], print_decisions=False, record=job['record'])
+
+
+def _run_timms(job: Dict[str, Any]) -> None:
+    from seresnet_timm.timm_scripts import script_helpers
+    from seresnet_timm.timm_scripts.find import Script
+    from seresnet_timm.timm_scripts.load import load
+
+    script_helpers.loss_scale = job['loss_scale']
+    script_helpers.plan = dict(job['plan'], record=job['record'])
+    script = Script(**dict(job['script'], path=Path(job['script']['path'])))
+    module = load(script)
+    sys.argv = [str(script.path), *job['argv']]
+    module.main()
+
+
+def bind_cores(job: Dict[str, Any]) -> None:
+    """Give this rank an equal share of the cores that its node's ranks may use, in order.
+
+    The ModelZoo does so with taskset. `auto` binds on the NPU, unless torch_npu is told to do it (CPU_AFFINITY_CONF).
+    """
+    mode = job['cpu_affinity']
+    if mode == 'auto':
+        bind = job['device'].startswith('npu') and 'CPU_AFFINITY_CONF' not in os.environ
+    else:
+        bind = mode == 'cores'
+    ranks = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    cores = sorted(os.sched_getaffinity(0))
+    if not bind or ranks == 1 or len(cores) < ranks:
+        return
+    share, rank = len(cores) // ranks, int(os.environ['LOCAL_RANK'])
+    os.sched_setaffinity(0, cores[rank * share:(rank + 1) * share])
+
+
+def _exit_on_sigterm(_signum, _frame) -> None:
+    raise SystemExit(128 + signal.SIGTERM)  # unlike the default action, lets loader workers be stopped
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this rank when torchrun's agent is killed, so that none is left behind (Linux)."""
+    pr_set_pdeathsig = 1
+    parent = os.getppid()
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit('The launcher has ended.')
+
+
+def main() -> None:
+    _die_with_parent()
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+    with open(sys.argv[1]) as f:
+        job = json.load(f)
+    try:
+        execute(job)
+    except (UsageError, RunError) as e:
+        # the launcher shows the first rank's error, once
+        get_error_handler().record_exception(e)
+        sys.exit(e.exit_code)
+    except Exception as e:
+        get_error_handler().record_exception(e)
+        if os.environ['LOCAL_RANK'] != '0':
+            raise  # into this rank's log; the launcher shows the first rank's
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()
