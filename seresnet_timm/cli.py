@@ -52,7 +52,7 @@ def scripts_fetch(argv: List[str]) -> None:
     parser = Parser(
         prog='seresnet-timm scripts fetch',
         description="Get timm's train.py and validate.py of a release, check their SHA-256, and keep them.")
-    parser.add_argument('--tag', metavar='TAG', help='release; default: that of the installed timm, else the newest known')
+    parser.add_argument('--tag', metavar='TAG', help='release; default: of the installed timm, else newest')
     parser.add_argument('--mirror', metavar='URL', help=f'address under which TAG/train.py lies ({known.REPOSITORY})')
     parser.add_argument('--from', dest='source', metavar='FILE_OR_DIR',
                         help='take them from a folder, a .zip or .tar.gz of the repository, or one of the two files')
@@ -136,3 +136,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         where = f' (rank {rank})' if rank.isdigit() else ''
         print(f'seresnet-timm: error{where}: {e}', file=sys.stderr)
         sys.exit(e.exit_code)
+    except ModuleNotFoundError as e:
+        if e.name not in ('torch', 'timm', 'torchvision', 'yaml', 'numpy', 'PIL', 'safetensors', 'tqdm'):
+            raise
+        print(f'seresnet-timm: error: {e.name} is not installed for {sys.executable}: activate the environment that '
+              'has this package (`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or '
+              'install the package there.', file=sys.stderr)
+        sys.exit(1)

@@ -1,7 +1,6 @@
 """`seresnet-timm train | validate`: the plan, the checks that cost nothing, then the processes."""
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Optional, Sequence
@@ -40,7 +39,9 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
         return
 
     if plan.recipe and plan.verb == 'validate':
-        plan.record = str(Path(tempfile.mkdtemp(prefix='seresnet_timm-')) / 'evaluation.json')
+        folder = Path('output/validate') / time.strftime(f'%Y%m%d-%H%M%S-{plan.args.model}')
+        folder.mkdir(parents=True)
+        plan.record = str(folder / 'evaluation.json')
     if plan.is_rank or plan.world_size == 1:
         os.environ.update((plan.job.rank_env or {}) if plan.job else {})
         worker.execute(worker.job_of(plan))

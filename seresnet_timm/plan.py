@@ -216,11 +216,10 @@ def describe(plan: Plan) -> List[Tuple[str, str]]:
     """The plan as lines of label and text."""
     from seresnet_timm import device as devices
     args, opts = plan.args, plan.opts
-    nodes = f' on each of {plan.nnodes} nodes' if plan.nnodes > 1 else ''
+    nodes = f'{plan.nproc} on each of {plan.nnodes} nodes; ' if plan.nnodes > 1 and not plan.is_rank else ''
     lines = [
         ('device', f'{plan.device} ({plan.device_reason})'),
-        ('processes', f'{plan.world_size} ({plan.nproc}{nodes}: {plan.nproc_reason})' if not plan.is_rank
-         else f'{plan.world_size} ({plan.nproc_reason})'),
+        ('processes', f'{plan.world_size} ({nodes}{plan.nproc_reason})'),
         ('script', plan.script.describe()),
     ]
     if plan.patches:

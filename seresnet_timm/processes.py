@@ -1,4 +1,4 @@
-"""Several processes, by torchrun: rank 0 prints, the others log to files, a failure is shown once, signals reach all."""
+"""Several processes, by torchrun: rank 0 prints, others log to files, a failure is shown once, signals reach all."""
 import errno
 import fcntl
 import json
@@ -153,8 +153,8 @@ def _failure(plan: Plan, rank: int, failure: Any, log_dir: Path) -> Exception:
     if kind == 'RunError':
         return RunError(text)
     if plan.nnodes > 1 and any(words in text for words in LOST_PEER):
-        return RunError(f'Node {plan.node_rank} lost contact with another node, which has ended or cannot be reached any '
-                        f'more: its own log says why.{_way_on(plan)}\n{text.strip().splitlines()[-1]}')
+        return RunError(f'Node {plan.node_rank} lost contact with another node, which has ended or cannot be reached '
+                        f'any more: its own log says why.{_way_on(plan)}\n{text.strip().splitlines()[-1]}')
     where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'
     return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.{_way_on(plan)}'
                     f'\n{text}'.rstrip())
@@ -184,8 +184,9 @@ def _rendezvous_failure(plan: Plan, error: RuntimeError) -> str:
     if plan.nnodes == 1:
         return f'torchrun could not start the processes: {str(error).splitlines()[0]}'
     if plan.node_rank == 0:
-        return (f'Not all of the {plan.nnodes} nodes came to {address} within {plan.opts.rdzv_timeout} s: start the others '
-                'with the same --nnodes, --master-addr and --master-port, or wait longer with --rdzv-timeout SECONDS.')
+        return (f'Not all of the {plan.nnodes} nodes came to {address} within {plan.opts.rdzv_timeout} s: start the '
+                'others with the same --nnodes, --master-addr and --master-port, or wait longer with --rdzv-timeout '
+                'SECONDS.')
     return (f'Node 0 cannot be reached at {address} within {plan.opts.rdzv_timeout} s: start it, check --master-addr, '
             '--master-port and the firewall, or wait longer with --rdzv-timeout SECONDS.')
 

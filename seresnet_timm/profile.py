@@ -43,5 +43,5 @@ def _profiler(path: Path, wait: int, warmup: int, active: int):
         p.export_chrome_trace(str(path / 'trace.json'))
         print(f'Profile: {path / "trace.json"}')
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    return profile(
-        activities=activities, schedule=schedule(wait=wait, warmup=warmup, active=active, repeat=1), on_trace_ready=write)
+    steps = schedule(wait=wait, warmup=warmup, active=active, repeat=1)
+    return profile(activities=activities, schedule=steps, on_trace_ready=write)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from seresnet_timm.files import atomic_path
-from seresnet_timm.run_record import read_record
 
 NETWORK = 'SE_Resnet50'  # the ModelZoo's spelling, part of its log's name
 
@@ -42,7 +41,8 @@ RECIPES: Dict[str, Recipe] = {
     'train_8p': Recipe('train', '8 devices, 100 epochs: accuracy', 'test/train_full_8p.sh', epochs=100),
     'train_performance_8p': Recipe('train', '8 devices, 2 epochs: performance', 'test/train_performance_8p.sh'),
     'eval_8p': Recipe('validate', '8 devices: evaluates --resume', 'test/train_eval_8p.sh'),
-    'train_multinode': Recipe('train', 'several machines, 2 epochs: performance', 'test/train_performance_multinodes.sh'),
+    'train_multinode': Recipe(
+        'train', 'several machines, 2 epochs: performance', 'test/train_performance_multinodes.sh'),
 }
 
 # What a recipe shrinks to on a CPU, where 224 pixels and 1,024 images need days and 100 GB; flags of the user's win.
@@ -66,6 +66,8 @@ def train_result(run_dir: str, seconds: float) -> Dict[str, Any]:
     top1 counts every validation image once, the average over batches that the reference prints leaves some out. NaN
     where the run did not evaluate.
     """
+    from seresnet_timm.run_record import read_record  # imports torch
+
     record = read_record(run_dir)
     with open(Path(run_dir) / 'summary.csv', newline='') as f:
         last = list(csv.DictReader(f))[-1]

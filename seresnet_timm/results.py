@@ -7,6 +7,8 @@ from typing import Any, Dict, List
 from seresnet_timm.errors import UsageError
 from seresnet_timm.run_record import read_record
 
+# apex's names for the precision of a plan
+AMP_TYPES = {'float32': 'O0', 'amp float16': 'O1', 'amp bfloat16': 'O1 (bf16)', 'O2': 'O2'}
 COLUMNS = ('NAME', 'Acc@1', 'FPS', 'Epochs', 'AMP_Type', 'Torch_Version')
 
 
@@ -47,8 +49,7 @@ def table_row(run: Dict[str, Any]) -> Dict[str, str]:
         'Acc@1': f'{max(top1):.3f}' if top1 else '-',
         'FPS': f'{median(e["fps"] for e in epochs):.2f}',
         'Epochs': str(len(epochs)),
-        'AMP_Type': {'amp float16': 'O1', 'amp bfloat16': 'O1 (bf16)', 'float32': 'O0'}.get(
-            plan['precision'], plan['precision']),
+        'AMP_Type': AMP_TYPES.get(plan['precision'].split(':')[0], plan['precision']),
         'Torch_Version': run['record']['versions']['torch'].split('+')[0],
     }
 
@@ -100,7 +101,7 @@ def draw_curves(run: Dict[str, Any], path: Path) -> None:
             best = max(zip(lines[0][2], lines[0][1]))
             ax.annotate(f'{best[0]:.2f}', (best[1], best[0]), textcoords='offset points', xytext=(0, -14), ha='center')
         if title.startswith('Training images/s'):
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.1 * max(lines[0][2]))
     figure.suptitle(f'{plan["model"]}: {plan["world_size"]} x {plan["device"]}, {plan["precision"]}, '
                     f'global batch size {plan["global_batch_size"]}')
     with atomic_path(path) as tmp:

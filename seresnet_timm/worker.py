@@ -21,6 +21,7 @@ def job_of(plan) -> Dict[str, Any]:
         'argv': plan.script_argv,
         'device': plan.device,
         'loss_scale': plan.opts.loss_scale,
+        'half_weights': plan.opts.amp_level == 'O2' and plan.verb == 'train',
         'cpu_affinity': plan.opts.cpu_affinity,
         'prof': plan.opts.prof,
         'plan': as_record(plan),
@@ -52,7 +53,8 @@ def _run_bundled(job: Dict[str, Any]) -> None:
     from seresnet_timm.engine import train, validate
     setup_default_logging()
     if job['verb'] == 'train':
-        train.main(job['argv'], plan=job['plan'], loss_scale=job['loss_scale'])
+        train.main(
+            job['argv'], plan=job['plan'], loss_scale=job['loss_scale'], half_weights=job['half_weights'])
     else:
         validate.main(job['argv'], print_decisions=False, record=job['record'])
 
@@ -63,6 +65,7 @@ def _run_timms(job: Dict[str, Any]) -> None:
     from seresnet_timm.timm_scripts.load import load
 
     script_helpers.loss_scale = job['loss_scale']
+    script_helpers.half_weights = job['half_weights']
     script_helpers.plan = dict(job['plan'], record=job['record'])
     script = Script(**dict(job['script'], path=Path(job['script']['path'])))
     module = load(script)

@@ -21,8 +21,9 @@ from seresnet_timm.engine.train import training_loss
 
 @pytest.fixture(scope='module')
 def args() -> Namespace:
-    args, _ = parse_args(train_parser(), options.script_args(['--preset', 'seresnet50_ascend', '--data-dir', 'x']))
-    return args
+    opts, rest = options.split(['--preset', 'seresnet50_ascend', '--data-dir', 'x'])
+    flags = options.as_flags(options.settings_for('train', opts, world_size=8)) + rest
+    return parse_args(train_parser(), flags)[0]
 
 
 @pytest.fixture(scope='module')

@@ -69,9 +69,13 @@ def test_outputs_are_timms(run):
 
 def test_decisions_are_printed_once_with_their_reason(run):
     _, result = run
-    for line in ('Script: bundled train.py', 'Device: cpu (asked for with --device), 1 process(es)',
-                 'Precision: float32; loss scaler: none, not mixed precision', 'Global batch size: 16; loader workers'):
-        assert result.stderr.count(line) == 1
+    plan = {line[2:16].strip(): line[17:] for line in result.stderr.splitlines() if line.startswith('  ')}
+    assert plan['device'] == 'cpu (asked for with --device)' and plan['processes'] == '1 (one on cpu)'
+    assert plan['script'].startswith('bundled train.py of seresnet_timm') and plan['precision'] == 'float32'
+    assert plan['loss scaler'] == 'none, not mixed precision' and plan['batch'] == '16 images a step: 16 x 1'
+    assert plan['learning rate'] == '0.01, momentum, cosine over 2 epochs, 0 of warm-up'
+    assert plan['workers'].startswith('0 loader processes') and plan['output'].endswith('/run')
+    assert result.stderr.count('asked for with --device') == 1
     assert '\r' not in result.stderr  # no progress bar where there is no terminal
 
 
@@ -192,8 +196,8 @@ def test_two_processes_train_and_evaluate_as_one(few_digits, tmp_path):
     """DDP on the CPU: half the batch on each of two processes is the whole batch on one."""
     common = ('--no-aug', '--epochs', 1, '--momentum', 0.5)
     result = train(*train_flags(few_digits, tmp_path / 'two', *common, '-b', 8), torchrun=2)
-    assert 'Device: cpu (asked for with --device), 2 process(es)' in result.stderr
-    assert result.stderr.count('Script: bundled') == 1
+    assert 'processes      2 (started by torchrun)' in result.stderr
+    assert result.stderr.count('bundled train.py') == 1
     run = tmp_path / 'two' / 'run'
     row = summary(run)[0]
     record = json.loads((run / 'run.json').read_text())
@@ -303,7 +307,8 @@ def test_host_waits_for_the_device_at_log_points_only(count_reads, log_interval,
 def test_amp(few_digits, tmp_path):
     """bfloat16 autocast, where the CPU is quick enough for a few steps."""
     result = train(*train_flags(few_digits, tmp_path, '--amp', '--amp-dtype', 'bfloat16', '--epochs', 1))
-    assert 'Precision: amp bfloat16; loss scaler: none, bfloat16 has the exponent range of float32' in result.stderr
+    assert 'precision      amp bfloat16\n' in result.stderr
+    assert 'loss scaler    none, bfloat16 has the exponent range of float32\n' in result.stderr
     assert load(tmp_path / 'run' / 'last.pth.tar')['state_dict']['conv1.weight'].dtype == torch.float32
 
 

@@ -15,4 +15,4 @@ def scaled_lr(args, global_batch_size: int) -> Tuple[float, str]:
     scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
     ratio = global_batch_size / args.lr_base_size
     lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
-    return lr, f'{args.lr_base} at {args.lr_base_size} images, {scale} scaling to the global batch of {global_batch_size}'
+    return lr, f'{args.lr_base} at {args.lr_base_size} images, {scale} scaling to {global_batch_size}'

@@ -50,6 +50,7 @@ from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.engine.scaled_lr import scaled_lr
 from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.half_weights import exchange_in_half, use_half_weights
 
 _logger = logging.getLogger('train')
 
@@ -58,6 +59,7 @@ def main(
         argv: Optional[Sequence[str]] = None,
         plan: Optional[Dict[str, Any]] = None,
         loss_scale: Optional[float] = None,
+        half_weights: bool = False,
 ) -> None:
     """Run a training.
 
@@ -65,6 +67,7 @@ def main(
         argv: Flags, `sys.argv[1:]` if None.
         plan: The launcher's decisions, for `run.json`; None if there was no launcher: they are made and printed here.
         loss_scale: Fixed loss scale of fp16 mixed precision, None for a dynamic one.
+        half_weights: fp16 weights with float32 masters (O2), with `--amp`.
 
     Raises:
         UsageError: The flags ask for something that cannot be done; nothing has been written.
@@ -95,6 +98,8 @@ def main(
     if args.fast_norm:
         set_fast_norm()
     model = build_model(args)
+    if half_weights:
+        use_half_weights(model)
     args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     if is_primary:
         num_params = sum(p.numel() for p in model.parameters())
@@ -165,6 +170,8 @@ def main(
     if args.distributed:
         device_ids = None if device.type == 'cpu' else [device]  # DDP takes no device ids on the CPU
         task.prepare_distributed(device_ids=device_ids, **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}))
+        if half_weights:
+            exchange_in_half(task.get_trainable_module())
 
     # schedule
     updates_per_epoch = math.ceil(len(train_loader) / args.grad_accum_steps)

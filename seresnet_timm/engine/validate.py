@@ -192,8 +192,8 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
         model, loader, args, device, autocast, model_dtype, args.log_freq, log_line,
         logger=_logger if is_primary else None, valid_labels=valid_labels, on_output=on_output)
     if args.record and is_primary:
-        write_json(args.record, dict(
-            images=len(loader.dataset), seconds=time.perf_counter() - start, top1=metrics['top1'], loss=metrics['loss']))
+        seconds = time.perf_counter() - start
+        write_json(args.record, dict(images=len(loader.dataset), seconds=seconds, **metrics))
     if real_labels is not None:
         metrics.update(top1=real_labels.get_accuracy(k=1), top5=real_labels.get_accuracy(k=5))
 

@@ -71,8 +71,8 @@ def _web_reader(base: str, tag: str) -> Callable[[str], bytes]:
     def read(name: str) -> bytes:
         url = f'{base.rstrip("/")}/{tag}/{name}'
         try:
-            # urllib takes proxies from HTTPS_PROXY and HTTP_PROXY
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            # takes proxies from HTTPS_PROXY and HTTP_PROXY
+            with urllib.request.build_opener().open(url, timeout=TIMEOUT) as response:
                 data = response.read(MAX_BYTES + 1)
                 announced = response.headers.get('Content-Length')
         except urllib.error.HTTPError as e:
@@ -83,10 +83,10 @@ def _web_reader(base: str, tag: str) -> Callable[[str], bytes]:
             reason = getattr(e, 'reason', None) or e
             raise RunError(f'{url} cannot be reached ({reason}): set HTTPS_PROXY, name a --mirror, or copy the scripts '
                            'here and use --from FILE_OR_DIR.')
-        if announced and announced.isdigit() and len(data) < int(announced):
-            raise RunError(f'{url} broke off after {len(data)} of {announced} bytes: try again.')
         if len(data) > MAX_BYTES:
             raise RunError(f'{url} is larger than a script can be ({MAX_BYTES} bytes): check --mirror.')
+        if announced and announced.isdigit() and len(data) < int(announced):
+            raise RunError(f'{url} broke off after {len(data)} of {announced} bytes: try again.')
         return data
     return read
 

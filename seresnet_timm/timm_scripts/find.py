@@ -39,8 +39,8 @@ def find(name: str, choice: str = 'auto') -> Script:
 
     Args:
         name: 'train.py' or 'validate.py'.
-        choice: 'bundled'; 'timm' for timm's own (the folder in TIMM_SCRIPTS, else the timm checkout that the installed
-            timm is linked to, else the verified cache); 'auto' for the same with the bundled script as the last
+        choice: 'bundled'; 'timm' for timm's own (the folder in TIMM_SCRIPTS, else the timm checkout that the
+            installed timm is linked to, else the verified cache); 'auto' for the same, and the bundled script as a last
             resort; or the path of a script or of a folder that holds it.
 
     Raises:
@@ -62,8 +62,8 @@ def find(name: str, choice: str = 'auto') -> Script:
         return _script(name, path, 'verified cache')
     if choice == 'timm':
         raise UsageError(
-            f"timm's {name} is not on this machine: get it with `seresnet-timm scripts fetch` (without internet: --from "
-            'FILE_OR_DIR), set TIMM_SCRIPTS to the folder that holds it, or name it with --scripts PATH.')
+            f"timm's {name} is not on this machine: get it with `seresnet-timm scripts fetch` (without internet: "
+            '--from FILE_OR_DIR), set TIMM_SCRIPTS to the folder that holds it, or name it with --scripts PATH.')
     return Script(name, None, "timm's own is not on this machine, see `seresnet-timm scripts`")
 
 

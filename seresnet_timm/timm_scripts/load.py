@@ -24,8 +24,9 @@ def patched_tree(script: Script) -> Tuple[ast.Module, List[Tuple[str, str]]]:
     if mismatch:
         version = f' {script.tag}' if script.tag else ''
         raise UsageError(
-            f"{script.path}: {mismatch}; this {script.name}{version} is not one the launcher knows. Use --scripts bundled, "
-            'get a known one with `seresnet-timm scripts fetch`, or run it yourself with --device-modules seresnet_timm.')
+            f'{script.path}: {mismatch}; this {script.name}{version} is not one the launcher knows. Use --scripts '
+            'bundled, get a known one with `seresnet-timm scripts fetch`, or run it yourself with --device-modules '
+            'seresnet_timm.')
     return tree, outcomes
 
 

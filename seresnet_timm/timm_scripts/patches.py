@@ -92,6 +92,24 @@ def scale_loss_on_npu(tree: ast.Module) -> str:
     return APPLIED
 
 
+def offer_half_weights(tree: ast.Module) -> str:
+    """Let `--amp-level O2` train with fp16 weights and float32 masters.
+
+    Upstream (lines 519 and 972): `model = create_model(...)`, `task.prepare_distributed(...)`.
+    Without: O1 (autocast) only.
+    Checked by: test_half_weights.py runs both scripts with it.
+    """
+    main = _function(tree, 'main')
+    assign = _assignment(main, 'model', 'create_model')
+    assign.value = _wrap(assign.value, '_seresnet_timm.prepare_model')
+    calls = [n for n in ast.walk(main) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
+             and ast.unparse(n.value.func) == 'task.prepare_distributed']
+    if len(calls) != 1:
+        raise PatchMismatch(f'{len(calls)} x `task.prepare_distributed(...)`, expected 1')
+    calls[0].value = _wrap(calls[0].value, '_seresnet_timm.prepare_ddp')
+    return APPLIED
+
+
 def keep_losses_on_device(tree: ast.Module) -> str:
     """Read the training loss when it is logged, not every step.
 
@@ -123,8 +141,8 @@ def evaluate_exactly(tree: ast.Module) -> str:
     expected = ['model', 'loader', 'loss_fn', 'args', 'device', 'amp_autocast', 'model_dtype', 'log_suffix']
     if names != expected:
         raise PatchMismatch(f'validate({", ".join(names)}), expected validate({", ".join(expected)})')
-    validate.body = ast.parse(
-        'return _seresnet_timm.validate(model, loader, args, device, amp_autocast, model_dtype, log_suffix, _logger)').body
+    call = '_seresnet_timm.validate(model, loader, args, device, amp_autocast, model_dtype, log_suffix, _logger)'
+    validate.body = [ast.copy_location(ast.Return(_expression(call)), validate.body[0])]
     return APPLIED
 
 
@@ -244,8 +262,8 @@ def evaluate_on_all_ranks(tree: ast.Module) -> str:
 
 PATCHES: Dict[str, Tuple[Callable[[ast.Module], str], ...]] = {
     'train.py': (
-        scale_loss_on_npu, keep_losses_on_device, evaluate_exactly, allow_ddp_on_cpu, seed_shuffle, save_atomically,
-        continue_history, record_epochs,
+        scale_loss_on_npu, offer_half_weights, keep_losses_on_device, evaluate_exactly, allow_ddp_on_cpu, seed_shuffle,
+        save_atomically, continue_history, record_epochs,
     ),
     'validate.py': (load_any_checkpoint, evaluate_on_all_ranks),
 }

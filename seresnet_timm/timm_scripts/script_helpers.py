@@ -18,11 +18,13 @@ from seresnet_timm.engine.loaders import seed_sampler
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
+from seresnet_timm.half_weights import exchange_in_half, use_half_weights
 
 __all__ = ['AtomicCheckpointSaver', 'seed_sampler']
 
 # set by the worker before the script runs
 loss_scale: Optional[float] = None
+half_weights = False
 plan: Dict[str, Any] = {}
 
 
@@ -34,6 +36,15 @@ def scales_loss(device: torch.device) -> bool:
 
 def create_loss_scaler(device: torch.device):
     return devices.create_loss_scaler(device, amp=True, amp_dtype='float16', loss_scale=loss_scale)[0]
+
+
+def prepare_model(model: torch.nn.Module) -> torch.nn.Module:
+    return use_half_weights(model) if half_weights else model
+
+
+def prepare_ddp(task) -> None:
+    if half_weights:
+        exchange_in_half(task.get_trainable_module())
 
 
 class DeviceMeter:
@@ -144,7 +155,8 @@ def init_distributed(args) -> torch.device:
     if args.distributed:
         for flag in ('real_labels', 'metrics_avg'):
             if getattr(args, flag):
-                raise UsageError(f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
+                raise UsageError(
+                    f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
     return device
 
 
