@@ -6,9 +6,7 @@ there: `--batch_size` counts the images of all devices, `--train_epochs` all epo
 import argparse
 import difflib
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
-
-import yaml
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.engine.arguments import Parser
 from seresnet_timm.errors import UsageError
@@ -144,6 +142,20 @@ def has_flag(argv: Sequence[str], *names: str) -> bool:
         for a in argv for n in names)
 
 
+def take_flag(argv: List[str], name: str) -> Optional[str]:
+    """Remove a flag from a command line; its last value, None if it is not there."""
+    value, i = None, 0
+    while i < len(argv):
+        if argv[i] == name and i + 1 < len(argv):
+            value = argv[i + 1]
+            del argv[i:i + 2]
+        elif argv[i].startswith(name + '='):
+            value = argv.pop(i)[len(name) + 1:]
+        else:
+            i += 1
+    return value
+
+
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 def recipes_dir() -> Path:
@@ -173,6 +185,8 @@ def preset_path(name: str) -> Path:
 
 def load_preset(name: str) -> Dict[str, Any]:
     """Settings of a preset, by timm's argument names."""
+    import yaml  # here, so that --help and a Python without it get their answer
+
     with open(preset_path(name)) as f:
         return yaml.safe_load(f)
 

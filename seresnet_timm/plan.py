@@ -174,6 +174,15 @@ def _apply_recipe(plan: Plan, recipe: Recipe) -> None:
         opts.batch_size = images
     if plan.verb == 'validate':
         return
+    # a recipe's schedule is the ModelZoo's: its --epochs counts the warm-up, its --lr moves the warm-up too
+    if not options.has_flag(rest, '--warmup-epochs', '--warmup-prefix', '--warmup-lr', '--sched'):
+        for name, flag, kind in (('train_epochs', '--epochs', int), ('learning_rate', '--lr', float)):
+            value = options.take_flag(rest, flag)
+            if value is not None:
+                try:
+                    setattr(opts, name, kind(value))
+                except ValueError:
+                    raise UsageError(f"{flag} takes a number, got '{value}'.")
     if opts.train_epochs is None and not options.has_flag(rest, '--epochs'):
         opts.train_epochs = recipe.epochs
     if opts.learning_rate is None and not options.has_flag(rest, '--lr', '--lr-base'):

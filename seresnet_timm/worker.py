@@ -35,7 +35,9 @@ def execute(job: Dict[str, Any]) -> None:
     Args:
         job: As from `job_of`.
     """
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    if 'TORCHELASTIC_RUN_ID' not in os.environ:
+        # ends loader workers too; a rank of torchrun's ends at once, even in the middle of a collective
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
     bind_cores(job)
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.profile import profiled
@@ -92,7 +94,7 @@ def bind_cores(job: Dict[str, Any]) -> None:
 
 
 def _exit_on_sigterm(_signum, _frame) -> None:
-    raise SystemExit(128 + signal.SIGTERM)  # unlike the default action, lets loader workers be stopped
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _die_with_parent() -> None:

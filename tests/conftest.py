@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0):
-    """Run `python -m seresnet_timm ...`, with `torchrun=n` on n processes."""
+    """Run `python -m seresnet_timm ...`, under torchrun on n processes; bundled scripts unless others are named."""
     launcher = [sys.executable, '-m']
     if torchrun:
         launcher += ['torch.distributed.run', '--standalone', f'--nproc-per-node={torchrun}', '-m']
     return subprocess.run(
         [*launcher, 'seresnet_timm', *map(str, argv)],
-        cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout,
+        cwd=cwd, env={**os.environ, 'TIMM_SCRIPTS': '', **(env or {})}, capture_output=True, text=True, timeout=timeout,
     )
 
 

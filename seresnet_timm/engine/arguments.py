@@ -9,8 +9,6 @@ import ast
 import difflib
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import yaml
-
 from seresnet_timm.errors import UsageError
 
 # Flags that only timm's own scripts implement, with timm's defaults (an args.yaml that timm wrote holds all of them).
@@ -356,6 +354,8 @@ def parse_args(
     Raises:
         UsageError: Unknown or unsupported flag, wrong value; unknown key or wrong type in the config.
     """
+    import yaml  # here, so that --help and a Python without it get their answer
+
     if parser.timm_script == 'train.py':
         config_parser = Parser(add_help=False, allow_abbrev=False)
         _add_config(config_parser)
@@ -386,6 +386,8 @@ def load_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
         UsageError: The file cannot be read, is not a mapping, or has unknown keys or values of a wrong type; all
             of them are named.
     """
+    import yaml
+
     try:
         with open(path) as f:
             config = yaml.safe_load(f)
