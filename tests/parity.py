@@ -29,7 +29,8 @@ CASES = {
         '--sched-on-updates', '--warmup-epochs', '1', '--grad-accum-steps', '3', '--clip-grad', '1.0', '--model-ema',
         '--model-ema-decay', '0.8', '--smoothing', '0.1', '--bce-loss', '--mixup', '0.2', '--cutmix', '1.0',
         '--mixup-off-epoch', '2', '--aa', 'rand-m5-mstd0.5', '--reprob', '0.25', '--drop-path', '0.05', '--drop', '0.1',
-        '--scale', '0.5', '1.0', '--color-jitter', '0.3', '--train-interpolation', 'random', '-vb', '16',
+        '--scale', '0.5', '1.0', '--color-jitter', '0.3', '--workers', '2',
+        '--train-interpolation', 'random', '-vb', '16',
     ],
     # learning rate from its base, another schedule and optimizer, adaptive clipping, no prefetcher, channels last
     'other': [

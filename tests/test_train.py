@@ -161,7 +161,7 @@ def run_until_epoch(epochs: int, data: Path, output: Path) -> Path:
     """A run of the same flags whose process is killed once `epochs` epochs are saved."""
     process = subprocess.Popen(
         [sys.executable, '-m', 'seresnet_timm', *map(str, train_flags(data, output, *RESUMED))],
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        env={**os.environ, 'TIMM_SCRIPTS': ''}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.time() + 120
     record = output / 'run' / 'run.json'
     while not (record.exists() and len(json.loads(record.read_text())['epochs']) >= epochs):
@@ -318,7 +318,7 @@ def test_progress_bar_on_a_terminal(few_digits, tmp_path):
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 120, 0, 0))
     process = subprocess.Popen(
         [sys.executable, '-m', 'seresnet_timm', *map(str, train_flags(few_digits, tmp_path, '--epochs', 1))],
-        stdin=slave, stdout=slave, stderr=slave)
+        env={**os.environ, 'TIMM_SCRIPTS': ''}, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     output = b''
     while True:

@@ -3,6 +3,8 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 
@@ -126,6 +128,56 @@ def seed_sampler(loader, seed: int):
     """Let the shuffle of several processes depend on the seed; timm leaves it at 0, whatever --seed says."""
     if isinstance(loader.sampler, DistributedSampler):
         loader.sampler.seed = seed
+    return loader
+
+
+class _Started:
+    """A DataLoader whose worker processes run already; its first pass is the one that they are working on."""
+
+    def __init__(self, loader: DataLoader, keep_rng: bool):
+        self._loader = loader
+        self._draw_later = keep_rng
+        state = torch.get_rng_state()
+        self._first = iter(loader)
+        if keep_rng:
+            torch.set_rng_state(state)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self):
+        first, self._first = self._first, None
+        if first is None:
+            return iter(self._loader)
+        if self._draw_later:
+            torch.empty((), dtype=torch.int64).random_()  # the workers' seed, which a DataLoader draws when it starts
+        return first
+
+
+def start_workers(loader, keep_rng: bool = False):
+    """Start a loader's worker processes now, not at its first pass.
+
+    Workers are forked, and a fork while a thread of torch.distributed's takes or drops Python's lock can deadlock the
+    new process for good (seen with CPython 3.11 and gloo, once in a hundred runs): start them before the first
+    collective.
+
+    Args:
+        loader: As from `train_loader` or `eval_loader`; its sampler must know its epoch.
+        keep_rng: Leave the random state as if the workers started at the first pass.
+
+    Returns:
+        The loader to use from now on.
+    """
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if type(inner) is not DataLoader or not inner.persistent_workers:
+        return loader
+    started = _Started(inner, keep_rng)
+    if inner is loader:
+        return started
+    loader.loader = started
     return loader
 
 

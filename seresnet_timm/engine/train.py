@@ -162,6 +162,14 @@ def main(
         if args.resume:
             load_task_ema_checkpoint(task, args.resume)
 
+    start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
+    if args.resume and not args.no_resume_opt:
+        restore_random_state(args, device)
+    loaders.set_epoch(train_loader, start_epoch)
+    train_loader = loaders.start_workers(train_loader)
+    if eval_loader is not None:
+        eval_loader = loaders.start_workers(eval_loader, keep_rng=True)
+
     # compile before DDP wraps, so that evaluation can use the compiled model
     if args.torchcompile:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
@@ -182,7 +190,6 @@ def main(
         **scheduler_kwargs(args, decreasing_metric=decreasing_metric),
         updates_per_epoch=updates_per_epoch,
     )
-    start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     if lr_scheduler is not None and start_epoch > 0:
         if args.sched_on_updates:
             lr_scheduler.step_update(start_epoch * updates_per_epoch)
@@ -224,9 +231,6 @@ def main(
         _logger.info(f'Output: {output_dir}')
         if args.log_wandb:
             start_wandb(args, exp_name)
-
-    if args.resume and not args.no_resume_opt:
-        restore_random_state(args, device)
 
     results = []
     try:
