@@ -136,6 +136,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         where = f' (rank {rank})' if rank.isdigit() else ''
         print(f'seresnet-timm: error{where}: {e}', file=sys.stderr)
         sys.exit(e.exit_code)
+    except RuntimeError as e:
+        if 'backend extension: torch_npu' not in str(e):
+            raise
+        print('seresnet-timm: error: torch_npu does not load, and torch with it: source the set_env.sh of CANN first, '
+              'or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to work without the NPU.', file=sys.stderr)
+        sys.exit(1)
     except ModuleNotFoundError as e:
         if e.name not in ('torch', 'timm', 'torchvision', 'yaml', 'numpy', 'PIL', 'safetensors', 'tqdm'):
             raise

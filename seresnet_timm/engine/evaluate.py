@@ -1,8 +1,9 @@
 """The evaluation loop that train.py and validate.py share: every image counts once, on any number of processes."""
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
@@ -88,11 +89,22 @@ def evaluate(
                     short=f'loss {so_far["loss"]:.3f}, top1 {so_far["top1"]:.2f}',
                     is_last=batch_idx == last_idx,
                 )
-    return evaluator.compute(distributed=args.distributed)
+    return _metrics(*_over_all_ranks(evaluator)) if args.distributed else evaluator.compute()
+
+
+def _over_all_ranks(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Sums of all ranks. HCCL takes no float64: the loss travels as two float32 whose sum it is."""
+    high = evaluator.loss_sum.float()
+    parts = torch.stack([high, (evaluator.loss_sum - high).float()])
+    gathered = [torch.empty_like(parts) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, parts)
+    counts = evaluator.counts.clone()
+    dist.all_reduce(counts)
+    return torch.stack(gathered).cpu().double().sum(), counts
 
 
 def _metrics(loss_sum: torch.Tensor, counts: torch.Tensor) -> Dict[str, float]:
-    """Metrics of one batch, from what it added to the evaluator's sums."""
+    """Metrics from sums of the evaluator's."""
     count, top1, top5 = counts.tolist()
     count = max(1, count)  # a batch of nothing but the sampler's padding
     return {'loss': loss_sum.item() / count, 'top1': 100 * top1 / count, 'top5': 100 * top5 / count}
