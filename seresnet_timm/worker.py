@@ -35,9 +35,6 @@ def execute(job: Dict[str, Any]) -> None:
     Args:
         job: As from `job_of`.
     """
-    if 'TORCHELASTIC_RUN_ID' not in os.environ:
-        # ends loader workers too; a rank of torchrun's ends at once, even in the middle of a collective
-        signal.signal(signal.SIGTERM, _exit_on_sigterm)
     bind_cores(job)
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.profile import profiled
@@ -91,10 +88,6 @@ def bind_cores(job: Dict[str, Any]) -> None:
         return
     share, rank = len(cores) // ranks, int(os.environ['LOCAL_RANK'])
     os.sched_setaffinity(0, cores[rank * share:(rank + 1) * share])
-
-
-def _exit_on_sigterm(_signum, _frame) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _die_with_parent() -> None:

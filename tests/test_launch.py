@@ -209,7 +209,8 @@ def test_signals_end_every_process(few_digits, tmp_path, nproc, signum):
     else:
         process.send_signal(signum)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == (130 if signum == signal.SIGINT else 143)
+    # a single process dies of SIGTERM itself, which a shell reports as 143 too
+    assert process.returncode in ((130,) if signum == signal.SIGINT else (143, -signal.SIGTERM))
     assert 'Traceback' not in stderr, stderr
     if nproc == 2:
         assert f'Stopped by {signum.name}: all processes of this node have ended' in stderr
