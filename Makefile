@@ -1,7 +1,8 @@
 # make demo | test | lint: each installs what it needs into .venv first
 PYTHON ?= python3
-VENV ?= .venv
-DEMO ?= demo
+# not from the environment, as `demo` and `clean` remove them: make demo DEMO=...
+VENV := .venv
+DEMO := demo
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean

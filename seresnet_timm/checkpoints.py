@@ -77,8 +77,9 @@ def weights_of(checkpoint: Dict[str, Any], model: nn.Module, use_ema: bool = Fal
         model: Model to name them for; SE-ResNets accept the names of ModelZoo and torchvision.
         use_ema: Take the moving average if there is one.
     """
-    if use_ema and checkpoint.get('state_dict_ema') is not None:
-        checkpoint = {'state_dict': checkpoint['state_dict_ema']}
+    for key in ('state_dict_ema', 'model_ema'):
+        if use_ema and checkpoint.get(key) is not None:
+            checkpoint = {'state_dict': checkpoint[key]}
     if isinstance(model, SEResNet):
         return checkpoint_filter_fn(checkpoint, model)
     for key in ('state_dict', 'model'):

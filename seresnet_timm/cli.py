@@ -136,6 +136,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         where = f' (rank {rank})' if rank.isdigit() else ''
         print(f'seresnet-timm: error{where}: {e}', file=sys.stderr)
         sys.exit(e.exit_code)
+    except BrokenPipeError:  # the reader, e.g. `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except RuntimeError as e:
         if 'backend extension: torch_npu' not in str(e):
             raise

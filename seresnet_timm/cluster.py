@@ -1,7 +1,7 @@
 """Who started this process, and what they have already decided: torchrun, SLURM or MindCluster."""
 import re
 from dataclasses import dataclass
-from typing import Dict, Mapping, Optional
+from typing import Dict, Mapping, MutableMapping, Optional
 
 from seresnet_timm.errors import UsageError
 
@@ -38,9 +38,16 @@ def detect(env: Mapping[str, str]) -> Optional[Cluster]:
         return _mindcluster(env)
     if all(env.get(v, '').isdigit() for v in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')) and 'MASTER_ADDR' in env:
         return Cluster('torchrun', is_rank=True)
-    if 'SLURM_PROCID' in env and int(env.get('SLURM_NTASKS', 1)) > 1:
+    if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1:  # set by srun only: a batch script is not one of the tasks
         return _slurm(env)
     return None
+
+
+def forget(env: MutableMapping[str, str]) -> None:
+    """Remove a scheduler's variables of ranks, which torch and timm would take for those of this process."""
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE',
+                 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'):
+        env.pop(name, None)
 
 
 def _mindcluster(env: Mapping[str, str]) -> Cluster:
@@ -57,7 +64,7 @@ def _mindcluster(env: Mapping[str, str]) -> Cluster:
 
 def _slurm(env: Mapping[str, str]) -> Cluster:
     """SLURM's srun: one task a node launches that node's ranks, several tasks a node are the ranks themselves."""
-    ntasks, nnodes = int(env['SLURM_NTASKS']), int(env.get('SLURM_NNODES', env.get('SLURM_JOB_NUM_NODES', 1)))
+    ntasks, nnodes = int(env['SLURM_STEP_NUM_TASKS']), int(env.get('SLURM_NNODES', env.get('SLURM_JOB_NUM_NODES', 1)))
     nodelist = env.get('SLURM_STEP_NODELIST') or env.get('SLURM_JOB_NODELIST') or env.get('SLURM_NODELIST', '')
     master_addr = env.get('MASTER_ADDR') or first_host(nodelist)
     # every node computes the same port; jobs on the same nodes differ
@@ -66,7 +73,7 @@ def _slurm(env: Mapping[str, str]) -> Cluster:
         return Cluster('SLURM', is_rank=False, nnodes=nnodes, node_rank=int(env['SLURM_NODEID']),
                        master_addr=master_addr, master_port=master_port)
     return Cluster('SLURM', is_rank=True, nnodes=nnodes, rank_env={
-        'RANK': env['SLURM_PROCID'], 'LOCAL_RANK': env['SLURM_LOCALID'], 'WORLD_SIZE': env['SLURM_NTASKS'],
+        'RANK': env['SLURM_PROCID'], 'LOCAL_RANK': env['SLURM_LOCALID'], 'WORLD_SIZE': env['SLURM_STEP_NUM_TASKS'],
         'MASTER_ADDR': master_addr, 'MASTER_PORT': str(master_port),
     })
 

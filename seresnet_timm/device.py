@@ -101,7 +101,11 @@ class StaticScaler(NativeScaler):
     """timm's NativeScaler with a fixed loss scale, as the reference has (1024)."""
 
     def __init__(self, device: str, loss_scale: float):
-        self._scaler = StaticGradScaler(device=device, init_scale=loss_scale)
+        self._loss_scale = float(loss_scale)
+        self._scaler = StaticGradScaler(device=device, init_scale=self._loss_scale)
+
+    def load_state_dict(self, state_dict) -> None:
+        super().load_state_dict(dict(state_dict, scale=self._loss_scale))  # what is asked for, not what was saved
 
 
 def create_loss_scaler(

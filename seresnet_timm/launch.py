@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Optional, Sequence
 
-from seresnet_timm import options
+from seresnet_timm import cluster, options
 from seresnet_timm import plan as planning
 from seresnet_timm.engine import arguments
 
@@ -31,18 +31,20 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
     # from here on torch and timm are needed; what could be refused without them has been
     from seresnet_timm import preflight, processes, worker
     if plan.rank('LOCAL_RANK') == 0:  # once a node
-        preflight.check(plan.verb, plan.args)
+        preflight.check(plan.verb, plan.args, bundled=plan.script.path is None)
     if plan.rank('RANK') == 0 and (plan.node_rank == 0 or plan.opts.dry_run):
         print_plan(plan)
     if plan.opts.dry_run:
         print('Dry run: nothing was started.')
         return
 
-    if plan.recipe and plan.verb == 'validate':
-        folder = Path('output/validate') / time.strftime(f'%Y%m%d-%H%M%S-{plan.args.model}')
-        folder.mkdir(parents=True)
+    if plan.recipe and plan.verb == 'validate' and plan.rank('RANK') == 0 and plan.node_rank == 0:
+        folder = Path('output/validate') / time.strftime(f'%Y%m%d-%H%M%S-{os.getpid()}')
+        folder.mkdir(parents=True, exist_ok=True)
         plan.record = str(folder / 'evaluation.json')
     if plan.is_rank or plan.world_size == 1:
+        if not plan.is_rank:
+            cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
         os.environ.update((plan.job.rank_env or {}) if plan.job else {})
         worker.execute(worker.job_of(plan))
     else:

@@ -198,6 +198,8 @@ def as_flags(settings: Dict[str, Any]) -> List[str]:
         flag = '--' + key.replace('_', '-')
         if value is True:
             flags.append(flag)
+        elif value == [] or value == {}:
+            continue  # argparse has no empty list
         elif isinstance(value, dict):
             flags += [flag, *(f'{k}={_python_literal(v)}' for k, v in value.items())]
         elif isinstance(value, list):
@@ -225,18 +227,30 @@ def modelzoo_schedule(epochs: int, warm_up: int, lr: float) -> Dict[str, Any]:
     return dict(epochs=epochs, warmup_epochs=warm_up, warmup_prefix=False, lr=lr, warmup_lr=warmup_lr)
 
 
-def settings_for(verb: str, options: argparse.Namespace, world_size: int) -> Dict[str, Any]:
-    """Settings that presets and the ModelZoo's names give the script; the user's own flags come after them and win.
+def settings_for(
+        verb: str,
+        options: argparse.Namespace,
+        world_size: int,
+        config: Optional[Dict[str, Any]] = None,
+) -> Dict[str, Any]:
+    """Settings that a config and the ModelZoo's names give the script; the user's own flags come after them and win.
 
     Args:
         verb: 'train' or 'validate'.
         options: As from `split`.
         world_size: Processes of all nodes.
+        config: Settings of the preset or of the user's YAML file; None for those of the preset that `options` names.
 
     Raises:
         UsageError: `--batch_size` does not divide by the number of processes.
     """
-    settings = dict(load_preset(options.preset)) if options.preset else {}
+    if config is None:
+        config = load_preset(options.preset) if options.preset else {}
+    settings = dict(config)
+    if 'data' in settings:  # timm's positional argument, in an args.yaml
+        settings['data_dir'] = settings.get('data_dir') or settings['data']
+        del settings['data']
+    settings.pop('local_rank', None)
     if options.data_path is not None:
         settings['data_dir'] = options.data_path
     if options.batch_size is not None:

@@ -36,6 +36,8 @@ class Plan:
     args: Optional[argparse.Namespace] = None
     patches: List[Tuple[str, str]] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
+    config: Dict[str, Any] = field(default_factory=dict)
+    is_named: bool = False
     record: Optional[str] = None
 
     @property
@@ -77,21 +79,37 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     if verb == 'validate':
         rest = options.evaluate_flags(rest)
     script = find(f'{verb}.py', opts.scripts)
-    if script.path is None:
-        _check_flags_early(verb, opts, rest)
-
     plan = Plan(verb, opts, rest, recipe, script, cluster.detect(os.environ))
+    if script.path is None:
+        parser = _bundled_parser(verb)
+    else:
+        parser, plan.patches = _timms_parser(script)
+    plan.config = _load_config(plan, parser)
+    if script.path is None:
+        _check_flags_early(plan, parser)
     _resolve_nodes(plan)
     _resolve_processes(plan)
-    _resolve_script_argv(plan)
+    _resolve_script_argv(plan, parser)
     return plan
 
 
-def _check_flags_early(verb: str, opts: argparse.Namespace, rest: List[str]) -> None:
+def _load_config(plan: Plan, parser: argparse.ArgumentParser) -> Dict[str, Any]:
+    """Settings of the user's YAML config, taken off the command line, or of the preset."""
+    opts = plan.opts
+    for flag in ('-c', '--config') if plan.verb == 'train' else ():
+        path = options.take_flag(plan.rest, flag)
+        if path is not None:
+            return arguments.load_config(path, parser)
+    if plan.recipe and opts.preset is None:
+        opts.preset = PRESET
+    return options.load_preset(opts.preset) if opts.preset else {}
+
+
+def _check_flags_early(plan: Plan, parser: argparse.ArgumentParser) -> None:
     """Refuse what the bundled script would refuse before torch is imported, which takes seconds."""
-    any_size = argparse.Namespace(**dict(vars(opts), batch_size=None))
-    flags = options.as_flags(options.settings_for(verb, any_size, 1))
-    _parse_bundled(verb, flags + rest)
+    any_size = argparse.Namespace(**dict(vars(plan.opts), batch_size=None))
+    flags = options.as_flags(options.settings_for(plan.verb, any_size, 1, plan.config))
+    _parse(parser, flags + plan.rest)
 
 
 def _resolve_nodes(plan: Plan) -> None:
@@ -117,7 +135,8 @@ def _resolve_processes(plan: Plan) -> None:
         os.environ[name] = value  # before torch looks for devices
     from seresnet_timm import device as devices
 
-    plan.device, plan.device_reason = devices.select_device(opts.device or 'auto', must_exist=not opts.dry_run)
+    requested = opts.device or plan.config.get('device') or 'auto'
+    plan.device, plan.device_reason = devices.select_device(requested, must_exist=not opts.dry_run)
     kind, _, index = plan.device.partition(':')
     available = 0 if devices.why_unavailable(kind) else devices.device_count(kind)
     if plan.is_rank:
@@ -141,20 +160,25 @@ def _resolve_processes(plan: Plan) -> None:
     plan.world_size = plan.nproc * plan.nnodes
 
 
-def _resolve_script_argv(plan: Plan) -> None:
-    """The script's command line: preset and recipe, the ModelZoo's names translated, then the user's flags."""
+def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
+    """The script's command line: config and recipe, the ModelZoo's names translated, then the user's flags."""
     opts, rest, recipe = plan.opts, plan.rest, plan.recipe
     if recipe:
         _apply_recipe(plan, recipe)
-    settings = options.settings_for(plan.verb, opts, plan.world_size)
+    elif any(o is not None for o in (opts.train_epochs, opts.learning_rate, opts.warm_up_epochs)) and options.has_flag(
+            rest, '--epochs', '--lr', '--warmup-epochs', '--warmup-prefix', '--warmup-lr'):
+        raise UsageError("The ModelZoo's names of the schedule (--train_epochs, --learning-rate, --warm_up_epochs) and "
+                         "timm's (--epochs, --lr, --warmup-...) do not mix: use the one or the other.")
+    settings = options.settings_for(plan.verb, opts, plan.world_size, plan.config)
     if recipe and plan.device == 'cpu':
         _shrink_for_cpu(plan, settings)
-    plan.script_argv = options.as_flags(settings) + ['--device', plan.device] + rest
+    settings['device'] = plan.device
+    plan.script_argv = options.as_flags(settings) + rest
 
-    if plan.script.path is None:
-        plan.args = _parse_bundled(plan.verb, plan.script_argv)
-    else:
-        plan.args, plan.patches = _parse_timms(plan.script, plan.script_argv)
+    plan.args = _parse(parser, plan.script_argv)
+    if opts.amp_level == 'O2' and plan.verb == 'train' and plan.args.amp_dtype != 'float16':
+        raise UsageError(f'--amp-level O2 computes in float16, --amp-dtype is {plan.args.amp_dtype}: leave one out.')
+    plan.is_named = plan.verb == 'train' and bool(plan.args.experiment)
     if plan.verb == 'train' and not plan.args.experiment:
         # timm's own name for it, decided here so that the plan can show the folder
         size = plan.args.img_size or (plan.args.input_size or [224])[-1]
@@ -164,35 +188,37 @@ def _resolve_script_argv(plan: Plan) -> None:
 
 
 def _apply_recipe(plan: Plan, recipe: Recipe) -> None:
-    """Fill in what the recipe says and the user does not."""
+    """Fill in what the recipe says and neither the user's flags nor the user's config do."""
     opts, rest = plan.opts, plan.rest
-    if opts.preset is None and not options.has_flag(rest, '-c', '--config'):
-        opts.preset = PRESET
-    on_cpu = plan.device == 'cpu' and opts.batch_size is None and not options.has_flag(rest, '-b', '--batch-size')
-    images = CPU_IMAGES * plan.world_size if on_cpu else recipe.batch_size
-    if opts.batch_size is None and not options.has_flag(rest, '-b', '--batch-size'):
+    own = plan.config if opts.preset is None else {}  # a config of the user's
+    has_batch = options.has_flag(rest, '-b', '--batch-size') or 'batch_size' in own
+    images = CPU_IMAGES * plan.world_size if plan.device == 'cpu' and opts.batch_size is None else recipe.batch_size
+    if opts.batch_size is None and not has_batch:
         opts.batch_size = images
-    if plan.verb == 'validate':
+    if plan.verb == 'validate' or options.has_flag(rest, '--warmup-prefix', '--warmup-lr', '--sched') or 'sched' in own:
         return
     # a recipe's schedule is the ModelZoo's: its --epochs counts the warm-up, its --lr moves the warm-up too
-    if not options.has_flag(rest, '--warmup-epochs', '--warmup-prefix', '--warmup-lr', '--sched'):
-        for name, flag, kind in (('train_epochs', '--epochs', int), ('learning_rate', '--lr', float)):
-            value = options.take_flag(rest, flag)
-            if value is not None:
-                try:
-                    setattr(opts, name, kind(value))
-                except ValueError:
-                    raise UsageError(f"{flag} takes a number, got '{value}'.")
-    if opts.train_epochs is None and not options.has_flag(rest, '--epochs'):
+    for name, flag, kind in (
+            ('train_epochs', '--epochs', int), ('learning_rate', '--lr', float),
+            ('warm_up_epochs', '--warmup-epochs', int)):
+        value = options.take_flag(rest, flag)
+        if value is not None:
+            try:
+                setattr(opts, name, kind(value))
+            except ValueError:
+                raise UsageError(f"{flag} takes a number, got '{value}'.")
+    if opts.train_epochs is None and 'epochs' not in own:
         opts.train_epochs = recipe.epochs
-    if opts.learning_rate is None and not options.has_flag(rest, '--lr', '--lr-base'):
-        opts.learning_rate = recipe.lr * images / recipe.batch_size
+    if opts.learning_rate is None and 'lr' not in own and not options.has_flag(rest, '--lr-base'):
+        opts.learning_rate = recipe.lr * (recipe.lr_share(images) if not has_batch else 1)
 
 
 def _shrink_for_cpu(plan: Plan, settings: Dict[str, Any]) -> None:
     """On a CPU a recipe shows that everything works: small images, float32, unless the user says otherwise."""
-    shrunk = {k: v for k, v in CPU_SIZE.items() if not options.has_flag(plan.rest, '--' + k.replace('_', '-'))}
-    if options.has_flag(plan.rest, '--input-size'):
+    own = plan.config if plan.opts.preset is None else {}
+    shrunk = {k: v for k, v in CPU_SIZE.items()
+              if k not in own and not options.has_flag(plan.rest, '--' + k.replace('_', '-'))}
+    if options.has_flag(plan.rest, '--input-size') or 'input_size' in own:
         shrunk.pop('img_size', None)
     if options.has_flag(plan.rest, '-j'):
         shrunk.pop('workers', None)
@@ -203,13 +229,12 @@ def _shrink_for_cpu(plan: Plan, settings: Dict[str, Any]) -> None:
                       'with the batch): a test that it works, not a training for ImageNet. Your flags win.')
 
 
-def _parse_bundled(verb: str, argv: List[str]) -> argparse.Namespace:
-    make = arguments.train_parser if verb == 'train' else arguments.validate_parser
-    return arguments.parse_args(make(), argv, suggestions=options.launcher_flags())[0]
+def _bundled_parser(verb: str) -> argparse.ArgumentParser:
+    return arguments.train_parser() if verb == 'train' else arguments.validate_parser()
 
 
-def _parse_timms(script: Script, argv: List[str]) -> Tuple[argparse.Namespace, List[Tuple[str, str]]]:
-    """Arguments as timm's script parses them, with one-sentence errors; and what the patches made of the script."""
+def _timms_parser(script: Script) -> Tuple[argparse.ArgumentParser, List[Tuple[str, str]]]:
+    """Parser of timm's script, with one-sentence errors; and what the patches made of the script."""
     from seresnet_timm.timm_scripts.load import load, patched_tree
     parser = load(script).parser
 
@@ -217,8 +242,11 @@ def _parse_timms(script: Script, argv: List[str]) -> Tuple[argparse.Namespace, L
         raise UsageError(f'{message[:1].upper()}{message[1:]}.')
     parser.error = error
     parser.timm_script = script.name
-    args, _ = arguments.parse_args(parser, argv, suggestions=options.launcher_flags())
-    return args, patched_tree(script)[1]
+    return parser, patched_tree(script)[1]
+
+
+def _parse(parser: argparse.ArgumentParser, argv: List[str]) -> argparse.Namespace:
+    return arguments.parse_args(parser, argv, suggestions=options.launcher_flags())[0]
 
 
 def describe(plan: Plan) -> List[Tuple[str, str]]:

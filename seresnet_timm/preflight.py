@@ -7,6 +7,7 @@ from typing import List, Optional, Set, Tuple
 
 import timm
 from timm.data.readers.img_extensions import get_img_extensions
+from timm.layers import convert_splitbn_model
 from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name, split_model_name_tag
 from timm.optim import list_optimizers
 
@@ -19,12 +20,13 @@ EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
 
 
-def check(verb: str, args) -> None:
+def check(verb: str, args, bundled: bool = True) -> None:
     """Check the arguments of a script against the machine, the data and the files they name.
 
     Args:
         verb: 'train' or 'validate'.
         args: Parsed arguments of the script.
+        bundled: The script is the package's own, not timm's.
 
     Raises:
         UsageError: Something is wrong; every problem found is named.
@@ -35,10 +37,16 @@ def check(verb: str, args) -> None:
         except ImportError as e:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
 
+    if verb == 'validate' and (args.model == 'all' or set('*?[') & set(args.model) or os.path.isfile(args.model)):
+        if bundled:
+            raise UsageError(f"--model {args.model}: the bundled validate.py evaluates one model; timm's takes several "
+                             '(--scripts timm).')
+        return  # timm's script finds the models, and what they need
+
     problems: List[str] = []
     for step in (_check_model, _check_data) + (
             (_check_optimizer, _check_output, _check_train_weights) if verb == 'train' else
-            (_check_results_file, _check_checkpoint)):
+            (_check_results_file, _check_labels, _check_checkpoint)):
         try:
             step(args)
         except UsageError as e:
@@ -65,8 +73,11 @@ def _check_model(args) -> None:
     if tag and tag not in tags:
         raise UsageError(f"Model {arch} has no weights '{tag}': there are {', '.join(tags) or 'none'}.")
     cfg = get_pretrained_cfg(name, allow_unregistered=True)
-    if args.pretrained and not getattr(args, 'pretrained_path', None) and not (cfg and cfg.has_weights):
+    has_weights = cfg is not None and cfg.has_weights
+    if args.pretrained and not getattr(args, 'pretrained_path', None) and not has_weights:
         raise UsageError(f'There are no pretrained weights for {args.model}: leave out --pretrained.')
+    if hasattr(args, 'checkpoint') and not args.checkpoint and not has_weights:
+        raise UsageError(f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.')
 
 
 def _num_classes(args) -> Optional[int]:
@@ -124,50 +135,60 @@ def _check_split(root: Path, flag: str, split: str, args) -> Tuple[Path, Set[str
     folder = next((root / n for n in names if (root / n).exists()), None)
     if folder is None:
         if _classes(root)[0] and not any((root / n).exists() for n in TRAIN_NAMES + EVAL_NAMES) and flag == '--split':
-            return _check_folder(root)  # validate on a folder that is itself a split
+            return _check_folder(root, args)  # validate on a folder that is itself a split
         # timm would read the whole of the root instead, training images included
         way_out = " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
         wanted = ' or '.join(names[:3])
         raise UsageError(f'Dataset {root} has no folder {wanted}: add it, name it with {flag}{way_out}.')
-    return _check_folder(folder)
+    return _check_folder(folder, args)
 
 
-def _check_folder(folder: Path) -> Tuple[Path, Set[str]]:
+def _check_folder(folder: Path, args) -> Tuple[Path, Set[str]]:
     if not folder.is_dir():
         raise UsageError(f'{folder} is a file, not a folder of classes.')
-    labels, empty = _classes(folder)
+    labels, empty, stray = _classes(folder)
+    if stray:
+        # timm makes them a class of their own, before all others
+        raise UsageError(f'{stray} lies outside the class folders of {folder}: move it into one, or away.')
     if not labels:
         kinds = ', '.join(get_img_extensions())
         raise UsageError(f'{folder} has no image ({kinds}) in class folders: check --data-dir.')
-    if empty:
+    if empty and not args.class_map:
         # timm numbers only folders with images in them, so that a missing class shifts the labels after it
         raise UsageError(f'{_few(sorted(empty))} has no image in it: fill or remove it, as classes would be numbered '
                          'differently in train and val.')
     return folder, labels
 
 
-def _classes(folder: Path) -> Tuple[Set[str], List[str]]:
-    """Names of the folders below `folder` that hold an image (timm's labels), and paths of leaves that hold none."""
+def _classes(folder: Path) -> Tuple[Set[str], List[str], Optional[str]]:
+    """What timm finds below a folder.
+
+    Returns:
+        Names of the folders that hold an image (timm's labels), paths of leaves that hold none (hidden ones aside), and
+        an image that lies in no class folder, if there is one.
+    """
     extensions = get_img_extensions(as_set=True)
-    labels, empty = set(), []
+    labels, empty, stray = set(), [], []
 
     def visit(path: str, is_root: bool) -> None:
-        subfolders = []
+        subfolders, has_image = [], False
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    if not entry.name.startswith('.'):
-                        subfolders.append(entry.path)
-                elif not is_root and os.path.splitext(entry.name)[1].lower() in extensions:
-                    labels.add(os.path.basename(path))
-                    return  # one image is enough: a folder of ImageNet holds 1,300
-        if not subfolders and not is_root:
+                    subfolders.append(entry.path)
+                elif not has_image and os.path.splitext(entry.name)[1].lower() in extensions:
+                    has_image = True
+                    if is_root:
+                        stray.append(entry.path)
+        if has_image and not is_root:
+            labels.add(os.path.basename(path))
+        elif not subfolders and not is_root and not os.path.basename(path).startswith('.'):
             empty.append(path)
         for subfolder in subfolders:
             visit(subfolder, is_root=False)
 
     visit(str(folder), is_root=True)
-    return labels, empty
+    return labels, empty, stray[0] if stray else None
 
 
 def _check_same_classes(train: Tuple[Path, Set[str]], val: Tuple[Path, Set[str]]) -> None:
@@ -184,6 +205,8 @@ def _few(names: List[str], limit: int = 3) -> str:
 
 
 def _check_optimizer(args) -> None:
+    if args.eval_metric not in ('loss', 'top1', 'top5'):
+        raise UsageError(f"Unknown --eval-metric '{args.eval_metric}': there are top1, top5 and loss.")
     name = args.opt.lower()
     known = list_optimizers()
     if (name[len('lookahead_'):] if name.startswith('lookahead_') else name) not in known:
@@ -220,6 +243,20 @@ def _check_results_file(args) -> None:
         _check_writable(path.parent, '--results-file')
 
 
+def _check_labels(args) -> None:
+    real, valid = getattr(args, 'real_labels', ''), getattr(args, 'valid_labels', '')
+    for flag, path in (('--real-labels', real), ('--valid-labels', valid)):
+        if path and not os.path.isfile(path):
+            raise UsageError(f'{flag} {path} does not exist.')
+    if valid:
+        with open(valid) as f:
+            lines = [line.strip() for line in f if line.strip()]
+        num_classes = _num_classes(args)
+        bad = next((x for x in lines if not x.isdigit() or num_classes is not None and int(x) >= num_classes), None)
+        if bad is not None or not lines:
+            raise UsageError(f"--valid-labels {valid}: class indices below {num_classes}, one a line, got '{bad}'.")
+
+
 def _check_train_weights(args) -> None:
     if args.resume:
         _check_fits(args.resume, args, resume=True)
@@ -243,6 +280,8 @@ def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) ->
     if source is None and not timm.is_model(split_model_name_tag(name)[0]):
         return
     model = create_model(args)
+    if resume and getattr(args, 'split_bn', False):
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
     weights = checkpoints.weights_of(checkpoint, model, use_ema)
     misfit = checkpoints.describe_misfit(weights, model, checkpoints.saved_arch(checkpoint, args.model))
     if misfit:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
-from seresnet_timm import worker
+from seresnet_timm import cluster, worker
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import write_json
 from seresnet_timm.plan import Plan
@@ -80,8 +80,7 @@ def _torchrun_argv(plan: Plan, log_dir: Path) -> List[str]:
 
 def _set_environment(plan: Plan) -> None:
     """Environment of the ranks; what the user has set stays."""
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE'):
-        os.environ.pop(name, None)  # MindCluster's, which mean something else there
+    cluster.forget(os.environ)
     cores = len(os.sched_getaffinity(0))
     # the CPU computes with all cores; elsewhere a rank's own threads have little to do
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores // plan.nproc)) if plan.device == 'cpu' else '1')
@@ -122,20 +121,20 @@ def _check_port(plan: Plan) -> None:
     """Node 0 listens at the port: it must be free."""
     if plan.node_rank != 0:
         return
-    address, port = plan.master_addr or '127.0.0.1', plan.master_port or DEFAULT_PORT
+    port = plan.master_port or DEFAULT_PORT
     try:
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind((address, port))
+            s.bind(('', port))  # as torch does; the master's address may be a service's, as in Kubernetes
     except OSError as e:
-        if e.errno == errno.EADDRINUSE:
-            raise UsageError(f'Port {port} is in use: name a free one with --master-port, the same on every node.')
-        raise UsageError(f'Node 0 cannot listen at {address}:{port} ({e.strerror}): --master-addr is an address of '
-                         'this machine, the same on every node.')
+        raise UsageError(f'Port {port} cannot be used ({e.strerror}), it is in use or reserved: name a free one with '
+                         '--master-port, the same on every node.')
 
 
 def _log_dir(plan: Plan) -> Path:
-    base = plan.output_dir if plan.output_dir is not None else Path(tempfile.mkdtemp(prefix='seresnet_timm-'))
+    # the name that node 0 chooses for the run is not known on the other nodes
+    knows_folder = plan.output_dir is not None and (plan.node_rank == 0 or plan.is_named)
+    base = plan.output_dir if knows_folder else Path(tempfile.mkdtemp(prefix='seresnet_timm-'))
     folder = base / 'logs' / f'node{plan.node_rank}'
     folder.mkdir(parents=True, exist_ok=True)
     return folder

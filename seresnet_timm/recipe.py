@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from seresnet_timm.errors import RunError
 from seresnet_timm.files import atomic_path
 
 NETWORK = 'SE_Resnet50'  # the ModelZoo's spelling, part of its log's name
@@ -31,6 +32,10 @@ class Recipe:
     lr: float = 0.6
     epochs: int = 2
     nproc: Optional[int] = None
+
+    def lr_share(self, images: int) -> float:
+        """Factor of the learning rate at another number of images a step."""
+        return images / self.batch_size
 
 
 PRESET = 'seresnet50_ascend'
@@ -68,8 +73,11 @@ def train_result(run_dir: str, seconds: float) -> Dict[str, Any]:
     """
     from seresnet_timm.run_record import read_record  # imports torch
 
+    summary = Path(run_dir) / 'summary.csv'
+    if not summary.is_file():
+        raise RunError(f'No epoch was trained and evaluated in {run_dir}: the run was complete before, or was stopped.')
     record = read_record(run_dir)
-    with open(Path(run_dir) / 'summary.csv', newline='') as f:
+    with open(summary, newline='') as f:
         last = list(csv.DictReader(f))[-1]
     return {
         'fps': record['epochs'][-1]['fps'],

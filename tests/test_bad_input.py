@@ -96,6 +96,28 @@ def test_different_classes(capsys, tree, tmp_path):
     assert f'3, 9 only in {tree}/train' in message and f'nine only in {tree}/val' in message
 
 
+@pytest.mark.parametrize('path', ('train/stray.jpg', 'val/stray.jpg'))
+def test_image_outside_the_classes(capsys, tree, tmp_path, path):
+    """timm would number it as a class of its own and shift the labels of that split."""
+    shutil.copy(next((tree / 'val' / '0').iterdir()), tree / path)
+    message = refuse_train(capsys, tree, tmp_path)
+    assert f'{tree}/{path} lies outside the class folders' in message
+
+
+@pytest.mark.parametrize('folder', ('.ipynb_checkpoints', '0/more'))
+def test_hidden_and_nested_folders_count_as_timm_counts_them(capsys, tree, tmp_path, folder):
+    (tree / 'train' / folder).mkdir()
+    shutil.copy(next((tree / 'val' / '0').iterdir()), tree / 'train' / folder)
+    assert f'{Path(folder).name} only in {tree}/train' in refuse_train(capsys, tree, tmp_path)
+
+
+def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
+    (tree / 'train' / 'lost').mkdir()
+    (tmp_path / 'map.txt').write_text('\n'.join(str(i) for i in range(10)))
+    message = refuse_train(capsys, tree, tmp_path, '--class-map', tmp_path / 'map.txt', '--opt', 'adamww')
+    assert 'did you mean adamw?' in message and 'lost' not in message
+
+
 def test_no_images(capsys, tree, tmp_path):
     for file in tree.rglob('*.jpg'):
         file.rename(file.with_suffix('.gif'))
@@ -124,6 +146,9 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('--opt', 'npu_fused_sgd'), "Unknown optimizer --opt 'npu_fused_sgd'"),
     (('--opt', 'adamww'), 'did you mean adamw?'),
     (('--sched', 'cosin'), 'did you mean cosine?'),
+    (('--eval-metric', 'acc1'), "Unknown --eval-metric 'acc1'"),
+    (('--amp-level', 'O2', '--amp-dtype', 'bfloat16'), '--amp-level O2 computes in float16'),
+    (('--warm_up_epochs', '3'), 'do not mix'),
     (('--label-smoothing', '0.1'), "Unknown flag '--label-smoothing': did you mean"),
     (('--epochs', 'two'), "invalid int value: 'two'"),
     (('--naflex-loader',), "--naflex-loader is a flag of timm's train.py that the bundled script does not have"),
@@ -237,6 +262,24 @@ def test_every_problem_is_named(capsys, tmp_path):
     message = refuse(capsys, *train_flags(tmp_path / 'nowhere', tmp_path / 'file' / 'out', '--model', 'resnet5O'))
     assert message.startswith('3 problems:')
     assert 'Unknown model' in message and 'does not exist' in message and 'is not a folder' in message
+
+
+@pytest.mark.parametrize('flags, hint', (
+    ((), 'no pretrained weights of seresnet18_ascend to evaluate: name some with --checkpoint'),
+    (('--model', 'resnet1*'), 'the bundled validate.py evaluates one model'),
+    (('--valid-labels', 'nowhere.txt'), '--valid-labels nowhere.txt does not exist'),
+    (('--real-labels', 'nowhere.json'), '--real-labels nowhere.json does not exist'),
+))
+def test_validate(capsys, tree, flags, hint):
+    assert hint in refuse(capsys, 'validate', '--data-dir', tree, '--model', 'seresnet18_ascend', '--num-classes', 10,
+                          '--device', 'cpu', *flags)
+
+
+def test_valid_labels_out_of_range(capsys, tree, tmp_path):
+    (tmp_path / 'labels.txt').write_text('1\n10\n')
+    message = refuse(capsys, 'validate', '--data-dir', tree, '--model', 'resnet18', '--num-classes', 10,
+                     '--device', 'cpu', '--valid-labels', tmp_path / 'labels.txt')
+    assert "class indices below 10, one a line, got '10'" in message
 
 
 def test_exit_code_of_the_process(tmp_path):

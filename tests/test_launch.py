@@ -92,6 +92,34 @@ def test_plan_names_script_hash_and_patches(few_digits, tmp_path):
     assert 'scale_loss_on_npu' in plan['patches'] and 'seed_shuffle' in plan['patches']
 
 
+@pytest.mark.parametrize('flags, precision, rate', (
+    ((), 'amp float16', '0.05, sgd, cosine over 7 epochs, 3 of warm-up'),
+    (('--amp-level', 'O0'), 'float32', '0.05, sgd, cosine over 7 epochs, 3 of warm-up'),
+    (('--learning-rate', 0.1), 'amp float16', '0.1, sgd, cosine over 7 epochs, 3 of warm-up'),
+    (('--train_epochs', 20), 'amp float16', '0.05, sgd, cosine over 20 epochs, 3 of warm-up'),
+    (('--lr', 0.2, '--epochs', 9), 'amp float16', '0.2, sgd, cosine over 9 epochs, 3 of warm-up'),
+))
+def test_config_is_the_base_of_everything(few_digits, tmp_path, flags, precision, rate):
+    (tmp_path / 'c.yaml').write_text('amp: true\nepochs: 7\nwarmup_epochs: 3\nlr: 0.05\nbatch_size: 8\ndevice: cpu\n'
+                                     'model: resnet18\nopt_kwargs: {}\nwandb_tags: []\nnum_classes: 10\n')
+    result = run_cli('train', '-c', tmp_path / 'c.yaml', '--data-dir', few_digits, '--dry-run', *flags)
+    plan = plan_of(result)
+    assert (plan['precision'], plan['learning rate']) == (precision, rate), result.stderr
+    assert plan['batch'] == '8 images a step: 8 x 1' and plan['device'].startswith('cpu (asked for')
+    assert result.stderr.startswith('Plan: train resnet18')
+
+
+def test_recipe_with_a_config_of_the_users(few_digits, tmp_path):
+    (tmp_path / 'c.yaml').write_text(
+        'epochs: 3\nwarmup_epochs: 1\nlr: 0.01\nbatch_size: 8\nimg_size: 64\namp: true\n')
+    result = run_cli('recipe', 'train_1p', f'--data_path={few_digits}', '--config', tmp_path / 'c.yaml',
+                     '--device', 'cpu', '--dry-run')
+    plan = plan_of(result)
+    assert plan['batch'] == '8 images a step: 8 x 1' and plan['precision'] == 'amp float16', result.stderr
+    assert plan['learning rate'] == '0.01, sgd, cosine over 3 epochs, 1 of warm-up'
+    assert 'img_size' not in plan['note'] and 'amp' not in plan['note'].split(':')[0]
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('flags, hint', (
@@ -124,12 +152,13 @@ def test_refused_by_the_parser_of_timms_script(few_digits, tmp_path):
 
 def test_port_in_use(few_digits, tmp_path):
     with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
+        s.bind(('', 0))
         s.listen()
         port = s.getsockname()[1]
         result = run_cli(*train_flags(few_digits, tmp_path / 'out', '--nproc', 2, '--master-port', port))
     assert result.returncode == 2
-    assert f'Port {port} is in use: name a free one with --master-port' in result.stderr
+    assert f'Port {port} cannot be used (Address already in use)' in result.stderr
+    assert 'name a free one with --master-port' in result.stderr
     assert not (tmp_path / 'out').exists()
 
 
@@ -268,12 +297,25 @@ def test_slurm_ranks(few_digits, tmp_path):
     """Two tasks as `srun --ntasks-per-node=2` starts them."""
     port = free_port()
     tasks = [start_cli(*train_flags(few_digits, tmp_path, '-b', 8, '--epochs', 1), env={
-        'SLURM_NTASKS': '2', 'SLURM_NNODES': '1', 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i), 'SLURM_NODEID': '0',
-        'SLURM_JOB_ID': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}) for i in range(2)]
+        'SLURM_STEP_NUM_TASKS': '2', 'SLURM_NTASKS': '2', 'SLURM_NNODES': '1', 'SLURM_PROCID': str(i),
+        'SLURM_LOCALID': str(i), 'SLURM_NODEID': '0', 'SLURM_JOB_ID': '1', 'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(port)}) for i in range(2)]
     outputs = [t.communicate(timeout=120) for t in tasks]
     assert [t.returncode for t in tasks] == [0, 0], outputs
     assert 'processes      2 (started by SLURM)' in outputs[0][1] and 'Plan' not in outputs[1][1]
     assert len(load(tmp_path / 'run' / 'last.pth.tar')['run_state']['rng']) == 2
+
+
+@pytest.mark.parametrize('env', (
+    {'LOCAL_RANK': '0,1', 'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '10.96.0.17'},
+    {'SLURM_PROCID': '0', 'SLURM_LOCALID': '0', 'SLURM_NTASKS': '2', 'SLURM_NNODES': '1'},
+), ids=('MindCluster', 'SLURM batch script'))
+def test_one_process_under_a_scheduler(few_digits, tmp_path, env):
+    """The scheduler's variables of ranks are not taken for those of this process."""
+    flags = train_flags(few_digits, tmp_path, '--nproc', 1, '--nnodes', 1, '--epochs', 1)
+    result = run_cli(*flags, env=env, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'run' / 'last.pth.tar').exists()
 
 
 # --- several machines -------------------------------------------------------------------------------------------------

@@ -108,7 +108,14 @@ def test_table_is_what_the_parser_takes():
 # --- who started this process -----------------------------------------------------------------------------------------
 
 def test_plain_shell():
-    assert cluster.detect({'HOME': '/root', 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}) is None
+    assert cluster.detect({'HOME': '/root', 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}) is None
+
+
+def test_slurm_batch_script_is_not_a_task():
+    env = {'SLURM_NTASKS': '16', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0', 'SLURM_NNODES': '2'}
+    assert cluster.detect(env) is None
+    cluster.forget(env)  # timm would take this process for rank 0 of 16 and wait for the others
+    assert env == {'SLURM_NNODES': '2'}
 
 
 def test_torchrun():
@@ -134,13 +141,13 @@ SLURM = {'SLURM_JOB_ID': '123456', 'SLURM_NNODES': '2', 'SLURM_NODEID': '1', 'SL
 
 
 def test_slurm_one_task_a_node():
-    job = cluster.detect({**SLURM, 'SLURM_NTASKS': '2'})
+    job = cluster.detect({**SLURM, 'SLURM_STEP_NUM_TASKS': '2'})
     assert (job.kind, job.is_rank, job.nnodes, job.node_rank, job.nproc) == ('SLURM', False, 2, 1, None)
     assert (job.master_addr, job.master_port) == ('npu03', 29500 + 456)
 
 
 def test_slurm_one_task_a_rank():
-    job = cluster.detect({**SLURM, 'SLURM_NTASKS': '16', 'SLURM_PROCID': '9', 'SLURM_LOCALID': '1'})
+    job = cluster.detect({**SLURM, 'SLURM_STEP_NUM_TASKS': '16', 'SLURM_PROCID': '9', 'SLURM_LOCALID': '1'})
     assert job.is_rank and job.rank_env == {
         'RANK': '9', 'LOCAL_RANK': '1', 'WORLD_SIZE': '16', 'MASTER_ADDR': 'npu03', 'MASTER_PORT': '29956'}
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -178,6 +179,55 @@ def test_checkpoint_of_another_optimizer(run, few_digits, tmp_path):
     result = run_cli(*flags)
     assert result.returncode == 2 and '--no-resume-opt' in result.stderr and not (tmp_path / 'run').exists()
     train(*flags, '--no-resume-opt', '--epochs', 3)
+
+
+def test_fixed_loss_scale_after_resume():
+    """The scale that is asked for, not the one in the checkpoint."""
+    from seresnet_timm.device import create_loss_scaler
+    device = torch.device('cpu')
+    saved = create_loss_scaler(device, True, 'float16', loss_scale=1024)[0].state_dict()
+    weight = torch.ones(1, requires_grad=True)
+    scaler, _ = create_loss_scaler(device, True, 'float16', loss_scale=64)
+    scaler.load_state_dict(saved)
+    for _ in range(2):
+        scaler(weight.sum(), torch.optim.SGD([weight], lr=0.1))
+        assert scaler.state_dict()['scale'] == 64
+
+
+def test_mixup_stays_off_after_resume(few_digits, tmp_path, monkeypatch):
+    """Worker processes that start after --mixup-off-epoch mix nothing."""
+    targets = []
+
+    def spy(epoch, task, loader, *args, **kwargs):
+        targets.extend(target.max().item() for _, target in loader)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(engine, 'train_one_epoch', spy)
+    flags = train_flags(few_digits, tmp_path, '--workers', 1, '--mixup', 0.8, '--smoothing', 0, '--mixup-off-epoch', 1)
+    for epoch, mixed in ((0, True), (1, False)):
+        targets.clear()
+        with pytest.raises(SystemExit):
+            engine.main([str(f) for f in flags[1:]] + ['--start-epoch', str(epoch)])
+        assert (min(targets) < 0.99) == mixed
+
+
+def test_damaged_checkpoint_among_others(run, few_digits, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    folder.mkdir()
+    data = (run[0] / 'last.pth.tar').read_bytes()
+    (folder / 'good.pth.tar').write_bytes(data)
+    for name in ('bad.pth.tar', 'tmp.pth.tar'):
+        (folder / name).write_bytes(data[:1000])
+    result = train(
+        'validate', '--data-dir', few_digits, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32,
+        '--device', 'cpu', '--workers', 0, '--checkpoint', folder)
+    assert [Path(r['checkpoint']).name for r in json.loads(result.stdout.split('--result')[1])] == ['good.pth.tar']
+    assert result.stderr.count('Left out: Checkpoint') == 1 and 'bad.pth.tar' in result.stderr
+
+
+def test_nothing_left_to_train(run, few_digits, tmp_path):
+    shutil.copytree(run[0], tmp_path / 'run')
+    result = train(*train_flags(few_digits, tmp_path, '--resume', tmp_path / 'run' / 'last.pth.tar'))
+    assert 'Nothing left to train: 2 of 2 epochs are done.' in result.stderr
 
 
 def test_modelzoo_checkpoint_as_initial_weights(few_digits, tmp_path):

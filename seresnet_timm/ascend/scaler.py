@@ -18,7 +18,13 @@ class NpuScaler(NativeScaler):
     """
 
     def __init__(self, loss_scale: Optional[float] = None):
+        self._loss_scale = None if loss_scale is None else float(loss_scale)
         if loss_scale is None:
             self._scaler = torch_npu.npu.amp.GradScaler()
         else:
-            self._scaler = torch_npu.npu.amp.GradScaler(init_scale=loss_scale, dynamic=False)
+            self._scaler = torch_npu.npu.amp.GradScaler(init_scale=self._loss_scale, dynamic=False)
+
+    def load_state_dict(self, state_dict) -> None:
+        if self._loss_scale is not None:
+            state_dict = dict(state_dict, scale=self._loss_scale)  # what is asked for, not what was saved
+        super().load_state_dict(state_dict)

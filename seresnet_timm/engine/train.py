@@ -166,6 +166,7 @@ def main(
     if args.resume and not args.no_resume_opt:
         restore_random_state(args, device)
     loaders.set_epoch(train_loader, start_epoch)
+    switch_mixup_off(train_loader, mixup_fn, start_epoch, args)  # workers that start now keep what they see now
     train_loader = loaders.start_workers(train_loader)
     if eval_loader is not None:
         eval_loader = loaders.start_workers(eval_loader, keep_rng=True)
@@ -232,6 +233,8 @@ def main(
         if args.log_wandb:
             start_wandb(args, exp_name)
 
+    if start_epoch >= num_epochs and is_primary:
+        _logger.info(f'Nothing left to train: {start_epoch} of {num_epochs} epochs are done.')
     results = []
     try:
         for epoch in range(start_epoch, num_epochs):
@@ -424,6 +427,15 @@ def restore_random_state(args, device: torch.device) -> None:
                      f'this run has {args.world_size}.')
 
 
+def switch_mixup_off(loader: Any, mixup_fn, epoch: int, args) -> None:
+    """End mixup when `--mixup-off-epoch` says so."""
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        if args.prefetcher and loader.mixup_enabled:
+            loader.mixup_enabled = False
+        elif mixup_fn is not None:
+            mixup_fn.mixup_enabled = False
+
+
 def train_one_epoch(
         epoch: int,
         task: ClassificationTask,
@@ -449,12 +461,7 @@ def train_one_epoch(
         RunError: The loss is no longer finite.
     """
     is_primary = utils.is_primary(args)
-    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        if args.prefetcher and loader.mixup_enabled:
-            loader.mixup_enabled = False
-        elif mixup_fn is not None:
-            mixup_fn.mixup_enabled = False
-
+    switch_mixup_off(loader, mixup_fn, epoch, args)
     model = task.get_trainable_module()
     model.train()
     second_order = getattr(optimizer, 'is_second_order', False)

@@ -71,12 +71,18 @@ def main(argv: Optional[Sequence[str]] = None, print_decisions: bool = True, rec
 
     if os.path.isdir(args.checkpoint):
         checkpoints = [f for pattern in ('*.pth.tar', '*.pth', '*.safetensors')
-                       for f in glob.glob(os.path.join(glob.escape(args.checkpoint), pattern))]
+                       for f in glob.glob(os.path.join(glob.escape(args.checkpoint), pattern))
+                       if os.path.basename(f) not in ('tmp.pth.tar', 'recovery_tmp.pth.tar')]  # a killed run's
         if not checkpoints:
             raise UsageError(f'{args.checkpoint} holds no checkpoint (.pth.tar, .pth or .safetensors).')
         results = []
         for args.checkpoint in sorted(checkpoints, key=utils.natural_key):
-            results.append(dict(validate_with_retry(args, device), checkpoint=args.checkpoint))
+            try:
+                results.append(dict(validate_with_retry(args, device), checkpoint=args.checkpoint))
+            except UsageError as e:
+                _logger.error(f'Left out: {e}')
+        if not results:
+            raise RunError(f'None of the {len(checkpoints)} checkpoints could be evaluated.')
         results.sort(key=lambda r: r['top1'], reverse=True)
     else:
         results = validate_with_retry(args, device)
@@ -102,6 +108,11 @@ def resolve_args(args) -> None:
         raise UsageError('--metrics-avg needs scikit-learn: pip install scikit-learn.')
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or 'out of memory' in text or "can't allocate memory" in text
+
+
 def validate_with_retry(args, device: torch.device) -> Dict[str, Any]:
     """Evaluate; with `--retry`, halve the batch size as long as the device runs out of memory."""
     batch_size = args.batch_size
@@ -109,7 +120,7 @@ def validate_with_retry(args, device: torch.device) -> Dict[str, Any]:
         try:
             return validate(args, device, batch_size)
         except RuntimeError as e:
-            if not utils.check_batch_size_retry(str(e)):
+            if not is_out_of_memory(e):
                 raise
             smaller = utils.decay_batch_step(batch_size)
             if not args.retry or not smaller:

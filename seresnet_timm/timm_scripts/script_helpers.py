@@ -151,6 +151,8 @@ def record_epoch(train_one_epoch: Callable) -> Callable:
 # --- validate.py ------------------------------------------------------------------------------------------------------
 
 def init_distributed(args) -> torch.device:
+    if dist.is_initialized():
+        return torch.device(args.device)  # the script evaluates several checkpoints
     device = utils.init_distributed_device(args)
     if args.distributed:
         for flag in ('real_labels', 'metrics_avg'):
