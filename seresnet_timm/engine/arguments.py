@@ -63,7 +63,7 @@ class TimmOnly(argparse.Action):
 
 def timm_only_message(flag: str, script: str) -> str:
     return (f"{flag} is a flag of timm's {script} that the bundled script does not have: run timm's own with "
-            f'`python {script} --device-modules seresnet_timm ...`.')
+            '--scripts timm (`seresnet-timm scripts fetch` gets it).')
 
 
 def train_parser(prog: Optional[str] = None) -> Parser:
