@@ -3,12 +3,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # one thread a process: results do not depend on the machine's cores, and test processes run side by side
 os.environ['OMP_NUM_THREADS'] = '1'
+# timm's scripts that the user has fetched are not what the tests mean by the bundled ones
+_cache = tempfile.TemporaryDirectory(prefix='seresnet_timm-')
+os.environ['XDG_CACHE_HOME'] = _cache.name
 
 ROOT = Path(__file__).resolve().parent.parent
 

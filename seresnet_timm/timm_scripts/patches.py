@@ -177,6 +177,22 @@ def seed_shuffle(tree: ast.Module) -> str:
     return APPLIED
 
 
+def start_workers_early(tree: ast.Module) -> str:
+    """Start the loaders' workers before the first collective, on several processes.
+
+    Upstream (lines 788 and 823): `loader_train = create_loader(...)`, `loader_eval = create_loader(...)`, whose workers
+    are forked at their first pass, right after a collective.
+    Without: about once in a hundred runs on gloo a worker deadlocks at the fork, see `loaders.start_workers`.
+    Checked by: test_timm_patches.py, equal losses with the bundled script on two processes with workers.
+    """
+    main = _function(tree, 'main')
+    train = _assignment(main, 'loader_train', '_seresnet_timm.seed_sampler')
+    train.value = _wrap(train.value, '_seresnet_timm.start_train_workers', 'args')
+    evaluate = _assignment(main, 'loader_eval', 'create_loader')
+    evaluate.value = _wrap(evaluate.value, '_seresnet_timm.start_eval_workers', 'args')
+    return APPLIED
+
+
 def save_atomically(tree: ast.Module) -> str:
     """Save checkpoints so that a crash leaves the old one or the new one.
 
@@ -263,7 +279,7 @@ def evaluate_on_all_ranks(tree: ast.Module) -> str:
 PATCHES: Dict[str, Tuple[Callable[[ast.Module], str], ...]] = {
     'train.py': (
         scale_loss_on_npu, offer_half_weights, keep_losses_on_device, evaluate_exactly, allow_ddp_on_cpu, seed_shuffle,
-        save_atomically, continue_history, record_epochs,
+        start_workers_early, save_atomically, continue_history, record_epochs,
     ),
     'validate.py': (load_any_checkpoint, evaluate_on_all_ranks),
 }

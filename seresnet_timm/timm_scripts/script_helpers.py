@@ -14,7 +14,7 @@ from seresnet_timm import device as devices
 from seresnet_timm import run_record
 from seresnet_timm.checkpoints import AtomicCheckpointSaver, load_weights, read_checkpoint
 from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.loaders import seed_sampler
+from seresnet_timm.engine.loaders import seed_sampler, start_workers
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
@@ -45,6 +45,16 @@ def prepare_model(model: torch.nn.Module) -> torch.nn.Module:
 def prepare_ddp(task) -> None:
     if half_weights:
         exchange_in_half(task.get_trainable_module())
+
+
+def start_train_workers(loader, args):
+    # a run that resumes learns its first epoch, which the shuffle depends on, only later
+    knows_epoch = not args.resume and not args.start_epoch
+    return start_workers(loader) if args.distributed and knows_epoch else loader
+
+
+def start_eval_workers(loader, args):
+    return start_workers(loader, keep_rng=True) if args.distributed else loader
 
 
 class DeviceMeter:
