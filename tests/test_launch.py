@@ -50,7 +50,9 @@ def free_port() -> int:
 def start_cli(*argv, env=None) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, '-m', 'seresnet_timm', *map(str, argv)], env={**os.environ, 'TIMM_SCRIPTS': '', **(env or {})},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # a shell's background job, as a test run may be one, ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None:
