@@ -1,11 +1,11 @@
 """`seresnet-timm <verb>`: parses, calls one room of the package, prints, sets the exit code."""
 import os
 import sys
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm import __version__
 from seresnet_timm.engine.arguments import Parser
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, suggest
 
 
 def train(argv: List[str]) -> None:
@@ -28,7 +28,7 @@ def recipe(argv: List[str]) -> None:
         print(f'\nFiles: {options.recipes_dir()}')
         return
     if argv[0] not in RECIPES:
-        raise UsageError(unknown('recipe', argv[0], RECIPES))
+        raise UsageError(f"Unknown recipe '{argv[0]}': {suggest(argv[0], RECIPES)}")
     from seresnet_timm import launch
     launch.run(RECIPES[argv[0]].verb, argv[1:], recipe_name=argv[0])
 
@@ -98,13 +98,6 @@ VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
 }
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    import difflib
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(known)}.'
-    return f"Unknown {what} '{name}': {hint}"
-
-
 def usage() -> str:
     lines = [f'  {verb:<12}{help}' for verb, (_, help) in VERBS.items()]
     return '\n'.join([
@@ -124,7 +117,7 @@ def dispatch(argv: Sequence[str]) -> None:
         print(__version__)
         return
     if argv[0] not in VERBS:
-        raise UsageError(unknown('verb', argv[0], VERBS))
+        raise UsageError(f"Unknown verb '{argv[0]}': {suggest(argv[0], VERBS)}")
     VERBS[argv[0]][0](list(argv[1:]))
 
 

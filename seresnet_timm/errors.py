@@ -1,4 +1,6 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
+import difflib
+from typing import Iterable, Optional
 
 
 class UsageError(Exception):
@@ -11,3 +13,12 @@ class RunError(Exception):
     """The request was right and the run failed: what happened, and what to do. Exit code 1."""
 
     exit_code = 1
+
+
+def suggest(name: str, known: Iterable[str], otherwise: Optional[str] = None) -> str:
+    """The end of a sentence on an unknown name: the nearest known one, else `otherwise`, else all known ones."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f'did you mean {close[0]}?'
+    return otherwise or f'there are {", ".join(known)}.'

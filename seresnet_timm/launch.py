@@ -7,7 +7,6 @@ from typing import Optional, Sequence
 
 from seresnet_timm import cluster, options
 from seresnet_timm import plan as planning
-from seresnet_timm.engine import arguments
 
 
 def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> None:
@@ -54,8 +53,7 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
 
 
 def print_help(verb: str, recipe_name: Optional[str]) -> None:
-    make = arguments.train_parser if verb == 'train' else arguments.validate_parser
-    parser = make(prog=f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}')
+    parser = planning.bundled_parser(verb, f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}')
     options.add_launcher_help(parser)
     parser.print_help()
 

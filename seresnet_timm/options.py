@@ -4,12 +4,11 @@ The flags are timm's names. The ModelZoo's names are translated in one table, `M
 there: `--batch_size` counts the images of all devices, `--train_epochs` all epochs, warm-up included.
 """
 import argparse
-import difflib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.engine.arguments import Parser
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, suggest
 
 # ModelZoo's name -> what becomes of it, for `--help` and README
 MODELZOO: Dict[str, str] = {
@@ -177,9 +176,7 @@ def preset_path(name: str) -> Path:
     presets = {path.stem: path for path in sorted(recipes_dir().glob('*.yaml'))}
     path = presets.get(name[:-len('.yaml')] if name.endswith('.yaml') else name)
     if path is None:
-        close = difflib.get_close_matches(name, presets, n=1)
-        hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(presets)}.'
-        raise UsageError(f"No preset '{name}': {hint}")
+        raise UsageError(f"No preset '{name}': {suggest(name, presets)}")
     return path
 
 

@@ -50,6 +50,11 @@ class Plan:
         return int((self.job.rank_env or os.environ)[variable]) if self.is_rank else 0
 
     @property
+    def own_config(self) -> Dict[str, Any]:
+        """Settings of a config of the user's; those of a preset are not."""
+        return self.config if self.opts.preset is None else {}
+
+    @property
     def images_a_step(self) -> int:
         return self.args.batch_size * self.world_size * max(1, getattr(self.args, 'grad_accum_steps', 1))
 
@@ -81,7 +86,7 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     script = find(f'{verb}.py', opts.scripts)
     plan = Plan(verb, opts, rest, recipe, script, cluster.detect(os.environ))
     if script.path is None:
-        parser = _bundled_parser(verb)
+        parser = bundled_parser(verb)
     else:
         parser, plan.patches = _timms_parser(script)
     plan.config = _load_config(plan, parser)
@@ -190,10 +195,11 @@ def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
 def _apply_recipe(plan: Plan, recipe: Recipe) -> None:
     """Fill in what the recipe says and neither the user's flags nor the user's config do."""
     opts, rest = plan.opts, plan.rest
-    own = plan.config if opts.preset is None else {}  # a config of the user's
-    has_batch = options.has_flag(rest, '-b', '--batch-size') or 'batch_size' in own
-    images = CPU_IMAGES * plan.world_size if plan.device == 'cpu' and opts.batch_size is None else recipe.batch_size
-    if opts.batch_size is None and not has_batch:
+    own = plan.own_config
+    images = recipe.batch_size
+    if opts.batch_size is None and not options.has_flag(rest, '-b', '--batch-size') and 'batch_size' not in own:
+        if plan.device == 'cpu':
+            images = CPU_IMAGES * plan.world_size
         opts.batch_size = images
     if plan.verb == 'validate' or options.has_flag(rest, '--warmup-prefix', '--warmup-lr', '--sched') or 'sched' in own:
         return
@@ -210,12 +216,12 @@ def _apply_recipe(plan: Plan, recipe: Recipe) -> None:
     if opts.train_epochs is None and 'epochs' not in own:
         opts.train_epochs = recipe.epochs
     if opts.learning_rate is None and 'lr' not in own and not options.has_flag(rest, '--lr-base'):
-        opts.learning_rate = recipe.lr * (recipe.lr_share(images) if not has_batch else 1)
+        opts.learning_rate = recipe.lr * images / recipe.batch_size
 
 
 def _shrink_for_cpu(plan: Plan, settings: Dict[str, Any]) -> None:
     """On a CPU a recipe shows that everything works: small images, float32, unless the user says otherwise."""
-    own = plan.config if plan.opts.preset is None else {}
+    own = plan.own_config
     shrunk = {k: v for k, v in CPU_SIZE.items()
               if k not in own and not options.has_flag(plan.rest, '--' + k.replace('_', '-'))}
     if options.has_flag(plan.rest, '--input-size') or 'input_size' in own:
@@ -229,20 +235,22 @@ def _shrink_for_cpu(plan: Plan, settings: Dict[str, Any]) -> None:
                       'with the batch): a test that it works, not a training for ImageNet. Your flags win.')
 
 
-def _bundled_parser(verb: str) -> argparse.ArgumentParser:
-    return arguments.train_parser() if verb == 'train' else arguments.validate_parser()
+def bundled_parser(verb: str, prog: Optional[str] = None) -> arguments.Parser:
+    """Parser of the bundled script of a verb."""
+    return arguments.train_parser(prog) if verb == 'train' else arguments.validate_parser(prog)
 
 
 def _timms_parser(script: Script) -> Tuple[argparse.ArgumentParser, List[Tuple[str, str]]]:
     """Parser of timm's script, with one-sentence errors; and what the patches made of the script."""
-    from seresnet_timm.timm_scripts.load import load, patched_tree
-    parser = load(script).parser
+    from seresnet_timm.timm_scripts.load import execute, patched_tree
+    tree, outcomes = patched_tree(script)
+    parser = execute(script, tree).parser
 
     def error(message: str):
         raise UsageError(f'{message[:1].upper()}{message[1:]}.')
     parser.error = error
     parser.timm_script = script.name
-    return parser, patched_tree(script)[1]
+    return parser, outcomes
 
 
 def _parse(parser: argparse.ArgumentParser, argv: List[str]) -> argparse.Namespace:

@@ -1,5 +1,4 @@
 """Checks before a run starts: every cheap mistake is found at once, with path and remedy, and nothing is written."""
-import difflib
 import importlib
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from timm.optim import list_optimizers
 
 from seresnet_timm import checkpoints
 from seresnet_timm.engine.create_model import create_model
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, suggest
 
 TRAIN_NAMES = ('train', 'training')
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
@@ -66,8 +65,7 @@ def _check_model(args) -> None:
         return  # a Hub repository or a folder, read when the model is made
     arch, tag = split_model_name_tag(name)
     if not timm.is_model(arch):
-        close = difflib.get_close_matches(arch, timm.list_models(), n=1)
-        hint = f'did you mean {close[0]}?' if close else 'timm.list_models() names them all.'
+        hint = suggest(arch, timm.list_models(), 'timm.list_models() names them all.')
         raise UsageError(f"Unknown model '{args.model}': {hint}")
     tags = [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True)]
     if tag and tag not in tags:
@@ -210,13 +208,10 @@ def _check_optimizer(args) -> None:
     name = args.opt.lower()
     known = list_optimizers()
     if (name[len('lookahead_'):] if name.startswith('lookahead_') else name) not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f'did you mean {close[0]}?' if close else 'timm.optim.list_optimizers() names them all.'
+        hint = suggest(name, known, 'timm.optim.list_optimizers() names them all.')
         raise UsageError(f"Unknown optimizer --opt '{args.opt}': {hint}")
     if args.sched not in SCHEDULES:
-        close = difflib.get_close_matches(args.sched, SCHEDULES, n=1)
-        hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(SCHEDULES)}.'
-        raise UsageError(f"Unknown schedule --sched '{args.sched}': {hint}")
+        raise UsageError(f"Unknown schedule --sched '{args.sched}': {suggest(args.sched, SCHEDULES)}")
 
 
 def _check_writable(path: Path, flag: str) -> None:

@@ -33,10 +33,6 @@ class Recipe:
     epochs: int = 2
     nproc: Optional[int] = None
 
-    def lr_share(self, images: int) -> float:
-        """Factor of the learning rate at another number of images a step."""
-        return images / self.batch_size
-
 
 PRESET = 'seresnet50_ascend'
 RECIPES: Dict[str, Recipe] = {

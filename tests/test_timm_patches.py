@@ -1,6 +1,5 @@
 """The patches on timm's scripts: on those of tests/small_scripts, and on timm's own where they are at hand."""
 import ast
-import csv
 import inspect
 import json
 import os
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_cli, train_flags
-from test_train import evaluate_plainly, load
+from test_train import evaluate_plainly, load, summary
+from test_train import train as run
 from timm_scripts import TIMM_SCRIPTS
 
 from seresnet_timm.errors import UsageError
@@ -24,17 +24,6 @@ SMALL = ROOT / 'tests' / 'small_scripts'
 SCRIPTS = [pytest.param(SMALL, id='small'), pytest.param(
     Path(TIMM_SCRIPTS or '.'), id='timm', marks=pytest.mark.skipif(
         not TIMM_SCRIPTS, reason="TIMM_SCRIPTS does not name a folder with timm's train.py and validate.py"))]
-
-
-def run(*argv, **kwargs):
-    result = run_cli(*argv, **kwargs)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def summary(run: Path) -> list:
-    with open(run / 'summary.csv', newline='') as f:
-        return list(csv.DictReader(f))
 
 
 # --- matching ---------------------------------------------------------------------------------------------------------

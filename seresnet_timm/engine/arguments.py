@@ -6,10 +6,9 @@ known by name and refused with the way out. This file imports neither torch nor 
 """
 import argparse
 import ast
-import difflib
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, suggest
 
 # Flags that only timm's own scripts implement, with timm's defaults (an args.yaml that timm wrote holds all of them).
 TIMM_ONLY_TRAIN = {
@@ -374,9 +373,7 @@ def unknown_flag_message(flags: Sequence[str], unknown: Sequence[str]) -> str:
     if flag is None:
         return f"Unexpected argument '{unknown[0]}': --help lists the flags."
     name = flag.split('=')[0]
-    close = difflib.get_close_matches(name, flags, n=1)
-    hint = f'did you mean {close[0]}?' if close else '--help lists the flags.'
-    return f"Unknown flag '{name}': {hint}"
+    return f"Unknown flag '{name}': {suggest(name, flags, '--help lists the flags.')}"
 
 
 def load_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
@@ -411,9 +408,8 @@ def load_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
             if value != timm_only[key]:
                 problems.append(timm_only_message(f'{key}: {value}', parser.timm_script))
         elif action is None:
-            close = difflib.get_close_matches(str(key).replace('-', '_'), actions, n=1)
-            hint = f', did you mean {close[0]}?' if close else ', see --help for the flags (with _ for -)'
-            problems.append(f"unknown key '{key}'{hint}")
+            hint = suggest(str(key).replace('-', '_'), actions, 'see --help for the flags (with _ for -)')
+            problems.append(f"unknown key '{key}', {hint}")
         else:
             expected = _type_mismatch(action, value)
             if expected:

@@ -31,10 +31,14 @@ def patched_tree(script: Script) -> Tuple[ast.Module, List[Tuple[str, str]]]:
 
 
 def load(script: Script) -> ModuleType:
-    """Execute the patched script as module `timm_train` or `timm_validate`, without running its `main`."""
+    """Patch the script and execute it as a module, without running its `main`."""
+    return execute(script, patched_tree(script)[0])
+
+
+def execute(script: Script, tree: ast.Module) -> ModuleType:
+    """Execute a patched tree as module `timm_train` or `timm_validate`."""
     from seresnet_timm.timm_scripts import script_helpers
 
-    tree, _ = patched_tree(script)
     module = ModuleType('timm_' + script.name[:-len('.py')])
     module.__file__ = str(script.path)
     module._seresnet_timm = script_helpers
