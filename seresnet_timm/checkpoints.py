@@ -136,17 +136,25 @@ def load_weights(model: nn.Module, path: Union[str, Path], model_name: str, use_
 def capture_rng(device: torch.device) -> Optional[List[Dict[str, Any]]]:
     """State of every random generator of every rank, on rank 0 (None elsewhere). All ranks must call it."""
     version, keys, position, has_gauss, cached = np.random.get_state()
+    device_state = devices.rng_state(device)
     state = {
-        'torch': torch.get_rng_state(),
-        'device': devices.rng_state(device),
+        'torch': torch.get_rng_state().numpy(),
+        'device': None if device_state is None else device_state.numpy(),
         'python': random.getstate(),
-        'numpy': (version, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        'numpy': (version, keys.astype(np.int64), position, has_gauss, cached),
     }
     if not dist.is_initialized():
-        return [state]
-    gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(state, gathered)
-    return gathered
+        return [_with_tensors(state)]
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, state)  # HCCL has no gather
+    return [_with_tensors(s) for s in gathered] if dist.get_rank() == 0 else None
+
+
+def _with_tensors(state: Dict[str, Any]) -> Dict[str, Any]:
+    """Arrays, which travel between ranks as bytes, as tensors, which a checkpoint may hold."""
+    def convert(value):
+        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+    return {k: tuple(map(convert, v)) if k == 'numpy' else convert(v) for k, v in state.items()}
 
 
 def restore_rng(states: List[Dict[str, Any]], rank: int, device: torch.device) -> None:

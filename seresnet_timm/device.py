@@ -2,7 +2,7 @@
 import platform
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from timm.utils import NativeScaler
@@ -90,22 +90,29 @@ def autocast(device: torch.device, amp: bool, amp_dtype: str) -> Callable[[], An
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, amp_dtype))
 
 
-class StaticGradScaler(torch.amp.GradScaler):
+class FixedGradScaler(torch.amp.GradScaler):
     """GradScaler whose scale never changes; a step whose gradients overflow is still skipped."""
 
     def update(self, new_scale=None) -> None:
         super().update(self._init_scale)
 
 
-class StaticScaler(NativeScaler):
-    """timm's NativeScaler with a fixed loss scale, as the reference has (1024)."""
+class LossScaler(NativeScaler):
+    """timm's NativeScaler on a grad scaler of the device.
 
-    def __init__(self, device: str, loss_scale: float):
-        self._loss_scale = float(loss_scale)
-        self._scaler = StaticGradScaler(device=device, init_scale=self._loss_scale)
+    Args:
+        grad_scaler: The device's scaler.
+        loss_scale: Fixed scale, None for a dynamic one.
+    """
 
-    def load_state_dict(self, state_dict) -> None:
-        super().load_state_dict(dict(state_dict, scale=self._loss_scale))  # what is asked for, not what was saved
+    def __init__(self, grad_scaler: torch.amp.GradScaler, loss_scale: Optional[float] = None):
+        self._scaler = grad_scaler
+        self._loss_scale = loss_scale
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        if self._loss_scale is not None:
+            state_dict = dict(state_dict, scale=self._loss_scale)  # what is asked for, not what was saved
+        super().load_state_dict(state_dict)
 
 
 def create_loss_scaler(
@@ -129,10 +136,11 @@ def create_loss_scaler(
     if not needed:
         return None, reason
     if device.type == 'npu':
-        from seresnet_timm.ascend.scaler import NpuScaler
-        return NpuScaler(loss_scale), reason
+        from seresnet_timm.ascend import scaler
+        return LossScaler(
+            scaler.DynamicGradScaler() if loss_scale is None else scaler.FixedGradScaler(loss_scale), loss_scale), reason
     if loss_scale is not None:
-        return StaticScaler(device.type, loss_scale), reason
+        return LossScaler(FixedGradScaler(device=device.type, init_scale=float(loss_scale)), float(loss_scale)), reason
     return NativeScaler(device=device.type), reason
 
 
@@ -146,6 +154,15 @@ def describe_loss_scaler(kind: str, amp: bool, amp_dtype: str, loss_scale: Optio
         return False, "none, as in timm's script for float16 on the CPU"
     scale = 'dynamic' if loss_scale is None else f'static {loss_scale:g}'
     return True, f"{scale}, torch_npu's: ranks agree on overflow" if kind.startswith('npu') else scale
+
+
+def peak_memory(device: torch.device) -> Optional[Dict[str, float]]:
+    """Memory of the device in GiB: the most that tensors took so far, and all there is; None on the CPU."""
+    module = device_module(device.type)
+    if module is None:
+        return None
+    total = module.get_device_properties(device).total_memory
+    return {'peak_gib': round(module.max_memory_allocated(device) / 2**30, 3), 'total_gib': round(total / 2**30, 3)}
 
 
 def rng_state(device: torch.device) -> Optional[torch.Tensor]:

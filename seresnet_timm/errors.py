@@ -1,6 +1,7 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
 import difflib
-from typing import Iterable, Optional
+from pathlib import Path
+from typing import Iterable, Optional, Union
 
 
 class UsageError(Exception):
@@ -22,3 +23,9 @@ def suggest(name: str, known: Iterable[str], otherwise: Optional[str] = None) ->
     if close:
         return f'did you mean {close[0]}?'
     return otherwise or f'there are {", ".join(known)}.'
+
+
+def way_on(folder: Optional[Union[str, Path]]) -> str:
+    """The end of a sentence on a failed run: how to go on with what it has saved, if anything."""
+    last = Path(folder) / 'last.pth.tar' if folder is not None else None
+    return f' Go on with --resume {last}' if last is not None and last.exists() else ''

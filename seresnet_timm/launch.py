@@ -7,6 +7,7 @@ from typing import Optional, Sequence
 
 from seresnet_timm import cluster, options
 from seresnet_timm import plan as planning
+from seresnet_timm.ascend import setup as npu_setup
 
 
 def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> None:
@@ -25,7 +26,10 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
     if any(a in ('-h', '--help') for a in argv):
         print_help(verb, recipe_name)
         return
+    npu_notes = npu_setup.set_environment(os.environ)
     plan = planning.make_plan(verb, argv, recipe_name)
+    if plan.device.startswith('npu'):
+        plan.notes += npu_notes
 
     # from here on torch and timm are needed; what could be refused without them has been
     from seresnet_timm import preflight, processes, worker

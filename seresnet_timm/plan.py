@@ -178,6 +178,8 @@ def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
     if recipe and plan.device == 'cpu':
         _shrink_for_cpu(plan, settings)
     settings['device'] = plan.device
+    if plan.device != 'cpu':
+        settings.setdefault('pin_mem', True)  # else the host waits for every copy to the device
     plan.script_argv = options.as_flags(settings) + rest
 
     plan.args = _parse(parser, plan.script_argv)
@@ -277,8 +279,12 @@ def describe(plan: Plan) -> List[Tuple[str, str]]:
     if plan.verb == 'train':
         _, scaler = devices.describe_loss_scaler(plan.device, args.amp, args.amp_dtype, opts.loss_scale)
         lines.append(('loss scaler', scaler))
+    pinned = '; pinned memory, so that the host need not wait for copies' if args.pin_mem else ''
     lines.append(('workers', f'{args.workers} loader processes for each of {plan.world_size}, '
-                             f'{os.cpu_count()} cores on this node'))
+                             f'{os.cpu_count()} cores on this node{pinned}'))
+    if plan.device.startswith('npu'):
+        from seresnet_timm.ascend.setup import describe as describe_npu
+        lines.append(('torch_npu', describe_npu()))
     if plan.output_dir is not None:
         lines.append(('output', str(plan.output_dir)))
     return lines

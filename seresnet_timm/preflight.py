@@ -11,6 +11,7 @@ from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name, 
 from timm.optim import list_optimizers
 
 from seresnet_timm import checkpoints
+from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.errors import UsageError, suggest
 
@@ -210,6 +211,9 @@ def _check_optimizer(args) -> None:
     if (name[len('lookahead_'):] if name.startswith('lookahead_') else name) not in known:
         hint = suggest(name, known, 'timm.optim.list_optimizers() names them all.')
         raise UsageError(f"Unknown optimizer --opt '{args.opt}': {hint}")
+    if name == optim.NAME and not args.device.startswith('npu'):
+        raise UsageError(f'--opt {optim.NAME} needs an NPU, the device is {args.device}: use --opt momentum, the same '
+                         'steps on any device.')
     if args.sched not in SCHEDULES:
         raise UsageError(f"Unknown schedule --sched '{args.sched}': {suggest(args.sched, SCHEDULES)}")
 

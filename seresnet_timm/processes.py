@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 from seresnet_timm import cluster, worker
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, way_on
 from seresnet_timm.files import write_json
 from seresnet_timm.plan import Plan
 
@@ -54,7 +54,7 @@ def run(plan: Plan) -> None:
             raise _failure(plan, *e.get_first_failure(), log_dir)
         except SignalException as e:
             name = signal.Signals(e.sigval).name
-            print(f'Stopped by {name}: all processes of this node have ended.{_way_on(plan)}', file=sys.stderr)
+            print(f'Stopped by {name}: all processes of this node have ended.{way_on(plan.output_dir)}', file=sys.stderr)
             raise SystemExit(128 + e.sigval)
         except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
             raise RunError(_rendezvous_failure(plan, e))
@@ -145,7 +145,7 @@ def _failure(plan: Plan, rank: int, failure: Any, log_dir: Path) -> Exception:
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ' (out of memory? `dmesg` tells)' if name == 'SIGKILL' else ''
-        return RunError(f'Rank {rank} was killed by {name}{hint}.{_way_on(plan)}')
+        return RunError(f'Rank {rank} was killed by {name}{hint}.{way_on(plan.output_dir)}')
     kind, text = _read_error(failure.error_file)
     if kind == 'UsageError':
         return UsageError(text)
@@ -153,9 +153,9 @@ def _failure(plan: Plan, rank: int, failure: Any, log_dir: Path) -> Exception:
         return RunError(text)
     if plan.nnodes > 1 and any(words in text for words in LOST_PEER):
         return RunError(f'Node {plan.node_rank} lost contact with another node, which has ended or cannot be reached '
-                        f'any more: its own log says why.{_way_on(plan)}\n{text.strip().splitlines()[-1]}')
+                        f'any more: its own log says why.{way_on(plan.output_dir)}\n{text.strip().splitlines()[-1]}')
     where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'
-    return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.{_way_on(plan)}'
+    return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.{way_on(plan.output_dir)}'
                     f'\n{text}'.rstrip())
 
 
@@ -171,11 +171,6 @@ def _read_error(error_file: str) -> Tuple[str, str]:
     text = message['extraInfo']['py_callstack']
     kind, _, sentence = message['message'].partition(': ')
     return (kind, sentence) if kind in ('UsageError', 'RunError') else (kind, text)
-
-
-def _way_on(plan: Plan) -> str:
-    last = plan.output_dir / 'last.pth.tar' if plan.output_dir is not None else None
-    return f' Go on with --resume {last}' if last is not None and last.exists() else ''
 
 
 def _rendezvous_failure(plan: Plan, error: RuntimeError) -> str:

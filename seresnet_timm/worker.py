@@ -5,9 +5,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, way_on
 
 
 def job_of(plan) -> Dict[str, Any]:
@@ -26,6 +26,9 @@ def job_of(plan) -> Dict[str, Any]:
         'prof': plan.opts.prof,
         'plan': as_record(plan),
         'record': plan.record,
+        'batch_size': plan.args.batch_size,
+        'dtypes': [plan.args.amp_dtype if plan.args.amp else None, plan.args.model_dtype],
+        'output_dir': None if plan.output_dir is None else str(plan.output_dir),
     }
 
 
@@ -34,16 +37,46 @@ def execute(job: Dict[str, Any]) -> None:
 
     Args:
         job: As from `job_of`.
+
+    Raises:
+        UsageError: The script refused its arguments.
+        RunError: Training failed, or the device did.
     """
     bind_cores(job)
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
+    from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
     from seresnet_timm.profile import profiled
+    if job['device'].startswith('npu'):
+        from seresnet_timm.ascend.setup import set_up
+        set_up(job['device'], job['dtypes'])
 
     with profiled(job['prof'], job['device']):
-        if job['script']['path'] is None:
-            _run_bundled(job)
-        else:
-            _run_timms(job)
+        try:
+            if job['script']['path'] is None:
+                _run_bundled(job)
+            else:
+                _run_timms(job)
+        except RuntimeError as e:  # torch.OutOfMemoryError is one
+            explained = explain(e, job)
+            if explained is None:
+                raise
+            raise RunError(explained + way_on(job['output_dir'])) from e
+
+
+def explain(error: RuntimeError, job: Dict[str, Any]) -> Optional[str]:
+    """What an error of the device means and what to do; None if it is none."""
+    import torch
+
+    from seresnet_timm.ascend.errors import explain as explain_npu
+    index = os.environ.get('LOCAL_RANK', '0')
+    device = job['device'] if ':' in job['device'] or job['device'] == 'cpu' else f'{job["device"]}:{index}'
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
+        less = max(1, job['batch_size'] // 2)
+        keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if job['verb'] == 'train' else ''
+        figures = text.splitlines()[0].partition('If reserved')[0].rstrip('. ')  # what follows is advice on its settings
+        return f'{device} is out of memory with -b {job["batch_size"]} ({figures}): try -b {less}{keep}.'
+    return explain_npu(text, device)
 
 
 def _run_bundled(job: Dict[str, Any]) -> None:

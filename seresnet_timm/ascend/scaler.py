@@ -1,30 +1,79 @@
-"""Loss scaling on the NPU."""
-from typing import Optional
+"""Loss scaling on the NPU
 
+On the Atlas training series (910A) an fp16 overflow saturates to 65504 and sets a flag of the one device on which it
+happened; later chips compute with Inf and NaN, which the all-reduce of the gradients carries to every rank. torch_npu's
+GradScaler knows both and shares the flag between ranks; `torch.amp.GradScaler` looks for Inf only, so that on a 910A
+ranks skip different steps and diverge.
+Source: torch_npu/npu/amp/grad_scaler.py, `_sync_dist_overflow_count`.
+"""
+import logging
+from typing import Any, Dict, List
+
+import torch
+import torch.distributed as dist
 import torch_npu
-from timm.utils import NativeScaler
+
+_logger = logging.getLogger(__name__)
 
 
-class NpuScaler(NativeScaler):
-    """timm's NativeScaler on torch_npu's GradScaler.
+class DynamicGradScaler(torch_npu.npu.amp.GradScaler):
+    """torch_npu's scaler, which also continues from the state of `torch.amp.GradScaler`.
 
-    On the Atlas training series (910A) an overflow saturates and is reported through a flag of the one device on which
-    it happened. torch_npu's scaler shares that flag between ranks; `torch.amp.GradScaler` does not, so that ranks may
-    skip different steps and diverge.
-    Source: torch_npu/npu/amp/grad_scaler.py, `_sync_dist_overflow_count`.
-
-    Args:
-        loss_scale: Fixed scale, None for a dynamic one.
+    Its scale doubles after 2,000 good steps and is halved by a bad one, which is skipped on all ranks. It reads the
+    outcome of every step on the host.
     """
 
-    def __init__(self, loss_scale: Optional[float] = None):
-        self._loss_scale = None if loss_scale is None else float(loss_scale)
-        if loss_scale is None:
-            self._scaler = torch_npu.npu.amp.GradScaler()
-        else:
-            self._scaler = torch_npu.npu.amp.GradScaler(init_scale=self._loss_scale, dynamic=False)
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(dict(state_dict, dynamic=self._dynamic))
 
-    def load_state_dict(self, state_dict) -> None:
-        if self._loss_scale is not None:
-            state_dict = dict(state_dict, scale=self._loss_scale)  # what is asked for, not what was saved
-        super().load_state_dict(state_dict)
+
+class FixedGradScaler(DynamicGradScaler):
+    """torch_npu's scaler with a fixed scale, which never lets an overflow into the weights, nor the host wait.
+
+    torch_npu's own (`dynamic=False`) does not look for overflows. Here the gradients of a step that overflowed on any
+    rank become zero on the device, on every rank: momentum and weight decay act alone in that step. How many there
+    were is told when the state is saved.
+
+    Args:
+        scale: Loss scale, 1024 in the reference.
+    """
+
+    def __init__(self, scale: float):
+        super().__init__(init_scale=float(scale), dynamic=False)
+        self._num_overflows = None  # on the device; made with the first gradients
+        self._num_told = 0
+
+    def scale(self, outputs):
+        if not self._clear_overflow_flag:  # update() resets it
+            if not torch_npu.npu.utils.is_support_inf_nan():
+                torch_npu.npu_clear_float_status(torch.zeros(8, device='npu'))
+            self._clear_overflow_flag = True
+        return super().scale(outputs)
+
+    def _unscale_grads_(self, optimizer, inv_scale, found_inf, allow_fp16):
+        result = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+        gradients = [p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+        overflow = self._overflow(gradients)
+        for gradient in gradients:
+            gradient.masked_fill_(overflow, 0.)
+        self._num_overflows = overflow.int() if self._num_overflows is None else self._num_overflows + overflow
+        return result
+
+    @staticmethod
+    def _overflow(gradients: List[torch.Tensor]) -> torch.Tensor:
+        """Whether a gradient overflowed on any rank, as a 0-dim bool tensor on the device."""
+        if torch_npu.npu.utils.is_support_inf_nan():
+            # all ranks see the same: gradients are all-reduced
+            return torch.stack([g.sum() for g in gradients]).sum().isfinite().logical_not()
+        flag = torch_npu.npu_get_float_status(torch.zeros(8, device='npu'))[0]
+        if dist.is_initialized():
+            dist.all_reduce(flag)
+        return flag != 0
+
+    def state_dict(self) -> Dict[str, Any]:
+        total = 0 if self._num_overflows is None else int(self._num_overflows)
+        if total > self._num_told:
+            _logger.warning(f'{total - self._num_told} step(s) overflowed in fp16 at loss scale {self._init_scale:g}: '
+                            'their gradients were set to zero; lower --loss-scale, or leave it out for a dynamic one.')
+            self._num_told = total
+        return super().state_dict()

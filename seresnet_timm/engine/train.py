@@ -244,6 +244,10 @@ def main(
                 loss_scaler=loss_scaler, model_dtype=model_dtype, mixup_fn=mixup_fn, lr_scheduler=lr_scheduler,
                 saver=saver, output_dir=output_dir, updates_per_epoch=updates_per_epoch,
             )
+            memory = devices.peak_memory(device)
+            if memory and is_primary:
+                figures.update(memory)
+                _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
             if args.distributed and args.dist_bn:
                 if is_primary:
                     _logger.info('Distributing BatchNorm running means and vars')

@@ -1,0 +1,55 @@
+"""Tests on an emulated Ascend server: `make test-npu`, in an environment of their own (tests/ascend_emulator).
+
+What runs here is torch_npu's own code; arithmetic is the CPU's. Nothing is learnt of Ascend's kernels or speed.
+"""
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+
+HAS_TORCH_NPU = importlib.util.find_spec('torch_npu') is not None
+if HAS_TORCH_NPU:
+    assert 'torch' not in sys.modules, 'a plugin of pytest has imported torch before the emulator was there'
+    import ascend_emulator
+    ascend_emulator.start()
+else:
+    collect_ignore_glob = ['test_*.py']  # the header says why
+
+
+def pytest_report_header():
+    if not HAS_TORCH_NPU:
+        return 'tests/npu: NOT RUN, torch_npu is not in this environment: make test-npu'
+    assert entry_points(group='torch.backends', name='ascend_emulator')
+    return (f'emulated Ascend: {os.environ["ASCEND_EMULATOR"]}, torch {version("torch")}, torch_npu '
+            f'{version("torch_npu")}')
+
+
+@pytest.fixture(autouse=True)
+def _device_is_left_as_found():
+    yield
+    import torch
+    if torch.npu.is_initialized():
+        torch.npu.empty_cache()
+
+
+def run_ranks(script: str, num_ranks: int, tmp_path: Path, timeout: int = 240, **settings):
+    """Run Python source on several ranks with torchrun.
+
+    Args:
+        script: Source of the program of each rank.
+        settings: Settings of the emulator.
+    """
+    import ascend_emulator
+    path = tmp_path / 'ranks.py'
+    path.write_text(script)
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={num_ranks}', str(path)],
+        env={**os.environ, **ascend_emulator.environment(**settings)},
+        capture_output=True, text=True, timeout=timeout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
