@@ -66,7 +66,7 @@ def autoload() -> None:
     """What `import torch` calls: load torch_npu and install the router."""
     import torch
     import torch_npu  # noqa: F401
-    _make_torchvision_importable(torch)
+    make_torchvision_importable(torch)
 
     spec = importlib.util.spec_from_file_location(
         '_ascend_router', os.path.join(os.environ['ASCEND_EMULATOR'], '_ascend_router.so'))
@@ -117,7 +117,7 @@ def read_counters(folder: Path) -> Dict[int, Dict[str, int]]:
     return {int(p.name.split('-')[0]): json.loads(p.read_text()) for p in sorted(folder.glob('*.json'))}
 
 
-def _make_torchvision_importable(torch) -> None:
+def make_torchvision_importable(torch) -> None:
     """PyPI's torchvision for x86-64 is built for CUDA: beside a CPU torch its operators do not load, and it does not
     import without two of their schemas. Nothing here calls them."""
     spec = importlib.util.find_spec('torchvision')

@@ -309,6 +309,7 @@ void install(const std::vector<std::string>& names) {
   // torch_npu derives these by operators of its own; torch composes them of others
   auto& autograd = library("aten", c10::DispatchKey::AutogradPrivateUse1);
   autograd.impl("matmul", TORCH_FN(at::native::matmul));
+  autograd.impl("binary_cross_entropy_with_logits", TORCH_FN(at::native::binary_cross_entropy_with_logits));
 
   auto& npu = library("npu", c10::DispatchKey::PrivateUse1);
   npu.impl("npu_get_float_status", TORCH_FN(npu_get_float_status));

@@ -4,13 +4,10 @@ What runs here is torch_npu's own code; arithmetic is the CPU's. Nothing is lear
 """
 import importlib.util
 import os
-import subprocess
 import sys
 from importlib.metadata import entry_points, version
-from pathlib import Path
 
 import pytest
-
 
 HAS_TORCH_NPU = importlib.util.find_spec('torch_npu') is not None
 if HAS_TORCH_NPU:
@@ -30,26 +27,8 @@ def pytest_report_header():
 
 
 @pytest.fixture(autouse=True)
-def _device_is_left_as_found():
+def _cached_memory_is_given_back():
     yield
     import torch
     if torch.npu.is_initialized():
         torch.npu.empty_cache()
-
-
-def run_ranks(script: str, num_ranks: int, tmp_path: Path, timeout: int = 240, **settings):
-    """Run Python source on several ranks with torchrun.
-
-    Args:
-        script: Source of the program of each rank.
-        settings: Settings of the emulator.
-    """
-    import ascend_emulator
-    path = tmp_path / 'ranks.py'
-    path.write_text(script)
-    result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={num_ranks}', str(path)],
-        env={**os.environ, **ascend_emulator.environment(**settings)},
-        capture_output=True, text=True, timeout=timeout)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result

@@ -43,7 +43,8 @@ for flag, default in {
         'lr': None, 'lr-base': 0.1, 'momentum': 0.9, 'weight-decay': 2e-5, 'warmup-lr': 1e-5, 'min-lr': 0.,
         'smoothing': 0.1, 'color-jitter': 0.4, 'hflip': 0.5, 'crop-pct': None}.items():
     parser.add_argument('--' + flag, type=float, default=default)
-for flag in ('amp', 'no-ddp-bb', 'warmup-prefix', 'no-prefetcher', 'channels-last', 'pretrained', 'no-aug'):
+for flag in ('amp', 'no-ddp-bb', 'warmup-prefix', 'no-prefetcher', 'channels-last', 'pretrained', 'no-aug',
+             'pin-mem'):
     parser.add_argument('--' + flag, action='store_true')
 parser.add_argument('-b', '--batch-size', type=int, default=128)
 parser.add_argument('-j', '--workers', type=int, default=4)
@@ -73,7 +74,7 @@ def main():
             loss_scaler = NativeScaler(device=device.type)
 
     common = dict(device=device, distributed=args.distributed, num_workers=args.workers, mean=data_config['mean'],
-                  std=data_config['std'])
+                  std=data_config['std'], pin_memory=args.pin_mem)
     loader_train = create_loader(
         create_dataset('', root=args.data_dir, split=args.train_split), input_size=data_config['input_size'],
         batch_size=args.batch_size, is_training=True, no_aug=args.no_aug, scale=args.scale, hflip=args.hflip,

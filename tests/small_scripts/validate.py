@@ -24,7 +24,7 @@ parser.add_argument('-j', '--workers', type=int, default=4)
 parser.add_argument('--crop-pct', type=float, default=None)
 parser.add_argument('--input-size', type=int, nargs=3, default=None)
 parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs)
-for flag in ('amp', 'use-ema', 'pretrained'):
+for flag in ('amp', 'use-ema', 'pretrained', 'pin-mem'):
     parser.add_argument('--' + flag, action='store_true')
 
 
@@ -41,7 +41,7 @@ def validate(args):
     loader = create_loader(
         dataset, input_size=data_config['input_size'], batch_size=args.batch_size, num_workers=args.workers,
         crop_pct=data_config['crop_pct'], interpolation=data_config['interpolation'], mean=data_config['mean'],
-        std=data_config['std'], device=device)
+        std=data_config['std'], device=device, pin_memory=args.pin_mem)
     losses = AverageMeter()
     top1 = AverageMeter()
     top5 = AverageMeter()

@@ -98,6 +98,22 @@ void pad(const aclTensorDesc* const in[], const aclDataBuffer* const data[], int
   }
 }
 
+// Repeat the input along the dimensions that it lacks or has once.
+void broadcast(const aclTensorDesc& in, const char* data, const aclTensorDesc& out, char* result, size_t size) {
+  size_t shift = out.dims.size() - in.dims.size();
+  for (size_t i = 0; i < out.numel(); i++) {
+    size_t rest = i, source = 0, stride = 1;
+    for (size_t d = out.dims.size(); d-- > 0;) {
+      size_t index = rest % out.dims[d];
+      rest /= out.dims[d];
+      if (d < shift) continue;
+      if (in.dims[d - shift] != 1) source += index * stride;
+      stride *= in.dims[d - shift];
+    }
+    memcpy(result + i * size, data + source * size, size);
+  }
+}
+
 // Conversion between the types that batch norm's statistics and counters have.
 template <class From> bool cast_from(const From* from, void* to, aclDataType type, size_t n) {
   for (size_t i = 0; i < n; i++) {
@@ -131,6 +147,10 @@ API aclError aclopCompileAndExecute(
   if (size && op == "ZerosLike") { memset(result, 0, n * size); return ACL_SUCCESS; }
   if (size && op == "Fill") {
     for (size_t i = 0; i < n; i++) memcpy(result + i * size, in_data[1]->data, size);
+    return ACL_SUCCESS;
+  }
+  if (size && op == "BroadcastTo" && in[0]->type == out[0]->type) {
+    broadcast(*in[0], static_cast<char*>(in_data[0]->data), *out[0], result, size);
     return ACL_SUCCESS;
   }
   if (size && op == "PadV3") { pad(in, in_data, inputs, *out[0], result, size); return ACL_SUCCESS; }
