@@ -42,7 +42,8 @@ class Distribution:
         self.path = path
         self._zip = zipfile.ZipFile(path) if path.is_file() else None
         self._modules: Dict[str, Optional[ast.Module]] = {}
-        names = self._zip.namelist() if self._zip else [f'{p.name}/METADATA' for p in path.glob('torch_npu-*.dist-info')]
+        names = self._zip.namelist() if self._zip else [
+            f'{p.name}/METADATA' for p in path.glob('torch_npu-*.dist-info')]
         info = next((n.split('/')[0] for n in names if n.startswith('torch_npu-') and n.endswith('/METADATA')), None)
         if info is None:
             raise FileNotFoundError(f'{path} holds no torch_npu: name a wheel, or the site-packages folder.')

@@ -130,7 +130,8 @@ def test_reader_follows_imports_as_python_does(tmp_path):
                               '        if name == "known": pass\n',
     }))
     assert {name: wheels.describe(dist, f'torch_npu.npu.{name}') for name in (
-        'shown', 'hidden', 'Alias', 'Alias.of_base', 'Alias.train', 'twice', 'config.known', 'config.unknown', 'nothing')
+        'shown', 'hidden', 'Alias', 'Alias.of_base', 'Alias.train', 'twice', 'config.known', 'config.unknown',
+        'nothing')
     } == {
         'shown': 'function (device=None)', 'hidden': 'missing', 'Alias': 'class (self, lr)',
         'Alias.of_base': 'function (self)', 'Alias.train': 'inherited from torch.nn.Module',

@@ -1,0 +1,64 @@
+"""Environment variables of torch_npu, CANN and HCCL: what to set, why, and which are dead.
+
+A variable counts as dead when neither torch_npu's sources nor its libraries hold its name (2.6.0.post5 to 2.14.0).
+"""
+from dataclasses import dataclass
+from typing import Dict, Optional
+
+TORCH_NPU_DOCS = "torch_npu's environment variable reference"
+HCCL_DOCS = "CANN's environment variable reference, collective communication"
+CANN_DOCS = "CANN's environment variable reference"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable that something still reads.
+
+    Attributes:
+        recommended: Value for training; None where the default, or what the user needs, is right.
+        reason: What it does, and why that value.
+        source: Who says so.
+    """
+    recommended: Optional[str]
+    reason: str
+    source: str
+
+
+VARIABLES: Dict[str, Variable] = {
+    'TASK_QUEUE_ENABLE': Variable(
+        '2', 'two-level launch queue: less host time a step, more peak memory; no effect under '
+             'ASCEND_LAUNCH_BLOCKING=1 (default 1)', TORCH_NPU_DOCS),
+    'CPU_AFFINITY_CONF': Variable(
+        '2', "binds torch_npu's threads to cores near their NPU; no effect in a process that taskset has bound "
+             '(default: off)', TORCH_NPU_DOCS),
+    'HCCL_CONNECT_TIMEOUT': Variable(
+        '1800', 'seconds that ranks wait for each other at the first collective: slow loading of data or weights '
+                'exceeds 120, error EI0006 (default 120, up to 7200)', HCCL_DOCS),
+    'HCCL_EXEC_TIMEOUT': Variable(None, 'seconds that a collective may take (default 1800)', HCCL_DOCS),
+    'HCCL_BUFFSIZE': Variable(None, 'MB of device memory, taken twice by every communicator (default 200)', HCCL_DOCS),
+    'HCCL_IF_IP': Variable(None, "this machine's address for HCCL; wins over HCCL_SOCKET_IFNAME", HCCL_DOCS),
+    'HCCL_SOCKET_IFNAME': Variable(None, 'interface for HCCL, e.g. eth or =eth0', HCCL_DOCS),
+    'HCCL_IF_BASE_PORT': Variable(None, 'first of the 16 host ports of HCCL (default 60000)', HCCL_DOCS),
+    'HCCL_WHITELIST_DISABLE': Variable(None, 'is 1 anyway', HCCL_DOCS),
+    'HCCL_OP_EXPANSION_MODE': Variable(None, 'AIV is for inference only on the A2 series: leave it unset', HCCL_DOCS),
+    'ASCEND_RT_VISIBLE_DEVICES': Variable(None, 'NPUs that this process may use, ascending, e.g. 0,1', CANN_DOCS),
+    'ASCEND_LAUNCH_BLOCKING': Variable(None, '1 waits after every operator: for finding errors, slow', TORCH_NPU_DOCS),
+    'COMBINED_ENABLE': Variable(None, '1 merges operators on non-contiguous tensors (default 0)', TORCH_NPU_DOCS),
+    'INF_NAN_MODE_ENABLE': Variable(
+        None, 'the Atlas training series (910A) can only saturate on overflow; A2 and later give Inf and NaN by '
+              'default', TORCH_NPU_DOCS),
+    'PYTORCH_NPU_ALLOC_CONF': Variable(
+        None, 'settings of the allocator; from torch 2.10 on PYTORCH_ALLOC_CONF, setting both is an error',
+        TORCH_NPU_DOCS),
+    'TORCH_DEVICE_BACKEND_AUTOLOAD': Variable(
+        None, '0 keeps `import torch` from loading torch_npu', "torch's documentation of torch.backends"),
+}
+
+DEAD: Dict[str, str] = {
+    'PTCOPY_ENABLE': 'torch_npu no longer reads it',
+    'DYNAMIC_OP': 'torch_npu no longer reads it',
+    'TRI_COMBINED_ENABLE': 'torch_npu no longer reads it; COMBINED_ENABLE alone is left',
+    'BMMV2_ENABLE': 'torch_npu no longer reads it',
+    'ALLOW_FP32': 'torch_npu no longer reads it; torch.npu.matmul.allow_hf32 decides',
+    'NPU_CALCULATE_DEVICE': 'torch_npu no longer reads it; --device npu:I and ASCEND_RT_VISIBLE_DEVICES choose',
+}
