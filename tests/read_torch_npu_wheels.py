@@ -16,12 +16,14 @@ import runpy
 import sys
 import zipfile
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 ROOT = Path(__file__).resolve().parent.parent
 # run, not imported: the package would import torch
 CONTRACT = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'contract.py'))
 ABSENT, ENTRY_POINT, NAMES = CONTRACT['ABSENT'], CONTRACT['ENTRY_POINT'], CONTRACT['NAMES']
+ENVIRONMENT = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'environment.py'))
+VARIABLES = sorted([*ENVIRONMENT['VARIABLES'], *ENVIRONMENT['DEAD']])
 EXTRACT = ROOT / 'tests' / 'golden' / 'torch_npu_names.json'
 MISSING = 'missing'
 # compiled, without a source: what torch_npu's own sources use of it is all that can be read
@@ -82,6 +84,21 @@ class Distribution:
         names = self._zip.namelist() if self._zip else (
             str(p.relative_to(self.path)) for p in (self.path / 'torch_npu').rglob('*.py'))
         return (self.read(n) for n in sorted(names) if n.startswith('torch_npu/') and n.endswith('.py'))
+
+
+    def variables(self) -> List[str]:
+        """Environment variables that a source or a library names."""
+        names = self._zip.namelist() if self._zip else (
+            str(p.relative_to(self.path)) for p in (self.path / 'torch_npu').rglob('*'))
+        found: Set[str] = set()
+        for name in names:
+            if name.startswith('torch_npu/') and name.endswith(('.py', '.so')):
+                data = self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+                for variable in set(VARIABLES) - found:  # `in` first: a pattern alone takes five times as long
+                    word = variable.encode()
+                    if word in data and re.search(rb'(?<!\w)' + word + rb'(?!\w)', data):
+                        found.add(variable)
+        return sorted(found)
 
 
 def _statements(body: List[ast.stmt]) -> Iterator[ast.stmt]:
@@ -242,16 +259,20 @@ def version_key(version: str) -> Tuple[int, ...]:
 
 
 def extract(paths: List[Union[str, Path]]) -> Dict:
-    """The extract of the wheels: their hashes and pins, and what they hold of each name.
+    """The extract of the wheels: their hashes and pins, what they hold of each name, who names which variable.
 
     Raises:
         ValueError: The wheels of one version differ in a name.
     """
     wheels: Dict[str, Dict] = {}
     names: Dict[str, Dict[str, str]] = {}  # name -> version -> description
+    variables: Dict[str, List[str]] = {name: [] for name in VARIABLES}
     for dist in sorted((Distribution(Path(p)) for p in paths), key=lambda d: (version_key(d.version), d.path.name)):
         wheels.setdefault(dist.version, {})[dist.path.name] = {
             'sha256': dist.sha256(), 'requires': dist.requires_torch, 'entry_point': dist.entry_point}
+        for name in dist.variables():
+            if dist.version not in variables[name]:
+                variables[name].append(dist.version)
         for name in (*NAMES, *ABSENT):
             what = describe(dist, name)
             if names.setdefault(name, {}).setdefault(dist.version, what) != what:
@@ -260,7 +281,7 @@ def extract(paths: List[Union[str, Path]]) -> Dict:
     for name, by_version in names.items():
         for version, what in by_version.items():
             grouped.setdefault(name, {}).setdefault(what, []).append(version)
-    return {'wheels': wheels, 'names': grouped}
+    return {'wheels': wheels, 'names': grouped, 'environment': variables}
 
 
 def table(data: Dict) -> str:

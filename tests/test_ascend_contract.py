@@ -14,6 +14,7 @@ import read_torch_npu_wheels as wheels
 from conftest import ROOT
 
 from seresnet_timm.ascend.contract import ABSENT, ENTRY_POINT, NAMES, Use
+from seresnet_timm.ascend.environment import DEAD
 
 EXTRACT = json.loads(wheels.EXTRACT.read_text())
 VERSIONS = list(EXTRACT['wheels'])
@@ -79,6 +80,13 @@ def test_extract_covers_every_release_since_2_6():
             assert wheel['entry_point'].startswith(f'{ENTRY_POINT[1]}:')
 
 
+def test_dead_variables_are_in_no_wheel():
+    """Neither in a source nor in a library of torch_npu; those that it reads are in all."""
+    assert {name: EXTRACT['environment'][name] for name in DEAD} == dict.fromkeys(DEAD, [])
+    for name in ('TASK_QUEUE_ENABLE', 'CPU_AFFINITY_CONF', 'COMBINED_ENABLE', 'INF_NAN_MODE_ENABLE'):
+        assert EXTRACT['environment'][name] == VERSIONS
+
+
 def at_hand() -> List[Path]:
     """Wheels in the folder TORCH_NPU_WHEELS, or the torch_npu installed there or for this Python."""
     folder = Path(os.environ.get('TORCH_NPU_WHEELS') or next((p for p in sys.path if p.endswith('site-packages')), ''))
@@ -97,6 +105,9 @@ def test_extract_is_what_the_wheels_say():
         for name, wheel in files.items():
             if name in known:
                 assert wheel == known[name]
+        if known:
+            assert [n for n, versions in fresh['environment'].items() if version in versions] == \
+                [n for n, versions in EXTRACT['environment'].items() if version in versions]
         for name in NAMES:
             what = next(w for w, versions in fresh['names'][name].items() if version in versions)
             if known:

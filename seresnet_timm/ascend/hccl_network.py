@@ -22,7 +22,7 @@ def addresses() -> Dict[str, str]:
 
 
 def matches_interface(setting: str, name: str) -> bool:
-    """Whether HCCL_SOCKET_IFNAME allows an interface: beginnings of names; after `=` whole names; after `^` the rest."""
+    """Whether HCCL_SOCKET_IFNAME allows a name: beginnings of names, after `=` whole names, after `^` all others."""
     excluded, exact = setting.startswith('^'), '=' in setting[:2]
     wanted = [w for w in setting.lstrip('^=').split(',') if w]
     hit = name in wanted if exact else any(name.startswith(w) for w in wanted)

@@ -138,4 +138,6 @@ def last_words(text: str) -> str:
         return what.partition(':')[2].strip()[:300]
     # libraries add their own lines below a traceback's
     errors = [line for line in lines if re.match(r'[\w.]*(Error|Exception|Exit)\b', line)]
-    return (errors or lines or [''])[-1][:300]
+    # torch's word for any failure of torch_npu, whose own error stands before it
+    causes = [line for line in errors if 'Failed to load the backend extension' not in line]
+    return (causes or errors or lines or [''])[-1][:300]
