@@ -67,6 +67,9 @@ class Distribution:
         return data.decode()
 
     def module(self, name: str) -> Optional[ast.Module]:
+        """A module of torch_npu; others, which may lie beside it, are not looked into."""
+        if name.split('.')[0] != 'torch_npu':
+            return None
         if name not in self._modules:
             stem = name.replace('.', '/')
             text = self.read(f'{stem}/__init__.py') or self.read(f'{stem}.py')
