@@ -86,6 +86,8 @@ class Doctor:
         self.has_ascend = self.wants_npu or self.pair.torch_npu is not None or bool(self.nodes)
         # a fault on the NPU's side ends a training there; without --device npu a GPU or the CPU is left
         self.npu_fault = 'error' if self.wants_npu else 'warning'
+        self.imports = Probe({}, None)
+        self.torch_works = False
         self.npus: List[Dict[str, Any]] = []
         self.has_bf16 = False
         self.gpus: List[str] = []
@@ -128,9 +130,13 @@ class Doctor:
             self._add('versions', 'torch', 'error', 'not installed', wheels.install_command(pair))
             return
         build = f'{pair.torch}, CUDA {pair.cuda} build' if pair.cuda else f'{pair.torch}, CPU build'
-        probe = self._probe('torch', autoload=False)
+        self.imports = self._probe('packages')  # what a training does first
+        probe = self.imports
+        if 'torch' not in probe.data:
+            probe = self._probe('torch', autoload=False)  # is it torch, or a backend that it loads?
+        self.torch_works = 'torch' in probe.data
         self.gpus = probe.data.get('cuda_devices', [])
-        if probe.failure:
+        if not self.torch_works:
             self._add('versions', 'torch', 'error', f'{build}, does not import: {probe.failure}',
                       f'{PIP} --force-reinstall torch=={wheels.dotted(wheels.release(pair.torch))}')
         else:
@@ -179,22 +185,18 @@ class Doctor:
 
     def _check_autoload(self) -> None:
         """Whether `import torch`, as every training says it, loads torch_npu, and lives."""
-        self.autoload_works = True
         names = sorted({e.name for e in importlib.metadata.entry_points(group='torch.backends')})
         if self.environ.get('TORCH_DEVICE_BACKEND_AUTOLOAD', '1') != '1':
             self._add('versions', 'autoload', 'note', 'off by TORCH_DEVICE_BACKEND_AUTOLOAD')
-        elif not names or self.pair.torch is None:
+        elif not names:
             self._add('versions', 'autoload', 'note', 'on; nothing is installed that `import torch` would load')
-        else:
-            probe = self._probe('torch')
-            if not probe.failure:
-                self._add('versions', 'autoload', 'ok', f'on; `import torch` loads {", ".join(names)}')
-                return
-            self.autoload_works = False
-            unfit = wheels.unfit(self.pair)
-            remedy = unfit.remedy if unfit else self._import_remedy(probe.failure)
+        elif 'torch' in self.imports.data:
+            self._add('versions', 'autoload', 'ok', f'on; `import torch` loads {", ".join(names)}')
+        elif self.torch_works:
+            unfit, failure = wheels.unfit(self.pair), self.imports.failure
+            remedy = unfit.remedy if unfit else self._import_remedy(failure)
             dies = f'`import torch` dies of {", ".join(names)}'
-            self._add('versions', 'autoload', 'error', f'on; {dies}: {probe.failure}',
+            self._add('versions', 'autoload', 'error', f'on; {dies}: {failure}',
                       f'{remedy}; or do without the NPU: export TORCH_DEVICE_BACKEND_AUTOLOAD=0')
 
     def _check_packages(self) -> None:
@@ -204,9 +206,9 @@ class Doctor:
             except importlib.metadata.PackageNotFoundError:
                 self._add('versions', name, 'error', 'not installed', f'{PIP} {name}')
                 return
-        if self.pair.torch is None:
+        if not self.torch_works:
             return
-        probe = self._probe('packages', autoload=self.autoload_works)
+        probe = self.imports if 'torch' in self.imports.data else self._probe('packages', autoload=False)
         if probe.failure:
             self._add('versions', 'imports', 'error', f'torchvision and timm do not import: {probe.failure}',
                       'install the torchvision that belongs to this torch, from the same index (0.24 to torch 2.9, '

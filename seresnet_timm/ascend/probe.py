@@ -15,14 +15,14 @@ def report(**values) -> None:
 def probe_torch() -> None:
     """torch alone; the caller says whether it may load torch_npu."""
     import torch
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    report(version=torch.__version__, cuda_devices=names)
+    report(torch=torch.__version__)
+    report(cuda_devices=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
 
 
 def probe_packages() -> None:
     """What every training imports."""
+    probe_torch()
     import timm
-    import torch  # noqa: F401
     import torchvision
     from timm.data import create_loader  # noqa: F401
     report(timm=timm.__version__, torchvision=torchvision.__version__)
