@@ -31,14 +31,14 @@ def probe_packages() -> None:
 def probe_npu() -> None:
     """torch_npu, and the NPUs that it sees."""
     import torch
-    import torch_npu
+    import torch_npu  # noqa: F401
     devices = []
     if torch.npu.is_available():
         for i in range(torch.npu.device_count()):
             free, total = torch.npu.mem_get_info(i)
             devices.append(dict(name=torch.npu.get_device_name(i), free_memory=free, total_memory=total))
     bf16 = bool(devices) and bool(torch.npu.is_bf16_supported())
-    report(version=torch_npu.__version__, devices=devices, bf16=bf16)
+    report(devices=devices, bf16=bf16)
 
 
 def probe_jpeg() -> None:
