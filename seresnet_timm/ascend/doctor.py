@@ -30,7 +30,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import hccl_network, installation, wheels
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
-from seresnet_timm.ascend.probe_processes import Probe, last_words, run_probe, run_smoke_test
+from seresnet_timm.ascend.probe_processes import WAITED, Probe, last_words, run_probe, run_smoke_test
 from seresnet_timm.engine.arguments import Parser
 from seresnet_timm.errors import RunError, UsageError
 
@@ -413,6 +413,7 @@ class Doctor:
             else:
                 phase = rank.data.get('phase', 'start')
                 self._add('smoke test', name, 'error', f'fails at {phase}: {rank.failure}',
+                          'mend the one that failed' if rank.failure == WAITED else
                           self._smoke_remedy(kind, name, phase))
 
     def _smoke_remedy(self, kind: str, name: str, phase: str) -> str:

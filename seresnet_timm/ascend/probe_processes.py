@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+WAITED = 'waited for one that failed'
 PROBE_TIMEOUT = 180  # seconds; a first import of torch from a slow disk takes minutes
 
 
@@ -83,7 +84,7 @@ def run_smoke_test(
             err.seek(0)
             data = _parse_reports(out.read())
             if returncode is None:
-                failure = 'waited for one that failed' if any(failed) else f'no end after {timeout:g} s'
+                failure = WAITED if any(failed) else f'no end after {timeout:g} s'
             else:
                 failure = _how_it_ended(returncode, err.read())
             if failure is None and data.get('phase') != 'done':
