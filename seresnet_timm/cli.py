@@ -88,12 +88,18 @@ def report(argv: List[str]) -> None:
     results.report(args.run)
 
 
+def doctor(argv: List[str]) -> None:
+    from seresnet_timm.ascend import doctor as ascend_doctor
+    ascend_doctor.main(argv)
+
+
 VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'train': (train, 'train a model'),
     'validate': (validate, 'evaluate a model or a checkpoint'),
     'recipe': (recipe, "run one of the ModelZoo's recipes"),
     'scripts': (scripts, "show which train.py would run; `scripts fetch` gets timm's own"),
     'demo-data': (demo_data, 'write a small dataset of real images'),
+    'doctor': (doctor, 'check versions, CANN, devices and network, and compute on every device'),
     'report': (report, "print a run's results table and draw its curves"),
 }
 

@@ -1,0 +1,99 @@
+"""What is installed of CANN and of the NPU's driver, read from the files that their installers leave.
+
+Paths below `root` stand for those below /.
+"""
+import contextlib
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Tuple
+
+from seresnet_timm.ascend import wheels
+
+# without these nodes in /dev a container sees no NPU
+MANAGER_NODES = ('davinci_manager', 'devmm_svm', 'hisi_hdc')
+
+
+def cann_home(root: Path, environ: Mapping[str, str]) -> Tuple[Optional[Path], str]:
+    """Folder of the CANN in use, else of an installed one, and how it was found, or where it was looked for."""
+    for name in ('ASCEND_HOME_PATH', 'ASCEND_TOOLKIT_HOME'):
+        if environ.get(name):
+            home = Path(environ[name])
+            return (home, name) if home.is_dir() else (None, f'{name}={home} does not exist')
+    info = root / 'etc/Ascend/ascend_cann_install.info'
+    bases = [(root / value.lstrip('/'), str(info)) for key, value in read_pairs(info).items()
+             if 'path' in key.lower() and value.startswith('/')]
+    for base, how in [*bases, (root / 'usr/local/Ascend', 'the usual place')]:
+        for sub in ('cann', 'ascend-toolkit/latest', 'latest', 'nnae/latest', '.'):
+            if (base / sub).is_dir() and cann_version(base / sub):
+                return base / sub, how
+    return None, 'neither ASCEND_HOME_PATH, nor /etc/Ascend/ascend_cann_install.info, nor /usr/local/Ascend'
+
+
+def set_env_script(home: Path) -> Optional[Path]:
+    """The script that sets CANN's environment variables."""
+    return next((p for p in (home / 'set_env.sh', home.parent / 'set_env.sh') if p.exists()), None)
+
+
+def cann_version(home: Path) -> Optional[str]:
+    """Version of the CANN in a folder."""
+    for pattern in ('ascend_*_install.info', '*-linux/ascend_*_install.info'):
+        for path in sorted(home.glob(pattern)):
+            version = read_pairs(path).get('version')
+            if version:
+                return version
+    for path in (home / 'version.cfg', *sorted(home.glob('*/version.cfg'))):
+        with contextlib.suppress(OSError):
+            match = re.search(r'_running_version=\[[^:\]]*:([^\]]+)\]', path.read_text(errors='replace'))
+            if match:
+                return match.group(1)
+    for part in ('toolkit', 'runtime', 'compiler', 'opp'):
+        version = read_pairs(home / part / 'version.info').get('version')
+        if version:
+            return version
+    return None
+
+
+def cann_named_by_torch_npu() -> Optional[str]:
+    """The CANN versions that torch_npu's own description names beside the torch it is built for."""
+    try:
+        text = importlib.metadata.metadata('torch_npu').get_payload()
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    wanted = wheels.wanted_torch(wheels.installed_pair())
+    found: List[str] = []
+    cann = None
+    for line in str(text).splitlines():  # | CANN 8.3.RC1 | 2.8.0 | 2.8.0 | v2.8.0-7.2.0 |
+        cells = [cell.strip() for cell in line.split('|')[1:-1]]
+        if len(cells) < 3:
+            continue
+        match = re.match(r'CANN (\S+)', cells[0])
+        cann = match.group(1) if match else cann  # an empty cell means the one above
+        if (match or not cells[0]) and cann and wanted and wheels.release(cells[1]) == wanted and cann not in found:
+            found.append(cann)
+    return ', '.join(found) or None
+
+
+def driver_version(root: Path, part: str) -> Optional[str]:
+    """Version of the 'driver' or the 'firmware'."""
+    params = read_pairs(root / 'etc/ascend_install.info')
+    base = params.get(f'{part.capitalize()}_Install_Path_Param', '/usr/local/Ascend')
+    return read_pairs(root / base.lstrip('/') / part / 'version.info').get('version')
+
+
+def device_nodes(root: Path) -> Tuple[List[Path], List[Path]]:
+    """Nodes of the NPUs in /dev, and of what they need that is missing."""
+    nodes = sorted((root / 'dev').glob('davinci[0-9]*'), key=lambda p: int(re.findall(r'\d+', p.name)[0]))
+    return nodes, [root / 'dev' / name for name in MANAGER_NODES if not (root / 'dev' / name).exists()]
+
+
+def read_pairs(path: Path) -> Dict[str, str]:
+    """`key=value` lines of a file; {} if there is none. `Version` is also known as `version`."""
+    try:
+        text = path.read_text(errors='replace')
+    except OSError:
+        return {}
+    pairs = dict(line.strip().split('=', 1) for line in text.splitlines() if '=' in line and line[:1] != '#')
+    if 'Version' in pairs:
+        pairs.setdefault('version', pairs['Version'])
+    return pairs
