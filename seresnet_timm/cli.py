@@ -4,6 +4,7 @@ import sys
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm import __version__
+from seresnet_timm.ascend.runtime import keep_unfit_torch_npu_out
 from seresnet_timm.engine.arguments import Parser
 from seresnet_timm.errors import RunError, UsageError, suggest
 
@@ -124,6 +125,7 @@ def dispatch(argv: Sequence[str]) -> None:
         return
     if argv[0] not in VERBS:
         raise UsageError(f"Unknown verb '{argv[0]}': {suggest(argv[0], VERBS)}")
+    keep_unfit_torch_npu_out()
     VERBS[argv[0]][0](list(argv[1:]))
 
 

@@ -46,6 +46,8 @@ def execute(job: Dict[str, Any]) -> None:
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
     from seresnet_timm.profile import profiled
+    if job['device'] == 'cpu':
+        keep_gloo_alive()
     if job['device'].startswith('npu'):
         from seresnet_timm.ascend.setup import set_up
         set_up(job['device'], job['dtypes'])
@@ -103,6 +105,24 @@ def _run_timms(job: Dict[str, Any]) -> None:
     module = load(script)
     sys.argv = [str(script.path), *job['argv']]
     module.main()
+
+
+def keep_gloo_alive() -> None:
+    """Never let Python destroy gloo's process group: it goes with the process.
+
+    A thread of gloo's drops the tensors of a finished collective with the group's lock held, and takes Python's lock
+    for it. The group's destructor, called when Python drops the last reference to the group or to the DDP model, holds
+    Python's lock and takes the group's: the two can wait for each other for ever (torch 2.13: about one run in fifty of
+    two processes).
+    """
+    import torch.distributed as dist
+    destroy = dist.destroy_process_group
+
+    def destroy_process_group(group=None) -> None:
+        if group is None and dist.is_initialized():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+        destroy(group)
+    dist.destroy_process_group = destroy_process_group
 
 
 def bind_cores(job: Dict[str, Any]) -> None:

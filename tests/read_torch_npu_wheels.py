@@ -225,6 +225,9 @@ def resolve(dist: Distribution, dotted: str) -> Optional[Found]:
 def describe(dist: Distribution, dotted: str) -> str:
     """Kind and signature of a name, e.g. 'function (device=None)'; 'missing'."""
     found = resolve(dist, dotted)
+    if found is None and re.fullmatch(r'torch_npu\.npu_\w+', dotted):  # an operator, put there when torch_npu loads
+        seen = any(f'{dotted}(' in text for text in dist.sources() if text)
+        return "operator, used by torch_npu's own sources" if seen else MISSING
     if found is None:
         return MISSING
     if found.node is None:

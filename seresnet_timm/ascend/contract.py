@@ -33,6 +33,12 @@ NAMES: Dict[str, Use] = {
     'torch_npu.npu.amp.GradScaler.state_dict': Use(),
     'torch_npu.npu.amp.GradScaler.load_state_dict': Use(positional=1),
 
+    # which FixedGradScaler overrides or sets
+    'torch_npu.npu.amp.GradScaler._unscale_grads_': Use(positional=4),
+    'torch_npu.npu.utils.is_support_inf_nan': Use(),
+    'torch_npu.npu_get_float_status': Use(positional=1),
+    'torch_npu.npu_clear_float_status': Use(positional=1),
+
     'torch_npu.optim.NpuFusedSGD': Use(positional=1, keywords=(
         'lr', 'momentum', 'dampening', 'weight_decay', 'nesterov')),
 

@@ -1,6 +1,22 @@
-"""torch_npu: is it there, and does it see a device?"""
+"""torch_npu: is it there, may it be imported, and does it see a device?"""
 import importlib.util
+import os
 from typing import Optional
+
+from seresnet_timm.ascend.wheels import why_unfit
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec('torch_npu') is not None
+
+
+def keep_unfit_torch_npu_out() -> None:
+    """Keep `import torch` from loading a torch_npu that does not fit: beside some builds it aborts the process.
+
+    Call it before torch is imported; `why_unavailable` then says what is wrong.
+    """
+    if _is_installed() and why_unfit() is not None:
+        os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'
 
 
 def why_unavailable() -> Optional[str]:
@@ -9,8 +25,11 @@ def why_unavailable() -> Optional[str]:
     Returns:
         None if an NPU can be used, else one clause that says what is missing.
     """
-    if importlib.util.find_spec('torch_npu') is None:
+    if not _is_installed():
         return 'torch_npu is not installed'
+    unfit = why_unfit()
+    if unfit is not None:
+        return unfit
     try:
         import torch
         import torch_npu  # noqa: F401  (registers torch.npu)

@@ -85,7 +85,7 @@ def install_command(pair: Pair) -> str:
     if wanted is None:
         return "install torch and the torch_npu of the same version, see README's table"
     command = f'install the CPU build of torch {dotted(wanted)}: pip install torch=={dotted(wanted)} (on x86-64 ' \
-              f'with --index-url https://download.pytorch.org/whl/cpu)'
+              "from PyTorch's CPU index, which pytorch.org/get-started names)"
     if pair.torch_npu is None:
         return f'{command}, and torch_npu of the same version: pip install torch_npu=={dotted(wanted)}'
     return command
