@@ -21,12 +21,12 @@ demo: $(VENV)/.ready
 test: test-cpu test-npu
 
 test-cpu: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 tests --ignore tests/npu
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests --ignore tests/npu
 
 # torch_npu's own code on an emulated Ascend server; exit code 3 of the first command: not possible here, it says why
 test-npu:
 	@$(PYTHON) tests/ascend_emulator/make_venv.py $(NPU_VENV); code=$$?; \
-	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n 2 tests/npu; \
+	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n 2 --dist loadgroup tests/npu; \
 	elif [ $$code = 3 ] && [ -z "$$CI" ]; then exit 0; else exit $$code; fi
 
 lint: $(VENV)/.ready

@@ -110,10 +110,22 @@ def test_a_cpu_passes():
 
 
 def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
-    """The real torch, which loads a torch_npu that aborts: doctor ends well, with the remedy, and exit code 1."""
+    """The real torch, which loads a torch_npu that aborts: doctor ends well, with the remedy.
+
+    Beside a CUDA build it is known before: the commands of this package keep it out, and a training runs on the CPU.
+    """
     path = site(tmp_path, 'import os, sys\nprint("what():  Duplicated key", file=sys.stderr, flush=True)\nos.abort()\n',
                 torch.__version__, version=torch.__version__.split('+')[0], with_torch=False)
-    result = run_cli('doctor', env=clean_environ(PYTHONPATH=f'{path}{os.pathsep}{ROOT}'))
+    env = clean_environ(PYTHONPATH=f'{path}{os.pathsep}{ROOT}')
+    result = run_cli('doctor', '--seconds', 0.2, env=env)
+    if torch.version.cuda is not None:
+        assert result.returncode == 0, result.stderr
+        assert 'is a CUDA build, beside which torch_npu' in result.stdout and '-> install the CPU build' in result.stdout
+        assert 'A training on cpu runs here.' in result.stdout
+        for device, expected in (('auto', f'{tmp_path} has no'), ('npu', '--device npu cannot be used here: torch ')):
+            result = run_cli('train', '--data-dir', tmp_path, '--model', 'seresnet18_ascend', '--device', device, env=env)
+            assert result.returncode == 2 and expected in result.stderr, result.stderr
+        return
     assert result.returncode == 1, result.stderr
     assert '`import torch` dies of torch_npu: killed by SIGABRT (Duplicated key)' in result.stdout
     assert '-> ' in result.stdout and 'export TORCH_DEVICE_BACKEND_AUTOLOAD=0' in result.stdout

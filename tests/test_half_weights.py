@@ -97,7 +97,7 @@ def test_training_on_two_processes(digits, tmp_path, scripts):
         output = tmp_path / level
         result = run_cli(*train_flags(
             data, output, '--scripts', scripts, '--nproc', 2, '-b', 5, '--epochs', 1, '--lr', 1e-4,
-            '--amp-level', level, '--loss-scale', 128, '--no-aug'), timeout=280)
+            '--img-size', 16, '--amp-level', level, '--loss-scale', 128, '--no-aug'), timeout=280)
         assert result.returncode == 0, result.stderr
         with open(output / 'run' / 'summary.csv', newline='') as f:
             losses[level] = float(next(csv.DictReader(f))['train_loss'])

@@ -55,6 +55,7 @@ def trained(few_digits, tmp_path_factory):
     return runs
 
 
+@pytest.mark.xdist_group('trained')
 @pytest.mark.parametrize('scripts', SCRIPTS, ids=lambda s: Path(s).name)
 def test_train_8p(trained, scripts):
     """Closing lines and log by the definitions of the ModelZoo; equal losses with every script."""
@@ -79,6 +80,7 @@ def test_train_8p(trained, scripts):
         assert own == pytest.approx(bundled, rel=1e-5)
 
 
+@pytest.mark.xdist_group('trained')
 @pytest.mark.parametrize('scripts', SCRIPTS, ids=lambda s: Path(s).name)
 def test_eval_8p(trained, few_digits, tmp_path, scripts):
     """Evaluates what train_8p saved to the same top-1."""

@@ -156,7 +156,7 @@ def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
 def test_loss_scaler(few_digits, tmp_path, folder):
     """A fixed loss scale in float16, on the CPU, stays and is saved."""
     run(*train_flags(few_digits, tmp_path, '--scripts', folder, '--amp', '--loss-scale', 1024, '--epochs', 1,
-                     '--img-size', 32, '-b', 4, '--train-split', 'val'), timeout=280)
+                     '--img-size', 16, '-b', 4, '--train-split', 'val'), timeout=280)
     state = load(tmp_path / 'run' / 'last.pth.tar')['amp_scaler']
     assert state['scale'] == 1024 and state['_growth_tracker'] == 0
 

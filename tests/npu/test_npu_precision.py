@@ -123,6 +123,7 @@ def overflows(tmp_path_factory):
     return {soc: run_ranks(OVERFLOW, 2, tmp_path_factory.mktemp(soc), soc=soc) for soc in ('Ascend910A', 'Ascend910B1')}
 
 
+@pytest.mark.xdist_group('overflows')
 @pytest.mark.parametrize('soc', ['Ascend910A', 'Ascend910B1'])
 @pytest.mark.parametrize('scaler', ['dynamic', 'fixed'])
 def test_overflow_on_one_rank_skips_the_step_on_all(overflows, soc, scaler):
@@ -136,6 +137,7 @@ def test_overflow_on_one_rank_skips_the_step_on_all(overflows, soc, scaler):
     assert first['scales'] == second['scales'] == half
 
 
+@pytest.mark.xdist_group('overflows')
 def test_torchs_own_scaler_lets_ranks_diverge_on_a_910a(overflows):
     """Why ours is torch_npu's: the flag stays on the device that overflowed, and one rank alone skips the step."""
     first, second = (overflows['Ascend910A'][r]['torch.amp'] for r in (0, 1))

@@ -42,6 +42,7 @@ def trained_on_cpu(few_digits, tmp_path_factory):
     return cwd / 'out' / 'run'
 
 
+@pytest.mark.xdist_group('train_8p')
 @pytest.mark.parametrize('scripts', SCRIPTS, ids=lambda s: Path(s).name)
 def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     """Losses, top-1 and learning rates of two ranks on npu equal those on CPU; evaluated on 1 rank and on 2."""
