@@ -54,7 +54,8 @@ def run(plan: Plan) -> None:
             raise _failure(plan, *e.get_first_failure(), log_dir)
         except SignalException as e:
             name = signal.Signals(e.sigval).name
-            print(f'Stopped by {name}: all processes of this node have ended.{way_on(plan.output_dir)}', file=sys.stderr)
+            print(f'Stopped by {name}: all processes of this node have ended.' + way_on(plan.output_dir),
+                  file=sys.stderr)
             raise SystemExit(128 + e.sigval)
         except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
             raise RunError(_rendezvous_failure(plan, e))
@@ -155,8 +156,8 @@ def _failure(plan: Plan, rank: int, failure: Any, log_dir: Path) -> Exception:
         return RunError(f'Node {plan.node_rank} lost contact with another node, which has ended or cannot be reached '
                         f'any more: its own log says why.{way_on(plan.output_dir)}\n{text.strip().splitlines()[-1]}')
     where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'
-    return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.{way_on(plan.output_dir)}'
-                    f'\n{text}'.rstrip())
+    return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.'
+                    f'{way_on(plan.output_dir)}\n{text}'.rstrip())
 
 
 def _read_error(error_file: str) -> Tuple[str, str]:

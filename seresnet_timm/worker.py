@@ -76,7 +76,7 @@ def explain(error: RuntimeError, job: Dict[str, Any]) -> Optional[str]:
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
         less = max(1, job['batch_size'] // 2)
         keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if job['verb'] == 'train' else ''
-        figures = text.splitlines()[0].partition('If reserved')[0].rstrip('. ')  # what follows is advice on its settings
+        figures = text.splitlines()[0].partition('If reserved')[0].rstrip('. ')  # there advice on settings begins
         return f'{device} is out of memory with -b {job["batch_size"]} ({figures}): try -b {less}{keep}.'
     return explain_npu(text, device)
 

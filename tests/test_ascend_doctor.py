@@ -120,10 +120,12 @@ def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
     result = run_cli('doctor', '--seconds', 0.2, env=env)
     if torch.version.cuda is not None:
         assert result.returncode == 0, result.stderr
-        assert 'is a CUDA build, beside which torch_npu' in result.stdout and '-> install the CPU build' in result.stdout
+        assert 'is a CUDA build, beside which torch_npu' in result.stdout
+        assert '-> install the CPU build' in result.stdout
         assert 'A training on cpu runs here.' in result.stdout
         for device, expected in (('auto', f'{tmp_path} has no'), ('npu', '--device npu cannot be used here: torch ')):
-            result = run_cli('train', '--data-dir', tmp_path, '--model', 'seresnet18_ascend', '--device', device, env=env)
+            flags = ('--data-dir', tmp_path, '--model', 'seresnet18_ascend', '--device', device)
+            result = run_cli('train', *flags, env=env)
             assert result.returncode == 2 and expected in result.stderr, result.stderr
         return
     assert result.returncode == 1, result.stderr

@@ -369,3 +369,22 @@ def test_one_machine_dies(few_digits, tmp_path, port, killed):
     assert 'Traceback' not in stderr
     assert_none_left(str(tmp_path))
     assert torch.isfinite(load(tmp_path / 'node0' / 'last.pth.tar')['state_dict']['fc.weight']).all()
+
+
+def test_gloos_group_outlives_its_last_reference(monkeypatch):
+    """Python must not destroy it: the destructor can wait for ever for a thread that waits for Python's lock."""
+    import torch.distributed as dist
+
+    from seresnet_timm.worker import keep_gloo_alive
+    references = []
+    for keep in (False, True):
+        monkeypatch.setattr(dist, 'destroy_process_group', dist.destroy_process_group)
+        if keep:
+            keep_gloo_alive()
+        dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+        group = dist.group.WORLD
+        dist.destroy_process_group()
+        assert not dist.is_initialized()
+        references.append(sys.getrefcount(group))
+        monkeypatch.undo()
+    assert references[1] == references[0] + 1

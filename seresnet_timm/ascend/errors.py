@@ -21,11 +21,11 @@ def explain(text: str, device: str) -> Optional[str]:
     code, sentence = _CODE.search(text), _SENTENCE.search(text)
     if not code and 'ACL stream synchronize failed' not in text:
         return None
-    cause = f'{sentence[1]}' if sentence else text.strip().splitlines()[0].rstrip('.')
+    cause = sentence[1] if sentence else text.strip().splitlines()[0].rstrip('.')
     number = f', error {code[2]} of {code[1]}' if code else ''
     if code and code[1].startswith('Hccl'):
         limit = os.environ.get('HCCL_EXEC_TIMEOUT', '1800')
-        return (f'{device} lost contact with the other ranks ({cause}{number}): one of them has ended, hangs or cannot '
-                f'be reached, its own log says why; HCCL waits {limit} s for it (HCCL_EXEC_TIMEOUT).')
+        return (f'{device} lost contact with the other ranks ({cause}{number}): one of them has ended, hangs or '
+                f'cannot be reached, its own log says why; HCCL waits {limit} s for it (HCCL_EXEC_TIMEOUT).')
     return (f'{device} stopped working ({cause}{number}): `npu-smi info` shows its health, the plog of CANN the details '
             '(~/ascend/log).')

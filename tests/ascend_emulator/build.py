@@ -1,7 +1,7 @@
 """Build the emulator for the torch and torch_npu of this Python: five stand-ins for CANN's libraries, and the router.
 
-The result lies in a cache, under the hash of the sources and the versions; another call finds it there. `python build.py`
-prints the folder.
+The result lies in a cache, under the hash of the sources and the versions; another call finds it there.
+`python -m ascend_emulator.build` prints the folder.
 """
 import hashlib
 import os

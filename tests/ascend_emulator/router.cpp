@@ -1,5 +1,5 @@
-// Runs aten operators of npu tensors on the CPU, without copying: device memory is host memory (cann/ascendcl.cpp), so a
-// CPU tensor can alias an npu tensor's. One boxed kernel serves all operators. What torch_npu does besides computing
+// Runs aten operators of npu tensors on the CPU, without copying: device memory is host memory (cann/ascendcl.cpp), so
+// a CPU tensor can alias an npu tensor's. One boxed kernel serves all operators. What torch_npu does besides computing
 // (allocation, copies between host and device, views, streams, events, collectives) stays its own.
 #include <map>
 #include <set>
@@ -263,7 +263,8 @@ at::Tensor& copy_(c10::DispatchKeySet keys, at::Tensor& self, const at::Tensor& 
 
 // The 910A tells of an overflow by its flag, not by the gradients' values.
 void amp_check_and_unscale(at::TensorList gradients, at::Tensor& found_inf, const at::Tensor& inverse_scale) {
-  static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::_amp_foreach_non_finite_check_and_unscale_", "");
+  static auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("aten::_amp_foreach_non_finite_check_and_unscale_", "");
   Stack stack{c10::List<at::Tensor>(gradients.vec()), found_inf, inverse_scale};
   run_on_cpu(op, {}, &stack);
   if (!ascend_emulator_saturates()) return;

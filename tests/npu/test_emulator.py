@@ -1,4 +1,4 @@
-"""The emulator itself: operators as on the CPU, collectives by their formulas, chips that differ, counters, refusals."""
+"""The emulator itself: operators as on the CPU, collectives by formula, chips that differ, counters, refusals."""
 import subprocess
 import sys
 
@@ -7,9 +7,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from npu.ranks import run_ranks
 
 import seresnet_timm  # noqa: F401
+from npu.ranks import run_ranks
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(4, 6, 9, 9, generator=G)

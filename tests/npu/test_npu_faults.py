@@ -3,8 +3,9 @@ import re
 
 import pytest
 from conftest import train_flags
-from npu.ranks import npu_cli
 from test_recipes import rows
+
+from npu.ranks import npu_cli
 
 
 def train(data, output, *flags, nproc=1, env=None, **settings):
@@ -75,3 +76,4 @@ def test_environment_of_the_user_wins(few_digits, tmp_path, environment, expecte
     result = train(few_digits, tmp_path, '--dry-run', env=environment)
     assert expected in result.stderr, result.stderr
     assert 'jit_compile off' in result.stderr and 'TASK_QUEUE_ENABLE=0: yours, kept' in result.stderr
+    assert 'pinned memory, so that the host need not wait for copies' in result.stderr

@@ -6,9 +6,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import train_flags
-from npu.ranks import npu_cli, run_ranks
 from timm.utils import NativeScaler
 
+from npu.ranks import npu_cli, run_ranks
 from seresnet_timm import device as devices
 from seresnet_timm.half_weights import use_half_weights
 
@@ -26,8 +26,8 @@ def gradients(model, device: str, amp: bool):
 
 @pytest.mark.parametrize('level', ['O1', 'O2'])
 def test_agrees_with_the_cpus_half(level):
-    """As near float32 as the CPU's own fp16 is, and as near to that: logits within 0.5 %, gradients within 1.2 times the
-    distance from the CPU's fp16 to float32.
+    """As near float32 as the CPU's own fp16 is, and as near to that: logits within 0.5 %, gradients within 1.2 times
+    the distance from the CPU's fp16 to float32.
 
     The two round differently: the npu sums products in fp32 and rounds once, autocast keeps other layers in float32.
     """

@@ -59,8 +59,8 @@ def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     assert json.loads((folder / 'run.json').read_text())['plan']['device'] == 'npu'
 
     for nproc in (1, 2) if scripts == 'bundled' else (2,):
-        result = recipe('eval_8p', f'--data_path={few_digits}', *SMALL[:6], *FLOAT32, '--device', 'npu', '--nproc', nproc,
-                        '--scripts', scripts, f'--resume={folder}/last.pth.tar', cwd=tmp_path)
+        result = recipe('eval_8p', f'--data_path={few_digits}', *SMALL[:6], *FLOAT32, '--device', 'npu',
+                        '--nproc', nproc, '--scripts', scripts, f'--resume={folder}/last.pth.tar', cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert final_lines(result)['Final Train Accuracy'] == pytest.approx(last['eval_top1'], abs=1e-3)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from ascend_emulator import counters
 from conftest import train_flags
-from npu.ranks import run_ranks
 from test_train import load
 
+from npu.ranks import run_ranks
 from seresnet_timm.ascend import optim  # noqa: F401  (registers itself)
 from seresnet_timm.engine import train
 from seresnet_timm.engine.evaluate import evaluate
@@ -231,7 +231,7 @@ for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_bu
 def test_ddp_sends_what_it_should(tmp_path):
     """Gradients in buckets, once a step, as fp16 with O2; buffers only where they are to be broadcast."""
     results = run_ranks(DDP, 2, tmp_path)
-    for rank, result in results.items():
+    for result in results.values():
         for name, run in result.items():
             assert run['all_reduces'] == 3 * run['buckets'] and run['buckets'] > 1, name
             size = 2 if name == 'O2' else 4

@@ -81,7 +81,8 @@ void enter(Counter counter, size_t bytes) {
 size_t item_size(HcclDataType type) {
   switch (type) {
     case HCCL_DATA_TYPE_INT8: case HCCL_DATA_TYPE_UINT8: return 1;
-    case HCCL_DATA_TYPE_INT16: case HCCL_DATA_TYPE_UINT16: case HCCL_DATA_TYPE_FP16: case HCCL_DATA_TYPE_BFP16: return 2;
+    case HCCL_DATA_TYPE_INT16: case HCCL_DATA_TYPE_UINT16: return 2;
+    case HCCL_DATA_TYPE_FP16: case HCCL_DATA_TYPE_BFP16: return 2;
     case HCCL_DATA_TYPE_INT32: case HCCL_DATA_TYPE_UINT32: case HCCL_DATA_TYPE_FP32: return 4;
     default: return 8;
   }
@@ -201,8 +202,14 @@ API HcclResult HcclGetCommName(HcclComm comm, char* name) {
   return HCCL_SUCCESS;
 }
 API HcclResult HcclGetCommAsyncError(HcclComm, HcclResult* error) { *error = HCCL_SUCCESS; return HCCL_SUCCESS; }
-API HcclResult HcclGetRankSize(HcclComm comm, uint32_t* size) { *size = static_cast<Comm*>(comm)->size; return HCCL_SUCCESS; }
-API HcclResult HcclGetRankId(HcclComm comm, uint32_t* rank) { *rank = static_cast<Comm*>(comm)->rank; return HCCL_SUCCESS; }
+API HcclResult HcclGetRankSize(HcclComm comm, uint32_t* size) {
+  *size = static_cast<Comm*>(comm)->size;
+  return HCCL_SUCCESS;
+}
+API HcclResult HcclGetRankId(HcclComm comm, uint32_t* rank) {
+  *rank = static_cast<Comm*>(comm)->rank;
+  return HCCL_SUCCESS;
+}
 API uint32_t HcclGetCommConfigCapability() { return 0; }
 API HcclResult HcclSetConfig(HcclConfig, HcclConfigValue) { return HCCL_SUCCESS; }
 
