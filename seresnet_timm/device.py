@@ -136,8 +136,8 @@ def create_loss_scaler(
     if not needed:
         return None, reason
     if device.type == 'npu':
-        from seresnet_timm.ascend.scaler import DynamicGradScaler, FixedGradScaler as FixedNpuScaler
-        grad_scaler = DynamicGradScaler() if loss_scale is None else FixedNpuScaler(loss_scale)
+        from seresnet_timm.ascend import scaler
+        grad_scaler = scaler.DynamicGradScaler() if loss_scale is None else scaler.FixedGradScaler(loss_scale)
         return LossScaler(grad_scaler, loss_scale), reason
     if loss_scale is not None:
         return LossScaler(FixedGradScaler(device=device.type, init_scale=float(loss_scale)), float(loss_scale)), reason

@@ -114,7 +114,7 @@ void launch(const c10::OperatorHandle& op, const Stack& stack, c10::Device devic
   if (data_dependent.count(op.schema().name())) ascend_emulator_add(HOST_WAITS, 1);
   if (counting) calls[toString(op.schema().operator_name())]++;
   if (!ascend_emulator_saturates()) return;
-  if (ascend_emulator_read(OPERATORS) == ascend_emulator_fault("overflow") + 1)
+  if (ascend_emulator_read(OPERATORS) > ascend_emulator_fault("overflow"))
     ascend_emulator_set_overflow(device.index(), true);
   for (size_t i = stack.size() - op.schema().arguments().size(); i < stack.size(); i++)
     TORCH_CHECK(!stack[i].isTensor() || !stack[i].toTensor().defined() ||

@@ -1,11 +1,13 @@
 """fp16 on the NPU: O1 and O2 against the CPU's, and an overflow on one rank."""
 import copy
+import re
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from conftest import train_flags
+from test_train import load
 from timm.utils import NativeScaler
 
 from npu.ranks import npu_cli, run_ranks
@@ -65,7 +67,6 @@ def test_loss_scale_is_in_the_checkpoint(few_digits, tmp_path):
     """O2 at a fixed scale on two ranks: near float32's losses, float32 in the checkpoint, HCCL has carried fp16."""
     from ascend_emulator import read_counters
     from test_recipes import rows
-    from test_train import load
     losses, sent = {}, {}
     for level in ('O0', 'O2'):
         (tmp_path / level).mkdir()
@@ -146,6 +147,24 @@ def test_torchs_own_scaler_lets_ranks_diverge_on_a_910a(overflows):
     assert first['weights'][4] != second['weights'][4] and first['scales'] != second['scales']
     on_a2 = [overflows['Ascend910B1'][r]['torch.amp']['weights'] for r in (0, 1)]
     assert on_a2[0] == on_a2[1]  # Inf crosses the all-reduce
+
+
+@pytest.mark.parametrize('scale', [(), ('--loss-scale', 64)], ids=['dynamic', 'fixed'])
+def test_overflow_flag_of_one_device_in_a_training(few_digits, tmp_path, scale):
+    """From some step on, rank 1's 910A says that it overflows: both skip these steps."""
+    result = npu_cli(
+        *train_flags(few_digits, tmp_path, '--device', 'npu', '--nproc', 2, '-b', 5, '--epochs', 1, '--amp', *scale),
+        soc='Ascend910A', fault='overflow:rank=1:after=2500')
+    assert result.returncode == 0, result.stderr
+    state = load(tmp_path / 'run' / 'last.pth.tar')['amp_scaler']
+    if scale:
+        told = re.search(r'(\d+) step\(s\) overflowed in fp16 at loss scale 64', result.stderr)
+        assert told and 2 < int(told[1]) < 10 and state['scale'] == 64
+        return
+    logs = [result.stdout, ''.join(p.read_text() for p in (tmp_path / 'run' / 'logs').rglob('1/stdout.log'))]
+    skipped = [log.count('Gradient overflow. Skipping step') for log in logs]
+    assert skipped[0] == skipped[1] and 2 < skipped[0] < 10, skipped
+    assert state['scale'] == 65536 / 2 ** skipped[0]
 
 
 def test_fixed_scale_tells_of_overflows(few_digits, tmp_path):

@@ -39,7 +39,7 @@ ASCEND_EMULATOR_API int64_t ascend_emulator_read(int counter);
 // without `rank=` every rank has the fault.
 //   device_lost  after N operators the device no longer answers: whatever waits for it fails
 //   hang         after N collectives this rank enters no more: the others time out
-//   overflow     the operator after N others overflows (910A: the device's flag is set; later chips: nothing)
+//   overflow     after N operators every operator overflows (910A: the device's flag is set; later chips: nothing)
 ASCEND_EMULATOR_API int64_t ascend_emulator_fault(const char* kind);
 
 // The 910A's overflow flag, one a device.
