@@ -4,10 +4,11 @@ PYTHON ?= python3
 # not from the environment, as `demo` and `clean` remove them: make demo DEMO=...
 VENV := .venv
 NPU_VENV := .venv-npu
+TESTS := not slow
 DEMO := demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-cpu test-npu lint clean
+.PHONY: demo test test-cpu test-npu test-slow lint clean
 
 # train SE-ResNet-50 on real pictures, evaluate it, show the result
 demo: $(VENV)/.ready
@@ -21,13 +22,17 @@ demo: $(VENV)/.ready
 test: test-cpu test-npu
 
 test-cpu: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests --ignore tests/npu
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" tests --ignore tests/npu
 
 # torch_npu's own code on an emulated Ascend server; exit code 3 of the first command: not possible here, it says why
 test-npu:
 	@$(PYTHON) tests/ascend_emulator/make_venv.py $(NPU_VENV); code=$$?; \
-	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n 2 --dist loadgroup tests/npu; \
+	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" tests/npu; \
 	elif [ $$code = 3 ] && [ -z "$$CI" ]; then exit 0; else exit $$code; fi
+
+# further variants of the same tests, ten minutes more
+test-slow:
+	$(MAKE) test TESTS=slow
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
