@@ -37,7 +37,6 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.data import resolve_data_config
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.models import parse_model_name, split_model_name_tag
 from timm.models._hub import save_config_for_hf
@@ -54,6 +53,8 @@ WEIGHTS = (SAFE_WEIGHTS, 'pytorch_model.bin')  # timm's names, in its order
 STAGING = 'seresnet-timm-push-'
 RETRY_WAITS = (1, 2)  # seconds, after an answer of a Hub in trouble
 TIMEOUT = 120  # seconds without an answer; the Hub's own client waits for ever in some requests
+# arguments of a training that say how its images are prepared
+DATA_ARGS = ('in_chans', 'input_size', 'img_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 # of a pretrained configuration: what says whose weights these are, which new weights cannot inherit
 PROVENANCE = (
     'tag', 'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'license', 'description', 'origin_url',
@@ -178,14 +179,13 @@ def _ask(request: Callable[[], Any]) -> Any:
         except Exception as e:
             if status_of(e) not in SERVER_ERRORS and type(e).__name__ not in ('RemoteProtocolError', 'ReadError'):
                 raise
-            _say(f'{reason(e)}: trying again in {wait} s.')
+            _say(f'Trying again in {wait} s: {reason(e)}.')
             time.sleep(wait)
     return request()
 
 
 def _say(text: str) -> None:
-    text = redact(text)
-    print(text[:1].upper() + text[1:], file=sys.stderr)
+    print(redact(text), file=sys.stderr)
 
 
 def _choose(repo_id: str, names: List[str], with_weights: bool) -> List[str]:
@@ -284,7 +284,7 @@ def _remove_leftovers(repo_id: str) -> None:
         part.unlink(missing_ok=True)
         if lock is not None:
             os.close(lock)
-        _say(f'removed {part}, which a killed download had left.')
+        _say(f'Removed {part}, which a killed download had left.')
 
 
 def _from_cache(repo_id: str, revision: Optional[str], why: str, with_weights: bool) -> Pulled:
@@ -308,7 +308,7 @@ def _from_cache(repo_id: str, revision: Optional[str], why: str, with_weights: b
             raise RunError(f'{repo_id}: {name} in the cache is damaged {removed}, and {why}: pull again when the Hub '
                            'can be reached.')
         sha256[name] = digest['sha256']
-    _say(f'{why}: using the verified copy of {repo_id} in the cache, commit {commit}.')
+    _say(f'Using the verified copy of {repo_id} in the cache, commit {commit}: {why}.')
     return Pulled(repo_id, commit, folder, sha256, _read_config(repo_id, folder), cached=why)
 
 
@@ -441,12 +441,12 @@ def push(
         raise UsageError(f"--license '{license}' is not an identifier: they look like apache-2.0, mit or cc-by-4.0.")
     found = read_source(source, model, num_classes, ema)
     revision = revision or constants.DEFAULT_REVISION
+    api = _api(token)
     with explained(repo_id, 'push'), _no_endless_wait():
-        api = _api(token)
         target = _inspect_target(api, repo_id, revision, private, tag, license)
-        license = license or target.license
-        with temporary_folder(tempfile.gettempdir(), STAGING) as folder:
-            files = _stage(found, folder, repo_id, license, make_card=not target.has_card)
+    with temporary_folder(tempfile.gettempdir(), STAGING) as folder:
+        files = _stage(found, folder, repo_id, license or target.license, make_card=not target.has_card)
+        with explained(repo_id, 'push'), _no_endless_wait():
             parent = _prepare_target(api, repo_id, revision, private, target)
             commit = api.create_commit(
                 repo_id,
@@ -455,11 +455,10 @@ def push(
                 revision=revision,
                 parent_commit=parent,
             )
-            pushed = Pushed(repo_id, commit.oid, str(commit.commit_url), revision, {}, found.notes + target.notes)
-            pushed.sha256 = _verify_pushed(api, repo_id, commit.oid, files)
-        if tag is not None:
-            api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    return pushed
+            sha256 = _verify_pushed(api, repo_id, commit.oid, files)
+            if tag is not None:
+                api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return Pushed(repo_id, commit.oid, str(commit.commit_url), revision, sha256, found.notes + target.notes)
 
 
 def read_source(
@@ -698,7 +697,7 @@ def _is_ready(source: Source) -> bool:
 
 def make_config(source: Source, license: str, path: Path) -> Dict[str, Any]:
     """Write config.json as timm reads it: the model as trained, and no claim of other weights'."""
-    data_config = resolve_data_config(source.args, model=source.model) if source.args else None
+    data_config = {k: source.args[k] for k in DATA_ARGS if source.args.get(k) is not None}
     model_config: Dict[str, Any] = {'label_names': source.labels} if source.labels else {}
     save_config_for_hf(source.model, str(path), model_config=model_config, data_config=data_config)
     config = json.loads(path.read_text())

@@ -4,6 +4,7 @@ huggingface_hub raises its own errors, those of its HTTP library (requests, http
 operating system's, some wrapped in others.
 """
 import errno
+import logging
 import os
 import re
 from contextlib import contextmanager
@@ -37,6 +38,34 @@ def redact(text: str) -> str:
     return re.sub(r'(https?://[^\s?\'"]+)\?[^\s\'")]+', r'\1', text)
 
 
+class _Redact(logging.Filter):
+    """Redacts what huggingface_hub logs: its warnings on requests that it repeats hold signed addresses."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), ()
+        return True
+
+
+@contextmanager
+def _discreet_logs() -> Iterator[None]:
+    """Redact huggingface_hub's log, and keep its HTTP library from logging every address at level INFO."""
+    handlers = logging.getLogger('huggingface_hub').handlers
+    redacts = _Redact()
+    http = [logging.getLogger(name) for name in ('httpx', 'httpx2', 'httpcore', 'httpcore2', 'urllib3')]
+    levels = [logger.level for logger in http]
+    for handler in handlers:
+        handler.addFilter(redacts)
+    for logger in http:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(redacts)
+        for logger, level in zip(http, levels):
+            logger.setLevel(level)
+
+
 @contextmanager
 def explained(repo_id: str, doing: str) -> Iterator[None]:
     """Turn what is raised by the Hub, the network or the disk into a RunError of one sentence.
@@ -46,7 +75,8 @@ def explained(repo_id: str, doing: str) -> Iterator[None]:
         doing: 'pull' or 'push'.
     """
     try:
-        yield
+        with _discreet_logs():
+            yield
     except (UsageError, RunError):
         raise
     except Exception as e:

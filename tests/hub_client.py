@@ -5,7 +5,7 @@ the caller empties HF_HOME between two commands. One JSON request a line on stdi
 
     {"argv": ["pull", "me/x"]} or {"code": "..."}; "env", "cwd", "stdout", "stderr", "max_file_size"
 
-and two lines on stdout for each: the child's process id, and its exit code (negative: the signal that ended it).
+and two lines on stdout for each: `pid N` when it starts, `exit N` when it ends (negative: the signal that ended it).
 """
 import json
 import os
@@ -55,8 +55,8 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os._exit(child(json.loads(line)))
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print('pid', pid, flush=True)
+        print('exit', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == '__main__':
