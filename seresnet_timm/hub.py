@@ -120,7 +120,7 @@ def pull(
         except Exception as e:
             if not is_unreachable(e):
                 raise
-            pulled = _from_cache(repo_id, revision, reason(e), with_weights)
+            pulled = _from_cache(repo_id, revision, e, with_weights)
         else:
             pulled = _from_hub(repo_id, info, token, with_weights)
             if revision != pulled.commit:
@@ -287,7 +287,8 @@ def _remove_leftovers(repo_id: str) -> None:
         _say(f'Removed {part}, which a killed download had left.')
 
 
-def _from_cache(repo_id: str, revision: Optional[str], why: str, with_weights: bool) -> Pulled:
+def _from_cache(repo_id: str, revision: Optional[str], error: BaseException, with_weights: bool) -> Pulled:
+    why = reason(error)
     cache = _cache_folder(repo_id)
     ref = cache / 'refs' / (revision or constants.DEFAULT_REVISION)
     commit = ref.read_text().strip() if ref.is_file() else (revision or '')
@@ -295,7 +296,7 @@ def _from_cache(repo_id: str, revision: Optional[str], why: str, with_weights: b
     names = [p.name for p in folder.iterdir()] if commit and folder.is_dir() else []
     if CONFIG not in names or with_weights and not any(n in names for n in WEIGHTS):
         wanted = f'{repo_id}@{revision}' if revision else repo_id
-        raise RunError(f'{wanted} is not in the cache ({constants.HF_HUB_CACHE}), and {why}. {remedy()}')
+        raise RunError(f'{wanted} is not in the cache ({constants.HF_HUB_CACHE}), and {why}. {remedy(error)}')
     sha256 = {}
     for name in _choose(repo_id, names, with_weights):
         path = folder / name
@@ -448,13 +449,17 @@ def push(
         files = _stage(found, folder, repo_id, license or target.license, make_card=not target.has_card)
         with explained(repo_id, 'push'), _no_endless_wait():
             parent = _prepare_target(api, repo_id, revision, private, target)
-            commit = api.create_commit(
-                repo_id,
-                [CommitOperationAdd(name, str(path)) for name, path in files.items()],
-                commit_message=message or f'Add {found.model.pretrained_cfg["architecture"]}',
-                revision=revision,
-                parent_commit=parent,
-            )
+            try:
+                commit = api.create_commit(
+                    repo_id,
+                    [CommitOperationAdd(name, str(path)) for name, path in files.items()],
+                    commit_message=message or f'Add {found.model.pretrained_cfg["architecture"]}',
+                    revision=revision,
+                    parent_commit=parent,
+                )
+            except Exception:
+                print(file=sys.stderr)  # ends the line of the progress bar, which huggingface_hub leaves open
+                raise
             sha256 = _verify_pushed(api, repo_id, commit.oid, files)
             if tag is not None:
                 api.create_tag(repo_id, tag=tag, revision=commit.oid)

@@ -77,8 +77,8 @@ def explained(repo_id: str, doing: str) -> Iterator[None]:
     try:
         with _discreet_logs():
             yield
-    except (UsageError, RunError):
-        raise
+    except (UsageError, RunError) as e:
+        raise type(e)(redact(str(e))) from None
     except Exception as e:
         sentence = explain(e, repo_id, doing)
         if sentence is None:
@@ -95,7 +95,7 @@ def explain(error: BaseException, repo_id: str, doing: str) -> Optional[str]:
     if status is not None:
         return _explain_answer(error, status, repo_id, doing)
     if is_network(error):
-        return f'{repo_id}: {reason(error)}. {remedy()}'
+        return f'{repo_id}: {reason(error)}. {remedy(error)}'
     if isinstance(error, FileMetadataError) or isinstance(error, ValueError) and 'JSON' in type(error).__name__:
         return (f'{repo_id}: what answers at {constants.ENDPOINT} is not a Hub (a log-in page, a proxy, or a redirect '
                 'elsewhere?): check HF_ENDPOINT and HTTPS_PROXY.')
@@ -158,8 +158,11 @@ def reason(error: BaseException) -> str:
     return f'the Hub at {constants.ENDPOINT} cannot be reached ({first_line(error) or name})'
 
 
-def remedy() -> str:
-    set_ones = [n for n in ('HF_ENDPOINT', 'HTTPS_PROXY', 'HTTP_PROXY', 'https_proxy', 'http_proxy') if n in os.environ]
+def remedy(error: BaseException) -> str:
+    if status_of(error) is not None:
+        return 'Try again later.'
+    names = ('HF_ENDPOINT', 'HTTPS_PROXY', 'HTTP_PROXY', 'https_proxy', 'http_proxy')
+    set_ones = [n for n in names if os.environ.get(n)]
     if set_ones:
         return f'Check the network, and {" and ".join(set_ones)}; then try again.'
     return 'Check the network, set HTTPS_PROXY or a mirror (HF_ENDPOINT), and try again.'
@@ -194,14 +197,20 @@ def _explain_answer(error: HfHubHTTPError, status: int, repo_id: str, doing: str
     message = (getattr(error, 'server_message', None) or '').strip().rstrip('.')
     if status == 401 and (has_token and 'nvalid credentials' in message + str(error) or doing == 'push'):
         return f'The Hub does not accept your token (401) for {repo_id}: {renew}.'
+    is_storage = not str(error.response.url).startswith(constants.ENDPOINT)
+    if is_storage and status in (401, 403, 404, 410):
+        return f'{repo_id}: the storage of the Hub refuses the transfer ({status}): {doing} again.'
+    if status == 404 and doing == 'push' and not isinstance(error, RepositoryNotFoundError):
+        return (f'{repo_id}: {constants.ENDPOINT} takes no uploads (404), it may be a read-only mirror: push with '
+                'another HF_ENDPOINT.')
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
         private = '' if has_token else ' (private: set HF_TOKEN)'
         return f'There is no model {repo_id} on the Hub, or you may not see it{private}: check the name.'
     if status == 403:
         if doing == 'push':
-            return (f'Your token may not write to {namespace} (403): use a token with write access to that account or '
-                    'organisation.')
-        return f'Your token may not read {repo_id} (403): use one that may.'
+            return (f'{repo_id}: your token may not write to {namespace} (403): use a token with write access to that '
+                    'account or organisation.')
+        return f'{repo_id}: your token may not read it (403): use one that may.'
     if status == 409:
         return f'{repo_id}: the Hub is at another change of this repository (409): {doing} again in a moment.'
     if status == 412:

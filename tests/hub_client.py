@@ -15,6 +15,7 @@ import traceback
 
 # --help and the like stay quick because of the name of the program; here everything is imported once, for all
 sys.argv = ['hub_client']
+import matplotlib.pyplot  # noqa: E402, F401
 import timm  # noqa: E402, F401
 import torch  # noqa: E402
 

@@ -46,9 +46,9 @@ class Fault:
     Attributes:
         where: Regular expression, found in 'METHOD /path'.
         kind: 'status' (answers `status`), 'drop' (closes the connection instead of answering; of an upload after half
-            of it), 'truncate' (announces the length and sends half), 'flip' (one bit in the middle), 'length' (one byte
-            less, announced so), 'hash' (names another hash), 'slow' (waits `seconds` before the body), 'trickle' (the
-            same after half of it), 'redirect' (elsewhere, to a page of HTML), 'garbage' (a page of HTML).
+            of it), 'truncate' (announces the length and sends half), 'flip' (one bit; of an upload too), 'length' (one
+            byte less, announced so), 'hash' (names another hash), 'slow' (waits `seconds` before the body), 'trickle'
+            (the same after half of it), 'redirect' (elsewhere, to a page of HTML), 'garbage' (a page of HTML).
         times: Requests to spoil, None for all.
         status: HTTP status of 'status'.
         code: X-Error-Code of 'status'.
@@ -425,14 +425,12 @@ class Handler(BaseHTTPRequestHandler):
                 for block in self.blocks():
                     if self.fault == 'trickle':
                         time.sleep(self.seconds)
+                    if self.fault == 'flip':
+                        block = bytes([block[0] ^ 1]) + block[1:]
                     digest.update(block)
                     f.write(block)
             if digest.hexdigest() != oid:
                 raise Failure(400, 'BadDigest')
-            if self.fault == 'flip':  # a disk that rots
-                data = bytearray(part.read_bytes())
-                data[len(data) // 2] ^= 1
-                part.write_bytes(data)
             part.rename(self.server.blob(oid))
         finally:
             part.unlink(missing_ok=True)
