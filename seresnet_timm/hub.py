@@ -242,12 +242,13 @@ def _download(repo_id: str, name: str, commit: str, token: Optional[str]) -> Pat
 def _digests(path: Path) -> Dict[str, str]:
     """Hashes of a file: SHA-256, and git's object id."""
     sha256, git = hashlib.sha256(), hashlib.sha1(f'blob {path.stat().st_size}\0'.encode())
-    is_small = path.stat().st_size <= 100_000_000  # larger ones are never git's own
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20):
-            sha256.update(block)
+    is_small = path.stat().st_size <= 20_000_000  # the Hub keeps larger ones in LFS, whose hash is SHA-256
+    buffer = memoryview(bytearray(1 << 18))
+    with open(path, 'rb', buffering=0) as f:
+        while length := f.readinto(buffer):
+            sha256.update(buffer[:length])
             if is_small:
-                git.update(block)
+                git.update(buffer[:length])
     return {'sha256': sha256.hexdigest(), 'git': git.hexdigest()}
 
 
@@ -449,10 +450,11 @@ def push(
         files = _stage(found, folder, repo_id, license or target.license, make_card=not target.has_card)
         with explained(repo_id, 'push'), _no_endless_wait():
             parent = _prepare_target(api, repo_id, revision, private, target)
+            additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
             try:
                 commit = api.create_commit(
                     repo_id,
-                    [CommitOperationAdd(name, str(path)) for name, path in files.items()],
+                    additions,
                     commit_message=message or f'Add {found.model.pretrained_cfg["architecture"]}',
                     revision=revision,
                     parent_commit=parent,
@@ -460,7 +462,7 @@ def push(
             except Exception:
                 print(file=sys.stderr)  # ends the line of the progress bar, which huggingface_hub leaves open
                 raise
-            sha256 = _verify_pushed(api, repo_id, commit.oid, files)
+            sha256 = _verify_pushed(api, repo_id, commit.oid, additions)
             if tag is not None:
                 api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return Pushed(repo_id, commit.oid, str(commit.commit_url), revision, sha256, found.notes + target.notes)
@@ -736,18 +738,23 @@ def _curves(source: Source, folder: Path) -> Optional[Path]:
     return path
 
 
-def _verify_pushed(api: HfApi, repo_id: str, commit: str, files: Dict[str, Path]) -> Dict[str, str]:
+def _verify_pushed(
+        api: HfApi, repo_id: str, commit: str, additions: List[CommitOperationAdd]) -> Dict[str, str]:
     """Compare what is on the Hub with what was sent; SHA-256 of every file."""
     info = _ask(lambda: api.model_info(
         repo_id, revision=commit, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT))
     siblings = {s.rfilename: s for s in info.siblings}
     sha256 = {}
-    for name, path in files.items():
-        digest = _digests(path)
+    for addition in additions:
+        name = addition.path_in_repo
+        sha256[name] = addition.upload_info.sha256.hex()
         expected = _expected(repo_id, siblings[name]) if name in siblings else None
-        if expected is None or digest[expected.kind] != expected.value:
+        if expected is not None and expected.kind == 'git':
+            is_there = _digests(Path(addition.path_or_fileobj))['git'] == expected.value
+        else:
+            is_there = expected is not None and sha256[name] == expected.value
+        if not is_there:
             raise RunError(f'{repo_id}: {name} on the Hub is not what was sent (commit {commit}): push again.')
-        sha256[name] = digest['sha256']
     return sha256
 
 

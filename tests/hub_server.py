@@ -7,7 +7,7 @@ Repositories live in memory, blobs in a folder. What huggingface_hub 0.36, 1.x a
 
     POST       /api/repos/create                         make a repository; 409 where it exists
     GET        /api/models/{repo}[/revision/{rev}]       commit and files; ?blobs=true with their hashes
-    GET        /api/models/{repo}/refs                   branches and tags
+    GET        /api/models/{repo}/refs, /tree/{rev}      branches and tags; files
     POST       /api/models/{repo}/branch|tag/{rev}       make one
     POST       /api/validate-yaml                        the card's metadata
     POST       /api/models/{repo}/preupload/{rev}        which files go by LFS
@@ -18,7 +18,7 @@ Repositories live in memory, blobs in a folder. What huggingface_hub 0.36, 1.x a
     GET        /_cdn/{sha256}                            blob, with Range
 
 The CDN has another origin than the Hub (localhost, not 127.0.0.1), as the real one has: else the client's HEAD would
-follow the redirect. `python tests/hub_server.py DIR [PORT]` serves until it is killed.
+follow the redirect. `python tests/hub_server.py DIR [MBIT_PER_SECOND]` serves until it is killed.
 """
 import base64
 import hashlib
@@ -122,10 +122,12 @@ class HubServer(ThreadingHTTPServer):
         faults: What goes wrong; the first that applies to a request does.
         requests: 'METHOD /path' of all requests so far.
         seen_tokens: Tokens that came with them.
+        rate: Bytes a second of blobs, both ways; None for as fast as it goes.
     """
     daemon_threads = True
 
-    def __init__(self, folder: Path, port: int = 0, users: Optional[Dict[str, str]] = None):
+    def __init__(
+            self, folder: Path, port: int = 0, users: Optional[Dict[str, str]] = None, rate: Optional[float] = None):
         super().__init__(('127.0.0.1', port), Handler)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +138,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults: List[Fault] = []
         self.requests: List[str] = []
         self.seen_tokens: set = set()
+        self.rate = rate
 
     def blob(self, sha256: str) -> Path:
         return self.folder / sha256
@@ -182,6 +185,7 @@ class Failure(Exception):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True  # headers and body go one after the other
     server: HubServer
 
     def log_message(self, *_):
@@ -264,6 +268,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == 'HEAD':
             return
         half = len(data) // 2
+        if self.server.rate and self.fault is None and len(data) > BLOCK:
+            start = time.perf_counter()
+            for i in range(0, len(data), BLOCK):
+                self.wfile.write(data[i:i + BLOCK])
+                self.keep_rate(start, i + BLOCK)
+            return
         self.wfile.write(data[:half] if self.fault in ('truncate', 'trickle') else data)
         if self.fault == 'truncate':
             self.close_connection = True
@@ -271,6 +281,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault == 'trickle':
             time.sleep(self.seconds)
             self.wfile.write(data[half:])
+
+    def keep_rate(self, start: float, size: int) -> None:
+        if self.server.rate:
+            time.sleep(max(0., start + size / self.server.rate - time.perf_counter()))
 
     def answer_json(self, value: Any, status: int = 200, headers: Optional[Dict[str, str]] = None) -> None:
         self.answer(json.dumps(value).encode(), status, {'Content-Type': 'application/json', **(headers or {})})
@@ -337,6 +351,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json({
             'id': name, 'modelId': name, 'author': name.split('/')[0], 'sha': sha, 'private': repo.private,
             'gated': False, 'disabled': False, 'downloads': 0, 'likes': 0, 'tags': [], 'siblings': siblings})
+
+    def tree(self, name: str, rev: str) -> None:
+        repo = self.repo(name)
+        self.answer_json([{
+            'type': 'file', 'path': path, 'oid': f.oid, 'size': f.size,
+            **({'lfs': {'oid': f.blob, 'size': f.size, 'pointerSize': 134}} if f.is_lfs else {}),
+        } for path, f in repo.commits[self.commit_of(repo, rev)].items()])
 
     def refs(self, name: str) -> None:
         repo = self.repo(name)
@@ -420,6 +441,7 @@ class Handler(BaseHTTPRequestHandler):
     def lfs_put(self, oid: str) -> None:
         digest = hashlib.sha256()
         part = self.server.folder / f'{oid}.{threading.get_ident()}'
+        start, size = time.perf_counter(), 0
         try:
             with open(part, 'wb') as f:
                 for block in self.blocks():
@@ -429,6 +451,8 @@ class Handler(BaseHTTPRequestHandler):
                         block = bytes([block[0] ^ 1]) + block[1:]
                     digest.update(block)
                     f.write(block)
+                    size += len(block)
+                    self.keep_rate(start, size)
             if digest.hexdigest() != oid:
                 raise Failure(400, 'BadDigest')
             part.rename(self.server.blob(oid))
@@ -481,6 +505,7 @@ ROUTES: List[Tuple[Tuple[str, ...], re.Pattern, Any]] = [(tuple(m.split()), re.c
     ('POST', rf'/api/models/{_REPO}/branch/{_REV}', Handler.branch),
     ('POST', rf'/api/models/{_REPO}/tag/{_REV}', Handler.tag),
     ('GET', rf'/api/models/{_REPO}/refs', Handler.refs),
+    ('GET', rf'/api/models/{_REPO}/tree/{_REV}', Handler.tree),
     ('GET HEAD', rf'/api/models/{_REPO}/revision/{_REV}', Handler.info),
     ('GET HEAD', rf'/api/models/{_REPO}', Handler.info),
     ('POST', rf'/{_REPO}\.git/info/lfs/objects/batch', Handler.lfs_batch),
@@ -492,6 +517,6 @@ ROUTES: List[Tuple[Tuple[str, ...], re.Pattern, Any]] = [(tuple(m.split()), re.c
 
 
 if __name__ == '__main__':
-    server = HubServer(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    server = HubServer(Path(sys.argv[1]), rate=float(sys.argv[2]) * 125_000 if len(sys.argv) > 2 else None)
     print(server.url, flush=True)
     server.serve_forever()
