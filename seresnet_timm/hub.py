@@ -46,7 +46,16 @@ import seresnet_timm
 from seresnet_timm import checkpoints, model_card, models, results  # noqa: F401  (models registers itself)
 from seresnet_timm.errors import RunError, UsageError, suggest
 from seresnet_timm.files import fsync, temporary_folder, try_lock
-from seresnet_timm.hub_errors import SERVER_ERRORS, explained, is_unreachable, reason, redact, remedy, status_of
+from seresnet_timm.hub_errors import (
+    SERVER_ERRORS,
+    broke_off,
+    explained,
+    is_unreachable,
+    reason,
+    redact,
+    remedy,
+    status_of,
+)
 
 CONFIG, CARD, SAFE_WEIGHTS = 'config.json', 'README.md', 'model.safetensors'
 WEIGHTS = (SAFE_WEIGHTS, 'pytorch_model.bin')  # timm's names, in its order
@@ -112,7 +121,8 @@ def pull(
     repo_id, revision = _split(repo_id, revision)
     out = None if out is None else _check_out(Path(out))
     with explained(repo_id, 'pull'):
-        _remove_leftovers(repo_id)
+        for part in _remove_leftovers(repo_id):
+            _say(f'Removed {part}, which a killed download had left.')
         api = _api(token)
         try:
             info = _ask(lambda: api.model_info(
@@ -122,7 +132,10 @@ def pull(
                 raise
             pulled = _from_cache(repo_id, revision, e, with_weights)
         else:
-            pulled = _from_hub(repo_id, info, token, with_weights)
+            try:
+                pulled = _from_hub(repo_id, info, token, with_weights)
+            finally:
+                _remove_leftovers(repo_id)  # huggingface_hub before 2 keeps the part of a failed download
             if revision != pulled.commit:
                 _set_ref(repo_id, revision or constants.DEFAULT_REVISION, pulled.commit)
         _check_config(pulled)
@@ -177,7 +190,7 @@ def _ask(request: Callable[[], Any]) -> Any:
         try:
             return request()
         except Exception as e:
-            if status_of(e) not in SERVER_ERRORS and type(e).__name__ not in ('RemoteProtocolError', 'ReadError'):
+            if status_of(e) not in SERVER_ERRORS and not broke_off(e):
                 raise
             _say(f'Trying again in {wait} s: {reason(e)}.')
             time.sleep(wait)
@@ -274,9 +287,10 @@ def _set_ref(repo_id: str, revision: str, commit: str) -> None:
     os.replace(f.name, path)
 
 
-def _remove_leftovers(repo_id: str) -> None:
-    """Remove the parts of files that killed downloads have left; who downloads holds the lock of that file."""
+def _remove_leftovers(repo_id: str) -> List[Path]:
+    """Remove parts of files that no process is downloading any more: one that is holds the lock of the file."""
     cache = _cache_folder(repo_id)
+    removed = []
     for part in (cache / 'blobs').glob('*.incomplete'):
         path = cache.parent / '.locks' / cache.name / f'{part.name.split(".")[0]}.lock'
         lock = try_lock(path)
@@ -285,7 +299,8 @@ def _remove_leftovers(repo_id: str) -> None:
         part.unlink(missing_ok=True)
         if lock is not None:
             os.close(lock)
-        _say(f'Removed {part}, which a killed download had left.')
+        removed.append(part)
+    return removed
 
 
 def _from_cache(repo_id: str, revision: Optional[str], error: BaseException, with_weights: bool) -> Pulled:

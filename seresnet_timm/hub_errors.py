@@ -96,7 +96,7 @@ def explain(error: BaseException, repo_id: str, doing: str) -> Optional[str]:
         return _explain_answer(error, status, repo_id, doing)
     if is_network(error):
         return f'{repo_id}: {reason(error)}. {remedy(error)}'
-    if isinstance(error, FileMetadataError) or isinstance(error, ValueError) and 'JSON' in type(error).__name__:
+    if isinstance(error, FileMetadataError) or 'JSON' in type(error).__name__:
         return (f'{repo_id}: what answers at {constants.ENDPOINT} is not a Hub (a log-in page, a proxy, or a redirect '
                 'elsewhere?): check HF_ENDPOINT and HTTPS_PROXY.')
     if isinstance(error, OSError):
@@ -132,8 +132,10 @@ def status_of(error: BaseException) -> Optional[int]:
 def is_network(error: BaseException) -> bool:
     """The Hub did not answer, or not to the end."""
     library = type(error).__module__.split('.')[0]
-    return library in ('requests', 'urllib3', 'httpx', 'httpx2', 'httpcore', 'httpcore2') and not isinstance(
-        error, HfHubHTTPError) or isinstance(error, (ConnectionError, TimeoutError))
+    if isinstance(error, HfHubHTTPError) or 'JSON' in type(error).__name__:
+        return False  # an answer, though requests has an error of its own for what is not JSON
+    return library in ('requests', 'urllib3', 'httpx', 'httpx2', 'httpcore', 'httpcore2') or isinstance(
+        error, (ConnectionError, TimeoutError))
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -153,9 +155,15 @@ def reason(error: BaseException) -> str:
         return f'the Hub at {constants.ENDPOINT} does not answer in time'
     if 'Redirect' in name:
         return f'the Hub at {constants.ENDPOINT} redirects for ever'
-    if name in ('RemoteProtocolError', 'ReadError', 'WriteError', 'ChunkedEncodingError'):
+    if broke_off(error):
         return f'the connection to the Hub at {constants.ENDPOINT} broke off'
     return f'the Hub at {constants.ENDPOINT} cannot be reached ({first_line(error) or name})'
+
+
+def broke_off(error: BaseException) -> bool:
+    """The Hub was reached, and hung up."""
+    return type(error).__name__ in ('RemoteProtocolError', 'ReadError', 'WriteError', 'ChunkedEncodingError') or (
+        'Connection aborted' in str(error))
 
 
 def remedy(error: BaseException) -> str:

@@ -41,7 +41,8 @@ class Client:
         self.environment = {
             **os.environ, 'HF_ENDPOINT': url, 'HF_HOME': str(self.home), 'HF_TOKEN': TOKEN, 'HF_HUB_DISABLE_XET': '1',
             'HF_HUB_DOWNLOAD_TIMEOUT': '3', 'HF_HUB_ETAG_TIMEOUT': '3', 'TMPDIR': str(folder / 'tmp'),
-            'HTTP_PROXY': '', 'http_proxy': '', 'ALL_PROXY': '', 'PYTHONPATH': str(ROOT), 'TIMM_SCRIPTS': ''}
+            'HTTP_PROXY': '', 'http_proxy': '', 'ALL_PROXY': '', 'TIMM_SCRIPTS': '',
+            'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
         for name in ('HUGGINGFACE_HUB_CACHE', 'HF_HUB_CACHE', 'HF_HUB_OFFLINE'):
             self.environment.pop(name, None)
         self.process = subprocess.Popen(
@@ -521,7 +522,7 @@ def test_offline_in_a_fresh_process(pushed, client):
     """HF_HUB_OFFLINE=1: pull and timm use the cache, no request is made; an empty cache is named at once."""
     assert client.run('pull', 'me/x').code == 0
     pushed.requests.clear()
-    env = {**client.environment, 'HF_HUB_OFFLINE': '1', 'PYTHONPATH': str(ROOT)}
+    env = {**client.environment, 'HF_HUB_OFFLINE': '1'}
     code = '''if True:
         import time
         from seresnet_timm import cli
