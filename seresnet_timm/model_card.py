@@ -112,8 +112,8 @@ def _results(run: Dict[str, Any], row: Optional[Dict[str, float]], weights: str,
     if row and top1 is not None:
         top5 = f', top-5 {row["eval_top5"]:.3f} %' if 'eval_top5' in row else ''
         of = f' of the {weights}' if weights else ''
-        parts.append(f'Top-1 {top1:.3f} %{top5}{of} on the validation images, after epoch {int(row["epoch"])} of '
-                     f'0-{int(run["rows"][-1]["epoch"])}. FPS: training images/s of all devices.')
+        parts.append(f'Top-1 {top1:.3f} %{top5}{of} on the validation images, after epoch {int(row["epoch"])} '
+                     f'(counted from 0; {len(run["rows"])} in all). FPS: training images/s of all devices.')
     else:
         parts.append('These weights were not evaluated in the training.')
     if has_curves:
@@ -131,12 +131,12 @@ def _training(run: Optional[Dict[str, Any]], args: Dict[str, Any]) -> str:
         plan, versions = record['plan'], record['versions']
         facts = dict(
             plan={k: plan[k] for k in ('device', 'world_size', 'precision', 'global_batch_size') if k in plan},
-            versions=versions, system=record.get('machine', {}).get('system'))
+            versions=versions)
         if not parts:
             parts.append('## Training')
         parts += [
             f'Command:\n\n```bash\n{command(record)}\n```' if command(record) else '',
-            f'```yaml\n{as_yaml({k: v for k, v in facts.items() if v})}```',
+            f'```yaml\n{as_yaml(facts)}```',
         ]
     return '\n\n'.join(p for p in parts if p) + '\n' if parts else ''
 
