@@ -190,7 +190,8 @@ def _check(
         if actual.shape != expected.shape:
             raise RunError(f'{out} was not written: with a batch of {batch_size} it gives the shape {actual.shape}, '
                            f'the model {expected.shape}.')
-        difference, limit = np.abs(actual - expected).max(), TOLERANCE * max(1., np.abs(expected).max())
+        with np.errstate(invalid='ignore'):
+            difference, limit = np.abs(actual - expected).max(), TOLERANCE * max(1., np.abs(expected).max())
         if not difference <= limit:  # NaN is a difference too
             raise RunError(f"{out} was not written: with a batch of {batch_size} its outputs are up to "
                            f"{difference:.2g} off the model's ({limit:.2g} allowed).")

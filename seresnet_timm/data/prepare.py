@@ -103,17 +103,16 @@ def prepare(
             names = {i.path for i in items}
             stale = [p for p in done if p not in names and (target / p).exists()]
             counts = {kind: sum(done[p].kind == kind for p in names if p in done) for kind in ('copied', 'smaller')}
-            counts.update(unreadable=len(unreadable), already=len(already))
+            counts['unreadable'] = len(unreadable)
             write_json(target / SETTINGS_FILE, {**record, 'finished': not unreadable, 'images': counts})
     except OSError as e:
         raise RunError(_write_failed(dst, e)) from e
     except KeyboardInterrupt:
         raise RunError('Interrupted: run the same command again, which goes on.')
 
-    before = sum(i.size for i in items) / 1e9
-    after = sum(done[p].copy_size for p in names if p in done) / 1e9
+    before, after = sum(i.size for i in items), sum(done[p].copy_size for p in names if p in done)
     print(f'{dst}: {counts["copied"]} images copied as they were, {counts["smaller"]} made smaller (longer side '
-          f'{max_side}, JPEG quality {quality}); {before:.3g} GB became {after:.3g} GB'
+          f'{max_side}, JPEG quality {quality}); {_megabytes(before)} became {_megabytes(after)}'
           + (f'; {len(already)} were there already' if already else ''))
     if counts['smaller']:
         print('A training on it sees other pixels than one on the source: say so with its results.')
@@ -124,7 +123,7 @@ def prepare(
         gone = f' No image is left of {", ".join(lost)}: classes would be numbered differently.' if lost else ''
         raise RunError(f'{len(unreadable)} of {len(items)} images could not be read, see above; the others are in '
                        f'{dst}.{gone}')
-    return counts
+    return {**counts, 'already': len(already)}
 
 
 def check_folders(src: str, dst: str) -> Tuple[Path, Path]:
@@ -215,7 +214,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
     Raises:
         UsageError: Another process holds it (`busy`).
     """
-    with open(path, 'w') as f:
+    with open(path, 'a') as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -419,6 +418,10 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
         return 'it is not an image, or of an unknown format'
     return str(error).rstrip('.') or type(error).__name__
+
+
+def _megabytes(size: int) -> str:
+    return f'{size / 1e6:,.1f} MB'
 
 
 def _write_failed(dst: str, error: OSError) -> str:
