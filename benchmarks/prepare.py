@@ -135,7 +135,8 @@ def main() -> None:
               f'({r["training min"]:.2f}-{r["training max"]:.2f}) | {r["evaluation images/s/core"]:.0f} | '
               f'{r["evaluation ratio"]:.2f} | {made} |')
     if args.json:
-        args.json.write_text(json.dumps({'versions': versions, 'images': args.images, 'trees': result}, indent=2) + '\n')
+        figures = {'versions': versions, 'images': args.images, 'quality': args.quality, 'trees': result}
+        args.json.write_text(json.dumps(figures, indent=2) + '\n')
 
 
 if __name__ == '__main__':
