@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
@@ -63,9 +63,10 @@ class _Images(Dataset):
                 warnings.simplefilter('ignore')  # Pillow's, on odd but readable files
                 with Image.open(self.files[index]) as image:
                     return index, self.transform(image.convert(self.mode))
-        except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as e:
-            # Pillow names the file, or the object it read from, in some of its messages
-            return index, 'it is not an image, or of an unknown format' if 'cannot identify' in str(e) else str(e)
+        except UnidentifiedImageError:
+            return index, 'it is not an image, or of an unknown format'
+        except Exception as e:  # whatever Pillow's decoders make of a damaged file: it must not stop the others
+            return index, (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
 
 
 def _collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:

@@ -33,8 +33,6 @@ from seresnet_timm.files import write_json
 SETTINGS_FILE = 'prepare.json'
 STATE_FOLDER = '.prepare'
 EXTENSIONS = ('.png', '.jpg', '.jpeg')  # timm's
-# what Pillow raises on files that it cannot make sense of
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 
 
@@ -382,7 +380,7 @@ def _copy(source: Path, target: Path, temporary: Path, max_side: int, quality: i
         data = source.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             rgb = image.convert('RGB')
-    except UNREADABLE as e:
+    except Exception as e:  # whatever Pillow's decoders make of a damaged file: it must not stop the others
         raise Unreadable(_reason(e)) from e
     kind = 'copied'
     if max(rgb.size) > max_side:

@@ -83,7 +83,6 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
         state = target / STATE_FOLDER
         state.mkdir(parents=True, exist_ok=True)
         with exclusive(state / 'lock', f'{dst} is being written by another prepare-imagenet.'):
-            _write_meta(target / 'meta.bin', devkit)
             counts, problems = {}, []
             for name in splits:
                 unpack, wanted = (_unpack_train, devkit.train_counts) if name == 'train' else (
@@ -92,6 +91,7 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
                 counts[name], wrong = _check_counts(target / name, wanted, incomplete)
                 problems += wrong
             if not problems:
+                _write_meta(target / 'meta.bin', devkit)
                 shutil.rmtree(state)
     except OSError as e:
         raise RunError(f'Cannot write to {dst} ({e.strerror or e}): what is there is whole; make room or mend it, and '
@@ -152,7 +152,7 @@ def read_devkit(path: Path) -> Devkit:
         return devkit
     except KeyError as e:
         raise RunError(f'{path} is not the development kit of ILSVRC2012: it lacks {e}.') from e
-    except (tarfile.TarError, OSError, EOFError, ValueError, TypeError, IndexError) as e:
+    except Exception as e:  # whatever the readers of tar, gzip and MATLAB files make of a damaged one
         raise RunError(f'{path} is damaged, or not the development kit of ILSVRC2012 ({e}): download it again.') from e
 
 
