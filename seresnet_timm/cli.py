@@ -79,6 +79,45 @@ def demo_data(argv: List[str]) -> None:
     print(f'{args.dir}: 10 classes, {counts["train"]} training and {counts["val"]} validation images')
 
 
+def inspect(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm inspect',
+        description='Show what a checkpoint is: architecture, classes, epoch, metric, precision, whether it is whole.')
+    parser.add_argument('file', nargs='+', metavar='FILE', help='checkpoint: .pth.tar, .pth, .pkl or .safetensors')
+    parser.add_argument('--model', metavar='NAME', help='list every weight that does not fit this model, by name')
+    parser.add_argument('--json', action='store_true', help='print facts as JSON, a line a file')
+    args = parser.parse_args(argv)
+    import json
+
+    from seresnet_timm import inspection
+    misfits = 0
+    for path in args.file:
+        facts = inspection.inspect(path)
+        if args.model:
+            facts['misfits'] = inspection.misfits(path, args.model)
+            misfits += len(facts['misfits'])
+        print(json.dumps(facts) if args.json else '\n'.join(inspection.describe(facts)))
+    if misfits:
+        raise RunError(f'{misfits} weight(s) do not fit {args.model}.')
+
+
+def convert(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm convert',
+        description="Convert a checkpoint's weights between timm, the ModelZoo and safetensors, bit for bit.")
+    parser.add_argument('source', metavar='IN', help='any checkpoint that `seresnet-timm inspect` reads')
+    parser.add_argument('target', metavar='OUT', help='file to write')
+    parser.add_argument('--to', metavar='FORMAT', help="timm, modelzoo or safetensors; default: by OUT's ending")
+    parser.add_argument('--ema', action='store_true', help='take the moving average of the weights')
+    parser.add_argument('--dtype', metavar='D', help='float32, float16 or bfloat16; default: as it is')
+    parser.add_argument('--model', metavar='NAME', help="timm's name of the network, where the weights do not tell")
+    args = parser.parse_args(argv)
+    from seresnet_timm import inspection
+    from seresnet_timm.convert import convert as convert_file
+    print('\n'.join(inspection.describe(convert_file(
+        args.source, args.target, args.to, args.ema, args.dtype, args.model))))
+
+
 def report(argv: List[str]) -> None:
     parser = Parser(
         prog='seresnet-timm report',
@@ -100,6 +139,8 @@ VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'recipe': (recipe, "run one of the ModelZoo's recipes"),
     'scripts': (scripts, "show which train.py would run; `scripts fetch` gets timm's own"),
     'demo-data': (demo_data, 'write a small dataset of real images'),
+    'inspect': (inspect, 'show what a checkpoint is, and whether it is whole'),
+    'convert': (convert, "convert checkpoints: timm's, the ModelZoo's, safetensors"),
     'doctor': (doctor, 'check versions, CANN, devices and network, and compute on every device'),
     'report': (report, "print a run's results table and draw its curves"),
 }

@@ -52,7 +52,11 @@ def execute(job: Dict[str, Any]) -> None:
         from seresnet_timm.ascend.setup import set_up
         set_up(job['device'], job['dtypes'])
 
-    with profiled(job['prof'], job['device']):
+    import torch
+
+    from seresnet_timm import safe_pickle
+    # timm reads --initial-checkpoint and --pretrained-path itself
+    with profiled(job['prof'], job['device']), torch.serialization.safe_globals(safe_pickle.allowed()):
         try:
             if job['script']['path'] is None:
                 _run_bundled(job)

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from timm.task import ClassificationTask
 
-from seresnet_timm import checkpoints
+from seresnet_timm import checkpoints, saver
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import atomic_path
+from seresnet_timm.saver import AtomicCheckpointSaver
 
 
 @pytest.fixture
@@ -57,22 +58,22 @@ def test_misfit_changes_nothing(model, tmp_path):
 
 def test_random_state_round_trip():
     device = torch.device('cpu')
-    state = checkpoints.capture_rng(device)
+    state = saver.capture_rng(device)
 
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), np.random.randn()
     expected = draw()
-    checkpoints.restore_rng(state, 0, device)
+    saver.restore_rng(state, 0, device)
     assert draw() == expected
 
 
 SAVE_FOREVER = '''
 import sys, timm, torch
 from timm.task import ClassificationTask
-from seresnet_timm import checkpoints
+from seresnet_timm.saver import AtomicCheckpointSaver
 model = timm.create_model('seresnet18_ascend', num_classes=10)
 task = ClassificationTask(model, verbose=False)
-saver = checkpoints.AtomicCheckpointSaver(
+saver = AtomicCheckpointSaver(
     model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=sys.argv[1], recovery_dir=sys.argv[1],
     max_history=2, task=task)
 epoch = 0
@@ -136,9 +137,9 @@ def test_saver_is_timms(model, tmp_path):
     """timm reads what ours saved: history, best metric and files."""
     task = ClassificationTask(model, verbose=False)
     kwargs = dict(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path), max_history=2)
-    saver = checkpoints.AtomicCheckpointSaver(model, task=task, **kwargs)
+    ours = AtomicCheckpointSaver(model, task=task, **kwargs)
     for epoch, metric in enumerate((50., 70., 60.)):
-        saver.save_checkpoint(epoch, metric)
+        ours.save_checkpoint(epoch, metric)
     theirs = timm.utils.CheckpointSaver(model, **kwargs)
     theirs.load_state_dict_from_checkpoint(str(tmp_path / 'last.pth.tar'))
     assert (theirs.best_metric, theirs.best_epoch) == (70., 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import run_cli
 
-COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['doctor'], ['report'])
+COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['inspect'], ['convert'], ['doctor'], ['report'])
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda c: c[0] if c else 'top')

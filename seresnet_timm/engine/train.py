@@ -41,7 +41,7 @@ from timm.utils.summary import trim_summary
 import seresnet_timm
 from seresnet_timm import device as devices
 from seresnet_timm import run_record
-from seresnet_timm.checkpoints import AtomicCheckpointSaver, capture_rng, load_weights, read_checkpoint, restore_rng
+from seresnet_timm.checkpoints import load_weights, read_checkpoint
 from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, train_parser
 from seresnet_timm.engine.create_model import create_model
@@ -51,6 +51,7 @@ from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.engine.scaled_lr import scaled_lr
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.half_weights import exchange_in_half, use_half_weights
+from seresnet_timm.saver import AtomicCheckpointSaver, capture_rng, restore_rng
 
 _logger = logging.getLogger('train')
 

@@ -12,13 +12,14 @@ from torch.utils.data import Dataset, IterableDataset
 
 from seresnet_timm import device as devices
 from seresnet_timm import run_record
-from seresnet_timm.checkpoints import AtomicCheckpointSaver, load_weights, read_checkpoint
+from seresnet_timm.checkpoints import load_weights, read_checkpoint
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.loaders import seed_sampler, start_workers
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 from seresnet_timm.half_weights import exchange_in_half, use_half_weights
+from seresnet_timm.saver import AtomicCheckpointSaver
 
 __all__ = ['AtomicCheckpointSaver', 'seed_sampler']
 
