@@ -94,11 +94,10 @@ def inspect(path: str) -> Dict[str, Any]:
         raise UsageError(f'{path} holds no weights: it has {", ".join(map(str, list(checkpoint)[:5])) or "nothing"}.')
     arch = architecture(checkpoint)
     says = checkpoint.get('arch')
-    dtypes = Counter({str(t.dtype)[len('torch.'):]: 0 for t in tensors.values()})
+    dtypes = Counter()
     for t in tensors.values():
         dtypes[str(t.dtype)[len('torch.'):]] += t.numel()
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
-    scaler = checkpoint.get('amp_scaler') or (checkpoint.get('amp') or {}).get('loss_scaler0')
     return {
         'file': path,
         'format': {'zip': 'torch.save', 'legacy': 'torch.save from before torch 1.6'}.get(kind, kind),
@@ -107,13 +106,13 @@ def inspect(path: str) -> Dict[str, Any]:
         'says_it_is': says if isinstance(says, str) and says != arch else None,
         'num_classes': num_classes(weights, arch),
         'parameters': sum(t.numel() for k, t in tensors.items() if not k.endswith(statistics)),
-        'dtype': {d: n for d, n in dtypes.most_common()},
+        'dtype': dict(dtypes.most_common()),
         'epochs': epochs(checkpoint),
         'metric': metric(checkpoint),
         'moving_average': any(checkpoint.get(k) is not None for k in checkpoints.EMA_KEYS),
         'optimizer': 'optimizer' in checkpoint,
-        'loss_scale': _number(scaler.get('scale', scaler.get('loss_scale'))) if isinstance(scaler, dict) else None,
-        'not_finite': sum(int((~t.isfinite()).sum()) for t in tensors.values() if t.is_floating_point()),
+        'loss_scale': loss_scale(checkpoint),
+        'not_finite': sum(int((~t.float().isfinite()).sum()) for t in tensors.values() if t.is_floating_point()),
         'integrity': _integrity(checkpoint, kind),
         'bytes': os.path.getsize(path),
         'sha256': file_sha256(path),
@@ -139,6 +138,15 @@ def epochs(checkpoint: Dict[str, Any]) -> Optional[int]:
 def metric(checkpoint: Dict[str, Any]) -> Optional[float]:
     """Metric that a checkpoint was saved with, top1 (percent) as a rule."""
     return _number(checkpoint.get('metric', checkpoint.get('best_acc1')))
+
+
+def loss_scale(checkpoint: Dict[str, Any]) -> Optional[float]:
+    """Loss scale of fp16 training that a checkpoint was saved with, by timm's names and by apex's."""
+    scaler = checkpoint.get('amp_scaler', checkpoint.get('amp'))
+    if not isinstance(scaler, dict):
+        return None
+    scaler = scaler.get('loss_scaler0', scaler)
+    return _number(scaler.get('scale', scaler.get('loss_scale'))) if isinstance(scaler, dict) else None
 
 
 def check_known(model_name: str) -> None:
