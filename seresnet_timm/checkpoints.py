@@ -70,6 +70,8 @@ def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
             raise UsageError(
                 f'Checkpoint {path} is refused, and nothing of it was run: beside weights it holds {_few(foreign)}, '
                 'which only running code from the file would load. Save the state_dict of the model instead.') from e
+        if isinstance(e, pickle.UnpicklingError):  # whose text advises to run the file
+            raise UsageError(f'{path} is not a checkpoint, or a damaged one.') from e
         raise _damaged(path, f'{type(e).__name__}: {_first_line(e)}') from e
     if not isinstance(checkpoint, dict):
         raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
