@@ -286,6 +286,22 @@ def test_core_binding(few_digits, tmp_path):
     assert json.loads((tmp_path / 'cores-1').read_text()) == cores[share:2 * share]
 
 
+@pytest.mark.parametrize('device, environ, bound', (
+    ('npu', {}, True), ('npu', {'CPU_AFFINITY_CONF': '2'}, False), ('cpu', {}, False)))
+def test_cores_are_bound_on_npus_unless_torch_npu_does_it(device, environ, bound):
+    """By default; the binding of a real process."""
+    code = ('import os, sys; sys.argv = ["seresnet-timm"]\nfrom seresnet_timm.worker import bind_cores\n'
+            f'bind_cores(dict(device={device!r}, cpu_affinity="auto"))\nprint(sorted(os.sched_getaffinity(0)))')
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip('one core')
+    env = {k: v for k, v in os.environ.items() if k != 'CPU_AFFINITY_CONF'}
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT, env={
+        **env, **environ, 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2'})
+    share = len(cores) // 2
+    assert json.loads(result.stdout) == (cores[share:2 * share] if bound else cores)
+
+
 def test_profile(few_digits, tmp_path):
     data = subset(few_digits, tmp_path / 'data', 10, 1)
     result = run_cli(*train_flags(data, tmp_path, '-b', 4, '--epochs', 1, '--prof', tmp_path / 'prof'))

@@ -112,7 +112,10 @@ def test_counters():
     y.sum().item()
     torch.npu.synchronize()
     y.nonzero()
+    torch.npu.empty_cache()
+    large = [torch.empty(64 << 20, device='npu') for _ in range(2)]  # too large for torch_npu to take from one block
     now = ascend_emulator.counters()
+    assert now['allocations'] - after['allocations'] == len(large)
     assert now['host_waits'] - after['host_waits'] >= 3
     assert now['copies_to_host'] > after['copies_to_host']
 
@@ -151,6 +154,7 @@ def test_chips_differ(soc, expected, bf16):
 
 
 COLLECTIVES = """
+import time
 n = dist.get_world_size()
 before = counters()
 for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.int8):
@@ -176,7 +180,12 @@ result['reduce_scatter'] = piece.tolist()
 objects = [None] * n
 dist.all_gather_object(objects, {'rank': rank})
 result['objects'] = objects
+arrived = f'{os.path.dirname(__file__)}/last'
+if rank == n - 1:
+    time.sleep(0.5)
+    open(arrived, 'w').close()
 dist.barrier()
+result['barrier'] = os.path.exists(arrived)
 try:
     dist.all_reduce(torch.ones(1, dtype=torch.float64, device='npu'))
 except RuntimeError as e:
@@ -194,7 +203,7 @@ def test_collectives(tmp_path):
         assert result['large'] and result['broadcast'] == [1.] * 5
         assert result['all_gather'] == [[0, 0], [1, 10], [2, 20]]
         assert result['reduce_scatter'] == [n * (2 * rank) + 3, n * (2 * rank + 1) + 3]
-        assert result['objects'] == [{'rank': r} for r in range(n)]
+        assert result['objects'] == [{'rank': r} for r in range(n)] and result['barrier']
         assert 'Unsupported data type' in result['float64']
         assert result['counts']['all_reduces'] >= 25 and result['counts']['broadcasts'] == 1
         assert result['counts']['reduce_scatters'] == 1

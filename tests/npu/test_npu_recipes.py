@@ -75,6 +75,9 @@ def test_train_1p_as_it_is(few_digits, tmp_path, scripts):
     assert 'device         npu (found Ascend910B1)' in result.stderr
     assert 'precision      amp float16' in result.stderr and "dynamic, torch_npu's" in result.stderr
     assert final_lines(result)['Final Performance images/sec'] > 0 and len(rows(tmp_path / 'out' / 'run')) == 1
+    epoch, = json.loads((tmp_path / 'out' / 'run' / 'run.json').read_text())['epochs']
+    assert epoch['total_gib'] == 64 and f'Memory: {epoch["peak_gib"]:.2f} GiB at the peak, of 64.00' in result.stderr
+    assert epoch['peak_gib'] > 2 * 4 * 11e6 / 2**30, 'less than the weights and gradients take'
 
 
 def test_train_performance_8p_on_eight_npus(few_digits, tmp_path):

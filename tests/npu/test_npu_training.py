@@ -212,15 +212,16 @@ for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_bu
     ddp = task.get_trainable_module()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     generator = torch.Generator().manual_seed(rank)
-    def step():
-        x, y = torch.randn(4, 3, 32, 32, generator=generator), torch.randint(10, (4,), generator=generator)
-        task(x.to(device), y.to(device))['loss'].backward()
+    batches = [(torch.randn(4, 3, 32, 32, generator=generator).to(device),
+                torch.randint(10, (4,), generator=generator).to(device)) for _ in range(5)]
+    def step(x, y):
+        task(x, y)['loss'].backward()
         optimizer.step(); optimizer.zero_grad()
-    for _ in range(2):
-        step()  # DDP makes its buckets anew after the first
+    for batch in batches[:2]:
+        step(*batch)  # DDP makes its buckets anew after the first
     before = counters()
-    for _ in range(3):
-        step()
+    for batch in batches[2:]:
+        step(*batch)
     result[name] = {k: v - before[k] for k, v in counters().items()}
     result[name]['buckets'] = len(ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(','))
     result[name]['parameters'] = sum(p.numel() for p in model.parameters())
@@ -229,11 +230,12 @@ for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_bu
 
 
 def test_ddp_sends_what_it_should(tmp_path):
-    """Gradients in buckets, once a step, as fp16 with O2; buffers only where they are to be broadcast."""
+    """Gradients in buckets, once a step, as fp16 with O2; buffers only where they are to be broadcast; no waiting."""
     results = run_ranks(DDP, 2, tmp_path)
     for result in results.values():
         for name, run in result.items():
             assert run['all_reduces'] == 3 * run['buckets'] and run['buckets'] > 1, name
+            assert run['host_waits'] == 0, name
             size = 2 if name == 'O2' else 4
             sent = 3 * run['parameters'] * size
             if name != 'plain':
