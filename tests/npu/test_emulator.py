@@ -1,8 +1,9 @@
 """The emulator itself: operators as on the CPU, collectives by formula, chips that differ, counters, refusals."""
+import os
 import subprocess
-import sys
 
 import ascend_emulator
+import preloaded
 import pytest
 import timm
 import torch
@@ -143,12 +144,12 @@ except RuntimeError as e:
 @pytest.mark.parametrize('soc, expected, bf16', [
     ('Ascend910A', 'Ascend910A 2 65504.0 0.0 1 0 0', 'bfloat16 is not supported by this chip'),
     ('Ascend910B1', 'Ascend910B1 2 inf nan 0 1 1', 'bf16 torch.bfloat16')])
-def test_chips_differ(soc, expected, bf16):
+def test_chips_differ(soc, expected, bf16, tmp_path):
     """The 910A saturates, tells so by a flag, and has no bfloat16; the A2 computes with Inf and NaN."""
-    import os
+    (tmp_path / 'chip.py').write_text(CHIP)
     result = subprocess.run(
-        [sys.executable, '-c', CHIP], env={**os.environ, **ascend_emulator.environment(soc=soc, devices=2)},
-        capture_output=True, text=True)
+        [preloaded.python(), '-m', 'chip'], env={**os.environ, **ascend_emulator.environment(soc=soc, devices=2)},
+        cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.splitlines()[0] == expected, result.stderr
     assert bf16 in result.stdout
 

@@ -1,12 +1,11 @@
 """Every recipe on NPUs: the losses of the CPU, over HCCL, on 1, 2 and 8 of them."""
 import json
-import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import ascend_emulator
+import preloaded
 import pytest
 from conftest import ROOT
 from test_recipes import SCRIPTS, final_lines, recipe, rows
@@ -105,7 +104,7 @@ def test_train_multinode_on_two_machines(few_digits, tmp_path):
     nodes = [
         subprocess.Popen(
             [*command, f'--node_rank={node}'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, 'PYTHON': sys.executable})
+            env={**preloaded.environment(), 'PYTHON': preloaded.python()})
         for node in (0, 1)]
     outputs = [node.communicate(timeout=240) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
