@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from ascend_emulator import counters
+from ascend_emulator import counters, read_counters
 from conftest import train_flags
 from test_train import load
 
-from npu.ranks import run_ranks
+from npu.ranks import npu_cli, run_ranks
 from seresnet_timm.ascend import optim  # noqa: F401  (registers itself)
 from seresnet_timm.engine import train
 from seresnet_timm.engine.evaluate import evaluate
@@ -244,3 +244,16 @@ def test_ddp_sends_what_it_should(tmp_path):
     for name in results[0]:
         assert results[0][name]['weights'] == results[1][name]['weights'], name
     assert results[0]['plain']['weights'] != results[0]['O2']['weights']
+
+
+def test_buffers_are_broadcast_unless_told_not_to(few_digits, tmp_path):
+    """By a training of two ranks: BatchNorm's buffers at each of five steps, or never with --no-ddp-bb."""
+    broadcasts = {}
+    for flags in ((), ('--no-ddp-bb',)):
+        folder = tmp_path / str(len(flags))
+        folder.mkdir()
+        result = npu_cli(*train_flags(few_digits, folder, '--device', 'npu', '--nproc', 2, '-b', 10, '--epochs', 1,
+                                      '--dist-bn', '', *flags), counters=folder)
+        assert result.returncode == 0, result.stderr
+        broadcasts[flags] = read_counters(folder)[0]['broadcasts']
+    assert broadcasts[()] - broadcasts['--no-ddp-bb',] >= 5
