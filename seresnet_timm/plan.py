@@ -185,6 +185,8 @@ def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
     plan.args = _parse(parser, plan.script_argv)
     if opts.amp_level == 'O2' and plan.verb == 'train' and plan.args.amp_dtype != 'float16':
         raise UsageError(f'--amp-level O2 computes in float16, --amp-dtype is {plan.args.amp_dtype}: leave one out.')
+    if plan.device.startswith('npu') and getattr(plan.args, 'channels_last', False):
+        raise UsageError('--channels-last is not for an NPU: torch_npu takes contiguous tensors only; leave it out.')
     plan.is_named = plan.verb == 'train' and bool(plan.args.experiment)
     if plan.verb == 'train' and not plan.args.experiment:
         # timm's own name for it, decided here so that the plan can show the folder

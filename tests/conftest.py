@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import preloaded
 import pytest
 
 # one thread a process: results do not depend on the machine's cores, and test processes run side by side
@@ -46,14 +47,20 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
-def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0):
-    """Run `python -m seresnet_timm ...`, under torchrun on n processes; bundled scripts unless others are named."""
-    launcher = [sys.executable, '-m']
+def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=False):
+    """Run `python -m seresnet_timm ...`, under torchrun on n processes; bundled scripts unless others are named.
+
+    Args:
+        fresh: The Python is started anew; else it has torch and timm imported, and so have its ranks. Tests that are
+            about starting, importing, the tree of processes or signals need it, see preloaded/__init__.py.
+    """
+    launcher = [sys.executable if fresh else preloaded.python(), '-m']
     if torchrun:
         launcher += ['torch.distributed.run', '--standalone', f'--nproc-per-node={torchrun}', '-m']
+    environ = dict(os.environ) if fresh else preloaded.environment()
     return subprocess.run(
         [*launcher, 'seresnet_timm', *map(str, argv)],
-        cwd=cwd, env={**os.environ, 'TIMM_SCRIPTS': '', **(env or {})}, capture_output=True, text=True, timeout=timeout,
+        cwd=cwd, env={**environ, 'TIMM_SCRIPTS': '', **(env or {})}, capture_output=True, text=True, timeout=timeout,
     )
 
 

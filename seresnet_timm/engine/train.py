@@ -245,10 +245,8 @@ def main(
                 loss_scaler=loss_scaler, model_dtype=model_dtype, mixup_fn=mixup_fn, lr_scheduler=lr_scheduler,
                 saver=saver, output_dir=output_dir, updates_per_epoch=updates_per_epoch,
             )
-            memory = devices.peak_memory(device)
-            if memory and is_primary:
-                figures.update(memory)
-                _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
+            if is_primary:
+                report_memory(figures, device)
             if args.distributed and args.dist_bn:
                 if is_primary:
                     _logger.info('Distributing BatchNorm running means and vars')
@@ -361,6 +359,14 @@ def log_plan(plan: Dict[str, Any]) -> None:
     _logger.info(f'Device: {plan["device"]} ({plan["device_reason"]}), {plan["world_size"]} process(es)')
     _logger.info(f'Precision: {plan["precision"]}; loss scaler: {plan["loss_scaler"]}')
     _logger.info(f'Global batch size: {plan["global_batch_size"]}; loader workers a process: {plan["workers"]}')
+
+
+def report_memory(figures: Dict[str, Any], device: torch.device) -> None:
+    """Log the most memory that was used so far and add it to an epoch's figures, in GiB; nothing on the CPU."""
+    memory = devices.peak_memory(device)
+    if memory:
+        figures.update(memory)
+        _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
 
 
 def build_model(args) -> nn.Module:

@@ -141,7 +141,7 @@ _record: Optional[Dict[str, Any]] = None
 
 
 def record_epoch(train_one_epoch: Callable) -> Callable:
-    """Decorator that measures an epoch and adds it to `run.json`."""
+    """Decorator that measures an epoch, reports the peak memory, and adds both to `run.json`."""
     @functools.wraps(train_one_epoch)
     def measured(epoch, model, loader, optimizer, args, **kwargs):
         global _record
@@ -154,7 +154,9 @@ def record_epoch(train_one_epoch: Callable) -> Callable:
                 _record = run_record.new_record(dict(plan, output=folder))
                 if args.resume and engine.is_own_folder(args.resume, folder):
                     _record = run_record.resume_record(folder, _record, epoch)
-            run_record.add_epoch(_record, folder, dict(epoch=epoch, **throughput.summary()), _record['best'])
+            figures = dict(epoch=epoch, **throughput.summary())
+            engine.report_memory(figures, kwargs['device'])
+            run_record.add_epoch(_record, folder, figures, _record['best'])
         return metrics
     return measured
 

@@ -1,12 +1,11 @@
 """Every recipe on NPUs: the losses of the CPU, over HCCL, on 1, 2 and 8 of them."""
 import json
-import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import ascend_emulator
+import preloaded
 import pytest
 from conftest import ROOT
 from test_recipes import SCRIPTS, final_lines, recipe, rows
@@ -75,6 +74,9 @@ def test_train_1p_as_it_is(few_digits, tmp_path, scripts):
     assert 'device         npu (found Ascend910B1)' in result.stderr
     assert 'precision      amp float16' in result.stderr and "dynamic, torch_npu's" in result.stderr
     assert final_lines(result)['Final Performance images/sec'] > 0 and len(rows(tmp_path / 'out' / 'run')) == 1
+    epoch, = json.loads((tmp_path / 'out' / 'run' / 'run.json').read_text())['epochs']
+    assert epoch['total_gib'] == 64 and f'Memory: {epoch["peak_gib"]:.2f} GiB at the peak, of 64.00' in result.stderr
+    assert epoch['peak_gib'] > 2 * 4 * 11e6 / 2**30, 'less than the weights and gradients take'
 
 
 def test_train_performance_8p_on_eight_npus(few_digits, tmp_path):
@@ -102,7 +104,7 @@ def test_train_multinode_on_two_machines(few_digits, tmp_path):
     nodes = [
         subprocess.Popen(
             [*command, f'--node_rank={node}'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, 'PYTHON': sys.executable})
+            env={**preloaded.environment(), 'PYTHON': preloaded.python()})
         for node in (0, 1)]
     outputs = [node.communicate(timeout=240) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
