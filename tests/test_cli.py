@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import run_cli
 
-COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['inspect'], ['convert'], ['doctor'], ['report'])
+COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['prepare'], ['prepare-imagenet'], ['inspect'], ['convert'],
+            ['push'], ['pull'], ['export'], ['predict'], ['bench'], ['doctor'], ['report'])
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda c: c[0] if c else 'top')
