@@ -51,11 +51,14 @@ def recognise(weights: Dict[str, Any]) -> Optional[str]:
 
 
 def architecture(checkpoint: Dict[str, Any]) -> Optional[str]:
-    """timm's name of a checkpoint's network: told by its weights, else what it says itself if timm knows that."""
+    """timm's name of a checkpoint's network: told by its weights, else what it says itself if timm knows that.
+
+    All of the ModelZoo's call themselves `resnext101_32x8d`: their word does not count.
+    """
     recognised = recognise(checkpoints.state_dict_of(checkpoint))
     arch = checkpoint.get('arch')
     if recognised is None and isinstance(arch, str) and timm.is_model(arch.split('.')[0]):
-        return arch
+        return None if 'best_acc1' in checkpoint else arch
     return recognised
 
 
