@@ -17,7 +17,7 @@ os.environ['XDG_CACHE_HOME'] = _cache.name
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What `make test-slow` runs and `make test` leaves out: further variants of tests that it does run, of 4 to 20 CPU seconds
+# What `make test-slow` runs and `make test` leaves out: further variants of tests that it does run, 4 to 20 CPU seconds
 SLOW = (
     'test_half_weights.py::test_training_on_two_processes',
     'test_timm_patches.py::test_run_equals_the_bundled_scripts[1-', 'test_timm_patches.py::test_loss_scaler',
