@@ -26,7 +26,6 @@ def run(device, data, output: Path, *flags, **kwargs) -> list:
 # --- the CPU's numbers ------------------------------------------------------------------------------------------------
 
 SETTINGS = {
-    'plain': ('--opt', 'momentum'),
     'workers, prefetch': ('--workers', 2, '--pin-mem'),
     'much at once': ('--model-ema', '--mixup', 0.2, '--clip-grad', 1, '--grad-accum-steps', 2, '--opt', 'adamw',
                      '--smoothing', 0.1, '--drop-path', 0, '--aa', 'rand-m5', '--no-prefetcher'),
@@ -34,15 +33,37 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize('flags', SETTINGS.values(), ids=SETTINGS)
-def test_losses_equal_the_cpus(few_digits, tmp_path, flags):
-    on_cpu = run('cpu', few_digits, tmp_path / 'cpu', *flags)
+def run_on_both(data, folder: Path, *flags) -> dict:
+    """Train on each device; rows of the summaries."""
+    rows = {'cpu': run('cpu', data, folder / 'cpu', *flags)}
     before = counters()['operators']
-    on_npu = run('npu', few_digits, tmp_path / 'npu', *flags)
+    rows['npu'] = run('npu', data, folder / 'npu', *flags)
     assert counters()['operators'] - before > 1000, 'not computed on the npu'
-    assert len(on_npu) == 2
+    return rows
+
+
+def assert_equal(on_cpu: list, on_npu: list) -> None:
+    assert len(on_npu) == len(on_cpu) == 2
     for a, b in zip(on_cpu, on_npu):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize('flags', SETTINGS.values(), ids=SETTINGS)
+def test_losses_equal_the_cpus(few_digits, tmp_path, flags):
+    rows = run_on_both(few_digits, tmp_path, *flags)
+    assert_equal(rows['cpu'], rows['npu'])
+
+
+@pytest.fixture(scope='module')
+def plain(few_digits, tmp_path_factory):
+    """The same two epochs on each device, without further settings: rows, and the folder of the outputs."""
+    folder = tmp_path_factory.mktemp('plain')
+    return run_on_both(few_digits, folder), folder
+
+
+@pytest.mark.xdist_group('plain')
+def test_plain_losses_equal_the_cpus(plain):
+    assert_equal(plain[0]['cpu'], plain[0]['npu'])
 
 
 def test_fused_sgd_is_momentum_sgd(few_digits, tmp_path):
@@ -58,13 +79,12 @@ def test_fused_sgd_is_momentum_sgd(few_digits, tmp_path):
     assert state['optimizer']['state'], 'no momentum saved'
 
 
+@pytest.mark.xdist_group('plain')
 @pytest.mark.parametrize('first, second', [('npu', 'cpu'), ('cpu', 'npu')])
-def test_checkpoints_move_between_devices(few_digits, tmp_path, first, second):
+def test_checkpoints_move_between_devices(few_digits, plain, tmp_path, first, second):
     """An epoch here, an epoch there: the losses of two epochs in one place."""
-    expected = run('cpu', few_digits, tmp_path / 'whole')
-    run(first, few_digits, tmp_path / 'one', '--epochs', 2)
-    rows = run(second, few_digits, tmp_path / 'two', '--resume', tmp_path / 'one' / 'run' / 'checkpoint-0.pth.tar')
-    assert rows == [pytest.approx(expected[1], rel=1e-5)]
+    rows = run(second, few_digits, tmp_path, '--resume', plain[1] / first / 'run' / 'checkpoint-0.pth.tar')
+    assert rows == [pytest.approx(plain[0]['cpu'][1], rel=1e-5)]
 
 
 READ_WITHOUT_NPU = """

@@ -17,6 +17,7 @@ starting, importing, the tree of processes, or signals from a terminal or a pare
 """
 import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def stop() -> None:
     if _server is not None:
         _server.stdin.close()
         _server.wait()
+        shutil.rmtree(_folder, ignore_errors=True)  # where it could not start
         _server = None
 
 

@@ -39,18 +39,14 @@ def needs_a_real_start(arguments: list, ready: dict) -> bool:
 
 def connect() -> socket.socket:
     """Connect to the server, which listens as soon as it has imported everything."""
-    path = os.path.join(FOLDER, 'socket')
-    deadline = time.monotonic() + 180
-    while True:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(path)
-            return connection
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            if time.monotonic() > deadline:
-                sys.exit(f'The server of {FOLDER} does not listen, see its log.')
-            time.sleep(0.02)
+    while not os.path.exists(os.path.join(FOLDER, 'socket')):
+        if os.path.exists(os.path.join(FOLDER, 'failed')):
+            with open(os.path.join(FOLDER, 'failed')) as f:
+                sys.exit(f'The preloaded Python cannot be used: {f.read()}')
+        time.sleep(0.02)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.path.join(FOLDER, 'socket'))
+    return connection
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+import traceback
 from typing import Any, Dict, List, NoReturn, Optional, Tuple
 
 
@@ -36,7 +37,6 @@ def import_libraries() -> None:
     import timm.task
     import timm.utils  # noqa: F401
     import torch.distributed.run  # noqa: F401
-    import torch.utils.serialization.config  # noqa: F401
     import torchvision  # noqa: F401
     import tqdm.contrib.logging  # noqa: F401
     import yaml  # noqa: F401
@@ -142,7 +142,12 @@ def run(module: str) -> None:
 
 
 if __name__ == '__main__':
-    import_libraries()
+    try:
+        import_libraries()
+    except BaseException:
+        with open(f'{sys.argv[1]}/failed', 'w') as f:
+            traceback.print_exc(file=f)
+        raise
     with open(f'{sys.argv[1]}/environ.json', 'w') as f:
         json.dump(dict(os.environ), f)
     gc.collect()
