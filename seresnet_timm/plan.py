@@ -293,7 +293,7 @@ def describe(plan: Plan) -> List[Tuple[str, str]]:
         _, scaler = devices.describe_loss_scaler(plan.device, args.amp, args.amp_dtype, opts.loss_scale)
         lines.append(('loss scaler', scaler))
     pinned = '; pinned memory, so that the host need not wait for copies' if args.pin_mem else ''
-    lines.append(('workers', f'{args.workers} loader processes for each of {plan.world_size}, '
+    lines.append(('workers', f'{args.workers} loader workers for each of {plan.world_size}, '
                              f'{plan.workers_reason or f"{os.cpu_count()} cores on this node"}{pinned}'))
     lines.append(('images', plan.decoder))
     if plan.device.startswith('npu'):

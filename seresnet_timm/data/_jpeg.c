@@ -371,6 +371,8 @@ static int decode_and_resize(Work *w, const uint8_t *data, size_t size, const Re
 
     if (!decode_region(w, data, size, r))
         return 0;
+    if (!out)
+        return 1;
     n = 4 * (w->columns.last - w->columns.first);
     w->blended = malloc(sizeof(float) * (size_t)n);
     w->line = malloc(sizeof(float) * 4 * (size_t)r->out_width);
@@ -418,7 +420,8 @@ PyDoc_STRVAR(decode_doc,
 "Decode a region of a JPEG, resize it with antialias, and write a window of the result into `out`, without the GIL.\n\n"
 "Args:\n"
 "    data: The file's bytes.\n"
-"    out: Writable buffer of 3 * window width * window height bytes: uint8, CHW if planar, else HWC, RGB.\n"
+"    out: Writable buffer of 3 * window width * window height bytes: uint8, CHW if planar, else HWC, RGB. None: decode\n"
+"        only, to see whether the file is sound, or how long that takes.\n"
 "    box: Region as (left, top, width, height) in pixels of the image.\n"
 "    size: (width, height) that the region is resized to.\n"
 "    window: Part of that as (x, y, width, height).\n"
@@ -434,6 +437,7 @@ static PyObject *py_decode(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"data", "out", "box", "size", "window", "bicubic", "hflip", "vflip", "planar",
                             "max_reduction", NULL};
+    PyObject *target;
     Py_buffer data, out;
     Request r;
     Work work;
@@ -444,7 +448,7 @@ static PyObject *py_decode(PyObject *self, PyObject *args, PyObject *kwargs)
     r.planar = 1;
     r.max_reduction = 8;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "y*w*(iiii)(ii)(iiii)|ppppi", names, &data, &out, &left, &top, &width, &height, &r.full_width,
+            args, kwargs, "y*O(iiii)(ii)(iiii)|ppppi", names, &data, &target, &left, &top, &width, &height, &r.full_width,
             &r.full_height, &r.x, &r.y, &r.out_width, &r.out_height, &r.bicubic, &r.hflip, &r.vflip, &r.planar,
             &r.max_reduction))
         return NULL;
@@ -452,11 +456,21 @@ static PyObject *py_decode(PyObject *self, PyObject *args, PyObject *kwargs)
         r.out_width < 1 || r.out_height < 1 || r.out_width > r.full_width - r.x || r.out_height > r.full_height - r.y ||
         r.full_width > JPEG_MAX_DIMENSION || r.full_height > JPEG_MAX_DIMENSION) {
         PyErr_SetString(PyExc_ValueError, "box, size and window do not fit each other");
-        goto refuse;
+        PyBuffer_Release(&data);
+        return NULL;
     }
-    if (out.len != (Py_ssize_t)3 * r.out_width * r.out_height) {
-        PyErr_SetString(PyExc_ValueError, "out has not 3 * width * height bytes");
-        goto refuse;
+    memset(&out, 0, sizeof out);
+    if (target != Py_None) {
+        if (PyObject_GetBuffer(target, &out, PyBUF_WRITABLE) < 0) {
+            PyBuffer_Release(&data);
+            return NULL;
+        }
+        if (out.len != (Py_ssize_t)3 * r.out_width * r.out_height) {
+            PyErr_SetString(PyExc_ValueError, "out has not 3 * width * height bytes");
+            PyBuffer_Release(&data);
+            PyBuffer_Release(&out);
+            return NULL;
+        }
     }
     r.left = left;
     r.top = top;
@@ -467,13 +481,9 @@ static PyObject *py_decode(PyObject *self, PyObject *args, PyObject *kwargs)
     close_work(&work);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
-    PyBuffer_Release(&out);
+    if (target != Py_None)
+        PyBuffer_Release(&out);
     return PyBool_FromLong(ok);
-
-refuse:
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&out);
-    return NULL;
 }
 
 static PyMethodDef methods[] = {

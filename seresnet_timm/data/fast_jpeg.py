@@ -9,8 +9,9 @@ import copy
 import logging
 import math
 import random
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import AugMixDataset
@@ -25,7 +26,7 @@ from timm.data.transforms import (
     TrimBorder,
     interp_mode_to_str,
 )
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -94,11 +95,13 @@ class Pipeline:
         is_known: It begins with a crop that a decoder can do.
         draws_globally: Something in it draws from the global generators.
         wants_tensor: What follows the crop takes a uint8 tensor (3, H, W) as well as an image.
+        size: (H, W) of all results, if they are uint8 tensors without further steps.
     """
 
     def __init__(self, transform: Optional[Step]):
         self.transform = transform
         steps = list(transform.transforms) if isinstance(transform, transforms.Compose) else []
+        steps = [s for s in steps if not _does_nothing(s)]
         self._border = steps.pop(0).border_size if steps and isinstance(steps[0], TrimBorder) else 0
         self._crop: Optional[Step] = None
         self._resize: Optional[Step] = None
@@ -118,6 +121,7 @@ class Pipeline:
         self._rest = steps
         self.wants_tensor = bool(steps) and isinstance(steps[0], MaybePILToTensor)
         is_quiet = all(isinstance(step, QUIET) for step in steps)
+        self.size = tuple(self._crop.size) if self.is_known and self.wants_tensor and len(steps) == 1 else None
         self.draws_globally = transform is not None and not (
             self.is_known and is_quiet and not isinstance(self._resize, ResizeKeepRatio))
 
@@ -193,6 +197,12 @@ def stand_in(width: int, height: int) -> torch.Tensor:
     return torch.empty(()).expand(height, width)
 
 
+def _does_nothing(step: Step) -> bool:
+    """timm's `--color-jitter 0` is a jitter without any factor."""
+    return isinstance(step, transforms.ColorJitter) and all(
+        f is None for f in (step.brightness, step.contrast, step.saturation, step.hue))
+
+
 def _interpolation(step: Step, generator) -> str:
     modes = step.interpolation
     return interp_mode_to_str(generator.choice(modes) if isinstance(modes, (tuple, list)) else modes)
@@ -235,6 +245,9 @@ class FastJpegDataset(Dataset):
         dataset: timm's dataset.
         decoder: As from `choose`.
         seeds: Seeds of the samples; None where nothing is random, or where a wrapper seeds the global generators.
+
+    Attributes:
+        one_tensor: The images of a batch may be put into one tensor, `Batch.images`, for `loading.collate`.
     """
 
     def __init__(self, dataset: ImageDataset, decoder: Decoder, seeds: Optional[SampleSeeds] = None):
@@ -243,6 +256,7 @@ class FastJpegDataset(Dataset):
         self.dataset.transform = None
         self.decoder, self.seeds = decoder, seeds
         self.pipeline = Pipeline(dataset.transform)
+        self.one_tensor = False
 
     def __getattr__(self, name: str) -> Any:
         if name == 'dataset':  # not there yet, when it is unpickled
@@ -267,28 +281,36 @@ class FastJpegDataset(Dataset):
     @property
     def suits_threads(self) -> bool:
         """Samples can be loaded side by side by threads of this process."""
-        return self.decoder.releases_gil and not self.pipeline.draws_globally
+        return self.decoder.suits_threads and self.pipeline.size is not None and not self.pipeline.draws_globally
 
     def __getitem__(self, index: int):
         return self.sample(index)
 
-    def __getitems__(self, indices: List[int]) -> Union[Batch, list]:
-        if self.seeds is None:
-            return [self.sample(i) for i in indices]
-        return Batch(
-            [self.sample(i, r) for i, r in zip(indices, repeats(indices))], self.seeds.key(BATCH, indices[0]))
+    def __getitems__(self, indices: List[int]) -> Batch:
+        images, places = None, [None] * len(indices)
+        if self.one_tensor and self.pipeline.size is not None:
+            images = batch_memory(len(indices), *self.pipeline.size)
+            places = list(images.numpy())
+        samples = [self.sample(i, r, place) for i, r, place in zip(indices, repeats(indices), places)]
+        return Batch(samples, self.seeds and self.seeds.key(BATCH, indices[0]), images)
 
-    def sample(self, index: int, repeat: int = 0) -> Tuple:
-        """Image and target, as timm's dataset; `repeat` counts earlier occurrences in the batch."""
+    def sample(self, index: int, repeat: int = 0, out: Optional[np.ndarray] = None) -> Tuple:
+        """Image and target, as timm's dataset gives them.
+
+        Args:
+            index: Of the image.
+            repeat: Its earlier occurrences in the batch.
+            out: Array (3, H, W) for the image, where `pipeline.size` is known.
+        """
         if self.seeds is None:
-            return self._load(index, None)
+            return self._load(index, None, out)
         key = self.seeds.sample(index, repeat)
         if not self.pipeline.draws_globally:
-            return self._load(index, random.Random(key))
+            return self._load(index, random.Random(key), out)
         with global_generators(key):
-            return self._load(index, None)
+            return self._load(index, None, out)
 
-    def _load(self, index: int, generator: Optional[random.Random]) -> Tuple:
+    def _load(self, index: int, generator: Optional[random.Random], out: Optional[np.ndarray]) -> Tuple:
         for _ in range(self.dataset._max_retries):
             data, *others = self.dataset[index]
             size = self.decoder.size(data) if self.pipeline.is_known else None
@@ -303,26 +325,29 @@ class FastJpegDataset(Dataset):
                 size = image.size
             drawn = self.pipeline.draw(*size, generator) if self.pipeline.is_known else None
             try:
-                return self._transform(data, image, drawn), *others
+                return self._transform(data, image, drawn, out), *others
             except _Damaged as e:
                 _logger.warning(f'Skipped sample (index {index}). {e}')
                 index = (index + 1) % len(self.dataset)
         raise RuntimeError(f'Failed to load {self.dataset._max_retries} consecutive samples')
 
-    def _transform(self, data: bytes, image: Optional[Image.Image], drawn: Optional[Drawn]):
+    def _transform(
+            self, data: bytes, image: Optional[Image.Image], drawn: Optional[Drawn], out: Optional[np.ndarray]) -> Any:
         """Apply the pipeline to a file, of which `image` is the decoded form if it is there already."""
         if drawn is None:
-            image = image or self._open(data)
-            return image if self.pipeline.transform is None else self.pipeline.transform(image)
-        cut, rest = drawn
-        as_tensor = self.pipeline.wants_tensor and rest is self.pipeline._rest
-        array = self.decoder.decode(data, cut, as_tensor) if image is None else None
-        if array is None:
-            result = jpeg.cut_image(image or self._open(data), cut)
+            result, rest = image or self._open(data), [self.pipeline.transform] if self.pipeline.transform else []
         else:
-            result = torch.from_numpy(array) if as_tensor else Image.fromarray(array)
+            cut, rest = drawn
+            as_tensor = self.pipeline.wants_tensor and rest is self.pipeline._rest
+            array = self.decoder.decode(data, cut, as_tensor, out if as_tensor else None) if image is None else None
+            if array is None:
+                result = jpeg.cut_image(image or self._open(data), cut)
+            else:
+                result = torch.from_numpy(array) if as_tensor else Image.fromarray(array)
         for step in rest:
             result = step(result)
+        if out is not None and result.data_ptr() != out.ctypes.data:
+            out[...] = result.numpy()
         return result
 
     def _open(self, data: bytes) -> Image.Image:
@@ -330,6 +355,14 @@ class FastJpegDataset(Dataset):
             return jpeg.open_image(data, self.dataset.input_img_mode)
         except OSError as e:
             raise _Damaged(str(e))
+
+
+def batch_memory(count: int, height: int, width: int) -> torch.Tensor:
+    """Room for a batch of uint8 images (N, 3, H, W); in a worker process in shared memory, so that it need not move."""
+    if get_worker_info() is None:
+        return torch.empty((count, 3, height, width), dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * 3 * height * width)  # as torch's default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, 3, height, width)
 
 
 class _Damaged(Exception):

@@ -46,14 +46,14 @@ class Decoder(NamedTuple):
     Attributes:
         name: For messages.
         size: Function of a file's bytes: (width, height), None for a file that is Pillow's to read.
-        decode: Function of bytes, Cut and `planar`: uint8 array (3, H, W), or (H, W, 3) if not planar; None for a file
-            that is Pillow's to read.
-        releases_gil: Threads decode side by side.
+        decode: Function of bytes, Cut, `planar` and an array to write into or None: uint8 array (3, H, W), or (H, W, 3)
+            if not planar; None for a file that is Pillow's to read.
+        suits_threads: Threads decode side by side: Python's lock is not held, no threads of torch's are started.
     """
     name: str
     size: Callable[[bytes], Optional[Tuple[int, int]]]
-    decode: Callable[[bytes, Cut, bool], Optional[np.ndarray]]
-    releases_gil: bool
+    decode: Callable[[bytes, Cut, bool, Optional[np.ndarray]], Optional[np.ndarray]]
+    suits_threads: bool
 
 
 def open_image(data: bytes, mode: Optional[str]) -> Image.Image:
@@ -85,9 +85,10 @@ def cut_image(image: Image.Image, cut: Cut) -> Image.Image:
 
 # --- the C extension --------------------------------------------------------------------------------------------------
 
-def _decode_c(data: bytes, cut: Cut, planar: bool) -> Optional[np.ndarray]:
-    _, _, width, height = cut.window
-    out = np.empty((3, height, width) if planar else (height, width, 3), np.uint8)
+def _decode_c(data: bytes, cut: Cut, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
+    if out is None:
+        _, _, width, height = cut.window
+        out = np.empty((3, height, width) if planar else (height, width, 3), np.uint8)
     done = _jpeg.decode(
         data, out, cut.box, cut.size, cut.window, cut.interpolation == 'bicubic', cut.hflip, cut.vflip, planar)
     return out if done else None
@@ -105,7 +106,8 @@ def _size_simplejpeg(data: bytes) -> Optional[Tuple[int, int]]:
     return (width, height) if colours in ('YCbCr', 'RGB', 'Gray') and width * height <= MAX_PIXELS else None
 
 
-def _decode_simplejpeg(data: bytes, cut: Cut, planar: bool) -> Optional[np.ndarray]:
+def _decode_simplejpeg(
+        data: bytes, cut: Cut, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
     (left, top, width, height), (full_width, full_height) = cut.box, cut.size
     size = _size_simplejpeg(data)
     if size is None:
@@ -132,7 +134,11 @@ def _decode_simplejpeg(data: bytes, cut: Cut, planar: bool) -> Optional[np.ndarr
     x, y, width, height = cut.window
     result = result[y:y + height, x:x + width]
     result = result[::-1 if cut.vflip else 1, ::-1 if cut.hflip else 1]
-    return np.ascontiguousarray(result.transpose(2, 0, 1) if planar else result)
+    result = result.transpose(2, 0, 1) if planar else result
+    if out is None:
+        return np.ascontiguousarray(result)
+    out[...] = result
+    return out
 
 
 def _resize_torch(image: np.ndarray, cut: Cut) -> np.ndarray:
@@ -151,20 +157,20 @@ def _none_size(data: bytes) -> None:
     return None
 
 
-def _none_decode(data: bytes, cut: Cut, planar: bool) -> None:
+def _none_decode(data: bytes, cut: Cut, planar: bool, out: Optional[np.ndarray] = None) -> None:
     return None
 
 
-PILLOW = Decoder('pillow', _none_size, _none_decode, releases_gil=False)
+PILLOW = Decoder('pillow', _none_size, _none_decode, suits_threads=False)
 
 
 def decoders() -> Tuple[Decoder, ...]:
     """The fast decoders that are installed, best first."""
     found = []
     if _jpeg is not None:
-        found.append(Decoder('c', _jpeg.size, _decode_c, releases_gil=True))
+        found.append(Decoder('c', _jpeg.size, _decode_c, suits_threads=True))
     if simplejpeg is not None:
-        found.append(Decoder('simplejpeg', _size_simplejpeg, _decode_simplejpeg, releases_gil=True))
+        found.append(Decoder('simplejpeg', _size_simplejpeg, _decode_simplejpeg, suits_threads=False))
     return tuple(found)
 
 

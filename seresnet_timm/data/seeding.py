@@ -8,7 +8,7 @@ import hashlib
 import random
 import struct
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Sequence
+from typing import Any, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -71,11 +71,16 @@ class SampleSeeds:
 
 
 class Batch(list):
-    """Samples, and the seed of what is drawn for all of them together (mixup)."""
+    """Samples of a batch.
 
-    def __init__(self, samples: Sequence, seed: int):
+    Attributes:
+        seed: Seed of what is drawn for all of them together (mixup); None where nothing is.
+        images: Their images as one tensor (N, 3, H, W), if they lie in one.
+    """
+
+    def __init__(self, samples: Sequence, seed: Optional[int] = None, images: Optional[torch.Tensor] = None):
         super().__init__(samples)
-        self.seed = seed
+        self.seed, self.images = seed, images
 
 
 def repeats(indices: Sequence[int]) -> List[int]:
