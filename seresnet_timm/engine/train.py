@@ -48,7 +48,7 @@ from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, train_parser
 from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
-from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.engine.scaled_lr import scaled_lr
 from seresnet_timm.errors import RunError, UsageError
@@ -249,6 +249,8 @@ def main(
                 loss_scaler=loss_scaler, model_dtype=model_dtype, mixup_fn=mixup_fn, lr_scheduler=lr_scheduler,
                 saver=saver, output_dir=output_dir, updates_per_epoch=updates_per_epoch,
             )
+            if is_primary:
+                _logger.info(describe_wait(epoch, figures, args.workers))
             memory = devices.peak_memory(device)
             if memory and is_primary:
                 figures.update(memory)

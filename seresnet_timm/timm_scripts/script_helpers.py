@@ -1,5 +1,6 @@
 """What the patched scripts call, as `_seresnet_timm`. See `patches` for why."""
 import functools
+import logging
 import os
 import time
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -18,12 +19,14 @@ from seresnet_timm.data.fast_jpeg import choose_decoder, wrap
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.loaders import seed_sampler, start_workers
-from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 from seresnet_timm.half_weights import exchange_in_half, use_half_weights
 
 __all__ = ['AtomicCheckpointSaver', 'seed_sampler']
+
+_logger = logging.getLogger(__name__)
 
 # set by the worker before the script runs
 loss_scale: Optional[float] = None
@@ -171,7 +174,9 @@ def record_epoch(train_one_epoch: Callable) -> Callable:
                 _record = run_record.new_record(dict(plan, output=folder))
                 if args.resume and engine.is_own_folder(args.resume, folder):
                     _record = run_record.resume_record(folder, _record, epoch)
-            run_record.add_epoch(_record, folder, dict(epoch=epoch, **throughput.summary()), _record['best'])
+            figures = throughput.summary()
+            _logger.info(describe_wait(epoch, figures, args.workers))
+            run_record.add_epoch(_record, folder, dict(epoch=epoch, **figures), _record['best'])
         return metrics
     return measured
 
