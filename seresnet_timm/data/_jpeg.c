@@ -27,7 +27,7 @@
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__AVX2__) && \
     (!defined(__clang__) || __clang_major__ >= 14)
-#define VECTOR_CODE __attribute__((target_clones("arch=haswell", "default")))
+#define VECTOR_CODE __attribute__((target_clones("avx2", "default")))
 #else
 #define VECTOR_CODE
 #endif
@@ -43,10 +43,10 @@
 
 typedef struct {
     int count;       /* output pixels */
-    int taps;        /* room for weights of each */
+    int taps;        /* weights of each; the last ones may be zero */
     int first, last; /* inputs that are used: first <= i < last */
     int *start;      /* first input of each output pixel */
-    int *length;     /* number of its inputs */
+    int *length;     /* number of its inputs, those of weight zero at the end left out */
     float *weight;   /* count x taps */
 } Filter;
 
@@ -79,13 +79,13 @@ static int make_filter(Filter *f, double low, double high, int full, int offset,
 {
     double scale = (high - low) / full, stretch = scale < 1.0 ? 1.0 : scale;
     double support = (bicubic ? 2.0 : 1.0) * stretch;
-    int begin = (int)floor(low), end = (int)ceil(high), o, i;
+    int begin = (int)floor(low), end = (int)ceil(high), room, most = 0, o, i;
 
     f->count = count;
-    f->taps = (int)ceil(support) * 2 + 1;
+    f->taps = room = (int)ceil(support) * 2 + 1;
     f->start = malloc(sizeof(int) * (size_t)count);
     f->length = malloc(sizeof(int) * (size_t)count);
-    f->weight = malloc(sizeof(float) * (size_t)count * (size_t)f->taps);
+    f->weight = calloc((size_t)count * (size_t)f->taps, sizeof(float));
     if (!f->start || !f->length || !f->weight)
         return 0;
     f->first = end;
@@ -112,11 +112,16 @@ static int make_filter(Filter *f, double low, double high, int full, int offset,
             weight[i] = sum != 0.0 ? (float)(weight[i] / sum) : 1.0f / (to - from);
         f->start[slot] = from;
         f->length[slot] = to - from;
+        if (to - from > most)
+            most = to - from;
         if (from < f->first)
             f->first = from;
         if (to > f->last)
             f->last = to;
     }
+    f->taps = most; /* as many for every pixel, so that the inner loop is the same for all */
+    for (o = 1; o < count; o++)
+        memmove(f->weight + (size_t)o * most, f->weight + (size_t)o * room, sizeof(float) * (size_t)most);
     return 1;
 }
 
@@ -164,39 +169,70 @@ static void blend_rows(const uint8_t *restrict in, size_t stride, const float *r
     }
 }
 
-/* One output row of RGBX pixels from a blended row that begins at input column `first`. */
-VECTOR_CODE
-static void blend_columns(const float *restrict row, const Filter *f, float *restrict out)
+typedef float Pixel __attribute__((vector_size(16)));   /* RGBX; GCC and Clang have such types on every machine */
+typedef int32_t Integers __attribute__((vector_size(16)));
+
+static inline Pixel load_pixel(const float *p)
 {
-    typedef float Pixel __attribute__((vector_size(16)));
+    Pixel v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* A pixel as bytes: the red one lowest. */
+static inline uint32_t pack_pixel(Pixel p)
+{
+    Integers v = __builtin_convertvector(p, Integers);
+    v &= ~(v >> 31);                  /* 0 where negative */
+    v = (v | (255 - v) >> 31) & 255;  /* 255 where larger */
+    return (uint32_t)v[0] | (uint32_t)v[1] << 8 | (uint32_t)v[2] << 16;
+}
+
+/* One output row of packed RGB pixels from a blended row that begins at input column `first`; for a number of taps. */
+#define BLEND_COLUMNS(TAPS)                                                                  \
+    for (x = 0; x < f->count; x++) {                                                         \
+        const float *weight = f->weight + (size_t)x * f->taps;                               \
+        const float *in = row + 4 * (size_t)(f->start[x] - f->first);                        \
+        Pixel sum = {0.5f, 0.5f, 0.5f, 0.5f}; /* rounds when it is cut to an integer */      \
+        for (i = 0; i < (TAPS); i++)                                                         \
+            sum += weight[i] * load_pixel(in + 4 * i);                                       \
+        out[x] = pack_pixel(sum);                                                            \
+    }
+
+VECTOR_CODE
+static void blend_columns(const float *restrict row, const Filter *f, uint32_t *restrict out)
+{
     int x, i;
-    for (x = 0; x < f->count; x++) {
-        const float *weight = f->weight + (size_t)x * f->taps;
-        const float *in = row + 4 * (size_t)(f->start[x] - f->first);
-        Pixel sum = {0.5f, 0.5f, 0.5f, 0.5f}, p; /* 0.5: rounds when it is cut to an integer */
-        for (i = 0; i < f->length[x]; i++, in += 4) {
-            memcpy(&p, in, sizeof p);
-            sum += weight[i] * p;
-        }
-        memcpy(out + 4 * (size_t)x, &sum, sizeof sum);
+    switch (f->taps) {
+    case 2: BLEND_COLUMNS(2) break;
+    case 3: BLEND_COLUMNS(3) break;
+    case 4: BLEND_COLUMNS(4) break;
+    case 5: BLEND_COLUMNS(5) break;
+    default: BLEND_COLUMNS(f->taps)
     }
 }
 
-/* out[x * step] = channel `c` of RGBX pixel x, as a byte */
+/* Packed pixels into three rows of bytes, or one of three bytes a pixel. */
 VECTOR_CODE
-static void store_channel(const float *restrict row, int n, int step, uint8_t *restrict out)
+static void store_planes(const uint32_t *restrict row, int n, uint8_t *restrict red, uint8_t *restrict green,
+                         uint8_t *restrict blue)
 {
     int x;
-    if (step == 1) {
-        for (x = 0; x < n; x++) {
-            int v = (int)row[4 * x];
-            out[x] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-        }
-        return;
-    }
+    for (x = 0; x < n; x++)
+        red[x] = (uint8_t)row[x];
+    for (x = 0; x < n; x++)
+        green[x] = (uint8_t)(row[x] >> 8);
+    for (x = 0; x < n; x++)
+        blue[x] = (uint8_t)(row[x] >> 16);
+}
+
+static void store_pixels(const uint32_t *restrict row, int n, uint8_t *restrict out)
+{
+    int x;
     for (x = 0; x < n; x++) {
-        int v = (int)row[4 * x];
-        out[x * (size_t)step] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+        out[3 * x] = (uint8_t)row[x];
+        out[3 * x + 1] = (uint8_t)(row[x] >> 8);
+        out[3 * x + 2] = (uint8_t)(row[x] >> 16);
     }
 }
 
@@ -248,7 +284,8 @@ typedef struct {
     uint8_t *pixels; /* decoded rows, RGBX */
     size_t stride;
     int left;        /* image column of pixels[0] */
-    float *blended, *line;
+    float *blended;  /* a row of output height and input width */
+    uint32_t *line;  /* a row of the output */
 } Work;
 
 static void close_work(Work *w)
@@ -367,15 +404,15 @@ static int decode_region(Work *w, const uint8_t *data, size_t size, const Reques
 static int decode_and_resize(Work *w, const uint8_t *data, size_t size, const Request *r, uint8_t *out)
 {
     size_t plane = (size_t)r->out_width * r->out_height;
-    int n, o, c;
+    int n, o;
 
     if (!decode_region(w, data, size, r))
         return 0;
     if (!out)
         return 1;
     n = 4 * (w->columns.last - w->columns.first);
-    w->blended = malloc(sizeof(float) * (size_t)n);
-    w->line = malloc(sizeof(float) * 4 * (size_t)r->out_width);
+    w->blended = calloc((size_t)n + 4 * (size_t)w->columns.taps, sizeof(float)); /* weights of zero read past the end */
+    w->line = malloc(sizeof(uint32_t) * (size_t)r->out_width);
     if (!w->blended || !w->line)
         return 0;
     for (o = 0; o < r->out_height; o++) {
@@ -383,9 +420,11 @@ static int decode_and_resize(Work *w, const uint8_t *data, size_t size, const Re
                             4 * (size_t)(w->columns.first - w->left);
         blend_rows(in, w->stride, w->rows.weight + (size_t)o * w->rows.taps, w->rows.length[o], n, w->blended);
         blend_columns(w->blended, &w->columns, w->line);
-        for (c = 0; c < 3; c++) {
-            uint8_t *to = r->planar ? out + c * plane + (size_t)o * r->out_width : out + 3 * (size_t)o * r->out_width + c;
-            store_channel(w->line + c, r->out_width, r->planar ? 1 : 3, to);
+        if (r->planar) {
+            uint8_t *to = out + (size_t)o * r->out_width;
+            store_planes(w->line, r->out_width, to, to + plane, to + 2 * plane);
+        } else {
+            store_pixels(w->line, r->out_width, out + 3 * (size_t)o * r->out_width);
         }
     }
     return 1;

@@ -300,7 +300,7 @@ class FastJpegDataset(Dataset):
         Args:
             index: Of the image.
             repeat: Its earlier occurrences in the batch.
-            out: Array (3, H, W) for the image, where `pipeline.size` is known.
+            out: Array (3, H, W) for the image, which is then returned, where `pipeline.size` is known.
         """
         if self.seeds is None:
             return self._load(index, None, out)
@@ -340,15 +340,18 @@ class FastJpegDataset(Dataset):
             cut, rest = drawn
             as_tensor = self.pipeline.wants_tensor and rest is self.pipeline._rest
             array = self.decoder.decode(data, cut, as_tensor, out if as_tensor else None) if image is None else None
+            if array is not None and out is not None:
+                return out
             if array is None:
                 result = jpeg.cut_image(image or self._open(data), cut)
             else:
                 result = torch.from_numpy(array) if as_tensor else Image.fromarray(array)
         for step in rest:
             result = step(result)
-        if out is not None and result.data_ptr() != out.ctypes.data:
-            out[...] = result.numpy()
-        return result
+        if out is None:
+            return result
+        out[...] = result.numpy()
+        return out
 
     def _open(self, data: bytes) -> Image.Image:
         try:
