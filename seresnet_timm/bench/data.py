@@ -74,22 +74,19 @@ def measure(args, folder: str) -> Dict[str, Any]:
     Returns:
         The figures, as JSON values.
     """
+    from timm.data import create_dataset
+
     from seresnet_timm.bench.photographs import photographs, write_images
     from seresnet_timm.data import jpeg
     if args.data_dir:
         source = args.data_dir
-        dataset = _dataset(source)
-        step = max(1, len(dataset) // args.images)
-        names = [dataset.filename(i, absolute=True) for i in range(0, len(dataset), step)][:args.images]
+        _link_some(source, Path(folder), args.images)
     else:
-        source = f"mosaics of {len(photographs())} photographs of scikit-learn and scikit-image"
-        names = [str(p) for p in write_images(Path(folder) / 'train' / 'photographs', args.images)]
-        dataset = _dataset(folder)
-    if not names:
-        raise UsageError(f'No images in {args.data_dir}.')
-    by_name = {dataset.filename(i, absolute=True): i for i in range(len(dataset))}
-    indices = [by_name[n] for n in names]
-    files = [Path(n).read_bytes() for n in names]
+        source = f'mosaics of {len(photographs())} photographs of scikit-learn and scikit-image'
+        write_images(Path(folder) / 'train' / 'photographs', args.images)
+    dataset = create_dataset('', root=folder, split='train')
+    files = [Path(dataset.filename(i, absolute=True)).read_bytes() for i in range(len(dataset))]
+    args.batch_size = min(args.batch_size, len(files))
     decoders = jpeg.decoders() + (jpeg.PILLOW,)
 
     report = {
@@ -98,9 +95,9 @@ def measure(args, folder: str) -> Dict[str, Any]:
         'img_size': args.img_size, 'rounds': args.rounds, 'target': args.target, 'modes': {}, 'psnr': {}, 'workers': {},
     }
     for mode in ('train', 'eval'):
-        contenders: Dict[str, Callable[[int], None]] = {'timm': _loader(args, dataset, indices, mode, None)}
+        contenders: Dict[str, Callable[[int], None]] = {'timm': _loader(args, dataset, mode, None)}
         for decoder in decoders:
-            contenders[decoder.name] = _loader(args, dataset, indices, mode, decoder)
+            contenders[decoder.name] = _loader(args, dataset, mode, decoder)
         contenders['limit'] = _bare_decode(args, files, mode)
         report['modes'][mode] = rates(contenders, len(files), args.rounds)
     report['psnr'] = {d.name: quality(files, d, args.img_size) for d in decoders if d.name != 'pillow'}
@@ -109,9 +106,20 @@ def measure(args, folder: str) -> Dict[str, Any]:
     return report
 
 
-def _dataset(root: str):
+def _link_some(root: str, folder: Path, count: int) -> None:
+    """Link images of a tree, evenly taken, into a folder, so that all contenders have just these."""
     from timm.data import create_dataset
-    return create_dataset('', root=root, split='train')
+    if not Path(root).is_dir():
+        raise UsageError(f'Dataset {root} is not a folder: --data-dir takes an ImageNet-style tree.')
+    try:
+        dataset = create_dataset('', root=root, split='train')
+    except RuntimeError as e:
+        raise UsageError(f'No images in {root}: {e}')
+    for i in range(0, len(dataset), max(1, len(dataset) // count))[:count]:
+        path = Path(dataset.filename(i, absolute=True)).absolute()
+        link = folder / 'train' / path.parent.name / f'{i:08d}{path.suffix}'
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
 
 
 def _create(args, mode: str, decoder, num_workers: int = 0, dataset=None):
@@ -131,10 +139,11 @@ def _create(args, mode: str, decoder, num_workers: int = 0, dataset=None):
     return loading.finish(loader, 0)
 
 
-def _loader(args, dataset, indices: List[int], mode: str, decoder) -> Callable[[int], None]:
+def _loader(args, dataset, mode: str, decoder) -> Callable[[int], None]:
     """Function of the round that loads every image once, in batches, as a loader without workers does."""
     from seresnet_timm.data.loading import inner_loader
     loader = inner_loader(_create(args, mode, decoder, dataset=dataset))
+    indices = list(range(len(dataset)))
     batches = [indices[i:i + args.batch_size] for i in range(0, len(indices), args.batch_size)]
     source, collate = loader.dataset, loader.collate_fn
     # what torch's loader does with a batch of indices

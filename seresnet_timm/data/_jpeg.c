@@ -280,6 +280,7 @@ typedef struct {
     struct jpeg_progress_mgr progress;
     Errors errors;
     int is_open;
+    int reduction;   /* of the DCT */
     Filter columns, rows;
     uint8_t *pixels; /* decoded rows, RGBX */
     size_t stride;
@@ -353,7 +354,7 @@ static int decode_region(Work *w, const uint8_t *data, size_t size, const Reques
 {
     struct jpeg_decompress_struct *info = &w->info;
     JDIMENSION left, width;
-    int reduction = 1, right;
+    int right;
 
     prepare_errors(w);
     if (setjmp(w->errors.escape))
@@ -362,17 +363,17 @@ static int decode_region(Work *w, const uint8_t *data, size_t size, const Reques
         return 0;
     if (r->left + r->width > info->image_width || r->top + r->height > info->image_height)
         return 0;
-    while (reduction < r->max_reduction && r->width / (2 * reduction) >= r->full_width &&
-           r->height / (2 * reduction) >= r->full_height)
-        reduction *= 2;
+    for (w->reduction = 1; w->reduction < r->max_reduction; w->reduction *= 2)
+        if (r->width / (2 * w->reduction) < r->full_width || r->height / (2 * w->reduction) < r->full_height)
+            break;
     info->scale_num = 1;
-    info->scale_denom = (unsigned int)reduction;
+    info->scale_denom = (unsigned int)w->reduction;
     info->out_color_space = JCS_EXT_RGBX;
     info->dct_method = JDCT_ISLOW;
     info->do_fancy_upsampling = TRUE;
-    if (!make_filter(&w->columns, r->left / reduction, (r->left + r->width) / reduction, r->full_width, r->x,
+    if (!make_filter(&w->columns, r->left / w->reduction, (r->left + r->width) / w->reduction, r->full_width, r->x,
                      r->out_width, r->bicubic, r->hflip) ||
-        !make_filter(&w->rows, r->top / reduction, (r->top + r->height) / reduction, r->full_height, r->y,
+        !make_filter(&w->rows, r->top / w->reduction, (r->top + r->height) / w->reduction, r->full_height, r->y,
                      r->out_height, r->bicubic, r->vflip))
         return 0;
     jpeg_start_decompress(info);

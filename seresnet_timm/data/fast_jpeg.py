@@ -340,7 +340,7 @@ class FastJpegDataset(Dataset):
             cut, rest = drawn
             as_tensor = self.pipeline.wants_tensor and rest is self.pipeline._rest
             array = self.decoder.decode(data, cut, as_tensor, out if as_tensor else None) if image is None else None
-            if array is not None and out is not None:
+            if array is not None and as_tensor and out is not None:
                 return out
             if array is None:
                 result = jpeg.cut_image(image or self._open(data), cut)
