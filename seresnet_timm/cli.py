@@ -301,6 +301,11 @@ def doctor(argv: List[str]) -> None:
     ascend_doctor.main(argv)
 
 
+def bench(argv: List[str]) -> None:
+    from seresnet_timm import bench as benches
+    benches.main(argv)
+
+
 VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'train': (train, 'train a model'),
     'validate': (validate, 'evaluate a model or a checkpoint'),
@@ -316,6 +321,7 @@ VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'prepare-imagenet': (prepare_imagenet, "unpack ImageNet's official tar files"),
     'push': (push, 'push a run or a checkpoint to the Hugging Face Hub'),
     'pull': (pull, 'get a model from the Hugging Face Hub, verified'),
+    'bench': (bench, "measure loader, step or whole runs against timm's in the same run"),
     'report': (report, "print a run's results table and draw its curves"),
 }
 

@@ -54,6 +54,8 @@ def launcher_parser() -> Parser:
         help="O0: float32, O1: mixed precision (--amp), O2: fp16 weights with float32 masters; apex's names")
     arg('--cpu-affinity', choices=('auto', 'cores', 'none'), default='auto',
         help='cores: an equal share of the cores for each process; auto: that on npu, nothing elsewhere')
+    arg('--fast-jpeg', choices=('auto', 'on', 'off'), default='auto',
+        help="decode of a JPEG only what its crop needs; off: timm's own loading, bit for bit; auto: on if possible")
     arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 

@@ -52,6 +52,8 @@ def test_help_lists_every_flag_that_is_implemented():
 def test_verbs():
     result = run_cli('trian')
     assert result.returncode == 2 and "Unknown verb 'trian': did you mean train?" in result.stderr
+    result = run_cli('bench', 'dta')
+    assert result.returncode == 2 and "Unknown bench 'dta': did you mean data?" in result.stderr
     result = run_cli()
     assert result.returncode == 2 and 'Name a verb' in result.stderr
     assert run_cli('--version').stdout.strip() == '0.1.0'
