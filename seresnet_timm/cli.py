@@ -94,6 +94,11 @@ def doctor(argv: List[str]) -> None:
     ascend_doctor.main(argv)
 
 
+def bench(argv: List[str]) -> None:
+    from seresnet_timm import bench as benches
+    benches.main(argv)
+
+
 VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'train': (train, 'train a model'),
     'validate': (validate, 'evaluate a model or a checkpoint'),
@@ -101,6 +106,7 @@ VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'scripts': (scripts, "show which train.py would run; `scripts fetch` gets timm's own"),
     'demo-data': (demo_data, 'write a small dataset of real images'),
     'doctor': (doctor, 'check versions, CANN, devices and network, and compute on every device'),
+    'bench': (bench, "measure loader, step or whole runs against timm's in the same run"),
     'report': (report, "print a run's results table and draw its curves"),
 }
 

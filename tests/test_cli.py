@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import run_cli
 
-COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['doctor'], ['report'])
+COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['doctor'], ['report'], ['bench'])
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda c: c[0] if c else 'top')
@@ -49,6 +49,8 @@ def test_help_lists_every_flag_that_is_implemented():
 def test_verbs():
     result = run_cli('trian')
     assert result.returncode == 2 and "Unknown verb 'trian': did you mean train?" in result.stderr
+    result = run_cli('bench', 'dta')
+    assert result.returncode == 2 and "Unknown bench 'dta': did you mean data?" in result.stderr
     result = run_cli()
     assert result.returncode == 2 and 'Name a verb' in result.stderr
     assert run_cli('--version').stdout.strip() == '0.1.0'
