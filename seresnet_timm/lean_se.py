@@ -109,18 +109,20 @@ def lean_applies(
 ) -> bool:
     """Whether the lean operation does what these layers would, here and now.
 
-    It does in training, on layers of exactly the types it knows. It does not where something looks into the layers
-    (hooks, scripting, tracing, torch.compile, torch.export, torch.fx, functional transforms), or replaces them
-    (SyncBatchNorm, O2's layers, parametrisations, tensor subclasses).
+    It does in training, and in evaluation without gradients, on layers of exactly the types it knows. It does not where
+    something looks into the layers (hooks, scripting, tracing, torch.compile, torch.export, torch.fx, functional
+    transforms), or replaces them (SyncBatchNorm, O2's layers, parametrisations, tensor subclasses).
     """
-    if not (_enabled and torch.is_grad_enabled() and type(x) is torch.Tensor and bn.training and drop_path is None):
+    if not (_enabled and type(x) is torch.Tensor and torch.is_grad_enabled() == bn.training):
+        return False
+    if bn.training and not (
+            type(bn) is nn.BatchNorm2d and bn.affine and bn.track_running_stats and bn.momentum is not None
+            and drop_path is None and x.numel() > x.shape[1]):  # BatchNorm refuses a single value
         return False
     return (
-        type(bn) is nn.BatchNorm2d and bn.affine and bn.track_running_stats and bn.momentum is not None
-        and type(se) is SEModule and not se.add_maxpool
+        type(se) is SEModule and not se.add_maxpool
         and type(se.fc1) is nn.Conv2d and type(se.bn) is nn.Identity and type(se.act) is nn.ReLU
         and type(se.fc2) is nn.Conv2d and type(se.gate) is Sigmoid and type(act) is nn.ReLU
-        and x.numel() > x.shape[1]  # BatchNorm refuses a single value
         and not any(map(_has_hooks, (bn, se, se.fc1, se.bn, se.act, se.fc2, se.gate, act)))
         and not _is_watched()
     )
@@ -144,7 +146,7 @@ def lean_tail(
         x: torch.Tensor,
         downsample: Optional[nn.Module],
         shortcut: torch.Tensor,
-        bn: nn.BatchNorm2d,
+        bn: nn.Module,
         se: SEModule,
 ) -> torch.Tensor:
     """ReLU(SE(BN(x)) + shortcut).
@@ -153,15 +155,19 @@ def lean_tail(
         x: Output of the branch's last convolution (B, C, H, W).
         downsample: Layers that the shortcut passes through; None for none.
         shortcut: Input of the block.
-        bn: The branch's last BatchNorm, in training.
+        bn: The branch's last BatchNorm, or what stands in its place when it has been folded away.
         se: The SE block.
 
     Returns:
         Output of the block (B, C, H, W).
     """
-    bn.num_batches_tracked.add_(1)
     if downsample is not None:
         shortcut = downsample(shortcut)
+    if not bn.training:
+        y = bn(x)
+        gate = se.gate(se.fc2(se.act(se.fc1(y.mean((2, 3), keepdim=True)))))
+        return _scale_and_add_(y.clone() if y is x else y, gate, shortcut)
+    bn.num_batches_tracked.add_(1)
     return _LeanTail.apply(
         x, shortcut, bn.weight, bn.bias, se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias,
         bn.running_mean, bn.running_var, bn.momentum, bn.eps)
@@ -179,6 +185,13 @@ def _per_image(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return gate.to(x.dtype)[:, :, None, None]
 
 
+def _scale_and_add_(y: torch.Tensor, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+    """ReLU(y * gate + shortcut) in y's place and dtype."""
+    if shortcut.dtype == y.dtype:
+        return torch.addcmul(shortcut, y, gate, out=y).relu_()
+    return y.mul_(gate).add_(shortcut).relu_()
+
+
 class _LeanTail(torch.autograd.Function):
 
     @staticmethod
@@ -186,10 +199,7 @@ class _LeanTail(torch.autograd.Function):
         y, mean, invstd = torch.native_batch_norm(
             x, weight, bias, running_mean, running_var, True, momentum, eps)
         pooled, hidden, gate = _squeeze(y, w1, b1, w2, b2)
-        if shortcut.dtype == y.dtype:
-            out = torch.addcmul(shortcut, y, _per_image(gate, y), out=y).relu_()
-        else:
-            out = (y * _per_image(gate, y) + shortcut).relu_()
+        out = _scale_and_add_(y, _per_image(gate, y), shortcut)
         ctx.save_for_backward(
             x, weight, bias, w1, b1, w2, b2, running_mean, running_var, mean, invstd, pooled, hidden, gate, out)
         ctx.eps, ctx.shortcut_dtype = eps, shortcut.dtype

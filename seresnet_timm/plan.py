@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm import cluster, options
+from seresnet_timm import cluster, fast_step, options
 from seresnet_timm.engine import arguments
 from seresnet_timm.errors import UsageError
 from seresnet_timm.recipe import CPU_IMAGES, CPU_SIZE, PRESET, RECIPES, Recipe
@@ -183,6 +183,11 @@ def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
     plan.script_argv = options.as_flags(settings) + rest
 
     plan.args = _parse(parser, plan.script_argv)
+    is_contiguous = getattr(plan.args, 'channels_last', None) is False  # None: the script has no such flag
+    if opts.fast_step == 'auto' and is_contiguous and 'channels_last' not in settings:
+        if fast_step.wants_channels_last(plan.args.model, plan.device)[0]:
+            plan.script_argv.append('--channels-last')
+            plan.args.channels_last = True
     if opts.amp_level == 'O2' and plan.verb == 'train' and plan.args.amp_dtype != 'float16':
         raise UsageError(f'--amp-level O2 computes in float16, --amp-dtype is {plan.args.amp_dtype}: leave one out.')
     plan.is_named = plan.verb == 'train' and bool(plan.args.experiment)
@@ -276,6 +281,7 @@ def describe(plan: Plan) -> List[Tuple[str, str]]:
     if plan.verb == 'train':
         lines.append(('learning rate', learning_rate(plan)))
     lines.append(('precision', precision(plan)))
+    lines.append(('step', fast_step.describe(plan.verb, args, plan.device, plan.world_size, opts.fast_step == 'auto')))
     if plan.verb == 'train':
         _, scaler = devices.describe_loss_scaler(plan.device, args.amp, args.amp_dtype, opts.loss_scale)
         lines.append(('loss scaler', scaler))
@@ -320,5 +326,5 @@ def as_record(plan: Plan) -> Dict[str, Any]:
         'global_batch_size': plan.images_a_step,
         'workers': plan.args.workers,
     }
-    result.update({label: text for label, text in describe(plan) if label in ('learning rate', 'loss scaler')})
+    result.update({label: text for label, text in describe(plan) if label in ('learning rate', 'loss scaler', 'step')})
     return result

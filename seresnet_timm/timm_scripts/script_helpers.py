@@ -16,15 +16,18 @@ from seresnet_timm.checkpoints import AtomicCheckpointSaver, load_weights, read_
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.loaders import seed_sampler, start_workers
 from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.validate import fuse_bn_as_asked
 from seresnet_timm.errors import UsageError
+from seresnet_timm.fast_step import create_optimizer, ddp_arguments
 from seresnet_timm.files import write_json
 from seresnet_timm.half_weights import exchange_in_half, use_half_weights
 
-__all__ = ['AtomicCheckpointSaver', 'seed_sampler']
+__all__ = ['AtomicCheckpointSaver', 'create_optimizer', 'ddp_arguments', 'seed_sampler']
 
 # set by the worker before the script runs
 loss_scale: Optional[float] = None
 half_weights = False
+fuse_bn = 'auto'
 plan: Dict[str, Any] = {}
 
 
@@ -228,3 +231,8 @@ def primary_only(function: Callable) -> Callable:
 
 def load_checkpoint(model: torch.nn.Module, args) -> None:
     load_weights(model, args.checkpoint, args.model, use_ema=args.use_ema)
+
+
+def prepare_eval_model(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
+    args.fuse_bn = fuse_bn
+    return fuse_bn_as_asked(model, args, device)
