@@ -7,6 +7,7 @@ names are timm's, and whatever the operation does not know runs timm's own layer
 
 Paper: `Squeeze-and-Excitation Networks` - https://arxiv.org/abs/1709.01507
 """
+import os
 from typing import Optional, Tuple
 
 import torch
@@ -23,9 +24,15 @@ _enabled = True
 
 
 def set_lean_se(enable: bool = True) -> None:
-    """Choose between the memory-lean operation and timm's layers, for every model of this process."""
+    """Choose between the memory-lean operation and timm's layers, for every model of this process.
+
+    `SERESNET_TIMM_LEAN_SE=0` in the environment keeps timm's layers, where there is no launcher too.
+    """
     global _enabled
-    _enabled = enable
+    _enabled = enable and os.environ.get('SERESNET_TIMM_LEAN_SE') != '0'
+
+
+set_lean_se()
 
 
 class LeanBasicBlock(BasicBlock):

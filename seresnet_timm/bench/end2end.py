@@ -70,7 +70,8 @@ def draw_images(folder: Path, count: int) -> Path:
             path = folder / split / f'class{i % 2}' / f'{i:05d}.jpg'
             path.parent.mkdir(parents=True, exist_ok=True)
             coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-            pixels = np.asarray(coarse.resize((500, 375), Image.BICUBIC), dtype=np.int16) + rng.integers(-12, 13, (375, 500, 3), dtype=np.int16)
+            pixels = np.asarray(coarse.resize((500, 375), Image.BICUBIC), dtype=np.int16)
+            pixels = pixels + rng.integers(-12, 13, pixels.shape, dtype=np.int16)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=92)
     return folder
 
