@@ -79,14 +79,20 @@ def create_optimizer(model, opt: str = 'sgd', **kwargs):
     if enabled and weight.is_floating_point() and wants_fused(opt, kwargs, weight.device):
         kwargs['fused'] = True
     optimizer = create_optimizer_v2(model, opt=opt, **kwargs)
-    if any(group.get('fused') for group in optimizer.param_groups):
-        optimizer.register_load_state_dict_pre_hook(_stay_fused)
+    if 'fused' in optimizer.defaults:
+        optimizer.register_state_dict_post_hook(_save_as_timms)
+        optimizer.register_load_state_dict_pre_hook(_keep_implementation)
         optimizer.register_load_state_dict_post_hook(_match_layout)
     return optimizer
 
 
-def _stay_fused(optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """Keep this run's implementation: a checkpoint brings the `fused` of the run that saved it."""
+def _save_as_timms(_optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Leave the choice of implementation out of checkpoints: another device or memory format cannot take it."""
+    return dict(state_dict, param_groups=[dict(group, fused=None) for group in state_dict['param_groups']])
+
+
+def _keep_implementation(optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Go on with this run's implementation, not with that of the run that saved the checkpoint."""
     groups = [dict(saved, fused=own['fused'], foreach=own['foreach'])
               for saved, own in zip(state_dict['param_groups'], optimizer.param_groups)]
     return dict(state_dict, param_groups=groups + state_dict['param_groups'][len(groups):])

@@ -146,6 +146,25 @@ def test_state_of_a_run_in_another_memory_format_goes_on(opt):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
+def test_checkpoints_do_not_carry_the_implementation():
+    """timm's own script, on contiguous weights, must go on with plain kernels from the channels_last state."""
+    model, _ = networks()
+    optimizer = fast_step.create_optimizer(model, opt='momentum', lr=0.01)
+    train(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert optimizer.param_groups[0]['fused'] and saved['param_groups'][0]['fused'] is None
+    contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    plain = create_optimizer_v2(contiguous, opt='momentum', lr=0.01)
+    plain.load_state_dict(saved)
+    for g, (p, q) in enumerate(zip(model.parameters(), contiguous.parameters())):
+        q.grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(g))
+        p.grad = torch.empty_like(p).copy_(q.grad)
+    plain.step()
+    optimizer.step()
+    for p, q in zip(model.parameters(), contiguous.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
