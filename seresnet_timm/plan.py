@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm import cluster, options
+from seresnet_timm import cluster, fast_step, options
 from seresnet_timm.data.workers import default_workers
 from seresnet_timm.engine import arguments
 from seresnet_timm.errors import UsageError
@@ -194,6 +194,11 @@ def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
     plan.script_argv = options.as_flags(settings) + rest
 
     plan.args = _parse(parser, plan.script_argv)
+    is_contiguous = getattr(plan.args, 'channels_last', None) is False  # None: the script has no such flag
+    if opts.fast_step == 'auto' and is_contiguous and 'channels_last' not in settings:
+        if fast_step.wants_channels_last(plan.args.model, plan.device)[0]:
+            plan.script_argv.append('--channels-last')
+            plan.args.channels_last = True
     from seresnet_timm.data.fast_jpeg import choose_decoder
     plan.decoder = choose_decoder(plan.args, opts.fast_jpeg)[1]
     if opts.amp_level == 'O2' and plan.verb == 'train' and plan.args.amp_dtype != 'float16':
@@ -291,6 +296,7 @@ def describe(plan: Plan) -> List[Tuple[str, str]]:
     if plan.verb == 'train':
         lines.append(('learning rate', learning_rate(plan)))
     lines.append(('precision', precision(plan)))
+    lines.append(('step', fast_step.describe(plan.verb, args, plan.device, plan.world_size, opts.fast_step == 'auto')))
     if plan.verb == 'train':
         _, scaler = devices.describe_loss_scaler(plan.device, args.amp, args.amp_dtype, opts.loss_scale)
         lines.append(('loss scaler', scaler))
@@ -336,6 +342,6 @@ def as_record(plan: Plan) -> Dict[str, Any]:
         'global_batch_size': plan.images_a_step,
         'workers': plan.args.workers,
     }
-    shown = ('learning rate', 'loss scaler', 'images')
+    shown = ('learning rate', 'loss scaler', 'images', 'step')
     result.update({label: text for label, text in describe(plan) if label in shown})
     return result

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+from seresnet_timm import fast_step
 from seresnet_timm.errors import RunError, UsageError, way_on
 
 
@@ -22,6 +23,8 @@ def job_of(plan) -> Dict[str, Any]:
         'device': plan.device,
         'loss_scale': plan.opts.loss_scale,
         'half_weights': plan.opts.amp_level == 'O2' and plan.verb == 'train',
+        'fast_step': plan.opts.fast_step == 'auto',
+        'fuse_bn': plan.opts.fuse_bn,
         'cpu_affinity': plan.opts.cpu_affinity,
         'prof': plan.opts.prof,
         'fast_jpeg': plan.opts.fast_jpeg,
@@ -44,6 +47,7 @@ def execute(job: Dict[str, Any]) -> None:
         RunError: Training failed, or the device did.
     """
     bind_cores(job)
+    fast_step.set_up(job['device'], job['fast_step'])
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
     from seresnet_timm.profile import profiled
@@ -96,7 +100,8 @@ def _run_bundled(job: Dict[str, Any]) -> None:
             job['argv'], plan=job['plan'], loss_scale=job['loss_scale'], half_weights=job['half_weights'],
             fast_jpeg=job['fast_jpeg'])
     else:
-        validate.main(job['argv'], print_decisions=False, record=job['record'], fast_jpeg=job['fast_jpeg'])
+        validate.main(
+            job['argv'], print_decisions=False, record=job['record'], fast_jpeg=job['fast_jpeg'], fuse_bn=job['fuse_bn'])
 
 
 def _run_timms(job: Dict[str, Any]) -> None:
@@ -107,6 +112,7 @@ def _run_timms(job: Dict[str, Any]) -> None:
     script_helpers.loss_scale = job['loss_scale']
     script_helpers.half_weights = job['half_weights']
     script_helpers.fast_jpeg = job['fast_jpeg']
+    script_helpers.fuse_bn = job['fuse_bn']
     script_helpers.plan = dict(job['plan'], record=job['record'])
     script = Script(**dict(job['script'], path=Path(job['script']['path'])))
     module = load(script)

@@ -33,14 +33,14 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import safe_model_name
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 
 import seresnet_timm
 from seresnet_timm import device as devices
-from seresnet_timm import run_record
+from seresnet_timm import fast_step, run_record
 from seresnet_timm.checkpoints import load_weights, read_checkpoint
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loading import set_epoch
@@ -141,7 +141,7 @@ def main(
         args.lr, lr_reason = scaled_lr(args, args.batch_size * args.world_size * args.grad_accum_steps)
         if is_primary:
             _logger.info(f'Learning rate: {args.lr} ({lr_reason})')
-    optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    optimizer = fast_step.create_optimizer(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if is_primary:
         defaults = dict(copy.deepcopy(optimizer.defaults), weight_decay=args.weight_decay)
         _logger.info(f'Created {type(optimizer).__name__} ({args.opt}) optimizer: '
@@ -184,7 +184,11 @@ def main(
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
         device_ids = None if device.type == 'cpu' else [device]  # DDP takes no device ids on the CPU
-        task.prepare_distributed(device_ids=device_ids, **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}))
+        task.prepare_distributed(
+            device_ids=device_ids,
+            **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
+            **fast_step.ddp_arguments(device),
+        )
         if half_weights:
             exchange_in_half(task.get_trainable_module())
 

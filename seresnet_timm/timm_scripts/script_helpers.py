@@ -20,12 +20,14 @@ from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.loaders import seed_sampler, start_workers
 from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
+from seresnet_timm.engine.validate import fuse_bn_as_asked
 from seresnet_timm.errors import UsageError
+from seresnet_timm.fast_step import create_optimizer, ddp_arguments
 from seresnet_timm.files import write_json
 from seresnet_timm.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.saver import AtomicCheckpointSaver
 
-__all__ = ['AtomicCheckpointSaver', 'seed_sampler']
+__all__ = ['AtomicCheckpointSaver', 'create_optimizer', 'ddp_arguments', 'seed_sampler']
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ _logger = logging.getLogger(__name__)
 loss_scale: Optional[float] = None
 half_weights = False
 fast_jpeg = 'off'
+fuse_bn = 'auto'
 plan: Dict[str, Any] = {}
 
 
@@ -253,3 +256,8 @@ def primary_only(function: Callable) -> Callable:
 
 def load_checkpoint(model: torch.nn.Module, args) -> None:
     load_weights(model, args.checkpoint, args.model, use_ema=args.use_ema)
+
+
+def prepare_eval_model(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
+    args.fuse_bn = fuse_bn
+    return fuse_bn_as_asked(model, args, device)
