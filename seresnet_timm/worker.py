@@ -101,7 +101,8 @@ def _run_bundled(job: Dict[str, Any]) -> None:
             fast_jpeg=job['fast_jpeg'])
     else:
         validate.main(
-            job['argv'], print_decisions=False, record=job['record'], fast_jpeg=job['fast_jpeg'], fuse_bn=job['fuse_bn'])
+            job['argv'], print_decisions=False, record=job['record'], fast_jpeg=job['fast_jpeg'],
+            fuse_bn=job['fuse_bn'])
 
 
 def _run_timms(job: Dict[str, Any]) -> None:
