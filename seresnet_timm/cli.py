@@ -1,6 +1,7 @@
 """`seresnet-timm <verb>`: parses, calls one room of the package, prints, sets the exit code."""
 import os
 import sys
+from argparse import BooleanOptionalAction
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm import __version__
@@ -77,6 +78,45 @@ def demo_data(argv: List[str]) -> None:
     from seresnet_timm.data.demo import write_demo_data
     counts = write_demo_data(args.dir)
     print(f'{args.dir}: 10 classes, {counts["train"]} training and {counts["val"]} validation images')
+
+
+def inspect(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm inspect',
+        description='Show what a checkpoint is: architecture, classes, epoch, metric, precision, whether it is whole.')
+    parser.add_argument('file', nargs='+', metavar='FILE', help='checkpoint: .pth.tar, .pth, .pkl or .safetensors')
+    parser.add_argument('--model', metavar='NAME', help='list every weight that does not fit this model, by name')
+    parser.add_argument('--json', action='store_true', help='print facts as JSON, a line a file')
+    args = parser.parse_args(argv)
+    import json
+
+    from seresnet_timm import inspection
+    misfits = 0
+    for path in args.file:
+        facts = inspection.inspect(path)
+        if args.model:
+            facts['misfits'] = inspection.misfits(path, args.model)
+            misfits += len(facts['misfits'])
+        print(json.dumps(facts) if args.json else '\n'.join(inspection.describe(facts)))
+    if misfits:
+        raise RunError(f'{misfits} weight(s) do not fit {args.model}.')
+
+
+def convert(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm convert',
+        description="Convert a checkpoint's weights between timm, the ModelZoo and safetensors, bit for bit.")
+    parser.add_argument('source', metavar='IN', help='any checkpoint that `seresnet-timm inspect` reads')
+    parser.add_argument('target', metavar='OUT', help='file to write')
+    parser.add_argument('--to', metavar='FORMAT', help="timm, modelzoo or safetensors; default: by OUT's ending")
+    parser.add_argument('--ema', action='store_true', help='take the moving average of the weights')
+    parser.add_argument('--dtype', metavar='D', help='float32, float16 or bfloat16; default: as it is')
+    parser.add_argument('--model', metavar='NAME', help="timm's name of the network, where the weights do not tell")
+    args = parser.parse_args(argv)
+    from seresnet_timm import inspection
+    from seresnet_timm.convert import convert as convert_file
+    print('\n'.join(inspection.describe(convert_file(
+        args.source, args.target, args.to, args.ema, args.dtype, args.model))))
 
 
 def report(argv: List[str]) -> None:
@@ -209,9 +249,61 @@ def prepare_imagenet(argv: List[str]) -> None:
     room.prepare_imagenet(args.source, args.dst, args.split, args.check_md5)
 
 
+def push(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm push',
+        description='Push the weights of a run or of a checkpoint to the Hugging Face Hub, as safetensors with '
+                    'config.json and a model card; repository and branch are made where they are missing, a card that '
+                    'is there is kept, and what has arrived is verified. HF_TOKEN, HF_ENDPOINT, HTTPS_PROXY and '
+                    'HF_HOME mean what they mean to huggingface_hub.')
+    arg = parser.add_argument
+    arg('source', metavar='RUN_OR_FILE', help='output folder of a training (its best checkpoint), or a checkpoint')
+    arg('repo', metavar='ORG/NAME', help='model on the Hub')
+    arg('--license', metavar='ID', help='licence of the weights, e.g. apache-2.0; default: that of the card on the Hub')
+    arg('--model', metavar='NAME', help='architecture, where the file does not say')
+    arg('--num-classes', type=int, metavar='N', help='number of classes, where the weights do not say')
+    arg('--ema', action=BooleanOptionalAction, help='the moving average of the weights, or the raw ones; default: of a '
+        'run those whose top-1 it reports, of a file the raw ones')
+    arg('--private', action='store_true', help='make the repository private')
+    arg('--revision', metavar='BRANCH', help='branch (main)')
+    arg('--tag', metavar='TAG', help='tag for the new commit')
+    arg('--message', metavar='TEXT', help='commit message')
+    args = vars(parser.parse_args(argv))
+    from seresnet_timm import hub
+    pushed = hub.push(args.pop('source'), args.pop('repo'), **args)
+    print(f'{pushed.repo_id}: commit {pushed.commit} on {pushed.revision}')
+    for note in pushed.notes:
+        print(f'  {note}')
+    for name, digest in pushed.sha256.items():
+        print(f'  {name:<18} sha256 {digest} verified on the Hub')
+    print(pushed.url)
+
+
+def pull(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm pull',
+        description='Get a timm model from the Hugging Face Hub, and compare every file with the hash that the Hub '
+                    'names. Without the Hub the verified copy in the cache does. HF_TOKEN, HF_ENDPOINT, HTTPS_PROXY, '
+                    'HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.')
+    parser.add_argument('repo', metavar='ORG/NAME[@REVISION]', help='model on the Hub; branch, tag or commit')
+    parser.add_argument('out', metavar='OUT', nargs='?', help='folder to copy it to; default: it stays in the cache')
+    args = parser.parse_args(argv)
+    from seresnet_timm import hub
+    pulled = hub.pull(args.repo, args.out)
+    print(f'{pulled.repo_id}: commit {pulled.commit}{", from the cache" if pulled.cached else ""}')
+    for name, digest in pulled.sha256.items():
+        print(f'  {name:<18} sha256 {digest} verified')
+    print(f'{pulled.folder}\n\n{hub.how_to_use(pulled, args.repo, args.out)}')
+
+
 def doctor(argv: List[str]) -> None:
     from seresnet_timm.ascend import doctor as ascend_doctor
     ascend_doctor.main(argv)
+
+
+def bench(argv: List[str]) -> None:
+    from seresnet_timm import bench as benches
+    benches.main(argv)
 
 
 VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
@@ -220,11 +312,16 @@ VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'recipe': (recipe, "run one of the ModelZoo's recipes"),
     'scripts': (scripts, "show which train.py would run; `scripts fetch` gets timm's own"),
     'demo-data': (demo_data, 'write a small dataset of real images'),
+    'inspect': (inspect, 'show what a checkpoint is, and whether it is whole'),
+    'convert': (convert, "convert checkpoints: timm's, the ModelZoo's, safetensors"),
     'doctor': (doctor, 'check versions, CANN, devices and network, and compute on every device'),
     'export': (export, 'write a model as ONNX or torch.export program, for Ascend inference and others'),
     'predict': (predict, 'print the likeliest classes of images'),
     'prepare': (prepare, 'copy a dataset with large images made smaller, to train faster'),
     'prepare-imagenet': (prepare_imagenet, "unpack ImageNet's official tar files"),
+    'push': (push, 'push a run or a checkpoint to the Hugging Face Hub'),
+    'pull': (pull, 'get a model from the Hugging Face Hub, verified'),
+    'bench': (bench, "measure loader, step or whole runs against timm's in the same run"),
     'report': (report, "print a run's results table and draw its curves"),
 }
 

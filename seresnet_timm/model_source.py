@@ -19,6 +19,7 @@ from timm.utils.misc import natural_key
 from seresnet_timm import models  # noqa: F401  (registers itself with timm)
 from seresnet_timm.checkpoints import load_weights, read_checkpoint, weights_of
 from seresnet_timm.errors import RunError, UsageError, suggest
+from seresnet_timm.inspection import architecture
 
 # of a run's folder, the first that is there
 RUN_CHECKPOINTS = ('model_best.pth.tar', 'last.pth.tar')
@@ -187,11 +188,12 @@ def _load_file(
 
 
 def _saved_name(path: Path, checkpoint: Dict[str, Any], trained: Dict[str, Any]) -> str:
-    """Architecture that a checkpoint names."""
-    names = [n for n in (trained.get('model'), checkpoint.get('arch')) if isinstance(n, str)]
+    """Architecture that a checkpoint names, or that its weights tell."""
+    names = [n for n in (trained.get('model'), architecture(checkpoint)) if isinstance(n, str)]
     known = next((n for n in names if timm.is_model(split_model_name_tag(n)[0]) or n.startswith('hf-hub:')), None)
     if known is None:
-        says = f"names the model '{names[0]}', unknown to timm" if names else 'does not say what model it is of'
+        named = names[0] if names else checkpoint.get('arch') if 'best_acc1' not in checkpoint else None
+        says = f"names the model '{named}', unknown to timm" if named else 'does not say what model it is of'
         raise UsageError(f'{path} {says}: name it with --model, e.g. --model seresnet50_ascend.')
     return known
 

@@ -1,6 +1,7 @@
 """Checks before a run starts: every cheap mistake is found at once, with path and remedy, and nothing is written."""
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import List, Optional, Set, Tuple
 
@@ -62,8 +63,14 @@ def _check_model(args) -> None:
         source, name = parse_model_name(args.model)
     except ValueError as e:
         raise UsageError(f'--model: {e}')
+    if source == 'hf-hub':
+        from seresnet_timm import hub
+        needs_weights = args.pretrained or hasattr(args, 'checkpoint') and not args.checkpoint
+        pulled = hub.pull(name, with_weights=needs_weights)  # for timm's script too, which checks nothing
+        print(f'Model: {pulled.repo_id} on the Hub, commit {pulled.commit}, verified', file=sys.stderr)
+        return
     if source is not None:
-        return  # a Hub repository or a folder, read when the model is made
+        return  # a folder, read when the model is made
     arch, tag = split_model_name_tag(name)
     if not timm.is_model(arch):
         hint = suggest(arch, timm.list_models(), 'timm.list_models() names them all.')
@@ -284,7 +291,9 @@ def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) ->
     weights = checkpoints.weights_of(checkpoint, model, use_ema)
     misfit = checkpoints.describe_misfit(weights, model, checkpoints.saved_arch(checkpoint, args.model))
     if misfit:
-        raise UsageError(f'Checkpoint {path} does not fit {args.model}: {misfit}.')
+        new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
+                    if path == getattr(args, 'initial_checkpoint', None) and misfit.startswith('it has ') else '')
+        raise UsageError(f'Checkpoint {path} does not fit {args.model}: {misfit}{new_head}.')
     if resume and weights.keys() != clean_state_dict(checkpoint.get('state_dict', checkpoint)).keys():
         raise UsageError(f'Checkpoint {path} names its weights as the ModelZoo does, whose optimizer state does not '
                          'carry over: start from it with --initial-checkpoint instead of --resume.')

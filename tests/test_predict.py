@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from checkpoint_files import save_modelzoo
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform
@@ -85,6 +86,21 @@ def test_formats_agree(run_folder, few_digits, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ['result.csv']
 
 
+def test_modelzoo_checkpoint_needs_no_name(few_digits, tmp_path, capsys):
+    """Which calls itself resnext101_32x8d: its weights tell what it is."""
+    torch.manual_seed(0)
+    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    save_modelzoo(model, tmp_path / 'm.pth.tar')
+    image = sorted((few_digits / 'val' / '3').iterdir())[0]
+    printed = run(capsys, tmp_path / 'm.pth.tar', image, '--json', '--img-size', 32, '--topk', 10)
+    assert 'Model: seresnet18_ascend' in printed.err
+    transform = create_transform(input_size=(3, 32, 32), interpolation='bilinear', crop_pct=0.875)
+    with torch.inference_mode():
+        expected = model.eval()(transform(Image.open(image).convert('RGB'))[None]).softmax(1)[0]
+    for p in json.loads(printed.out)[0]['predictions']:
+        assert p['probability'] == pytest.approx(expected[p['index']].item(), abs=1e-5)
+
+
 def test_odd_images(run_folder, tmp_path, capsys):
     """What Pillow can read is seen as `convert('RGB')`; what it cannot is one line each."""
     folder, model = run_folder
@@ -129,6 +145,7 @@ def test_imagenet_names(tmp_path, capsys):
     assert len(predictions) == 1000
     assert {p['index']: (p['label'], p['description']) for p in predictions} == {
         i: (info.index_to_label_name(i), info.index_to_description(i)) for i in range(1000)}
+    torch.save({'classifier.weight': torch.ones(3, 3)}, tmp_path / 'c.pth')
     code = run(capsys, tmp_path / 'c.pth', tmp_path / 'flower.jpg', code=2)
     assert 'does not say what model it is of: name it with --model' in code.err
 

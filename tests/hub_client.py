@@ -1,0 +1,64 @@
+"""Runs commands in real processes that need not import torch and timm first: each is forked from this one.
+
+huggingface_hub reads its environment when it is imported, so that this process gets HF_ENDPOINT, HF_HOME and the like;
+the caller empties HF_HOME between two commands. One JSON request a line on stdin:
+
+    {"argv": ["pull", "me/x"]} or {"code": "..."}; "env", "cwd", "stdout", "stderr", "max_file_size"
+
+and two lines on stdout for each: `pid N` when it starts, `exit N` when it ends (negative: the signal that ended it).
+"""
+import json
+import os
+import resource
+import sys
+import traceback
+
+# --help and the like stay quick because of the name of the program; here everything is imported once, for all
+sys.argv = ['hub_client']
+import matplotlib.pyplot  # noqa: E402, F401
+import timm  # noqa: E402, F401
+import torch  # noqa: E402
+
+from seresnet_timm import cli, hub  # noqa: E402, F401
+from seresnet_timm.engine import train, validate  # noqa: E402, F401
+
+
+def child(request: dict) -> int:
+    os.environ.update(request.get('env', {}))
+    os.chdir(request['cwd'])
+    for fd, name in ((1, 'stdout'), (2, 'stderr')):
+        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, fd)
+    if 'max_file_size' in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request['max_file_size'],) * 2)
+    try:
+        if 'code' in request:
+            exec(compile(request['code'], 'code', 'exec'), {'__name__': '__main__'})
+        else:
+            sys.argv = ['seresnet-timm', *request['argv']]
+            cli.main(request['argv'])
+        return 0
+    except SystemExit as e:
+        return e.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    commands = sys.stdin
+    print('ready', flush=True)
+    for line in commands:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(child(json.loads(line)))
+        print('pid', pid, flush=True)
+        print('exit', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == '__main__':
+    main()
