@@ -16,7 +16,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 from timm.utils.misc import natural_key
 
-from seresnet_timm import models  # noqa: F401  (registers itself with timm)
+from seresnet_timm import hub, models  # noqa: F401  (models registers itself with timm)
 from seresnet_timm.checkpoints import load_weights, read_checkpoint, weights_of
 from seresnet_timm.errors import RunError, UsageError, suggest
 from seresnet_timm.inspection import architecture
@@ -139,9 +139,10 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
         if cfg is None or not cfg.has_weights:
             raise UsageError(f'There are no pretrained weights of {source}: name a checkpoint file, and --model '
                              f'{source} if it does not say so itself.')
+    pinned = hub.pinned(name) if kind == 'hf-hub' else source
     try:
-        model = timm.create_model(source, pretrained=True, exportable=True, **_size_argument(source, img_size))
-    except Exception as e:  # of the download: HTTP clients, the Hub's client and the file system have their own
+        model = timm.create_model(pinned, pretrained=True, exportable=True, **_size_argument(source, img_size))
+    except Exception as e:  # of the download: HTTP clients and the file system have their own
         raise RunError(f'{source} cannot be loaded ({_first_line(e)}): check the name and the connection, or download '
                        'the weights elsewhere and name the file.') from e
     cfg = model.pretrained_cfg
@@ -169,9 +170,11 @@ def _load_file(
         raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
 
     kwargs = trained.get('model_kwargs') or {}
+    # fine-tuned from a model of the Hub: the network is in its configuration
+    made_as = hub.pinned(name.split(':', 1)[1], with_weights=False) if name.startswith('hf-hub:') else name
     try:
         model = timm.create_model(
-            name, num_classes=num_classes, in_chans=trained.get('in_chans'), global_pool=trained.get('gp'),
+            made_as, num_classes=num_classes, in_chans=trained.get('in_chans'), global_pool=trained.get('gp'),
             exportable=True, **{**_size_argument(name, img_size or trained.get('img_size')), **kwargs})
     except (TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise UsageError(f'{name} cannot be made with the settings in {path} ({_first_line(e)}).')
