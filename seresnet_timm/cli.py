@@ -80,6 +80,45 @@ def demo_data(argv: List[str]) -> None:
     print(f'{args.dir}: 10 classes, {counts["train"]} training and {counts["val"]} validation images')
 
 
+def inspect(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm inspect',
+        description='Show what a checkpoint is: architecture, classes, epoch, metric, precision, whether it is whole.')
+    parser.add_argument('file', nargs='+', metavar='FILE', help='checkpoint: .pth.tar, .pth, .pkl or .safetensors')
+    parser.add_argument('--model', metavar='NAME', help='list every weight that does not fit this model, by name')
+    parser.add_argument('--json', action='store_true', help='print facts as JSON, a line a file')
+    args = parser.parse_args(argv)
+    import json
+
+    from seresnet_timm import inspection
+    misfits = 0
+    for path in args.file:
+        facts = inspection.inspect(path)
+        if args.model:
+            facts['misfits'] = inspection.misfits(path, args.model)
+            misfits += len(facts['misfits'])
+        print(json.dumps(facts) if args.json else '\n'.join(inspection.describe(facts)))
+    if misfits:
+        raise RunError(f'{misfits} weight(s) do not fit {args.model}.')
+
+
+def convert(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm convert',
+        description="Convert a checkpoint's weights between timm, the ModelZoo and safetensors, bit for bit.")
+    parser.add_argument('source', metavar='IN', help='any checkpoint that `seresnet-timm inspect` reads')
+    parser.add_argument('target', metavar='OUT', help='file to write')
+    parser.add_argument('--to', metavar='FORMAT', help="timm, modelzoo or safetensors; default: by OUT's ending")
+    parser.add_argument('--ema', action='store_true', help='take the moving average of the weights')
+    parser.add_argument('--dtype', metavar='D', help='float32, float16 or bfloat16; default: as it is')
+    parser.add_argument('--model', metavar='NAME', help="timm's name of the network, where the weights do not tell")
+    args = parser.parse_args(argv)
+    from seresnet_timm import inspection
+    from seresnet_timm.convert import convert as convert_file
+    print('\n'.join(inspection.describe(convert_file(
+        args.source, args.target, args.to, args.ema, args.dtype, args.model))))
+
+
 def report(argv: List[str]) -> None:
     parser = Parser(
         prog='seresnet-timm report',
@@ -88,6 +127,126 @@ def report(argv: List[str]) -> None:
     args = parser.parse_args(argv)
     from seresnet_timm import results
     results.report(args.run)
+
+
+def export(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm export',
+        description='Write a model as ONNX or torch.export program, check it, and print the ATC command for Ascend.')
+    _add_model_source(parser)
+    parser.add_argument('out', metavar='OUT', help='file to write, e.g. model.onnx or model.pt2')
+    parser.add_argument('--format', choices=('onnx', 'torch'), help='default: by the suffix of OUT')
+    parser.add_argument('--opset', type=int, choices=range(11, 16), metavar='N', default=13,
+                        help='ONNX operator set, 11 to 15, which ATC reads (%(default)s)')
+    parser.add_argument('--uint8', action='store_true', help='take pixels, uint8, and normalise inside')
+    parser.add_argument('--soc', metavar='CHIP', help='chip for the ATC command, e.g. Ascend910A, Ascend310P3')
+    parser.add_argument('--atc-batch-size', type=_positive, nargs='+', default=[1], metavar='N',
+                        help='batch size of the .om, or several to switch between (1)')
+    args = parser.parse_args(argv)
+    from seresnet_timm import export as room
+    soc = room.check_soc(args.soc) if args.soc else None
+    loaded = _load_model(args)
+    out = room.export(loaded, args.out, args.format, args.opset, args.uint8)
+    is_onnx = (args.format or room.SUFFIXES.get(out.suffix)) == 'onnx'
+    kind = f'ONNX opset {args.opset}' if is_onnx else 'torch.export program'
+    print(f'{out}: {kind}, any batch size; outputs compared with the model at batch sizes '
+          f'{", ".join(map(str, room.CHECKED_BATCH_SIZES))}')
+    if is_onnx:
+        print('\n' + room.atc_command(out, loaded.data_config['input_size'], soc, args.atc_batch_size))
+        print(room.where_is_atc(os.environ), file=sys.stderr)
+        if soc is None:
+            print('SOC is the chip: `npu-smi info` shows it, --soc puts it in.', file=sys.stderr)
+
+
+def predict(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm predict',
+        description='Print the likeliest classes of images, preprocessed as in validation.')
+    _add_model_source(parser)
+    parser.add_argument('image', nargs='+', metavar='IMAGE|DIR', help='image files, and folders of them at any depth')
+    parser.add_argument('--topk', type=_positive, default=5, metavar='K', help='number of classes (%(default)s)')
+    parser.add_argument('-b', '--batch-size', type=_positive, default=32, metavar='N', help='(%(default)s)')
+    parser.add_argument('-j', '--workers', type=int, metavar='N', help='loader processes (as many as pay)')
+    parser.add_argument('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu) or one of them')
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument('--json', dest='format', action='store_const', const='json', help='a JSON list, one entry a file')
+    kind.add_argument('--csv', dest='format', action='store_const', const='csv', help='a CSV row for each class')
+    parser.add_argument('--output', metavar='FILE', help='write there, not to stdout')
+    args = parser.parse_args(argv)
+    from seresnet_timm.ascend import setup as npu_setup
+    npu_setup.set_environment(os.environ)
+    from seresnet_timm import device as devices
+    from seresnet_timm import predict as room
+    files = room.find_images(args.image)
+    device, reason = devices.select_device(args.device)
+    if device.startswith('npu'):
+        npu_setup.set_up(device)
+    loaded = _load_model(args)
+    print(f'Device: {device} ({reason})', file=sys.stderr)
+    room.run(loaded, files, args.format or 'table', args.output, device=device, topk=args.topk,
+             batch_size=args.batch_size, workers=args.workers)
+
+
+def _add_model_source(parser: Parser) -> None:
+    parser.add_argument('model', metavar='MODEL',
+                        help="timm's name, hf-hub:org/name, a checkpoint file, or the folder of a run")
+    arg = parser.add_argument_group('Where the file does not say so').add_argument
+    arg('--model', dest='model_name', metavar='NAME', help='architecture of the checkpoint')
+    arg('--num-classes', type=_positive, metavar='N', help='number of classes that it must have')
+    arg('--img-size', type=_positive, metavar='N', help='image size in pixels')
+    arg('--crop-pct', type=float, metavar='P', help='share of the resized image that is kept')
+    arg('--use-ema', action='store_true', help='take the moving average of the weights')
+    arg('--class-names', metavar='FILE', help='names of the classes, one a line, in the order of their indices')
+
+
+def _load_model(args):
+    from seresnet_timm.model_source import load_model
+    loaded = load_model(
+        args.model, args.model_name, args.num_classes, args.img_size, args.crop_pct, args.use_ema, args.class_names)
+    print('\n'.join(loaded.describe()), file=sys.stderr)
+    return loaded
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_positive.__name__ = 'positive number'  # argparse names the type in its error
+
+
+def prepare(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm prepare',
+        description='Copy an ImageNet-style tree with large images made smaller, which train faster. Small ones are '
+                    'copied as they are. Run it again after an interruption: it goes on.')
+    parser.add_argument('src', metavar='SRC', help='folder of images, at any depth; only read')
+    parser.add_argument('dst', metavar='DST', help='folder of the copy')
+    parser.add_argument('--max-side', type=_positive, default=512, metavar='N',
+                        help='longer side in pixels above which an image is made smaller, to it (%(default)s)')
+    parser.add_argument('--quality', type=int, choices=range(1, 101), default=95, metavar='Q',
+                        help='JPEG quality of the images made smaller (%(default)s)')
+    parser.add_argument('-j', '--workers', type=_positive, metavar='N', help='threads (one a core)')
+    args = parser.parse_args(argv)
+    from seresnet_timm.data import prepare as room
+    room.prepare(args.src, args.dst, args.max_side, args.quality, args.workers)
+
+
+def prepare_imagenet(argv: List[str]) -> None:
+    parser = Parser(
+        prog='seresnet-timm prepare-imagenet',
+        description="Unpack ImageNet's official tar files to DST/train/<class>/* and DST/val/<class>/*. Run it again "
+                    'after an interruption: it goes on.')
+    parser.add_argument('--from', dest='source', required=True, metavar='DIR',
+                        help='folder of the tar files; only read')
+    parser.add_argument('dst', metavar='DST', help='folder to unpack to')
+    parser.add_argument('--split', choices=('train', 'val', 'both'), default='both', help='(%(default)s)')
+    parser.add_argument('--check-md5', action='store_true', help="compare the files with the official MD5 sums first")
+    args = parser.parse_args(argv)
+    from seresnet_timm.data import prepare_imagenet as room
+    room.prepare_imagenet(args.source, args.dst, args.split, args.check_md5)
 
 
 def push(argv: List[str]) -> None:
@@ -142,21 +301,33 @@ def doctor(argv: List[str]) -> None:
     ascend_doctor.main(argv)
 
 
+def bench(argv: List[str]) -> None:
+    from seresnet_timm import bench as benches
+    benches.main(argv)
+
+
 VERBS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
     'train': (train, 'train a model'),
     'validate': (validate, 'evaluate a model or a checkpoint'),
     'recipe': (recipe, "run one of the ModelZoo's recipes"),
     'scripts': (scripts, "show which train.py would run; `scripts fetch` gets timm's own"),
     'demo-data': (demo_data, 'write a small dataset of real images'),
+    'inspect': (inspect, 'show what a checkpoint is, and whether it is whole'),
+    'convert': (convert, "convert checkpoints: timm's, the ModelZoo's, safetensors"),
     'doctor': (doctor, 'check versions, CANN, devices and network, and compute on every device'),
+    'export': (export, 'write a model as ONNX or torch.export program, for Ascend inference and others'),
+    'predict': (predict, 'print the likeliest classes of images'),
+    'prepare': (prepare, 'copy a dataset with large images made smaller, to train faster'),
+    'prepare-imagenet': (prepare_imagenet, "unpack ImageNet's official tar files"),
     'push': (push, 'push a run or a checkpoint to the Hugging Face Hub'),
     'pull': (pull, 'get a model from the Hugging Face Hub, verified'),
+    'bench': (bench, "measure loader, step or whole runs against timm's in the same run"),
     'report': (report, "print a run's results table and draw its curves"),
 }
 
 
 def usage() -> str:
-    lines = [f'  {verb:<12}{help}' for verb, (_, help) in VERBS.items()]
+    lines = [f'  {verb:<18}{help}' for verb, (_, help) in VERBS.items()]
     return '\n'.join([
         f'seresnet-timm {__version__}: train SE-ResNet on Ascend NPUs, GPUs and CPUs with timm', '',
         'usage: seresnet-timm <verb> [options]', '', *lines, '',

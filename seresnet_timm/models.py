@@ -20,7 +20,8 @@ import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
 from timm.models import ResNet, build_model_with_cfg, clean_state_dict, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, Bottleneck
+
+from seresnet_timm.lean_se import LeanBasicBlock, LeanBottleneck
 
 __all__ = ['SEResNet', 'checkpoint_filter_fn']
 
@@ -113,33 +114,33 @@ def _create_seresnet(variant: str, pretrained: bool = False, **kwargs) -> SEResN
 @register_model
 def seresnet18_ascend(pretrained: bool = False, **kwargs) -> SEResNet:
     """SE-ResNet-18, bias-free SE."""
-    model_args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
+    model_args = dict(block=LeanBasicBlock, layers=(2, 2, 2, 2))
     return _create_seresnet('seresnet18_ascend', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def seresnet34_ascend(pretrained: bool = False, **kwargs) -> SEResNet:
     """SE-ResNet-34, bias-free SE."""
-    model_args = dict(block=BasicBlock, layers=(3, 4, 6, 3))
+    model_args = dict(block=LeanBasicBlock, layers=(3, 4, 6, 3))
     return _create_seresnet('seresnet34_ascend', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def seresnet50_ascend(pretrained: bool = False, **kwargs) -> SEResNet:
     """SE-ResNet-50, bias-free SE: the network of Ascend ModelZoo's recipe."""
-    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+    model_args = dict(block=LeanBottleneck, layers=(3, 4, 6, 3))
     return _create_seresnet('seresnet50_ascend', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def seresnet101_ascend(pretrained: bool = False, **kwargs) -> SEResNet:
     """SE-ResNet-101, bias-free SE."""
-    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3))
+    model_args = dict(block=LeanBottleneck, layers=(3, 4, 23, 3))
     return _create_seresnet('seresnet101_ascend', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def seresnet152_ascend(pretrained: bool = False, **kwargs) -> SEResNet:
     """SE-ResNet-152, bias-free SE."""
-    model_args = dict(block=Bottleneck, layers=(3, 8, 36, 3))
+    model_args = dict(block=LeanBottleneck, layers=(3, 8, 36, 3))
     return _create_seresnet('seresnet152_ascend', pretrained, **dict(model_args, **kwargs))

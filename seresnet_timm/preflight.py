@@ -291,7 +291,9 @@ def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) ->
     weights = checkpoints.weights_of(checkpoint, model, use_ema)
     misfit = checkpoints.describe_misfit(weights, model, checkpoints.saved_arch(checkpoint, args.model))
     if misfit:
-        raise UsageError(f'Checkpoint {path} does not fit {args.model}: {misfit}.')
+        new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
+                    if path == getattr(args, 'initial_checkpoint', None) and misfit.startswith('it has ') else '')
+        raise UsageError(f'Checkpoint {path} does not fit {args.model}: {misfit}{new_head}.')
     if resume and weights.keys() != clean_state_dict(checkpoint.get('state_dict', checkpoint)).keys():
         raise UsageError(f'Checkpoint {path} names its weights as the ModelZoo does, whose optimizer state does not '
                          'carry over: start from it with --initial-checkpoint instead of --resume.')

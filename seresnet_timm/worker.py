@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+from seresnet_timm import fast_step
 from seresnet_timm.errors import RunError, UsageError, way_on
 
 
@@ -22,8 +23,11 @@ def job_of(plan) -> Dict[str, Any]:
         'device': plan.device,
         'loss_scale': plan.opts.loss_scale,
         'half_weights': plan.opts.amp_level == 'O2' and plan.verb == 'train',
+        'fast_step': plan.opts.fast_step == 'auto',
+        'fuse_bn': plan.opts.fuse_bn,
         'cpu_affinity': plan.opts.cpu_affinity,
         'prof': plan.opts.prof,
+        'fast_jpeg': plan.opts.fast_jpeg,
         'plan': as_record(plan),
         'record': plan.record,
         'batch_size': plan.args.batch_size,
@@ -43,6 +47,7 @@ def execute(job: Dict[str, Any]) -> None:
         RunError: Training failed, or the device did.
     """
     bind_cores(job)
+    fast_step.set_up(job['device'], job['fast_step'])
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
     from seresnet_timm.profile import profiled
@@ -52,7 +57,11 @@ def execute(job: Dict[str, Any]) -> None:
         from seresnet_timm.ascend.setup import set_up
         set_up(job['device'], job['dtypes'])
 
-    with profiled(job['prof'], job['device']):
+    import torch
+
+    from seresnet_timm import safe_pickle
+    # timm reads --initial-checkpoint and --pretrained-path itself
+    with profiled(job['prof'], job['device']), torch.serialization.safe_globals(safe_pickle.allowed()):
         try:
             if job['script']['path'] is None:
                 _run_bundled(job)
@@ -88,9 +97,12 @@ def _run_bundled(job: Dict[str, Any]) -> None:
     setup_default_logging()
     if job['verb'] == 'train':
         train.main(
-            job['argv'], plan=job['plan'], loss_scale=job['loss_scale'], half_weights=job['half_weights'])
+            job['argv'], plan=job['plan'], loss_scale=job['loss_scale'], half_weights=job['half_weights'],
+            fast_jpeg=job['fast_jpeg'])
     else:
-        validate.main(job['argv'], print_decisions=False, record=job['record'])
+        validate.main(
+            job['argv'], print_decisions=False, record=job['record'], fast_jpeg=job['fast_jpeg'],
+            fuse_bn=job['fuse_bn'])
 
 
 def _run_timms(job: Dict[str, Any]) -> None:
@@ -100,6 +112,8 @@ def _run_timms(job: Dict[str, Any]) -> None:
 
     script_helpers.loss_scale = job['loss_scale']
     script_helpers.half_weights = job['half_weights']
+    script_helpers.fast_jpeg = job['fast_jpeg']
+    script_helpers.fuse_bn = job['fuse_bn']
     script_helpers.plan = dict(job['plan'], record=job['record'])
     script = Script(**dict(job['script'], path=Path(job['script']['path'])))
     module = load(script)

@@ -3,20 +3,22 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from argparse import Namespace
 
 import numpy as np
+import preloaded
 import pytest
 import timm
 import torch
+from conftest import ROOT
 from safetensors.torch import save_file
 from timm.task import ClassificationTask
 
-from seresnet_timm import checkpoints
+from seresnet_timm import checkpoints, saver
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import atomic_path
+from seresnet_timm.saver import AtomicCheckpointSaver
 
 
 @pytest.fixture
@@ -57,29 +59,29 @@ def test_misfit_changes_nothing(model, tmp_path):
 
 def test_random_state_round_trip():
     device = torch.device('cpu')
-    state = checkpoints.capture_rng(device)
+    state = saver.capture_rng(device)
 
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), np.random.randn()
     expected = draw()
-    checkpoints.restore_rng(state, 0, device)
+    saver.restore_rng(state, 0, device)
     assert draw() == expected
 
 
 SAVE_FOREVER = '''
-import sys, timm, torch
+import os, sys, timm, torch
 from timm.task import ClassificationTask
-from seresnet_timm import checkpoints
+from seresnet_timm.saver import AtomicCheckpointSaver
 model = timm.create_model('seresnet18_ascend', num_classes=10)
 task = ClassificationTask(model, verbose=False)
-saver = checkpoints.AtomicCheckpointSaver(
+saver = AtomicCheckpointSaver(
     model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=sys.argv[1], recovery_dir=sys.argv[1],
     max_history=2, task=task)
 epoch = 0
 while True:
     saver.run_state = {'epoch': epoch}
     saver.save_checkpoint(epoch, metric=epoch)
-    print(epoch, flush=True)
+    print(os.getpid(), flush=True)
     epoch += 1
 '''
 
@@ -87,13 +89,15 @@ while True:
 def test_killed_while_saving(tmp_path):
     """Killed at many instants of a save, `last` and `model_best` are always there and always whole."""
     rng = random.Random(0)
+    (tmp_path / 'save_forever.py').write_text(SAVE_FOREVER)
     for _ in range(6):
-        command = [sys.executable, '-c', SAVE_FOREVER, str(tmp_path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()
+        process = subprocess.Popen(
+            [preloaded.python(), '-m', 'save_forever', str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        pid = int(process.stdout.readline())
         time.sleep(rng.uniform(0.0, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
         for name in ('last.pth.tar', 'model_best.pth.tar'):
             checkpoint = checkpoints.read_checkpoint(tmp_path / name)
             assert len(checkpoint['state_dict']) == 138 and checkpoint['run_state']['epoch'] == checkpoint['epoch']
@@ -109,7 +113,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
 epoch = 1
 ''')
-    result = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)
+    (tmp_path / 'save.py').write_text(code)
+    result = subprocess.run([preloaded.python(), '-m', 'save', str(tmp_path)], capture_output=True, text=True,
+                            cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert result.returncode == 1 and result.stdout == ''
     assert checkpoints.read_checkpoint(tmp_path / 'last.pth.tar')['epoch'] == 0
     assert checkpoints.read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == 0
@@ -136,9 +142,9 @@ def test_saver_is_timms(model, tmp_path):
     """timm reads what ours saved: history, best metric and files."""
     task = ClassificationTask(model, verbose=False)
     kwargs = dict(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path), max_history=2)
-    saver = checkpoints.AtomicCheckpointSaver(model, task=task, **kwargs)
+    ours = AtomicCheckpointSaver(model, task=task, **kwargs)
     for epoch, metric in enumerate((50., 70., 60.)):
-        saver.save_checkpoint(epoch, metric)
+        ours.save_checkpoint(epoch, metric)
     theirs = timm.utils.CheckpointSaver(model, **kwargs)
     theirs.load_state_dict_from_checkpoint(str(tmp_path / 'last.pth.tar'))
     assert (theirs.best_metric, theirs.best_epoch) == (70., 1)

@@ -702,3 +702,21 @@ def test_token_is_never_shown(hub, client, checkpoint, tmp_path):
 def test_no_host_name_of_the_hub():
     for path in (ROOT / 'seresnet_timm').rglob('*.py'):
         assert not re.search(r'huggingface\.co|hf\.co|hf-mirror', path.read_text()), path
+
+
+def test_predict_from_the_hub(pushed, client, checkpoint, few_digits):
+    """What predict says of a model on the Hub is what it says of the file; a damaged download is not used."""
+    image = next((few_digits / 'val' / '3').iterdir())
+    results = []
+    for model in ('hf-hub:me/x', checkpoint):
+        result = client.run('predict', model, image, '--json', '--device', 'cpu')
+        assert result.code == 0, result.err
+        assert '32 x 32' in result.err and 'mean 0.4, 0.5, 0.6' in result.err
+        results.append(json.loads(result.out))
+    assert results[0] == results[1] and len(results[0][0]['predictions']) == 3
+
+    client.forget()
+    pushed.faults.append(Fault('GET /_cdn/', 'flip'))
+    result = client.run('predict', 'hf-hub:me/x', image, '--json', '--device', 'cpu')
+    one_sentence(result, 1, 'me/x', 'arrived damaged twice')
+    assert result.out == ''

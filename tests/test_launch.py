@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from conftest import ROOT, run_cli, subset, train_flags
@@ -23,22 +24,24 @@ def plan_of(result) -> dict:
 
 
 def ranks_of(marker: str) -> list:
-    """Processes whose command line has a text in it: ranks, their loader workers, agents."""
+    """Processes that were started with a text in their command line or environment: ranks, loader workers, agents."""
     found = []
-    for path in Path('/proc').glob('[0-9]*/cmdline'):
+    for path in Path('/proc').glob('[0-9]*'):
         try:
-            if marker in path.read_bytes().decode(errors='replace') and path.parent.name != str(os.getpid()):
-                found.append(int(path.parent.name))
+            started_with = (path / 'cmdline').read_bytes() + (path / 'environ').read_bytes()
         except OSError:
-            pass  # ended in between
+            continue  # ended in between
+        if marker.encode() in started_with and path.name != str(os.getpid()):
+            found.append(int(path.name))
     return found
 
 
 def assert_none_left(marker: str, seconds: float = 20) -> None:
+    """No process is left that has the marker, or that the preloaded Python forked, of which there are no others now."""
     deadline = time.time() + seconds
-    while ranks_of(marker) and time.time() < deadline:
+    while (ranks_of(marker) or preloaded.running()) and time.time() < deadline:
         time.sleep(0.2)
-    assert not ranks_of(marker)
+    assert not ranks_of(marker) and not preloaded.running()
 
 
 def free_port() -> int:
@@ -47,9 +50,12 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start_cli(*argv, env=None) -> subprocess.Popen:
+def start_cli(*argv, env=None, fresh=True) -> subprocess.Popen:
+    """As run_cli, and goes on. The arguments are in the environment too, by which `ranks_of` knows the ranks."""
+    environ = dict(os.environ) if fresh else preloaded.environment()
     return subprocess.Popen(
-        [sys.executable, '-m', 'seresnet_timm', *map(str, argv)], env={**os.environ, 'TIMM_SCRIPTS': '', **(env or {})},
+        [sys.executable if fresh else preloaded.python(), '-m', 'seresnet_timm', *map(str, argv)],
+        env={**environ, 'TIMM_SCRIPTS': '', 'TEST_ARGV': ' '.join(map(str, argv)), **(env or {})},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # a shell's background job, as a test run may be one, ignores Ctrl-C, and so would its children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -81,7 +87,7 @@ def test_dry_run_of_eight_ranks(few_digits, tmp_path, device):
         assert plan['batch'] == '1024 images a step: 128 x 8' and plan['precision'] == 'amp float16'
         assert plan['learning rate'] == '0.6, momentum, cosine over 100 epochs, 5 of warm-up'
         assert plan['loss scaler'] == "static 1024, torch_npu's: ranks agree on overflow"
-        assert plan['workers'].startswith('8 loader processes for each of 8')
+        assert plan['workers'].startswith('8 loader workers for each of 8')
     else:
         assert plan['batch'] == '256 images a step: 32 x 8' and 'shrinks' in plan['note']
     assert result.stdout == 'Dry run: nothing was started.\n' and not (tmp_path / 'out').exists()
@@ -169,7 +175,7 @@ def test_unreachable_master(few_digits, tmp_path):
     ports = [free_port(), free_port()]
     nodes = [start_cli(*train_flags(
         few_digits, tmp_path, '--nnodes', 2, '--node_rank', rank, '--master_addr', '127.0.0.1',
-        '--master_port', ports[rank], '--rdzv-timeout', 3)) for rank in range(2)]
+        '--master_port', ports[rank], '--rdzv-timeout', 3), fresh=False) for rank in range(2)]
     stderr = [node.communicate(timeout=60)[1] for node in nodes]
     assert f'Not all of the 2 nodes came to 127.0.0.1:{ports[0]} within 3 s' in stderr[0]
     assert f'Node 0 cannot be reached at 127.0.0.1:{ports[1]} within 3 s' in stderr[1]
@@ -254,7 +260,7 @@ def test_launcher_killed(few_digits, tmp_path):
     process = start_cli(*train_flags(
         few_digits, tmp_path, '--nproc', 2, '-b', 8, '--epochs', 500, '--checkpoint-hist', 1))
     wait_for(tmp_path / 'run' / 'last.pth.tar', process)
-    assert len(ranks_of('seresnet_timm.worker')) >= 2
+    assert len(ranks_of(str(tmp_path))) >= 3  # the launcher and two ranks
     process.kill()
     process.communicate()
     assert_none_left(str(tmp_path))
@@ -286,6 +292,22 @@ def test_core_binding(few_digits, tmp_path):
     assert json.loads((tmp_path / 'cores-1').read_text()) == cores[share:2 * share]
 
 
+@pytest.mark.parametrize('device, environ, bound', (
+    ('npu', {}, True), ('npu', {'CPU_AFFINITY_CONF': '2'}, False), ('cpu', {}, False)))
+def test_cores_are_bound_on_npus_unless_torch_npu_does_it(device, environ, bound):
+    """By default; the binding of a real process."""
+    code = ('import os, sys; sys.argv = ["seresnet-timm"]\nfrom seresnet_timm.worker import bind_cores\n'
+            f'bind_cores(dict(device={device!r}, cpu_affinity="auto"))\nprint(sorted(os.sched_getaffinity(0)))')
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip('one core')
+    env = {k: v for k, v in os.environ.items() if k != 'CPU_AFFINITY_CONF'}
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT, env={
+        **env, **environ, 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2'})
+    share = len(cores) // 2
+    assert json.loads(result.stdout) == (cores[share:2 * share] if bound else cores)
+
+
 def test_profile(few_digits, tmp_path):
     data = subset(few_digits, tmp_path / 'data', 10, 1)
     result = run_cli(*train_flags(data, tmp_path, '-b', 4, '--epochs', 1, '--prof', tmp_path / 'prof'))
@@ -298,7 +320,7 @@ def test_profile(few_digits, tmp_path):
 def test_slurm_ranks(few_digits, tmp_path):
     """Two tasks as `srun --ntasks-per-node=2` starts them."""
     port = free_port()
-    tasks = [start_cli(*train_flags(few_digits, tmp_path, '-b', 8, '--epochs', 1), env={
+    tasks = [start_cli(*train_flags(few_digits, tmp_path, '-b', 8, '--epochs', 1), fresh=False, env={
         'SLURM_STEP_NUM_TASKS': '2', 'SLURM_NTASKS': '2', 'SLURM_NNODES': '1', 'SLURM_PROCID': str(i),
         'SLURM_LOCALID': str(i), 'SLURM_NODEID': '0', 'SLURM_JOB_ID': '1', 'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': str(port)}) for i in range(2)]
@@ -322,13 +344,15 @@ def test_one_process_under_a_scheduler(few_digits, tmp_path, env):
 
 # --- several machines -------------------------------------------------------------------------------------------------
 
-def start_node(rank: int, data, output, port: int, *more) -> subprocess.Popen:
+def start_node(rank: int, data, output, port: int, *more, fresh=True) -> subprocess.Popen:
+    environ = dict(os.environ) if fresh else preloaded.environment()
     return subprocess.Popen(
         ['bash', ROOT / 'recipes' / 'train_multinode.sh', f'--data_path={data}', '--batch_size=16', '--nnodes=2',
          f'--node_rank={rank}', f'--local_addr=127.0.0.{rank + 1}', '--master_addr=127.0.0.1', f'--master_port={port}',
          '--device', 'cpu', '--model', 'seresnet18_ascend', '--num-classes', '10', '--workers', '0',
          '--output', str(output), '--experiment', f'node{rank}', '--rdzv-timeout', '60', *map(str, more)],
-        env={**os.environ, 'PYTHON': sys.executable, 'TIMM_SCRIPTS': ''},
+        env={**environ, 'PYTHON': sys.executable if fresh else preloaded.python(), 'TIMM_SCRIPTS': '',
+             'TEST_ARGV': str(output)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True)
 
@@ -340,7 +364,7 @@ def port() -> int:
 
 def test_two_machines(few_digits, tmp_path, port):
     """Two launchers on two loopback addresses train one model; node 0 has the outputs and the closing lines."""
-    nodes = [start_node(rank, few_digits, tmp_path, port) for rank in range(2)]
+    nodes = [start_node(rank, few_digits, tmp_path, port, fresh=False) for rank in range(2)]
     outputs = [n.communicate(timeout=180) for n in nodes]
     assert [n.returncode for n in nodes] == [0, 0], outputs
     assert 'processes      2 (1 on each of 2 nodes; one on cpu)' in outputs[0][1]

@@ -4,9 +4,9 @@ import inspect
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from conftest import ROOT, run_cli, train_flags
@@ -199,8 +199,9 @@ print('READS', counts['train'])
 def test_training_does_not_wait_for_the_device(few_digits, tmp_path, folder, reads):
     """12 steps: the small script reads the epoch's mean; timm's also logs, at steps 0, 5, 10 and 11."""
     flags = [str(f) for f in train_flags(few_digits, tmp_path, '-b', 8, '--epochs', 1, '--log-interval', 5)][1:]
-    result = subprocess.run([sys.executable, '-c', READS, str(folder), *flags], capture_output=True, text=True,
-                            env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    (tmp_path / 'reads.py').write_text(READS)
+    result = subprocess.run([preloaded.python(), '-m', 'reads', str(folder), *flags], capture_output=True, text=True,
+                            cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split('READS')[1]) == reads
 

@@ -27,9 +27,10 @@ def parser_flags(parser) -> dict:
 
 
 def run_script(name: str, *argv, timeout=240):
-    """Run timm's script, unchanged, with this package as its plugin."""
+    """Run timm's script, unchanged, with this package as its plugin, on timm's own layers."""
     return subprocess.run(
         [sys.executable, str(Path(TIMM_SCRIPTS) / f'{name}.py'), *map(str, argv)],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])},
+        env={**os.environ, 'SERESNET_TIMM_LEAN_SE': '0',
+             'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])},
         capture_output=True, text=True, timeout=timeout,
     )

@@ -33,24 +33,27 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import safe_model_name
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 
 import seresnet_timm
 from seresnet_timm import device as devices
-from seresnet_timm import run_record
-from seresnet_timm.checkpoints import AtomicCheckpointSaver, capture_rng, load_weights, read_checkpoint, restore_rng
+from seresnet_timm import fast_step, run_record
+from seresnet_timm.checkpoints import load_weights, read_checkpoint
+from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, train_parser
 from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
-from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.engine.scaled_lr import scaled_lr
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.half_weights import exchange_in_half, use_half_weights
+from seresnet_timm.saver import AtomicCheckpointSaver, capture_rng, restore_rng
 
 _logger = logging.getLogger('train')
 
@@ -60,6 +63,7 @@ def main(
         plan: Optional[Dict[str, Any]] = None,
         loss_scale: Optional[float] = None,
         half_weights: bool = False,
+        fast_jpeg: str = 'auto',
 ) -> None:
     """Run a training.
 
@@ -68,6 +72,7 @@ def main(
         plan: The launcher's decisions, for `run.json`; None if there was no launcher: they are made and printed here.
         loss_scale: Fixed loss scale of fp16 mixed precision, None for a dynamic one.
         half_weights: fp16 weights with float32 masters (O2), with `--amp`.
+        fast_jpeg: Decode JPEGs fast: auto, on, or off (timm's loading, bit for bit).
 
     Raises:
         UsageError: The flags ask for something that cannot be done; nothing has been written.
@@ -88,8 +93,9 @@ def main(
     model_dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
     autocast = devices.autocast(device, args.amp, args.amp_dtype)
     loss_scaler, scaler_reason = devices.create_loss_scaler(device, args.amp, args.amp_dtype, loss_scale)
+    decoder, decoder_reason = choose_decoder(args, fast_jpeg)
     if plan is None:
-        plan = make_plan(args, device_reason, scaler_reason)
+        plan = make_plan(args, device_reason, scaler_reason, decoder_reason)
         if is_primary:
             log_plan(plan)
     utils.random_seed(args.seed, args.rank)
@@ -119,7 +125,7 @@ def main(
         model, criterion=training_loss(args).to(device), device=device, dtype=model_dtype, verbose=is_primary)
 
     # data
-    train_loader, mixup_fn = loaders.train_loader(args, data_config, device, model_dtype)
+    train_loader, mixup_fn = loaders.train_loader(args, data_config, device, model_dtype, decoder)
     if len(train_loader) == 0:
         raise UsageError(
             f'One training batch needs {args.batch_size * args.world_size} images (-b {args.batch_size} on '
@@ -128,14 +134,14 @@ def main(
     if args.val_split:
         eval_loader = loaders.eval_loader(
             args, args.val_split, args.validation_batch_size or args.batch_size, data_config, device, model_dtype,
-            num_samples=args.val_num_samples, crop_pct=data_config['crop_pct'])
+            num_samples=args.val_num_samples, decoder=decoder, crop_pct=data_config['crop_pct'])
 
     # optimizer, and the state of a run to continue
     if not args.lr:
         args.lr, lr_reason = scaled_lr(args, args.batch_size * args.world_size * args.grad_accum_steps)
         if is_primary:
             _logger.info(f'Learning rate: {args.lr} ({lr_reason})')
-    optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    optimizer = fast_step.create_optimizer(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if is_primary:
         defaults = dict(copy.deepcopy(optimizer.defaults), weight_decay=args.weight_decay)
         _logger.info(f'Created {type(optimizer).__name__} ({args.opt}) optimizer: '
@@ -165,7 +171,7 @@ def main(
     start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     if args.resume and not args.no_resume_opt:
         restore_random_state(args, device)
-    loaders.set_epoch(train_loader, start_epoch)
+    set_epoch(train_loader, start_epoch)
     switch_mixup_off(train_loader, mixup_fn, start_epoch, args)  # workers that start now keep what they see now
     train_loader = loaders.start_workers(train_loader)
     if eval_loader is not None:
@@ -178,7 +184,11 @@ def main(
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
         device_ids = None if device.type == 'cpu' else [device]  # DDP takes no device ids on the CPU
-        task.prepare_distributed(device_ids=device_ids, **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}))
+        task.prepare_distributed(
+            device_ids=device_ids,
+            **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
+            **fast_step.ddp_arguments(device),
+        )
         if half_weights:
             exchange_in_half(task.get_trainable_module())
 
@@ -238,16 +248,15 @@ def main(
     results = []
     try:
         for epoch in range(start_epoch, num_epochs):
-            loaders.set_epoch(train_loader, epoch)
+            set_epoch(train_loader, epoch)
             train_metrics, figures = train_one_epoch(
                 epoch, task, train_loader, optimizer, args, device, autocast,
                 loss_scaler=loss_scaler, model_dtype=model_dtype, mixup_fn=mixup_fn, lr_scheduler=lr_scheduler,
                 saver=saver, output_dir=output_dir, updates_per_epoch=updates_per_epoch,
             )
-            memory = devices.peak_memory(device)
-            if memory and is_primary:
-                figures.update(memory)
-                _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
+            if is_primary:
+                _logger.info(describe_wait(epoch, figures, args.workers))
+                report_memory(figures, device)
             if args.distributed and args.dist_bn:
                 if is_primary:
                     _logger.info('Distributing BatchNorm running means and vars')
@@ -341,7 +350,7 @@ def is_own_folder(checkpoint: str, output_dir: str) -> bool:
     return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(output_dir)
 
 
-def make_plan(args, device_reason: str, scaler_reason: str) -> Dict[str, Any]:
+def make_plan(args, device_reason: str, scaler_reason: str, decoder_reason: str) -> Dict[str, Any]:
     """The decisions of a run without a launcher."""
     return {
         'script': f'bundled train.py of seresnet_timm {seresnet_timm.__version__}',
@@ -351,6 +360,7 @@ def make_plan(args, device_reason: str, scaler_reason: str) -> Dict[str, Any]:
         'loss_scaler': scaler_reason,
         'global_batch_size': args.batch_size * args.world_size * args.grad_accum_steps,
         'workers': args.workers,
+        'images': decoder_reason,
     }
 
 
@@ -360,6 +370,15 @@ def log_plan(plan: Dict[str, Any]) -> None:
     _logger.info(f'Device: {plan["device"]} ({plan["device_reason"]}), {plan["world_size"]} process(es)')
     _logger.info(f'Precision: {plan["precision"]}; loss scaler: {plan["loss_scaler"]}')
     _logger.info(f'Global batch size: {plan["global_batch_size"]}; loader workers a process: {plan["workers"]}')
+    _logger.info(f'Images: {plan["images"]}')
+
+
+def report_memory(figures: Dict[str, Any], device: torch.device) -> None:
+    """Log the most memory that was used so far and add it to an epoch's figures, in GiB; nothing on the CPU."""
+    memory = devices.peak_memory(device)
+    if memory:
+        figures.update(memory)
+        _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
 
 
 def build_model(args) -> nn.Module:

@@ -27,33 +27,44 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 import seresnet_timm
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints import load_weights
+from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, validate_parser
 from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import atomic_path, write_json
+from seresnet_timm.fuse_bn import fuse_batch_norms, wants_fused_bn
 
 _logger = logging.getLogger('validate')
 
 
-def main(argv: Optional[Sequence[str]] = None, print_decisions: bool = True, record: Optional[str] = None) -> None:
+def main(
+        argv: Optional[Sequence[str]] = None,
+        print_decisions: bool = True,
+        record: Optional[str] = None,
+        fast_jpeg: str = 'auto',
+        fuse_bn: str = 'auto',
+) -> None:
     """Run an evaluation, print its results as JSON, and write them to `--results-file`.
 
     Args:
         argv: Flags, `sys.argv[1:]` if None.
         print_decisions: Print device and precision; False where a launcher has.
         record: File for images, seconds, top1 and loss of the evaluation, for the launcher's final lines.
+        fast_jpeg: Decode JPEGs fast: auto, on, or off (timm's loading, bit for bit).
+        fuse_bn: Fold BatchNorm into the convolutions: 'auto', 'on' or 'off'.
 
     Raises:
         UsageError: The flags ask for something that cannot be done.
         RunError: Evaluation failed.
     """
     args, _ = parse_args(validate_parser(), argv)
-    args.record = record
+    args.record, args.fuse_bn = record, fuse_bn
     for module in args.device_modules or []:
         importlib.import_module(module)
     resolve_args(args)
+    args.decoder, decoder_reason = choose_decoder(args, fast_jpeg)
 
     args.device, device_reason = devices.select_device(args.device)
     device = utils.init_distributed_device(args)
@@ -68,6 +79,7 @@ def main(argv: Optional[Sequence[str]] = None, print_decisions: bool = True, rec
         _logger.info(f'Script: bundled validate.py of seresnet_timm {seresnet_timm.__version__}')
         _logger.info(f'Device: {device} ({device_reason}), {args.world_size} process(es)')
         _logger.info(f'Precision: {precision}; loader workers a process: {args.workers}')
+        _logger.info(f'Images: {decoder_reason}')
 
     if os.path.isdir(args.checkpoint):
         checkpoints = [f for pattern in ('*.pth.tar', '*.pth', '*.safetensors')
@@ -160,6 +172,7 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
         model, test_time_pool = apply_test_time_pool(model, data_config)
     crop_pct = 1.0 if test_time_pool else data_config['crop_pct']
 
+    model = fuse_bn_as_asked(model, args, device)
     model = model.to(device=device, dtype=model_dtype)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -169,6 +182,7 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
     loader = loaders.eval_loader(
         args, args.split, batch_size, data_config, device, model_dtype,
         num_samples=args.num_samples,
+        decoder=args.decoder,
         crop_pct=crop_pct,
         crop_mode=data_config['crop_mode'],
         crop_border_pixels=args.crop_border_pixels,
@@ -222,6 +236,16 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
     if is_primary:
         _logger.info(' * Acc@1 {top1:.3f} ({top1_err:.3f}) Acc@5 {top5:.3f} ({top5_err:.3f})'.format(**results))
     return results
+
+
+def fuse_bn_as_asked(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
+    """Fold BatchNorm into the convolutions as `args.fuse_bn` says, and log what was decided."""
+    wanted, reason = wants_fused_bn(args.fuse_bn, model, args, device.type)
+    count = fuse_batch_norms(model) if wanted else 0
+    if utils.is_primary(args):
+        what = f'{count} BatchNorm layers folded into their convolutions' if wanted else 'BatchNorm layers not folded'
+        _logger.info(f'{what} ({reason}).')
+    return model
 
 
 def averaged_metrics(collected: List[torch.Tensor], args) -> Dict[str, float]:

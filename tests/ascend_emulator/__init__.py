@@ -84,9 +84,7 @@ def autoload() -> None:
     with _quiet_stderr():  # torch warns of every kernel that is registered anew
         router.install(sorted(computable))
 
-    folder = os.environ.get('ASCEND_EMULATOR_COUNTERS')
-    if folder:
-        atexit.register(_write_counters, Path(folder))
+    atexit.register(_write_counters)
 
 
 def counters() -> Dict[str, int]:
@@ -105,10 +103,10 @@ def _runtime() -> ctypes.CDLL:
     return ctypes.CDLL(os.path.join(os.environ['ASCEND_EMULATOR'], 'libascendcl.so'))
 
 
-def _write_counters(folder: Path) -> None:
-    values = counters()
-    if values['operators']:  # not of a launcher, which computes nothing
-        path = folder / f'{os.environ.get("RANK", "0")}-{os.getpid()}.json'
+def _write_counters() -> None:
+    folder, values = os.environ.get('ASCEND_EMULATOR_COUNTERS'), counters()
+    if folder and values['operators']:  # not of a launcher, which computes nothing
+        path = Path(folder) / f'{os.environ.get("RANK", "0")}-{os.getpid()}.json'
         path.write_text(json.dumps(values))
 
 

@@ -2,11 +2,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Dict
 
 import ascend_emulator
+import preloaded
 from conftest import run_cli
 
 
@@ -25,8 +25,7 @@ def run_ranks(program: str, num_ranks: int, tmp_path: Path, timeout: int = 240, 
     Returns:
         `result` of each rank.
     """
-    path = tmp_path / 'ranks.py'
-    path.write_text(f"""
+    (tmp_path / 'program.py').write_text(f"""
 import json, os
 import torch
 import torch.distributed as dist
@@ -41,8 +40,9 @@ with open(f'{tmp_path}/result-{{rank}}.json', 'w') as f:
 dist.destroy_process_group()
 """)
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={num_ranks}', str(path)],
-        env={**os.environ, **ascend_emulator.environment(**settings)},
+        [preloaded.python(), '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={num_ranks}',
+         '-m', 'program'],
+        env=preloaded.environment({**os.environ, **ascend_emulator.environment(**settings)}), cwd=tmp_path,
         capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return {r: json.loads((tmp_path / f'result-{r}.json').read_text()) for r in range(num_ranks)}

@@ -1,8 +1,9 @@
 """The emulator itself: operators as on the CPU, collectives by formula, chips that differ, counters, refusals."""
+import os
 import subprocess
-import sys
 
 import ascend_emulator
+import preloaded
 import pytest
 import timm
 import torch
@@ -112,7 +113,10 @@ def test_counters():
     y.sum().item()
     torch.npu.synchronize()
     y.nonzero()
+    torch.npu.empty_cache()
+    large = [torch.empty(64 << 20, device='npu') for _ in range(2)]  # too large for torch_npu to take from one block
     now = ascend_emulator.counters()
+    assert now['allocations'] - after['allocations'] == len(large)
     assert now['host_waits'] - after['host_waits'] >= 3
     assert now['copies_to_host'] > after['copies_to_host']
 
@@ -140,17 +144,18 @@ except RuntimeError as e:
 @pytest.mark.parametrize('soc, expected, bf16', [
     ('Ascend910A', 'Ascend910A 2 65504.0 0.0 1 0 0', 'bfloat16 is not supported by this chip'),
     ('Ascend910B1', 'Ascend910B1 2 inf nan 0 1 1', 'bf16 torch.bfloat16')])
-def test_chips_differ(soc, expected, bf16):
+def test_chips_differ(soc, expected, bf16, tmp_path):
     """The 910A saturates, tells so by a flag, and has no bfloat16; the A2 computes with Inf and NaN."""
-    import os
+    (tmp_path / 'chip.py').write_text(CHIP)
     result = subprocess.run(
-        [sys.executable, '-c', CHIP], env={**os.environ, **ascend_emulator.environment(soc=soc, devices=2)},
-        capture_output=True, text=True)
+        [preloaded.python(), '-m', 'chip'], env={**os.environ, **ascend_emulator.environment(soc=soc, devices=2)},
+        cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.splitlines()[0] == expected, result.stderr
     assert bf16 in result.stdout
 
 
 COLLECTIVES = """
+import time
 n = dist.get_world_size()
 before = counters()
 for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.int8):
@@ -176,7 +181,12 @@ result['reduce_scatter'] = piece.tolist()
 objects = [None] * n
 dist.all_gather_object(objects, {'rank': rank})
 result['objects'] = objects
+arrived = f'{os.path.dirname(__file__)}/last'
+if rank == n - 1:
+    time.sleep(0.5)
+    open(arrived, 'w').close()
 dist.barrier()
+result['barrier'] = os.path.exists(arrived)
 try:
     dist.all_reduce(torch.ones(1, dtype=torch.float64, device='npu'))
 except RuntimeError as e:
@@ -194,7 +204,7 @@ def test_collectives(tmp_path):
         assert result['large'] and result['broadcast'] == [1.] * 5
         assert result['all_gather'] == [[0, 0], [1, 10], [2, 20]]
         assert result['reduce_scatter'] == [n * (2 * rank) + 3, n * (2 * rank + 1) + 3]
-        assert result['objects'] == [{'rank': r} for r in range(n)]
+        assert result['objects'] == [{'rank': r} for r in range(n)] and result['barrier']
         assert 'Unsupported data type' in result['float64']
         assert result['counts']['all_reduces'] >= 25 and result['counts']['broadcasts'] == 1
         assert result['counts']['reduce_scatters'] == 1

@@ -1,12 +1,11 @@
 """Every recipe on NPUs: the losses of the CPU, over HCCL, on 1, 2 and 8 of them."""
 import json
-import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import ascend_emulator
+import preloaded
 import pytest
 from conftest import ROOT
 from test_recipes import SCRIPTS, final_lines, recipe, rows
@@ -37,7 +36,7 @@ def ran_on_npus(tmp_path: Path, num_ranks: int) -> None:
 def trained_on_cpu(few_digits, tmp_path_factory):
     cwd = tmp_path_factory.mktemp('cpu')
     result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, '--device', 'cpu', *TWO_EPOCHS,
-                    '--scripts', 'bundled', cwd=cwd)
+                    '--scripts', 'bundled', '--fast-step', 'off', cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd / 'out' / 'run'
 
@@ -47,7 +46,7 @@ def trained_on_cpu(few_digits, tmp_path_factory):
 def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     """Losses, top-1 and learning rates of two ranks on npu equal those on CPU; evaluated on 1 rank and on 2."""
     result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, *FLOAT32, '--device', 'npu', *TWO_EPOCHS,
-                    '--scripts', scripts, cwd=tmp_path)
+                    '--scripts', scripts, '--fast-step', 'off', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     ran_on_npus(tmp_path, 2)
     folder = tmp_path / 'out' / 'run'
@@ -75,6 +74,23 @@ def test_train_1p_as_it_is(few_digits, tmp_path, scripts):
     assert 'device         npu (found Ascend910B1)' in result.stderr
     assert 'precision      amp float16' in result.stderr and "dynamic, torch_npu's" in result.stderr
     assert final_lines(result)['Final Performance images/sec'] > 0 and len(rows(tmp_path / 'out' / 'run')) == 1
+    epoch, = json.loads((tmp_path / 'out' / 'run' / 'run.json').read_text())['epochs']
+    assert epoch['total_gib'] == 64 and f'Memory: {epoch["peak_gib"]:.2f} GiB at the peak, of 64.00' in result.stderr
+    assert epoch['peak_gib'] > 2 * 4 * 11e6 / 2**30, 'less than the weights and gradients take'
+
+
+@pytest.mark.parametrize('name, num_ranks', [
+    ('train_1p', 2), ('train_8p', 1), ('train_performance_8p', 1), ('train_performance_8p', 2)])
+def test_other_numbers_of_npus(few_digits, tmp_path, name, num_ranks):
+    """Each training recipe, at its own precision, on as many NPUs as the user says."""
+    result = recipe(name, f'--data_path={few_digits}', *SMALL, '--batch_size=32', '--train_epochs', 1, '--nproc',
+                    num_ranks, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ran_on_npus(tmp_path, num_ranks)
+    epoch, = json.loads((tmp_path / 'out' / 'run' / 'run.json').read_text())['epochs']
+    assert epoch['images'] == 96 and final_lines(result)['Final Performance images/sec'] > 0
+    log, = (tmp_path / 'out' / 'run').glob('*.log')
+    assert f'RankSize = {num_ranks}' in log.read_text() and 'BatchSize = 32' in log.read_text()
 
 
 def test_train_performance_8p_on_eight_npus(few_digits, tmp_path):
@@ -102,7 +118,7 @@ def test_train_multinode_on_two_machines(few_digits, tmp_path):
     nodes = [
         subprocess.Popen(
             [*command, f'--node_rank={node}'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, 'PYTHON': sys.executable})
+            env={**preloaded.environment(), 'PYTHON': preloaded.python()})
         for node in (0, 1)]
     outputs = [node.communicate(timeout=240) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs

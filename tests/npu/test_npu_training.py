@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from ascend_emulator import counters
+from ascend_emulator import counters, read_counters
 from conftest import train_flags
 from test_train import load
 
-from npu.ranks import run_ranks
+from npu.ranks import npu_cli, run_ranks
 from seresnet_timm.ascend import optim  # noqa: F401  (registers itself)
 from seresnet_timm.engine import train
 from seresnet_timm.engine.evaluate import evaluate
@@ -26,7 +26,6 @@ def run(device, data, output: Path, *flags, **kwargs) -> list:
 # --- the CPU's numbers ------------------------------------------------------------------------------------------------
 
 SETTINGS = {
-    'plain': ('--opt', 'momentum'),
     'workers, prefetch': ('--workers', 2, '--pin-mem'),
     'much at once': ('--model-ema', '--mixup', 0.2, '--clip-grad', 1, '--grad-accum-steps', 2, '--opt', 'adamw',
                      '--smoothing', 0.1, '--drop-path', 0, '--aa', 'rand-m5', '--no-prefetcher'),
@@ -34,15 +33,37 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize('flags', SETTINGS.values(), ids=SETTINGS)
-def test_losses_equal_the_cpus(few_digits, tmp_path, flags):
-    on_cpu = run('cpu', few_digits, tmp_path / 'cpu', *flags)
+def run_on_both(data, folder: Path, *flags) -> dict:
+    """Train on each device; rows of the summaries."""
+    rows = {'cpu': run('cpu', data, folder / 'cpu', *flags)}
     before = counters()['operators']
-    on_npu = run('npu', few_digits, tmp_path / 'npu', *flags)
+    rows['npu'] = run('npu', data, folder / 'npu', *flags)
     assert counters()['operators'] - before > 1000, 'not computed on the npu'
-    assert len(on_npu) == 2
+    return rows
+
+
+def assert_equal(on_cpu: list, on_npu: list) -> None:
+    assert len(on_npu) == len(on_cpu) == 2
     for a, b in zip(on_cpu, on_npu):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize('flags', SETTINGS.values(), ids=SETTINGS)
+def test_losses_equal_the_cpus(few_digits, tmp_path, flags):
+    rows = run_on_both(few_digits, tmp_path, *flags)
+    assert_equal(rows['cpu'], rows['npu'])
+
+
+@pytest.fixture(scope='module')
+def plain(few_digits, tmp_path_factory):
+    """The same two epochs on each device, without further settings: rows, and the folder of the outputs."""
+    folder = tmp_path_factory.mktemp('plain')
+    return run_on_both(few_digits, folder), folder
+
+
+@pytest.mark.xdist_group('plain')
+def test_plain_losses_equal_the_cpus(plain):
+    assert_equal(plain[0]['cpu'], plain[0]['npu'])
 
 
 def test_fused_sgd_is_momentum_sgd(few_digits, tmp_path):
@@ -58,13 +79,12 @@ def test_fused_sgd_is_momentum_sgd(few_digits, tmp_path):
     assert state['optimizer']['state'], 'no momentum saved'
 
 
+@pytest.mark.xdist_group('plain')
 @pytest.mark.parametrize('first, second', [('npu', 'cpu'), ('cpu', 'npu')])
-def test_checkpoints_move_between_devices(few_digits, tmp_path, first, second):
+def test_checkpoints_move_between_devices(few_digits, plain, tmp_path, first, second):
     """An epoch here, an epoch there: the losses of two epochs in one place."""
-    expected = run('cpu', few_digits, tmp_path / 'whole')
-    run(first, few_digits, tmp_path / 'one', '--epochs', 2)
-    rows = run(second, few_digits, tmp_path / 'two', '--resume', tmp_path / 'one' / 'run' / 'checkpoint-0.pth.tar')
-    assert rows == [pytest.approx(expected[1], rel=1e-5)]
+    rows = run(second, few_digits, tmp_path, '--resume', plain[1] / first / 'run' / 'checkpoint-0.pth.tar')
+    assert rows == [pytest.approx(plain[0]['cpu'][1], rel=1e-5)]
 
 
 READ_WITHOUT_NPU = """
@@ -212,15 +232,16 @@ for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_bu
     ddp = task.get_trainable_module()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     generator = torch.Generator().manual_seed(rank)
-    def step():
-        x, y = torch.randn(4, 3, 32, 32, generator=generator), torch.randint(10, (4,), generator=generator)
-        task(x.to(device), y.to(device))['loss'].backward()
+    batches = [(torch.randn(4, 3, 32, 32, generator=generator).to(device),
+                torch.randint(10, (4,), generator=generator).to(device)) for _ in range(5)]
+    def step(x, y):
+        task(x, y)['loss'].backward()
         optimizer.step(); optimizer.zero_grad()
-    for _ in range(2):
-        step()  # DDP makes its buckets anew after the first
+    for batch in batches[:2]:
+        step(*batch)  # DDP makes its buckets anew after the first
     before = counters()
-    for _ in range(3):
-        step()
+    for batch in batches[2:]:
+        step(*batch)
     result[name] = {k: v - before[k] for k, v in counters().items()}
     result[name]['buckets'] = len(ddp._get_ddp_logging_data()['rebuilt_bucket_sizes'].split(','))
     result[name]['parameters'] = sum(p.numel() for p in model.parameters())
@@ -229,11 +250,12 @@ for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_bu
 
 
 def test_ddp_sends_what_it_should(tmp_path):
-    """Gradients in buckets, once a step, as fp16 with O2; buffers only where they are to be broadcast."""
+    """Gradients in buckets, once a step, as fp16 with O2; buffers only where they are to be broadcast; no waiting."""
     results = run_ranks(DDP, 2, tmp_path)
     for result in results.values():
         for name, run in result.items():
             assert run['all_reduces'] == 3 * run['buckets'] and run['buckets'] > 1, name
+            assert run['host_waits'] == 0, name
             size = 2 if name == 'O2' else 4
             sent = 3 * run['parameters'] * size
             if name != 'plain':
@@ -242,3 +264,16 @@ def test_ddp_sends_what_it_should(tmp_path):
     for name in results[0]:
         assert results[0][name]['weights'] == results[1][name]['weights'], name
     assert results[0]['plain']['weights'] != results[0]['O2']['weights']
+
+
+def test_buffers_are_broadcast_unless_told_not_to(few_digits, tmp_path):
+    """By a training of two ranks: BatchNorm's buffers at each of five steps, or never with --no-ddp-bb."""
+    broadcasts = {}
+    for flags in ((), ('--no-ddp-bb',)):
+        folder = tmp_path / str(len(flags))
+        folder.mkdir()
+        result = npu_cli(*train_flags(few_digits, folder, '--device', 'npu', '--nproc', 2, '-b', 10, '--epochs', 1,
+                                      '--dist-bn', '', *flags), counters=folder)
+        assert result.returncode == 0, result.stderr
+        broadcasts[flags] = read_counters(folder)[0]['broadcasts']
+    assert broadcasts[()] - broadcasts['--no-ddp-bb',] >= 5

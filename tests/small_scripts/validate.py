@@ -31,11 +31,12 @@ for flag in ('amp', 'use-ema', 'pretrained', 'pin-mem'):
 def validate(args):
     device = torch.device(args.device)
     amp_autocast = suppress
+    model_dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
     model = create_model(args.model, num_classes=args.num_classes, **args.model_kwargs)
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint, args.use_ema)
     data_config = resolve_data_config(vars(args), model=model, use_test_size=True)
-    model = model.to(device)
+    model = model.to(device=device, dtype=model_dtype)
     criterion = nn.CrossEntropyLoss()
     dataset = create_dataset('', root=args.data_dir, split=args.split)
     loader = create_loader(

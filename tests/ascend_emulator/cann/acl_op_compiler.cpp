@@ -166,11 +166,22 @@ API aclError aclopCompileAndExecute(
 
 // --- options ---------------------------------------------------------------------------------------------------------
 
-API aclError aclSetCompileopt(aclCompileOpt, const char*) { return ACL_SUCCESS; }
+namespace {
+// whether operators are compiled just in time; as in CANN, the first generation's default. Where they are, torch_npu
+// also converts formats, with operators that are not emulated
+std::string& jit_compile() {
+  static std::string value = ascend_emulator_saturates() ? "enable" : "disable";
+  return value;
+}
+}  // namespace
+
+API aclError aclSetCompileopt(aclCompileOpt option, const char* value) {
+  if (option == ACL_OP_JIT_COMPILE) jit_compile() = value;
+  return ACL_SUCCESS;
+}
 API aclError aclopSetCompileFlag(aclOpCompileFlag) { return ACL_SUCCESS; }
 API size_t aclGetCompileoptSize(aclCompileOpt) { return 256; }
-API aclError aclGetCompileopt(aclCompileOpt, char* value, size_t length) {
-  // "disable" to the question whether operators are compiled just in time: else torch_npu converts formats
-  strncpy(value, "disable", length);
+API aclError aclGetCompileopt(aclCompileOpt option, char* value, size_t length) {
+  strncpy(value, option == ACL_OP_JIT_COMPILE ? jit_compile().c_str() : "disable", length);
   return ACL_SUCCESS;
 }

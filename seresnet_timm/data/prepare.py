@@ -1,0 +1,451 @@
+"""`seresnet-timm prepare`: a copy of an image tree whose large images are smaller, so that training decodes less.
+
+Paths, names and classes stay. Images that are small already are copied byte for byte; larger ones are decoded as timm's
+loader does (`convert('RGB')`: EXIF orientation and colour profiles are ignored, alpha is dropped), resized, and written
+again, as JPEG or PNG by their name. The training pixels of those change.
+
+A file appears under its name once it is whole and has been read back; `.prepare/journal.jsonl` then says so, and it is
+only believed about files that have reached the disk. Whatever is not in there is done again by the next run.
+"""
+import ctypes
+import fcntl
+import io
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+import warnings
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, TextIO, Tuple
+
+import PIL
+from PIL import Image
+from tqdm import tqdm
+
+import seresnet_timm
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.files import write_json
+
+SETTINGS_FILE = 'prepare.json'
+STATE_FOLDER = '.prepare'
+EXTENSIONS = ('.png', '.jpg', '.jpeg')  # timm's
+SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
+
+
+class Item(NamedTuple):
+    """An image of the source: path below the root, bytes, and time of its last change in ns."""
+    path: str
+    size: int
+    changed: int
+
+
+class Done(NamedTuple):
+    """What the journal says of an image: the source as it was, bytes of the copy, and 'copied' or 'smaller'."""
+    size: int
+    changed: int
+    copy_size: int
+    kind: str
+
+
+class Unreadable(Exception):
+    """The source image cannot be decoded."""
+
+
+def prepare(
+        src: str,
+        dst: str,
+        max_side: int = 512,
+        quality: int = 95,
+        workers: Optional[int] = None,
+) -> Dict[str, int]:
+    """Make the copy, or go on with it.
+
+    Args:
+        src: Root of the tree; only read.
+        dst: Root of the copy: a new or empty folder, or an unfinished or older copy of the same tree.
+        max_side: Longer side in pixels that an image may have.
+        quality: JPEG quality of images made smaller (chroma at half resolution, Pillow's default).
+        workers: Threads; by default one for each core. Pillow decodes, resizes and encodes outside Python's lock.
+
+    Returns:
+        Number of images `copied`, made `smaller`, `unreadable`, and of those `already` there when it began.
+
+    Raises:
+        UsageError: A folder is not fit, or `dst` is a copy with other settings.
+        RunError: Images could not be read (all others are done), or the disk is full.
+    """
+    source, target = check_folders(src, dst)
+    settings = {'format': 1, 'source': str(source), 'max_side': max_side, 'quality': quality,
+                'resample': 'bicubic', 'subsampling': '4:2:0'}
+    versions = _check_settings(target, settings)
+    items, others = find_images(source, target)
+    if not items:
+        raise UsageError(f'{src} has no image in it ({", ".join(EXTENSIONS)}).')
+    if others:
+        print(f'{len(others)} files are not images and are left out, e.g. {others[0]}', file=sys.stderr)
+
+    workers = workers or len(os.sched_getaffinity(0))
+    try:
+        (target / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+        with exclusive(target / STATE_FOLDER / 'lock', f'{dst} is being written by another prepare.'):
+            record = {**settings, 'versions': versions, 'finished': False}
+            write_json(target / SETTINGS_FILE, record)
+            with Journal(target) as journal:
+                already = {i.path for i in items if journal.has(i)}
+                unreadable = _copy_all(source, target, items, already, journal, settings, workers)
+            done = journal.done
+            names = {i.path for i in items}
+            stale = [p for p in done if p not in names and (target / p).exists()]
+            counts = {kind: sum(done[p].kind == kind for p in names if p in done) for kind in ('copied', 'smaller')}
+            counts['unreadable'] = len(unreadable)
+            write_json(target / SETTINGS_FILE, {**record, 'finished': not unreadable, 'images': counts})
+    except OSError as e:
+        raise RunError(_write_failed(dst, e)) from e
+    except KeyboardInterrupt:
+        raise RunError('Interrupted: run the same command again, which goes on.')
+
+    before, after = sum(i.size for i in items), sum(done[p].copy_size for p in names if p in done)
+    print(f'{dst}: {counts["copied"]} images copied as they were, {counts["smaller"]} made smaller (longer side '
+          f'{max_side}, JPEG quality {quality}); {_megabytes(before)} became {_megabytes(after)}'
+          + (f'; {len(already)} were there already' if already else ''))
+    if counts['smaller']:
+        print('A training on it sees other pixels than one on the source: say so with its results.')
+    if stale:
+        print(f'{len(stale)} images in {dst} are no longer in {src}, e.g. {stale[0]}: remove them.', file=sys.stderr)
+    if unreadable:
+        lost = sorted({os.path.dirname(p) for p in unreadable} - {os.path.dirname(p) for p in names if p in done})
+        gone = f' No image is left of {", ".join(lost)}: classes would be numbered differently.' if lost else ''
+        raise RunError(f'{len(unreadable)} of {len(items)} images could not be read, see above; the others are in '
+                       f'{dst}.{gone}')
+    return {**counts, 'already': len(already)}
+
+
+def check_folders(src: str, dst: str) -> Tuple[Path, Path]:
+    """Real paths of both folders.
+
+    Raises:
+        UsageError: The source is no folder, or one lies in the other.
+    """
+    if not os.path.isdir(src):
+        raise UsageError(f'{src} {"is not a folder" if os.path.exists(src) else "does not exist"}: name the root of '
+                         'the images.')
+    source, target = Path(src).resolve(), Path(dst).resolve()
+    if source == target:
+        raise UsageError(f'{dst} is {src} itself: the copy needs a folder of its own.')
+    for inner, outer in ((target, source), (source, target)):
+        if outer in inner.parents:
+            raise UsageError(f'{inner} lies in {outer}: the copy needs a folder of its own, outside the source.')
+    if target.exists() and not target.is_dir():
+        raise UsageError(f'{dst} is a file: name a folder.')
+    return source, target
+
+
+def _check_settings(target: Path, settings: Dict[str, Any]) -> List[Dict[str, str]]:
+    """Check that a target is new, or a copy of the same source with the same settings.
+
+    Returns:
+        Versions that have written to it, these included.
+    """
+    versions = [{'seresnet_timm': seresnet_timm.__version__, 'pillow': PIL.__version__}]
+    path = target / SETTINGS_FILE
+    if not path.exists():
+        entries = [p.name for p in target.iterdir() if p.name != STATE_FOLDER] if target.exists() else []
+        if entries:
+            raise UsageError(f'{target} is not empty and not a prepared copy (no {SETTINGS_FILE}): name a new folder.')
+        return versions
+    try:
+        old = json.loads(path.read_text())
+        different = [k for k in settings if old[k] != settings[k]]
+        old_versions = list(old['versions'])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f'{path} cannot be read: remove {target}, or name another folder.')
+    if different:
+        what = ', '.join(f'{k} {old[k]}, not {settings[k]}' for k in different)
+        raise UsageError(f'{target} was begun with {what}: go on with the same, or name another folder.')
+    return old_versions + [v for v in versions if v not in old_versions]
+
+
+def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
+    """Images below a folder and other files, sorted; links to folders are followed, as timm follows them.
+
+    Raises:
+        UsageError: A link leads into the copy, or back up.
+    """
+    images: List[Item] = []
+    others: List[str] = []
+
+    def visit(path: str, relative: str, above: Tuple[str, ...]) -> None:
+        real = os.path.realpath(path)
+        if real == str(target) or target in Path(real).parents:
+            raise UsageError(f'{path} leads into {target}, the copy: remove that link, or name another folder.')
+        if real in above:
+            raise UsageError(f'{path} is a link to a folder above it: remove it.')
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = os.path.join(relative, entry.name)
+                if entry.is_dir():
+                    visit(entry.path, name, (*above, real))
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    try:
+                        info = entry.stat()
+                        images.append(Item(name, info.st_size, info.st_mtime_ns))
+                    except OSError:  # a link to nothing: reported when it is read
+                        images.append(Item(name, 0, 0))
+                else:
+                    others.append(name)
+
+    try:
+        visit(str(source), '', ())
+    except OSError as e:
+        raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
+    return sorted(images), sorted(others)
+
+
+@contextmanager
+def exclusive(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file; it goes with the process, however that ends.
+
+    Raises:
+        UsageError: Another process holds it (`busy`).
+    """
+    with open(path, 'a') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(busy)
+        except OSError:  # some network file systems have no locks
+            pass
+        yield
+
+
+def sync(folder: Path) -> None:
+    """Flush the file system of a folder to disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        if getattr(ctypes.CDLL(None), 'syncfs', lambda _: -1)(fd) != 0:
+            os.sync()
+    finally:
+        os.close(fd)
+
+
+class Journal:
+    """Images that are done, a line of JSON each, written once their copies have reached the disk."""
+
+    def __init__(self, target: Path):
+        self.target = target
+        self.path = target / STATE_FOLDER / 'journal.jsonl'
+        self.done: Dict[str, Done] = {}
+        self._new: Dict[str, Done] = {}
+        self._due = time.monotonic() + 1
+        self._file: Optional[TextIO] = None
+
+    def __enter__(self) -> 'Journal':
+        whole = 0
+        if self.path.exists():
+            with open(self.path, 'rb') as f:
+                for line in f:
+                    try:
+                        path, *fields = json.loads(line)
+                        self.done[path] = Done(*fields)
+                    except (ValueError, TypeError):
+                        break  # the process was killed, or the disk full, while it wrote this line
+                    if not line.endswith(b'\n'):
+                        break
+                    whole += len(line)
+            os.truncate(self.path, whole)
+        self._file = open(self.path, 'a', encoding='ascii')
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.write()
+            self._file.close()
+        except OSError:
+            if kind is None:
+                raise
+            with suppress(OSError):
+                self._file.close()
+
+    def has(self, item: Item) -> bool:
+        """Whether an image is done: as it is now, and with its copy in place."""
+        done = self.done.get(item.path)
+        if done is None or (done.size, done.changed) != (item.size, item.changed):
+            return False
+        try:
+            info = os.lstat(self.target / item.path)
+        except OSError:
+            return False
+        return stat.S_ISREG(info.st_mode) and info.st_size == done.copy_size
+
+    def add(self, item: Item, copy_size: int, kind: str) -> None:
+        self._new[item.path] = Done(item.size, item.changed, copy_size, kind)
+        if time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Flush the copies to disk, then the lines about them."""
+        if not self._new:
+            return
+        start = time.monotonic()
+        sync(self.target)
+        self._file.writelines(json.dumps([path, *done]) + '\n' for path, done in self._new.items())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done.update(self._new)
+        self._new = {}
+        # at most a tenth of the time goes into this
+        self._due = time.monotonic() + max(1., 10 * (time.monotonic() - start))
+
+
+def _copy_all(
+        source: Path,
+        target: Path,
+        items: List[Item],
+        already: Set[str],
+        journal: Journal,
+        settings: Dict[str, Any],
+        workers: int,
+) -> List[str]:
+    """Copy what is not there yet.
+
+    Returns:
+        Paths of the images that could not be read; each has been reported.
+    """
+    temporary = target / STATE_FOLDER / 'tmp'  # one file system with the copy, so that a file moves in one step
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed run has left
+    temporary.mkdir()
+    unreadable: List[str] = []
+    folders: Set[str] = set()
+    running: Dict[Future, Item] = {}
+
+    def finish(return_when=FIRST_COMPLETED) -> None:
+        for future in wait(running, return_when=return_when).done:
+            item = running.pop(future)
+            try:
+                journal.add(item, *future.result())
+            except Unreadable as e:
+                unreadable.append(item.path)
+                journal.done.pop(item.path, None)
+                (target / item.path).unlink(missing_ok=True)  # of what it was before
+                progress.line(f'{source / item.path}: cannot be read: {e}')
+            progress.step()
+
+    pool = ThreadPoolExecutor(workers)
+    with _Progress(len(items), len(already)) as progress, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow's, on odd but readable files
+        try:
+            for number, item in enumerate(items):
+                if item.path in already:
+                    continue
+                folder = os.path.dirname(item.path)
+                if folder not in folders:
+                    _make_folder(target, folder)
+                    folders.add(folder)
+                while len(running) >= 4 * workers:
+                    finish()
+                running[pool.submit(
+                    _copy, source / item.path, target / item.path, temporary / f'{number}.part',
+                    settings['max_side'], settings['quality'])] = item
+            while running:
+                finish()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+    return unreadable
+
+
+def _make_folder(target: Path, folder: str) -> None:
+    """Make a folder of the copy; one that is a link out of the copy, into the source even, is refused."""
+    real = os.path.realpath(target / folder)
+    if real != str(target) and target not in Path(real).parents:
+        raise UsageError(f'{target / folder} leads out of the copy, to {real}: remove that link.')
+    os.makedirs(real, exist_ok=True)
+
+
+def _copy(source: Path, target: Path, temporary: Path, max_side: int, quality: int) -> Tuple[int, str]:
+    """Copy an image, or make it smaller, and read back what was written.
+
+    Returns:
+        Bytes of the copy; 'copied' or 'smaller'.
+
+    Raises:
+        Unreadable: The image cannot be decoded.
+        OSError: The copy cannot be written.
+    """
+    try:
+        data = source.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            rgb = image.convert('RGB')
+    except Exception as e:  # whatever Pillow's decoders make of a damaged file: it must not stop the others
+        raise Unreadable(_reason(e)) from e
+    kind = 'copied'
+    if max(rgb.size) > max_side:
+        kind = 'smaller'
+        scale = max_side / max(rgb.size)
+        rgb = rgb.resize([max(1, round(side * scale)) for side in rgb.size], Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        if target.suffix.lower() == '.png':
+            rgb.save(buffer, 'PNG')
+        else:
+            rgb.save(buffer, 'JPEG', quality=quality, subsampling='4:2:0')
+        data = buffer.getvalue()
+    try:
+        temporary.write_bytes(data)
+        written = temporary.read_bytes()
+        if written != data:
+            raise OSError(f'{target} reads back differently from what was written')
+        if kind == 'smaller':
+            with Image.open(io.BytesIO(written)) as image:
+                if image.convert('RGB').size != rgb.size:
+                    raise OSError(f'{target} decodes to another size than was written')
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return len(data), kind
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return 'it is not an image, or of an unknown format'
+    return str(error).rstrip('.') or type(error).__name__
+
+
+def _megabytes(size: int) -> str:
+    return f'{size / 1e6:,.1f} MB'
+
+
+def _write_failed(dst: str, error: OSError) -> str:
+    return (f'Cannot write to {dst} ({error.strerror or error}): the copy so far is whole; make room or mend it, and '
+            'run the same command again, which goes on.')
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total: int, start: int):
+        self._bar = tqdm(total=total, initial=start, unit='image', disable=None, dynamic_ncols=True)
+        self._count, self._total, self._said = start, total, time.monotonic()
+
+    def __enter__(self) -> '_Progress':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def step(self) -> None:
+        self._count += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            print(f'{self._count} of {self._total} images', file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)

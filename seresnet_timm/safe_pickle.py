@@ -1,0 +1,105 @@
+"""What a checkpoint's pickle may name, and what a refused one names
+
+`torch.load(weights_only=True)` builds tensors and plain values and refuses everything else. Real checkpoints hold a
+little more: timm's the arguments of the run, the ModelZoo's a learning rate that NumPy computed, and tensors in the
+format of old torch_npu. NumPy's and torch_npu's names are given stand-ins of ours, so that no code of theirs runs on
+what a file says.
+"""
+import argparse
+import io
+import pickletools
+import re
+import struct
+import zipfile
+from _compat_pickle import IMPORT_MAPPING
+from typing import Any, BinaryIO, Iterator, List, Tuple, Union
+
+import torch
+
+NUM_LEGACY_PICKLES = 5  # magic number, version, machine, the object, its storages: torch's format before 1.6
+
+
+class _NumpyDtype:
+    """Stand-in for `numpy.dtype`: of numbers only."""
+
+    def __init__(self, name: str, *_flags):
+        if not re.fullmatch('[iufb][1248]', name):
+            raise ValueError(f'a NumPy scalar of type {name}')
+        self.name, self.byte_order = name, '<'
+
+    def __setstate__(self, state: tuple) -> None:
+        self.byte_order = '>' if state[1] == '>' else '<'
+
+
+def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> Union[int, float, bool]:
+    """Stand-in for `numpy.core.multiarray.scalar`: the number as Python's own."""
+    kind, size = dtype.name
+    codes = {'b': {'1': '?'}, 'f': {'2': 'e', '4': 'f', '8': 'd'}, 'i': {'1': 'b', '2': 'h', '4': 'i', '8': 'q'},
+             'u': {'1': 'B', '2': 'H', '4': 'I', '8': 'Q'}}
+    return struct.unpack(dtype.byte_order + codes[kind][size], data)[0]
+
+
+def _npu_tensor(storage, offset: int, size: tuple, stride: tuple, requires_grad: bool, hooks: Any, _npu_format: Any):
+    """Stand-in for old torch_npu's `_rebuild_npu_tensor`: data that was copied to the host before it was saved."""
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)
+
+
+def allowed() -> List[Any]:
+    """What is allowed beyond torch's own list, for `torch.serialization.safe_globals`."""
+    result = [
+        argparse.Namespace,  # timm saves its arguments as one
+        (_NumpyDtype, 'numpy.dtype'),
+        (_numpy_scalar, 'numpy.core.multiarray.scalar'),
+        (_numpy_scalar, 'numpy._core.multiarray.scalar'),  # since NumPy 2
+        (_npu_tensor, 'torch_npu.utils.storage._rebuild_npu_tensor'),
+        (_npu_tensor, 'torch._utils._rebuild_npu_tensor'),  # Ascend's torch 1.5
+    ]
+    for name in ('Float', 'Half', 'BFloat16', 'Double', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool'):
+        # storages are typed by the device they were on
+        result += [(torch.serialization.StorageType(f'{name}Storage'), f'torch.{device}.{name}Storage')
+                   for device in ('npu', 'cuda')]
+    return result
+
+
+def foreign_names(path: str) -> List[str]:
+    """Names in a checkpoint's pickle that are neither tensors nor plain values; nothing of the file is run.
+
+    Those before the first damage, where the pickle is damaged.
+    """
+    from torch._weights_only_unpickler import _get_allowed_globals
+    known = set(_get_allowed_globals())
+    known |= {g[1] if isinstance(g, tuple) else f'{g.__module__}.{g.__name__}' for g in allowed()}
+    names = []
+    try:
+        for module, name in _named(path):
+            full = f'{IMPORT_MAPPING.get(module, module)}.{name}'  # pickles have Python 2's names of modules
+            if full not in known and full not in names:
+                names.append(full)
+    except Exception:  # a damaged pickle fails in any way
+        pass
+    return names
+
+
+def _named(path: str) -> Iterator[Tuple[str, str]]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as z:
+            for record in z.namelist():
+                if record == 'data.pkl' or record.endswith('/data.pkl'):
+                    yield from _named_in(io.BytesIO(z.read(record)))
+        return
+    with open(path, 'rb') as f:
+        for _ in range(NUM_LEGACY_PICKLES):
+            yield from _named_in(f)
+
+
+def _named_in(f: BinaryIO) -> Iterator[Tuple[str, str]]:
+    """(module, name) of everything that one pickle names."""
+    strings = []
+    for opcode, argument, _ in pickletools.genops(f):
+        if opcode.name in ('GLOBAL', 'INST'):
+            module, _, name = argument.partition(' ')
+            yield module, name
+        elif opcode.name == 'STACK_GLOBAL' and len(strings) >= 2:
+            yield strings[-2], strings[-1]
+        elif isinstance(argument, str):
+            strings.append(argument)

@@ -1,0 +1,54 @@
+"""What is set on an NPU before a training: in torch_npu, in the environment, and the cores of each rank."""
+import json
+import os
+
+from conftest import train_flags
+
+from npu.ranks import npu_cli
+from seresnet_timm.ascend.environment import VARIABLES
+from seresnet_timm.ascend.setup import set_environment
+
+# loaded by every rank with --device-modules; says at the end what the training had
+FACTS = """
+import atexit, json, os
+def write():
+    import torch, torch_npu
+    facts = dict(
+        device=torch.npu.current_device(), compiles=not torch_npu.npu.is_jit_compile_false(),
+        hf32=[torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32], cores=sorted(os.sched_getaffinity(0)),
+        connect_timeout=os.environ['HCCL_CONNECT_TIMEOUT'])
+    with open(f'{os.path.dirname(__file__)}/facts-{os.environ["RANK"]}', 'w') as f:
+        json.dump(facts, f)
+if 'RANK' in os.environ:
+    atexit.register(write)
+"""
+
+
+def test_every_rank_is_set_up(few_digits, tmp_path):
+    """On a 910A, whose own default is to compile every operator."""
+    (tmp_path / 'facts.py').write_text(FACTS)
+    result = npu_cli(
+        *train_flags(few_digits, tmp_path, '--device', 'npu', '--nproc', 2, '-b', 25, '--epochs', 1,
+                     '--device-modules', 'facts'),
+        env={'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ['PYTHONPATH']])}, soc='Ascend910A')
+    assert result.returncode == 0, result.stderr
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // 2 or len(cores)
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f'facts-{rank}').read_text()) == dict(
+            device=rank, compiles=False, hf32=[True, True], cores=cores[rank * share:][:share] or cores,
+            connect_timeout='1800')
+
+
+def test_recommended_variables_are_set_with_their_reason():
+    """Those that the user has not set, and no other."""
+    environ = {'HCCL_CONNECT_TIMEOUT': '600', 'PTCOPY_ENABLE': '1'}
+    notes = set_environment(environ)
+    assert environ == {'TASK_QUEUE_ENABLE': '2', 'HCCL_CONNECT_TIMEOUT': '600', 'PTCOPY_ENABLE': '1'}
+    assert f'TASK_QUEUE_ENABLE=2: {VARIABLES["TASK_QUEUE_ENABLE"].reason}.' in notes and len(notes) == 3
+
+
+def test_channels_last_is_refused(few_digits, tmp_path):
+    result = npu_cli(*train_flags(few_digits, tmp_path, '--device', 'npu', '--nproc', 1, '--channels-last'))
+    assert result.returncode == 2 and '--channels-last is not for an NPU' in result.stderr, result.stderr
+    assert not (tmp_path / 'run').exists()

@@ -1,0 +1,157 @@
+"""Imports torch, timm and their companions, then forks a process for each request, see __init__.py: `server.py FOLDER`.
+
+It ends, and ends what it has forked, when its stdin does: with the test process that started it.
+"""
+import gc
+import json
+import os
+import random
+import runpy
+import select
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, Dict, List, NoReturn, Optional, Tuple
+
+
+def python_path() -> List[str]:
+    return [os.path.abspath(folder) for folder in os.environ.get('PYTHONPATH', '').split(os.pathsep) if folder]
+
+
+# without this script's folder
+BASE_PATH = [folder for folder in sys.path[1:] if folder not in python_path()]
+
+
+def import_libraries() -> None:
+    """What every training imports, of other packages."""
+    import numpy  # noqa: F401
+    import PIL.Image  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import timm.data
+    import timm.loss
+    import timm.models
+    import timm.optim
+    import timm.scheduler
+    import timm.task
+    import timm.utils  # noqa: F401
+    import torch.distributed.run  # noqa: F401
+    import torchvision  # noqa: F401
+    import tqdm.contrib.logging  # noqa: F401
+    import yaml  # noqa: F401
+    assert not [m for m in sys.modules if m.startswith('seresnet_timm')]
+    if 'torch_npu' in sys.modules:
+        assert not torch.npu.is_initialized(), 'a device cannot be used on both sides of a fork'
+    assert len(os.listdir('/proc/self/task')) == 1, 'a thread would be missing after a fork'
+
+
+def serve(folder: str) -> Tuple[Dict[str, Any], List[int]]:
+    """Fork for each request. Returns in the forked process only, with the request and its stdin, stdout and stderr."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f'{folder}/new')
+    listener.listen(64)
+    os.rename(f'{folder}/new', f'{folder}/socket')
+    running: Dict[int, Tuple[int, int, socket.socket]] = {}  # by pidfd and by the client's socket
+    poll = select.poll()
+    for fd in (0, listener.fileno()):
+        poll.register(fd, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == 0:
+                end(folder, running)
+            elif fd == listener.fileno():
+                client, _ = listener.accept()
+                request, files = receive(client)
+                if request is None:
+                    continue  # it needs a real Python
+                sys.stdout.flush()
+                pid = os.fork()
+                if pid == 0:
+                    return request, files
+                for file in files:
+                    os.close(file)
+                client.sendall(b'%d\n' % pid)
+                pidfd = os.pidfd_open(pid)
+                running[pidfd] = running[client.fileno()] = pid, pidfd, client
+                for watched in (pidfd, client.fileno()):
+                    poll.register(watched, select.POLLIN)
+            elif fd in running:
+                pid, pidfd, client = running[fd]
+                if fd != pidfd:
+                    os.kill(pid, signal.SIGKILL)  # the client was killed
+                _, status = os.waitpid(pid, 0)
+                for watched in (pidfd, client.fileno()):
+                    poll.unregister(watched)
+                    del running[watched]
+                os.close(pidfd)
+                try:
+                    client.sendall(b'%d\n' % status)
+                except OSError:
+                    pass
+                client.close()
+
+
+def receive(client: socket.socket) -> Tuple[Optional[Dict[str, Any]], List[int]]:
+    _, files, _, _ = socket.recv_fds(client, 1, 3)
+    text = b''
+    while not text.endswith(b'\n'):
+        chunk = client.recv(1 << 20)
+        if not chunk:
+            client.close()
+            return None, []
+        text += chunk
+    return json.loads(text), files
+
+
+def end(folder: str, running: Dict[int, Tuple[int, int, socket.socket]]) -> NoReturn:
+    shutil.rmtree(folder, ignore_errors=True)
+    for pid, _, _ in set(running.values()):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    sys.exit()
+
+
+def become(request: Dict[str, Any], files: List[int]) -> None:
+    """Make this process what a Python that has just started would be."""
+    for target, file in enumerate(files):
+        os.dup2(file, target)
+    os.closerange(3, 1 << 16)
+    os.setsid()
+    os.chdir(request['cwd'])
+    os.umask(request['umask'])
+    signal.signal(signal.SIGINT, signal.SIG_IGN if request['ignores_interrupts'] else signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request['environ'])
+    sys.path[:] = [request['cwd'], *dict.fromkeys([*python_path(), *BASE_PATH])]
+    sys.argv[:] = ['-m', *request['argv'][1:]]
+    if request['unbuffered']:
+        sys.stdout.reconfigure(write_through=True)
+    # as at an import, from the system's randomness
+    random.seed()
+    sys.modules['numpy'].random.seed()
+    sys.modules['torch'].default_generator.seed()
+
+
+def run(module: str) -> None:
+    """What `python -m` does, with nothing of this script left in `__main__`."""
+    run_as_main = runpy._run_module_as_main
+    for name in [n for n in globals() if not n.startswith('__') or n == '__warningregistry__']:
+        del globals()[name]
+    run_as_main(module)
+
+
+if __name__ == '__main__':
+    try:
+        import_libraries()
+    except BaseException:
+        with open(f'{sys.argv[1]}/failed', 'w') as f:
+            traceback.print_exc(file=f)
+        raise
+    with open(f'{sys.argv[1]}/environ.json', 'w') as f:
+        json.dump(dict(os.environ), f)
+    gc.collect()
+    gc.freeze()
+    request, files = serve(sys.argv[1])
+    become(request, files)
+    run(request['argv'][0])

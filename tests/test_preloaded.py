@@ -1,0 +1,111 @@
+"""The preloaded Python of tests/preloaded is what a Python that has just started is, to the module that it runs."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import preloaded
+import pytest
+from conftest import ROOT
+
+FACTS = """
+import atexit, json, logging, os, random, signal, sys, threading
+def facts():
+    import __main__
+    return dict(
+        argv=sys.argv, name=__name__, spec=__spec__.name, file=__file__, globals=sorted(vars(__main__)),
+        cwd=os.getcwd(), environ={k: v for k, v in os.environ.items() if k != '_'}, path=sys.path, umask=os.umask(0o22),
+        files=sorted(f for f in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{f}')),
+        handlers={s.name: str(signal.getsignal(s)) for s in signal.valid_signals() if hasattr(s, 'name')},
+        threads=threading.active_count(), tasks=len(os.listdir('/proc/self/task')), stdin=sys.stdin.read(),
+        buffering=[sys.stdout.write_through, sys.stdout.line_buffering, sys.stderr.line_buffering],
+        loggers=[str(h) for h in logging.root.handlers], package='seresnet_timm' in sys.modules,
+        processes=__import__('multiprocessing').active_children(), affinity=sorted(os.sched_getaffinity(0)))
+"""
+PROBE = FACTS + """
+print(json.dumps(facts()))
+print('to stderr', file=sys.stderr)
+atexit.register(print, 'at exit')
+sys.exit(7)
+"""
+
+
+def run(python, folder, source, *argv, flags=(), **kwargs):
+    (folder / 'probe.py').write_text(source)
+    env = {**os.environ, 'PYTHONPATH': str(folder), 'OF_THE_CALL': 'ä=1', **kwargs.pop('env', {})}
+    return subprocess.run([python, *flags, '-m', 'probe', *argv], env=env, capture_output=True, text=True, **kwargs)
+
+
+def test_equals_a_real_start(tmp_path):
+    """All that a program can see of its start, exit code, streams and atexit."""
+    (tmp_path / 'here').mkdir()
+    results = [run(python, tmp_path, PROBE, '--flag', 'ü', flags=flags, cwd=tmp_path / 'here', input='typed')
+               for python in (sys.executable, preloaded.python()) for flags in ((), ('-u',))]
+    real, real_u, own, own_u = results
+    assert [r.returncode for r in results] == [7] * 4 and {r.stderr for r in results} == {'to stderr\n'}
+    assert own.stdout.endswith('at exit\n')
+    for a, b in ((own, real), (own_u, real_u)):
+        a, b = (json.loads(r.stdout.splitlines()[0]) for r in (a, b))
+        assert a == b
+    assert a['spec'] == 'probe' and a['stdin'] == 'typed' and a['environ']['OF_THE_CALL'] == 'ä=1'
+
+
+def test_calls_share_nothing(digits, tmp_path):
+    """Random numbers differ as between two processes; and it is there at once, whatever this process has imported."""
+    source = ('import random, sys, time\nfresh = "torch" not in sys.modules\nimport numpy, torch\n'
+              'print(random.random(), numpy.random.rand(), torch.rand(1).item(), time.process_time(), fresh)\n')
+    pythons = sys.executable, preloaded.python(), preloaded.python()
+    real, *own = [run(python, tmp_path, source).stdout.split() for python in pythons]
+    assert all(len({r[i] for r in (real, *own)}) == 3 for i in range(3))
+    assert real[4] == 'True' and own[0][4] == 'False' and float(own[0][3]) < float(real[3]) / 4
+
+
+@pytest.mark.parametrize('source, code', (
+    ('import os; os.kill(os.getpid(), 9)', -signal.SIGKILL), ('import os; os.kill(os.getpid(), 15)', -signal.SIGTERM),
+    ('raise ValueError("x")', 1), ('import os; os._exit(3)', 3), ('import nothing_of_that_name', 1)))
+def test_how_it_ends(tmp_path, source, code):
+    result = run(preloaded.python(), tmp_path, source)
+    assert result.returncode == code
+    assert (code == 1) == ('Error' in result.stderr)
+
+
+WAIT = 'import os, signal, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n'
+
+
+@pytest.mark.parametrize('signum', (signal.SIGTERM, signal.SIGINT, signal.SIGKILL))
+def test_signals_reach_it(tmp_path, signum):
+    (tmp_path / 'probe.py').write_text(WAIT)
+    process = subprocess.Popen(
+        [preloaded.python(), '-m', 'probe'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path)}, preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler))
+    pid = int(process.stdout.readline())
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == -signum and ('KeyboardInterrupt' in stderr) == (signum == signal.SIGINT)
+    deadline = time.time() + 10
+    while os.path.exists(f'/proc/{pid}') and time.time() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(f'/proc/{pid}')
+
+
+@pytest.mark.parametrize('what', ({'PYTHONHASHSEED': '0'}, {'OMP_NUM_THREADS': '2'}, 'sitecustomize.py', 'torch'))
+def test_what_is_read_at_the_start_has_a_real_start(tmp_path, what):
+    if isinstance(what, str):
+        (tmp_path / what).write_text('') if '.' in what else (tmp_path / what).mkdir()
+    result = run(preloaded.python(), tmp_path, 'import sys; print("torch" in sys.modules)',
+                 env=what if isinstance(what, dict) else {})
+    assert result.stdout == 'False\n', result.stderr
+
+
+def test_the_package_is_imported_anew(tmp_path):
+    """From PYTHONPATH, as `python -m seresnet_timm` does."""
+    (tmp_path / 'seresnet_timm').mkdir()
+    (tmp_path / 'seresnet_timm' / '__init__.py').write_text('')
+    (tmp_path / 'seresnet_timm' / '__main__.py').write_text('print(__file__)')
+    for path in (tmp_path, f'{tmp_path}{os.pathsep}{ROOT}'):
+        result = subprocess.run([preloaded.python(), '-m', 'seresnet_timm'], capture_output=True, text=True, cwd='/',
+                                env={**os.environ, 'PYTHONPATH': str(path)})
+        assert result.stdout == f'{tmp_path}/seresnet_timm/__main__.py\n', result.stderr
