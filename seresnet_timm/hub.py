@@ -43,7 +43,7 @@ from timm.models._hub import save_config_for_hf
 from timm.utils import natural_key
 
 import seresnet_timm
-from seresnet_timm import checkpoints, model_card, models, results  # noqa: F401  (models registers itself)
+from seresnet_timm import checkpoints, inspection, model_card, models, results  # noqa: F401  (models registers itself)
 from seresnet_timm.errors import RunError, UsageError, suggest
 from seresnet_timm.files import fsync, temporary_folder, try_lock
 from seresnet_timm.hub_errors import (
@@ -505,7 +505,7 @@ def read_source(
             notes.append(f'{path}: the last epoch, as there is no model_best.pth.tar')
     checkpoint = checkpoints.read_checkpoint(path)
     args = _arguments(checkpoint, Path(source) if run else None)
-    arch = model or architecture_of(checkpoint, args)
+    arch = model or args.get('model') or inspection.architecture(checkpoint)
     if arch is None:
         raise UsageError(f'{path} does not say what it is: name its architecture with --model.')
 
@@ -521,7 +521,7 @@ def read_source(
 
     meta = _model_without_memory(arch, num_classes or args.get('num_classes'), args)
     weights = checkpoints.weights_of(checkpoint, meta, use_ema)
-    outputs = _outputs(weights, meta)
+    outputs = inspection.num_classes(weights, meta.pretrained_cfg['architecture'])
     if num_classes is None and outputs is not None and outputs != meta.num_classes:
         meta = _model_without_memory(arch, outputs, args)
     misfit = checkpoints.describe_misfit(weights, meta, checkpoints.saved_arch(checkpoint, arch))
@@ -552,29 +552,6 @@ def _arguments(checkpoint: Dict[str, Any], run_dir: Optional[Path]) -> Dict[str,
     return {}
 
 
-def architecture_of(checkpoint: Dict[str, Any], args: Optional[Dict[str, Any]] = None) -> Optional[str]:
-    """Architecture of a checkpoint: that of its arguments, of its weights where they are the ModelZoo's, of its `arch`.
-
-    The ModelZoo's `arch` is that of its option `--arch`, which its network ignores: the names of the weights win.
-    """
-    if args and args.get('model'):
-        return args['model']
-    weights = checkpoint
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), dict):
-            weights = checkpoint[key]
-            break
-    keys = [k.removeprefix('module.') for k in weights]
-    if any('.se.fc.0.weight' in k for k in keys):
-        blocks = len({k.split('.')[1] for k in keys if k.startswith('layer3.')})
-        is_bottleneck = any('.conv3.' in k for k in keys)
-        depth = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}.get(
-            (blocks, is_bottleneck))
-        return f'seresnet{depth}_ascend' if depth else None
-    arch = checkpoint.get('arch')
-    return arch if isinstance(arch, str) and timm.is_model(split_model_name_tag(arch)[0]) else None
-
-
 def _model_without_memory(name: str, num_classes: Optional[int], args: Dict[str, Any]) -> nn.Module:
     """A model whose parameters have shapes and no memory, as a training's arguments describe it."""
     try:
@@ -593,13 +570,6 @@ def _model_without_memory(name: str, num_classes: Optional[int], args: Dict[str,
     with torch.device('meta'):
         return timm.create_model(
             name, **{k: v for k, v in settings.items() if v is not None}, **(args.get('model_kwargs') or {}))
-
-
-def _outputs(weights: Dict[str, torch.Tensor], model: nn.Module) -> Optional[int]:
-    """Number of classes of weights, by the shape of the classifier; None where that does not tell."""
-    classifier = model.pretrained_cfg.get('classifier')
-    tensor = weights.get(f'{classifier}.weight') if isinstance(classifier, str) else None
-    return tensor.shape[0] if tensor is not None and tensor.ndim >= 2 else None
 
 
 def class_names(args: Dict[str, Any], num_classes: int) -> Optional[List[str]]:
