@@ -9,10 +9,11 @@ import pytest
 from conftest import run_cli
 
 COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['prepare'], ['prepare-imagenet'], ['inspect'], ['convert'],
-            ['push'], ['pull'], ['export'], ['predict'], ['bench'], ['doctor'], ['report'])
+            ['push'], ['pull'], ['export'], ['predict'], ['bench'], ['bench', 'data'],
+            ['doctor'], ['report'])
 
 
-@pytest.mark.parametrize('command', COMMANDS, ids=lambda c: c[0] if c else 'top')
+@pytest.mark.parametrize('command', COMMANDS, ids=lambda c: ' '.join(c) or 'top')
 def test_help_loads_neither_torch_nor_timm(command):
     code = ('import sys; sys.argv = ["seresnet-timm"]; from seresnet_timm import cli\n'
             f'try: cli.main({[*command, "--help"]})\n'
