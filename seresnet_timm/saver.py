@@ -77,7 +77,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
 
 class _WithRunState:
-    """The task as the saver sees it: its checkpoint entries, plus the run state and the SHA-256 of the weights."""
+    """The task as the saver sees it: its entries with contiguous weights, the run state, the SHA-256 of the weights."""
 
     def __init__(self, task, saver: AtomicCheckpointSaver):
         self._task, self._saver = task, saver
@@ -90,6 +90,7 @@ class _WithRunState:
             self._sha256 = {}
         key = 'state_dict_ema' if ema else 'state_dict'
         if key in state:
+            state[key] = {k: v.contiguous() for k, v in state[key].items()}  # whatever memory format the run has
             self._sha256 = dict(self._sha256, **{key: weights_sha256(state[key])})
             state[SHA256_KEY] = self._sha256
         return state
