@@ -58,6 +58,8 @@ def launcher_parser() -> Parser:
         help="auto: the fastest set-up of the step that is correct on the device, printed in the plan; off: timm's own")
     arg('--fuse-bn', choices=('auto', 'on', 'off'), default='auto',
         help='validate: fold BatchNorm into the convolutions; auto: in float32, but on npu')
+    arg('--fast-jpeg', choices=('auto', 'on', 'off'), default='auto',
+        help="decode of a JPEG only what its crop needs; off: timm's own loading, bit for bit; auto: on if possible")
     arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm import cluster, fast_step, options
+from seresnet_timm.data.workers import default_workers
 from seresnet_timm.engine import arguments
 from seresnet_timm.errors import UsageError
 from seresnet_timm.recipe import CPU_IMAGES, CPU_SIZE, PRESET, RECIPES, Recipe
@@ -37,6 +38,8 @@ class Plan:
     patches: List[Tuple[str, str]] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
     config: Dict[str, Any] = field(default_factory=dict)
+    workers_reason: str = ''
+    decoder: str = ''
     is_named: bool = False
     record: Optional[str] = None
 
@@ -48,6 +51,12 @@ class Plan:
     def rank(self, variable: str) -> int:
         """RANK or LOCAL_RANK of this process; 0 for a launcher."""
         return int((self.job.rank_env or os.environ)[variable]) if self.is_rank else 0
+
+    @property
+    def local_world_size(self) -> int:
+        """Processes of the job on this node."""
+        environment = (self.job.rank_env or os.environ) if self.is_rank else {}
+        return int(environment.get('LOCAL_WORLD_SIZE', self.nproc))
 
     @property
     def own_config(self) -> Dict[str, Any]:
@@ -180,6 +189,8 @@ def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
     settings['device'] = plan.device
     if plan.device != 'cpu':
         settings.setdefault('pin_mem', True)  # else the host waits for every copy to the device
+    if 'workers' not in settings and not options.has_flag(rest, '-j', '--workers'):
+        settings['workers'], plan.workers_reason = default_workers(plan.device, plan.local_world_size)
     plan.script_argv = options.as_flags(settings) + rest
 
     plan.args = _parse(parser, plan.script_argv)
@@ -188,6 +199,8 @@ def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
         if fast_step.wants_channels_last(plan.args.model, plan.device)[0]:
             plan.script_argv.append('--channels-last')
             plan.args.channels_last = True
+    from seresnet_timm.data.fast_jpeg import choose_decoder
+    plan.decoder = choose_decoder(plan.args, opts.fast_jpeg)[1]
     if opts.amp_level == 'O2' and plan.verb == 'train' and plan.args.amp_dtype != 'float16':
         raise UsageError(f'--amp-level O2 computes in float16, --amp-dtype is {plan.args.amp_dtype}: leave one out.')
     plan.is_named = plan.verb == 'train' and bool(plan.args.experiment)
@@ -286,8 +299,9 @@ def describe(plan: Plan) -> List[Tuple[str, str]]:
         _, scaler = devices.describe_loss_scaler(plan.device, args.amp, args.amp_dtype, opts.loss_scale)
         lines.append(('loss scaler', scaler))
     pinned = '; pinned memory, so that the host need not wait for copies' if args.pin_mem else ''
-    lines.append(('workers', f'{args.workers} loader processes for each of {plan.world_size}, '
-                             f'{os.cpu_count()} cores on this node{pinned}'))
+    lines.append(('workers', f'{args.workers} loader workers for each of {plan.world_size}, '
+                             f'{plan.workers_reason or f"{os.cpu_count()} cores on this node"}{pinned}'))
+    lines.append(('images', plan.decoder))
     if plan.device.startswith('npu'):
         from seresnet_timm.ascend.setup import describe as describe_npu
         lines.append(('torch_npu', describe_npu()))
@@ -326,5 +340,6 @@ def as_record(plan: Plan) -> Dict[str, Any]:
         'global_batch_size': plan.images_a_step,
         'workers': plan.args.workers,
     }
-    result.update({label: text for label, text in describe(plan) if label in ('learning rate', 'loss scaler', 'step')})
+    shown = ('learning rate', 'loss scaler', 'images', 'step')
+    result.update({label: text for label, text in describe(plan) if label in shown})
     return result

@@ -27,6 +27,7 @@ def job_of(plan) -> Dict[str, Any]:
         'fuse_bn': plan.opts.fuse_bn,
         'cpu_affinity': plan.opts.cpu_affinity,
         'prof': plan.opts.prof,
+        'fast_jpeg': plan.opts.fast_jpeg,
         'plan': as_record(plan),
         'record': plan.record,
         'batch_size': plan.args.batch_size,
@@ -92,9 +93,12 @@ def _run_bundled(job: Dict[str, Any]) -> None:
     setup_default_logging()
     if job['verb'] == 'train':
         train.main(
-            job['argv'], plan=job['plan'], loss_scale=job['loss_scale'], half_weights=job['half_weights'])
+            job['argv'], plan=job['plan'], loss_scale=job['loss_scale'], half_weights=job['half_weights'],
+            fast_jpeg=job['fast_jpeg'])
     else:
-        validate.main(job['argv'], print_decisions=False, record=job['record'], fuse_bn=job['fuse_bn'])
+        validate.main(
+            job['argv'], print_decisions=False, record=job['record'], fuse_bn=job['fuse_bn'],
+            fast_jpeg=job['fast_jpeg'])
 
 
 def _run_timms(job: Dict[str, Any]) -> None:
@@ -105,6 +109,7 @@ def _run_timms(job: Dict[str, Any]) -> None:
     script_helpers.loss_scale = job['loss_scale']
     script_helpers.half_weights = job['half_weights']
     script_helpers.fuse_bn = job['fuse_bn']
+    script_helpers.fast_jpeg = job['fast_jpeg']
     script_helpers.plan = dict(job['plan'], record=job['record'])
     script = Script(**dict(job['script'], path=Path(job['script']['path'])))
     module = load(script)

@@ -81,7 +81,7 @@ def test_dry_run_of_eight_ranks(few_digits, tmp_path, device):
         assert plan['batch'] == '1024 images a step: 128 x 8' and plan['precision'] == 'amp float16'
         assert plan['learning rate'] == '0.6, momentum, cosine over 100 epochs, 5 of warm-up'
         assert plan['loss scaler'] == "static 1024, torch_npu's: ranks agree on overflow"
-        assert plan['workers'].startswith('8 loader processes for each of 8')
+        assert plan['workers'].startswith('8 loader workers for each of 8')
     else:
         assert plan['batch'] == '256 images a step: 32 x 8' and 'shrinks' in plan['note']
     assert result.stdout == 'Dry run: nothing was started.\n' and not (tmp_path / 'out').exists()

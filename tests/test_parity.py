@@ -31,8 +31,8 @@ needs_timm_scripts = pytest.mark.skipif(
 
 def run_bundled(case: str, data: Path, output: Path) -> dict:
     # timm's set-up of the step: in another memory format sums are rounded differently
-    result = run_cli('train', '--data-dir', data, '--output', output, '--fast-step', 'off', *parity.COMMON,
-                     *parity.CASES[case])
+    result = run_cli('train', '--data-dir', data, '--output', output, '--fast-step', 'off', '--fast-jpeg', 'off',
+                     *parity.COMMON, *parity.CASES[case])
     assert result.returncode == 0, result.stderr
     return parity.numbers_of_run(output / 'run', result.stderr)
 
@@ -92,7 +92,7 @@ def test_validation_equals_timms_script(few_digits, tmp_path):
     for flags in (['--crop-pct', '1.0'], ['--use-train-size', '--crop-mode', 'border', '--metrics-avg', 'macro']):
         flags = ['--data-dir', few_digits, '--checkpoint', checkpoint, *parity.VALIDATE, *flags]
         own, timms = [json.loads(o.stdout.split('--result')[1]) for o in (
-            run_cli('validate', '--fast-step', 'off', '--fuse-bn', 'off', *flags), run_timm_validate(*flags))]
+            run_cli('validate', '--fast-step', 'off', '--fuse-bn', 'off', '--fast-jpeg', 'off', *flags), run_timm_validate(*flags))]
         assert own.pop('loss') > 0
         assert own == pytest.approx(timms, abs=1e-4)
 

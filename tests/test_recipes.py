@@ -109,7 +109,7 @@ def test_flags_of_the_user_win(few_digits, tmp_path):
                     '--epochs', 2, '--lr', 0.03, '-j', 0, '--dry-run', cwd=tmp_path)
     assert 'batch          10 images a step: 10 x 1' in result.stderr, result.stderr
     assert 'learning rate  0.03' in result.stderr and 'over 2 epochs' in result.stderr
-    assert 'workers        0 loader processes' in result.stderr and 'img_size 32' not in result.stderr
+    assert 'workers        0 loader workers' in result.stderr and 'img_size 32' not in result.stderr
 
 
 @pytest.mark.parametrize('name', RECIPES)

@@ -75,7 +75,7 @@ def test_decisions_are_printed_once_with_their_reason(run):
     assert plan['script'].startswith('bundled train.py of seresnet_timm') and plan['precision'] == 'float32'
     assert plan['loss scaler'] == 'none, not mixed precision' and plan['batch'] == '16 images a step: 16 x 1'
     assert plan['learning rate'] == '0.01, momentum, cosine over 2 epochs, 0 of warm-up'
-    assert plan['workers'].startswith('0 loader processes') and plan['output'].endswith('/run')
+    assert plan['workers'].startswith('0 loader workers') and plan['output'].endswith('/run')
     assert result.stderr.count('asked for with --device') == 1
     assert '\r' not in result.stderr  # no progress bar where there is no terminal
 

@@ -380,6 +380,8 @@ class Doctor:
             return
         found = probe.data
         more = f'; simplejpeg {found["simplejpeg"]} is installed' if found['simplejpeg'] else ''
+        if found['c']:
+            more += f"; the package's C decoder is built (libjpeg-turbo {found['c']})"
         if found['libjpeg_turbo']:
             self._add('data', 'jpeg decoder', 'ok', f'Pillow {found["pillow"]} with libjpeg-turbo{more}')
         else:

@@ -58,6 +58,11 @@ def probe_jpeg() -> None:
         found['simplejpeg'] = getattr(simplejpeg, '__version__', 'installed')
     except ImportError:
         pass
+    try:
+        from seresnet_timm.data import _jpeg
+        found['c'] = _jpeg.size(picture.getvalue()) == (16, 16) and _jpeg.libjpeg_turbo
+    except ImportError:
+        found['c'] = None
     report(**found)
 
 

@@ -7,14 +7,22 @@ from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from seresnet_timm.data import fast_jpeg, loading
+from seresnet_timm.data.jpeg import Decoder
+from seresnet_timm.data.seeding import SampleSeeds
+
 
 def train_loader(
         args,
         data_config: Dict[str, Any],
         device: torch.device,
         model_dtype: Optional[torch.dtype] = None,
+        decoder: Optional[Decoder] = None,
 ) -> Tuple[Any, Optional[Callable]]:
-    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself."""
+    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself.
+
+    `decoder` is that of `fast_jpeg.choose`; None loads as timm does.
+    """
     dataset = create_dataset(
         args.dataset,
         root=args.data_dir,
@@ -33,6 +41,7 @@ def train_loader(
     )
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    dataset = fast_jpeg.wrap(dataset, decoder, sample_seeds(args))
 
     mixup_fn = collate_fn = None
     if mixup_active(args):
@@ -81,7 +90,7 @@ def train_loader(
         worker_seeding=args.worker_seeding,
         **_common_kwargs(args, data_config, device, model_dtype),
     )
-    return seed_sampler(loader, args.seed), mixup_fn
+    return loading.finish(seed_sampler(loader, args.seed), args.seed), mixup_fn
 
 
 def eval_loader(
@@ -92,6 +101,7 @@ def eval_loader(
         device: torch.device,
         model_dtype: Optional[torch.dtype] = None,
         num_samples: Optional[int] = None,
+        decoder: Optional[Decoder] = None,
         **loader_kwargs,
 ) -> Any:
     """Evaluation loader: every image of the split once, padded by the sampler where ranks would be uneven."""
@@ -112,8 +122,8 @@ def eval_loader(
     workers = args.workers
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
-    return create_loader(
-        dataset,
+    loader = create_loader(
+        fast_jpeg.wrap(dataset, decoder),
         input_size=data_config['input_size'],
         batch_size=batch_size,
         is_training=False,
@@ -122,6 +132,12 @@ def eval_loader(
         **_common_kwargs(args, data_config, device, model_dtype),
         **loader_kwargs,
     )
+    return loading.finish(loader, args.seed)
+
+
+def sample_seeds(args) -> SampleSeeds:
+    """Seeds of the training samples. Repeated augmentation shows an image to several ranks, each in its own way."""
+    return SampleSeeds(args.seed, salt=args.rank if args.aug_repeats else 0)
 
 
 def seed_sampler(loader, seed: int):
@@ -136,7 +152,7 @@ class _Started:
 
     def __init__(self, loader: DataLoader, keep_rng: bool):
         self._loader = loader
-        self._draw_later = keep_rng
+        self._draw_later = keep_rng and loader.generator is None
         state = torch.get_rng_state()
         self._first = iter(loader)
         if keep_rng:
@@ -187,14 +203,6 @@ def mixup_active(args) -> bool:
 
 def image_mode(args, data_config: Dict[str, Any]) -> str:
     return args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
-
-
-def set_epoch(loader, epoch: int) -> None:
-    """Tell the loader which epoch begins, so that its shuffle depends on it."""
-    for part in (loader.dataset, loader.sampler):
-        if hasattr(part, 'set_epoch'):
-            part.set_epoch(epoch)
-            return
 
 
 def _common_kwargs(args, data_config, device, model_dtype) -> Dict[str, Any]:

@@ -1,9 +1,27 @@
 """Running figures that do not make the host wait for the device."""
 import time
-from typing import Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.distributed as dist
+
+MOST_WAITING = 0.05  # share of an epoch; above it the loader is what limits the training
+
+
+def describe_wait(epoch: int, figures: Dict[str, Any], workers: int) -> str:
+    """Line for the log: how much of an epoch was spent waiting for data, and what helps if it is too much.
+
+    Args:
+        epoch: Number of the epoch.
+        figures: As from `Throughput.summary`.
+        workers: Loader workers of a process.
+    """
+    share = figures['data_wait_share']
+    line = f'Data: {100 * share:.1f} % of epoch {epoch} went by waiting for images'
+    if share > MOST_WAITING:
+        line += (f'. What helps: more loader workers (--workers, {workers} now), smaller files (seresnet-timm '
+                 'prepare), the C decoder (seresnet-timm doctor shows whether it is built)')
+    return line
 
 
 class LossMeter:

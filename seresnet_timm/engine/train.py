@@ -42,11 +42,13 @@ import seresnet_timm
 from seresnet_timm import device as devices
 from seresnet_timm import fast_step, run_record
 from seresnet_timm.checkpoints import AtomicCheckpointSaver, capture_rng, load_weights, read_checkpoint, restore_rng
+from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, train_parser
 from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
-from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.engine.scaled_lr import scaled_lr
 from seresnet_timm.errors import RunError, UsageError
@@ -60,6 +62,7 @@ def main(
         plan: Optional[Dict[str, Any]] = None,
         loss_scale: Optional[float] = None,
         half_weights: bool = False,
+        fast_jpeg: str = 'auto',
 ) -> None:
     """Run a training.
 
@@ -68,6 +71,7 @@ def main(
         plan: The launcher's decisions, for `run.json`; None if there was no launcher: they are made and printed here.
         loss_scale: Fixed loss scale of fp16 mixed precision, None for a dynamic one.
         half_weights: fp16 weights with float32 masters (O2), with `--amp`.
+        fast_jpeg: Decode JPEGs fast: auto, on, or off (timm's loading, bit for bit).
 
     Raises:
         UsageError: The flags ask for something that cannot be done; nothing has been written.
@@ -88,8 +92,9 @@ def main(
     model_dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
     autocast = devices.autocast(device, args.amp, args.amp_dtype)
     loss_scaler, scaler_reason = devices.create_loss_scaler(device, args.amp, args.amp_dtype, loss_scale)
+    decoder, decoder_reason = choose_decoder(args, fast_jpeg)
     if plan is None:
-        plan = make_plan(args, device_reason, scaler_reason)
+        plan = make_plan(args, device_reason, scaler_reason, decoder_reason)
         if is_primary:
             log_plan(plan)
     utils.random_seed(args.seed, args.rank)
@@ -119,7 +124,7 @@ def main(
         model, criterion=training_loss(args).to(device), device=device, dtype=model_dtype, verbose=is_primary)
 
     # data
-    train_loader, mixup_fn = loaders.train_loader(args, data_config, device, model_dtype)
+    train_loader, mixup_fn = loaders.train_loader(args, data_config, device, model_dtype, decoder)
     if len(train_loader) == 0:
         raise UsageError(
             f'One training batch needs {args.batch_size * args.world_size} images (-b {args.batch_size} on '
@@ -128,7 +133,7 @@ def main(
     if args.val_split:
         eval_loader = loaders.eval_loader(
             args, args.val_split, args.validation_batch_size or args.batch_size, data_config, device, model_dtype,
-            num_samples=args.val_num_samples, crop_pct=data_config['crop_pct'])
+            num_samples=args.val_num_samples, decoder=decoder, crop_pct=data_config['crop_pct'])
 
     # optimizer, and the state of a run to continue
     if not args.lr:
@@ -165,7 +170,7 @@ def main(
     start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     if args.resume and not args.no_resume_opt:
         restore_random_state(args, device)
-    loaders.set_epoch(train_loader, start_epoch)
+    set_epoch(train_loader, start_epoch)
     switch_mixup_off(train_loader, mixup_fn, start_epoch, args)  # workers that start now keep what they see now
     train_loader = loaders.start_workers(train_loader)
     if eval_loader is not None:
@@ -242,12 +247,14 @@ def main(
     results = []
     try:
         for epoch in range(start_epoch, num_epochs):
-            loaders.set_epoch(train_loader, epoch)
+            set_epoch(train_loader, epoch)
             train_metrics, figures = train_one_epoch(
                 epoch, task, train_loader, optimizer, args, device, autocast,
                 loss_scaler=loss_scaler, model_dtype=model_dtype, mixup_fn=mixup_fn, lr_scheduler=lr_scheduler,
                 saver=saver, output_dir=output_dir, updates_per_epoch=updates_per_epoch,
             )
+            if is_primary:
+                _logger.info(describe_wait(epoch, figures, args.workers))
             memory = devices.peak_memory(device)
             if memory and is_primary:
                 figures.update(memory)
@@ -345,7 +352,7 @@ def is_own_folder(checkpoint: str, output_dir: str) -> bool:
     return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(output_dir)
 
 
-def make_plan(args, device_reason: str, scaler_reason: str) -> Dict[str, Any]:
+def make_plan(args, device_reason: str, scaler_reason: str, decoder_reason: str) -> Dict[str, Any]:
     """The decisions of a run without a launcher."""
     return {
         'script': f'bundled train.py of seresnet_timm {seresnet_timm.__version__}',
@@ -355,6 +362,7 @@ def make_plan(args, device_reason: str, scaler_reason: str) -> Dict[str, Any]:
         'loss_scaler': scaler_reason,
         'global_batch_size': args.batch_size * args.world_size * args.grad_accum_steps,
         'workers': args.workers,
+        'images': decoder_reason,
     }
 
 
@@ -364,6 +372,7 @@ def log_plan(plan: Dict[str, Any]) -> None:
     _logger.info(f'Device: {plan["device"]} ({plan["device_reason"]}), {plan["world_size"]} process(es)')
     _logger.info(f'Precision: {plan["precision"]}; loss scaler: {plan["loss_scaler"]}')
     _logger.info(f'Global batch size: {plan["global_batch_size"]}; loader workers a process: {plan["workers"]}')
+    _logger.info(f'Images: {plan["images"]}')
 
 
 def build_model(args) -> nn.Module:

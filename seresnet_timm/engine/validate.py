@@ -27,6 +27,7 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 import seresnet_timm
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints import load_weights
+from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.engine import loaders
 from seresnet_timm.engine.arguments import parse_args, validate_parser
 from seresnet_timm.engine.create_model import create_model
@@ -43,6 +44,7 @@ def main(
         print_decisions: bool = True,
         record: Optional[str] = None,
         fuse_bn: str = 'auto',
+        fast_jpeg: str = 'auto',
 ) -> None:
     """Run an evaluation, print its results as JSON, and write them to `--results-file`.
 
@@ -51,6 +53,7 @@ def main(
         print_decisions: Print device and precision; False where a launcher has.
         record: File for images, seconds, top1 and loss of the evaluation, for the launcher's final lines.
         fuse_bn: Fold BatchNorm into the convolutions: 'auto', 'on' or 'off'.
+        fast_jpeg: Decode JPEGs fast: auto, on, or off (timm's loading, bit for bit).
 
     Raises:
         UsageError: The flags ask for something that cannot be done.
@@ -61,6 +64,7 @@ def main(
     for module in args.device_modules or []:
         importlib.import_module(module)
     resolve_args(args)
+    args.decoder, decoder_reason = choose_decoder(args, fast_jpeg)
 
     args.device, device_reason = devices.select_device(args.device)
     device = utils.init_distributed_device(args)
@@ -75,6 +79,7 @@ def main(
         _logger.info(f'Script: bundled validate.py of seresnet_timm {seresnet_timm.__version__}')
         _logger.info(f'Device: {device} ({device_reason}), {args.world_size} process(es)')
         _logger.info(f'Precision: {precision}; loader workers a process: {args.workers}')
+        _logger.info(f'Images: {decoder_reason}')
 
     if os.path.isdir(args.checkpoint):
         checkpoints = [f for pattern in ('*.pth.tar', '*.pth', '*.safetensors')
@@ -177,6 +182,7 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
     loader = loaders.eval_loader(
         args, args.split, batch_size, data_config, device, model_dtype,
         num_samples=args.num_samples,
+        decoder=args.decoder,
         crop_pct=crop_pct,
         crop_mode=data_config['crop_mode'],
         crop_border_pixels=args.crop_border_pixels,

@@ -1,5 +1,6 @@
 """What the patched scripts call, as `_seresnet_timm`. See `patches` for why."""
 import functools
+import logging
 import os
 import time
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -13,9 +14,12 @@ from torch.utils.data import Dataset, IterableDataset
 from seresnet_timm import device as devices
 from seresnet_timm import run_record
 from seresnet_timm.checkpoints import AtomicCheckpointSaver, load_weights, read_checkpoint
+from seresnet_timm.data import loading
+from seresnet_timm.data.fast_jpeg import choose_decoder, wrap
+from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.loaders import seed_sampler, start_workers
-from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
 from seresnet_timm.engine.validate import fuse_bn_as_asked
 from seresnet_timm.errors import UsageError
 from seresnet_timm.fast_step import create_optimizer, ddp_arguments
@@ -24,10 +28,13 @@ from seresnet_timm.half_weights import exchange_in_half, use_half_weights
 
 __all__ = ['AtomicCheckpointSaver', 'create_optimizer', 'ddp_arguments', 'seed_sampler']
 
+_logger = logging.getLogger(__name__)
+
 # set by the worker before the script runs
 loss_scale: Optional[float] = None
 half_weights = False
 fuse_bn = 'auto'
+fast_jpeg = 'off'
 plan: Dict[str, Any] = {}
 
 
@@ -48,6 +55,18 @@ def prepare_model(model: torch.nn.Module) -> torch.nn.Module:
 def prepare_ddp(task) -> None:
     if half_weights:
         exchange_in_half(task.get_trainable_module())
+
+
+def fast_dataset(dataset: Any, args, is_training: bool) -> Any:
+    decoder, _ = choose_decoder(args, fast_jpeg)
+    seeds = None
+    if is_training:
+        seeds = SampleSeeds(args.seed, salt=args.rank if getattr(args, 'aug_repeats', 0) else 0)
+    return wrap(dataset, decoder, seeds)
+
+
+def finish_loader(loader, args):
+    return loading.finish(loader, getattr(args, 'seed', 0))
 
 
 def start_train_workers(loader, args):
@@ -147,6 +166,8 @@ def record_epoch(train_one_epoch: Callable) -> Callable:
     @functools.wraps(train_one_epoch)
     def measured(epoch, model, loader, optimizer, args, **kwargs):
         global _record
+        if loading.is_fast(loader.dataset):
+            loading.set_epoch(loader, epoch)
         throughput = Throughput()
         metrics = train_one_epoch(
             epoch, model, _TimedLoader(loader, throughput, args.world_size), optimizer, args, **kwargs)
@@ -156,7 +177,9 @@ def record_epoch(train_one_epoch: Callable) -> Callable:
                 _record = run_record.new_record(dict(plan, output=folder))
                 if args.resume and engine.is_own_folder(args.resume, folder):
                     _record = run_record.resume_record(folder, _record, epoch)
-            run_record.add_epoch(_record, folder, dict(epoch=epoch, **throughput.summary()), _record['best'])
+            figures = throughput.summary()
+            _logger.info(describe_wait(epoch, figures, args.workers))
+            run_record.add_epoch(_record, folder, dict(epoch=epoch, **figures), _record['best'])
         return metrics
     return measured
 
@@ -179,22 +202,22 @@ class _Share(Dataset):
     """Every n-th image of a dataset, from this rank's on: together the ranks have each image once."""
 
     def __init__(self, dataset: Dataset, rank: int, world_size: int):
-        self._dataset = dataset
+        self.dataset = dataset
         self._indices = range(rank, len(dataset), world_size)
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int):
-        return self._dataset[self._indices[index]]
+        return self.dataset[self._indices[index]]
 
     @property
     def transform(self):
-        return self._dataset.transform
+        return self.dataset.transform
 
     @transform.setter
     def transform(self, transform) -> None:
-        self._dataset.transform = transform  # timm's create_loader sets it
+        self.dataset.transform = transform  # timm's create_loader sets it
 
 
 def share_of_rank(dataset: Dataset, args) -> Dataset:

@@ -1,0 +1,552 @@
+/* Decode the part of a JPEG that a crop needs, and resize it: libjpeg-turbo, no GIL, no other dependency
+ *
+ * What the crop does not need is not decoded: columns by jpeg_crop_scanline, rows by jpeg_skip_scanlines, resolution by
+ * the inverse DCT at 1/2, 1/4 or 1/8. The resize is Pillow's: the filter widens with the reduction (antialias), and its
+ * window ends at the region, so that results are Pillow's up to rounding and, where the DCT reduces, up to the
+ * difference of two low-pass filters.
+ *
+ * Files may be hostile. Whatever libjpeg warns of or fails at, and whatever is not an 8-bit grey, RGB or YCbCr image of
+ * ordinary size, is answered with "not by me": the caller takes Pillow, which decides what timm would get. Loops are
+ * plain C; compilers turn them into vector code, for AVX2 in a second copy that is picked at load time.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+#if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2000000
+#error "libjpeg-turbo 2.0 or newer is needed: jpeg_crop_scanline and jpeg_skip_scanlines"
+#endif
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__AVX2__) && \
+    (!defined(__clang__) || __clang_major__ >= 14)
+#define VECTOR_CODE __attribute__((target_clones("avx2", "default")))
+#else
+#define VECTOR_CODE
+#endif
+
+#define MAX_PIXELS 89478485.0                 /* from here on Pillow warns of a decompression bomb */
+#define MAX_MEMORY (512L * 1024 * 1024)       /* of libjpeg, for progressive files */
+#define MAX_SCANS 100                         /* of a progressive file; more cost minutes and are an attack */
+#define TAIL 64                               /* the end-of-image marker lies within so many bytes of a whole file */
+#define MARGIN 2                              /* columns beside the region, which smooth chroma upsampling looks at */
+
+
+/* --- resizing ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    int count;       /* output pixels */
+    int taps;        /* weights of each; the last ones may be zero */
+    int first, last; /* inputs that are used: first <= i < last */
+    int *start;      /* first input of each output pixel */
+    int *length;     /* number of its inputs, those of weight zero at the end left out */
+    float *weight;   /* count x taps */
+} Filter;
+
+static double triangle(double x)
+{
+    x = fabs(x);
+    return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+static double cubic(double x) /* Keys with a = -0.5 */
+{
+    x = fabs(x);
+    if (x < 1.0)
+        return (1.5 * x - 2.5) * x * x + 1.0;
+    if (x < 2.0)
+        return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0;
+    return 0.0;
+}
+
+static void free_filter(Filter *f)
+{
+    free(f->start);
+    free(f->length);
+    free(f->weight);
+}
+
+/* Weights for output pixels offset .. offset + count - 1 of `full`, which stretch over the inputs low .. high.
+ * `reverse` mirrors the output. Returns 0 if memory is short. */
+static int make_filter(Filter *f, double low, double high, int full, int offset, int count, int bicubic, int reverse)
+{
+    double scale = (high - low) / full, stretch = scale < 1.0 ? 1.0 : scale;
+    double support = (bicubic ? 2.0 : 1.0) * stretch;
+    int begin = (int)floor(low), end = (int)ceil(high), room, most = 0, o, i;
+
+    f->count = count;
+    f->taps = room = (int)ceil(support) * 2 + 1;
+    f->start = malloc(sizeof(int) * (size_t)count);
+    f->length = malloc(sizeof(int) * (size_t)count);
+    f->weight = calloc((size_t)count * (size_t)f->taps, sizeof(float));
+    if (!f->start || !f->length || !f->weight)
+        return 0;
+    f->first = end;
+    f->last = begin;
+    for (o = 0; o < count; o++) {
+        double center = low + (offset + o + 0.5) * scale, sum = 0.0;
+        int from = (int)(center - support + 0.5), to = (int)(center + support + 0.5);
+        int slot = reverse ? count - 1 - o : o;
+        float *weight = f->weight + (size_t)slot * f->taps;
+        if (from < begin)
+            from = begin;
+        if (to > end)
+            to = end;
+        if (to <= from) { /* cannot be by the arithmetic above, but nothing may be read out of bounds */
+            from = from < end ? from : end - 1;
+            to = from + 1;
+        }
+        for (i = from; i < to; i++) {
+            double x = (i - center + 0.5) / stretch, w = bicubic ? cubic(x) : triangle(x);
+            weight[i - from] = (float)w;
+            sum += w;
+        }
+        for (i = 0; i < to - from; i++)
+            weight[i] = sum != 0.0 ? (float)(weight[i] / sum) : 1.0f / (to - from);
+        f->start[slot] = from;
+        f->length[slot] = to - from;
+        if (to - from > most)
+            most = to - from;
+        if (from < f->first)
+            f->first = from;
+        if (to > f->last)
+            f->last = to;
+    }
+    f->taps = most; /* as many for every pixel, so that the inner loop is the same for all */
+    for (o = 1; o < count; o++)
+        memmove(f->weight + (size_t)o * most, f->weight + (size_t)o * room, sizeof(float) * (size_t)most);
+    return 1;
+}
+
+/* out[t] = sum over rows r of weight[r] * in[r * stride + t] */
+VECTOR_CODE
+static void blend_rows(const uint8_t *restrict in, size_t stride, const float *restrict weight, int rows, int n,
+                       float *restrict out)
+{
+    int t, r = 0;
+    if (rows >= 4) {
+        const uint8_t *restrict a = in, *restrict b = in + stride, *restrict c = b + stride, *restrict d = c + stride;
+        float ka = weight[0], kb = weight[1], kc = weight[2], kd = weight[3];
+        for (t = 0; t < n; t++)
+            out[t] = ka * a[t] + kb * b[t] + kc * c[t] + kd * d[t];
+        r = 4;
+    } else if (rows == 3) {
+        const uint8_t *restrict a = in, *restrict b = in + stride, *restrict c = b + stride;
+        float ka = weight[0], kb = weight[1], kc = weight[2];
+        for (t = 0; t < n; t++)
+            out[t] = ka * a[t] + kb * b[t] + kc * c[t];
+        r = 3;
+    } else if (rows == 2) {
+        const uint8_t *restrict a = in, *restrict b = in + stride;
+        float ka = weight[0], kb = weight[1];
+        for (t = 0; t < n; t++)
+            out[t] = ka * a[t] + kb * b[t];
+        r = 2;
+    } else {
+        float ka = weight[0];
+        for (t = 0; t < n; t++)
+            out[t] = ka * in[t];
+        r = 1;
+    }
+    for (; r + 1 < rows; r += 2) {
+        const uint8_t *restrict a = in + r * stride, *restrict b = a + stride;
+        float ka = weight[r], kb = weight[r + 1];
+        for (t = 0; t < n; t++)
+            out[t] += ka * a[t] + kb * b[t];
+    }
+    if (r < rows) {
+        const uint8_t *restrict a = in + r * stride;
+        float ka = weight[r];
+        for (t = 0; t < n; t++)
+            out[t] += ka * a[t];
+    }
+}
+
+typedef float Pixel __attribute__((vector_size(16)));   /* RGBX; GCC and Clang have such types on every machine */
+typedef int32_t Integers __attribute__((vector_size(16)));
+
+static inline Pixel load_pixel(const float *p)
+{
+    Pixel v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* A pixel as bytes: the red one lowest. */
+static inline uint32_t pack_pixel(Pixel p)
+{
+    Integers v = __builtin_convertvector(p, Integers);
+    v &= ~(v >> 31);                  /* 0 where negative */
+    v = (v | (255 - v) >> 31) & 255;  /* 255 where larger */
+    return (uint32_t)v[0] | (uint32_t)v[1] << 8 | (uint32_t)v[2] << 16;
+}
+
+/* One output row of packed RGB pixels from a blended row that begins at input column `first`; for a number of taps. */
+#define BLEND_COLUMNS(TAPS)                                                                  \
+    for (x = 0; x < f->count; x++) {                                                         \
+        const float *weight = f->weight + (size_t)x * f->taps;                               \
+        const float *in = row + 4 * (size_t)(f->start[x] - f->first);                        \
+        Pixel sum = {0.5f, 0.5f, 0.5f, 0.5f}; /* rounds when it is cut to an integer */      \
+        for (i = 0; i < (TAPS); i++)                                                         \
+            sum += weight[i] * load_pixel(in + 4 * i);                                       \
+        out[x] = pack_pixel(sum);                                                            \
+    }
+
+VECTOR_CODE
+static void blend_columns(const float *restrict row, const Filter *f, uint32_t *restrict out)
+{
+    int x, i;
+    switch (f->taps) {
+    case 2: BLEND_COLUMNS(2) break;
+    case 3: BLEND_COLUMNS(3) break;
+    case 4: BLEND_COLUMNS(4) break;
+    case 5: BLEND_COLUMNS(5) break;
+    default: BLEND_COLUMNS(f->taps)
+    }
+}
+
+/* Packed pixels into three rows of bytes, or one of three bytes a pixel. */
+VECTOR_CODE
+static void store_planes(const uint32_t *restrict row, int n, uint8_t *restrict red, uint8_t *restrict green,
+                         uint8_t *restrict blue)
+{
+    int x;
+    for (x = 0; x < n; x++)
+        red[x] = (uint8_t)row[x];
+    for (x = 0; x < n; x++)
+        green[x] = (uint8_t)(row[x] >> 8);
+    for (x = 0; x < n; x++)
+        blue[x] = (uint8_t)(row[x] >> 16);
+}
+
+static void store_pixels(const uint32_t *restrict row, int n, uint8_t *restrict out)
+{
+    int x;
+    for (x = 0; x < n; x++) {
+        out[3 * x] = (uint8_t)row[x];
+        out[3 * x + 1] = (uint8_t)(row[x] >> 8);
+        out[3 * x + 2] = (uint8_t)(row[x] >> 16);
+    }
+}
+
+
+/* --- decoding ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    struct jpeg_error_mgr base; /* first: libjpeg knows only this part */
+    jmp_buf escape;
+} Errors;
+
+static void fail(j_common_ptr info)
+{
+    longjmp(((Errors *)info->err)->escape, 1);
+}
+
+static void note_warning(j_common_ptr info, int level)
+{
+    if (level < 0)
+        fail(info); /* Pillow decides what a damaged file is worth */
+}
+
+static void say_nothing(j_common_ptr info)
+{
+    (void)info;
+}
+
+static void limit_scans(j_common_ptr info)
+{
+    if (((j_decompress_ptr)info)->input_scan_number > MAX_SCANS)
+        fail(info);
+}
+
+typedef struct {
+    /* region of the image, in pixels */
+    double left, top, width, height;
+    /* it becomes full_width x full_height, of which this window is wanted */
+    int full_width, full_height, x, y, out_width, out_height;
+    int bicubic, hflip, vflip, planar;
+    int max_reduction; /* of the DCT: 1, 2, 4 or 8 */
+} Request;
+
+typedef struct {
+    struct jpeg_decompress_struct info;
+    struct jpeg_progress_mgr progress;
+    Errors errors;
+    int is_open;
+    int reduction;   /* of the DCT */
+    Filter columns, rows;
+    uint8_t *pixels; /* decoded rows, RGBX */
+    size_t stride;
+    int left;        /* image column of pixels[0] */
+    float *blended;  /* a row of output height and input width */
+    uint32_t *line;  /* a row of the output */
+} Work;
+
+static void close_work(Work *w)
+{
+    if (w->is_open)
+        jpeg_destroy_decompress(&w->info);
+    free_filter(&w->columns);
+    free_filter(&w->rows);
+    free(w->pixels);
+    free(w->blended);
+    free(w->line);
+}
+
+/* Start reading; the caller has set w->errors.escape. Returns 0 for a file that is Pillow's. */
+static int open_file(Work *w, const uint8_t *data, size_t size)
+{
+    jpeg_create_decompress(&w->info);
+    w->is_open = 1;
+    w->info.mem->max_memory_to_use = MAX_MEMORY;
+    w->progress.progress_monitor = limit_scans;
+    w->info.progress = &w->progress;
+    jpeg_mem_src(&w->info, (unsigned char *)data, (unsigned long)size);
+    if (jpeg_read_header(&w->info, TRUE) != JPEG_HEADER_OK || w->info.data_precision != 8)
+        return 0;
+    if (w->info.jpeg_color_space != JCS_YCbCr && w->info.jpeg_color_space != JCS_GRAYSCALE &&
+        w->info.jpeg_color_space != JCS_RGB)
+        return 0;
+    return (double)w->info.image_width * w->info.image_height <= MAX_PIXELS;
+}
+
+static void prepare_errors(Work *w)
+{
+    memset(w, 0, sizeof *w);
+    w->info.err = jpeg_std_error(&w->errors.base);
+    w->errors.base.error_exit = fail;
+    w->errors.base.emit_message = note_warning;
+    w->errors.base.output_message = say_nothing;
+}
+
+static int is_whole(const uint8_t *data, size_t size)
+{
+    size_t i, first = size > TAIL ? size - TAIL : 0;
+    for (i = size; i-- > first + 1;)
+        if (data[i] == 0xD9 && data[i - 1] == 0xFF)
+            return 1;
+    return 0;
+}
+
+/* Width and height, or 0 for a file that is Pillow's. `w` is the caller's to close. */
+static int read_size(Work *w, const uint8_t *data, size_t size, int *width, int *height)
+{
+    prepare_errors(w);
+    if (setjmp(w->errors.escape))
+        return 0;
+    if (!is_whole(data, size) || !open_file(w, data, size))
+        return 0;
+    *width = (int)w->info.image_width;
+    *height = (int)w->info.image_height;
+    return 1;
+}
+
+/* Decode the rows and columns that the filters of `w` ask for. What changes here lives in *w, not in locals that
+ * longjmp would leave undefined. Returns 0 for a file that is Pillow's. */
+static int decode_region(Work *w, const uint8_t *data, size_t size, const Request *r)
+{
+    struct jpeg_decompress_struct *info = &w->info;
+    JDIMENSION left, width;
+    int right;
+
+    prepare_errors(w);
+    if (setjmp(w->errors.escape))
+        return 0;
+    if (!is_whole(data, size) || !open_file(w, data, size))
+        return 0;
+    if (r->left + r->width > info->image_width || r->top + r->height > info->image_height)
+        return 0;
+    for (w->reduction = 1; w->reduction < r->max_reduction; w->reduction *= 2)
+        if (r->width / (2 * w->reduction) < r->full_width || r->height / (2 * w->reduction) < r->full_height)
+            break;
+    info->scale_num = 1;
+    info->scale_denom = (unsigned int)w->reduction;
+    info->out_color_space = JCS_EXT_RGBX;
+    info->dct_method = JDCT_ISLOW;
+    info->do_fancy_upsampling = TRUE;
+    if (!make_filter(&w->columns, r->left / w->reduction, (r->left + r->width) / w->reduction, r->full_width, r->x,
+                     r->out_width, r->bicubic, r->hflip) ||
+        !make_filter(&w->rows, r->top / w->reduction, (r->top + r->height) / w->reduction, r->full_height, r->y,
+                     r->out_height, r->bicubic, r->vflip))
+        return 0;
+    jpeg_start_decompress(info);
+    if (w->columns.last > (int)info->output_width || w->rows.last > (int)info->output_height)
+        return 0;
+
+    left = w->columns.first > MARGIN ? (JDIMENSION)(w->columns.first - MARGIN) : 0;
+    right = w->columns.last + MARGIN;
+    if (right > (int)info->output_width)
+        right = (int)info->output_width;
+    width = (JDIMENSION)right - left;
+    if (width < info->output_width)
+        jpeg_crop_scanline(info, &left, &width); /* moves left to the start of a block */
+    w->left = (int)left;
+    w->stride = (size_t)info->output_width * 4;
+    w->pixels = malloc(w->stride * (size_t)(w->rows.last - w->rows.first));
+    if (!w->pixels)
+        return 0;
+    if (w->rows.first > 0)
+        jpeg_skip_scanlines(info, (JDIMENSION)w->rows.first);
+    while (info->output_scanline < (JDIMENSION)w->rows.last) {
+        JSAMPROW row = w->pixels + w->stride * (info->output_scanline - (JDIMENSION)w->rows.first);
+        jpeg_read_scanlines(info, &row, 1);
+    }
+    jpeg_abort_decompress(info); /* rows below the region are not decoded */
+    return 1;
+}
+
+static int decode_and_resize(Work *w, const uint8_t *data, size_t size, const Request *r, uint8_t *out)
+{
+    size_t plane = (size_t)r->out_width * r->out_height;
+    int n, o;
+
+    if (!decode_region(w, data, size, r))
+        return 0;
+    if (!out)
+        return 1;
+    n = 4 * (w->columns.last - w->columns.first);
+    w->blended = calloc((size_t)n + 4 * (size_t)w->columns.taps, sizeof(float)); /* weights of zero read past the end */
+    w->line = malloc(sizeof(uint32_t) * (size_t)r->out_width);
+    if (!w->blended || !w->line)
+        return 0;
+    for (o = 0; o < r->out_height; o++) {
+        const uint8_t *in = w->pixels + (size_t)(w->rows.start[o] - w->rows.first) * w->stride +
+                            4 * (size_t)(w->columns.first - w->left);
+        blend_rows(in, w->stride, w->rows.weight + (size_t)o * w->rows.taps, w->rows.length[o], n, w->blended);
+        blend_columns(w->blended, &w->columns, w->line);
+        if (r->planar) {
+            uint8_t *to = out + (size_t)o * r->out_width;
+            store_planes(w->line, r->out_width, to, to + plane, to + 2 * plane);
+        } else {
+            store_pixels(w->line, r->out_width, out + 3 * (size_t)o * r->out_width);
+        }
+    }
+    return 1;
+}
+
+
+/* --- Python -------------------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(size_doc,
+"size(data)\n--\n\n"
+"Width and height of a JPEG, from its header; None for what `decode` would not take.");
+
+static PyObject *py_size(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    Work work;
+    int width = 0, height = 0, ok;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "y*", &data))
+        return NULL;
+    ok = read_size(&work, data.buf, (size_t)data.len, &width, &height);
+    close_work(&work);
+    PyBuffer_Release(&data);
+    if (!ok)
+        Py_RETURN_NONE;
+    return Py_BuildValue("ii", width, height);
+}
+
+PyDoc_STRVAR(decode_doc,
+"decode(data, out, box, size, window, bicubic=False, hflip=False, vflip=False, planar=True, max_reduction=8)\n--\n\n"
+"Decode a region of a JPEG, resize it with antialias, and write a window of the result into `out`, without the GIL.\n\n"
+"Args:\n"
+"    data: The file's bytes.\n"
+"    out: Writable buffer of 3 * window width * window height bytes: uint8, CHW if planar, else HWC, RGB. None: decode\n"
+"        only, to see whether the file is sound, or how long that takes.\n"
+"    box: Region as (left, top, width, height) in pixels of the image.\n"
+"    size: (width, height) that the region is resized to.\n"
+"    window: Part of that as (x, y, width, height).\n"
+"    bicubic: Bicubic instead of bilinear.\n"
+"    hflip, vflip: Mirror the result.\n"
+"    max_reduction: The DCT may halve the resolution up to this factor (1, 2, 4 or 8), never below `size`.\n\n"
+"Returns:\n"
+"    True; or False, with `out` undefined, for a file that Pillow should decide on: damaged, CMYK, 12 bits, huge.\n\n"
+"Raises:\n"
+"    ValueError: The arguments do not fit each other.");
+
+static PyObject *py_decode(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"data", "out", "box", "size", "window", "bicubic", "hflip", "vflip", "planar",
+                            "max_reduction", NULL};
+    PyObject *target;
+    Py_buffer data, out;
+    Request r;
+    Work work;
+    int left, top, width, height, ok;
+    (void)self;
+
+    memset(&r, 0, sizeof r);
+    r.planar = 1;
+    r.max_reduction = 8;
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "y*O(iiii)(ii)(iiii)|ppppi", names, &data, &target, &left, &top, &width, &height, &r.full_width,
+            &r.full_height, &r.x, &r.y, &r.out_width, &r.out_height, &r.bicubic, &r.hflip, &r.vflip, &r.planar,
+            &r.max_reduction))
+        return NULL;
+    if (left < 0 || top < 0 || width < 1 || height < 1 || r.full_width < 1 || r.full_height < 1 || r.x < 0 || r.y < 0 ||
+        r.out_width < 1 || r.out_height < 1 || r.out_width > r.full_width - r.x || r.out_height > r.full_height - r.y ||
+        r.full_width > JPEG_MAX_DIMENSION || r.full_height > JPEG_MAX_DIMENSION) {
+        PyErr_SetString(PyExc_ValueError, "box, size and window do not fit each other");
+        PyBuffer_Release(&data);
+        return NULL;
+    }
+    memset(&out, 0, sizeof out);
+    if (target != Py_None) {
+        if (PyObject_GetBuffer(target, &out, PyBUF_WRITABLE) < 0) {
+            PyBuffer_Release(&data);
+            return NULL;
+        }
+        if (out.len != (Py_ssize_t)3 * r.out_width * r.out_height) {
+            PyErr_SetString(PyExc_ValueError, "out has not 3 * width * height bytes");
+            PyBuffer_Release(&data);
+            PyBuffer_Release(&out);
+            return NULL;
+        }
+    }
+    r.left = left;
+    r.top = top;
+    r.width = width;
+    r.height = height;
+    Py_BEGIN_ALLOW_THREADS
+    ok = decode_and_resize(&work, data.buf, (size_t)data.len, &r, out.buf);
+    close_work(&work);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    if (target != Py_None)
+        PyBuffer_Release(&out);
+    return PyBool_FromLong(ok);
+}
+
+static PyMethodDef methods[] = {
+    {"size", py_size, METH_VARARGS, size_doc},
+    {"decode", (PyCFunction)(void (*)(void))py_decode, METH_VARARGS | METH_KEYWORDS, decode_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_jpeg", "Region decoding of JPEGs with libjpeg-turbo.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__jpeg(void)
+{
+    PyObject *m = PyModule_Create(&module);
+    char version[32];
+    if (!m)
+        return NULL;
+    snprintf(version, sizeof version, "%d.%d.%d", LIBJPEG_TURBO_VERSION_NUMBER / 1000000,
+             LIBJPEG_TURBO_VERSION_NUMBER / 1000 % 1000, LIBJPEG_TURBO_VERSION_NUMBER % 1000);
+    if (PyModule_AddStringConstant(m, "libjpeg_turbo", version) < 0) {
+        Py_DECREF(m);
+        return NULL;
+    }
+    return m;
+}

@@ -1,0 +1,389 @@
+"""Fast JPEG input for timm's loaders: the crop is drawn from the header, then only what it needs is decoded
+
+`FastJpegDataset` stands in for timm's ImageDataset. timm's `create_loader` gives it timm's transform, which `Pipeline`
+splits: crop, resize and flips become a `Cut` for the decoder, the rest (auto-augment, colour jitter, normalisation)
+stays timm's and gets what it would have got. A transform that does not begin with a known crop, and a file that is no
+ordinary JPEG, take Pillow.
+"""
+import copy
+import logging
+import math
+import random
+from typing import Any, Callable, List, Optional, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import AugMixDataset
+from timm.data.dataset import ImageDataset
+from timm.data.transforms import (
+    CenterCropOrPad,
+    MaybePILToTensor,
+    MaybeToTensor,
+    RandomCropOrPad,
+    RandomResizedCropAndInterpolation,
+    ResizeKeepRatio,
+    TrimBorder,
+    interp_mode_to_str,
+)
+from torch.utils.data import Dataset, get_worker_info
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from seresnet_timm.data import jpeg
+from seresnet_timm.data.jpeg import Cut, Decoder
+from seresnet_timm.data.seeding import BATCH, Batch, SampleSeeds, SeededDataset, global_generators, repeats
+from seresnet_timm.errors import UsageError
+
+_logger = logging.getLogger(__name__)
+
+MODES = ('auto', 'on', 'off')
+
+
+def choose(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epochs: bool = False) -> Tuple[
+        Optional[Decoder], str]:
+    """Decoder of a run, None for timm's own loading, and the reason.
+
+    Args:
+        mode: `--fast-jpeg`: auto, on or off.
+        dataset: timm's name of the dataset (`--dataset`).
+        image_mode: Pillow's mode that images are converted to.
+        multi_epochs: `--use-multi-epochs-loader`.
+
+    Raises:
+        UsageError: It is asked for and cannot be had.
+    """
+    if mode == 'off':
+        return None, '--fast-jpeg off'
+    found = jpeg.decoders()
+    kind = dataset.split('/')[0] if '/' in dataset else ''
+    if not found:
+        why = 'neither the C decoder nor simplejpeg is installed: pip install simplejpeg'
+    elif kind in ('torch', 'tfds', 'wds', 'hfids'):
+        why = f'--dataset {dataset} decodes for itself'
+    elif image_mode != 'RGB':
+        why = f'images are read as {image_mode}'
+    elif multi_epochs:
+        why = '--use-multi-epochs-loader reads images before their epoch begins'
+    else:
+        return found[0], jpeg.describe(found[0])
+    if mode == 'on':
+        raise UsageError(f'--fast-jpeg on is not possible: {why}.')
+    return None, why
+
+
+def choose_decoder(args, mode: str) -> Tuple[Optional[Decoder], str]:
+    """`choose` for the flags of a script; the reason as a line of the plan."""
+    channels = (getattr(args, 'input_size', None) or [getattr(args, 'in_chans', None) or 3])[0]
+    decoder, why = choose(
+        mode, args.dataset or '', getattr(args, 'input_img_mode', None) or ('RGB' if channels == 3 else 'L'),
+        getattr(args, 'use_multi_epochs_loader', False))
+    return decoder, f'fast JPEG decoding by {why}' if decoder else f"timm's own loading ({why})"
+
+
+# --- timm's transform -------------------------------------------------------------------------------------------------
+
+Step = Callable[[Any], Any]
+Drawn = Tuple[Cut, List[Step]]
+QUIET = (MaybePILToTensor, MaybeToTensor, transforms.ToTensor, transforms.Normalize)  # draw nothing
+
+
+class Pipeline:
+    """timm's transform, split into what a decoder does and the steps that remain.
+
+    Attributes:
+        is_known: It begins with a crop that a decoder can do.
+        draws_globally: Something in it draws from the global generators.
+        wants_tensor: What follows the crop takes a uint8 tensor (3, H, W) as well as an image.
+        size: (H, W) of all results, if they are uint8 tensors without further steps.
+    """
+
+    def __init__(self, transform: Optional[Step]):
+        self.transform = transform
+        steps = list(transform.transforms) if isinstance(transform, transforms.Compose) else []
+        steps = [s for s in steps if not _does_nothing(s)]
+        self._border = steps.pop(0).border_size if steps and isinstance(steps[0], TrimBorder) else 0
+        self._crop: Optional[Step] = None
+        self._resize: Optional[Step] = None
+        self._flips: List[Tuple[bool, float]] = []
+        if steps and isinstance(steps[0], RandomResizedCropAndInterpolation):
+            self._crop = steps.pop(0)
+        elif len(steps) > 1 and isinstance(steps[0], (transforms.Resize, ResizeKeepRatio)) and isinstance(
+                steps[1], (transforms.CenterCrop, CenterCropOrPad, RandomCropOrPad)):
+            self._resize, self._crop = steps[0], steps[1]
+            steps = steps[2:]
+        self.is_known = self._crop is not None and self._is_interpolated() and (
+            getattr(self._resize, 'max_size', None) is None)
+        self._after_crop = list(steps)
+        while steps and isinstance(steps[0], (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip)):
+            flip = steps.pop(0)
+            self._flips.append((isinstance(flip, transforms.RandomHorizontalFlip), flip.p))
+        self._rest = steps
+        self.wants_tensor = bool(steps) and isinstance(steps[0], MaybePILToTensor)
+        is_quiet = all(isinstance(step, QUIET) for step in steps)
+        self.size = tuple(self._crop.size) if self.is_known and self.wants_tensor and len(steps) == 1 else None
+        self.draws_globally = transform is not None and not (
+            self.is_known and is_quiet and not isinstance(self._resize, ResizeKeepRatio))
+
+    def _is_interpolated(self) -> bool:
+        modes = (self._resize or self._crop).interpolation
+        modes = modes if isinstance(modes, (tuple, list)) else (modes,)
+        return all(m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC) for m in modes)
+
+    def draw(self, width: int, height: int, generator: Optional[random.Random]) -> Optional[Drawn]:
+        """What becomes of an image of this size.
+
+        Args:
+            width: In pixels.
+            height: In pixels.
+            generator: Draws crop and flips; None for Python's global one.
+
+        Returns:
+            The cut, and the steps that follow it; None if the whole transform takes Pillow.
+        """
+        generator = generator or random
+        left = top = 0
+        if self._border:
+            left, top = min(self._border, width), min(self._border, height)
+            width, height = max(0, width - 2 * self._border), max(0, height - 2 * self._border)
+            if not width or not height:
+                return None
+        if self._resize is None:
+            y, x, h, w = random_resized_crop(width, height, self._crop.scale, self._crop.ratio, generator)
+            out_h, out_w = self._crop.size
+            box, size, window = (left + x, top + y, w, h), (out_w, out_h), (0, 0, out_w, out_h)
+            interpolation = _interpolation(self._crop, generator)
+        else:
+            box = (left, top, width, height)
+            size = self._resized(width, height)
+            interpolation = _interpolation(self._resize, generator)
+            if min(size) < 1:
+                return None
+            window = self._window(*size)
+            if window is None:  # smaller than the crop, which pads then
+                return Cut(box, size, (0, 0, *size), interpolation), [self._crop, *self._after_crop]
+        hflip = vflip = False
+        for is_horizontal, p in self._flips:
+            if generator.random() < p:
+                hflip, vflip = hflip ^ is_horizontal, vflip ^ (not is_horizontal)
+        return Cut(box, size, window, interpolation, hflip, vflip), self._rest
+
+    def _resized(self, width: int, height: int) -> Tuple[int, int]:
+        step = self._resize
+        if isinstance(step, ResizeKeepRatio):
+            h, w = step.get_params(
+                stand_in(width, height), step.size, step.longest, step.random_scale_prob, step.random_scale_range,
+                step.random_scale_area, step.random_aspect_prob, step.random_aspect_range)
+            return w, h
+        if not isinstance(step.size, int) and len(step.size) == 2:
+            return step.size[1], step.size[0]
+        short = step.size if isinstance(step.size, int) else step.size[0]
+        long = int(short * max(width, height) / min(width, height))  # torchvision's rounding
+        return (short, long) if width <= height else (long, short)
+
+    def _window(self, width: int, height: int) -> Optional[Tuple[int, int, int, int]]:
+        h, w = self._crop.size
+        if w > width or h > height:
+            return None
+        if isinstance(self._crop, RandomCropOrPad):
+            y, x = self._crop.get_params(stand_in(width, height), self._crop.size)
+        else:
+            y, x = int(round((height - h) / 2.)), int(round((width - w) / 2.))  # torchvision's and timm's rounding
+        return x, y, w, h
+
+
+def stand_in(width: int, height: int) -> torch.Tensor:
+    """Something of an image's size, for functions of timm's that look at nothing else."""
+    return torch.empty(()).expand(height, width)
+
+
+def _does_nothing(step: Step) -> bool:
+    """timm's `--color-jitter 0` is a jitter without any factor."""
+    return isinstance(step, transforms.ColorJitter) and all(
+        f is None for f in (step.brightness, step.contrast, step.saturation, step.hue))
+
+
+def _interpolation(step: Step, generator) -> str:
+    modes = step.interpolation
+    return interp_mode_to_str(generator.choice(modes) if isinstance(modes, (tuple, list)) else modes)
+
+
+def random_resized_crop(
+        width: int,
+        height: int,
+        scale: Tuple[float, float],
+        ratio: Tuple[float, float],
+        generator,
+) -> Tuple[int, int, int, int]:
+    """timm's RandomResizedCropAndInterpolation.get_params, drawing from a generator that is passed.
+
+    Returns:
+        top, left, height, width; the same as timm's with Python's generator in the same state.
+    """
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = generator.uniform(*scale) * (width * height)
+        aspect = math.exp(generator.uniform(*log_ratio))
+        w, h = int(round(math.sqrt(area * aspect))), int(round(math.sqrt(area / aspect)))
+        if w <= width and h <= height:
+            top = generator.randint(0, height - h)
+            return top, generator.randint(0, width - w), h, w
+    w, h = width, height
+    if width / height < min(ratio):
+        h = int(round(width / min(ratio)))
+    elif width / height > max(ratio):
+        w = int(round(height * max(ratio)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+class FastJpegDataset(Dataset):
+    """timm's ImageDataset with fast decoding; set its `transform` to timm's, as `create_loader` does.
+
+    Args:
+        dataset: timm's dataset.
+        decoder: As from `choose`.
+        seeds: Seeds of the samples; None where nothing is random, or where a wrapper seeds the global generators.
+
+    Attributes:
+        one_tensor: The images of a batch may be put into one tensor, `Batch.images`, for `loading.collate`.
+    """
+
+    def __init__(self, dataset: ImageDataset, decoder: Decoder, seeds: Optional[SampleSeeds] = None):
+        self.dataset = copy.copy(dataset)
+        self.dataset.load_bytes = True
+        self.dataset.transform = None
+        self.decoder, self.seeds = decoder, seeds
+        self.pipeline = Pipeline(dataset.transform)
+        self.one_tensor = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset':  # not there yet, when it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def transform(self):
+        return self.pipeline.transform
+
+    @transform.setter
+    def transform(self, transform) -> None:
+        self.pipeline = Pipeline(transform)
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.seeds is not None:
+            self.seeds.set_epoch(epoch)
+
+    @property
+    def suits_threads(self) -> bool:
+        """Samples can be loaded side by side by threads of this process."""
+        return self.decoder.suits_threads and self.pipeline.size is not None and not self.pipeline.draws_globally
+
+    def __getitem__(self, index: int):
+        return self.sample(index)
+
+    def __getitems__(self, indices: List[int]) -> Batch:
+        images, places = None, [None] * len(indices)
+        if self.one_tensor and self.pipeline.size is not None:
+            images = batch_memory(len(indices), *self.pipeline.size)
+            places = list(images.numpy())
+        samples = [self.sample(i, r, place) for i, r, place in zip(indices, repeats(indices), places)]
+        return Batch(samples, self.seeds and self.seeds.key(BATCH, indices[0]), images)
+
+    def sample(self, index: int, repeat: int = 0, out: Optional[np.ndarray] = None) -> Tuple:
+        """Image and target, as timm's dataset gives them.
+
+        Args:
+            index: Of the image.
+            repeat: Its earlier occurrences in the batch.
+            out: Array (3, H, W) for the image, which is then returned, where `pipeline.size` is known.
+        """
+        if self.seeds is None:
+            return self._load(index, None, out)
+        key = self.seeds.sample(index, repeat)
+        if not self.pipeline.draws_globally:
+            return self._load(index, random.Random(key), out)
+        with global_generators(key):
+            return self._load(index, None, out)
+
+    def _load(self, index: int, generator: Optional[random.Random], out: Optional[np.ndarray]) -> Tuple:
+        for _ in range(self.dataset._max_retries):
+            data, *others = self.dataset[index]
+            size = self.decoder.size(data) if self.pipeline.is_known else None
+            image = None
+            if size is None:
+                try:
+                    image = jpeg.open_image(data, self.dataset.input_img_mode)
+                except OSError as e:  # timm's way with a damaged file
+                    _logger.warning(f'Skipped sample (index {index}). {e}')
+                    index = (index + 1) % len(self.dataset)
+                    continue
+                size = image.size
+            drawn = self.pipeline.draw(*size, generator) if self.pipeline.is_known else None
+            try:
+                return self._transform(data, image, drawn, out), *others
+            except _Damaged as e:
+                _logger.warning(f'Skipped sample (index {index}). {e}')
+                index = (index + 1) % len(self.dataset)
+        raise RuntimeError(f'Failed to load {self.dataset._max_retries} consecutive samples')
+
+    def _transform(
+            self, data: bytes, image: Optional[Image.Image], drawn: Optional[Drawn], out: Optional[np.ndarray]) -> Any:
+        """Apply the pipeline to a file, of which `image` is the decoded form if it is there already."""
+        if drawn is None:
+            result, rest = image or self._open(data), [self.pipeline.transform] if self.pipeline.transform else []
+        else:
+            cut, rest = drawn
+            as_tensor = self.pipeline.wants_tensor and rest is self.pipeline._rest
+            array = self.decoder.decode(data, cut, as_tensor, out if as_tensor else None) if image is None else None
+            if array is not None and as_tensor and out is not None:
+                return out
+            if array is None:
+                result = jpeg.cut_image(image or self._open(data), cut)
+            else:
+                result = torch.from_numpy(array) if as_tensor else Image.fromarray(array)
+        for step in rest:
+            result = step(result)
+        if out is None:
+            return result
+        out[...] = result.numpy()
+        return out
+
+    def _open(self, data: bytes) -> Image.Image:
+        try:
+            return jpeg.open_image(data, self.dataset.input_img_mode)
+        except OSError as e:
+            raise _Damaged(str(e))
+
+
+def batch_memory(count: int, height: int, width: int) -> torch.Tensor:
+    """Room for a batch of uint8 images (N, 3, H, W); in a worker process in shared memory, so that it need not move."""
+    if get_worker_info() is None:
+        return torch.empty((count, 3, height, width), dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * 3 * height * width)  # as torch's default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, 3, height, width)
+
+
+class _Damaged(Exception):
+    """Pillow cannot decode a file either."""
+
+
+def wrap(dataset: Any, decoder: Optional[Decoder], seeds: Optional[SampleSeeds] = None) -> Any:
+    """Give a dataset of timm's fast decoding, before `create_loader` takes it.
+
+    Args:
+        dataset: As from timm's `create_dataset`, or an AugMixDataset of it.
+        decoder: As from `choose`; None leaves the dataset as it is.
+        seeds: For training.
+    """
+    images = dataset.dataset if isinstance(dataset, AugMixDataset) else dataset
+    if decoder is None or not isinstance(images, ImageDataset) or images.load_bytes:
+        return dataset
+    if images is dataset:
+        return FastJpegDataset(dataset, decoder, seeds)
+    dataset.dataset = FastJpegDataset(images, decoder)
+    return SeededDataset(dataset, seeds)

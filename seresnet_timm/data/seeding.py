@@ -1,0 +1,153 @@
+"""Randomness of data by (seed, epoch, index): the same for any number of workers, in a resumed run, in any order
+
+Sampling a crop takes a generator of its own. Transforms that draw from Python's, NumPy's and torch's global generators
+(timm's auto-augment, torchvision's colour jitter) find those seeded for their sample; in the main process the state is
+put back afterwards, so that loading there does not disturb the training.
+"""
+import hashlib
+import random
+import struct
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Sequence
+
+import numpy as np
+import torch
+from timm.data import FastCollateMixup
+from torch.utils.data import Dataset, get_worker_info
+
+# what a number is drawn for; part of the key, so that draws do not repeat each other
+SAMPLE, BATCH, SHUFFLE, WORKERS = range(4)
+
+
+def key_of(*numbers: int) -> int:
+    """A 64-bit seed that depends on all of the numbers."""
+    packed = struct.pack(f'<{len(numbers)}q', *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), 'little')
+
+
+@contextmanager
+def global_generators(key: int) -> Iterator[None]:
+    """Seed the global generators of the CPU; restore them in the main process. Not for threads."""
+    is_main = get_worker_info() is None
+    if is_main:
+        state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(key)
+    np.random.seed(key % 2 ** 32)
+    torch.default_generator.manual_seed(key % 2 ** 63)
+    try:
+        yield
+    finally:
+        if is_main:
+            random.setstate(state[0])
+            np.random.set_state(state[1])
+            torch.set_rng_state(state[2])
+
+
+class SampleSeeds:
+    """Seeds of the samples of a dataset.
+
+    Args:
+        seed: Seed of the run, the same on all ranks.
+        salt: Distinguishes ranks where they must augment the same image differently (repeated augmentation).
+    """
+
+    def __init__(self, seed: int, salt: int = 0):
+        self.seed, self.salt = seed, salt
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # running workers see it change
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def key(self, purpose: int, *numbers: int) -> int:
+        return key_of(purpose, self.seed, self.salt, self.epoch, *numbers)
+
+    def sample(self, index: int, repeat: int = 0) -> int:
+        """Seed of an image; `repeat` counts its earlier occurrences in the batch."""
+        return self.key(SAMPLE, index, repeat)
+
+
+class Batch(list):
+    """Samples of a batch.
+
+    Attributes:
+        seed: Seed of what is drawn for all of them together (mixup); None where nothing is.
+        images: Their images as one tensor (N, 3, H, W), if they lie in one.
+    """
+
+    def __init__(self, samples: Sequence, seed: Optional[int] = None, images: Optional[torch.Tensor] = None):
+        super().__init__(samples)
+        self.seed, self.images = seed, images
+
+
+def repeats(indices: Sequence[int]) -> List[int]:
+    """How often each index has occurred before in the batch."""
+    seen, result = {}, []
+    for i in indices:
+        result.append(seen.get(i, 0))
+        seen[i] = result[-1] + 1
+    return result
+
+
+class SeededDataset(Dataset):
+    """A dataset that draws from the global generators, with these seeded for every sample."""
+
+    def __init__(self, dataset: Dataset, seeds: SampleSeeds):
+        self.dataset, self.seeds = dataset, seeds
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ('dataset', 'seeds'):  # not there yet, when it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def transform(self):
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform) -> None:
+        self.dataset.transform = transform
+
+    def set_epoch(self, epoch: int) -> None:
+        self.seeds.set_epoch(epoch)
+
+    def __getitem__(self, index: int):
+        return self._sample(index, 0)
+
+    def __getitems__(self, indices: List[int]) -> Batch:
+        return Batch(
+            [self._sample(i, r) for i, r in zip(indices, repeats(indices))], self.seeds.key(BATCH, indices[0]))
+
+    def _sample(self, index: int, repeat: int):
+        with global_generators(self.seeds.sample(index, repeat)):
+            return self.dataset[index]
+
+
+class SeededMixup(FastCollateMixup):
+    """timm's mixup in the collate function, drawing from the batch's seed; running workers see it switched off."""
+
+    @classmethod
+    def of(cls, mixup: FastCollateMixup) -> 'SeededMixup':
+        own = cls.__new__(cls)
+        settings = dict(vars(mixup))
+        own._enabled = torch.tensor([settings.pop('mixup_enabled')]).share_memory_()
+        vars(own).update(settings)
+        return own
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return bool(self._enabled)
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        self._enabled.fill_(enabled)
+
+    def __call__(self, batch: Batch, _=None):
+        with global_generators(batch.seed):
+            return super().__call__(batch)

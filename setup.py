@@ -1,0 +1,54 @@
+"""Adds the optional C extension to setup.cfg: fast JPEG decoding, built where libjpeg-turbo's header is."""
+import os
+import sys
+import tempfile
+
+from setuptools import Extension, setup
+from setuptools.errors import CCompilerError, ExecError
+
+try:
+    from distutils.ccompiler import new_compiler  # setuptools' own copy
+    from distutils.sysconfig import customize_compiler
+except ImportError:
+    new_compiler = None
+
+LIBRARY = 'jpeg'
+PROBE = '''
+#include <stdio.h>
+#include <jpeglib.h>
+#if LIBJPEG_TURBO_VERSION_NUMBER < 2000000
+#error
+#endif
+void *volatile used[] = {(void *)jpeg_skip_scanlines, (void *)jpeg_crop_scanline};
+int main(void) { return !used[0] || !used[1]; }
+'''
+
+
+def can_build() -> bool:
+    """A C compiler, and libjpeg-turbo 2.0 or newer with its header: a tiny program compiles and links."""
+    if new_compiler is None or sys.platform == 'win32':
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, 'probe.c')
+        with open(source, 'w') as f:
+            f.write(PROBE)
+        try:
+            compiler = new_compiler()
+            customize_compiler(compiler)
+            objects = compiler.compile([source], output_dir=folder)
+            compiler.link_executable(objects, os.path.join(folder, 'probe'), libraries=[LIBRARY])
+        except (CCompilerError, ExecError, OSError):
+            return False
+    return True
+
+
+extensions = []
+if can_build():
+    extensions.append(Extension(
+        'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'], libraries=[LIBRARY], extra_compile_args=['-O3'],
+        optional=True))
+else:
+    print('seresnet_timm: no C compiler or no libjpeg-turbo header (Debian: libjpeg-dev): built without the C decoder, '
+          'simplejpeg decodes instead')
+
+setup(ext_modules=extensions)
