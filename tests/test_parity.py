@@ -92,7 +92,8 @@ def test_validation_equals_timms_script(few_digits, tmp_path):
     for flags in (['--crop-pct', '1.0'], ['--use-train-size', '--crop-mode', 'border', '--metrics-avg', 'macro']):
         flags = ['--data-dir', few_digits, '--checkpoint', checkpoint, *parity.VALIDATE, *flags]
         own, timms = [json.loads(o.stdout.split('--result')[1]) for o in (
-            run_cli('validate', '--fast-step', 'off', '--fuse-bn', 'off', '--fast-jpeg', 'off', *flags), run_timm_validate(*flags))]
+            run_cli('validate', '--fast-step', 'off', '--fuse-bn', 'off', '--fast-jpeg', 'off', *flags),
+            run_timm_validate(*flags))]
         assert own.pop('loss') > 0
         assert own == pytest.approx(timms, abs=1e-4)
 
