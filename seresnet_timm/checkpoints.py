@@ -197,13 +197,15 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
 
 class _WithRunState:
-    """The task as the saver sees it: its checkpoint entries, plus the run state."""
+    """The task as the saver sees it: its checkpoint entries with contiguous weights, plus the run state."""
 
     def __init__(self, task, saver: AtomicCheckpointSaver):
         self._task, self._saver = task, saver
 
     def get_checkpoint_state(self, ema: bool = False, unwrap_fn=None) -> Dict[str, Any]:
         state = self._task.get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)
+        for key in {'state_dict', 'state_dict_ema'} & set(state):
+            state[key] = {k: v.contiguous() for k, v in state[key].items()}  # whatever memory format the run has
         if not ema:
             state['run_state'] = self._saver.run_state
         return state

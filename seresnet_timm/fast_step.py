@@ -87,8 +87,12 @@ def create_optimizer(model, opt: str = 'sgd', **kwargs):
 
 
 def _save_as_timms(_optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """Leave the choice of implementation out of checkpoints: another device or memory format cannot take it."""
-    return dict(state_dict, param_groups=[dict(group, fused=None) for group in state_dict['param_groups']])
+    """Leave implementation and memory format out of checkpoints: other devices and scripts cannot take them."""
+    import torch
+    groups = [dict(group, fused=None) for group in state_dict['param_groups']]
+    state = {i: {k: v.contiguous() if torch.is_tensor(v) else v for k, v in s.items()}
+             for i, s in state_dict['state'].items()}
+    return dict(state_dict, param_groups=groups, state=state)
 
 
 def _keep_implementation(optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:

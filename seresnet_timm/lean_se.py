@@ -120,7 +120,7 @@ def lean_applies(
     something looks into the layers (hooks, scripting, tracing, torch.compile, torch.export, torch.fx, functional
     transforms), or replaces them (SyncBatchNorm, O2's layers, parametrisations, tensor subclasses).
     """
-    if not (_enabled and type(x) is torch.Tensor and torch.is_grad_enabled() == bn.training):
+    if not (_enabled and type(x) is torch.Tensor and torch.is_grad_enabled() == bn.training) or _is_watched():
         return False
     if bn.training and not (
             type(bn) is nn.BatchNorm2d and bn.affine and bn.track_running_stats and bn.momentum is not None
@@ -131,7 +131,6 @@ def lean_applies(
         and type(se.fc1) is nn.Conv2d and type(se.bn) is nn.Identity and type(se.act) is nn.ReLU
         and type(se.fc2) is nn.Conv2d and type(se.gate) is Sigmoid and type(act) is nn.ReLU
         and not any(map(_has_hooks, (bn, se, se.fc1, se.bn, se.act, se.fc2, se.gate, act)))
-        and not _is_watched()
     )
 
 

@@ -12,6 +12,7 @@ from conftest import ROOT, train_flags
 from timm.optim import create_optimizer_v2
 
 from seresnet_timm import fast_step, lean_se
+from seresnet_timm.checkpoints import read_checkpoint
 from seresnet_timm.cli import main
 from seresnet_timm.plan import describe, make_plan
 
@@ -90,6 +91,8 @@ def test_both_scripts_use_it_and_run_json_says_so(few_digits, tmp_path, monkeypa
         assert bool(created[-1].param_groups[0]['fused']) == (mode == 'auto'), (scripts, mode)
         record = json.loads((tmp_path / str(i) / 'run' / 'run.json').read_text())
         assert ('fused momentum' if mode == 'auto' else "timm's own") in record['plan']['step']
+        checkpoint = read_checkpoint(str(tmp_path / str(i) / 'run' / 'last.pth.tar'))
+        assert all(v.is_contiguous() for v in checkpoint['state_dict'].values())
         losses.append((tmp_path / str(i) / 'run' / 'summary.csv').read_text().splitlines()[1].split(',')[1])
     assert float(losses[0]) == pytest.approx(float(losses[2]), rel=1e-3)
 
@@ -153,6 +156,7 @@ def test_checkpoints_do_not_carry_the_implementation():
     train(model, optimizer)
     saved = copy.deepcopy(optimizer.state_dict())
     assert optimizer.param_groups[0]['fused'] and saved['param_groups'][0]['fused'] is None
+    assert all(t.is_contiguous() for s in saved['state'].values() for t in s.values() if torch.is_tensor(t))
     contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     plain = create_optimizer_v2(contiguous, opt='momentum', lr=0.01)
     plain.load_state_dict(saved)

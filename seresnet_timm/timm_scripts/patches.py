@@ -19,7 +19,7 @@ class PatchMismatch(Exception):
 # --- looking for code -------------------------------------------------------------------------------------------------
 
 def _same(a: ast.AST, b: ast.AST) -> bool:
-    return ast.dump(a) == ast.dump(b)
+    return type(a) is type(b) and ast.dump(a) == ast.dump(b)  # to dump every node takes a second
 
 
 def _expression(source: str) -> ast.expr:

@@ -65,6 +65,8 @@ def main():
     model = create_model(args.model, num_classes=args.num_classes, **args.model_kwargs)
     data_config = resolve_data_config(vars(args), model=model)
     model.to(device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
 
     amp_autocast = suppress
     loss_scaler = None
@@ -138,6 +140,8 @@ def train_one_epoch(
     accum_steps = 1
     num_updates = epoch * len(loader)
     for input, target in loader:
+        if args.channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
         batch_size = input.shape[0]
         with amp_autocast():
             loss = task(input, target)['loss']
