@@ -38,9 +38,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) $(NPU_VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(NPU_VENV) $(DEMO) build dist *.egg-info seresnet_timm/data/_jpeg*.so
 
-$(VENV)/.ready: setup.cfg pyproject.toml
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install -e '.[demo,test,lint]'

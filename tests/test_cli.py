@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import run_cli
 
-COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['doctor'], ['report'], ['bench'])
+COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['doctor'], ['report'], ['bench'], ['bench', 'data'])
 
 
-@pytest.mark.parametrize('command', COMMANDS, ids=lambda c: c[0] if c else 'top')
+@pytest.mark.parametrize('command', COMMANDS, ids=lambda c: ' '.join(c) or 'top')
 def test_help_loads_neither_torch_nor_timm(command):
     code = ('import sys; sys.argv = ["seresnet-timm"]; from seresnet_timm import cli\n'
             f'try: cli.main({[*command, "--help"]})\n'

@@ -1,6 +1,7 @@
 """The fast dataset in timm's loaders: timm's augmentation, seeds by (seed, epoch, index), files for Pillow, runs."""
 import json
 import os
+import pickle
 import random
 import shutil
 from collections import Counter
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import train_flags
 from test_train import load, summary
-from timm.data import FastCollateMixup, create_dataset, create_loader, create_transform
+from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional as F
 
@@ -265,6 +266,8 @@ def test_choice_and_its_reason(monkeypatch):
 def test_off_is_timms_own_loader(photos):
     dataset = create_dataset('', root=str(photos), split='train')
     assert fast_jpeg.wrap(dataset, None, None) is dataset
+    grey = create_dataset('', root=str(photos), split='train', input_img_mode='L')
+    assert fast_jpeg.wrap(grey, DECODERS[0], SampleSeeds(7)) is grey  # a model of one channel
     loader = create_loader(dataset, (3, 64, 64), 4, is_training=True, device=CPU, num_workers=0)
     before = dict(vars(loader.loader))
     assert loading.finish(loader, 7) is loader and dict(vars(loader.loader)) == before
@@ -359,3 +362,26 @@ def test_bench_prints_and_writes(tmp_path, capfd):
 def test_bench_of_ones_own_images(photos, capfd):
     main(['bench', 'data', '--data-dir', str(photos), '--images', '6', '--rounds', '1', '--img-size', '32'])
     assert '6 JPEGs' in capfd.readouterr().out
+
+
+@by_decoder
+def test_dataset_goes_to_spawned_workers(photos, decoder):
+    """Pickled, as `spawn` does it, it gives the same samples."""
+    dataset = make_loader(photos, decoder, color_jitter=0.4).dataset
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(torch.as_tensor(copy[3][0]), torch.as_tensor(dataset[3][0])) and len(copy) == 12
+
+
+def test_augmentation_splits(photos):
+    """AugMix: every split of a sample is seeded, the first one being clean."""
+    def load_split(index):
+        dataset = AugMixDataset(create_dataset('', root=str(photos), split='train'), num_splits=3)
+        dataset = fast_jpeg.wrap(dataset, DECODERS[0], SampleSeeds(7))
+        loader = create_loader(
+            dataset, (3, 64, 64), 4, is_training=True, auto_augment='augmix-m5-w2', num_aug_splits=3, num_workers=0,
+            device=CPU, color_jitter=0.)
+        assert next(iter(loading.finish(loader, 7)))[0].shape == (12, 3, 64, 64)
+        return dataset[index][0]
+    first, again = load_split(2), load_split(2)
+    assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, again))
+    assert not torch.equal(first[1], first[2])

@@ -245,7 +245,7 @@ def test_modelzoo_checkpoint_as_initial_weights(few_digits, tmp_path):
 def test_two_processes_train_and_evaluate_as_one(few_digits, tmp_path):
     """DDP on the CPU: half the batch on each of two processes is the whole batch on one."""
     common = ('--no-aug', '--epochs', 1, '--momentum', 0.5)
-    result = train(*train_flags(few_digits, tmp_path / 'two', *common, '-b', 8), torchrun=2)
+    result = train(*train_flags(few_digits, tmp_path / 'two', *common, '-b', 8, '--fast-jpeg', 'off'), torchrun=2)
     assert 'processes      2 (started by torchrun)' in result.stderr
     assert result.stderr.count('bundled train.py') == 1
     run = tmp_path / 'two' / 'run'

@@ -5,6 +5,7 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
   * losses stay on the device until a log line needs them: the host does not wait for the device every step
   * evaluation counts every image once on any number of processes
   * DDP works on the CPU; the shuffle of several processes follows --seed
+  * of a JPEG only what its crop needs is decoded; augmentation depends on seed, epoch and index alone, see `data/`
   * a run resumed into its own folder keeps its best metric, its history and one CSV header, and goes on with the
     random state it had
   * a loss that is no longer finite ends the run before anything is saved
