@@ -7,23 +7,26 @@ The same seeds in both settings, which therefore see the same images in the same
 two agree within noise if the mean difference is below two standard errors of the seeds' differences.
 """
 import argparse
+import contextlib
 import csv
 import math
+import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
+from seresnet_timm import cli
 from seresnet_timm.bench import measure
 from seresnet_timm.files import write_json
 
 
 def top1_of_run(data: Path, folder: Path, mode: str, seed: int, more: list) -> float:
     """Train, and return the last epoch's top-1 in percent."""
-    measure.run_process([
-        sys.executable, '-m', 'seresnet_timm', 'train', '--preset', 'digits_demo', '--data-dir', str(data), '--output',
-        str(folder), '--experiment', f'{mode}-{seed}', '--seed', str(seed), '--device', 'cpu', '--scripts', 'bundled',
-        '--fast-step', mode, *more])
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        cli.main([
+            'train', '--preset', 'digits_demo', '--data-dir', str(data), '--output', str(folder), '--experiment',
+            f'{mode}-{seed}', '--seed', str(seed), '--device', 'cpu', '--scripts', 'bundled', '--fast-step', mode,
+            *more])
     with open(folder / f'{mode}-{seed}' / 'summary.csv', newline='') as f:
         return float(list(csv.DictReader(f))[-1]['eval_top1'])
 

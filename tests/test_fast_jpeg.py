@@ -266,6 +266,8 @@ def test_choice_and_its_reason(monkeypatch):
 def test_off_is_timms_own_loader(photos):
     dataset = create_dataset('', root=str(photos), split='train')
     assert fast_jpeg.wrap(dataset, None, None) is dataset
+    grey = create_dataset('', root=str(photos), split='train', input_img_mode='L')
+    assert fast_jpeg.wrap(grey, DECODERS[0], SampleSeeds(7)) is grey  # a model of one channel
     loader = create_loader(dataset, (3, 64, 64), 4, is_training=True, device=CPU, num_workers=0)
     before = dict(vars(loader.loader))
     assert loading.finish(loader, 7) is loader and dict(vars(loader.loader)) == before

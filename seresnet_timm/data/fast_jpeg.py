@@ -381,8 +381,8 @@ def wrap(dataset: Any, decoder: Optional[Decoder], seeds: Optional[SampleSeeds] 
         seeds: For training.
     """
     images = dataset.dataset if isinstance(dataset, AugMixDataset) else dataset
-    if decoder is None or not isinstance(images, ImageDataset) or images.load_bytes:
-        return dataset
+    if decoder is None or not isinstance(images, ImageDataset) or images.load_bytes or images.input_img_mode != 'RGB':
+        return dataset  # of timm's: nothing to speed up, or not known to be possible
     if images is dataset:
         return FastJpegDataset(dataset, decoder, seeds)
     dataset.dataset = FastJpegDataset(images, decoder)
