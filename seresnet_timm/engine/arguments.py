@@ -323,7 +323,7 @@ def _add_device(group) -> None:
 
 def _add_loader(group) -> None:
     arg = group.add_argument
-    arg('-j', '--workers', type=int, default=4, metavar='N', help='loader processes per process')
+    arg('-j', '--workers', type=int, default=4, metavar='N', help='loader workers per process')
     arg('--pin-mem', action='store_true', help='page-locked host memory')
     arg('--no-prefetcher', action='store_true', help='no side stream for the transfer to the device')
 
