@@ -89,9 +89,9 @@ def test_both_scripts_use_it_and_run_json_says_so(few_digits, tmp_path, monkeypa
     losses = []
     small = ROOT / 'tests' / 'small_scripts'
     for i, (scripts, mode) in enumerate((('bundled', 'auto'), (small, 'auto'), ('bundled', 'off'))):
-        # five even batches: BatchNorm over the last four images alone would make a lot of rounding
+        # even batches and a small learning rate: steps of an untrained network make a lot of a little rounding
         flags = train_flags(few_digits, tmp_path / str(i), '--scripts', scripts, '--fast-step', mode, '--epochs', 1,
-                            '-b', 20)
+                            '-b', 20, '--lr', 1e-4)
         main([str(f) for f in flags])
         assert bool(created[-1].param_groups[0]['fused']) == (mode == 'auto'), (scripts, mode)
         record = json.loads((tmp_path / str(i) / 'run' / 'run.json').read_text())
@@ -99,7 +99,7 @@ def test_both_scripts_use_it_and_run_json_says_so(few_digits, tmp_path, monkeypa
         checkpoint = read_checkpoint(str(tmp_path / str(i) / 'run' / 'last.pth.tar'))
         assert all(v.is_contiguous() for v in checkpoint['state_dict'].values())
         losses.append((tmp_path / str(i) / 'run' / 'summary.csv').read_text().splitlines()[1].split(',')[1])
-    assert float(losses[0]) == pytest.approx(float(losses[2]), rel=1e-3)
+    assert float(losses[0]) == pytest.approx(float(losses[2]), rel=1e-4)
 
 
 # --- optimizer --------------------------------------------------------------------------------------------------------
