@@ -1,6 +1,6 @@
 """Accuracy of the demo with `--fast-step` and `--fast-jpeg` on and off, over several seeds
 
-    python benchmarks/demo_accuracy.py                                        # the demo as it is, 5 seeds: a quarter of an hour
+    python benchmarks/demo_accuracy.py                                        # the demo as it is, 5 seeds: 15 minutes
     python benchmarks/demo_accuracy.py --model seresnet18_ascend --epochs 3   # a quick look
 
 The same seeds and initial weights in both settings; the images are augmented in another random order, as timm's loading
