@@ -39,7 +39,7 @@ def test_lost_device(few_digits, tmp_path):
 
 
 def test_device_lost_by_another_rank(few_digits, tmp_path):
-    """In the second epoch or the third, of about 1,500 to 3,000 operators each."""
+    """After the first epoch, which has fewer operators than that."""
     message = error_of(train(few_digits, tmp_path, nproc=2, fault='device_lost:rank=1:after=3500',
                              env={'HCCL_EXEC_TIMEOUT': '60'}))
     assert 'npu:1 stopped working' in message and '--resume' in message
