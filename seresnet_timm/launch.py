@@ -1,4 +1,5 @@
 """`seresnet-timm train | validate`: the plan, the checks that cost nothing, then the processes."""
+import gc
 import os
 import sys
 import time
@@ -22,10 +23,18 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
         UsageError: The command line, the machine, the data or a checkpoint is wrong; all that was found is named.
         RunError: A process failed.
     """
-    start = time.time()
     if any(a in ('-h', '--help') for a in argv):
         print_help(verb, recipe_name)
         return
+    gc.disable()  # imports make a million objects that stay: the worker switches it on after them
+    try:
+        _run(verb, argv, recipe_name)
+    finally:
+        gc.enable()
+
+
+def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
+    start = time.time()
     npu_notes = npu_setup.set_environment(os.environ)
     plan = planning.make_plan(verb, argv, recipe_name)
     if plan.device.startswith('npu'):
@@ -51,6 +60,7 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
         os.environ.update((plan.job.rank_env or {}) if plan.job else {})
         worker.execute(worker.job_of(plan))
     else:
+        gc.enable()
         processes.run(plan)
     if plan.recipe and plan.rank('RANK') == 0 and plan.node_rank == 0:
         finish_recipe(plan, time.time() - start)

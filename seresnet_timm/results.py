@@ -99,7 +99,8 @@ def draw_curves(run: Dict[str, Any], path: Path) -> None:
             ax.legend()
         if title.startswith('Top-1') and lines:
             best = max(zip(lines[0][2], lines[0][1]))
-            ax.annotate(f'{best[0]:.2f}', (best[1], best[0]), textcoords='offset points', xytext=(0, -14), ha='center')
+            side = 'right' if best[1] == x[-1] else 'center'  # within the frame
+            ax.annotate(f'{best[0]:.2f}', (best[1], best[0]), textcoords='offset points', xytext=(0, -14), ha=side)
         if title.startswith('Training images/s'):
             ax.set_ylim(0, 1.1 * max(lines[0][2]))
     figure.suptitle(f'{plan["model"]}: {plan["world_size"]} x {plan["device"]}, {plan["precision"]}, '

@@ -1,5 +1,6 @@
 """One rank: sets up the process, then runs the script's `main`. `python -m seresnet_timm.worker JOB` under torchrun."""
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -90,10 +91,17 @@ def explain(error: RuntimeError, job: Dict[str, Any]) -> Optional[str]:
     return explain_npu(text, device)
 
 
+def collect_no_imports() -> None:
+    """Switch garbage collection on, for what comes after the imports; their objects stay, and are shared by forks."""
+    gc.freeze()
+    gc.enable()
+
+
 def _run_bundled(job: Dict[str, Any]) -> None:
     from timm.utils import setup_default_logging
 
     from seresnet_timm.engine import train, validate
+    collect_no_imports()
     setup_default_logging()
     if job['verb'] == 'train':
         train.main(
@@ -117,6 +125,7 @@ def _run_timms(job: Dict[str, Any]) -> None:
     script_helpers.plan = dict(job['plan'], record=job['record'])
     script = Script(**dict(job['script'], path=Path(job['script']['path'])))
     module = load(script)
+    collect_no_imports()
     sys.argv = [str(script.path), *job['argv']]
     module.main()
 
@@ -168,6 +177,7 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
+    gc.disable()  # until everything is imported
     _die_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     with open(sys.argv[1]) as f:

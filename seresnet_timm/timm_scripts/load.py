@@ -1,5 +1,6 @@
 """Load timm's script as a module, patched in memory."""
 import ast
+import functools
 import sys
 from types import ModuleType
 from typing import List, Tuple
@@ -9,8 +10,9 @@ from seresnet_timm.timm_scripts.find import Script
 from seresnet_timm.timm_scripts.patches import apply_patches
 
 
+@functools.lru_cache(maxsize=2)
 def patched_tree(script: Script) -> Tuple[ast.Module, List[Tuple[str, str]]]:
-    """The script's syntax tree with the patches in it, and what became of each.
+    """The script's syntax tree with the patches in it, and what became of each. Made once a process: it takes a while.
 
     Raises:
         UsageError: The script is not Python, or a patch does not match it.
