@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -48,6 +49,7 @@ def execute(job: Dict[str, Any]) -> None:
         RunError: Training failed, or the device did.
     """
     bind_cores(job)
+    hush_orphans()
     fast_step.set_up(job['device'], job['fast_step'])
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
@@ -146,6 +148,23 @@ def keep_gloo_alive() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
         destroy(group)
     dist.destroy_process_group = destroy_process_group
+
+
+def hush_orphans() -> None:
+    """Let loader workers end without a traceback when this process is killed while it takes a batch from one.
+
+    A thread of the worker hands the batch over; Python prints its error where the connection breaks.
+    """
+    parent, report = os.getpid(), sys.excepthook
+
+    def excepthook(kind, value, traceback) -> None:
+        if os.getpid() != parent and issubclass(kind, (ConnectionError, EOFError)):
+            for _ in range(20):  # the kernel closes the connections of a dying process before it is gone
+                if os.getppid() != parent:
+                    return
+                time.sleep(0.05)
+        report(kind, value, traceback)
+    sys.excepthook = excepthook
 
 
 def bind_cores(job: Dict[str, Any]) -> None:
