@@ -6,7 +6,7 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from timm.models import clean_state_dict
 
 from seresnet_timm import safe_pickle
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, few, first_line
 from seresnet_timm.models import SEResNet, checkpoint_filter_fn
 
 _logger = logging.getLogger(__name__)
@@ -68,11 +68,12 @@ def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
         foreign = safe_pickle.foreign_names(path) if isinstance(e, pickle.UnpicklingError) else []
         if foreign:
             raise UsageError(
-                f'Checkpoint {path} is refused, and nothing of it was run: beside weights it holds {_few(foreign)}, '
-                'which only running code from the file would load. Save the state_dict of the model instead.') from e
+                f'Checkpoint {path} is refused, and nothing of it was run: beside weights it holds '
+                f'{few(foreign, MAX_NAMED)}, which only running code from the file would load. Save the state_dict of '
+                'the model instead.') from e
         if isinstance(e, pickle.UnpicklingError):  # whose text advises to run the file
             raise UsageError(f'{path} is not a checkpoint, or a damaged one.') from e
-        raise _damaged(path, f'{type(e).__name__}: {_first_line(e)}') from e
+        raise _damaged(path, f'{type(e).__name__}: {first_line(e)[:200]}') from e
     if not isinstance(checkpoint, dict):
         raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
     _check_weights(path, checkpoint, kind)
@@ -137,15 +138,6 @@ def _damaged(path: str, what: str) -> UsageError:
     return UsageError(f'Checkpoint {path} is incomplete or damaged ({what}): copy or download it again.')
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip('.')[:200] if lines else 'no details'
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f' and {len(names) - MAX_NAMED} more' if len(names) > MAX_NAMED else ''
-    return ', '.join(names[:MAX_NAMED]) + more
 
 
 def weights_sha256(weights: Dict[str, torch.Tensor]) -> str:
@@ -157,6 +149,11 @@ def weights_sha256(weights: Dict[str, torch.Tensor]) -> str:
             digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}\n'.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def has_ema(checkpoint: Dict[str, Any]) -> bool:
+    """True if a checkpoint holds the moving average of the weights."""
+    return any(checkpoint.get(k) is not None for k in EMA_KEYS)
 
 
 def state_dict_of(checkpoint: Dict[str, Any], use_ema: bool = False) -> Dict[str, Any]:
@@ -207,7 +204,7 @@ def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Op
         classes = weights[head[0]].shape[0]
         return f'it has {classes} classes (--num-classes {classes})'
     parts = [f'it was saved from {arch} (--model {arch})'] if arch else []
-    parts += [f'{len(keys)} {what}: {_few(keys)}' for what, keys in found.items() if keys]
+    parts += [f'{len(keys)} {what}: {few(keys, MAX_NAMED)}' for what, keys in found.items() if keys]
     return '; '.join(parts)
 
 
@@ -234,6 +231,7 @@ def load_weights(
         model_name: str,
         use_ema: bool = False,
         adapt_head: bool = False,
+        checkpoint: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Load a checkpoint's weights into a model, all or nothing.
 
@@ -243,6 +241,7 @@ def load_weights(
         model_name: timm's name of the model, for messages.
         use_ema: Take the moving average if there is one.
         adapt_head: Keep the model's own classifier where the checkpoint's has another number of classes.
+        checkpoint: The file as `read_checkpoint` gave it, where it was read before: reading checks all of it.
 
     Returns:
         The checkpoint dictionary.
@@ -250,7 +249,8 @@ def load_weights(
     Raises:
         UsageError: The file cannot be read, or does not fit the model.
     """
-    checkpoint = read_checkpoint(path)
+    if checkpoint is None:
+        checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, model, use_ema)
     if adapt_head:
         own = model.state_dict()

@@ -2,7 +2,6 @@
 import re
 from typing import Any, Dict, Optional
 
-import timm
 import torch
 from safetensors.torch import save_file
 
@@ -49,7 +48,7 @@ def convert(
     if dtype not in (None, *DTYPES):
         raise UsageError(f"Unknown --dtype '{dtype}': {suggest(dtype, DTYPES)}")
     checkpoint = checkpoints.read_checkpoint(source)
-    if use_ema and not any(checkpoint.get(k) is not None for k in checkpoints.EMA_KEYS):
+    if use_ema and not checkpoints.has_ema(checkpoint):
         raise UsageError(f'{source} holds no moving average of the weights: leave out --ema.')
     weights = checkpoints.state_dict_of(checkpoint, use_ema)
     if not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
@@ -78,11 +77,7 @@ def convert(
 
 
 def _check_fits(source: str, weights: Dict[str, torch.Tensor], model: str) -> None:
-    inspection.check_known(model)
-    classes = inspection.num_classes(weights, model)
-    with torch.device('meta'):
-        network = timm.create_model(model, **({} if classes is None else dict(num_classes=classes)))
-    misfit = checkpoints.describe_misfit(weights, network)
+    misfit = checkpoints.describe_misfit(weights, inspection.network_for(weights, model))
     if misfit:
         raise UsageError(f'Checkpoint {source} does not fit {model}: {misfit}.')
 

@@ -25,6 +25,19 @@ def suggest(name: str, known: Iterable[str], otherwise: Optional[str] = None) ->
     return otherwise or f'there are {", ".join(known)}.'
 
 
+def few(names: Iterable[str], limit: int) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(names)
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text without its full stop, for use in a sentence; its type if it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip('.') if lines else type(error).__name__
+
+
 def way_on(folder: Optional[Union[str, Path]]) -> str:
     """The end of a sentence on a failed run: how to go on with what it has saved, if anything."""
     last = Path(folder) / 'last.pth.tar' if folder is not None else None

@@ -19,7 +19,7 @@ import torch.nn as nn
 
 import seresnet_timm
 from seresnet_timm.ascend import installation
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import atomic_path
 from seresnet_timm.model_source import LoadedModel
 
@@ -96,7 +96,7 @@ def export(
         except OSError:
             raise
         except Exception as e:  # whatever a model meets in an exporter
-            raise RunError(f'{loaded.name} cannot be exported to {format} ({_first_line(e)}).') from e
+            raise RunError(f'{loaded.name} cannot be exported to {format} ({first_line(e)}).') from e
         _check(model, load(tmp), size, uint8, out)
     return out
 
@@ -186,7 +186,7 @@ def _check(
             actual = run(x)
         except Exception as e:  # of the runtime's
             raise RunError(f'{out} was not written: what was exported does not run with a batch of {batch_size} '
-                           f'({_first_line(e)}).') from e
+                           f'({first_line(e)}).') from e
         if actual.shape != expected.shape:
             raise RunError(f'{out} was not written: with a batch of {batch_size} it gives the shape {actual.shape}, '
                            f'the model {expected.shape}.')
@@ -241,8 +241,3 @@ def where_is_atc(environ) -> str:
         return f'ATC is in CANN, {home}: `source {script}` first.' if script else f'ATC is in CANN, {home}/bin.'
     return ('ATC comes with the CANN toolkit, which is not on this machine: copy the file to one that has it and '
             '`source /usr/local/Ascend/ascend-toolkit/set_env.sh` there. No NPU is needed.')
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip('.') if lines else type(error).__name__

@@ -510,7 +510,7 @@ def read_source(
         raise UsageError(f'{path} does not say what it is: name its architecture with --model.')
 
     evaluated_ema = bool(args.get('model_ema')) and not args.get('model_ema_force_cpu')
-    has_ema = any(checkpoint.get(k) is not None for k in ('state_dict_ema', 'model_ema'))
+    has_ema = checkpoints.has_ema(checkpoint)
     if ema and not has_ema:
         raise UsageError(f'{path} holds no moving average: leave out --ema.')
     use_ema = ema if ema is not None else bool(run) and has_ema and evaluated_ema

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, first_line
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SERVER_ERRORS = (500, 502, 503, 504)
@@ -175,10 +175,6 @@ def remedy(error: BaseException) -> str:
         return f'Check the network, and {" and ".join(set_ones)}; then try again.'
     return 'Check the network, set HTTPS_PROXY or a mirror (HF_ENDPOINT), and try again.'
 
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip('.') if lines else type(error).__name__
 
 
 def _wait(error: BaseException) -> str:

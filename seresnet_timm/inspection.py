@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Union
 
 import timm
 import torch
+import torch.nn as nn
 from timm.models import clean_state_dict
 
 from seresnet_timm import checkpoints
@@ -112,7 +113,7 @@ def inspect(path: str) -> Dict[str, Any]:
         'dtype': dict(dtypes.most_common()),
         'epochs': epochs(checkpoint),
         'metric': metric(checkpoint),
-        'moving_average': any(checkpoint.get(k) is not None for k in checkpoints.EMA_KEYS),
+        'moving_average': checkpoints.has_ema(checkpoint),
         'optimizer': 'optimizer' in checkpoint,
         'loss_scale': loss_scale(checkpoint),
         'not_finite': sum(int((~t.float().isfinite()).sum()) for t in tensors.values() if t.is_floating_point()),
@@ -157,6 +158,18 @@ def check_known(model_name: str) -> None:
     if not timm.is_model(model_name.split('.')[0]):
         hint = suggest(model_name, timm.list_models(), 'timm.list_models() names them all.')
         raise UsageError(f"Unknown model '{model_name}': {hint}")
+
+
+def network_for(weights: Dict[str, Any], model_name: str) -> nn.Module:
+    """A network of timm's with as many classes as weights have, of shapes only: it takes no memory.
+
+    Raises:
+        UsageError: timm does not know the name.
+    """
+    check_known(model_name)
+    classes = num_classes(weights, model_name)
+    with torch.device('meta'):
+        return timm.create_model(model_name, **({} if classes is None else dict(num_classes=classes)))
 
 
 def _number(value: Any) -> Union[int, float, None]:
@@ -206,10 +219,7 @@ def misfits(path: str, model_name: str) -> List[str]:
     Raises:
         UsageError: The file cannot be read, or timm does not know the model.
     """
-    check_known(model_name)
     checkpoint = checkpoints.read_checkpoint(path)
-    classes = num_classes(checkpoints.state_dict_of(checkpoint), model_name)
-    with torch.device('meta'):
-        model = timm.create_model(model_name, **({} if classes is None else dict(num_classes=classes)))
+    model = network_for(checkpoints.state_dict_of(checkpoint), model_name)
     found = checkpoints.misfits(checkpoints.weights_of(checkpoint, model), model)
     return [f'{what}: {key}' for what, keys in found.items() for key in keys]

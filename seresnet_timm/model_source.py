@@ -17,8 +17,8 @@ from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_t
 from timm.utils.misc import natural_key
 
 from seresnet_timm import hub, models  # noqa: F401  (models registers itself with timm)
-from seresnet_timm.checkpoints import load_weights, read_checkpoint, weights_of
-from seresnet_timm.errors import RunError, UsageError, suggest
+from seresnet_timm.checkpoints import has_ema, load_weights, read_checkpoint, weights_of
+from seresnet_timm.errors import RunError, UsageError, first_line, suggest
 from seresnet_timm.inspection import architecture
 
 # of a run's folder, the first that is there
@@ -143,7 +143,7 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
     try:
         model = timm.create_model(pinned, pretrained=True, exportable=True, **_size_argument(source, img_size))
     except Exception as e:  # of the download: HTTP clients and the file system have their own
-        raise RunError(f'{source} cannot be loaded ({_first_line(e)}): check the name and the connection, or download '
+        raise RunError(f'{source} cannot be loaded ({first_line(e)}): check the name and the connection, or download '
                        'the weights elsewhere and name the file.') from e
     cfg = model.pretrained_cfg
     where = {'hf-hub': f'pretrained, from {cfg.get("hf_hub_id")} on the Hub', 'local-dir': f'from {name}'}
@@ -166,7 +166,7 @@ def _load_file(
     name = model_name or _saved_name(path, checkpoint, trained)
     if not timm.is_model(split_model_name_tag(name)[0]) and ':' not in name:
         raise UsageError(f"Unknown --model '{name}': {suggest(name, timm.list_models(), 'timm knows no such name.')}")
-    if use_ema and all(checkpoint.get(k) is None for k in ('state_dict_ema', 'model_ema')):
+    if use_ema and not has_ema(checkpoint):
         raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
 
     kwargs = trained.get('model_kwargs') or {}
@@ -177,13 +177,13 @@ def _load_file(
             made_as, num_classes=num_classes, in_chans=trained.get('in_chans'), global_pool=trained.get('gp'),
             exportable=True, **{**_size_argument(name, img_size or trained.get('img_size')), **kwargs})
     except (TypeError, ValueError, RuntimeError, AssertionError) as e:
-        raise UsageError(f'{name} cannot be made with the settings in {path} ({_first_line(e)}).')
+        raise UsageError(f'{name} cannot be made with the settings in {path} ({first_line(e)}).')
     if num_classes is None:
         classifier = model.pretrained_cfg.get('classifier')
         weight = weights_of(checkpoint, model, use_ema).get(f'{classifier}.weight')
         if weight is not None and weight.ndim and weight.shape[0] != model.num_classes:
             model.reset_classifier(weight.shape[0])
-    load_weights(model, path, name, use_ema)
+    load_weights(model, path, name, use_ema, checkpoint=checkpoint)
 
     epoch = checkpoint.get('epoch')
     parts = [f'from {path}'] + ([f'epoch {epoch}'] if isinstance(epoch, int) else [])
@@ -218,7 +218,7 @@ def _labels(
         try:
             lines = Path(class_names).read_text(encoding='utf-8').splitlines()
         except (OSError, UnicodeDecodeError) as e:
-            raise UsageError(f'--class-names {class_names} cannot be read ({_first_line(e)}).')
+            raise UsageError(f'--class-names {class_names} cannot be read ({first_line(e)}).')
         labels = [line.strip() for line in lines if line.strip()]
         if len(labels) != count:
             raise UsageError(f'--class-names {class_names} has {len(labels)} names, the model has {count} classes.')
@@ -296,8 +296,3 @@ def _wordnet(labels: List[str]) -> Optional[List[str]]:
 
 def _numbers(values) -> str:
     return ', '.join(f'{v:.4g}' for v in values)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip('.') if lines else type(error).__name__

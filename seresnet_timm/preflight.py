@@ -14,9 +14,10 @@ from timm.optim import list_optimizers
 from seresnet_timm import checkpoints
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.engine.create_model import create_model
-from seresnet_timm.errors import UsageError, suggest
+from seresnet_timm.errors import UsageError, few, suggest
 
 TRAIN_NAMES = ('train', 'training')
+MAX_NAMED = 3  # names of classes that one sentence lists
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
 
@@ -161,8 +162,8 @@ def _check_folder(folder: Path, args) -> Tuple[Path, Set[str]]:
         raise UsageError(f'{folder} has no image ({kinds}) in class folders: check --data-dir.')
     if empty and not args.class_map:
         # timm numbers only folders with images in them, so that a missing class shifts the labels after it
-        raise UsageError(f'{_few(sorted(empty))} has no image in it: fill or remove it, as classes would be numbered '
-                         'differently in train and val.')
+        raise UsageError(f'{few(sorted(empty), MAX_NAMED)} has no image in it: fill or remove it, as classes would be '
+                         'numbered differently in train and val.')
     return folder, labels
 
 
@@ -200,14 +201,10 @@ def _classes(folder: Path) -> Tuple[Set[str], List[str], Optional[str]]:
 def _check_same_classes(train: Tuple[Path, Set[str]], val: Tuple[Path, Set[str]]) -> None:
     only_train, only_val = sorted(train[1] - val[1]), sorted(val[1] - train[1])
     if only_train or only_val:
-        parts = [f'{_few(names)} only in {folder}' for names, folder in ((only_train, train[0]), (only_val, val[0]))
-                 if names]
+        parts = [f'{few(names, MAX_NAMED)} only in {folder}'
+                 for names, folder in ((only_train, train[0]), (only_val, val[0])) if names]
         raise UsageError(f'Train and val have different classes: {"; ".join(parts)}: make the class folders the same.')
 
-
-def _few(names: List[str], limit: int = 3) -> str:
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more
 
 
 def _check_optimizer(args) -> None:
@@ -297,4 +294,3 @@ def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) ->
     if resume and weights.keys() != clean_state_dict(checkpoint.get('state_dict', checkpoint)).keys():
         raise UsageError(f'Checkpoint {path} names its weights as the ModelZoo does, whose optimizer state does not '
                          'carry over: start from it with --initial-checkpoint instead of --resume.')
-

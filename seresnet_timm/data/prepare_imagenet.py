@@ -20,7 +20,7 @@ from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from tqdm import tqdm
 
 from seresnet_timm.data.prepare import exclusive, sync
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, few
 from seresnet_timm.files import atomic_path
 
 # names and MD5 sums as in torchvision.datasets.imagenet
@@ -300,18 +300,14 @@ def _check_counts(folder: Path, wanted: Dict[str, int], incomplete: Dict[str, in
     short = [f'{wnid} {n} of {wanted[wnid]}' for wnid, n in sorted(incomplete.items())]
     problems = []
     if absent:
-        problems.append(f'the archive of {folder.name} lacks {len(absent)} of {len(wanted)} classes ({_few(absent)})')
+        problems.append(f'the archive of {folder.name} lacks {len(absent)} of {len(wanted)} classes ({few(absent, 5)})')
     if short:
         problems.append(f'the archive of {folder.name} lacks images of {len(short)} classes, which were left out '
-                        f'({_few(short)})')
+                        f'({few(short, 5)})')
     if wrong:
-        problems.append(f'in {folder} {_few(wrong)}: remove that folder and run this again')
+        problems.append(f'in {folder} {few(wrong, 5)}: remove that folder and run this again')
     return sum(n or 0 for n in found.values()), problems
 
 
 def _count(folder: Path) -> Optional[int]:
     return sum(1 for _ in os.scandir(folder)) if folder.is_dir() else None
-
-
-def _few(names: List[str], limit: int = 5) -> str:
-    return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
