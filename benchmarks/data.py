@@ -1,7 +1,330 @@
-"""Images in: the loader against timm's own, in the same run. `python benchmarks/data.py --help`"""
-import sys
+"""`seresnet-timm bench data`: images/s a core of the loader against timm's own, in the same run
 
-from seresnet_timm.cli import main
+Every round takes the contenders in turn over the same files: timm's loader, this package's with each decoder, and the
+bare decode of what the crops need, the limit. What is measured is the CPU time of one process (all its threads), from
+the file to the collated uint8 batch, so that neither other programs nor the number of cores matter; the figure of a
+contender is the median of its rounds, a ratio is the median of the rounds' ratios. Normalisation belongs to the device
+and is in nobody's time.
+"""
+import math
+import os
+import platform
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+from seresnet_timm.argument_parser import Parser
+from seresnet_timm.errors import UsageError
+from seresnet_timm.files import write_json
+
+GOALS = {  # ratios to timm's loader, and PSNR in dB: mean, minimum
+    'train': {'simplejpeg': 1.8, 'c': 2.5},
+    'eval': {'simplejpeg': 2.2, 'c': 3.0},
+}
+PSNR_GOALS = {'simplejpeg': (50, 31), 'c': (50, 36)}
+LEVELS = {'pillow': 'Pillow, seeded', 'simplejpeg': 'A: simplejpeg', 'c': 'B: C extension'}
+
+
+def main(argv: List[str]) -> None:
+    """Measure, and print a table.
+
+    Raises:
+        UsageError: There are no images, or the output cannot be written.
+    """
+    parser = Parser(
+        prog='seresnet-timm bench data',
+        description="Measure images/s a core of the loader against timm's own in the same run, on ImageNet-like JPEGs "
+                    '(nine of ten about 500x375 near 100 KB, the tenth 1600x1200) or on your own.')
+    parser.add_argument('--data-dir', metavar='DIR', help='your own images: an ImageNet-style tree, its train folder')
+    parser.add_argument('--images', type=int, default=200, metavar='N', help='number of images (200)')
+    parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds; medians are over them (5)')
+    parser.add_argument('--img-size', type=int, default=224, metavar='N', help='224')
+    parser.add_argument('-b', '--batch-size', type=int, default=32, metavar='N', help='32')
+    parser.add_argument('--target', type=float, default=10400, metavar='R',
+                        help='images/s that cores are counted for (10400: 8 Ascend 910B)')
+    parser.add_argument('--workers', type=int, default=0, metavar='N',
+                        help='compare N worker threads with N worker processes as well')
+    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    args = parser.parse_args(argv)
+    for name in ('images', 'rounds', 'img_size', 'batch_size'):
+        if getattr(args, name) < 1:
+            raise UsageError(f'--{name.replace("_", "-")} is at least 1, got {getattr(args, name)}.')
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UsageError(f'Cannot write {args.json}: its folder does not exist.')
+
+    import torch
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as folder:
+        report = measure(args, folder)
+    print_report(report)
+    if args.json:
+        write_json(args.json, report)
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+def measure(args, folder: str) -> Dict[str, Any]:
+    """Run all rounds.
+
+    Returns:
+        The figures, as JSON values.
+    """
+    from photographs import photographs, write_images
+    from timm.data import create_dataset
+
+    from seresnet_timm.data import jpeg
+    if args.data_dir:
+        source = args.data_dir
+        _link_some(source, Path(folder), args.images)
+    else:
+        source = f'mosaics of {len(photographs())} photographs of scikit-learn and scikit-image'
+        write_images(Path(folder) / 'train' / 'photographs', args.images)
+    dataset = create_dataset('', root=folder, split='train')
+    files = [Path(dataset.filename(i, absolute=True)).read_bytes() for i in range(len(dataset))]
+    args.batch_size = min(args.batch_size, len(files))
+    decoders = jpeg.decoders() + (jpeg.PILLOW,)
+
+    report = {
+        'bench': 'data', 'date': time.strftime('%Y-%m-%d'), 'machine': machine(), 'versions': versions(),
+        'images': {'count': len(files), 'mean_bytes': round(statistics.mean(map(len, files))), 'source': source},
+        'img_size': args.img_size, 'rounds': args.rounds, 'target': args.target, 'modes': {}, 'psnr': {}, 'workers': {},
+    }
+    for mode in ('train', 'eval'):
+        contenders: Dict[str, Callable[[int], None]] = {'timm': _loader(args, dataset, mode, None)}
+        for decoder in decoders:
+            contenders[decoder.name] = _loader(args, dataset, mode, decoder)
+        contenders['limit'] = _bare_decode(args, files, mode)
+        report['modes'][mode] = rates(contenders, len(files), args.rounds)
+    report['psnr'] = {d.name: quality(files, d, args.img_size) for d in decoders if d.name != 'pillow'}
+    if args.workers:
+        report['workers'] = compare_workers(args, dataset)
+    return report
+
+
+def _link_some(root: str, folder: Path, count: int) -> None:
+    """Link images of a tree, evenly taken, into a folder, so that all contenders have just these."""
+    from timm.data import create_dataset
+    if not Path(root).is_dir():
+        raise UsageError(f'Dataset {root} is not a folder: --data-dir takes an ImageNet-style tree.')
+    try:
+        dataset = create_dataset('', root=root, split='train')
+    except RuntimeError as e:
+        raise UsageError(f'No images in {root}: {e}')
+    for i in range(0, len(dataset), max(1, len(dataset) // count))[:count]:
+        path = Path(dataset.filename(i, absolute=True)).absolute()
+        link = folder / 'train' / path.parent.name / f'{i:08d}{path.suffix}'
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+
+
+def _create(args, mode: str, decoder, num_workers: int = 0, dataset=None):
+    """The loader of the package, or timm's if there is no decoder, as the recipe of the reference has it."""
+    import copy
+
+    import torch
+    from timm.data import create_loader
+
+    from seresnet_timm.data import fast_jpeg, loading
+    from seresnet_timm.data.seeding import SampleSeeds
+    is_training = mode == 'train'
+    dataset = fast_jpeg.wrap(copy.copy(dataset), decoder, SampleSeeds(0) if is_training else None)
+    loader = create_loader(
+        dataset, (3, args.img_size, args.img_size), args.batch_size, is_training=is_training, color_jitter=0.,
+        interpolation='bilinear', crop_pct=0.875, num_workers=num_workers, device=torch.device('cpu'))
+    return loading.finish(loader, 0)
+
+
+def _loader(args, dataset, mode: str, decoder) -> Callable[[int], None]:
+    """Function of the round that loads every image once, in batches, as a loader without workers does."""
+    from seresnet_timm.data.loading import inner_loader
+    loader = inner_loader(_create(args, mode, decoder, dataset=dataset))
+    indices = list(range(len(dataset)))
+    batches = [indices[i:i + args.batch_size] for i in range(0, len(indices), args.batch_size)]
+    source, collate = loader.dataset, loader.collate_fn
+    # what torch's loader does with a batch of indices
+    fetch = getattr(source, '__getitems__', None) or (lambda batch: [source[i] for i in batch])
+
+    def run(round_number: int) -> None:
+        random.seed(round_number)
+        if hasattr(source, 'set_epoch'):
+            source.set_epoch(round_number)
+        for batch in batches:
+            collate(fetch(batch))
+    return run
+
+
+def _cuts(files: List[bytes], mode: str, img_size: int, round_number: int) -> List[Tuple[bytes, Any]]:
+    from timm.data import create_transform
+
+    from seresnet_timm.data.fast_jpeg import Pipeline
+    from seresnet_timm.data.jpeg import open_image
+    pipeline = Pipeline(create_transform(
+        img_size, is_training=mode == 'train', color_jitter=0., interpolation='bilinear', crop_pct=0.875,
+        use_prefetcher=True))
+    chance = random.Random(round_number)
+    drawn = [(data, pipeline.draw(*open_image(data, None).size, chance)) for data in files]
+    return [(data, d[0]) for data, d in drawn if d is not None]
+
+
+def _bare_decode(args, files: List[bytes], mode: str) -> Callable[[int], None]:
+    """Decoding alone of the crops' regions at the DCT scale that suffices; without the C extension of whole images."""
+    from seresnet_timm.data import jpeg
+    cuts = {}
+
+    def prepare(round_number: int) -> None:
+        cuts[round_number] = _cuts(files, mode, args.img_size, round_number)
+
+    def run(round_number: int) -> None:
+        for data, cut in cuts[round_number]:
+            if jpeg._jpeg is not None:
+                jpeg._jpeg.decode(data, None, cut.box, cut.size, cut.window)
+            elif jpeg.simplejpeg is not None:
+                jpeg.simplejpeg.decode_jpeg(data)
+            else:
+                jpeg.open_image(data, 'RGB')
+    run.prepare = prepare
+    return run
+
+
+def rates(contenders: Dict[str, Callable[[int], None]], count: int, rounds: int) -> Dict[str, Dict[str, Any]]:
+    """Images a second of CPU time, and ratios to timm's; one round more than `rounds` warms up."""
+    seconds: Dict[str, List[float]] = {name: [] for name in contenders}
+    for round_number in range(rounds + 1):
+        for name, run in contenders.items():
+            if hasattr(run, 'prepare'):
+                run.prepare(round_number)
+            start = time.process_time()
+            run(round_number)
+            if round_number:
+                seconds[name].append(time.process_time() - start)
+    result = {}
+    for name, own in seconds.items():
+        result[name] = {
+            'images_per_core_second': round(count / statistics.median(own), 1),
+            'ratio': round(statistics.median(t / s for t, s in zip(seconds['timm'], own)), 3),
+            'ratios': [round(t / s, 3) for t, s in zip(seconds['timm'], own)],
+        }
+    return result
+
+
+def quality(files: List[bytes], decoder, img_size: int) -> Dict[str, float]:
+    """PSNR of training crops against Pillow's antialiased bilinear resize of the whole decoded image, in dB."""
+    import numpy as np
+    from photographs import psnr
+
+    from seresnet_timm.data import jpeg
+    values = []
+    for data, cut in _cuts(files, 'train', img_size, 0):
+        own = decoder.decode(data, cut, False)
+        if own is not None:
+            values.append(psnr(own, np.asarray(jpeg.cut_image(jpeg.open_image(data, 'RGB'), cut))))
+    if not values:
+        return {'images': 0}
+    return {'images': len(values), 'mean': round(statistics.mean(values), 1), 'min': round(min(values), 1)}
+
+
+def compare_workers(args, dataset) -> Dict[str, Dict[str, float]]:
+    """CPU (of all processes) and wall milliseconds an image of the training loader, with threads and with processes."""
+    from seresnet_timm.data import jpeg, loading
+    kinds = {'timm, processes': (None, False)}
+    for decoder in jpeg.decoders():
+        kinds[f'{decoder.name}, processes'] = (decoder, False)
+        if decoder.suits_threads:
+            kinds[f'{decoder.name}, threads'] = (decoder, True)
+    figures: Dict[str, List[Tuple[float, float]]] = {}
+    for _ in range(args.rounds):
+        for name, (decoder, threads) in kinds.items():
+            loader = loading.inner_loader(_create(args, 'train', decoder, args.workers, dataset))
+            if isinstance(loader, loading.ThreadedLoader) and not threads:
+                loader = loader._loader
+            images = 0
+            for epoch in range(4):
+                if epoch == 1:  # the first one starts the workers
+                    images, cpu, wall = 0, _cpu_of(loader), time.perf_counter()
+                loading.set_epoch(loader, epoch)
+                images += sum(len(target) for _, target in loader)
+            figures.setdefault(name, []).append(
+                (1e3 * (_cpu_of(loader) - cpu) / images, 1e3 * (time.perf_counter() - wall) / images))
+            del loader
+    return {name: dict(zip(('cpu_ms', 'wall_ms'), (round(statistics.median(c), 3) for c in zip(*values))))
+            for name, values in figures.items()}
+
+
+def _cpu_of(loader) -> float:
+    """CPU seconds of this process and of a loader's worker processes."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    total = usage.ru_utime + usage.ru_stime
+    for worker in getattr(getattr(loader, '_iterator', None), '_workers', []):
+        fields = Path(f'/proc/{worker.pid}/stat').read_text().rsplit(')', 1)[1].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+    return total
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+def machine() -> Dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                model = line.split(':', 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {'cpu': model, 'architecture': platform.machine(), 'cores': os.cpu_count(), 'system': platform.platform()}
+
+
+def versions() -> Dict[str, str]:
+    import PIL
+    import timm
+    import torch
+
+    import seresnet_timm
+    from seresnet_timm.data import jpeg
+    found = {
+        'seresnet_timm': seresnet_timm.__version__, 'timm': timm.__version__, 'torch': torch.__version__,
+        'pillow': PIL.__version__, 'python': platform.python_version(),
+    }
+    if jpeg.simplejpeg is not None:
+        found['simplejpeg'] = jpeg.simplejpeg.__version__
+    if jpeg._jpeg is not None:
+        found['libjpeg_turbo'] = jpeg._jpeg.libjpeg_turbo
+    return found
+
+
+def print_report(report: Dict[str, Any], file=None) -> None:
+    file = file or sys.stdout
+    images, target = report['images'], report['target']
+    print(f'{images["count"]} JPEGs, {images["mean_bytes"] / 1024:.0f} KB on average ({images["source"]}); median of '
+          f'{report["rounds"]} rounds of each, in turn', file=file)
+    print(f'{report["machine"]["cpu"]}, {report["machine"]["cores"]} cores; '
+          + ', '.join(f'{k} {v}' for k, v in report['versions'].items()), file=file)
+    for mode, rows in report['modes'].items():
+        title = 'training (crop, flip)' if mode == 'train' else 'evaluation (resize, centre crop)'
+        print(f'\n{title + " at " + str(report["img_size"]):<40}{"images/s/core":>14}{"x timm":>8}{"goal":>6}'
+              f'{f"cores for {target:g}/s":>20}', file=file)
+        for name, row in rows.items():
+            label = {'timm': "timm's loader", 'limit': 'limit: bare decode'}.get(name) or LEVELS[name]
+            goal = GOALS[mode].get(name)
+            print(f'  {label:<38}{row["images_per_core_second"]:>14.1f}{row["ratio"]:>8.2f}'
+                  f'{goal or "":>6}{math.ceil(target / row["images_per_core_second"]):>20}', file=file)
+    print('\nagainst Pillow, bilinear with antialias: PSNR in dB', file=file)
+    for name, row in report['psnr'].items():
+        if row['images']:
+            mean, least = PSNR_GOALS[name]
+            print(f'  {LEVELS[name]:<38}mean {row["mean"]} (goal {mean}), minimum {row["min"]} (goal {least}), '
+                  f'n = {row["images"]}', file=file)
+    if report['workers']:
+        print('\nworkers, training: ms an image', file=file)
+        for name, row in report['workers'].items():
+            print(f'  {name:<38}CPU {row["cpu_ms"]:.3f}, wall {row["wall_ms"]:.3f}', file=file)
+
 
 if __name__ == '__main__':
-    main(['bench', 'data', *sys.argv[1:]])
+    from seresnet_timm.cli.main import main as seresnet_timm
+    seresnet_timm(['bench', 'data', *sys.argv[1:]])

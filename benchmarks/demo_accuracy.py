@@ -16,8 +16,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from seresnet_timm import cli
-from seresnet_timm.bench import measure
+import measure
+
+from seresnet_timm.cli import main as cli
 from seresnet_timm.files import write_json
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     measure.check_json(args.json)
     if args.seeds < 2:
         parser.error('--seeds is at least 2: one says nothing about noise')
-    from seresnet_timm.data.demo import write_demo_data
+    from seresnet_timm.datasets.demo import write_demo_data
     more = [*(('--model', args.model) if args.model else ()), *(('--epochs', args.epochs) if args.epochs else ())]
     results = {'auto': [], 'off': []}
     with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:

@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from timm.data import create_dataset, create_loader  # noqa: E402
 
-from seresnet_timm.data.prepare import prepare  # noqa: E402
+from seresnet_timm.datasets.prepare import prepare  # noqa: E402
 
 # share, size and bytes of ImageNet's typical and large images
 KINDS = ((0.9, (500, 375), 100_000), (0.1, (1600, 1200), 530_000))

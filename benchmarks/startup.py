@@ -12,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from seresnet_timm.bench import measure
-from seresnet_timm.bench.end2end import commands, draw_images
+import measure
+from end2end import commands, draw_images
+
 from seresnet_timm.files import write_json
 
 OVER_TIMM = '''

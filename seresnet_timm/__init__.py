@@ -5,13 +5,25 @@
 import os
 import sys
 
-__version__ = '0.1.0'
+from seresnet_timm.version import __version__  # noqa: F401
 
 
 def _is_command_line() -> bool:
     """True while Python starts `seresnet-timm` or `python -m seresnet_timm`: `--help` must not wait for torch."""
-    # `-m` is what sys.argv[0] holds until Python has found the module to run
-    return sys.argv[:1] == ['-m'] or os.path.basename(sys.argv[0] if sys.argv else '') == 'seresnet-timm'
+    words = iter(sys.orig_argv[1:])
+    for word in words:
+        if word in ('-W', '-X', '--check-hash-based-pycs'):
+            next(words, None)  # the option's value
+        elif word.startswith('--'):
+            continue
+        elif word.startswith('-') and 'c' in word.partition('m')[0]:
+            return False
+        elif word.startswith('-') and 'm' in word:  # -m NAME, -mNAME, -um NAME
+            name = word.partition('m')[2] or next(words, '')
+            return name == 'seresnet_timm' or name.startswith('seresnet_timm.')
+        elif not word.startswith('-'):
+            return os.path.basename(word) == 'seresnet-timm'
+    return False
 
 
 if not _is_command_line():

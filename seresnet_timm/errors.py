@@ -16,16 +16,16 @@ class RunError(Exception):
     exit_code = 1
 
 
-def suggest(name: str, known: Iterable[str], otherwise: Optional[str] = None) -> str:
-    """The end of a sentence on an unknown name: the nearest known one, else `otherwise`, else all known ones."""
+def did_you_mean(name: str, known: Iterable[str], fallback: Optional[str] = None) -> str:
+    """The end of a sentence on an unknown name: the nearest known one, else `fallback`, else all known ones."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f'did you mean {close[0]}?'
-    return otherwise or f'there are {", ".join(known)}.'
+    return fallback or f'there are {", ".join(known)}.'
 
 
-def few(names: Iterable[str], limit: int) -> str:
+def first_names(names: Iterable[str], limit: int) -> str:
     """The first names of a list, and how many more there are."""
     names = list(names)
     more = f' and {len(names) - limit} more' if len(names) > limit else ''

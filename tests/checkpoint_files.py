@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from timm.task import ClassificationTask
 
-from seresnet_timm.saver import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 
 TINY = dict(num_classes=3, channels=(8, 8, 8, 16), stem_width=8)  # of 60 kB
 

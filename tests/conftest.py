@@ -16,11 +16,12 @@ _cache = tempfile.TemporaryDirectory(prefix='seresnet_timm-')
 os.environ['XDG_CACHE_HOME'] = _cache.name
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / 'benchmarks'))
 
 # What `make test-slow` runs and `make test` leaves out: further variants of tests that it does run, 4 to 20 CPU seconds
 SLOW = (
     'test_half_weights.py::test_training_on_two_processes',
-    'test_timm_patches.py::test_run_equals_the_bundled_scripts[1-', 'test_timm_patches.py::test_loss_scaler',
+    'test_patches.py::test_run_equals_the_bundled_scripts[1-', 'test_patches.py::test_loss_scaler',
     'test_launch.py::test_one_machine_dies[1]', 'test_launch.py::test_any_timm_model',
     'test_launch.py::test_signals_end_every_process[1-', 'test_launch.py::test_signals_end_every_process[2-2]',
     'test_parity.py::test_training_equals_recorded_run_of_timms_script[modern]',
@@ -70,7 +71,7 @@ def subset(source: Path, target: Path, num_train: int, num_val: int) -> Path:
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory) -> Path:
     """The whole demo dataset: 1,438 training and 359 validation images."""
-    from seresnet_timm.data.demo import write_demo_data
+    from seresnet_timm.datasets.demo import write_demo_data
     root = tmp_path_factory.mktemp('data') / 'digits'
     write_demo_data(str(root))
     return root

@@ -64,7 +64,7 @@ def record() -> None:
     from conftest import subset
     from timm_scripts import load_script, parser_flags, run_script
 
-    from seresnet_timm.data.demo import write_demo_data
+    from seresnet_timm.datasets.demo import write_demo_data
     GOLDEN.mkdir(exist_ok=True)
     flags = {name: parser_flags(load_script(name).parser) for name in ('train', 'validate')}
     (GOLDEN / 'timm_v1.0.28_flags.json').write_text(json.dumps(flags, indent=1, sort_keys=True) + '\n')

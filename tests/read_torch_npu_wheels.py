@@ -20,7 +20,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 ROOT = Path(__file__).resolve().parent.parent
 # run, not imported: the package would import torch
-CONTRACT = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'contract.py'))
+CONTRACT = runpy.run_path(str(ROOT / 'tests' / 'torch_npu_contract.py'))
 ABSENT, ENTRY_POINT, NAMES = CONTRACT['ABSENT'], CONTRACT['ENTRY_POINT'], CONTRACT['NAMES']
 ENVIRONMENT = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'environment.py'))
 VARIABLES = sorted([*ENVIRONMENT['VARIABLES'], *ENVIRONMENT['DEAD']])

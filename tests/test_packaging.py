@@ -88,6 +88,6 @@ def test_installed_package_trains_from_its_preset(wheel, few_digits, tmp_path):
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'out' / 'run' / 'model_best.pth.tar').exists()
     where = subprocess.run(
-        [sys.executable, '-c', 'import seresnet_timm.options as o; print(o.__file__, o.recipes_dir())'],
+        [sys.executable, '-c', 'import seresnet_timm.launch.flags as o; print(o.__file__, o.recipes_dir())'],
         cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}, capture_output=True, text=True).stdout
     assert where.split() == [f'{tmp_path}/site/seresnet_timm/options.py', f'{tmp_path}/site/seresnet_timm/recipes']

@@ -41,20 +41,25 @@ from timm.utils.summary import trim_summary
 
 import seresnet_timm
 from seresnet_timm import device as devices
-from seresnet_timm import fast_step, run_record
-from seresnet_timm.checkpoints import load_weights, read_checkpoint
+from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.data import loaders
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine import loaders
-from seresnet_timm.engine.arguments import parse_args, train_parser
-from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
+from seresnet_timm.engine.flags import train_parser
 from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
 from seresnet_timm.engine.progress import progress_bar
-from seresnet_timm.engine.scaled_lr import scaled_lr
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.half_weights import exchange_in_half, use_half_weights
-from seresnet_timm.saver import AtomicCheckpointSaver, capture_rng, restore_rng
+from seresnet_timm.launch.config_file import parse_args
+from seresnet_timm.models.create import create_model
+from seresnet_timm.runs import record as run_record
+from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step import loss_scaler as devices_loss_scaler
+from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
+from seresnet_timm.step.learning_rate import scaled_lr
 
 _logger = logging.getLogger('train')
 
@@ -93,7 +98,7 @@ def main(
         torch.backends.cudnn.benchmark = True
     model_dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
     autocast = devices.autocast(device, args.amp, args.amp_dtype)
-    loss_scaler, scaler_reason = devices.create_loss_scaler(device, args.amp, args.amp_dtype, loss_scale)
+    loss_scaler, scaler_reason = devices_loss_scaler.create_loss_scaler(device, args.amp, args.amp_dtype, loss_scale)
     decoder, decoder_reason = choose_decoder(args, fast_jpeg)
     if plan is None:
         plan = make_plan(args, device_reason, scaler_reason, decoder_reason)

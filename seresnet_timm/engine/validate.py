@@ -26,15 +26,16 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 
 import seresnet_timm
 from seresnet_timm import device as devices
-from seresnet_timm.checkpoints import load_weights
+from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.data import loaders
 from seresnet_timm.data.fast_jpeg import choose_decoder
-from seresnet_timm.engine import loaders
-from seresnet_timm.engine.arguments import parse_args, validate_parser
-from seresnet_timm.engine.create_model import create_model
 from seresnet_timm.engine.evaluate import evaluate
+from seresnet_timm.engine.flags import validate_parser
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import atomic_path, write_json
-from seresnet_timm.fuse_bn import fuse_batch_norms, wants_fused_bn
+from seresnet_timm.launch.config_file import parse_args
+from seresnet_timm.models.create import create_model
+from seresnet_timm.step.fuse_bn import fuse_batch_norms, wants_fused_bn
 
 _logger = logging.getLogger('validate')
 

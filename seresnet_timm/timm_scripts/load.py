@@ -39,7 +39,7 @@ def load(script: Script) -> ModuleType:
 
 def execute(script: Script, tree: ast.Module) -> ModuleType:
     """Execute a patched tree as module `timm_train` or `timm_validate`."""
-    from seresnet_timm.timm_scripts import script_helpers
+    from seresnet_timm.timm_scripts import overrides as script_helpers
 
     module = ModuleType('timm_' + script.name[:-len('.py')])
     module.__file__ = str(script.path)

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points, version
 
 import pytest
 
+sys.path.append(os.path.join(os.path.dirname(os.path.dirname(__file__)), 'ascend'))  # for the contract's test
 HAS_TORCH_NPU = importlib.util.find_spec('torch_npu') is not None
 if HAS_TORCH_NPU:
     assert 'torch' not in sys.modules, 'a plugin of pytest has imported torch before the emulator was there'

@@ -1,7 +1,7 @@
 """`doctor` on an emulated server, and the contract with the torch_npu that is installed here."""
 import json
 
-from test_ascend_contract import test_extract_is_what_the_wheels_say  # noqa: F401  (runs here, with a real torch_npu)
+from test_torch_npu_contract import test_extract_is_what_the_wheels_say  # noqa: F401  (runs here, with a real torch_npu)
 
 from npu.ranks import npu_cli
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 from conftest import train_flags
-from test_recipes import rows
+from recipe_runs import rows
 
 from npu.ranks import npu_cli
 

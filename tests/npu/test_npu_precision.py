@@ -7,12 +7,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import train_flags
-from test_train import load
 from timm.utils import NativeScaler
+from training import load
 
 from npu.ranks import npu_cli, run_ranks
-from seresnet_timm import device as devices
-from seresnet_timm.half_weights import use_half_weights
+from seresnet_timm.step import loss_scaler as devices_loss_scaler
+from seresnet_timm.step.half_weights import use_half_weights
 
 
 def gradients(model, device: str, amp: bool):
@@ -52,7 +52,7 @@ def test_agrees_with_the_cpus_half(level):
 @pytest.mark.parametrize('loss_scale', [None, 512.])
 def test_scaler_states_move(loss_scale):
     """The NPU's scaler goes on from timm's state and the other way round; a fixed scale is what is asked for."""
-    npu = devices.create_loss_scaler(torch.device('npu'), True, 'float16', loss_scale)[0]
+    npu = devices_loss_scaler.create_loss_scaler(torch.device('npu'), True, 'float16', loss_scale)[0]
     assert isinstance(npu, NativeScaler) and npu.state_dict_key == 'amp_scaler'
     saved_by_timm = torch.amp.GradScaler('cpu', init_scale=4096.).state_dict()
     npu.load_state_dict(saved_by_timm)
@@ -66,7 +66,7 @@ def test_scaler_states_move(loss_scale):
 def test_loss_scale_is_in_the_checkpoint(few_digits, tmp_path):
     """O2 at a fixed scale on two ranks: near float32's losses, float32 in the checkpoint, HCCL has carried fp16."""
     from ascend_emulator import read_counters
-    from test_recipes import rows
+    from recipe_runs import rows
     losses, sent = {}, {}
     for level in ('O0', 'O2'):
         (tmp_path / level).mkdir()

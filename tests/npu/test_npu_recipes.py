@@ -8,7 +8,7 @@ import ascend_emulator
 import preloaded
 import pytest
 from conftest import ROOT
-from test_recipes import SCRIPTS, final_lines, recipe, rows
+from recipe_runs import SCRIPTS, final_lines, recipe, rows
 
 # small images and batches; float32, so that losses can be compared
 SMALL = ('--model', 'seresnet18_ascend', '--img-size', 32, '-j', 1, '--output', 'out', '--experiment', 'run')

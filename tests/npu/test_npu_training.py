@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ascend_emulator import counters, read_counters
 from conftest import train_flags
-from test_train import load
+from training import load
 
 from npu.ranks import npu_cli, run_ranks
 from seresnet_timm.ascend import optim  # noqa: F401  (registers itself)

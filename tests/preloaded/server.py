@@ -125,6 +125,7 @@ def become(request: Dict[str, Any], files: List[int]) -> None:
     os.environ.update(request['environ'])
     sys.path[:] = [request['cwd'], *dict.fromkeys([*python_path(), *BASE_PATH])]
     sys.argv[:] = ['-m', *request['argv'][1:]]
+    sys.orig_argv[:] = [sys.executable, '-m', *request['argv']]
     if request['unbuffered']:
         sys.stdout.reconfigure(write_through=True)
     # as at an import, from the system's randomness

@@ -1,0 +1,131 @@
+"""Read any SE-ResNet checkpoint safely, say whether it is whole, and load it or say why it does not fit"""
+import logging
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, Dict, Union
+
+import torch
+from safetensors import safe_open
+
+from seresnet_timm.checkpoints import safe_pickle
+from seresnet_timm.checkpoints.checkpoint import EMA_KEYS, SHA256_KEY, WEIGHTS_KEYS, weights_sha256
+from seresnet_timm.errors import UsageError, first_line, first_names
+
+_logger = logging.getLogger(__name__)
+MAX_NAMED = 4  # names of weights that one sentence lists
+
+
+def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
+    """Read a checkpoint file without running code from it, and check that it is whole.
+
+    Formats: timm's, the ModelZoo's and torchvision-style files of `torch.save` (also from before torch 1.6), and
+    safetensors. What is checked: the checksum of every part (CRC-32) where torch wrote a zip archive, the SHA-256 of
+    the weights where this package wrote the file. Older files and foreign safetensors hold no checksum; what is damaged
+    beyond their weights' values is found.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The file's dictionary: a state dict, or one that holds it under `state_dict` or `model`. Tensors may stay
+        mapped from the file until they are used.
+
+    Raises:
+        UsageError: The file is missing, incomplete, damaged, not a checkpoint, or needs more than tensors and plain
+            values.
+    """
+    path = str(path)
+    if os.path.isdir(path):
+        raise UsageError(f'Checkpoint {path} is a folder: name a file in it, e.g. model_best.pth.tar.')
+    if not os.path.isfile(path):
+        raise UsageError(f'Checkpoint {path} does not exist.')
+    if os.path.getsize(path) == 0:
+        raise UsageError(f'Checkpoint {path} is empty.')
+    kind = file_format(path)
+    try:
+        if kind == 'safetensors':
+            checkpoint = _read_safetensors(path)
+        else:
+            if kind == 'zip':
+                _check_zip(path)
+            with torch.serialization.safe_globals(safe_pickle.allowed()), warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # torch's words on formats that are for it to support
+                # files from before torch 1.6 are no zip archives and cannot be mapped
+                checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=kind == 'zip')
+    except UsageError:
+        raise
+    except Exception as e:  # what is damaged fails in any way
+        foreign = safe_pickle.foreign_names(path) if isinstance(e, pickle.UnpicklingError) else []
+        if foreign:
+            raise UsageError(
+                f'Checkpoint {path} is refused, and nothing of it was run: beside weights it holds '
+                f'{first_names(foreign, MAX_NAMED)}, which only running code from the file would load. Save the '
+                'state_dict of the model instead.') from e
+        if isinstance(e, pickle.UnpicklingError):  # whose text advises to run the file
+            raise UsageError(f'{path} is not a checkpoint, or a damaged one.') from e
+        raise _damaged(path, f'{type(e).__name__}: {first_line(e)[:200]}') from e
+    if not isinstance(checkpoint, dict):
+        raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
+    _check_weights(path, checkpoint, kind)
+    return checkpoint
+
+
+def file_format(path: str) -> str:
+    """Format of a checkpoint file: 'safetensors', 'zip' (torch.save since 1.6), or 'legacy' (before)."""
+    with open(path, 'rb') as f:
+        head = f.read(9)
+    if path.endswith('.safetensors') or (head[8:] == b'{' and head[5:8] == bytes(3)):
+        return 'safetensors'
+    return 'zip' if head[:2] == b'PK' else 'legacy'
+
+
+def _read_safetensors(path: str) -> Dict[str, Any]:
+    with safe_open(path, framework='pt') as f:
+        weights = {k: f.get_tensor(k) for k in f.keys()}
+        metadata = f.metadata() or {}
+    checkpoint = {'state_dict': weights}
+    if 'architecture' in metadata:
+        checkpoint['arch'] = metadata['architecture']
+    if SHA256_KEY in metadata:
+        checkpoint[SHA256_KEY] = {'state_dict': metadata[SHA256_KEY]}
+    for key, kind in (('epochs', int), ('metric', float)):
+        if key in metadata:
+            checkpoint[key] = kind(metadata[key])
+    return checkpoint
+
+
+def _check_zip(path: str) -> None:
+    """Refuse an archive whose parts are compressed, which torch never does, or not what their checksums say."""
+    with zipfile.ZipFile(path) as z:
+        if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):
+            raise UsageError(f'Checkpoint {path} is refused: it is a compressed archive, which torch does not write; '
+                             'its size in memory is not known before it is there.')
+        names = z.namelist()
+        if len(set(names)) < len(names) or sum(i.file_size for i in z.infolist()) > os.path.getsize(path):
+            raise _damaged(path, 'parts of the archive overlap')
+        bad = z.testzip()
+        if bad is not None:
+            raise _damaged(path, f'checksum of {bad}')
+
+
+def _check_weights(path: str, checkpoint: Dict[str, Any], kind: str) -> None:
+    """Check the weights in a checkpoint: tensors under names, in memory of their own, with the SHA-256 they had."""
+    known = checkpoint.get(SHA256_KEY)
+    found = {k: checkpoint[k] for k in WEIGHTS_KEYS + EMA_KEYS if isinstance(checkpoint.get(k), dict)}
+    for key, weights in (found or {'': checkpoint}).items():
+        if not all(isinstance(k, str) for k in weights):
+            raise UsageError(f'{path} does not name its weights: it is not the checkpoint of a model.')
+        if isinstance(known, dict) and key in known and weights_sha256(weights) != known[key]:
+            raise _damaged(path, f'SHA-256 of {key}')
+        if kind == 'legacy':
+            # a damaged name of a storage lets two weights share one
+            tensors = [v for v in weights.values() if isinstance(v, torch.Tensor) and v.numel()]
+            if len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):
+                raise _damaged(path, 'two of its weights lie in the same memory')
+
+
+def _damaged(path: str, what: str) -> UsageError:
+    return UsageError(f'Checkpoint {path} is incomplete or damaged ({what}): copy or download it again.')

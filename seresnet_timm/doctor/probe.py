@@ -1,0 +1,140 @@
+"""Checks that may kill the process which makes them: `python -m seresnet_timm.doctor.probe WHAT [ARGUMENTS]`.
+
+doctor runs each in a process of its own. Each prints its results as JSON, one object a line.
+"""
+import json
+import os
+import sys
+import time
+
+
+def report(**values) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def probe_torch() -> None:
+    """torch alone; the caller says whether it may load torch_npu."""
+    import torch
+    report(torch=torch.__version__)
+    report(cuda_devices=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
+
+
+def probe_packages() -> None:
+    """What every training imports."""
+    probe_torch()
+    import timm
+    import torchvision
+    from timm.data import create_loader  # noqa: F401
+    report(timm=timm.__version__, torchvision=torchvision.__version__)
+
+
+def probe_npu() -> None:
+    """torch_npu, and the NPUs that it sees."""
+    import torch
+    import torch_npu  # noqa: F401
+    devices = []
+    if torch.npu.is_available():
+        for i in range(torch.npu.device_count()):
+            free, total = torch.npu.mem_get_info(i)
+            devices.append(dict(name=torch.npu.get_device_name(i), free_memory=free, total_memory=total))
+    bf16 = bool(devices) and bool(torch.npu.is_bf16_supported())
+    report(devices=devices, bf16=bf16)
+
+
+def probe_jpeg() -> None:
+    """The JPEG decoders: each decodes a picture."""
+    import io
+
+    import PIL
+    from PIL import Image, features
+    picture = io.BytesIO()
+    Image.new('RGB', (16, 16), (200, 100, 50)).save(picture, 'JPEG')
+    with Image.open(io.BytesIO(picture.getvalue())) as image:
+        image.convert('RGB').load()
+    found = dict(pillow=PIL.__version__, libjpeg_turbo=features.check_feature('libjpeg_turbo'), simplejpeg=None)
+    try:
+        import simplejpeg
+        assert simplejpeg.decode_jpeg(picture.getvalue()).shape == (16, 16, 3)
+        found['simplejpeg'] = getattr(simplejpeg, '__version__', 'installed')
+    except ImportError:
+        pass
+    try:
+        from seresnet_timm.data import _jpeg
+        found['c'] = _jpeg.size(picture.getvalue()) == (16, 16) and _jpeg.libjpeg_turbo
+    except ImportError:
+        found['c'] = None
+    report(**found)
+
+
+def probe_smoke(kind: str, seconds: float) -> None:
+    """One rank of the smoke test: matrix products on this rank's device, then all-reduces between the ranks.
+
+    Numbers are small integers, whose products and sums are exact in float32, TF32 and HF32.
+    """
+    rank, world_size, index = (int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'SMOKE_DEVICE'))
+    report(phase='import')
+    import datetime
+
+    import torch
+    import torch.distributed as dist
+    if kind == 'npu':
+        import torch_npu  # noqa: F401
+    module = None if kind == 'cpu' else getattr(torch, kind)
+    if module is not None:
+        module.set_device(index)
+    if kind == 'npu':
+        torch.npu.set_compile_mode(jit_compile=False)  # as a training does: compiling takes minutes on 910A
+    device = torch.device(kind) if module is None else torch.device(kind, index)
+    wait = (lambda: None) if module is None else module.synchronize
+
+    report(phase='matmul')
+    size = 1024
+    generator = torch.Generator().manual_seed(rank)
+    a, b = (torch.randint(-4, 5, (size, size), generator=generator).float() for _ in range(2))
+    x, y = a.to(device), b.to(device)
+    product = x @ y
+    rows = slice(0, 64)
+    if not torch.equal(product[rows].cpu().double(), a[rows].double() @ b.double()):
+        raise SystemExit('a matrix product came out wrong')
+    wait()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds / 2:
+        for _ in range(4):
+            product = x @ y
+        wait()
+        count += 4
+    report(tflops=2 * size ** 3 * count / (time.perf_counter() - start) / 1e12)
+
+    report(phase='all-reduce')
+    backend = {'cpu': 'gloo', 'cuda': 'nccl', 'npu': 'hccl'}[kind]
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=120))
+    numbers = torch.full((1 << 20,), float(rank + 1), device=device)
+    dist.all_reduce(numbers)
+    if not bool((numbers == world_size * (world_size + 1) // 2).all()):
+        raise SystemExit('an all-reduce came out wrong')
+    numbers.zero_()
+    wait()
+    start, count = time.perf_counter(), 0
+    go_on = torch.ones(1, device=device)
+    while bool(go_on):  # the ranks agree when to end: as soon as one has had enough
+        for _ in range(4):
+            dist.all_reduce(numbers)
+        count += 4
+        go_on.fill_(float(time.perf_counter() - start < seconds / 2))
+        dist.all_reduce(go_on, op=dist.ReduceOp.MIN)
+    wait()
+    report(all_reduce_mb_per_s=numbers.numel() * 4 * count / (time.perf_counter() - start) / 1e6)
+    dist.destroy_process_group()
+    report(phase='done')
+
+
+def main() -> None:
+    what, *arguments = sys.argv[1:]
+    if what == 'smoke':
+        probe_smoke(arguments[0], float(arguments[1]))
+    else:
+        {'torch': probe_torch, 'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg}[what]()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,144 @@
+"""Runs the checks of probe.py in processes of their own: one that aborts or hangs is a finding."""
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+WAITED = 'waited for one that failed'
+PROBE_TIMEOUT = 180  # seconds; a first import of torch from a slow disk takes minutes
+
+
+@dataclass
+class Probe:
+    """What a process reported, and how it failed, as a clause; None if it did not."""
+    data: Dict[str, Any]
+    failure: Optional[str]
+
+
+def run_probe(what: str, environ: Mapping[str, str]) -> Probe:
+    """Run one check of probe.py under these environment variables."""
+    try:
+        result = subprocess.run(
+            _command(what), env=_with_package(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors='replace', timeout=PROBE_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return Probe({}, f'no end after {PROBE_TIMEOUT} s')
+    data = _parse_reports(result.stdout)
+    failure = _how_it_ended(result.returncode, result.stderr)
+    return Probe(data, failure or (None if data else 'it ended early'))
+
+
+def run_smoke_test(
+        kind: str, devices: Sequence[int], environ: Mapping[str, str], seconds: float, timeout: float) -> List[Probe]:
+    """Matrix products and all-reduces, one process a device, all at once.
+
+    When one fails, the others are given a moment and then ended.
+
+    Args:
+        kind: 'cpu', 'cuda' or 'npu'.
+        devices: Index of the device of each rank.
+        environ: Environment variables of the ranks, without those that torchrun sets.
+        seconds: How long they compute.
+        timeout: Seconds after which they have failed.
+
+    Returns:
+        What each rank reported; `phase` is the last one that it began.
+    """
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as stack:
+        processes, outputs = [], []
+        for rank, index in enumerate(devices):
+            out, err = (stack.enter_context(tempfile.TemporaryFile('w+', errors='replace')) for _ in range(2))
+            variables = dict(
+                RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=len(devices), LOCAL_WORLD_SIZE=len(devices),
+                MASTER_ADDR='127.0.0.1', MASTER_PORT=port, SMOKE_DEVICE=index)
+            process = subprocess.Popen(
+                _command('smoke', kind, seconds), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                env={'OMP_NUM_THREADS': str(max(1, cores // len(devices))), **_with_package(environ),
+                     **{name: str(value) for name, value in variables.items()}})
+            stack.callback(_end, process)
+            processes.append(process)
+            outputs.append((out, err))
+        deadline = time.monotonic() + timeout
+        while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
+            if any(p.poll() for p in processes):
+                deadline = min(deadline, time.monotonic() + 5)
+            time.sleep(0.05)
+        failed = [p.poll() for p in processes]
+        results = []
+        for process, (out, err), returncode in zip(processes, outputs, failed):
+            _end(process)
+            out.seek(0)
+            err.seek(0)
+            data = _parse_reports(out.read())
+            if returncode is None:
+                failure = WAITED if any(failed) else f'no end after {timeout:g} s'
+            else:
+                failure = _how_it_ended(returncode, err.read())
+            if failure is None and data.get('phase') != 'done':
+                failure = 'it ended early'
+            results.append(Probe(data, failure))
+        return results
+
+
+def _command(*arguments: Any) -> List[str]:
+    return [sys.executable, '-m', 'seresnet_timm.doctor.probe', *map(str, arguments)]
+
+
+def _with_package(environ: Mapping[str, str]) -> Dict[str, str]:
+    """The environment, with this package to be found: last, so that all else is found where it is now."""
+    here = str(Path(__file__).resolve().parent.parent.parent)
+    return {**environ, 'PYTHONPATH': os.pathsep.join(filter(None, (environ.get('PYTHONPATH'), here)))}
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _parse_reports(output: str) -> Dict[str, Any]:
+    """What a probe reported, later values over earlier ones; other lines are a library's."""
+    found: Dict[str, Any] = {}
+    for line in output.splitlines():
+        if line.startswith('{'):
+            with contextlib.suppress(ValueError):
+                found.update(json.loads(line))
+    return found
+
+
+def _how_it_ended(returncode: int, stderr: str) -> Optional[str]:
+    """None for a good end, else one clause."""
+    if returncode == 0:
+        return None
+    words = last_words(stderr)
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-returncode).name
+            return f'killed by {name}' + (f' ({words})' if words else '')
+    return words or f'exit code {returncode}'
+
+
+def last_words(text: str) -> str:
+    """The line of an error output that says what happened: what() of C++, else the end of a traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    what = next((line for line in lines if line.startswith('what():')), None)
+    if what:
+        return what.partition(':')[2].strip()[:300]
+    # libraries add their own lines below a traceback's
+    errors = [line for line in lines if re.match(r'[\w.]*(Error|Exception|Exit)\b', line)]
+    # torch's word for any failure of torch_npu, whose own error stands before it
+    causes = [line for line in errors if 'Failed to load the backend extension' not in line]
+    return (causes or errors or lines or [''])[-1][:300]

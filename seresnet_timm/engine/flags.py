@@ -1,0 +1,318 @@
+"""Flags of the bundled train.py and validate.py: timm's names and defaults, and YAML configs checked key by key.
+
+The flags are those of timm v1.0.28's scripts. One default differs: `--device` is `auto` (npu, else cuda, else cpu; the
+choice is printed with its reason), where timm has `cuda`. Flags of timm's that the bundled scripts do not implement are
+known by name and refused with the way out. This file imports neither torch nor timm, so that `--help` is immediate.
+"""
+import argparse
+from typing import Any, Dict, List, Optional
+
+from seresnet_timm.argument_parser import KeyValues, Parser
+from seresnet_timm.errors import UsageError
+
+# Flags that only timm's own scripts implement, with timm's defaults (an args.yaml that timm wrote holds all of them).
+TIMM_ONLY_TRAIN = {
+    'torchscript': False, 'fuser': '',
+    'naflex_loader': False, 'naflex_train_seq_lens': [128, 256, 576, 784, 1024], 'naflex_max_seq_len': 576,
+    'naflex_patch_sizes': None, 'naflex_patch_size_probs': None, 'naflex_loss_scale': 'linear',
+    'naflex_patchify_channels_first': False,
+    'kd_model_name': None, 'kd_distill_type': 'logit', 'kd_loss_type': 'kl', 'kd_temperature': 4.0,
+    'kd_student_feature_dim': None, 'kd_teacher_feature_dim': None, 'kd_token_distill_type': 'soft',
+    'distill_loss_weight': None, 'task_loss_weight': None,
+    # since v1.0.28
+    'train_img_sizes': None, 'train_batch_sizes': None, 'train_size_probs': None, 'train_size_schedule': 'constant',
+    'train_size_schedule_spread': 0.65, 'train_size_random_mix': 0.1, 'train_batches_per_epoch': None,
+    'variable_batch_loss_scale': 'none', 'stop_epoch': None, 'save_epochs': None,
+}
+TIMM_ONLY_VALIDATE = {
+    'torchscript': False, 'aot_autograd': False, 'fuser': '', 'tf_preprocessing': False,
+    'naflex_loader': False, 'naflex_max_seq_len': 576,
+}
+
+
+class TimmOnly(argparse.Action):
+    """A flag that only timm's own script implements: refused, with the way out."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UsageError(timm_only_message(option_string, parser.timm_script))
+
+
+def timm_only_message(flag: str, script: str) -> str:
+    return (f"{flag} is a flag of timm's {script} that the bundled script does not have: run timm's own with "
+            '--scripts timm (`seresnet-timm scripts fetch` gets it).')
+
+
+def train_parser(prog: Optional[str] = None) -> Parser:
+    """Parser of the bundled train.py."""
+    parser = Parser(prog=prog, usage='%(prog)s [options]', description='Train an image classifier (timm flags).')
+    parser.timm_script = 'train.py'
+    _add_config(parser)
+
+    group = parser.add_argument_group('Data')
+    arg = group.add_argument
+    _add_data_source(group)
+    arg('--train-split', metavar='NAME', default='train', help='training split, a folder of the root')
+    arg('--val-split', metavar='NAME', default='validation',
+        help="validation split, a folder of the root; 'validation' finds 'val' too; '' trains without evaluation")
+    arg('--train-num-samples', type=int, metavar='N', help='length of an iterable training split')
+    arg('--val-num-samples', type=int, metavar='N', help='length of an iterable validation split')
+
+    group = parser.add_argument_group('Model')
+    arg = group.add_argument
+    arg('--model', metavar='NAME', default='resnet50', help='model to train')
+    arg('--pretrained', action='store_true', help="start from the model's pretrained weights")
+    arg('--pretrained-path', metavar='PATH', help='start from this file, adapting the classifier as for --pretrained')
+    arg('--initial-checkpoint', metavar='PATH', default='', help='load these weights after the model is made')
+    arg('--resume', metavar='PATH', default='', help='continue a run from this checkpoint: weights, optimizer, epoch')
+    arg('--no-resume-opt', action='store_true', help='resume the weights only, with a fresh optimizer')
+    _add_model_shape(group)
+    arg('--head-init-scale', type=float, help="factor for the classifier's initial weights")
+    arg('--head-init-bias', type=float, help="the classifier's initial bias")
+    arg('-b', '--batch-size', type=int, default=128, metavar='N', help='training images per process and step')
+    arg('-vb', '--validation-batch-size', type=int, metavar='N', help='default: --batch-size')
+    arg('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per optimizer step')
+    arg('--grad-checkpointing', action='store_true', help='recompute activations to save memory')
+    _add_execution(group)
+
+    group = parser.add_argument_group('Device and precision')
+    arg = group.add_argument
+    _add_device(group)
+    arg('--no-ddp-bb', action='store_true', help='DDP does not broadcast buffers from rank 0 every step')
+    arg('--synchronize-step', action='store_true', help='wait for the device after every step (honest step times)')
+    arg('--local_rank', type=int, default=0, help=argparse.SUPPRESS)  # torchrun sets the environment instead
+
+    group = parser.add_argument_group('Optimizer')
+    arg = group.add_argument
+    arg('--opt', default='sgd', metavar='NAME', help="any of timm's; 'sgd' is Nesterov, 'momentum' is not")
+    arg('--opt-eps', type=float, metavar='EPS')
+    arg('--opt-betas', type=float, nargs='+', metavar='BETA')
+    arg('--momentum', type=float, default=0.9)
+    arg('--weight-decay', type=float, default=2e-5,
+        help='biases and BatchNorm are exempt unless --opt-kwargs filter_bias_and_bn=False')
+    arg('--clip-grad', type=float, metavar='NORM', help='gradient clipping, none by default')
+    arg('--clip-mode', default='norm', choices=('norm', 'value', 'agc'))
+    arg('--layer-decay', type=float, help='learning rate decay from layer to layer')
+    arg('--layer-decay-min-scale', type=float, default=0)
+    arg('--layer-decay-no-opt-scale', type=float)
+    arg('--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further optimizer arguments')
+
+    group = parser.add_argument_group('Learning rate schedule')
+    arg = group.add_argument
+    arg('--sched', default='cosine', metavar='NAME', help="any of timm's: cosine, tanh, step, multistep, poly, wsd ...")
+    arg('--sched-on-updates', action='store_true', help='step the schedule every update, not every epoch')
+    arg('--lr', type=float, help='learning rate; without it lr-base x global batch size / lr-base-size')
+    arg('--lr-base', type=float, default=0.1)
+    arg('--lr-base-size', type=int, default=256)
+    arg('--lr-base-scale', default='', metavar='KIND', help="'linear' or 'sqrt'; by optimizer if empty")
+    arg('--lr-noise', type=float, nargs='+', metavar='PCT')
+    arg('--lr-noise-pct', type=float, default=0.67)
+    arg('--lr-noise-std', type=float, default=1.0)
+    arg('--lr-cycle-mul', type=float, default=1.0)
+    arg('--lr-cycle-decay', type=float, default=0.5)
+    arg('--lr-cycle-limit', type=int, default=1)
+    arg('--lr-k-decay', type=float, default=1.0)
+    arg('--warmup-lr', type=float, default=1e-5)
+    arg('--min-lr', type=float, default=0)
+    arg('--epochs', type=int, default=300, metavar='N')
+    arg('--epoch-repeats', type=float, default=0., metavar='N', help='dataset repeats per epoch (iterable datasets)')
+    arg('--start-epoch', type=int, metavar='N', help='number of the first epoch, over what --resume says')
+    arg('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH')
+    arg('--decay-epochs', type=float, default=90)
+    arg('--warmup-epochs', type=int, default=5, metavar='N')
+    arg('--warmup-prefix', action='store_true', help='warm-up epochs come before --epochs, not within them')
+    arg('--cooldown-epochs', type=int, default=0, metavar='N')
+    arg('--patience-epochs', type=int, default=10, metavar='N')
+    arg('--decay-rate', '--dr', type=float, default=0.1)
+
+    group = parser.add_argument_group('Augmentation and regularization')
+    arg = group.add_argument
+    arg('--no-aug', action='store_true', help='train on resized images as they are')
+    arg('--train-crop-mode', metavar='MODE')
+    arg('--scale', type=float, nargs='+', default=[0.08, 1.0], help='area of the random crop')
+    arg('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.], help='aspect ratio of the random crop')
+    arg('--hflip', type=float, default=0.5, metavar='P')
+    arg('--vflip', type=float, default=0., metavar='P')
+    arg('--color-jitter', type=float, default=0.4, metavar='F')
+    arg('--color-jitter-prob', type=float, metavar='P')
+    arg('--grayscale-prob', type=float, metavar='P')
+    arg('--gaussian-blur-prob', type=float, metavar='P')
+    arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'")
+    arg('--aug-repeats', type=float, default=0, help='repeated augmentation (several processes only)')
+    arg('--aug-splits', type=int, default=0, metavar='N', help='augmentation splits, 0 or at least 2')
+    arg('--jsd-loss', action='store_true', help='Jensen-Shannon divergence over the augmentation splits')
+    arg('--bce-loss', action='store_true', help='binary cross entropy')
+    arg('--bce-sum', action='store_true')
+    arg('--bce-target-thresh', type=float)
+    arg('--bce-pos-weight', type=float)
+    arg('--reprob', type=float, default=0., metavar='P', help='random erasing')
+    arg('--remode', default='pixel', metavar='MODE')
+    arg('--recount', type=int, default=1, metavar='N')
+    arg('--resplit', action='store_true', help='leave the first augmentation split unerased')
+    arg('--mixup', type=float, default=0.0, metavar='ALPHA')
+    arg('--cutmix', type=float, default=0.0, metavar='ALPHA')
+    arg('--cutmix-minmax', type=float, nargs='+', metavar='RATIO')
+    arg('--mixup-prob', type=float, default=1.0, metavar='P')
+    arg('--mixup-switch-prob', type=float, default=0.5, metavar='P')
+    arg('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem', 'half'))
+    arg('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
+    arg('--smoothing', type=float, default=0.1, help='label smoothing')
+    arg('--train-interpolation', default='random', metavar='NAME')
+    arg('--drop', type=float, default=0.0, metavar='P', help='dropout')
+    arg('--drop-connect', type=float, metavar='P', help=argparse.SUPPRESS)
+    arg('--drop-path', type=float, metavar='P')
+    arg('--drop-block', type=float, metavar='P')
+
+    group = parser.add_argument_group('Batch norm')
+    arg = group.add_argument
+    arg('--bn-momentum', type=float)
+    arg('--bn-eps', type=float)
+    arg('--sync-bn', action='store_true', help='BatchNorm over the global batch')
+    arg('--dist-bn', default='reduce', choices=('broadcast', 'reduce', ''),
+        help='how ranks agree on running statistics after an epoch')
+    arg('--split-bn', action='store_true', help='BatchNorm of its own per augmentation split')
+
+    group = parser.add_argument_group('Exponential moving average')
+    arg = group.add_argument
+    arg('--model-ema', action='store_true')
+    arg('--model-ema-force-cpu', action='store_true', help='keep it on the host, unevaluated')
+    arg('--model-ema-decay', type=float, default=0.9998)
+    arg('--model-ema-warmup', action='store_true')
+
+    group = parser.add_argument_group('Run')
+    arg = group.add_argument
+    arg('--seed', type=int, default=42)
+    arg('--worker-seeding', default='all', metavar='MODE')
+    arg('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
+    arg('--val-interval', type=int, default=1, metavar='N', help='epochs between evaluations')
+    arg('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery checkpoints')
+    arg('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
+    _add_loader(group)
+    arg('--use-multi-epochs-loader', action='store_true', help='keep the loader running between epochs')
+    arg('--save-images', action='store_true', help='save a batch of training images every log interval')
+    arg('--output', metavar='DIR', default='', help='folder of runs (default: ./output/train)')
+    arg('--experiment', metavar='NAME', default='', help='folder of this run (default: date-model-size)')
+    arg('--eval-metric', default='top1', metavar='NAME', help='metric that makes the best checkpoint')
+    arg('--tta', type=int, default=0, metavar='N', help='test-time augmentation factor')
+    arg('--log-wandb', action='store_true')
+    arg('--wandb-project')
+    arg('--wandb-tags', nargs='+', default=[])
+    arg('--wandb-resume-id', default='')
+
+    _add_timm_only(parser, TIMM_ONLY_TRAIN)
+    return parser
+
+
+def validate_parser(prog: Optional[str] = None) -> Parser:
+    """Parser of the bundled validate.py."""
+    parser = Parser(prog=prog, usage='%(prog)s [options]', description='Evaluate an image classifier (timm flags).')
+    parser.timm_script = 'validate.py'
+
+    group = parser.add_argument_group('Data')
+    arg = group.add_argument
+    _add_data_source(group)
+    arg('--split', metavar='NAME', default='validation', help="split, a folder of the root; finds 'val' too")
+    arg('--num-samples', type=int, metavar='N', help='length of an iterable split')
+
+    group = parser.add_argument_group('Model')
+    arg = group.add_argument
+    arg('-m', '--model', metavar='NAME', default='dpn92')
+    arg('--pretrained', action='store_true', help='implied where there is no --checkpoint')
+    arg('--checkpoint', metavar='PATH', default='', help='weights; a folder evaluates every checkpoint in it')
+    arg('--use-ema', action='store_true', help="the checkpoint's moving average instead of its weights")
+    _add_model_shape(group)
+    arg('--use-train-size', action='store_true', help='the training input size, where the model has a test size')
+    arg('--crop-mode', metavar='MODE', help='squash, border or center')
+    arg('--crop-border-pixels', type=int, metavar='N')
+    arg('-b', '--batch-size', type=int, default=256, metavar='N', help='images per process and step')
+    arg('--test-pool', action='store_true', help='test-time pooling')
+    arg('--reparam', action='store_true', help='fold reparameterizable branches')
+    _add_execution(group)
+
+    group = parser.add_argument_group('Device and precision')
+    arg = group.add_argument
+    _add_device(group)
+    arg('--num-gpu', type=int, default=1, help=argparse.SUPPRESS)
+
+    group = parser.add_argument_group('Run')
+    arg = group.add_argument
+    arg('--seed', type=int, default=42)
+    arg('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
+    _add_loader(group)
+    arg('--results-file', metavar='FILE', default='', help='write the results here')
+    arg('--results-format', default='csv', choices=('csv', 'json'))
+    arg('--real-labels', metavar='FILE', default='', help="ImageNet 'real' labels (JSON)")
+    arg('--valid-labels', metavar='FILE', default='', help='class indices that count, one a line')
+    arg('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='precision, recall and F1 too (scikit-learn)')
+    arg('--retry', action='store_true', help='halve the batch size when memory runs out')
+
+    _add_timm_only(parser, TIMM_ONLY_VALIDATE)
+    return parser
+
+
+def _add_config(parser: Parser) -> None:
+    parser.add_argument('-c', '--config', metavar='FILE', default='', help='YAML file of defaults for these flags')
+
+
+def _add_data_source(group) -> None:
+    arg = group.add_argument
+    # timm's positional argument, kept for its users
+    arg('data', nargs='?', metavar='DIR', help='root of the dataset (--data-dir is the newer form)')
+    arg('--data-dir', metavar='DIR', help='root of the dataset: train/<class>/*, val/<class>/*')
+    arg('--dataset', metavar='NAME', default='', help="'<type>/<name>'; empty for folders of images")
+    arg('--dataset-download', action='store_true', help='let torch/ and tfds/ datasets download themselves')
+    arg('--class-map', metavar='FILE', default='', help='class name to index')
+    arg('--input-img-mode', metavar='MODE', help="PIL mode of the images, e.g. 'RGB'")
+    arg('--input-key', metavar='KEY')
+    arg('--target-key', metavar='KEY')
+    arg('--dataset-trust-remote-code', action='store_true', help='run code that a Hugging Face dataset brings')
+    arg('--mean', type=float, nargs='+', help="normalization, else the model's")
+    arg('--std', type=float, nargs='+')
+    arg('--interpolation', metavar='NAME', default='', help='resize filter at evaluation')
+    arg('--crop-pct', type=float, help='share of the image that the evaluation crop covers')
+
+
+def _add_model_shape(group) -> None:
+    arg = group.add_argument
+    arg('--num-classes', type=int, metavar='N', help="default: the model's")
+    arg('--gp', metavar='POOL', help='global pooling')
+    arg('--img-size', type=int, metavar='N', help='side of the square input')
+    arg('--in-chans', type=int, metavar='N', help='input channels')
+    arg('--input-size', type=int, nargs=3, metavar='N', help='input as channels, height, width')
+    arg('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further model arguments')
+
+
+def _add_execution(group) -> None:
+    arg = group.add_argument
+    arg('--channels-last', action='store_true', help='NHWC memory layout')
+    arg('--fast-norm', action='store_true')
+    arg('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='torch.compile')
+    arg('--torchcompile-mode', metavar='MODE')
+
+
+def _add_device(group) -> None:
+    arg = group.add_argument
+    arg('--device', default='auto', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
+    arg('--device-modules', nargs='+', metavar='MODULE', help='Python modules to import first')
+    arg('--amp', action='store_true', help='mixed precision')
+    arg('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
+    arg('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the weights, without --amp')
+
+
+def _add_loader(group) -> None:
+    arg = group.add_argument
+    arg('-j', '--workers', type=int, default=4, metavar='N', help='loader workers per process')
+    arg('--pin-mem', action='store_true', help='page-locked host memory')
+    arg('--no-prefetcher', action='store_true', help='no side stream for the transfer to the device')
+
+
+def _add_timm_only(parser: Parser, flags: Dict[str, Any]) -> None:
+    for dest in flags:
+        parser.add_argument(
+            '--' + dest.replace('_', '-'), dest=dest, nargs='*', action=TimmOnly,
+            default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def flags_of(parser: Parser) -> List[str]:
+    """Every flag the parser implements, long form."""
+    return sorted(
+        s for a in parser._actions if not isinstance(a, TimmOnly) for s in a.option_strings if s.startswith('--'))

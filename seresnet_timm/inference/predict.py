@@ -1,0 +1,219 @@
+"""`seresnet-timm predict`: the likeliest classes of images, preprocessed as in validation."""
+import csv
+import io
+import json
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.utils.misc import natural_key
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.files import atomic_path
+from seresnet_timm.inference.load import LoadedModel
+
+COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
+
+
+def find_images(paths: Sequence[str]) -> List[str]:
+    """Files to look at: those that are named, and the images (timm's extensions) in folders, at any depth.
+
+    Raises:
+        UsageError: A path does not exist, or there is no image at all.
+    """
+    extensions = get_img_extensions(as_set=True)
+    files: List[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            found = [os.path.join(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names
+                     if os.path.splitext(name)[1].lower() in extensions]
+            if not found:
+                raise UsageError(f'{path} has no image in it ({", ".join(sorted(extensions))}).')
+            files += sorted(found, key=natural_key)
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            raise UsageError(f'Image {path} does not exist.')
+    return files
+
+
+class _Images(Dataset):
+    """Images by file; one that cannot be read is a sentence instead of a tensor."""
+
+    def __init__(self, files: List[str], data_config: Dict[str, Any]):
+        self.files = files
+        self.mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
+        self.transform = create_transform(**data_config, is_training=False)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tuple[int, Union[torch.Tensor, str]]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # Pillow's, on odd but readable files
+                with Image.open(self.files[index]) as image:
+                    return index, self.transform(image.convert(self.mode))
+        except UnidentifiedImageError:
+            return index, 'it is not an image, or of an unknown format'
+        except Exception as e:  # whatever Pillow's decoders make of a damaged file: it must not stop the others
+            return index, (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
+
+
+def _collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:
+    good = [(i, x) for i, x in batch if isinstance(x, torch.Tensor)]
+    images = torch.stack([x for _, x in good]) if good else None
+    return [i for i, _ in good], images, {i: x for i, x in batch if not isinstance(x, torch.Tensor)}
+
+
+def predict(
+        loaded: LoadedModel,
+        files: List[str],
+        device: str = 'cpu',
+        topk: int = 5,
+        batch_size: int = 32,
+        workers: Optional[int] = None,
+) -> Iterator[Dict[str, Any]]:
+    """The likeliest classes of images.
+
+    Args:
+        loaded: The model; moved to the device.
+        files: Image files.
+        device: Device for torch.
+        topk: Number of classes for each image, at most all.
+        batch_size: Images a batch.
+        workers: Loader processes; by default as many as pay.
+
+    Yields:
+        For each file, in order: `{'file', 'predictions': [{'index', 'label', 'description', 'probability'}, ...]}` with
+        the likeliest first, `label` and `description` only where known; or `{'file', 'error'}`.
+
+    Raises:
+        RunError: The device is out of memory.
+    """
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 8, len(files) // (2 * batch_size))
+    loader = DataLoader(
+        _Images(files, loaded.data_config), batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+    model = loaded.model.to(device)
+    topk = min(topk, model.num_classes)
+    for indices, images, errors in loader:
+        results = {i: {'file': files[i], 'error': error} for i, error in errors.items()}
+        if images is not None:
+            with torch.inference_mode():
+                try:
+                    output = model(images.to(device))
+                except torch.OutOfMemoryError:
+                    raise RunError(f'{device} is out of memory with -b {batch_size}: try -b {max(1, batch_size // 2)}.')
+                output = output[0] if isinstance(output, (tuple, list)) else output
+                probabilities, classes = (t.cpu().tolist() for t in output.float().softmax(dim=1).topk(topk))
+            for i, p, c in zip(indices, probabilities, classes):
+                results[i] = {'file': files[i], 'predictions': [_named(loaded, *pair) for pair in zip(c, p)]}
+        for i in sorted(results):
+            yield results[i]
+
+
+def _named(loaded: LoadedModel, index: int, probability: float) -> Dict[str, Any]:
+    result: Dict[str, Any] = {'index': index}
+    if loaded.labels is not None:
+        result['label'] = loaded.labels[index]
+    if loaded.descriptions is not None:
+        result['description'] = loaded.descriptions[index]
+    return dict(result, probability=round(probability, 6))
+
+
+def run(
+        loaded: LoadedModel,
+        files: List[str],
+        format: str = 'table',
+        output: Optional[str] = None,
+        **kwargs,
+) -> None:
+    """Predict, write the result, and say which files could not be read.
+
+    Args:
+        loaded: The model.
+        files: Image files.
+        format: 'table', 'json' or 'csv'.
+        output: File to write, which appears whole at the end; None for stdout.
+        kwargs: Arguments of `predict`.
+
+    Raises:
+        RunError: Files could not be read; all others are in the result.
+    """
+    if output is not None and (os.path.isdir(output) or not Path(output).absolute().parent.is_dir()):
+        raise UsageError(f'--output {output}: ' + (
+            'it is a folder, name a file.' if os.path.isdir(output) else 'the folder it lies in does not exist.'))
+    bad = 0
+    results = predict(loaded, files, **kwargs)
+    shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
+    bar = tqdm(total=len(files), unit='image', disable=shown or None, leave=False)
+    with bar, _destination(output) as out:
+        write = _writer(format, out)
+        for result in results:
+            bar.update()
+            if 'error' in result:
+                bad += 1
+                bar.write(f'{result["file"]}: cannot be read: {result["error"].rstrip(".")}', file=sys.stderr)
+            write(result)
+        write(None)
+    if bad:
+        raise RunError(f'{bad} of {len(files)} files could not be read, see above; the others are done.')
+
+
+@contextmanager
+def _destination(output: Optional[str]) -> Iterator[Any]:
+    if output is None:
+        yield sys.stdout
+        return
+    with atomic_path(output) as tmp:
+        with open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+            yield f
+
+
+def _writer(format: str, out: Any):
+    """Function that writes the result for a file, and None at the end."""
+    started = False
+
+    def write_table(result: Optional[Dict[str, Any]]) -> None:
+        if result is not None and 'predictions' in result:
+            out.write(format_table(result) + '\n')
+
+    def write_csv(result: Optional[Dict[str, Any]]) -> None:
+        nonlocal started
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+        if not started:
+            writer.writeheader()
+            started = True
+        for rank, row in enumerate((result or {}).get('predictions', ()), 1):
+            writer.writerow({'file': result['file'], 'rank': rank, **row})
+        out.write(text.getvalue())
+
+    def write_json(result: Optional[Dict[str, Any]]) -> None:
+        nonlocal started
+        if result is None:
+            out.write('\n]\n' if started else '[]\n')
+            return
+        out.write((',\n' if started else '[\n') + json.dumps(result, ensure_ascii=False))
+        started = True
+
+    return {'table': write_table, 'csv': write_csv, 'json': write_json}[format]
+
+
+def format_table(result: Dict[str, Any]) -> str:
+    """Predictions for a file as lines of percent, index, name and description."""
+    lines = [result['file']]
+    for p in result['predictions']:
+        names = [p[k] for k in ('label', 'description') if k in p and (k == 'label' or p[k] != p.get('label'))]
+        lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(names)}'.rstrip())
+    return '\n'.join(lines)

@@ -1,0 +1,188 @@
+"""Several processes, by torchrun: rank 0 prints, others log to files, a failure is shown once, signals reach all."""
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
+
+from seresnet_timm.errors import RunError, UsageError, way_on
+from seresnet_timm.files import write_json
+from seresnet_timm.launch import cluster
+from seresnet_timm.launch import rank as worker
+from seresnet_timm.launch.plan import Plan
+
+DEFAULT_PORT = 29500  # torchrun's
+
+# what a rank says when another one is gone: gloo, nccl, hccl
+LOST_PEER = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Timed out waiting',
+             'NCCL communicator was aborted', 'remote process exited', 'HCCL', 'EI0002', 'EI0006')
+
+
+def run(plan: Plan) -> None:
+    """Run this node's processes under torchrun's agent, in this process, until all have ended.
+
+    Raises:
+        UsageError: A rank refused its arguments, or the port is taken.
+        RunError: A rank failed, or the nodes did not find each other.
+        SystemExit: A signal ended the run (128 + its number).
+    """
+    import torch.distributed.run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if plan.nnodes > 1 or plan.master_port:
+        _check_port(plan)
+    _set_environment(plan)
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says is said below
+    log_dir = _log_dir(plan)
+    if plan.nproc > 1:
+        print(f'  logs           {log_dir} (all ranks but the first)', file=sys.stderr)
+
+    with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
+        job_file = Path(tmp) / 'job.json'
+        write_json(job_file, worker.job_of(plan))
+        args = torchrun.get_args_parser().parse_args(_torchrun_argv(plan, log_dir) + [str(job_file)])
+        try:
+            torchrun.run(args)
+        except ChildFailedError as e:
+            raise _failure(plan, *e.get_first_failure(), log_dir)
+        except SignalException as e:
+            name = signal.Signals(e.sigval).name
+            print(f'Stopped by {name}: all processes of this node have ended.' + way_on(plan.output_dir),
+                  file=sys.stderr)
+            raise SystemExit(128 + e.sigval)
+        except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
+            raise RunError(_rendezvous_failure(plan, e))
+
+
+def _torchrun_argv(plan: Plan, log_dir: Path) -> List[str]:
+    argv = [f'--nproc-per-node={plan.nproc}', f'--log-dir={log_dir}']
+    if plan.nproc > 1:
+        # 3: stdout and stderr; the first rank of the node keeps the terminal
+        argv.append('--redirects=' + ','.join(f'{rank}:3' for rank in range(1, plan.nproc)))
+    if plan.nnodes > 1 or plan.master_port:
+        argv += [
+            f'--nnodes={plan.nnodes}', f'--node-rank={plan.node_rank}',
+            f'--master-addr={plan.master_addr or "127.0.0.1"}', f'--master-port={plan.master_port or DEFAULT_PORT}',
+            f'--rdzv-conf=timeout={plan.opts.rdzv_timeout}',
+        ]
+        if plan.opts.local_addr:
+            argv.append(f'--local-addr={plan.opts.local_addr}')
+    else:
+        argv.append('--standalone')
+    return [*argv, '-m', 'seresnet_timm.launch.rank']
+
+
+def _set_environment(plan: Plan) -> None:
+    """Environment of the ranks; what the user has set stays."""
+    cluster.forget(os.environ)
+    cores = len(os.sched_getaffinity(0))
+    # the CPU computes with all cores; elsewhere a rank's own threads have little to do
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores // plan.nproc)) if plan.device == 'cpu' else '1')
+    if plan.opts.local_addr:
+        os.environ.setdefault('HCCL_IF_IP', plan.opts.local_addr)
+        interface = interface_of(plan.opts.local_addr)
+        if interface is None:
+            raise UsageError(f'--local-addr {plan.opts.local_addr} is not an address of this machine.')
+        os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)
+        os.environ.setdefault('NCCL_SOCKET_IFNAME', interface)
+
+
+def interface_of(address: str) -> Optional[str]:
+    """Network interface whose network an IPv4 address is on (Linux)."""
+    def ask(request: int, name: str) -> Optional[int]:
+        try:
+            answer = fcntl.ioctl(s.fileno(), request, struct.pack('256s', name.encode()[:15]))
+        except OSError as e:
+            if e.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                return None
+            raise
+        return struct.unpack('!I', answer[20:24])[0]
+
+    try:
+        wanted = struct.unpack('!I', socket.inet_aton(address))[0]
+    except OSError:
+        return None
+    get_address, get_netmask = 0x8915, 0x891b  # SIOCGIFADDR, SIOCGIFNETMASK
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, name in socket.if_nameindex():
+            own, mask = ask(get_address, name), ask(get_netmask, name)
+            if own is not None and mask is not None and own & mask == wanted & mask:
+                return name
+    return None
+
+
+def _check_port(plan: Plan) -> None:
+    """Node 0 listens at the port: it must be free."""
+    if plan.node_rank != 0:
+        return
+    port = plan.master_port or DEFAULT_PORT
+    try:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(('', port))  # as torch does; the master's address may be a service's, as in Kubernetes
+    except OSError as e:
+        raise UsageError(f'Port {port} cannot be used ({e.strerror}), it is in use or reserved: name a free one with '
+                         '--master-port, the same on every node.')
+
+
+def _log_dir(plan: Plan) -> Path:
+    # the name that node 0 chooses for the run is not known on the other nodes
+    knows_folder = plan.output_dir is not None and (plan.node_rank == 0 or plan.is_named)
+    base = plan.output_dir if knows_folder else Path(tempfile.mkdtemp(prefix='seresnet_timm-'))
+    folder = base / 'logs' / f'node{plan.node_rank}'
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _failure(plan: Plan, rank: int, failure: Any, log_dir: Path) -> Exception:
+    """The first failure of this node as the one error that is shown."""
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        hint = ' (out of memory? `dmesg` tells)' if name == 'SIGKILL' else ''
+        return RunError(f'Rank {rank} was killed by {name}{hint}.{way_on(plan.output_dir)}')
+    kind, text = _read_error(failure.error_file)
+    if kind == 'UsageError':
+        return UsageError(text)
+    if kind == 'RunError':
+        return RunError(text)
+    if plan.nnodes > 1 and any(words in text for words in LOST_PEER):
+        return RunError(f'Node {plan.node_rank} lost contact with another node, which has ended or cannot be reached '
+                        f'any more: its own log says why.{way_on(plan.output_dir)}\n{text.strip().splitlines()[-1]}')
+    where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'
+    return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.'
+                    f'{way_on(plan.output_dir)}\n{text}'.rstrip())
+
+
+def _read_error(error_file: str) -> Tuple[str, str]:
+    """Class and text (a sentence, or a traceback) of the exception that a rank left."""
+    try:
+        with open(error_file) as f:
+            message = json.load(f)['message']
+    except (OSError, ValueError, KeyError):
+        return '', ''
+    if isinstance(message, str):
+        return '', message
+    text = message['extraInfo']['py_callstack']
+    kind, _, sentence = message['message'].partition(': ')
+    return (kind, sentence) if kind in ('UsageError', 'RunError') else (kind, text)
+
+
+def _rendezvous_failure(plan: Plan, error: RuntimeError) -> str:
+    address = f'{plan.master_addr or "127.0.0.1"}:{plan.master_port or DEFAULT_PORT}'
+    if plan.nnodes == 1:
+        return f'torchrun could not start the processes: {str(error).splitlines()[0]}'
+    if plan.node_rank == 0:
+        return (f'Not all of the {plan.nnodes} nodes came to {address} within {plan.opts.rdzv_timeout} s: start the '
+                'others with the same --nnodes, --master-addr and --master-port, or wait longer with --rdzv-timeout '
+                'SECONDS.')
+    return (f'Node 0 cannot be reached at {address} within {plan.opts.rdzv_timeout} s: start it, check --master-addr, '
+            '--master-port and the firewall, or wait longer with --rdzv-timeout SECONDS.')
+

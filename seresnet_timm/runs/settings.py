@@ -1,0 +1,132 @@
+"""RunSettings: what a run was asked for and what was decided, made once and equal in the launcher and in all ranks
+
+`launch/plan.py` makes it; everything else reads it. It goes to the ranks and into run.json as JSON, so all values are
+plain. What differs from node to node (its number, its address) is not in it. This file imports neither torch nor timm.
+"""
+import argparse
+import copy
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from seresnet_timm.version import __version__
+
+
+@dataclass(frozen=True)
+class Script:
+    """The script that runs.
+
+    Attributes:
+        name: 'train.py' or 'validate.py'.
+        path: File of timm's script; None for the package's own.
+        reason: Why this one.
+        sha256: Hash of the file; '' for the package's own.
+        tag: Release of timm that the file belongs to, if it is a known one.
+    """
+    name: str
+    path: Optional[str] = None
+    reason: str = ''
+    sha256: str = ''
+    tag: Optional[str] = None
+
+    @property
+    def is_bundled(self) -> bool:
+        return self.path is None
+
+    def describe(self) -> str:
+        if self.is_bundled:
+            return f'bundled {self.name} of seresnet_timm {__version__} ({self.reason})'
+        version = self.tag or 'of an unknown version'
+        return f"timm's {self.name} {version}, sha256 {self.sha256[:12]} ({self.reason}: {self.path})"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run.
+
+    Attributes:
+        verb: 'train' or 'validate'.
+        script: The script that runs.
+        args: Every flag of the script, by timm's names; `device`, `workers`, `lr`, `batch_size` and so on as decided.
+        command: What the user typed, from the program's name on.
+        recipe: Name of the recipe or preset that gave the defaults, if any.
+        device: Device for torch, e.g. 'npu', 'cuda:1', 'cpu'.
+        nnodes: Number of nodes.
+        nproc: Processes of a node.
+        world_size: Processes of all nodes.
+        model_folder: Folder of a model that was pulled from the Hub, which `args['model']` names; else None.
+        model_commit: Its commit on the Hub.
+        amp_level: apex's name of the precision, 'O0', 'O1' or 'O2', if it was asked for.
+        loss_scale: Fixed loss scale of fp16 mixed precision; None for a dynamic one.
+        fast_jpeg: Fast decoding: 'auto', 'on' or 'off' (timm's own loading, bit for bit).
+        fast_step: The fastest correct set-up of the step; False for timm's own.
+        fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
+        cpu_affinity: 'auto', 'cores' or 'none'.
+        prof: Folder of a profile of five training steps; None for no profile.
+        output: Folder of the run; None for an evaluation that writes no folder.
+        class_names: Names of the classes by index, where the data are folders of images; else None.
+        num_images: Images by split ('train', 'val'), where the data are folders of images.
+        reasons: Why a value is what it is, by its name.
+        notes: Further sentences for the plan.
+    """
+    verb: str
+    script: Script
+    args: Dict[str, Any]
+    command: List[str] = field(default_factory=list)
+    recipe: Optional[str] = None
+    device: str = 'cpu'
+    nnodes: int = 1
+    nproc: int = 1
+    world_size: int = 1
+    model_folder: Optional[str] = None
+    model_commit: Optional[str] = None
+    amp_level: Optional[str] = None
+    loss_scale: Optional[float] = None
+    fast_jpeg: str = 'auto'
+    fast_step: bool = True
+    fuse_bn: str = 'auto'
+    cpu_affinity: str = 'auto'
+    prof: Optional[str] = None
+    output: Optional[str] = None
+    class_names: Optional[List[str]] = None
+    num_images: Dict[str, int] = field(default_factory=dict)
+    reasons: Dict[str, str] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
+
+    def namespace(self) -> argparse.Namespace:
+        """The script's flags as its parser would give them; a copy, which the script may change."""
+        return argparse.Namespace(**copy.deepcopy(self.args))
+
+    @property
+    def half_weights(self) -> bool:
+        """fp16 weights with float32 masters (O2)."""
+        return self.amp_level == 'O2' and self.verb == 'train'
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of an optimizer step, of all processes."""
+        return self.args['batch_size'] * self.world_size * max(1, self.args.get('grad_accum_steps') or 1)
+
+    @property
+    def precision(self) -> str:
+        if self.amp_level == 'O2':
+            return 'O2: fp16 weights, float32 masters and BatchNorm'
+        if self.args.get('amp'):
+            return f'amp {self.args["amp_dtype"]}'
+        return self.args.get('model_dtype') or 'float32'
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> 'RunSettings':
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: Dict[str, Any]) -> 'RunSettings':
+        return cls(**dict(values, script=Script(**values['script'])))
+
+    @classmethod
+    def read(cls, path: Path) -> 'RunSettings':
+        return cls.from_json(Path(path).read_text(encoding='utf-8'))

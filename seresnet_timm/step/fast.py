@@ -1,0 +1,191 @@
+"""The fastest correct set-up of a step on each device, as measured in `benchmarks/`; `--fast-step off` is timm's own
+
+| what | where | why |
+|---|---|---|
+| channels_last | timm's ResNets on cpu and cuda | the convolutions' own layout; operators of npu refuse it |
+| fused optimizer | cpu and cuda | one pass over the weights, where torch has one; cuda: no wait for the loss scale |
+| gradients as bucket views | DDP on cpu and cuda | no second copy of the gradients |
+| freed memory is kept | cpu | no page faults for activations in every step |
+| memory-lean SE blocks | the SE-ResNets of this package, everywhere | see `lean_se` |
+
+What stays off: torch.compile (`--torchcompile` turns it on), DDP's static graph (it saves the search for unused
+parameters, which timm's scripts do not ask for), flushing of denormals (no difference measured).
+A setting of the user's always wins: `--channels-last`, `channels_last: false` in a config, `--opt-kwargs fused=False`.
+"""
+import ctypes
+import inspect
+import os
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+FAST_DEVICES = ('cpu', 'cuda')
+
+enabled = True  # of this process; the worker sets it
+
+
+def kind_of(device: Any) -> str:
+    return str(device).partition(':')[0]
+
+
+def wants_channels_last(model: str, device: str) -> Tuple[bool, str]:
+    """Whether a model is faster in channels_last on a device, and why or why not."""
+    kind = kind_of(device)
+    if kind not in FAST_DEVICES:
+        return False, f'operators of {kind} take contiguous tensors only'
+    if not is_resnet(model):
+        return False, "measured for timm's ResNets only"
+    return True, "the convolutions' own layout"
+
+
+def is_resnet(model: str) -> bool:
+    """Whether a name is one of timm's ResNets, or of this package's."""
+    from timm.models import is_model, model_entrypoint
+
+    from seresnet_timm.models import seresnet as models
+    name = model.split('.')[0]
+    return is_model(name) and model_entrypoint(name).__module__ in ('timm.models.resnet', models.__name__)
+
+
+# --- optimizer --------------------------------------------------------------------------------------------------------
+
+def has_fused(opt: str) -> bool:
+    """Whether torch has a fused implementation of an optimizer of timm's."""
+    import torch
+    from timm.optim import get_optimizer_class
+    if opt.lower().startswith('lookahead_'):
+        return False  # its slow weights are of timm's own making
+    try:
+        cls = get_optimizer_class(opt, bind_defaults=False)
+    except ValueError:
+        return False  # the script says so
+    return cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW) and (
+        'fused' in inspect.signature(cls).parameters)
+
+
+def wants_fused(opt: str, opt_kwargs: Mapping[str, Any], device: Any) -> bool:
+    asked_for = any(opt_kwargs.get(k) is not None for k in ('fused', 'foreach', 'capturable', 'differentiable'))
+    return kind_of(device) in FAST_DEVICES and not asked_for and has_fused(opt)
+
+
+def create_optimizer(model, opt: str = 'sgd', **kwargs):
+    """timm's `create_optimizer_v2`, with torch's fused implementation where it is enabled and there is one.
+
+    Args:
+        model: Model on its device.
+        opt: timm's name of the optimizer.
+        kwargs: Further arguments of timm's.
+    """
+    from timm.optim import create_optimizer_v2
+    weight = next(model.parameters())
+    if enabled and weight.is_floating_point() and wants_fused(opt, kwargs, weight.device):
+        kwargs['fused'] = True
+    optimizer = create_optimizer_v2(model, opt=opt, **kwargs)
+    if 'fused' in optimizer.defaults:
+        optimizer.register_state_dict_post_hook(_save_as_timms)
+        optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+        optimizer.register_load_state_dict_post_hook(_match_layout)
+    return optimizer
+
+
+def _save_as_timms(_optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Leave implementation and memory format out of checkpoints: other devices and scripts cannot take them."""
+    import torch
+    groups = [dict(group, fused=None) for group in state_dict['param_groups']]
+    state = {i: {k: v.contiguous() if torch.is_tensor(v) else v for k, v in s.items()}
+             for i, s in state_dict['state'].items()}
+    return dict(state_dict, param_groups=groups, state=state)
+
+
+def _keep_implementation(optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Go on with this run's implementation, not with that of the run that saved the checkpoint."""
+    groups = [dict(saved, fused=own['fused'], foreach=own['foreach'])
+              for saved, own in zip(state_dict['param_groups'], optimizer.param_groups)]
+    return dict(state_dict, param_groups=groups + state_dict['param_groups'][len(groups):])
+
+
+def _match_layout(optimizer) -> None:
+    """Lay the loaded state out as the parameters are.
+
+    Fused kernels walk through parameter, gradient and state in memory order: state that was saved by a run in another
+    memory format would be paired with the wrong weights, without an error (torch 2.14).
+    """
+    import torch
+    for param, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == param.shape and value.stride() != param.stride():
+                state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
+# --- DDP --------------------------------------------------------------------------------------------------------------
+
+def ddp_arguments(device: Any) -> Dict[str, Any]:
+    """Arguments of DistributedDataParallel beyond timm's."""
+    return dict(gradient_as_bucket_view=True) if enabled and kind_of(device) in FAST_DEVICES else {}
+
+
+# --- memory of the CPU ------------------------------------------------------------------------------------------------
+
+ALLOCATOR_VARIABLES = ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_MMAP_MAX_', 'MALLOC_TRIM_THRESHOLD_', 'GLIBC_TUNABLES')
+
+
+def why_not_keep_memory(environ: Mapping[str, str]) -> Optional[str]:
+    """What speaks against setting the allocator; None if nothing does."""
+    for name in ALLOCATOR_VARIABLES:
+        if environ.get(name):
+            return f'{name} is set'
+    if any(lib in environ.get('LD_PRELOAD', '') for lib in ('jemalloc', 'tcmalloc', 'mimalloc')):
+        return 'LD_PRELOAD names another allocator'
+    return None if hasattr(ctypes.CDLL(None), 'mallopt') else 'the C library is not glibc'
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc's malloc keep what is freed, so that a step's activations do not fault in their pages every step.
+
+    By default glibc maps every block of more than 32 MiB anew, and gives the end of the heap back. Takes effect for
+    allocations from here on; worker processes inherit it.
+    """
+    if why_not_keep_memory(os.environ) is not None:
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+
+
+# --- a process, and what the plan says --------------------------------------------------------------------------------
+
+def set_up(device: str, enable: bool = True) -> None:
+    """Set up a process that trains or evaluates on a device.
+
+    Args:
+        device: Device of the run.
+        enable: False for timm's own set-up.
+    """
+    global enabled
+    from seresnet_timm.models.lean_se import set_lean_se
+    enabled = enable
+    set_lean_se(enable)
+    if enable and kind_of(device) == 'cpu':
+        keep_freed_memory()
+
+
+def describe(verb: str, args, device: str, world_size: int, enable: bool) -> str:
+    """What is set up for speed, each with its reason, as a line of the plan."""
+    channels_last = getattr(args, 'channels_last', False)
+    layout = 'channels_last' if channels_last else 'contiguous'
+    wanted, why = wants_channels_last(args.model, device)
+    if not enable:
+        return f"timm's own, {layout} (--fast-step off)"
+    parts = [f'{layout} ({why if wanted == channels_last else "as asked for"})']
+    if verb == 'train':
+        if wants_fused(args.opt, args.opt_kwargs, device):
+            parts.append(f"fused {args.opt} (torch's, one pass over the weights)")
+        if world_size > 1 and ddp_arguments(device):
+            parts.append('gradients as bucket views (no second copy)')
+        if args.model.split('.')[0].endswith('_ascend'):
+            parts.append('lean SE blocks (less memory, same numbers)')
+        if not getattr(args, 'torchcompile', None):
+            parts.append('not compiled (--torchcompile does)')
+    if kind_of(device) == 'cpu':
+        reason = why_not_keep_memory(os.environ)
+        parts.append("the allocator keeps freed memory (no page faults)" if reason is None else
+                     f'allocator as it is ({reason})')
+    return ', '.join(parts)

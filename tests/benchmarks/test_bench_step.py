@@ -1,0 +1,98 @@
+"""`bench step` and `bench end2end`: that they measure what they say, on networks and runs of seconds."""
+import json
+import subprocess
+import sys
+import time
+
+import end2end
+import measure
+import pytest
+import step
+import timm
+import torch
+from conftest import ROOT
+
+from seresnet_timm.cli.main import main
+from seresnet_timm.errors import RunError
+
+
+def test_step_reports_ratios_of_the_same_run(tmp_path, capsys):
+    report_file = tmp_path / 'r.json'
+    main(['bench', 'step', '--device', 'cpu', '-b', '2', '--img-size', '32', '--rounds', '2', '--model',
+          'seresnet18_ascend', '--rival', 'seresnet18', '--without-se', 'resnet18', '--json', str(report_file)])
+    report = json.loads(report_file.read_text())
+    for section in ('training', 'evaluation'):
+        timms, own = report[section]['timm']['seconds'], report[section]['own']['seconds']
+        assert len(timms) == len(own) == 2 and report[section]['timm']['ratio'] == 1
+        assert report[section]['own']['ratio'] == pytest.approx(
+            (timms[0] / own[0] + timms[1] / own[1]) / 2, rel=0.02)  # the median of two
+    out = capsys.readouterr().out
+    assert 'n = 2 interleaved rounds' in out and f'{report["memory"]["ratio"]:.3f} of it' in out
+
+
+def test_peak_memory_is_that_of_the_tensors():
+    """A step whose peak is known: weights, their gradients and state, and one activation of 4 MiB."""
+    model = torch.nn.Linear(1024, 1024, bias=False)  # 4 MiB
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+
+    def one_step():
+        x = torch.ones(1024, 1024)
+        model(x).sum().backward()
+        del x
+        optimizer.step()
+        optimizer.zero_grad()
+    one_step.model, one_step.optimizer = model, optimizer
+    # weights and momentum; then x, the output, the gradient of the weights
+    assert 20 <= step.peak_memory(one_step, torch.device('cpu')) <= 24.5
+
+
+def test_end2end_runs_both_scripts(few_digits, tmp_path, capsys):
+    small = ROOT / 'tests' / 'small_scripts'
+    args = type('Args', (), dict(device='cpu', img_size=32, batch_size=16, workers=0, epochs=1, model='m', rival='r',
+                                 timm_scripts=str(small)))
+    commands = end2end.commands(args, ['--seed', '3'], str(few_digits), str(tmp_path))
+    assert list(commands) == ['timm', 'own, bundled', "own, timm's script"]
+    flags = [c[c.index('--data-dir'):c.index('--output')] for c in commands.values()]
+    assert all(flags[0] == f[:len(flags[0])] for f in flags) and flags[0][-2:] == ['--seed', '3']
+    assert commands['timm'][1] == str(small / 'train.py')
+    with pytest.raises(SystemExit) as e:
+        main(['bench', 'end2end', '--timm-scripts', str(tmp_path)])
+    assert e.value.code == 2 and 'seresnet-timm scripts fetch' in capsys.readouterr().err
+
+
+def test_drawn_images_are_like_imagenets(tmp_path):
+    from PIL import Image
+    folder = end2end.draw_images(tmp_path, 8)
+    files = sorted(folder.glob('train/*/*.jpg'))
+    assert len(files) == 8 and len(list(folder.glob('val/*/*.jpg'))) == 2
+    assert Image.open(files[0]).size == (500, 375) and 50e3 < files[0].stat().st_size < 200e3
+
+
+def test_processes_are_measured():
+    spin = 'import time\nwhile time.process_time() < 0.5: pass\nprint("ready", flush=True)\ntime.sleep(30)'
+    start = time.perf_counter()
+    seconds = measure.run_until([sys.executable, '-c', spin], 'ready')
+    assert 0.4 < seconds['cpu'] < 1.5 and time.perf_counter() - start < 25
+    seconds = measure.run_process([sys.executable, '-c', spin.partition('print')[0]])
+    assert 0.4 < seconds['cpu'] < 1.5
+    with pytest.raises(RunError, match='no such thing'):
+        measure.run_process([sys.executable, '-c', 'raise SystemExit("no such thing")'])
+    with pytest.raises(RunError, match='ended without "ready"'):
+        measure.run_until([sys.executable, '-c', 'print("steady")'], 'ready')
+
+
+def test_rounds_take_turns():
+    calls = []
+    contenders = {n: lambda n=n: calls.append(n) or float(len(calls)) for n in 'ab'}
+    times = measure.interleave(contenders, 2)
+    assert calls == list('ababab') and times == {'a': [3., 5.], 'b': [4., 6.]}
+    assert measure.ratio([2., 6., 2.], [1., 2., 2.]) == 2
+
+
+def test_import_adds_models_and_nothing_else():
+    code = ('import sys, timm\nbefore = set(sys.modules)\nimport seresnet_timm\n'
+            'print(*sorted(set(sys.modules) - before))')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ['seresnet_timm', *(f'seresnet_timm.{m}' for m in (
+        'models', 'models.lean_se', 'models.seresnet', 'version'))]
+    assert timm.is_model('seresnet50_ascend')

@@ -1,0 +1,271 @@
+"""`seresnet-timm doctor` says whether a training would run, and why not, on machines that tests can make."""
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_cli
+
+from seresnet_timm.ascend import hccl_network, installation
+from seresnet_timm.ascend.environment import DEAD, VARIABLES
+from seresnet_timm.doctor.probe_processes import last_words, run_smoke_test
+
+# A torch of a few lines, for machines that are about torch_npu; `import torch` loads backends as torch's does.
+SMALL_TORCH = '''
+import importlib.metadata, os
+from torch.version import __version__, cuda as _cuda
+class cuda:
+    device_count = staticmethod(lambda: 0)
+if os.environ.get('TORCH_DEVICE_BACKEND_AUTOLOAD', '1') == '1':
+    for e in importlib.metadata.entry_points(group='torch.backends'):
+        try:
+            e.load()()
+        except Exception as err:
+            raise RuntimeError(f'Failed to load the backend extension: {e.name}.') from err
+'''
+# A torch_npu that works, on two NPUs of which one is half full
+SMALL_TORCH_NPU = '''
+import torch
+class npu:
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 2)
+    mem_get_info = staticmethod(lambda i: ((60 - 40 * i) << 30, 64 << 30))
+    get_device_name = staticmethod(lambda i: 'Ascend910A')
+    is_bf16_supported = staticmethod(lambda: False)
+torch.npu = npu
+__version__ = '2.9.0.post9'
+def _autoload(): pass
+'''
+NO_CANN = 'raise ImportError("libhccl.so: cannot open shared object file: No such file or directory. [ERROR] 0\\nERR")'
+SETTINGS = ('ASCEND', 'HCCL', 'TORCH_DEVICE', 'PYTORCH')
+
+
+def site(folder: Path, torch_npu: str, torch_version='2.9.0+cpu', cuda=None, version='2.9.0.post9', with_torch=True):
+    """A folder for PYTHONPATH that holds a torch_npu of this source, as pip installs it, and a small torch."""
+    sources = {'torch_npu/__init__.py': torch_npu}
+    if with_torch:
+        sources.update({
+            'torch/__init__.py': SMALL_TORCH,
+            'torch/version.py': f'__version__ = {torch_version!r}\ncuda = {cuda!r}\n'})
+    info = f'torch_npu-{version}.dist-info'
+    pin = torch_version.split('+')[0]
+    sources.update({
+        f'{info}/METADATA': f'Name: torch_npu\nVersion: {version}\nRequires-Dist: torch =={pin}\n\n'
+                            '| CANN 8.5.0 | 2.9.0 | 2.9.0 |\n|  | 2.8.0 | 2.8.0 |\n| CANN 8.3.RC1 | 2.8.0 | 2.8.0 |\n',
+        f'{info}/entry_points.txt': '[torch.backends]\ntorch_npu = torch_npu:_autoload\n'})
+    for name, text in sources.items():
+        path = folder / 'site' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder / 'site'
+
+
+def clean_environ(**more) -> dict:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS) and k not in DEAD}
+    return {**environ, **{k: str(v) for k, v in more.items()}}
+
+
+def examine(root=Path('/nonexistent'), device='auto', **environ) -> dict:
+    """What doctor says, in a process of its own, of a machine whose files lie below `root`."""
+    code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]\nfrom pathlib import Path\n'
+            'from seresnet_timm.doctor.doctor import Doctor, as_json\n'
+            f'd = Doctor({device!r}, root=Path({str(root)!r}))\nd.examine()\nprint(as_json(d))')
+    path = os.pathsep.join(filter(None, (str(environ.pop('PYTHONPATH', '')), str(ROOT))))
+    result = subprocess.run(
+        [sys.executable, '-c', code], env=clean_environ(PYTHONPATH=path, **environ), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    keys = [(c['section'], c['name']) for c in report['checks']]
+    assert len(set(keys)) == len(keys), 'names are unique in a section'
+    assert report['ok'] == (not any(c['status'] == 'error' for c in report['checks']))
+    for check in report['checks']:
+        assert (check['remedy'] is not None) == (check['status'] in ('warning', 'error')), check
+    return dict(report, found={k: c for k, c in zip(keys, report['checks'])})
+
+
+def status(report: dict, section: str, name: str) -> tuple:
+    check = report['found'][section, name]
+    return check['status'], check['value'], check['remedy'] or ''
+
+
+def test_a_cpu_passes():
+    """Really computes: two processes, products and all-reduces over gloo."""
+    result = run_cli('doctor', '--device', 'cpu', '--json', '--seconds', 0.2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert list(report) == ['schema', 'ok', 'device', 'device_reason', 'checks']
+    assert (report['schema'], report['ok'], report['device']) == (1, True, 'cpu')
+    assert all(list(c) == ['section', 'name', 'status', 'value', 'remedy'] for c in report['checks'])
+    checks = {(c['section'], c['name']): c for c in report['checks']}
+    assert checks['versions', 'torch']['value'].startswith(torch.__version__)
+    assert [name for section, name in checks if section == 'smoke test'] == ['process 0', 'process 1']
+    for rank in (0, 1):
+        assert 'all-reduce of 2 over gloo' in checks['smoke test', f'process {rank}']['value']
+    assert 'Pillow' in checks['data', 'jpeg decoder']['value']
+    assert 'bundled train.py' in checks['data', 'train.py']['value']
+
+
+def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
+    """The real torch, which loads a torch_npu that aborts: doctor ends well, with the remedy.
+
+    Beside a CUDA build it is known before: the commands of this package keep it out, and a training runs on the CPU.
+    """
+    path = site(tmp_path, 'import os, sys\nprint("what():  Duplicated key", file=sys.stderr, flush=True)\nos.abort()\n',
+                torch.__version__, version=torch.__version__.split('+')[0], with_torch=False)
+    env = clean_environ(PYTHONPATH=f'{path}{os.pathsep}{ROOT}')
+    result = run_cli('doctor', '--seconds', 0.2, env=env)
+    if torch.version.cuda is not None:
+        assert result.returncode == 0, result.stderr
+        assert 'is a CUDA build, beside which torch_npu' in result.stdout
+        assert '-> install the CPU build' in result.stdout
+        assert 'A training on cpu runs here.' in result.stdout
+        for device, expected in (('auto', f'{tmp_path} has no'), ('npu', '--device npu cannot be used here: torch ')):
+            flags = ('--data-dir', tmp_path, '--model', 'seresnet18_ascend', '--device', device)
+            result = run_cli('train', *flags, env=env)
+            assert result.returncode == 2 and expected in result.stderr, result.stderr
+        return
+    assert result.returncode == 1, result.stderr
+    assert '`import torch` dies of torch_npu: killed by SIGABRT (Duplicated key)' in result.stdout
+    assert '-> ' in result.stdout and 'export TORCH_DEVICE_BACKEND_AUTOLOAD=0' in result.stdout
+    assert 'Pillow' in result.stdout and 'not run: the errors above come first' in result.stdout
+    assert 'error: a training on cpu would fail here' in result.stderr
+
+
+@pytest.mark.parametrize('torch_npu, versions, problem, remedy', (
+    (NO_CANN, {}, 'does not import: ImportError: libhccl.so: cannot open', 'set_env.sh'),
+    ('import no_such_package_of_theirs', {}, "No module named 'no_such_package_of_theirs'",
+     'pip install no_such_package_of_theirs'),
+    ('raise ImportError("libtorch_npu.so: undefined symbol: _ZN3c10")', {}, 'undefined symbol', 'torch==2.9.0'),
+    ('import os; os.abort()', {}, 'does not import: killed by SIGABRT', 'torch_npu==2.9.0.post9'),
+    (SMALL_TORCH_NPU, dict(torch_version='2.10.0+cu128', cuda='12.8', version='2.10.0.post7'),
+     'torch 2.10.0+cu128 is a CUDA build, beside which torch_npu 2.10.0.post7 aborts', 'pip install torch==2.10.0'),
+), ids=('no CANN', 'no module', 'other torch', 'abort', 'CUDA build'))
+def test_torch_npu_that_does_not_load(torch_npu, versions, problem, remedy, tmp_path):
+    """An error where the NPU is asked for, a warning where a training would take the CPU."""
+    path = site(tmp_path, torch_npu, **versions)
+    named = examine(device='npu', PYTHONPATH=path)
+    for report, expected in ((named, 'error'), (examine(PYTHONPATH=path), 'warning')):
+        found = status(report, 'versions', 'torch_npu')
+        assert found[0] == expected and problem in found[1] and remedy in found[2], found
+    assert not named['ok'] and status(named, 'devices', 'chosen')[0] == 'error'
+
+
+def test_npu_that_works_is_chosen(tmp_path):
+    report = examine(PYTHONPATH=site(tmp_path, SMALL_TORCH_NPU), ASCEND_RT_VISIBLE_DEVICES='0,1',
+                     PYTORCH_NPU_ALLOC_CONF='x', PTCOPY_ENABLE=1)
+    assert (report['device'], report['device_reason']) == ('npu', 'found Ascend910A')
+    assert status(report, 'versions', 'torch_npu')[0] == 'ok'
+    assert status(report, 'versions', 'autoload')[:2] == ('ok', 'on; `import torch` loads torch_npu')
+    assert status(report, 'devices', 'npu')[1] == (
+        '2 x Ascend910A, 64 GiB each, no bfloat16: use float16, ASCEND_RT_VISIBLE_DEVICES=0,1')
+    assert status(report, 'devices', 'npu memory')[:2] == ('warning', 'less than half is free on NPU 1')
+    assert status(report, 'environment', 'PTCOPY_ENABLE') == (
+        'warning', 'set to 1, dead: torch_npu no longer reads it', 'unset PTCOPY_ENABLE')
+    assert status(report, 'environment', 'PYTORCH_NPU_ALLOC_CONF')[0] == 'note'
+    off = examine(PYTHONPATH=tmp_path / 'site', TORCH_DEVICE_BACKEND_AUTOLOAD=0)
+    assert status(off, 'versions', 'autoload')[1] == 'off by TORCH_DEVICE_BACKEND_AUTOLOAD'
+
+
+def write(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_files_of_a_server(tmp_path):
+    """CANN, driver, device nodes, npu-smi, network settings and ports, each with its fault."""
+    root = write(tmp_path / 'root', **{
+        'etc/Ascend/ascend_cann_install.info': 'Install_Path=/opt/Ascend\n',
+        'opt/Ascend/ascend-toolkit/latest/aarch64-linux/ascend_toolkit_install.info': 'version=8.3.RC1\narch=aarch64\n',
+        'opt/Ascend/ascend-toolkit/set_env.sh': '',
+        'usr/local/Ascend/driver/version.info': 'Version=25.2.0\nascendhal_version=7.35.23\n',
+        'proc/sys/net/ipv4/ip_local_port_range': '32768\t60999\n',
+        'proc/sys/net/ipv4/ip_local_reserved_ports': '60000-60007\n',
+        'dev/davinci0': '', 'dev/davinci1': '', 'dev/davinci_manager': '', 'dev/devmm_svm': '',
+    })
+    tool = write(tmp_path, **{'bin/npu-smi': '#!/bin/sh\necho "| npu-smi 25.2.0 |"; echo "| 0 910B | Alarm | 93.1"\n'})
+    (tool / 'bin' / 'npu-smi').chmod(0o755)
+    path = site(tmp_path, SMALL_TORCH_NPU)
+    with socket.socket() as s:
+        s.bind(('', 0))
+        s.listen()
+        base = s.getsockname()[1] - 3
+        report = examine(
+            root, PYTHONPATH=path, PATH=f'{tmp_path / "bin"}{os.pathsep}{os.environ["PATH"]}', HCCL_IF_IP='203.0.113.9',
+            HCCL_IF_BASE_PORT=base)
+    assert status(report, 'cann', 'cann')[:2] == (
+        'ok', f'8.3.RC1 in {root}/opt/Ascend/ascend-toolkit/latest ({root}/etc/Ascend/ascend_cann_install.info)')
+    assert 'not sourced' in status(report, 'cann', 'set_env.sh')[1]
+    assert status(report, 'cann', 'pairing')[1] == "torch_npu's description names CANN 8.5.0 for its torch"
+    assert status(report, 'cann', 'driver')[:2] == ('ok', '25.2.0')
+    assert status(report, 'devices', 'nodes') == (
+        'warning', f'2 NPU(s) in {root}/dev, but no /dev/hisi_hdc', 'start the container with --device=/dev/hisi_hdc')
+    assert status(report, 'devices', 'npu-smi')[:2] == ('warning', '1 NPU(s) report Alarm')
+    assert status(report, 'hccl', 'interface')[0] == 'warning'
+    assert '203.0.113.9 is no address of this machine' in status(report, 'hccl', 'interface')[1]
+    assert status(report, 'hccl', 'ports')[:2] == ('warning', f'{base + 3} of {base}-{base + 15} in use')
+    assert hccl_network.exposed_ports(root, 60000) == list(range(60008, 60016))
+    sourced = examine(root, PYTHONPATH=path, ASCEND_HOME_PATH=f'{root}/opt/Ascend/ascend-toolkit/latest',
+                      HCCL_SOCKET_IFNAME='lo')
+    assert ('cann', 'set_env.sh') not in sourced['found']
+    assert status(sourced, 'hccl', 'interface')[:2] == ('ok', 'lo 127.0.0.1, by HCCL_SOCKET_IFNAME=lo')
+
+
+@pytest.mark.parametrize('files, version', (
+    ({'ascend_toolkit_install.info': 'package_name=Ascend-cann-toolkit\nversion=8.0.RC3\n'}, '8.0.RC3'),
+    ({'version.cfg': '# version: 1.0\nruntime_running_version=[7.5.0.1.129:8.0.0]\n'}, '8.0.0'),
+    ({'compiler/version.info': 'Version=7.6.0.1.220\n'}, '7.6.0.1.220'),
+    ({'readme.txt': 'version=1\n'}, None),
+))
+def test_cann_version(files, version, tmp_path):
+    assert installation.cann_version(write(tmp_path, **files)) == version
+
+
+@pytest.mark.parametrize('setting, name, fits', (
+    ('eth', 'eth0', True), ('=eth', 'eth0', False), ('=eth0', 'eth0', True), ('^eth', 'eth0', False),
+    ('^eth', 'enp1', True), ('^=eth', 'eth0', True), ('ib,enp', 'enp1', True), ('ib,enp', 'eth0', False),
+))
+def test_socket_ifname(setting, name, fits):
+    assert hccl_network.matches_interface(setting, name) == fits
+
+
+@pytest.mark.parametrize('text, words', (
+    ('terminate called\n  what():  Duplicated key x\nframe #0: y\n', 'Duplicated key x'),
+    ('Traceback\nImportError: libhccl.so: no\n\nThe above\nTraceback\nRuntimeError: Failed to load the backend '
+     'extension: torch_npu.\n', 'ImportError: libhccl.so: no'),
+    ('Traceback\n  File "x"\nValueError: bad\n[ERROR] 2026 (PID:1)\n', 'ValueError: bad'),
+    ('Segmentation fault\n', 'Segmentation fault'), ('', ''),
+))
+def test_last_words(text, words):
+    assert last_words(text) == words
+
+
+@pytest.mark.parametrize('act, failure', (
+    ('os.kill(os.getpid(), 9)', 'killed by SIGKILL'), ('time.sleep(99)', 'no end after'),
+), ids=('killed', 'hangs'))
+def test_smoke_test_ends_when_a_rank_does_not(act, failure, tmp_path):
+    """Rank 1 goes away, or hangs: rank 0, which waits for it in the all-reduce, is ended too."""
+    write(tmp_path, **{'sitecustomize.py': f'import os, time\nif os.environ.get("RANK") == "1": {act}\n'})
+    timeout = 60 if 'kill' in act else 6
+    ranks = run_smoke_test('cpu', [0, 1], clean_environ(PYTHONPATH=tmp_path), seconds=0.2, timeout=timeout)
+    assert ranks[1].failure.startswith(failure), ranks
+    assert ranks[0].data['tflops'] > 0 and ranks[0].data['phase'] == 'all-reduce'
+    assert ranks[0].failure.startswith('waited for one that failed' if 'kill' in act else 'no end after'), ranks
+
+
+def test_unknown_device_is_a_usage_error():
+    result = run_cli('doctor', '--device', 'tpu')
+    assert result.returncode == 2 and '--device tpu is unknown' in result.stderr
+
+
+def test_environment_tables():
+    """The reference's variables are either live or dead, each with a reason."""
+    assert not set(VARIABLES) & set(DEAD)
+    assert all(v.reason and v.source for v in VARIABLES.values()) and all(DEAD.values())
+    assert {'TASK_QUEUE_ENABLE', 'HCCL_WHITELIST_DISABLE', 'COMBINED_ENABLE', 'PTCOPY_ENABLE'} <= {*VARIABLES, *DEAD}

@@ -1,0 +1,204 @@
+"""Predictions are those of timm's evaluation on the same files; files that cannot be read stop nothing."""
+import argparse
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from checkpoint_files import save_modelzoo
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform
+from timm.models import save_for_hf
+
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.cli import main as cli
+
+
+@pytest.fixture(scope='module')
+def run_folder(few_digits, tmp_path_factory):
+    """Folder of a run on the digits, as timm leaves it, and its model."""
+    torch.manual_seed(0)
+    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    torch.nn.init.normal_(model.fc.weight)  # else all classes are about as likely
+    folder = tmp_path_factory.mktemp('runs') / 'run'
+    folder.mkdir()
+    args = argparse.Namespace(
+        model='seresnet18_ascend', num_classes=10, img_size=32, input_size=None, crop_pct=1.0, mean=None, std=None,
+        interpolation='', data_dir=str(few_digits), dataset='', train_split='train', class_map='', gp=None,
+        in_chans=None, model_kwargs={})
+    torch.save({'epoch': 7, 'arch': 'seresnet18_ascend', 'state_dict': model.state_dict(), 'args': args},
+               folder / 'model_best.pth.tar')
+    return folder, model.eval()
+
+
+def run(capsys, *argv, code=0):
+    """Run the verb; its stdout and stderr."""
+    if code:
+        with pytest.raises(SystemExit) as e:
+            cli.main(['predict', '--device', 'cpu', *map(str, argv)])
+        assert e.value.code == code
+    else:
+        cli.main(['predict', '--device', 'cpu', *map(str, argv)])
+    return capsys.readouterr()
+
+
+def test_equals_timms_evaluation(run_folder, few_digits, capsys):
+    folder, model = run_folder
+    printed = run(capsys, folder, few_digits / 'val', '--json', '-b', 16)
+    results = json.loads(printed.out)
+    assert f'names from {few_digits}/train' in printed.err and 'epoch 7' in printed.err and 'Device: cpu' in printed.err
+
+    dataset = create_dataset('', root=str(few_digits), split='val')
+    loader = create_loader(
+        dataset, input_size=(3, 32, 32), batch_size=16, interpolation='bilinear', crop_pct=1.0, num_workers=0,
+        device=torch.device('cpu'))
+    with torch.inference_mode():
+        expected = torch.cat([model(x).softmax(1) for x, _ in loader])
+    assert [r['file'] for r in results] == dataset.filenames(absolute=True)
+    for result, probabilities in zip(results, expected):
+        assert len(result['predictions']) == 5
+        top = probabilities.topk(5)
+        got = [p['probability'] for p in result['predictions']]
+        np.testing.assert_allclose(got, top.values, atol=1e-5)
+        for p in result['predictions']:
+            assert p['label'] == str(p['index'])
+            assert p['probability'] == pytest.approx(probabilities[p['index']].item(), abs=1e-5)
+
+
+def test_formats_agree(run_folder, few_digits, tmp_path, capsys):
+    folder, _ = run_folder
+    images = sorted((few_digits / 'val' / '3').iterdir())[:2]
+    argv = (folder, *images, '--topk', 3)
+    from_json = json.loads(run(capsys, *argv, '--json').out)
+    run(capsys, *argv, '--csv', '--output', tmp_path / 'result.csv')
+    rows = list(csv.DictReader(io.StringIO((tmp_path / 'result.csv').read_text())))
+    assert [(r['file'], r['index'], r['label'], r['probability']) for r in rows] == [
+        (r['file'], str(p['index']), p['label'], str(p['probability'])) for r in from_json for p in r['predictions']]
+    assert [r['rank'] for r in rows] == ['1', '2', '3'] * 2
+    table = run(capsys, *argv).out.splitlines()
+    assert table[0] == str(images[0]) and len(table) == 8
+    first = from_json[0]['predictions'][0]
+    assert table[1].split() == [f'{100 * first["probability"]:.2f}', '%', str(first['index']), first['label']]
+    assert [p.name for p in tmp_path.iterdir()] == ['result.csv']
+
+
+def test_modelzoo_checkpoint_needs_no_name(few_digits, tmp_path, capsys):
+    """Which calls itself resnext101_32x8d: its weights tell what it is."""
+    torch.manual_seed(0)
+    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    save_modelzoo(model, tmp_path / 'm.pth.tar')
+    image = sorted((few_digits / 'val' / '3').iterdir())[0]
+    printed = run(capsys, tmp_path / 'm.pth.tar', image, '--json', '--img-size', 32, '--topk', 10)
+    assert 'Model: seresnet18_ascend' in printed.err
+    transform = create_transform(input_size=(3, 32, 32), interpolation='bilinear', crop_pct=0.875)
+    with torch.inference_mode():
+        expected = model.eval()(transform(Image.open(image).convert('RGB'))[None]).softmax(1)[0]
+    for p in json.loads(printed.out)[0]['predictions']:
+        assert p['probability'] == pytest.approx(expected[p['index']].item(), abs=1e-5)
+
+
+def test_odd_images(run_folder, tmp_path, capsys):
+    """What Pillow can read is seen as `convert('RGB')`; what it cannot is one line each."""
+    folder, model = run_folder
+    china = Image.fromarray(load_sample_images().images[0])
+    good, bad = tmp_path / 'a', tmp_path / 'b' / 'c'
+    good.mkdir()
+    bad.mkdir(parents=True)
+    china.convert('CMYK').save(good / 'cmyk.jpg')
+    china.convert('RGBA').save(good / 'alpha.png')
+    china.convert('L').save(good / 'grey.JPEG')
+    china.quantize(16).save(good / 'palette.png')
+    Image.fromarray(np.asarray(china.convert('L')).astype(np.uint16) * 200).save(good / 'sixteen.png')
+    (bad / 'cut.jpg').write_bytes((good / 'grey.JPEG').read_bytes()[:20000])
+    (bad / 'empty.jpg').write_bytes(b'')
+    (bad / 'text.png').write_text('not an image')
+
+    printed = run(capsys, folder, tmp_path, '--json', '-b', 3, code=1)
+    results = {r['file']: r for r in json.loads(printed.out)}
+    assert len(results) == 8
+    transform = create_transform((3, 32, 32), interpolation='bilinear', crop_pct=1.0)
+    for file in good.iterdir():
+        with torch.inference_mode():
+            expected = model(transform(Image.open(file).convert('RGB'))[None]).softmax(1)[0]
+        first = results[str(file)]['predictions'][0]
+        assert first['index'] == expected.argmax().item()
+        assert first['probability'] == pytest.approx(expected.max().item(), abs=1e-5)
+    lines = printed.err.splitlines()
+    for file in bad.iterdir():
+        assert 'error' in results[str(file)] and sum(str(file) in line for line in lines) == 1
+    assert '3 of 8 files could not be read' in lines[-1]
+
+
+def test_imagenet_names(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = timm.create_model('seresnet18_ascend')
+    torch.save(model.state_dict(), tmp_path / 'c.pth')
+    Image.fromarray(load_sample_images().images[1]).save(tmp_path / 'flower.jpg')
+    out = run(capsys, tmp_path / 'c.pth', tmp_path / 'flower.jpg', '--model', 'seresnet18_ascend', '--img-size', 64,
+              '--json', '--topk', 2000).out
+    predictions = json.loads(out)[0]['predictions']
+    info = ImageNetInfo()
+    assert len(predictions) == 1000
+    assert {p['index']: (p['label'], p['description']) for p in predictions} == {
+        i: (info.index_to_label_name(i), info.index_to_description(i)) for i in range(1000)}
+    torch.save({'classifier.weight': torch.ones(3, 3)}, tmp_path / 'c.pth')
+    code = run(capsys, tmp_path / 'c.pth', tmp_path / 'flower.jpg', code=2)
+    assert 'does not say what model it is of: name it with --model' in code.err
+
+
+def test_names_from_other_places(run_folder, few_digits, tmp_path, capsys):
+    """Natural order, as timm numbers classes; WordNet ids explained; a folder as timm saves it for the Hub."""
+    folder, model = run_folder
+    image = next((few_digits / 'val' / '0').iterdir())
+    checkpoint = read_checkpoint(folder / 'model_best.pth.tar')
+    names = ['c1', 'c2', 'c10', 'C11', 'd', 'n01440764', 'n9', 'x', 'y', 'z']
+    for name in names:
+        (tmp_path / 'data' / 'train' / name).mkdir(parents=True)
+        shutil.copy(image, tmp_path / 'data' / 'train' / name)
+    checkpoint['args'].data_dir = str(tmp_path / 'data')
+    torch.save(checkpoint, tmp_path / 'c.pth.tar')
+    rows = json.loads(run(capsys, tmp_path / 'c.pth.tar', image, '--json', '--topk', 10).out)[0]['predictions']
+    by_timm = create_dataset('', root=str(tmp_path / 'data'), split='train').reader.class_to_idx
+    assert {r['label']: r['index'] for r in rows} == by_timm and 'description' not in rows[0]
+
+    (tmp_path / 'names.txt').write_text('\n'.join(['n01440764', 'n01443537'] * 5))
+    rows = json.loads(run(capsys, folder, image, '--json', '--topk', 10, '--class-names',
+                          tmp_path / 'names.txt').out)[0]['predictions']
+    expected = 'tench, Tinca tinca' if rows[0]['index'] % 2 == 0 else 'goldfish, Carassius auratus'
+    assert rows[0]['description'] == expected
+    (tmp_path / 'names.txt').write_text('one\ntwo\n')
+    assert 'has 2 names, the model has 10' in run(
+        capsys, folder, image, '--class-names', tmp_path / 'names.txt', code=2).err
+
+    config = dict(label_names=[f'digit {i}' for i in range(10)], model_args={'num_classes': 10})
+    save_for_hf(model, tmp_path / 'hub', model_config=config)
+    rows = json.loads(run(capsys, tmp_path / 'hub', image, '--json', '--img-size', 32, '--crop-pct', 1.0).out)
+    expected = json.loads(run(capsys, folder, image, '--json').out)
+    assert rows[0]['predictions'][0] == {**expected[0]['predictions'][0], 'label': rows[0]['predictions'][0]['label']}
+    assert rows[0]['predictions'][0]['label'] == f'digit {rows[0]["predictions"][0]["index"]}'
+
+
+def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
+    folder, _ = run_folder
+    image = next((few_digits / 'val' / '0').iterdir())
+    (tmp_path / 'none').mkdir()
+    (tmp_path / 'damaged.pth').write_bytes((folder / 'model_best.pth.tar').read_bytes()[:100000])
+    for argv, message, code in (
+            ((folder, tmp_path / 'no.jpg'), 'no.jpg does not exist', 2),
+            ((folder, tmp_path / 'none'), 'has no image in it', 2),
+            ((folder, image, '--device', 'tpu'), '--device tpu is unknown', 2),
+            ((folder, image, '--output', tmp_path), 'name a file', 2),
+            ((folder, image, '--topk', '0'), 'positive number', 2),
+            ((folder, image, '--use-ema'), 'holds no moving average', 2),
+            ((folder, image, '--num-classes', '7'), '--num-classes 10', 2),
+            ((tmp_path / 'damaged.pth', image), 'incomplete or damaged', 2),
+            (('resnet18.no_such_tag', image), "has no weights 'no_such_tag'", 2),
+            (('local-dir:/no/such/folder', image), 'cannot be loaded', 1),
+    ):
+        printed = run(capsys, *argv, code=code)
+        assert message in printed.err and printed.out == ''

@@ -1,0 +1,304 @@
+"""Bad input: one clear sentence, exit code 2, nothing written."""
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import run_cli, subset, train_flags
+
+from seresnet_timm.cli import main as cli
+
+
+@pytest.fixture
+def tree(few_digits, tmp_path) -> Path:
+    return subset(few_digits, tmp_path / 'data', 2, 2)
+
+
+def refuse(capsys, *argv) -> str:
+    """Run the command line in this process and return the sentence it refuses with."""
+    with pytest.raises(SystemExit) as e:
+        cli.main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    assert e.value.code == 2, captured.err
+    assert 'Traceback' not in captured.err and captured.out == ''
+    _, _, sentence = captured.err.partition('seresnet-timm: error: ')  # log lines may come before it
+    return sentence.strip()
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging():
+    """The command line sets up logging once a process; here many run in one."""
+    yield
+    logging.root.handlers = [h for h in logging.root.handlers if type(h) is not logging.StreamHandler]
+
+
+def refuse_train(capsys, data, tmp_path, *more) -> str:
+    message = refuse(capsys, *train_flags(data, tmp_path / 'out', *more))
+    assert not (tmp_path / 'out').exists()
+    return message
+
+
+def test_missing_data_folder(capsys, tmp_path):
+    message = refuse_train(capsys, tmp_path / 'nowhere', tmp_path)
+    assert message == f'Dataset {tmp_path}/nowhere does not exist: check --data-dir.'
+
+
+def test_no_data_folder_given(capsys, tmp_path):
+    assert '--data-dir' in refuse(capsys, 'train', '--model', 'resnet18', '--output', tmp_path / 'out')
+
+
+def test_empty_data_folder(capsys, tmp_path):
+    (tmp_path / 'data').mkdir()
+    assert 'is empty' in refuse_train(capsys, tmp_path / 'data', tmp_path)
+
+
+def test_data_folder_is_a_file(capsys, tmp_path):
+    (tmp_path / 'data').write_text('x')
+    assert 'is a file' in refuse_train(capsys, tmp_path / 'data', tmp_path)
+
+
+@pytest.mark.parametrize('verb', ('train', 'validate'))
+def test_no_validation_split_never_evaluates_on_training_images(capsys, tree, tmp_path, verb):
+    shutil.rmtree(tree / 'val')
+    if verb == 'train':
+        message = refuse_train(capsys, tree, tmp_path, '--val-split', 'validation')
+        assert "--val-split ''" in message
+    else:
+        message = refuse(capsys, 'validate', '--data-dir', tree, '--model', 'resnet18', '--num-classes', 10)
+    assert 'has no folder validation or val' in message and str(tree) in message
+
+
+def test_no_training_split(capsys, tree, tmp_path):
+    shutil.rmtree(tree / 'train')
+    assert 'has no folder train' in refuse_train(capsys, tree, tmp_path)
+
+
+def test_validation_folder_itself_can_be_named(capsys, tree):
+    """timm accepts `--data-dir ImageNet/val`; so do the checks (the model, not the data, is refused here)."""
+    message = refuse(capsys, 'validate', '--data-dir', tree / 'val', '--model', 'resnet18x')
+    assert message.startswith('Unknown model')
+
+
+@pytest.mark.parametrize('split', ('train', 'val'))
+def test_empty_class_folder(capsys, tree, tmp_path, split):
+    for file in (tree / split / '3').iterdir():
+        file.unlink()
+    assert f'{tree}/{split}/3 has no image in it' in refuse_train(capsys, tree, tmp_path)
+
+
+def test_different_classes(capsys, tree, tmp_path):
+    shutil.rmtree(tree / 'val' / '3')
+    (tree / 'val' / '9').rename(tree / 'val' / 'nine')
+    message = refuse_train(capsys, tree, tmp_path)
+    assert f'3, 9 only in {tree}/train' in message and f'nine only in {tree}/val' in message
+
+
+@pytest.mark.parametrize('path', ('train/stray.jpg', 'val/stray.jpg'))
+def test_image_outside_the_classes(capsys, tree, tmp_path, path):
+    """timm would number it as a class of its own and shift the labels of that split."""
+    shutil.copy(next((tree / 'val' / '0').iterdir()), tree / path)
+    message = refuse_train(capsys, tree, tmp_path)
+    assert f'{tree}/{path} lies outside the class folders' in message
+
+
+@pytest.mark.parametrize('folder', ('.ipynb_checkpoints', '0/more'))
+def test_hidden_and_nested_folders_count_as_timm_counts_them(capsys, tree, tmp_path, folder):
+    (tree / 'train' / folder).mkdir()
+    shutil.copy(next((tree / 'val' / '0').iterdir()), tree / 'train' / folder)
+    assert f'{Path(folder).name} only in {tree}/train' in refuse_train(capsys, tree, tmp_path)
+
+
+def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
+    (tree / 'train' / 'lost').mkdir()
+    (tmp_path / 'map.txt').write_text('\n'.join(str(i) for i in range(10)))
+    message = refuse_train(capsys, tree, tmp_path, '--class-map', tmp_path / 'map.txt', '--opt', 'adamww')
+    assert 'did you mean adamw?' in message and 'lost' not in message
+
+
+def test_no_images(capsys, tree, tmp_path):
+    for file in tree.rglob('*.jpg'):
+        file.rename(file.with_suffix('.gif'))
+    assert 'has no image' in refuse_train(capsys, tree, tmp_path)
+
+
+def test_more_classes_than_outputs(capsys, tree, tmp_path):
+    message = refuse_train(capsys, tree, tmp_path, '--num-classes', 9)
+    assert 'has 10 classes, the model 9 outputs: give --num-classes 10' in message
+
+
+@pytest.mark.parametrize('name, hint', (
+    ('seresnet50_asend', 'did you mean seresnet50_ascend?'),
+    ('seresnet50_ascend.imagenet', 'there are moskomule_in1k'),
+    ('org/name', "'hf-hub:org/name'"),
+))
+def test_unknown_model(capsys, tree, tmp_path, name, hint):
+    assert hint in refuse_train(capsys, tree, tmp_path, '--model', name)
+
+
+def test_no_pretrained_weights(capsys, tree, tmp_path):
+    assert 'no pretrained weights for seresnet18_ascend' in refuse_train(capsys, tree, tmp_path, '--pretrained')
+
+
+@pytest.mark.parametrize('flags, hint', (
+    (('--opt', 'npu_fused_sgd'), "Unknown optimizer --opt 'npu_fused_sgd'"),
+    (('--opt', 'adamww'), 'did you mean adamw?'),
+    (('--sched', 'cosin'), 'did you mean cosine?'),
+    (('--eval-metric', 'acc1'), "Unknown --eval-metric 'acc1'"),
+    (('--amp-level', 'O2', '--amp-dtype', 'bfloat16'), '--amp-level O2 computes in float16'),
+    (('--warm_up_epochs', '3'), 'do not mix'),
+    (('--label-smoothing', '0.1'), "Unknown flag '--label-smoothing': did you mean"),
+    (('--epochs', 'two'), "invalid int value: 'two'"),
+    (('--naflex-loader',), "--naflex-loader is a flag of timm's train.py that the bundled script does not have"),
+    (('--opt-kwargs', 'nesterov'), 'takes key=value pairs'),
+    (('--model-kwargs', 'depth=3'), "does not take 'depth'"),
+    (('--amp', '--model-dtype', 'float16'), '--amp needs float32 weights'),
+    (('--jsd-loss',), '--aug-splits'),
+    (('--mixup', '0.2', '-b', '15'), 'even batch size'),
+))
+def test_wrong_flags(capsys, tree, tmp_path, flags, hint):
+    assert hint in refuse_train(capsys, tree, tmp_path, *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
+@pytest.mark.parametrize('device', ('cuda', 'cuda:1', 'npu', 'npu:0', 'tpu', 'cpu:x'))
+def test_device_that_is_not_there(capsys, tree, tmp_path, device):
+    assert f'--device {device}' in refuse_train(capsys, tree, tmp_path, '--device', device)
+
+
+def test_output_not_writable(capsys, tree, tmp_path):
+    (tmp_path / 'file').write_text('x')
+    message = refuse(capsys, *train_flags(tree, tmp_path / 'file' / 'out'))
+    assert f'{tmp_path}/file is not a folder' in message
+
+
+@pytest.mark.parametrize('text, hint', (
+    ('batch_sise: 3', "unknown key 'batch_sise', did you mean batch_size?"),
+    ('batch-size: 3', "unknown key 'batch-size', did you mean batch_size?"),
+    ('batch_size: many', "batch_size must be a whole number, got 'many'"),
+    ('batch_size: 1.5', 'batch_size must be a whole number, got 1.5'),
+    ('amp: 1', 'amp must be true or false, got 1'),
+    ('scale: 0.5', 'scale must be a list, each item a number, got 0.5'),
+    ('input_size: [3, 32]', 'input_size must be a list of 3 items'),
+    ('amp_dtype: fp16', "amp_dtype must be one of 'float16', 'bfloat16'"),
+    ('opt_kwargs: [a]', 'opt_kwargs must be a mapping'),
+    ('epochs: null', 'epochs must be set or left out'),
+    ('kd_model_name: resnet50', "kd_model_name: resnet50 is a flag of timm's train.py"),
+    ('- a', 'must be a mapping of flags to values, got list'),
+    ('lr: [', 'line 1 is not valid YAML'),
+))
+def test_config(capsys, tree, tmp_path, text, hint):
+    config = tmp_path / 'config.yaml'
+    config.write_text(text)
+    message = refuse_train(capsys, tree, tmp_path, '-c', config)
+    assert message.startswith(f'Config {config}') and hint in message
+
+
+def test_all_config_problems_at_once(capsys, tree, tmp_path):
+    (tmp_path / 'c.yaml').write_text('lrr: 1\nepochs: x\n')
+    message = refuse_train(capsys, tree, tmp_path, '-c', tmp_path / 'c.yaml')
+    assert "'lrr'" in message and 'epochs must be' in message
+
+
+def test_missing_config_and_preset(capsys, tree, tmp_path):
+    assert 'No such file' in refuse_train(capsys, tree, tmp_path, '-c', tmp_path / 'nowhere.yaml')
+    assert 'did you mean seresnet50_ascend?' in refuse_train(capsys, tree, tmp_path, '--preset', 'seresnet50_asend')
+    assert 'both name a config' in refuse_train(capsys, tree, tmp_path, '--preset', 'digits_demo', '-c', 'x.yaml')
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('weights')
+    model = timm.create_model('seresnet34_ascend', num_classes=10)
+    torch.save({'arch': 'seresnet34_ascend', 'state_dict': model.state_dict()}, folder / 'depth34.pth.tar')
+    model = timm.create_model('seresnet18_ascend', num_classes=20)
+    torch.save({'arch': 'seresnet18_ascend', 'state_dict': model.state_dict()}, folder / 'classes20.pth.tar')
+    data = (folder / 'classes20.pth.tar').read_bytes()
+    (folder / 'truncated.pth.tar').write_bytes(data[:len(data) // 2])
+    (folder / 'empty.pth.tar').write_bytes(b'')
+    (folder / 'text.pth.tar').write_text('<html>Not found</html>')
+    (folder / 'truncated.safetensors').write_bytes(b'\x10\0\0\0\0\0\0\0{"a')
+    return folder
+
+
+@pytest.mark.parametrize('file, hint', (
+    ('depth34.pth.tar', 'it was saved from seresnet34_ascend (--model seresnet34_ascend)'),
+    ('classes20.pth.tar', 'it has 20 classes (--num-classes 20)'),
+    ('truncated.pth.tar', 'is incomplete or damaged'),
+    ('empty.pth.tar', 'is empty'),
+    ('text.pth.tar', 'is not a checkpoint, or a damaged one'),
+    ('truncated.safetensors', 'is incomplete or damaged'),
+    ('nowhere.pth.tar', 'does not exist'),
+    ('', 'is a folder'),
+))
+@pytest.mark.parametrize('flag', ('--resume', '--initial-checkpoint', '--checkpoint'))
+def test_checkpoint(capsys, tree, tmp_path, weights, file, hint, flag):
+    if flag == '--checkpoint':
+        if not file:
+            pytest.skip('validate evaluates all checkpoints of a folder')
+        message = refuse(capsys, 'validate', '--data-dir', tree, '--model', 'seresnet18_ascend', '--num-classes', 10,
+                         '--img-size', 32, '--device', 'cpu', flag, weights / file)
+    else:
+        message = refuse_train(capsys, tree, tmp_path, flag, weights / file)
+    assert hint in message and str(weights / file).rstrip('/') in message
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ('touch /tmp/seresnet_timm_evil',)
+
+
+def test_checkpoint_that_would_run_code(capsys, tree, tmp_path):
+    torch.save({'state_dict': {}, 'extra': Evil()}, tmp_path / 'evil.pth')
+    message = refuse_train(capsys, tree, tmp_path, '--initial-checkpoint', tmp_path / 'evil.pth')
+    assert 'is refused, and nothing of it was run: beside weights it holds posix.system, which' in message
+    assert not Path('/tmp/seresnet_timm_evil').exists()
+
+
+def test_every_problem_is_named(capsys, tmp_path):
+    (tmp_path / 'file').write_text('x')
+    message = refuse(capsys, *train_flags(tmp_path / 'nowhere', tmp_path / 'file' / 'out', '--model', 'resnet5O'))
+    assert message.startswith('3 problems:')
+    assert 'Unknown model' in message and 'does not exist' in message and 'is not a folder' in message
+
+
+@pytest.mark.parametrize('flags, hint', (
+    ((), 'no pretrained weights of seresnet18_ascend to evaluate: name some with --checkpoint'),
+    (('--model', 'resnet1*'), 'the bundled validate.py evaluates one model'),
+    (('--valid-labels', 'nowhere.txt'), '--valid-labels nowhere.txt does not exist'),
+    (('--real-labels', 'nowhere.json'), '--real-labels nowhere.json does not exist'),
+))
+def test_validate(capsys, tree, flags, hint):
+    assert hint in refuse(capsys, 'validate', '--data-dir', tree, '--model', 'seresnet18_ascend', '--num-classes', 10,
+                          '--device', 'cpu', *flags)
+
+
+def test_valid_labels_out_of_range(capsys, tree, tmp_path):
+    (tmp_path / 'labels.txt').write_text('1\n10\n')
+    message = refuse(capsys, 'validate', '--data-dir', tree, '--model', 'resnet18', '--num-classes', 10,
+                     '--device', 'cpu', '--valid-labels', tmp_path / 'labels.txt')
+    assert "class indices below 10, one a line, got '10'" in message
+
+
+def test_exit_code_of_the_process(tmp_path):
+    """The same through a real process."""
+    result = run_cli(*train_flags(tmp_path / 'nowhere', tmp_path / 'out'))
+    assert result.returncode == 2 and result.stdout == ''
+    assert result.stderr == f'seresnet-timm: error: Dataset {tmp_path}/nowhere does not exist: check --data-dir.\n'
+
+
+def test_batch_larger_than_the_training_split(few_digits, tmp_path):
+    result = run_cli(*train_flags(few_digits, tmp_path / 'out', '-b', 500))
+    assert result.returncode == 2 and not (tmp_path / 'out').exists()
+    assert 'One training batch needs 500 images' in result.stderr and 'lower -b' in result.stderr
+
+
+def test_loss_that_is_not_finite(few_digits, tmp_path):
+    """A failure, not bad input: exit code 1, and no checkpoint of broken weights."""
+    result = run_cli(*train_flags(few_digits, tmp_path, '--lr', '1e30'))
+    assert result.returncode == 1
+    assert 'The loss became' in result.stderr and 'lower the learning rate' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert not list((tmp_path / 'run').glob('*.pth.tar'))

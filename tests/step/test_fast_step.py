@@ -1,0 +1,198 @@
+"""The set-up of the step: what is chosen where, that a user's setting wins, and that the numbers stay."""
+import copy
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import ROOT, train_flags
+from timm.optim import create_optimizer_v2
+
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.cli.main import main
+from seresnet_timm.errors import UsageError
+from seresnet_timm.launch.plan import describe, make_plan
+from seresnet_timm.models import lean_se
+from seresnet_timm.step import fast as fast_step
+
+
+@pytest.fixture(autouse=True)
+def fast():
+    yield
+    fast_step.enabled = True
+    lean_se.set_lean_se(True)
+
+
+def step_of(plan) -> str:
+    return dict(describe(plan))['step']
+
+
+def plan_of(*flags, verb='train', device='cpu', model='seresnet18_ascend'):
+    return make_plan(verb, [
+        '--data-dir', 'D', '--model', model, '--device', device, '--dry-run', '--scripts', 'bundled', *flags])
+
+
+# --- what the plan says -----------------------------------------------------------------------------------------------
+
+def test_plan_on_a_cpu():
+    plan = plan_of('--nproc', '2')
+    assert plan.args.channels_last and plan.script_argv.count('--channels-last') == 1
+    text = step_of(plan)
+    for words in ('channels_last (', 'fused sgd', 'bucket views', 'lean SE', 'not compiled', 'keeps freed memory'):
+        assert words in text
+    assert plan_of(verb='validate').args.channels_last
+
+
+@pytest.mark.parametrize('device', ('npu', 'npu:0'))
+def test_plan_on_an_npu_is_contiguous_and_plain(device):
+    plan = plan_of(device=device)
+    assert not plan.args.channels_last
+    text = step_of(plan)
+    assert 'contiguous (operators of npu take contiguous tensors only)' in text
+    assert 'fused' not in text and 'bucket' not in text and 'allocator' not in text
+    assert fast_step.ddp_arguments('npu:0') == {}
+
+
+def test_users_settings_win(tmp_path, monkeypatch):
+    assert not plan_of(model='test_vit').args.channels_last
+    assert plan_of('--channels-last', model='test_vit').args.channels_last
+    assert 'channels_last (as asked for)' in step_of(plan_of('--channels-last', model='test_vit'))
+    with pytest.raises(UsageError, match='not for an NPU'):
+        plan_of('--channels-last', device='npu')
+    config = tmp_path / 'c.yaml'
+    config.write_text('channels_last: false\n')
+    plan = plan_of('--config', str(config))
+    assert not plan.args.channels_last and 'contiguous (as asked for)' in step_of(plan)
+    assert 'fused' not in step_of(plan_of('--opt-kwargs', 'fused=False'))
+    for opt in ('lamb', 'lookahead_sgd'):
+        assert 'fused' not in step_of(plan_of('--opt', opt))
+    monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', '1000')
+    assert 'MALLOC_TRIM_THRESHOLD_ is set' in step_of(plan_of())
+    assert not fast_step.keep_freed_memory()
+    off = plan_of('--fast-step', 'off')
+    assert not off.args.channels_last and step_of(off) == "timm's own, contiguous (--fast-step off)"
+
+
+def test_both_scripts_use_it_and_run_json_says_so(few_digits, tmp_path, monkeypatch):
+    """Optimizer, memory format and plan of a training by each train.py, and with everything off."""
+    created = []
+    init = torch.optim.SGD.__init__
+
+    @functools.wraps(init)
+    def spy(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        created.append(self)
+    monkeypatch.setattr(torch.optim.SGD, '__init__', spy)
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    losses = []
+    small = ROOT / 'tests' / 'small_scripts'
+    for i, (scripts, mode) in enumerate((('bundled', 'auto'), (small, 'auto'), ('bundled', 'off'))):
+        # even batches and a small learning rate: steps of an untrained network make a lot of a little rounding
+        flags = train_flags(few_digits, tmp_path / str(i), '--scripts', scripts, '--fast-step', mode, '--epochs', 1,
+                            '-b', 20, '--lr', 1e-4)
+        main([str(f) for f in flags])
+        assert bool(created[-1].param_groups[0]['fused']) == (mode == 'auto'), (scripts, mode)
+        record = json.loads((tmp_path / str(i) / 'run' / 'run.json').read_text())
+        assert ('fused momentum' if mode == 'auto' else "timm's own") in record['plan']['step']
+        checkpoint = read_checkpoint(str(tmp_path / str(i) / 'run' / 'last.pth.tar'))
+        assert all(v.is_contiguous() for v in checkpoint['state_dict'].values())
+        losses.append((tmp_path / str(i) / 'run' / 'summary.csv').read_text().splitlines()[1].split(',')[1])
+    # in float64 they agree to 1e-15 (test_lean_se.py); channels without variance make float32 rounding visible here
+    assert float(losses[0]) == pytest.approx(float(losses[2]), rel=2e-3)
+
+
+# --- optimizer --------------------------------------------------------------------------------------------------------
+
+def networks(memory_format=torch.channels_last):
+    torch.manual_seed(0)
+    model = timm.create_model('seresnet18_ascend', num_classes=4).to(memory_format=memory_format)
+    return model, copy.deepcopy(model)
+
+
+def train(model, optimizer, steps=3):
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for _ in range(steps):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize('opt', ('sgd', 'momentum', 'adam', 'adamw'))
+def test_fused_optimizer_takes_timms_steps(opt):
+    own, timms = networks()
+    kwargs = dict(opt=opt, lr=0.01, weight_decay=1e-4, **(dict(momentum=0.9) if opt in ('sgd', 'momentum') else {}))
+    optimizer = fast_step.create_optimizer(own, **kwargs)
+    assert optimizer.param_groups[0]['fused']
+    gradients = [torch.randn_like(p) for p in own.parameters()]
+    plain = create_optimizer_v2(timms, **kwargs)
+    for _ in range(3):
+        for p, q, g in zip(own.parameters(), timms.parameters(), gradients):
+            p.grad, q.grad = g.clone(), g.clone()
+        optimizer.step()
+        plain.step()
+    for p, q in zip(own.parameters(), timms.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('opt', ('momentum', 'adamw'))
+def test_state_of_a_run_in_another_memory_format_goes_on(opt):
+    """Fused kernels walk in memory order: contiguous state on channels_last weights would be silently wrong."""
+    before, _ = networks(torch.contiguous_format)
+    plain = create_optimizer_v2(before, opt=opt, lr=0.01)
+    train(before, plain)
+    model = copy.deepcopy(before).to(memory_format=torch.channels_last)
+    optimizer = fast_step.create_optimizer(model, opt=opt, lr=0.01)
+    optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))
+    assert optimizer.param_groups[0]['fused']  # what this run uses, not what the checkpoint's did
+    for g, (p, q) in enumerate(zip(model.parameters(), before.parameters())):
+        q.grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(g))
+        p.grad = torch.empty_like(p).copy_(q.grad)
+    plain.step()
+    optimizer.step()
+    for p, q in zip(model.parameters(), before.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpoints_do_not_carry_the_implementation():
+    """timm's own script, on contiguous weights, must go on with plain kernels from the channels_last state."""
+    model, _ = networks()
+    optimizer = fast_step.create_optimizer(model, opt='momentum', lr=0.01)
+    train(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert optimizer.param_groups[0]['fused'] and saved['param_groups'][0]['fused'] is None
+    assert all(t.is_contiguous() for s in saved['state'].values() for t in s.values() if torch.is_tensor(t))
+    contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    plain = create_optimizer_v2(contiguous, opt='momentum', lr=0.01)
+    plain.load_state_dict(saved)
+    for g, (p, q) in enumerate(zip(model.parameters(), contiguous.parameters())):
+        q.grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(g))
+        p.grad = torch.empty_like(p).copy_(q.grad)
+    plain.step()
+    optimizer.step()
+    for p, q in zip(model.parameters(), contiguous.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
+def test_freed_memory_faults_in_once():
+    code = """
+import resource, torch
+from seresnet_timm import fast_step
+x = torch.ones(10 * 2**20, requires_grad=True)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x.exp().sin().exp().sin().sum().backward()
+    x.grad = None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = [faults() for _ in range(4)][-2:]
+assert fast_step.keep_freed_memory()
+print(sum(before), sum([faults() for _ in range(4)][-2:]))
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
+    assert after < 0.5 * before, (before, after)

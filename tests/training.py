@@ -1,0 +1,41 @@
+"""Run trainings and read what they wrote."""
+import csv
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from conftest import run_cli
+
+
+def train(*flags, **kwargs):
+    result = run_cli(*flags, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def summary(run: Path) -> list:
+    with open(run / 'summary.csv', newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def load(path: Path) -> dict:
+    with torch.serialization.safe_globals([Namespace]):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def evaluate_plainly(model, data: Path):
+    """top1 and loss in the plainest way: every image by itself."""
+    from PIL import Image
+    from timm.data import create_transform, resolve_model_data_config
+    config = resolve_model_data_config(model)
+    config['input_size'] = (3, 32, 32)
+    transform = create_transform(**config)
+    model.eval()
+    losses, hits = [], []
+    for label, folder in enumerate(sorted((data / 'val').iterdir())):
+        for file in folder.iterdir():
+            with torch.inference_mode():
+                output = model(transform(Image.open(file))[None])
+            losses.append(torch.nn.functional.cross_entropy(output, torch.tensor([label])).item())
+            hits.append(output.argmax().item() == label)
+    return 100 * sum(hits) / len(hits), sum(losses) / len(losses)
