@@ -132,11 +132,11 @@ def _create(args, mode: str, decoder, num_workers: int = 0, dataset=None):
     from seresnet_timm.data import fast_jpeg, loading
     from seresnet_timm.data.seeding import SampleSeeds
     is_training = mode == 'train'
-    dataset = fast_jpeg.wrap(copy.copy(dataset), decoder, SampleSeeds(0) if is_training else None)
+    dataset = fast_jpeg.with_fast_decoding(copy.copy(dataset), decoder, SampleSeeds(0) if is_training else None)
     loader = create_loader(
         dataset, (3, args.img_size, args.img_size), args.batch_size, is_training=is_training, color_jitter=0.,
         interpolation='bilinear', crop_pct=0.875, num_workers=num_workers, device=torch.device('cpu'))
-    return loading.finish(loader, 0)
+    return loading.seed_and_speed_up(loader, 0)
 
 
 def _loader(args, dataset, mode: str, decoder) -> Callable[[int], None]:
@@ -222,7 +222,7 @@ def quality(files: List[bytes], decoder, img_size: int) -> Dict[str, float]:
     for data, cut in _cuts(files, 'train', img_size, 0):
         own = decoder.decode(data, cut, False)
         if own is not None:
-            values.append(psnr(own, np.asarray(jpeg.cut_image(jpeg.open_image(data, 'RGB'), cut))))
+            values.append(psnr(own, np.asarray(jpeg.crop_and_resize(jpeg.open_image(data, 'RGB'), cut))))
     if not values:
         return {'images': 0}
     return {'images': len(values), 'mean': round(statistics.mean(values), 1), 'min': round(min(values), 1)}
@@ -234,7 +234,7 @@ def compare_workers(args, dataset) -> Dict[str, Dict[str, float]]:
     kinds = {'timm, processes': (None, False)}
     for decoder in jpeg.decoders():
         kinds[f'{decoder.name}, processes'] = (decoder, False)
-        if decoder.suits_threads:
+        if decoder.releases_gil:
             kinds[f'{decoder.name}, threads'] = (decoder, True)
     figures: Dict[str, List[Tuple[float, float]]] = {}
     for _ in range(args.rounds):

@@ -21,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 
-from seresnet_timm.hub import pull as hub_pull
+from seresnet_timm.hub.pull import pull
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -100,7 +100,7 @@ def main() -> None:
     import torch
     from safetensors.torch import save_file
 
-    from seresnet_timm.hub import push as hub
+    from seresnet_timm import hub
     torch.set_num_threads(1)
 
     model = timm.create_model('seresnet50_ascend')
@@ -110,7 +110,7 @@ def main() -> None:
     with open(os.devnull, 'w') as quiet:
         sys.stdout, sys.stderr = quiet, quiet
         hub.push(checkpoint, 'me/model', license='mit')
-        pulled = hub_pull.pull('me/model')
+        pulled = pull('me/model')
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     for name in pulled.sha256:
         shutil.copyfile(pulled.folder / name, ready / name)
@@ -151,10 +151,10 @@ def main() -> None:
             lambda: hub.push(ready / 'model.safetensors', name(), license='mit', model='seresnet50_ascend'),
             bare_push, forget_blobs),
         'pull': (
-            lambda: hub_pull.pull('me/model'), lambda: huggingface_hub.snapshot_download('me/model'),
+            lambda: pull('me/model'), lambda: huggingface_hub.snapshot_download('me/model'),
             lambda: forget(['home'])),
         'pull to a folder': (
-            lambda: hub_pull.pull('me/model', out),
+            lambda: pull('me/model', out),
             lambda: huggingface_hub.snapshot_download('me/model', local_dir=str(out)), lambda: forget(['home', 'out'])),
     }
     blobs = {p.name: p.read_bytes() for p in (work / 'blobs').iterdir()}

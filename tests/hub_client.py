@@ -19,9 +19,9 @@ import matplotlib.pyplot  # noqa: E402, F401
 import timm  # noqa: E402, F401
 import torch  # noqa: E402
 
+from seresnet_timm import hub  # noqa: E402, F401
 from seresnet_timm.cli import main as cli  # noqa: E402, F401
 from seresnet_timm.engine import train, validate  # noqa: E402, F401
-from seresnet_timm.hub import push as hub  # noqa: E402, F401
 
 
 def child(request: dict) -> int:

@@ -1,7 +1,11 @@
 """An independent SE-ResNet on torchvision's ResNet."""
+from collections import OrderedDict
+
 import torch
 import torch.nn as nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from seresnet_timm.models import checkpoint_filter_fn
 
 DEPTHS = {18: (BasicBlock, [2, 2, 2, 2]), 34: (BasicBlock, [3, 4, 6, 3]), 50: (Bottleneck, [3, 4, 6, 3]),
           101: (Bottleneck, [3, 4, 23, 3]), 152: (Bottleneck, [3, 8, 36, 3])}
@@ -49,3 +53,17 @@ def randomize(model, seed=0):
             elif isinstance(m, nn.Conv2d):
                 m.weight.normal_(0, (2 / (m.in_channels * m.kernel_size[0] ** 2)) ** 0.5, generator=g)
     return model
+
+
+def _formats():
+    reference = randomize(reference_network(18, 10)).eval()
+    linear = reference.state_dict()
+    own = checkpoint_filter_fn(linear, None)
+    ddp = OrderedDict(('module.' + k, v) for k, v in linear.items())
+    modelzoo = {'epoch': 100, 'arch': 'resnext101_32x8d', 'state_dict': ddp, 'best_acc1': torch.tensor(77.5),
+                'optimizer': {'state': {}, 'param_groups': []}, 'amp': {'loss_scaler0': {'loss_scale': 1024.0}}}
+    return reference, {
+        'timm': own, 'torchvision-style': linear, 'DDP prefix': ddp, 'ModelZoo': modelzoo,
+        'timm checkpoint': {'epoch': 1, 'state_dict': own, 'version': 2},
+        'compiled': OrderedDict(('_orig_mod.' + k, v) for k, v in own.items()),
+    }

@@ -90,4 +90,4 @@ def test_installed_package_trains_from_its_preset(wheel, few_digits, tmp_path):
     where = subprocess.run(
         [sys.executable, '-c', 'import seresnet_timm.launch.flags as o; print(o.__file__, o.recipes_dir())'],
         cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}, capture_output=True, text=True).stdout
-    assert where.split() == [f'{tmp_path}/site/seresnet_timm/options.py', f'{tmp_path}/site/seresnet_timm/recipes']
+    assert where.split() == [f'{tmp_path}/site/seresnet_timm/launch/flags.py', f'{tmp_path}/site/seresnet_timm/recipes']

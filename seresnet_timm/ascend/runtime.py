@@ -3,19 +3,19 @@ import importlib.util
 import os
 from typing import Optional
 
-from seresnet_timm.ascend.wheels import why_unfit
+from seresnet_timm.ascend.wheels import describe_incompatibility
 
 
 def _is_installed() -> bool:
     return importlib.util.find_spec('torch_npu') is not None
 
 
-def keep_unfit_torch_npu_out() -> None:
+def disable_incompatible_torch_npu() -> None:
     """Keep `import torch` from loading a torch_npu that does not fit: beside some builds it aborts the process.
 
     Call it before torch is imported; `why_unavailable` then says what is wrong.
     """
-    if _is_installed() and why_unfit() is not None:
+    if _is_installed() and describe_incompatibility() is not None:
         os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'
 
 
@@ -27,7 +27,7 @@ def why_unavailable() -> Optional[str]:
     """
     if not _is_installed():
         return 'torch_npu is not installed'
-    unfit = why_unfit()
+    unfit = describe_incompatibility()
     if unfit is not None:
         return unfit
     try:

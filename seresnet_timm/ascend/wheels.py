@@ -32,7 +32,7 @@ class Pair(NamedTuple):
     pin: Optional[str]
 
 
-class Unfit(NamedTuple):
+class Incompatible(NamedTuple):
     """Why torch_npu cannot be used, as a clause, and what to do, as another."""
     problem: str
     remedy: str
@@ -55,27 +55,29 @@ def installed_pair(path: Optional[List[str]] = None) -> Pair:
     return Pair(torch, cuda, torch_npu, pin)
 
 
-def unfit(pair: Optional[Pair] = None) -> Optional[Unfit]:
+def incompatibility(pair: Optional[Pair] = None) -> Optional[Incompatible]:
     """What keeps torch_npu from being imported; None if it may be tried."""
     pair = installed_pair() if pair is None else pair
     if pair.torch_npu is None:
-        return Unfit('torch_npu is not installed',
+        return Incompatible('torch_npu is not installed',
                      f'{install_command(pair)}, after CANN, on a machine with Ascend NPUs')
     if pair.torch is None:
-        return Unfit('torch is not installed', install_command(pair))
+        return Incompatible('torch is not installed', install_command(pair))
     wanted = wanted_torch(pair)
     if wanted is not None and release(pair.torch) != wanted:
-        return Unfit(f'torch_npu {pair.torch_npu} is built for torch {dotted(wanted)}, installed is {pair.torch}',
-                     install_command(pair))
+        return Incompatible(
+            f'torch_npu {pair.torch_npu} is built for torch {dotted(wanted)}, installed is {pair.torch}',
+            install_command(pair))
     if pair.cuda is not None and (wanted or release(pair.torch))[:2] >= ABORTS_WITH_CUDA:
-        return Unfit(f'torch {pair.torch} is a CUDA build, beside which torch_npu {pair.torch_npu} aborts the process',
-                     install_command(pair))
+        return Incompatible(
+            f'torch {pair.torch} is a CUDA build, beside which torch_npu {pair.torch_npu} aborts the process',
+            install_command(pair))
     return None
 
 
-def why_unfit(pair: Optional[Pair] = None) -> Optional[str]:
-    """`unfit` as one clause."""
-    found = unfit(pair)
+def describe_incompatibility(pair: Optional[Pair] = None) -> Optional[str]:
+    """`incompatibility` as one clause."""
+    found = incompatibility(pair)
     return f'{found.problem} ({found.remedy})' if found else None
 
 

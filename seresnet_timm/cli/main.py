@@ -6,9 +6,8 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm import __version__
 from seresnet_timm.argument_parser import Parser
-from seresnet_timm.ascend.runtime import keep_unfit_torch_npu_out
+from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu
 from seresnet_timm.errors import RunError, UsageError, did_you_mean
-from seresnet_timm.hub import pull as hub_pull
 
 
 def train(argv: List[str]) -> None:
@@ -270,7 +269,7 @@ def push(argv: List[str]) -> None:
     arg('--tag', metavar='TAG', help='tag for the new commit')
     arg('--message', metavar='TEXT', help='commit message')
     args = vars(parser.parse_args(argv))
-    from seresnet_timm.hub import push as hub
+    from seresnet_timm import hub
     pushed = hub.push(args.pop('source'), args.pop('repo'), **args)
     print(f'{pushed.repo_id}: commit {pushed.commit} on {pushed.revision}')
     for note in pushed.notes:
@@ -289,11 +288,13 @@ def pull(argv: List[str]) -> None:
     parser.add_argument('repo', metavar='ORG/NAME[@REVISION]', help='model on the Hub; branch, tag or commit')
     parser.add_argument('out', metavar='OUT', nargs='?', help='folder to copy it to; default: it stays in the cache')
     args = parser.parse_args(argv)
-    pulled = hub_pull.pull(args.repo, args.out)
+    from seresnet_timm.hub.pull import how_to_use
+    from seresnet_timm.hub.pull import pull as pull_model
+    pulled = pull_model(args.repo, args.out)
     print(f'{pulled.repo_id}: commit {pulled.commit}{", from the cache" if pulled.cached else ""}')
     for name, digest in pulled.sha256.items():
         print(f'  {name:<18} sha256 {digest} verified')
-    print(f'{pulled.folder}\n\n{hub_pull.how_to_use(pulled, args.repo, args.out)}')
+    print(f'{pulled.folder}\n\n{how_to_use(pulled, args.repo, args.out)}')
 
 
 def doctor(argv: List[str]) -> None:
@@ -346,7 +347,7 @@ def dispatch(argv: Sequence[str]) -> None:
         return
     if argv[0] not in VERBS:
         raise UsageError(f"Unknown verb '{argv[0]}': {did_you_mean(argv[0], VERBS)}")
-    keep_unfit_torch_npu_out()
+    disable_incompatible_torch_npu()
     VERBS[argv[0]][0](list(argv[1:]))
 
 

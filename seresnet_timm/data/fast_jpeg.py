@@ -1,7 +1,7 @@
 """Fast JPEG input for timm's loaders: the crop is drawn from the header, then only what it needs is decoded
 
 `FastJpegDataset` stands in for timm's ImageDataset. timm's `create_loader` gives it timm's transform, which `Pipeline`
-splits: crop, resize and flips become a `Cut` for the decoder, the rest (auto-augment, colour jitter, normalisation)
+splits: crop, resize and flips become a `Crop` for the decoder, the rest (auto-augment, colour jitter, normalisation)
 stays timm's and gets what it would have got. A transform that does not begin with a known crop, and a file that is no
 ordinary JPEG, take Pillow.
 """
@@ -31,7 +31,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from seresnet_timm.data import jpeg
-from seresnet_timm.data.jpeg import Cut, Decoder
+from seresnet_timm.data.jpeg import Crop, Decoder
 from seresnet_timm.data.seeding import BATCH, Batch, SampleSeeds, SeededDataset, global_generators, repeats
 from seresnet_timm.errors import UsageError
 
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 MODES = ('auto', 'on', 'off')
 
 
-def choose(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epochs: bool = False) -> Tuple[
+def decoder_for(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epochs: bool = False) -> Tuple[
         Optional[Decoder], str]:
     """Decoder of a run, None for timm's own loading, and the reason.
 
@@ -73,9 +73,9 @@ def choose(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epochs: 
 
 
 def choose_decoder(args, mode: str) -> Tuple[Optional[Decoder], str]:
-    """`choose` for the flags of a script; the reason as a line of the plan."""
+    """`decoder_for` for the flags of a script; the reason as a line of the plan."""
     channels = (getattr(args, 'input_size', None) or [getattr(args, 'in_chans', None) or 3])[0]
-    decoder, why = choose(
+    decoder, why = decoder_for(
         mode, args.dataset or '', getattr(args, 'input_img_mode', None) or ('RGB' if channels == 3 else 'L'),
         getattr(args, 'use_multi_epochs_loader', False))
     return decoder, f'fast JPEG decoding by {why}' if decoder else f"timm's own loading ({why})"
@@ -84,7 +84,7 @@ def choose_decoder(args, mode: str) -> Tuple[Optional[Decoder], str]:
 # --- timm's transform -------------------------------------------------------------------------------------------------
 
 Step = Callable[[Any], Any]
-Drawn = Tuple[Cut, List[Step]]
+Drawn = Tuple[Crop, List[Step]]
 QUIET = (MaybePILToTensor, MaybeToTensor, transforms.ToTensor, transforms.Normalize)  # draw nothing
 
 
@@ -161,12 +161,12 @@ class Pipeline:
                 return None
             window = self._window(*size)
             if window is None:  # smaller than the crop, which pads then
-                return Cut(box, size, (0, 0, *size), interpolation), [self._crop, *self._after_crop]
+                return Crop(box, size, (0, 0, *size), interpolation), [self._crop, *self._after_crop]
         hflip = vflip = False
         for is_horizontal, p in self._flips:
             if generator.random() < p:
                 hflip, vflip = hflip ^ is_horizontal, vflip ^ (not is_horizontal)
-        return Cut(box, size, window, interpolation, hflip, vflip), self._rest
+        return Crop(box, size, window, interpolation, hflip, vflip), self._rest
 
     def _resized(self, width: int, height: int) -> Tuple[int, int]:
         step = self._resize
@@ -243,7 +243,7 @@ class FastJpegDataset(Dataset):
 
     Args:
         dataset: timm's dataset.
-        decoder: As from `choose`.
+        decoder: As from `decoder_for`.
         seeds: Seeds of the samples; None where nothing is random, or where a wrapper seeds the global generators.
 
     Attributes:
@@ -279,9 +279,9 @@ class FastJpegDataset(Dataset):
             self.seeds.set_epoch(epoch)
 
     @property
-    def suits_threads(self) -> bool:
+    def releases_gil(self) -> bool:
         """Samples can be loaded side by side by threads of this process."""
-        return self.decoder.suits_threads and self.pipeline.size is not None and not self.pipeline.draws_globally
+        return self.decoder.releases_gil and self.pipeline.size is not None and not self.pipeline.draws_globally
 
     def __getitem__(self, index: int):
         return self.sample(index)
@@ -343,7 +343,7 @@ class FastJpegDataset(Dataset):
             if array is not None and as_tensor and out is not None:
                 return out
             if array is None:
-                result = jpeg.cut_image(image or self._open(data), cut)
+                result = jpeg.crop_and_resize(image or self._open(data), cut)
             else:
                 result = torch.from_numpy(array) if as_tensor else Image.fromarray(array)
         for step in rest:
@@ -372,12 +372,12 @@ class _Damaged(Exception):
     """Pillow cannot decode a file either."""
 
 
-def wrap(dataset: Any, decoder: Optional[Decoder], seeds: Optional[SampleSeeds] = None) -> Any:
+def with_fast_decoding(dataset: Any, decoder: Optional[Decoder], seeds: Optional[SampleSeeds] = None) -> Any:
     """Give a dataset of timm's fast decoding, before `create_loader` takes it.
 
     Args:
         dataset: As from timm's `create_dataset`, or an AugMixDataset of it.
-        decoder: As from `choose`; None leaves the dataset as it is.
+        decoder: As from `decoder_for`; None leaves the dataset as it is.
         seeds: For training.
     """
     images = dataset.dataset if isinstance(dataset, AugMixDataset) else dataset

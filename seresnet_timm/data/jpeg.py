@@ -1,10 +1,10 @@
 """Decode what a crop needs of a JPEG, and resize it: three ways, one description of the work
 
-`Cut` says what becomes of an image, in the terms of its full resolution. A decoder does it on a file's bytes:
+`Crop` says what becomes of an image, in the terms of its full resolution. A decoder does it on a file's bytes:
 
     c           the package's own extension, `_jpeg.c`: only the region, at the DCT scale that suffices (level B)
     simplejpeg  the whole image at the DCT scale that suffices, then torch's antialiased resize (level A)
-    pillow      `cut_image`: timm's way, and the way of every file that the other two hand back
+    pillow      `crop_and_resize`: timm's way, and the way of every file that the other two hand back
 """
 import io
 import math
@@ -30,7 +30,7 @@ TAIL = 64  # bytes at the end of a whole file, in which the end-of-image marker 
 MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb
 
 
-class Cut(NamedTuple):
+class Crop(NamedTuple):
     """What becomes of an image: `box` of it is resized to `size`, and `window` of that is kept, mirrored or not."""
     box: Tuple[int, int, int, int]  # left, top, width, height, in pixels of the image
     size: Tuple[int, int]  # width, height
@@ -46,14 +46,14 @@ class Decoder(NamedTuple):
     Attributes:
         name: For messages.
         size: Function of a file's bytes: (width, height), None for a file that is Pillow's to read.
-        decode: Function of bytes, Cut, `planar` and an array to write into or None: uint8 array (3, H, W), or (H, W, 3)
+        decode: Function of bytes, Crop, `planar` and an array to write into or None: uint8 array (3, H, W) or (H, W, 3)
             if not planar; None for a file that is Pillow's to read.
-        suits_threads: Threads decode side by side: Python's lock is not held, no threads of torch's are started.
+        releases_gil: Threads decode side by side: Python's lock is not held, no threads of torch's are started.
     """
     name: str
     size: Callable[[bytes], Optional[Tuple[int, int]]]
-    decode: Callable[[bytes, Cut, bool, Optional[np.ndarray]], Optional[np.ndarray]]
-    suits_threads: bool
+    decode: Callable[[bytes, Crop, bool, Optional[np.ndarray]], Optional[np.ndarray]]
+    releases_gil: bool
 
 
 def open_image(data: bytes, mode: Optional[str]) -> Image.Image:
@@ -66,7 +66,7 @@ def open_image(data: bytes, mode: Optional[str]) -> Image.Image:
     return image.convert(mode) if mode else image
 
 
-def cut_image(image: Image.Image, cut: Cut) -> Image.Image:
+def crop_and_resize(image: Image.Image, cut: Crop) -> Image.Image:
     """Crop, resize and mirror with Pillow, as torchvision's transforms do."""
     left, top, width, height = cut.box
     if (left, top, width, height) != (0, 0, *image.size):
@@ -85,7 +85,7 @@ def cut_image(image: Image.Image, cut: Cut) -> Image.Image:
 
 # --- the C extension --------------------------------------------------------------------------------------------------
 
-def _decode_c(data: bytes, cut: Cut, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
+def _decode_c(data: bytes, cut: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
     if out is None:
         _, _, width, height = cut.window
         out = np.empty((3, height, width) if planar else (height, width, 3), np.uint8)
@@ -107,7 +107,7 @@ def _size_simplejpeg(data: bytes) -> Optional[Tuple[int, int]]:
 
 
 def _decode_simplejpeg(
-        data: bytes, cut: Cut, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
+        data: bytes, cut: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
     (left, top, width, height), (full_width, full_height) = cut.box, cut.size
     size = _size_simplejpeg(data)
     if size is None:
@@ -141,7 +141,7 @@ def _decode_simplejpeg(
     return out
 
 
-def _resize_torch(image: np.ndarray, cut: Cut) -> np.ndarray:
+def _resize_torch(image: np.ndarray, cut: Crop) -> np.ndarray:
     """Resize an image (H, W, 3) with antialias; torch's code for bytes is faster than Pillow's."""
     width, height = cut.size
     if image.shape[:2] == (height, width):
@@ -157,20 +157,20 @@ def _none_size(data: bytes) -> None:
     return None
 
 
-def _none_decode(data: bytes, cut: Cut, planar: bool, out: Optional[np.ndarray] = None) -> None:
+def _none_decode(data: bytes, cut: Crop, planar: bool, out: Optional[np.ndarray] = None) -> None:
     return None
 
 
-PILLOW = Decoder('pillow', _none_size, _none_decode, suits_threads=False)
+PILLOW = Decoder('pillow', _none_size, _none_decode, releases_gil=False)
 
 
 def decoders() -> Tuple[Decoder, ...]:
     """The fast decoders that are installed, best first."""
     found = []
     if _jpeg is not None:
-        found.append(Decoder('c', _jpeg.size, _decode_c, suits_threads=True))
+        found.append(Decoder('c', _jpeg.size, _decode_c, releases_gil=True))
     if simplejpeg is not None:
-        found.append(Decoder('simplejpeg', _size_simplejpeg, _decode_simplejpeg, suits_threads=False))
+        found.append(Decoder('simplejpeg', _size_simplejpeg, _decode_simplejpeg, releases_gil=False))
     return tuple(found)
 
 

@@ -21,7 +21,7 @@ def train_loader(
 ) -> Tuple[Any, Optional[Callable]]:
     """Training loader, and the mixup function to apply to its batches where the loader does not do it itself.
 
-    `decoder` is that of `fast_jpeg.choose`; None loads as timm does.
+    `decoder` is that of `fast_jpeg.decoder_for`; None loads as timm does.
     """
     dataset = create_dataset(
         args.dataset,
@@ -41,7 +41,7 @@ def train_loader(
     )
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    dataset = fast_jpeg.wrap(dataset, decoder, sample_seeds(args))
+    dataset = fast_jpeg.with_fast_decoding(dataset, decoder, sample_seeds(args))
 
     mixup_fn = collate_fn = None
     if mixup_active(args):
@@ -90,7 +90,7 @@ def train_loader(
         worker_seeding=args.worker_seeding,
         **_common_kwargs(args, data_config, device, model_dtype),
     )
-    return loading.finish(seed_sampler(loader, args.seed), args.seed), mixup_fn
+    return loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed), mixup_fn
 
 
 def eval_loader(
@@ -123,7 +123,7 @@ def eval_loader(
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
     loader = create_loader(
-        fast_jpeg.wrap(dataset, decoder),
+        fast_jpeg.with_fast_decoding(dataset, decoder),
         input_size=data_config['input_size'],
         batch_size=batch_size,
         is_training=False,
@@ -132,12 +132,12 @@ def eval_loader(
         **_common_kwargs(args, data_config, device, model_dtype),
         **loader_kwargs,
     )
-    return loading.finish(loader, args.seed)
+    return loading.seed_and_speed_up(loader, args.seed)
 
 
 def sample_seeds(args) -> SampleSeeds:
     """Seeds of the training samples. Repeated augmentation shows an image to several ranks, each in its own way."""
-    return SampleSeeds(args.seed, salt=args.rank if args.aug_repeats else 0)
+    return SampleSeeds(args.seed, stream=args.rank if args.aug_repeats else 0)
 
 
 def seed_sampler(loader, seed: int):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from seresnet_timm.data.fast_jpeg import FastJpegDataset
-from seresnet_timm.data.seeding import SHUFFLE, WORKERS, SeededDataset, SeededMixup, key_of
+from seresnet_timm.data.seeding import SHUFFLE, WORKERS, SeededDataset, SeededMixup, derive_seed
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def is_fast(dataset: Any) -> bool:
     return dataset is not None
 
 
-def finish(loader: Any, seed: int) -> Any:
+def seed_and_speed_up(loader: Any, seed: int) -> Any:
     """Seed and speed up a loader whose dataset decodes fast; others stay as timm's factory made them.
 
     Args:
@@ -49,7 +49,7 @@ def finish(loader: Any, seed: int) -> Any:
     inner = inner_loader(loader)
     if not is_fast(inner.dataset):
         return loader
-    inner.generator = torch.Generator().manual_seed(key_of(WORKERS, seed) % 2 ** 63)
+    inner.generator = torch.Generator().manual_seed(derive_seed(WORKERS, seed) % 2 ** 63)
     if isinstance(inner.sampler, RandomSampler):
         inner.sampler.generator = torch.Generator()
     if isinstance(inner.collate_fn, FastCollateMixup):
@@ -58,7 +58,7 @@ def finish(loader: Any, seed: int) -> Any:
         inner.collate_fn = collate
         if isinstance(inner.dataset, FastJpegDataset):
             inner.dataset.one_tensor = True
-            if inner is not loader and type(inner) is DataLoader and inner.num_workers and inner.dataset.suits_threads:
+            if inner is not loader and type(inner) is DataLoader and inner.num_workers and inner.dataset.releases_gil:
                 loader.loader = ThreadedLoader(inner, inner.num_workers)
                 if not dist.is_initialized() or dist.get_rank() == 0:
                     _logger.info(f'Loader workers: {inner.num_workers} threads, as the decoder does not hold '
@@ -75,7 +75,7 @@ def set_epoch(loader: Any, epoch: int) -> None:
     if hasattr(sampler, 'set_epoch'):
         sampler.set_epoch(epoch)
     elif isinstance(sampler, RandomSampler) and sampler.generator is not None:
-        sampler.generator.manual_seed(key_of(SHUFFLE, dataset.seeds.seed, epoch) % 2 ** 63)
+        sampler.generator.manual_seed(derive_seed(SHUFFLE, dataset.seeds.seed, epoch) % 2 ** 63)
 
 
 class ThreadedLoader:

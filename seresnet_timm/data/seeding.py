@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 SAMPLE, BATCH, SHUFFLE, WORKERS = range(4)
 
 
-def key_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A 64-bit seed that depends on all of the numbers."""
     packed = struct.pack(f'<{len(numbers)}q', *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), 'little')
@@ -48,11 +48,11 @@ class SampleSeeds:
 
     Args:
         seed: Seed of the run, the same on all ranks.
-        salt: Distinguishes ranks where they must augment the same image differently (repeated augmentation).
+        stream: Distinguishes ranks where they must augment the same image differently (repeated augmentation).
     """
 
-    def __init__(self, seed: int, salt: int = 0):
-        self.seed, self.salt = seed, salt
+    def __init__(self, seed: int, stream: int = 0):
+        self.seed, self.stream = seed, stream
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # running workers see it change
 
     @property
@@ -63,7 +63,7 @@ class SampleSeeds:
         self._epoch.fill_(epoch)
 
     def key(self, purpose: int, *numbers: int) -> int:
-        return key_of(purpose, self.seed, self.salt, self.epoch, *numbers)
+        return derive_seed(purpose, self.seed, self.stream, self.epoch, *numbers)
 
     def sample(self, index: int, repeat: int = 0) -> int:
         """Seed of an image; `repeat` counts its earlier occurrences in the batch."""

@@ -31,7 +31,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from seresnet_timm.argument_parser import Parser
 from seresnet_timm.ascend import hccl_network, installation, wheels
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
-from seresnet_timm.doctor.probe_processes import WAITED, Probe, last_words, run_probe, run_smoke_test
+from seresnet_timm.doctor.probe_processes import WAITED_FOR_FAILED_RANK, Probe, error_summary, run_probe, run_smoke_test
 from seresnet_timm.errors import RunError, UsageError
 
 SCHEMA = 1
@@ -144,7 +144,7 @@ class Doctor:
 
     def _check_torch_npu(self) -> None:
         pair = self.pair
-        unfit = wheels.unfit(pair)
+        unfit = wheels.incompatibility(pair)
         if pair.torch_npu is None:
             self.no_npu = 'torch_npu is not installed'
             self._add('versions', 'torch_npu', self.npu_fault if self.has_ascend else 'note', 'not installed',
@@ -193,7 +193,7 @@ class Doctor:
         elif 'torch' in self.imports.data:
             self._add('versions', 'autoload', 'ok', f'on; `import torch` loads {", ".join(names)}')
         elif self.torch_works:
-            unfit, failure = wheels.unfit(self.pair), self.imports.failure
+            unfit, failure = wheels.incompatibility(self.pair), self.imports.failure
             remedy = unfit.remedy if unfit else self._import_remedy(failure)
             dies = f'`import torch` dies of {", ".join(names)}'
             self._add('versions', 'autoload', 'error', f'on; {dies}: {failure}',
@@ -266,7 +266,7 @@ class Doctor:
         unwell = re.findall(r'\|\s*(Warning|Alarm|Critical)\s*\|', output)
         version = re.search(r'npu-smi\s+(\d\S*)', output)
         if failed:
-            self._add('devices', 'npu-smi', self.npu_fault, f'`npu-smi info` fails: {last_words(output)}',
+            self._add('devices', 'npu-smi', self.npu_fault, f'`npu-smi info` fails: {error_summary(output)}',
                       'check that the driver is loaded (lsmod | grep drv_) and that this user may use it')
         elif unwell:
             self._add('devices', 'npu-smi', 'warning', f'{len(unwell)} NPU(s) report {", ".join(sorted(set(unwell)))}',
@@ -415,7 +415,7 @@ class Doctor:
             else:
                 phase = rank.data.get('phase', 'start')
                 self._add('smoke test', name, 'error', f'fails at {phase}: {rank.failure}',
-                          'mend the one that failed' if rank.failure == WAITED else
+                          'mend the one that failed' if rank.failure == WAITED_FOR_FAILED_RANK else
                           self._smoke_remedy(kind, name, phase))
 
     def _smoke_remedy(self, kind: str, name: str, phase: str) -> str:

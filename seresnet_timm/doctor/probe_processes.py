@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-WAITED = 'waited for one that failed'
+WAITED_FOR_FAILED_RANK = 'waited for one that failed'
 PROBE_TIMEOUT = 180  # seconds; a first import of torch from a slow disk takes minutes
 
 
@@ -84,7 +84,7 @@ def run_smoke_test(
             err.seek(0)
             data = _parse_reports(out.read())
             if returncode is None:
-                failure = WAITED if any(failed) else f'no end after {timeout:g} s'
+                failure = WAITED_FOR_FAILED_RANK if any(failed) else f'no end after {timeout:g} s'
             else:
                 failure = _how_it_ended(returncode, err.read())
             if failure is None and data.get('phase') != 'done':
@@ -123,7 +123,7 @@ def _how_it_ended(returncode: int, stderr: str) -> Optional[str]:
     """None for a good end, else one clause."""
     if returncode == 0:
         return None
-    words = last_words(stderr)
+    words = error_summary(stderr)
     if returncode < 0:
         with contextlib.suppress(ValueError):
             name = signal.Signals(-returncode).name
@@ -131,7 +131,7 @@ def _how_it_ended(returncode: int, stderr: str) -> Optional[str]:
     return words or f'exit code {returncode}'
 
 
-def last_words(text: str) -> str:
+def error_summary(text: str) -> str:
     """The line of an error output that says what happened: what() of C++, else the end of a traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     what = next((line for line in lines if line.startswith('what():')), None)

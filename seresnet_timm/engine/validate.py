@@ -35,7 +35,7 @@ from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import atomic_path, write_json
 from seresnet_timm.launch.config_file import parse_args
 from seresnet_timm.models.create import create_model
-from seresnet_timm.step.fuse_bn import fuse_batch_norms, wants_fused_bn
+from seresnet_timm.step.fuse_bn import decide_fuse_bn, fuse_batch_norms
 
 _logger = logging.getLogger('validate')
 
@@ -173,7 +173,7 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
         model, test_time_pool = apply_test_time_pool(model, data_config)
     crop_pct = 1.0 if test_time_pool else data_config['crop_pct']
 
-    model = fuse_bn_as_asked(model, args, device)
+    model = apply_fuse_bn(model, args, device)
     model = model.to(device=device, dtype=model_dtype)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -239,9 +239,9 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
     return results
 
 
-def fuse_bn_as_asked(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
+def apply_fuse_bn(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
     """Fold BatchNorm into the convolutions as `args.fuse_bn` says, and log what was decided."""
-    wanted, reason = wants_fused_bn(args.fuse_bn, model, args, device.type)
+    wanted, reason = decide_fuse_bn(args.fuse_bn, model, args, device.type)
     count = fuse_batch_norms(model) if wanted else 0
     if utils.is_primary(args):
         what = f'{count} BatchNorm layers folded into their convolutions' if wanted else 'BatchNorm layers not folded'

@@ -21,8 +21,7 @@ from seresnet_timm.checkpoints.fit import load_weights, weights_of
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import architecture
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line
-from seresnet_timm.hub import pull as hub_pull
-from seresnet_timm.hub import push as hub  # noqa: F401  (models registers itself with timm)
+from seresnet_timm.hub.pull import pinned as pull_pinned
 from seresnet_timm.models import seresnet as models  # noqa: F401  (models registers itself with timm)
 
 # of a run's folder, the first that is there
@@ -144,7 +143,7 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
         if cfg is None or not cfg.has_weights:
             raise UsageError(f'There are no pretrained weights of {source}: name a checkpoint file, and --model '
                              f'{source} if it does not say so itself.')
-    pinned = hub_pull.pinned(name) if kind == 'hf-hub' else source
+    pinned = pull_pinned(name) if kind == 'hf-hub' else source
     try:
         model = timm.create_model(pinned, pretrained=True, exportable=True, **_size_argument(source, img_size))
     except Exception as e:  # of the download: HTTP clients and the file system have their own
@@ -177,7 +176,7 @@ def _load_file(
 
     kwargs = trained.get('model_kwargs') or {}
     # fine-tuned from a model of the Hub: the network is in its configuration
-    made_as = hub_pull.pinned(name.split(':', 1)[1], with_weights=False) if name.startswith('hf-hub:') else name
+    made_as = pull_pinned(name.split(':', 1)[1], with_weights=False) if name.startswith('hf-hub:') else name
     try:
         model = timm.create_model(
             made_as, num_classes=num_classes, in_chans=trained.get('in_chans'), global_pool=trained.get('gp'),

@@ -15,7 +15,7 @@ from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.checkpoints import fit as checkpoints_fit
 from seresnet_timm.checkpoints import read as checkpoints
 from seresnet_timm.errors import UsageError, did_you_mean, first_names
-from seresnet_timm.hub import pull as hub_pull
+from seresnet_timm.hub.pull import pull
 from seresnet_timm.models.create import create_model
 
 TRAIN_NAMES = ('train', 'training')
@@ -68,7 +68,7 @@ def _check_model(args) -> None:
         raise UsageError(f'--model: {e}')
     if source == 'hf-hub':
         needs_weights = args.pretrained or hasattr(args, 'checkpoint') and not args.checkpoint
-        pulled = hub_pull.pull(name, with_weights=needs_weights)  # for timm's script too, which checks nothing
+        pulled = pull(name, with_weights=needs_weights)  # for timm's script too, which checks nothing
         print(f'Model: {pulled.repo_id} on the Hub, commit {pulled.commit}, verified', file=sys.stderr)
         return
     if source is not None:

@@ -165,7 +165,7 @@ def take_flag(argv: List[str], name: str) -> Optional[str]:
 
 def recipes_dir() -> Path:
     """Folder of the shell recipes and YAML presets: in the installed package, else in the checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     installed = package / 'recipes'
     return installed if installed.is_dir() else package.parent / 'recipes'
 

@@ -4,7 +4,6 @@ import torch.nn as nn
 from timm.models import parse_model_name
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.hub import pull as hub_pull
 
 
 def create_model(args, **kwargs) -> nn.Module:
@@ -26,7 +25,8 @@ def create_model(args, **kwargs) -> nn.Module:
     name = args.model
     source, rest = parse_model_name(name)
     if source == 'hf-hub':
-        name = hub_pull.pinned(rest, with_weights=bool(kwargs.get('pretrained')))
+        from seresnet_timm.hub.pull import pinned
+        name = pinned(rest, with_weights=bool(kwargs.get('pretrained')))
     try:
         return timm.create_model(
             name,

@@ -12,7 +12,7 @@ from seresnet_timm.models.lean_se import LeanBasicBlock, LeanBottleneck
 BLOCKS = (BasicBlock, Bottleneck, LeanBasicBlock, LeanBottleneck)
 
 
-def wants_fused_bn(mode: str, model: nn.Module, args, device: str) -> Tuple[bool, str]:
+def decide_fuse_bn(mode: str, model: nn.Module, args, device: str) -> Tuple[bool, str]:
     """Whether to fold, and why or why not.
 
     Args:

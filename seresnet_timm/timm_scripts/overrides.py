@@ -15,12 +15,12 @@ from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loading
-from seresnet_timm.data.fast_jpeg import choose_decoder, wrap
+from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
-from seresnet_timm.engine.validate import fuse_bn_as_asked
+from seresnet_timm.engine.validate import apply_fuse_bn
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 from seresnet_timm.runs import record as run_record
@@ -63,12 +63,12 @@ def fast_dataset(dataset: Any, args, is_training: bool) -> Any:
     decoder, _ = choose_decoder(args, fast_jpeg)
     seeds = None
     if is_training:
-        seeds = SampleSeeds(args.seed, salt=args.rank if getattr(args, 'aug_repeats', 0) else 0)
-    return wrap(dataset, decoder, seeds)
+        seeds = SampleSeeds(args.seed, stream=args.rank if getattr(args, 'aug_repeats', 0) else 0)
+    return with_fast_decoding(dataset, decoder, seeds)
 
 
 def finish_loader(loader, args):
-    return loading.finish(loader, getattr(args, 'seed', 0))
+    return loading.seed_and_speed_up(loader, getattr(args, 'seed', 0))
 
 
 def start_train_workers(loader, args):
@@ -261,4 +261,4 @@ def load_checkpoint(model: torch.nn.Module, args) -> None:
 
 def prepare_eval_model(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
     args.fuse_bn = fuse_bn
-    return fuse_bn_as_asked(model, args, device)
+    return apply_fuse_bn(model, args, device)

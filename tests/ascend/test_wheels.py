@@ -61,7 +61,7 @@ def install(folder: Path, torch_version=None, cuda=None, torch_npu=None, require
 def test_pairs(kwargs, pair, problem, tmp_path):
     found = wheels.installed_pair([str(install(tmp_path / 'site', **kwargs))])
     assert found == pair
-    why = wheels.why_unfit(found)
+    why = wheels.describe_incompatibility(found)
     assert (why is None) == (problem is None) and (problem is None or why.startswith(problem)), why
     if problem and 'not installed' not in problem:
         release = wheels.dotted(wheels.wanted_torch(pair))
@@ -75,7 +75,7 @@ def test_version_of_torch_npu_without_metadata(tmp_path):
     (tmp_path / 'torch_npu' / '__init__.py').touch()
     (tmp_path / 'torch_npu' / 'version.py').write_text("__version__ = '2.9.0.post9+gitabc'\n")
     pair = wheels.installed_pair([str(tmp_path)])
-    assert pair.torch_npu == '2.9.0.post9+gitabc' and wheels.unfit(pair) is None
+    assert pair.torch_npu == '2.9.0.post9+gitabc' and wheels.incompatibility(pair) is None
 
 
 def test_agrees_with_torch_itself():
@@ -85,7 +85,7 @@ def test_agrees_with_torch_itself():
 
 def test_imports_nothing():
     code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]; from seresnet_timm.ascend import wheels\n'
-            'assert wheels.installed_pair().torch; wheels.why_unfit()\n'
+            'assert wheels.installed_pair().torch; wheels.describe_incompatibility()\n'
             'assert not {"torch", "torch_npu"} & set(sys.modules)')
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

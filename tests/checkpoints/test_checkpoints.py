@@ -73,7 +73,7 @@ def test_random_state_round_trip():
 SAVE_FOREVER = '''
 import os, sys, timm, torch
 from timm.task import ClassificationTask
-from seresnet_timm.saver import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 model = timm.create_model('seresnet18_ascend', num_classes=10)
 task = ClassificationTask(model, verbose=False)
 saver = AtomicCheckpointSaver(

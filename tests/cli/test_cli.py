@@ -15,7 +15,7 @@ COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['prepare'], ['prepare-i
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda c: ' '.join(c) or 'top')
 def test_help_loads_neither_torch_nor_timm(command):
-    code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]; from seresnet_timm import cli\n'
+    code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]; from seresnet_timm.cli import main as cli\n'
             f'try: cli.main({[*command, "--help"]})\n'
             'except SystemExit as e: assert not e.code\n'
             'assert not {"torch", "timm", "numpy"} & set(sys.modules), sys.modules.keys()')
@@ -54,7 +54,7 @@ def test_verbs():
     result = run_cli('trian')
     assert result.returncode == 2 and "Unknown verb 'trian': did you mean train?" in result.stderr
     result = run_cli('bench', 'dta')
-    assert result.returncode == 2 and "Unknown bench 'dta': did you mean data?" in result.stderr
+    assert result.returncode == 2 and "Unknown benchmark 'dta': did you mean data?" in result.stderr
     result = run_cli()
     assert result.returncode == 2 and 'Name a verb' in result.stderr
     assert run_cli('--version').stdout.strip() == '0.1.0'

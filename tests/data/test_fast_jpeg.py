@@ -51,10 +51,10 @@ def photos(tmp_path_factory) -> Path:
 def make_loader(root, decoder, workers=0, batch_size=4, epoch=0, seed=7, collate_fn=None, **options):
     options = {'is_training': True, 'color_jitter': 0., 'interpolation': 'bilinear', **options}
     seeds = SampleSeeds(seed) if options['is_training'] else None
-    dataset = fast_jpeg.wrap(create_dataset('', root=str(root), split='train'), decoder, seeds)
+    dataset = fast_jpeg.with_fast_decoding(create_dataset('', root=str(root), split='train'), decoder, seeds)
     loader = create_loader(
         dataset, (3, 64, 64), batch_size, num_workers=workers, device=CPU, collate_fn=collate_fn, **options)
-    loader = loading.finish(loader, seed)
+    loader = loading.seed_and_speed_up(loader, seed)
     loading.set_epoch(loader, epoch)
     return loader
 
@@ -91,7 +91,7 @@ def test_training_cut_is_timms_transform():
             expected = F.resized_crop(image, top, left, height, width, [64, 64], F.InterpolationMode(cut.interpolation))
             expected = F.hflip(expected) if cut.hflip else expected
             expected = F.vflip(expected) if cut.vflip else expected
-            assert np.array_equal(jpeg.cut_image(image, cut), expected)
+            assert np.array_equal(jpeg.crop_and_resize(image, cut), expected)
     for kind in ('bilinear', 'bicubic', ('hflip', True), ('vflip', True)):
         assert 150 < kinds[kind] < 250, kinds  # 200 expected, standard deviation 10
 
@@ -110,7 +110,7 @@ def test_evaluation_is_timms(options):
         if not pipeline.is_known:
             continue
         cut, rest = pipeline.draw(*size, None)
-        result = jpeg.cut_image(image, cut)
+        result = jpeg.crop_and_resize(image, cut)
         for step in rest:
             result = step(result)
         assert torch.equal(result, transform(image)), size
@@ -122,7 +122,7 @@ def test_evaluation_is_timms(options):
 def test_what_a_decoder_cannot_do_stays_timms(photos, options):
     """Further transforms run on the image of the cut, seeded for the sample, and leave the main generators alone."""
     loader = make_loader(photos, DECODERS[0], **options)
-    assert loader.dataset.pipeline.draws_globally and not loader.dataset.suits_threads
+    assert loader.dataset.pipeline.draws_globally and not loader.dataset.releases_gil
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     first = images_of(loader)
     assert random.getstate() == state[0] and np.random.get_state()[1].tolist() == state[1]
@@ -164,7 +164,7 @@ def test_any_number_of_workers_gives_the_same_batches(photos):
         return result
     expected = batches(0, False)
     assert len(expected) == 12 and not torch.equal(expected[0], expected[6])
-    kinds = [(1, False), (2, False)] + [(2, True)] * DECODERS[0].suits_threads
+    kinds = [(1, False), (2, False)] + [(2, True)] * DECODERS[0].releases_gil
     for workers, threads in kinds:
         assert all(torch.equal(a, b) for a, b in zip(expected, batches(workers, threads), strict=True))
 
@@ -191,7 +191,7 @@ def test_repeated_augmentation_differs(photos):
     dataset = make_loader(photos, DECODERS[0]).dataset
     a, b = (torch.as_tensor(image) for image, _ in dataset.__getitems__([3, 3]))
     assert not torch.equal(a, b)
-    assert SampleSeeds(7, salt=1).sample(3) != SampleSeeds(7, salt=0).sample(3)
+    assert SampleSeeds(7, stream=1).sample(3) != SampleSeeds(7, stream=0).sample(3)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_damaged_files_are_skipped_as_timm_does(photos, tmp_path, decoder):
 
 
 def test_error_of_a_thread_reaches_the_loop(photos, tmp_path):
-    if not DECODERS[0].suits_threads:
+    if not DECODERS[0].releases_gil:
         pytest.skip('the C extension is not built: no libjpeg-turbo header')
     root = tmp_path / 'photos'
     shutil.copytree(photos, root)
@@ -246,31 +246,32 @@ def test_error_of_a_thread_reaches_the_loop(photos, tmp_path):
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 def test_choice_and_its_reason(monkeypatch):
-    decoder, why = fast_jpeg.choose('auto')
+    decoder, why = fast_jpeg.decoder_for('auto')
     assert decoder is jpeg.decoders()[0] or decoder == jpeg.decoders()[0]
-    assert fast_jpeg.choose('off') == (None, '--fast-jpeg off')
+    assert fast_jpeg.decoder_for('off') == (None, '--fast-jpeg off')
     for arguments, reason in (
             (dict(dataset='tfds/mnist'), '--dataset tfds/mnist decodes for itself'),
             (dict(image_mode='L'), 'images are read as L'), (dict(multi_epochs=True), 'before their epoch begins')):
-        assert fast_jpeg.choose('auto', **arguments)[0] is None and reason in fast_jpeg.choose('auto', **arguments)[1]
+        decoder, why = fast_jpeg.decoder_for('auto', **arguments)
+        assert decoder is None and reason in why
         with pytest.raises(UsageError, match='--fast-jpeg on is not possible'):
-            fast_jpeg.choose('on', **arguments)
+            fast_jpeg.decoder_for('on', **arguments)
     monkeypatch.setattr(jpeg, '_jpeg', None)
-    assert fast_jpeg.choose('on')[0].name == 'simplejpeg'
+    assert fast_jpeg.decoder_for('on')[0].name == 'simplejpeg'
     monkeypatch.setattr(jpeg, 'simplejpeg', None)
     with pytest.raises(UsageError, match='pip install simplejpeg'):
-        fast_jpeg.choose('on')
-    assert fast_jpeg.choose('auto')[0] is None
+        fast_jpeg.decoder_for('on')
+    assert fast_jpeg.decoder_for('auto')[0] is None
 
 
 def test_off_is_timms_own_loader(photos):
     dataset = create_dataset('', root=str(photos), split='train')
-    assert fast_jpeg.wrap(dataset, None, None) is dataset
+    assert fast_jpeg.with_fast_decoding(dataset, None, None) is dataset
     grey = create_dataset('', root=str(photos), split='train', input_img_mode='L')
-    assert fast_jpeg.wrap(grey, DECODERS[0], SampleSeeds(7)) is grey  # a model of one channel
+    assert fast_jpeg.with_fast_decoding(grey, DECODERS[0], SampleSeeds(7)) is grey  # a model of one channel
     loader = create_loader(dataset, (3, 64, 64), 4, is_training=True, device=CPU, num_workers=0)
     before = dict(vars(loader.loader))
-    assert loading.finish(loader, 7) is loader and dict(vars(loader.loader)) == before
+    assert loading.seed_and_speed_up(loader, 7) is loader and dict(vars(loader.loader)) == before
 
 
 def test_default_workers():
@@ -311,7 +312,7 @@ def test_resumed_run_with_workers_equals_an_unbroken_one(few_digits, tmp_path, c
 
 def test_timms_script_loads_as_the_bundled_one(few_digits, tmp_path, capfd):
     """Equal losses with threads or processes on one side and none on the other; `off` is another path."""
-    from test_timm_patches import SMALL
+    from recipe_runs import SMALL
     flags = ('--epochs', 1, '--smoothing', 0, '--color-jitter', 0, '--train-interpolation', 'bilinear')
     rows = {}
     for name, scripts, *more in (
@@ -326,7 +327,7 @@ def test_timms_script_loads_as_the_bundled_one(few_digits, tmp_path, capfd):
 
 def test_evaluation_with_timms_script(few_digits, tmp_path, capfd):
     import timm
-    from test_timm_patches import SMALL
+    from recipe_runs import SMALL
     torch.manual_seed(0)
     torch.save(timm.create_model('seresnet18_ascend', num_classes=10).state_dict(), tmp_path / 'weights.pth')
     results = {}
@@ -376,11 +377,11 @@ def test_augmentation_splits(photos):
     """AugMix: every split of a sample is seeded, the first one being clean."""
     def load_split(index):
         dataset = AugMixDataset(create_dataset('', root=str(photos), split='train'), num_splits=3)
-        dataset = fast_jpeg.wrap(dataset, DECODERS[0], SampleSeeds(7))
+        dataset = fast_jpeg.with_fast_decoding(dataset, DECODERS[0], SampleSeeds(7))
         loader = create_loader(
             dataset, (3, 64, 64), 4, is_training=True, auto_augment='augmix-m5-w2', num_aug_splits=3, num_workers=0,
             device=CPU, color_jitter=0.)
-        assert next(iter(loading.finish(loader, 7)))[0].shape == (12, 3, 64, 64)
+        assert next(iter(loading.seed_and_speed_up(loader, 7)))[0].shape == (12, 3, 64, 64)
         return dataset[index][0]
     first, again = load_split(2), load_split(2)
     assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, again))

@@ -12,7 +12,7 @@ from conftest import ROOT, run_cli
 
 from seresnet_timm.ascend import hccl_network, installation
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
-from seresnet_timm.doctor.probe_processes import last_words, run_smoke_test
+from seresnet_timm.doctor.probe_processes import error_summary, run_smoke_test
 
 # A torch of a few lines, for machines that are about torch_npu; `import torch` loads backends as torch's does.
 SMALL_TORCH = '''
@@ -243,7 +243,7 @@ def test_socket_ifname(setting, name, fits):
     ('Segmentation fault\n', 'Segmentation fault'), ('', ''),
 ))
 def test_last_words(text, words):
-    assert last_words(text) == words
+    assert error_summary(text) == words
 
 
 @pytest.mark.parametrize('act, failure', (

@@ -1,13 +1,12 @@
 """The SE-ResNets against an independent implementation on torchvision's ResNet."""
 import subprocess
 import sys
-from collections import OrderedDict
 
 import pytest
 import timm
 import torch
 import torch.nn as nn
-from reference_network import DEPTHS, randomize, reference_network
+from reference_network import DEPTHS, _formats, randomize, reference_network
 from timm.models import get_pretrained_cfg
 
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
@@ -89,20 +88,6 @@ def test_pretrained_weights_load_from_the_download_cache(tmp_path, monkeypatch):
     adapted = timm.create_model('seresnet50_ascend.moskomule_in1k', pretrained=True, num_classes=7, in_chans=1)
     assert adapted(x[:, :1]).shape == (1, 7)
     assert torch.equal(adapted.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
-
-
-def _formats():
-    reference = randomize(reference_network(18, 10)).eval()
-    linear = reference.state_dict()
-    own = checkpoint_filter_fn(linear, None)
-    ddp = OrderedDict(('module.' + k, v) for k, v in linear.items())
-    modelzoo = {'epoch': 100, 'arch': 'resnext101_32x8d', 'state_dict': ddp, 'best_acc1': torch.tensor(77.5),
-                'optimizer': {'state': {}, 'param_groups': []}, 'amp': {'loss_scaler0': {'loss_scale': 1024.0}}}
-    return reference, {
-        'timm': own, 'torchvision-style': linear, 'DDP prefix': ddp, 'ModelZoo': modelzoo,
-        'timm checkpoint': {'epoch': 1, 'state_dict': own, 'version': 2},
-        'compiled': OrderedDict(('_orig_mod.' + k, v) for k, v in own.items()),
-    }
 
 
 def test_checkpoint_filter_accepts_every_format():

@@ -182,7 +182,7 @@ def test_checkpoints_do_not_carry_the_implementation():
 def test_freed_memory_faults_in_once():
     code = """
 import resource, torch
-from seresnet_timm import fast_step
+from seresnet_timm.step import fast as fast_step
 x = torch.ones(10 * 2**20, requires_grad=True)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -12,7 +12,7 @@ from timm_scripts import TIMM_SCRIPTS
 import seresnet_timm  # noqa: F401  (registers the models)
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError
-from seresnet_timm.step.fuse_bn import fuse_batch_norms, wants_fused_bn
+from seresnet_timm.step.fuse_bn import decide_fuse_bn, fuse_batch_norms
 
 
 def trained_like(model: nn.Module) -> nn.Module:
@@ -45,15 +45,15 @@ def test_when_it_is_folded():
     def args(**kwargs):
         return type('Args', (), dict(dict(amp=False, model_dtype=None, model='m'), **kwargs))
     model = timm.create_model('seresnet18_ascend')
-    assert wants_fused_bn('auto', model, args(), 'cpu')[0]
-    assert not wants_fused_bn('off', model, args(), 'cpu')[0]
-    assert not wants_fused_bn('auto', model, args(), 'npu')[0]
-    assert not wants_fused_bn('auto', model, args(amp=True), 'cuda')[0]
-    assert wants_fused_bn('on', model, args(amp=True), 'npu')[0]
+    assert decide_fuse_bn('auto', model, args(), 'cpu')[0]
+    assert not decide_fuse_bn('off', model, args(), 'cpu')[0]
+    assert not decide_fuse_bn('auto', model, args(), 'npu')[0]
+    assert not decide_fuse_bn('auto', model, args(amp=True), 'cuda')[0]
+    assert decide_fuse_bn('on', model, args(amp=True), 'npu')[0]
     other = timm.create_model('test_vit')
-    assert not wants_fused_bn('auto', other, args(), 'cpu')[0]
+    assert not decide_fuse_bn('auto', other, args(), 'cpu')[0]
     with pytest.raises(UsageError, match="timm's ResNets"):
-        wants_fused_bn('on', other, args(), 'cpu')
+        decide_fuse_bn('on', other, args(), 'cpu')
 
 
 @pytest.mark.parametrize('scripts', ('bundled', str(ROOT / 'tests' / 'small_scripts'), pytest.param(
