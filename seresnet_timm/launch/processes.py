@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Tuple
 
 from seresnet_timm.errors import RunError, UsageError, way_on
 from seresnet_timm.files import write_json
