@@ -26,9 +26,8 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional
 
-from seresnet_timm.argument_parser import Parser
 from seresnet_timm.ascend import hccl_network, installation, wheels
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.doctor.probe_processes import WAITED_FOR_FAILED_RANK, Probe, error_summary, run_probe, run_smoke_test
@@ -453,32 +452,21 @@ def as_text(doctor: Doctor) -> str:
     return '\n'.join([*lines, f'device: {doctor.device} ({doctor.device_reason})'])
 
 
-def main(argv: Sequence[str]) -> None:
-    """`seresnet-timm doctor`.
+def run(device: str, seconds: float, timeout: float, in_json: bool) -> None:
+    """`seresnet-timm doctor`: examine the machine and print what was found.
 
     Raises:
         UsageError: The device is unknown.
         RunError: A training would fail.
     """
-    parser = Parser(
-        prog='seresnet-timm doctor',
-        description='Check versions, CANN, devices, HCCL, environment variables and scripts, and compute on every '
-                    'device for a few seconds. Exit code 1 if a training would fail.')
-    parser.add_argument('--device', default='auto', metavar='DEVICE', help='auto, npu, cuda or cpu, or one as npu:0')
-    parser.add_argument('--json', action='store_true', help='print one JSON object instead of text')
-    parser.add_argument('--seconds', type=float, default=5, metavar='S', help='length of the smoke test (5)')
-    parser.add_argument('--timeout', type=float, default=180, metavar='S',
-                        help='a smoke test that has not ended by then has failed (180)')
-    args = parser.parse_args(list(argv))
-    if not re.fullmatch(r'(auto|(npu|cuda|cpu)(:\d+)?)', args.device):
-        raise UsageError(
-            f'--device {args.device} is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0).')
-    doctor = Doctor(args.device, seconds=args.seconds, timeout=args.timeout)
+    if not re.fullmatch(r'(auto|(npu|cuda|cpu)(:\d+)?)', device):
+        raise UsageError(f'--device {device} is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0).')
+    doctor = Doctor(device, seconds=seconds, timeout=timeout)
     doctor.examine()
-    print(as_json(doctor) if args.json else as_text(doctor))
+    print(as_json(doctor) if in_json else as_text(doctor))
     errors = sum(c.status == 'error' for c in doctor.checks)
     if errors:
         sys.stdout.flush()
         raise RunError(f'a training on {doctor.device} would fail here: {errors} error(s), see what to do (->) above.')
-    if not args.json:
+    if not in_json:
         print(f'A training on {doctor.device} runs here.')
