@@ -8,9 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
-import timm
 from timm.layers import convert_splitbn_model
-from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name, split_model_name_tag
+from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name
 from timm.optim import list_optimizers
 
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
@@ -174,7 +173,7 @@ def _other_classes(run: Checked, checkpoint: Checkpoint) -> Iterator[str]:
 def check_precision(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
     if args.amp and run.flag('model_dtype') not in (None, 'float32'):
-        yield (f'--amp needs float32 weights, but --model-dtype is {args.model_dtype}: leave out one of the two.')
+        yield f'--amp needs float32 weights, but --model-dtype is {args.model_dtype}: leave out one of the two.'
     if settings.half_weights and args.amp_dtype != 'float16':
         yield f'--amp-level O2 computes in float16, --amp-dtype is {args.amp_dtype}: leave one out.'
     if settings.device.startswith('npu') and run.flag('channels_last'):

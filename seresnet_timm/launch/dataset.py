@@ -133,7 +133,8 @@ def decide_classes(verb: str, sources: Any, args: Dict[str, Any], data: DataFact
     outputs = args.get('num_classes') or _outputs_of(args['model'])
     if verb == 'train' and not asked and not data.mapped:
         if outputs != count:
-            was = f', where {"the recipe" if args.get("num_classes") else args["model"]} has {outputs}' if outputs else ''
+            owner = 'the recipe' if args.get('num_classes') else args['model']
+            was = f', where {owner} has {outputs}' if outputs else ''
             args['num_classes'] = count
             sources.reasons['num_classes'] = f'as many as the data has classes{was}'
         return []

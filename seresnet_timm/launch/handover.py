@@ -41,6 +41,14 @@ def _start_time(pid: int) -> str:
         return ''
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether the file is there, and was written by this user: the temporary folder belongs to all."""
+    try:
+        return path.stat(follow_symlinks=False).st_uid == os.getuid()
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def give_to_other_ranks(job: Optional[Cluster]) -> Iterator[Callable[[RunSettings], None]]:
     """Function that gives the settings to the other ranks of this node; an error or nothing ends them as well.
@@ -79,7 +87,7 @@ def receive(job: Cluster) -> Optional[RunSettings]:
     path = _file(job)
     deadline = time.monotonic() + TIMEOUT
     parent = os.getppid()
-    while not path.exists():
+    while not _is_ours(path):
         if os.getppid() != parent:
             sys.exit(1)  # whoever started the ranks has ended
         if time.monotonic() > deadline:

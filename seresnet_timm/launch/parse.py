@@ -8,7 +8,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any, Dict, Sequence, Tuple
 
-from seresnet_timm.argument_parser import Parser, unknown_flag_message
+from seresnet_timm.argument_parser import ArgumentParser, unknown_flag_message
 from seresnet_timm.engine.flags import train_parser, validate_parser
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.flags import PREFIX, add_launcher_flags, add_modelzoo_flags
@@ -79,7 +79,7 @@ def help_parser(verb: str, prog: str) -> argparse.ArgumentParser:
 
 def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
     """What decides on the parser: --scripts, --evaluate, --dry-run."""
-    parser = Parser(add_help=False)
+    parser = ArgumentParser(add_help=False)
     parser.add_argument('--scripts', default='auto')
     parser.add_argument('-e', '--evaluate', action='store_true')
     parser.add_argument('--dry-run', action='store_true')

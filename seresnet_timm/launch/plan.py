@@ -269,7 +269,8 @@ def apply_checkpoint(sources: Sources) -> None:
     asked_model = sources.flags.get('model') or sources.config.get('model')
     is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])
     found = dict(
-        mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct, crop_mode=info.crop_mode,
+        mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
+        crop_mode=info.crop_mode,
         input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
     if not is_other:
         found.update(
