@@ -96,10 +96,17 @@ def _read_split(root: Path, flag: str, split: str, args: Dict[str, Any]) -> Tupl
     tree = read_classes(folder, args.get('class_map') or None)
     if tree.stray:
         # timm makes them a class of their own, before all others
-        raise UsageError(f'{tree.stray} is outside the class folders of {folder}: move it into one, or away.')
+        raise UsageError(f'{tree.stray[0]} is outside the class folders of {folder}: move it into one, or away.')
     if not tree.names:
         raise UsageError(f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check '
                          '--data-dir.')
+    if tree.ties:
+        # timm sorts them as equals, in an order that differs from process to process
+        pairs = ', '.join(f'{a} and {b}' for a, b in tree.ties[:MAX_NAMED])
+        raise UsageError(f'{folder} has class folders whose order is undefined ({pairs}): rename one of each pair.')
+    if tree.loops:
+        raise UsageError(f'{tree.loops[0]} is a link to a folder above it, which timm would follow without end: remove '
+                         'it.')
     if tree.empty and not args.get('class_map'):
         # timm numbers only folders with images in them, so that a missing class shifts the labels after it
         raise UsageError(f'{first_names(sorted(tree.empty), MAX_NAMED)} has no image in it: fill or remove it, as '
