@@ -25,13 +25,13 @@ from typing import Dict, List
 
 os.environ['OMP_NUM_THREADS'] = '1'
 
-import PIL  # noqa: E402
-import timm  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from timm.data import create_dataset, create_loader  # noqa: E402
+import PIL
+import timm
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
 
-from seresnet_timm.datasets.prepare import prepare  # noqa: E402
+from seresnet_timm.datasets.prepare import prepare
 
 # share, size and bytes of ImageNet's typical and large images
 KINDS = ((0.9, (500, 375), 100_000), (0.1, (1600, 1200), 530_000))
