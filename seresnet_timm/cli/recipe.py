@@ -10,7 +10,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from seresnet_timm.launch import run as launch
     from seresnet_timm.launch.flags import recipes_dir
     from seresnet_timm.launch.recipes import RECIPES
     name = args.argv[0] if args.argv else '--help'
@@ -22,4 +21,5 @@ def run(args: argparse.Namespace) -> None:
         return
     if name not in RECIPES:
         raise UsageError(f"Unknown recipe '{name}': {did_you_mean(name, RECIPES)}")
+    from seresnet_timm.launch import run as launch
     launch.run(RECIPES[name].verb, args.argv[1:], recipe_name=name)
