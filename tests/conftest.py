@@ -18,28 +18,6 @@ os.environ['XDG_CACHE_HOME'] = _cache.name
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'benchmarks'))
 
-# What `make test-slow` runs and `make test` leaves out: further variants of tests that it does run, 4 to 20 CPU seconds
-SLOW = (
-    'test_half_weights.py::test_training_on_two_processes',
-    'test_patches.py::test_run_equals_the_bundled_scripts[1-', 'test_patches.py::test_loss_scaler',
-    'test_launch.py::test_one_machine_dies[1]', 'test_launch.py::test_any_timm_model',
-    'test_launch.py::test_signals_end_every_process[1-', 'test_launch.py::test_signals_end_every_process[2-2]',
-    'test_parity.py::test_training_equals_recorded_run_of_timms_script[modern]',
-    'test_npu_recipes.py::test_train_8p_then_eval_8p[small_scripts]',
-    'test_npu_precision.py::test_overflow_flag_of_one_device_in_a_training[fixed]',
-    'test_npu_doctor.py::test_doctor_names_a_device_that_fails',
-    'test_npu_training.py::test_losses_equal_the_cpus[no augmentation]',
-    'test_npu_training.py::test_the_host_never_waits_between_log_points[moving average]',
-    'test_npu_training.py::test_the_host_never_waits_between_log_points[clipping]',
-    'test_npu_training.py::test_the_host_never_waits_between_log_points[mixup]',
-)
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if any(name in item.nodeid for name in SLOW):
-            item.add_marker(pytest.mark.slow)
-
 
 def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=False):
     """Run `python -m seresnet_timm ...`, under torchrun on n processes; bundled scripts unless others are named.
