@@ -19,13 +19,26 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'benchmarks'))
 
 
-def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=False):
+# Until every module that wants it says `pytestmark = pytest.mark.preloaded`, the tests without the marker have it too
+PRELOADED_WITHOUT_MARKER = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Choose how command lines start, before the fixtures, which may run some too."""
+    preloaded.wanted = PRELOADED_WITHOUT_MARKER or item.get_closest_marker('preloaded') is not None
+
+
+def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=None):
     """Run `python -m seresnet_timm ...`, under torchrun on n processes; bundled scripts unless others are named.
 
     Args:
-        fresh: The Python is started anew; else it has torch and timm imported, and so have its ranks. Tests that are
-            about starting, importing, the tree of processes or signals need it, see preloaded/__init__.py.
+        fresh: Start Python anew (True), or in a process that has torch and timm imported, and its ranks too (False);
+            None for what the test's marker says. Tests about starting, importing, the tree of processes or signals
+            need True, see preloaded/__init__.py.
     """
+    if fresh is None:
+        fresh = not preloaded.wanted
     launcher = [sys.executable if fresh else preloaded.python(), '-m']
     if torchrun:
         launcher += ['torch.distributed.run', '--standalone', f'--nproc-per-node={torchrun}', '-m']
