@@ -146,7 +146,7 @@ def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> I
     if flag == 'resume' and run.flag('split_bn'):
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     weights = fit.weights_for(checkpoint, model, use_ema)
-    misfit = fit.describe_misfit(weights, model, fit.saved_arch(checkpoint, args.model))
+    misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
     if misfit:
         new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
                     if flag == 'initial_checkpoint' and misfit.startswith('it has ') else '')

@@ -85,7 +85,7 @@ def _read_split(root: Path, flag: str, split: str, args: Dict[str, Any]) -> Tupl
     if folder is None:
         # a folder that is itself a split is fine for validate; else timm would read the root, training images included
         if flag == '--split' and not any(split_folder(root, s) for s in ('train', 'validation')) and (
-                read_classes(root).names):
+                set(read_classes(root).names) - {''}):
             folder = root
         else:
             way_out = " or train without evaluation (--val-split '')" if flag == '--val-split' else ''

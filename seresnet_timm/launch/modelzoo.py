@@ -140,4 +140,4 @@ def visible_devices(modelzoo: Mapping[str, Any]) -> Dict[str, str]:
     """Environment that limits a run to the devices of `--device_list`."""
     if 'device_list' not in modelzoo:
         return {}
-    return {name: modelzoo['device_list'] for name in ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES')}
+    return dict.fromkeys(('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES'), modelzoo['device_list'])

@@ -84,7 +84,7 @@ def examine(root=Path('/nonexistent'), device='auto', **environ) -> dict:
     assert report['ok'] == (not any(c['status'] == 'error' for c in report['checks']))
     for check in report['checks']:
         assert (check['remedy'] is not None) == (check['status'] in ('warning', 'error')), check
-    return dict(report, found={k: c for k, c in zip(keys, report['checks'])})
+    return dict(report, found=dict(zip(keys, report['checks'])))
 
 
 def status(report: dict, section: str, name: str) -> tuple:
