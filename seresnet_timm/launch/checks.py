@@ -20,6 +20,7 @@ from seresnet_timm.data.classes import describe_difference
 from seresnet_timm.errors import UsageError, did_you_mean
 from seresnet_timm.models.create import check_model_name, create_from_args
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.half_weights import use_half_weights
 
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
 
@@ -113,8 +114,7 @@ def check_model(run: Checked) -> Iterator[str]:
         drop_block_rate=args.drop_block, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps)
     run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
     if run.settings.half_weights:
-        from seresnet_timm.step.half_weights import check_half_weights
-        check_half_weights(run.model)
+        use_half_weights(run.model)  # refuses what it does not know
 
 
 def check_train_weights(run: Checked) -> Iterator[str]:
@@ -163,9 +163,9 @@ def _other_classes(run: Checked, checkpoint: Checkpoint) -> Iterator[str]:
         return
     difference = describe_difference(names, data)
     if difference:
-        yield (f'Checkpoint {checkpoint.path} was trained on other classes than {run.args.data_dir} has ({difference}): '
-               'name the data that it belongs to with --data-dir, or rename the class folders, or give the order of '
-               'its classes with --class-map.')
+        yield (f'Checkpoint {checkpoint.path} was trained on other classes than {run.args.data_dir} has '
+               f'({difference}): name the data that it belongs to with --data-dir, or rename the class folders, or '
+               'give the order of its classes with --class-map.')
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------

@@ -121,7 +121,8 @@ def test_recipe_with_a_config(few_digits, tmp_path):
     result = run_cli('recipe', 'train_1p', f'--data_path={few_digits}', '--config', tmp_path / 'c.yaml',
                      '--device', 'cpu', '--dry-run')
     plan = plan_of(result)
-    assert plan['batch'] == 'global batch size 8 = 8 x 1 process(es)' and plan['precision'] == 'amp float16', result.stderr
+    assert plan['batch'] == 'global batch size 8 = 8 x 1 process(es)', result.stderr
+    assert plan['precision'] == 'amp float16'
     assert plan['learning rate'] == '0.01, momentum, cosine over 4 epochs, 1 of warm-up'  # 1 before the 3
     assert 'img_size' not in plan['note'] and 'amp' not in plan['note'].split(':')[0]
 
@@ -298,7 +299,8 @@ def test_cores_are_bound_on_npus_unless_torch_npu_does_it(device, environ, bound
     code = ('import os, sys; sys.orig_argv = ["python", "seresnet-timm"]\n'
             'from seresnet_timm.launch.rank import set_cpu_affinity\n'
             'from seresnet_timm.runs.settings import RunSettings, Script\n'
-            f'set_cpu_affinity(RunSettings("train", Script("train.py"), {{}}, device={device!r}))\nprint(sorted(os.sched_getaffinity(0)))')
+            f'set_cpu_affinity(RunSettings("train", Script("train.py"), {{}}, device={device!r}))\n'
+            'print(sorted(os.sched_getaffinity(0)))')
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip('one core')

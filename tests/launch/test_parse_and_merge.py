@@ -78,7 +78,8 @@ def test_evaluate_is_validate():
 
 @pytest.mark.parametrize('typed, full', (
     (('--batch-siz', '8'), ('-b', '8')), (('-b8',), ('-b', '8')), (('--batch-size=8',), ('-b', '8')),
-    (('--conf', 'c.yaml'), ('-c', 'c.yaml')), (('-cc.yaml',), ('-c', 'c.yaml')), (('--confi=c.yaml',), ('-c', 'c.yaml')),
+    (('--conf', 'c.yaml'), ('-c', 'c.yaml')), (('-cc.yaml',), ('-c', 'c.yaml')),
+    (('--confi=c.yaml',), ('-c', 'c.yaml')),
     (('--see', '3'), ('--seed', '3')), (('--dry',), ('--dry-run',)), (('--loss', '2'), ('--loss-scale', '2')),
 ))
 def test_every_spelling_that_argparse_takes_means_the_full_flag(typed, full):
