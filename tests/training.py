@@ -1,6 +1,8 @@
 """Run trainings and read what they wrote."""
 import csv
+import json
 from argparse import Namespace
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -16,6 +18,19 @@ def train(*flags, **kwargs):
 def summary(run: Path) -> list:
     with open(run / 'summary.csv', newline='') as f:
         return list(csv.DictReader(f))
+
+
+def valid_record(run: Path) -> dict:
+    """run.json of a folder, valid by the JSON Schema of the package and by the rules of JSON."""
+    from jsonschema import Draft202012Validator
+
+    def refuse(constant):
+        raise ValueError(f'{constant} is not JSON')
+    schema = json.loads(resources.files('seresnet_timm.runs').joinpath('run.schema.json').read_text())
+    Draft202012Validator.check_schema(schema)
+    record = json.loads((run / 'run.json').read_text(), parse_constant=refuse)
+    Draft202012Validator(schema).validate(record)
+    return record
 
 
 def load(path: Path) -> dict:

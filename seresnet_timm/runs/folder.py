@@ -1,42 +1,65 @@
-"""The names and places of a run's files."""
+"""RunFolder: the names and places of a run's files"""
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
 
-CHECKPOINTS = ('model_best.pth.tar', 'last.pth.tar')  # of a run's folder, the first that is there
 
-
+@dataclass(frozen=True)
 class RunFolder:
-    """The output folder of a run; its files need not be there.
+    """Folder of a run, as both train scripts write it; nothing in it needs to exist.
 
     Attributes:
         path: The folder.
-        best: Checkpoint of the best epoch.
-        last: Checkpoint of the last epoch.
-        args: The script's flags, YAML.
-        summary: Losses and metrics by epoch, CSV.
-        record: run.json, see `record`.
-        curves: Picture of the curves.
-        logs: Logs of all ranks but the first.
     """
+    path: Path
 
     def __init__(self, path: Union[str, Path]):
-        self.path = Path(path)
-        self.best, self.last = (self.path / name for name in CHECKPOINTS)
-        self.args = self.path / 'args.yaml'
-        self.summary = self.path / 'summary.csv'
-        self.record = self.path / 'run.json'
-        self.curves = self.path / 'curves.png'
-        self.logs = self.path / 'logs'
+        object.__setattr__(self, 'path', Path(path))
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the best epoch."""
+        return self.path / 'model_best.pth.tar'
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the last epoch, from which a run resumes."""
+        return self.path / 'last.pth.tar'
+
+    @property
+    def summary(self) -> Path:
+        """Losses and metrics, one row an epoch."""
+        return self.path / 'summary.csv'
+
+    @property
+    def record(self) -> Path:
+        """What the run was started with and how it went, see `record`."""
+        return self.path / 'run.json'
+
+    @property
+    def args(self) -> Path:
+        """Flags of the script, as a file for `--config`."""
+        return self.path / 'args.yaml'
+
+    @property
+    def logs(self) -> Path:
+        """Output of the ranks that do not print."""
+        return self.path / 'logs'
+
+    @property
+    def curves(self) -> Path:
+        """Picture of the run, see `curves`."""
+        return self.path / 'curves.png'
 
     def checkpoint(self) -> Optional[Path]:
-        """The best checkpoint, else the last, else None."""
-        return next((p for p in (self.best, self.last) if p.is_file()), None)
-
-    def owns(self, checkpoint: Union[str, Path]) -> bool:
-        """True if a checkpoint is in this folder: the run that saved it continues."""
-        return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.path)
+        """The checkpoint to use: the best, else the last; None if the run has saved none."""
+        return next((path for path in (self.best, self.last) if path.is_file()), None)
 
     def resume_hint(self) -> str:
-        """The end of a sentence on a failed run: how to continue from what it has saved, if anything."""
-        return f' Continue with --resume {self.last}' if self.last.exists() else ''
+        """The end of a sentence on a run that did not finish: how to resume it; '' if nothing was saved."""
+        return f' Resume with --resume {self.last}' if self.last.exists() else ''
+
+    def owns(self, checkpoint: Union[str, Path]) -> bool:
+        """True if a checkpoint is in this folder: to resume from it continues this run."""
+        return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.path)
