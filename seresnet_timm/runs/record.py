@@ -80,3 +80,29 @@ def read_record(folder: str) -> Dict[str, Any]:
 
 def _now() -> str:
     return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+
+class RunRecord:
+    """STAND-IN until the branch `engine` is merged: the record of a run, written on rank 0."""
+
+    def __init__(self, settings, folder: str, model_info=None):
+        self._folder = folder
+        self.values = new_record(dict(settings.args, output=folder))
+        self.values['model_info'] = None if model_info is None else model_info.to_dict()
+
+    def continue_from(self, start_epoch: int) -> None:
+        resume_record(self._folder, self.values, start_epoch)
+
+    def add_epoch(self, figures: Dict[str, Any]) -> None:
+        add_epoch(self.values, self._folder, figures, self.values['best'])
+
+    def set_best(self, metric: str, value: float, epoch: int) -> None:
+        self.values['best'] = dict(metric=metric, value=value, epoch=epoch)
+        write_json(Path(self._folder) / FILE_NAME, self.values)
+
+    def set_evaluation(self, figures: Dict[str, Any]) -> None:
+        self.values['evaluation'] = figures
+        write_json(Path(self._folder) / FILE_NAME, self.values)
+
+    def finish(self) -> None:
+        finish(self.values, self._folder)
