@@ -125,7 +125,7 @@ def _run_timms(job: Dict[str, Any]) -> None:
     run(RunSettings(
         verb=job['verb'], script=script, args=job['args'], device=job['device'], loss_scale=job['loss_scale'],
         amp_level='O2' if job['half_weights'] else None, fast_jpeg=job['fast_jpeg'], fast_step=job['fast_step'],
-        fuse_bn=job['fuse_bn'], output=output), on_loaded=collect_no_imports)
+        fuse_bn=job['fuse_bn'], output=output), before_main=collect_no_imports)
 
 
 def keep_gloo_alive() -> None:

@@ -50,7 +50,10 @@ def _file_in(path: Path, name: str, source: str) -> Path:
 
 
 def _script(name: str, path: Path, reason: str) -> Script:
-    digest = known.sha256_of(path.read_bytes())
+    try:
+        digest = known.sha256_of(path.read_bytes())
+    except OSError as e:
+        raise UsageError(f'Cannot read {path}: {e.strerror}.')
     return Script(name, str(path), reason, digest, known.tag_of(name, digest))
 
 

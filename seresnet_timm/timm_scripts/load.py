@@ -44,12 +44,12 @@ def parser_of(script: Script) -> argparse.ArgumentParser:
     return parser
 
 
-def run(settings: RunSettings, on_loaded: Optional[Callable[[], None]] = None) -> None:
+def run(settings: RunSettings, before_main: Optional[Callable[[], None]] = None) -> None:
     """Run timm's script in this process, with the flags that the settings hold.
 
     Args:
         settings: Settings of the run.
-        on_loaded: Called when everything is imported, before the script starts.
+        before_main: Called when everything is imported, before the script starts.
 
     Raises:
         UsageError: A change does not fit the script, or the script refuses its flags.
@@ -60,8 +60,8 @@ def run(settings: RunSettings, on_loaded: Optional[Callable[[], None]] = None) -
     module.parser.error = _refuse
     overrides = make_overrides(settings)
     overrides.install(module)
-    if on_loaded is not None:
-        on_loaded()
+    if before_main is not None:
+        before_main()
     module.main()
     overrides.finish()
 
@@ -131,8 +131,9 @@ def _checks_of_names(script: Script) -> List[Tuple[str, Callable[[ast.Module], s
 def _check_tasks(tree: ast.Module) -> str:
     """Check that the script creates timm's tasks by their names, and prepares them for several processes."""
     main = find_function(tree, 'main')
-    tasks = [alias.asname or alias.name for node in tree.body
-             if isinstance(node, ast.ImportFrom) and node.module == 'timm.task' for alias in node.names]
+    imported = [alias.asname or alias.name for node in tree.body
+                if isinstance(node, ast.ImportFrom) and node.module == 'timm.task' for alias in node.names]
+    tasks = [name for name in imported if name.endswith('Task')]
     if not any(calls_of(main, task) for task in tasks):
         raise ScriptMismatch('main() creates no task of timm.task by its name')
     calls = calls_of(main, 'task.prepare_distributed')

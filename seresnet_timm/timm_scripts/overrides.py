@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from types import ModuleType, SimpleNamespace
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset, IterableDataset
 
 from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loading
@@ -87,6 +88,16 @@ class _Overrides:
         replace_names(module, replacements)
         module._seresnet_timm = self
 
+    def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
+        """Create a model of the Hub from the folder that the launcher has pulled and verified (lines 519 and 222).
+
+        Without: every rank would download it, and timm loads whatever has arrived.
+        Checked by: test_overrides.py, a model in a folder and no network.
+        """
+        if self.settings.model_folder and model_name == self.settings.args['model']:
+            model_name = f'local-dir:{self.settings.model_folder}'
+        return self._originals['create_model'](model_name, *args, **kwargs)
+
     def device_meter(self, device: torch.device) -> DeviceMeter:
         return DeviceMeter(device)
 
@@ -111,6 +122,8 @@ class TrainOverrides(_Overrides):
         self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
         self._trained = 0.  # time at which its training ended
         self._interrupted = False
+        self._has_started = False
+        self._rng: Optional[List[Dict[str, Any]]] = None  # of all ranks, at the end of the epoch
 
     def names(self) -> Dict[str, Override]:
         return {name: Override('main', replacement) for name, replacement in (
@@ -138,13 +151,13 @@ class TrainOverrides(_Overrides):
         """
         return self.args, yaml.safe_dump(vars(self.args), default_flow_style=False)
 
-    def create_model(self, model_name: str, **kwargs) -> torch.nn.Module:
-        """Let `--amp-level O2` train with fp16 weights and float32 masters (line 519).
+    def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
+        """As for both scripts, and with fp16 weights and float32 masters for `--amp-level O2` (line 519).
 
         Without: O1 (autocast) only.
         Checked by: test_half_weights.py runs both scripts with it.
         """
-        self._model = self._originals['create_model'](model_name, **kwargs)
+        self._model = super().create_model(model_name, *args, **kwargs)
         return use_half_weights(self._model) if self.settings.half_weights else self._model
 
     def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:
@@ -211,8 +224,9 @@ class TrainOverrides(_Overrides):
         saver = _Saver(self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir, task=task,
                        **kwargs)
         data_config = resolve_data_config(vars(args), model=self._model)
-        saver.model_info = model_info_of(args, self._model, data_config, self._dataset)
-        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
+        info = model_info_of(args, self._model, data_config, self._dataset)
+        saver.model_info = info.to_dict()
+        self._record = RunRecord(self.settings, checkpoint_dir, info)
         if args.resume and engine.is_own_folder(args.resume, checkpoint_dir):
             saver.load_state_dict_from_checkpoint(args.resume)
             start_epoch = args.start_epoch
@@ -231,12 +245,15 @@ class TrainOverrides(_Overrides):
         utils.update_summary(*args, **kwargs)
 
     def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
-        """Measure images/s by the reference's definition (line 1183), for run.json and the log.
+        """Measure images/s by the reference's definition, and keep the random state for a resumed run (line 1183).
 
-        Without: no FPS for the results table and the final lines.
-        Checked by: test_recipes.py reads them.
+        Without: no FPS for the results table and the final lines; a resumed run draws other numbers, e.g. for dropout.
+        Checked by: test_recipes.py reads them; test_runs.py resumes a run with dropout.
         """
         self._add_epoch()
+        if not self._has_started and args.resume and not getattr(args, 'no_resume_opt', False):
+            engine.restore_random_state(args, device)
+        self._has_started = True
         if loading.is_fast(loader.dataset):
             loading.set_epoch(loader, epoch)
         throughput = Throughput()
@@ -252,6 +269,7 @@ class TrainOverrides(_Overrides):
             _logger.info(describe_wait(epoch, self._figures, args.workers))
             engine.report_memory(self._figures, device)
         self._trained = time.perf_counter()
+        self._rng = capture_rng(device)
         return metrics
 
     def validate(self, model, loader, loss_fn, args, device, amp_autocast, model_dtype=None, log_suffix=''):
@@ -263,11 +281,17 @@ class TrainOverrides(_Overrides):
         """
         args.no_prefetcher = not args.prefetcher
         try:
-            return engine.validate(
+            metrics = engine.validate(
                 model, loader, args, device, amp_autocast, model_dtype, log_suffix, logger=logging.getLogger('train'))
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        self._rng = capture_rng(device)
+        return metrics
+
+    def run_state(self, epoch: int) -> Dict[str, Any]:
+        """What a checkpoint needs for an exact resume beside weights and optimizer."""
+        return dict(epoch=epoch + 1, rng=self._rng, world_size=self.args.world_size)
 
     def saved(self, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
@@ -303,7 +327,12 @@ class _Saver(AtomicCheckpointSaver):
         super().__init__(**kwargs)
         self._overrides = overrides
 
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        self.run_state = {}  # the middle of an epoch: resumed from its next one, as in timm
+        super().save_recovery(epoch, batch_idx)
+
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
+        self.run_state = self._overrides.run_state(epoch)
         best = super().save_checkpoint(epoch, metric)
         self._overrides.saved(*best)
         return best
@@ -332,6 +361,7 @@ class ValidateOverrides(_Overrides):
     def names(self) -> Dict[str, Override]:
         return {
             'parser.parse_args': Override('main', self.parse_args),
+            'create_model': Override('validate', self.create_model),
             'load_checkpoint': Override('validate', self.load_checkpoint),
             'create_loader': Override('validate', self.create_loader),
             'write_results': Override('main', self.write_results),
