@@ -50,8 +50,11 @@ def _file_in(path: Path, name: str, source: str) -> Path:
 
 
 def _script(name: str, path: Path, reason: str) -> Script:
-    digest = known.sha256_of(path.read_bytes())
-    return Script(name, path, reason, digest, known.tag_of(name, digest))
+    try:
+        digest = known.sha256_of(path.read_bytes())
+    except OSError as e:
+        raise UsageError(f'Cannot read {path}: {e.strerror}.')
+    return Script(name, str(path), reason, digest, known.tag_of(name, digest))
 
 
 def _editable_checkout(name: str) -> Optional[Path]:
