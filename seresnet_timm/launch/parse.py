@@ -104,14 +104,5 @@ def _script_parser(verb: str, script: Script, dry_run: bool) -> argparse.Argumen
         from seresnet_timm.timm_scripts.load import is_known, parser_of
         # a dry run does not execute a file that nobody has verified
         if not dry_run or is_known(script):
-            return _with_sentences(parser_of(script), script.name)
+            return parser_of(script)
     return train_parser() if verb == 'train' else validate_parser()
-
-
-def _with_sentences(parser: argparse.ArgumentParser, script_name: str) -> argparse.ArgumentParser:
-    """Give timm's parser errors of one sentence."""
-    def error(message: str):
-        raise UsageError(f'{message[:1].upper()}{message[1:]}.')
-    parser.error = error
-    parser.timm_script = script_name
-    return parser
