@@ -1,7 +1,8 @@
-"""What a checkpoint file is: architecture, classes, epoch, metric, precision, whether it is whole"""
+"""What a checkpoint file is: architecture, classes, preprocessing, epoch, metric, precision, integrity"""
 import hashlib
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.checkpoints.recognise import network_for
+from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.models.create import check_model_name, create_from_info
 
 
 def inspect(path: str) -> Dict[str, Any]:
@@ -137,6 +139,8 @@ def misfits(path: str, model_name: str) -> List[str]:
         UsageError: The file cannot be read, or timm does not know the model.
     """
     checkpoint = read_checkpoint(path)
-    model = network_for(checkpoint.weights, model_name)
+    check_model_name(model_name)
+    classes = classifier_rows(checkpoint.weights, model_name)
+    model = create_from_info(replace(checkpoint.info, name=model_name, num_classes=classes), path, meta=True)
     found = fit.misfits(fit.weights_for(checkpoint, model), model)
     return [f'{what}: {key}' for what, keys in found.items() for key in keys]

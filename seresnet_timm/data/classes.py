@@ -73,7 +73,7 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
     """
     walk = _Walk(get_img_extensions(as_set=True))
     try:
-        walk.visit(str(folder), '', ())
+        walk.visit(str(folder), '', tuple(_identity(p) for p in Path(folder).resolve().parents))
     except OSError as e:
         raise UsageError(f'{printable(folder)} cannot be read ({printable(first_line(e))}).')
     keys = {}
@@ -126,8 +126,7 @@ class _Walk:
             relative: Its path below the root; '' for the root.
             above: Device and inode of every folder above it.
         """
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
+        identity = _identity(path)
         if identity in above:
             self.loops.append(path)
             return
@@ -153,6 +152,11 @@ class _Walk:
             self.empty.append(path)
         for name in subfolders:
             self.visit(os.path.join(path, name), os.path.join(relative, name), above + (identity,))
+
+
+def _identity(path: Union[str, Path]) -> Tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

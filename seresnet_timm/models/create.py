@@ -68,8 +68,8 @@ def weight_tags(arch: str) -> List[str]:
 
 
 def is_known(name: str) -> bool:
-    """True if timm can make the architecture that a name without source begins with."""
-    return timm.is_model(split_model_name_tag(name)[0])
+    """True if timm knows the architecture of a name without a source before a colon."""
+    return ':' not in name and timm.is_model(split_model_name_tag(name)[0])
 
 
 def create_model(
