@@ -1,5 +1,6 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
 import difflib
+import unicodedata
 from pathlib import Path
 from typing import Iterable, Optional, Union
 
@@ -36,6 +37,27 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text without its full stop, for use in a sentence; its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip('.') if lines else type(error).__name__
+
+
+# Controls (C0, C1, DEL), line and paragraph separators, halves of surrogate pairs; and the marks that reorder text.
+_ESCAPED_CATEGORIES = ('Cc', 'Zl', 'Zp', 'Cs')
+_BIDI_CONTROLS = '\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
+
+
+def printable(text: str) -> str:
+    """A text for one line of a terminal, a card or HTML: control characters as \\x.. or \\u.., all other text as it is.
+
+    Names in files that others wrote may hold terminal commands or marks that show the text in another order.
+    """
+    return ''.join(_escape(c) if _is_control(c) else c for c in text)
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in _ESCAPED_CATEGORIES or char in _BIDI_CONTROLS
+
+
+def _escape(char: str) -> str:
+    return f'\\x{ord(char):02x}' if ord(char) < 256 else f'\\u{ord(char):04x}'
 
 
 def way_on(folder: Optional[Union[str, Path]]) -> str:
