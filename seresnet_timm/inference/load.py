@@ -21,7 +21,7 @@ from seresnet_timm.checkpoints.fit import load_weights, weights_of
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import architecture
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line
-from seresnet_timm.hub.pull import pinned as pull_pinned
+from seresnet_timm.hub.pull import pull_pinned
 from seresnet_timm.models import seresnet as models  # noqa: F401  (models registers itself with timm)
 
 # of a run's folder, the first that is there

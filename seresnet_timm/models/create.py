@@ -25,8 +25,8 @@ def create_model(args, **kwargs) -> nn.Module:
     name = args.model
     source, rest = parse_model_name(name)
     if source == 'hf-hub':
-        from seresnet_timm.hub.pull import pinned
-        name = pinned(rest, with_weights=bool(kwargs.get('pretrained')))
+        from seresnet_timm.hub.pull import pull_pinned
+        name = pull_pinned(rest, with_weights=bool(kwargs.get('pretrained')))
     try:
         return timm.create_model(
             name,
