@@ -97,7 +97,7 @@ def _pull_from_hub(repo_id: str, info: ModelInfo, token: Optional[str], with_wei
     if not is_commit(info.sha or ''):
         raise RunError(f'{repo_id}: the Hub at {constants.ENDPOINT} names no commit: use another HF_ENDPOINT.')
     siblings = {s.rfilename: s for s in info.siblings or []}
-    sha256, folder = {}, None
+    sha256, folder = {}, Path()
     for name in choose_files(repo_id, list(siblings), with_weights):
         expected = digest_on_hub(repo_id, siblings[name])
         path = _download_verified(repo_id, name, info.sha, expected, token)

@@ -216,7 +216,7 @@ def test_files_with_names_that_lead_outside(pushed, client, tmp_path):
     result = client.run('pull', 'me/x', tmp_path / 'out')
     assert result.code == 0 and '\x1b' not in result.out + result.err, result.err
     assert {p.name for p in (tmp_path / 'out').iterdir()} == EVERY_PUSH
-    assert not [p for p in (*client.folder.rglob('*escaped*'), *tmp_path.rglob('*escaped*'))]
+    assert not [*client.folder.rglob('*escaped*'), *tmp_path.rglob('*escaped*')]
 
 
 def test_commit_that_leads_outside(pushed, client):
