@@ -77,10 +77,10 @@ def pull(
     return pulled
 
 
-def pull_pinned(name: str, with_weights: bool = True) -> str:
-    """Pull and verify the model of a name like 'org/name@revision'; timm's name for exactly that commit of it."""
-    pulled = pull(name, with_weights=with_weights)
-    return f'hf-hub:{pulled.repo_id}@{pulled.commit}'
+def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
+    """Folder of the model on the Hub that a timm name means, pulled and verified; None for other names."""
+    source, _, name = model.partition(':')
+    return pull(name, with_weights=with_weights).folder if source in ('hf-hub', 'hf_hub') else None
 
 
 def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
@@ -126,7 +126,6 @@ def _download_verified(repo_id: str, name: str, commit: str, expected: Digest, t
 
 def _check_config(pulled: Pulled) -> None:
     arch = pulled.config['architecture']
-    # TODO: refuse what models.create.trusted_kwargs refuses in config.json's model_args, as timm applies all of them
     if timm.is_model(arch):
         return
     requires = pulled.config.get('requires')

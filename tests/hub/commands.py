@@ -106,7 +106,7 @@ def logits(model) -> torch.Tensor:
 
 def logits_of(path: Path, **kwargs) -> torch.Tensor:
     model = timm.create_model('seresnet18_ascend', **kwargs)
-    model.load_state_dict(read_checkpoint(path)['state_dict'])
+    model.load_state_dict(read_checkpoint(path).content['state_dict'])
     return logits(model)
 
 

@@ -25,7 +25,7 @@ def test_push_of_a_run(hub, client, run, few_digits):
     config = json.loads(hub.read('me/digits', 'config.json'))
     assert config['label_names'] == sorted(p.name for p in (few_digits / 'train').iterdir())
 
-    best = read_checkpoint(run / 'model_best.pth.tar')
+    best = read_checkpoint(run / 'model_best.pth.tar').content
     weights = load_file(hub.blob(repo.files()['model.safetensors'].blob))
     assert all(torch.equal(v, weights[k]) for k, v in best['state_dict'].items())
     with open(run / 'summary.csv') as f:
@@ -62,7 +62,7 @@ FENCE = 'x\n```\n<script>alert(2)</script>\n```bash\n'
 def test_nothing_in_a_checkpoint_writes_into_the_card(hub, client, checkpoint, tmp_path):
     """Texts of a file that others wrote stay one line, and are neither YAML, nor Markdown, nor HTML, nor a command of
     the terminal."""
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint).content
     long = 'a' * 100 + ' ``` ' + '<script>alert(3)</script> ' * 10
     for name, value in (('data_dir', f'/data/{HOSTILE}'), ('opt', FENCE), ('sched', long), ('pretrained', True),
                         ('opt_kwargs', {FENCE: FENCE, '? ```': long}), ('experiment', HOSTILE)):

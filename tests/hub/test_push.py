@@ -51,7 +51,7 @@ def test_timms_own_architectures(hub, client, tmp_path):
 
 
 def test_moving_average(hub, client, checkpoint, run, tmp_path):
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint).content
     ema = {k: v + 1 for k, v in saved['state_dict'].items()}
     torch.save(dict(saved, state_dict_ema=ema), tmp_path / 'e.pth.tar')
     for flags, shift in (([], 0), (['--ema'], 1)):
@@ -61,7 +61,7 @@ def test_moving_average(hub, client, checkpoint, run, tmp_path):
     one_sentence(client.run('push', checkpoint, 'me/e', '--ema'), 2, 'no moving average')
 
     # a run that evaluated its moving average: that is pushed, and raw weights do not get its top-1
-    best = read_checkpoint(run / 'model_best.pth.tar')
+    best = read_checkpoint(run / 'model_best.pth.tar').content
     shutil.copytree(run, tmp_path / 'run')
     best['args'].model_ema = True
     best['state_dict_ema'] = {k: v + 1 for k, v in best['state_dict'].items()}
@@ -139,7 +139,7 @@ def test_push_fault(hub, client, checkpoint, fault, parts):
     result = client.run('push', checkpoint, 'me/x', *FLAGS)
     assert result.code == 0, result.err
     sent = load_file(hub.blob(hub.repos['me/x'].files()['model.safetensors'].blob))
-    expected = read_checkpoint(checkpoint)['state_dict']
+    expected = read_checkpoint(checkpoint).content['state_dict']
     assert all(torch.equal(v, sent[k]) for k, v in expected.items())
 
 
@@ -158,7 +158,7 @@ def test_push_gets_over(hub, client, checkpoint, fault):
 def test_commit_of_another(pushed, client, checkpoint, tmp_path):
     """Somebody commits while a push uploads: 412, and theirs stays."""
     pushed.faults.append(Fault('preupload', 'slow', seconds=1))
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint).content
     saved['state_dict']['fc.bias'] += 1
     torch.save(saved, tmp_path / 'c.pth.tar')
     client.start('push', tmp_path / 'c.pth.tar', 'me/x', '--tag', 'mine')
@@ -192,7 +192,7 @@ def test_token_is_never_shown(hub, client, checkpoint, tmp_path):
     hub.faults.clear()
     result = client.run('push', checkpoint, 'me/x', *FLAGS, env={'HF_TOKEN': 'hf_wröng\x01'})
     assert result.code != 0 and 'hf_wr' not in result.err + result.out and 'Traceback' not in result.err
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint).content
     saved['args'].opt_kwargs = {'note': TOKEN}  # what somebody put on a command line
     torch.save(saved, tmp_path / 'c.pth.tar')
     assert client.run('push', tmp_path / 'c.pth.tar', 'me/x', *FLAGS).code == 0
