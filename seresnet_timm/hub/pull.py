@@ -28,6 +28,7 @@ from seresnet_timm.hub.repository import (
     plugin_of,
     read_config,
 )
+from seresnet_timm.models.create import trusted_kwargs
 from seresnet_timm.version import __version__
 
 
@@ -125,7 +126,13 @@ def _download_verified(repo_id: str, name: str, commit: str, expected: Digest, t
 
 
 def _check_config(pulled: Pulled) -> None:
-    arch = pulled.config['architecture']
+    """Refuse a configuration that timm does not know, or with which it would do more than create the network."""
+    arch, where = pulled.config['architecture'], f'{CONFIG} of {pulled.repo_id}'
+    trusted_kwargs(pulled.config.get('model_args'), where, 'model_args')
+    weights = pulled.config.get('pretrained_cfg', pulled.config)
+    for key in ('custom_load', 'hf_hub_filename'):  # timm would load another file than the verified one
+        if isinstance(weights, dict) and weights.get(key):
+            raise UsageError(f'{where}: {key} is not taken from a file.')
     if timm.is_model(arch):
         return
     requires = pulled.config.get('requires')

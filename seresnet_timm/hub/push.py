@@ -73,6 +73,7 @@ def push(
         message: Optional[str] = None,
         token: Optional[str] = None,
         ema: Optional[bool] = None,
+        class_names: Optional[Union[str, Path]] = None,
 ) -> Pushed:
     """Push the weights of a run or of a file, their configuration and a model card; verify what has arrived.
 
@@ -91,13 +92,14 @@ def push(
         message: Commit message.
         token: Access token with write access; that of HF_TOKEN or `hf auth login` if None.
         ema: Older name of `use_ema`.
+        class_names: File with the name of a class a line, over the names in the file.
 
     Raises:
         UsageError: Something in the request is missing or wrong; nothing was sent.
         RunError: The Hub, the network or the disk failed.
     """
     repo_id = _check_request(repo_id, license, revision, tag, token)
-    found = read_source(source, model, num_classes, ema if use_ema is None else use_ema)
+    found = read_source(source, model, num_classes, ema if use_ema is None else use_ema, class_names)
     revision = revision or constants.DEFAULT_REVISION
     api = make_api(token)
     with explained(repo_id, 'push'), time_limit():
@@ -111,7 +113,7 @@ def push(
                 commit = api.create_commit(
                     repo_id,
                     additions,
-                    commit_message=message or f'Add {found.model.pretrained_cfg["architecture"]}',
+                    commit_message=message or f'Add {found.info.name}',
                     revision=revision,
                     parent_commit=parent,
                 )
