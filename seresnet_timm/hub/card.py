@@ -53,7 +53,7 @@ def make_card(source: Source, repo_id: str, license: str, config: Dict[str, Any]
         size=' x '.join(str(n) for n in config['pretrained_cfg']['input_size'][1:]),
         dataset=_markdown(dataset),
         origin=_markdown(source.origin or ''),
-        results=_results(source, has_curves) if source.run else None,
+        results=_results(source.run, source, has_curves) if source.run else None,
         settings=_as_yaml(recipe(source.args)),
         command=command(source.run['record']) if source.run else None,
         facts=_as_yaml(_facts(source.run['record'])) if source.run else None,
@@ -95,16 +95,16 @@ def _markdown(text: str) -> str:
     return re.sub(r'([\\`*\[\]|~])', r'\\\1', html.escape(printable(text), quote=False))
 
 
-def _results(source: Source, has_curves: bool) -> Dict[str, Any]:
-    table, row = report.table_row(source.run), source.row or {}
+def _results(run: Dict[str, Any], source: Source, has_curves: bool) -> Dict[str, Any]:
+    table, row = report.table_row(run), source.row or {}
     top1, top5 = (f'{row[k]:.3f}' if k in row else None for k in ('eval_top1', 'eval_top5'))
     return {
-        'table': report.format_table([dict(table, **{'Acc@1': top1 or '-'})]),
+        'table': report.format_table([{k: _markdown(v) for k, v in {**table, 'Acc@1': top1 or '-'}.items()}]),
         'top1': top1,
         'top5': top5,
         'weights': source.weights_are,
         'epoch': int(row['epoch']) if row else None,
-        'epochs': len(source.run['rows']),
+        'epochs': len(run['rows']),
         'curves': CURVES if has_curves else None,
     }
 

@@ -105,7 +105,7 @@ def push(
     with explained(repo_id, 'push'), time_limit():
         target = _inspect_target(api, repo_id, revision, private, tag, license)
     with temporary_folder(tempfile.gettempdir(), STAGING) as folder:
-        files = _stage(found, folder, repo_id, license or target.license, with_card=not target.has_card)
+        files = _stage(found, folder, repo_id, license or target.license or '', with_card=not target.has_card)
         with explained(repo_id, 'push'), time_limit():
             parent = _prepare_target(api, repo_id, revision, private, target)
             additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
@@ -113,7 +113,7 @@ def push(
                 commit = api.create_commit(
                     repo_id,
                     additions,
-                    commit_message=message or f'Add {found.info.name}',
+                    commit_message=message or f'Add {found.architecture}',
                     revision=revision,
                     parent_commit=parent,
                 )
@@ -287,7 +287,7 @@ def _verify_pushed(
         sha256[name] = addition.upload_info.sha256.hex()
         on_hub = digest_on_hub(repo_id, siblings[name]) if name in siblings else None
         if on_hub is not None and on_hub.kind == 'git':
-            is_there = digest_of(Path(addition.path_or_fileobj), 'git') == on_hub
+            is_there = digest_of(Path(str(addition.path_or_fileobj)), 'git') == on_hub
         else:
             is_there = on_hub is not None and sha256[name] == on_hub.value
         if not is_there:

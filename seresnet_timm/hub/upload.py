@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
-import torch.nn as nn
 import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
@@ -25,7 +24,7 @@ class Source:
     Attributes:
         path: The checkpoint.
         weights: Weights under the names of the model.
-        model: The model, in shapes only.
+        model: The network (nn.Module), in shapes only.
         info: What the model was made from, its classes and preprocessing.
         args: Flags of the training, unchecked: for the card only.
         run: As from `report.read_run`; None if only a file is known.
@@ -36,7 +35,7 @@ class Source:
     """
     path: Path
     weights: Dict[str, torch.Tensor]
-    model: nn.Module
+    model: Any
     info: ModelInfo
     args: Dict[str, Any]
     run: Optional[Dict[str, Any]] = None
@@ -44,6 +43,10 @@ class Source:
     origin: Optional[str] = None
     weights_are: str = ''
     notes: List[str] = field(default_factory=list)
+
+    @property
+    def architecture(self) -> str:
+        return self.model.pretrained_cfg['architecture']
 
 
 def read_source(

@@ -193,7 +193,7 @@ def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
             ((folder, tmp_path / 'none'), 'has no image in it', 2),
             ((folder, image, '--device', 'tpu'), '--device tpu is unknown', 2),
             ((folder, image, '--output', tmp_path), 'name a file', 2),
-            ((folder, image, '--topk', '0'), 'positive number', 2),
+            ((folder, image, '--topk', '0'), 'positive whole number', 2),
             ((folder, image, '--use-ema'), 'holds no moving average', 2),
             ((folder, image, '--num-classes', '7'), '--num-classes 10', 2),
             ((tmp_path / 'damaged.pth', image), 'incomplete or damaged', 2),

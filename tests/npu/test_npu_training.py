@@ -48,7 +48,9 @@ def assert_equal(on_cpu: list, on_npu: list) -> None:
         assert a == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize('flags', SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize('flags', [
+    pytest.param(flags, id=name, marks=pytest.mark.slow if name == 'no augmentation' else ())
+    for name, flags in SETTINGS.items()])
 def test_losses_equal_the_cpus(few_digits, tmp_path, flags):
     rows = run_on_both(few_digits, tmp_path, *flags)
     assert_equal(rows['cpu'], rows['npu'])
@@ -156,7 +158,9 @@ NO_WAITS = {
 }
 
 
-@pytest.mark.parametrize('flags', NO_WAITS.values(), ids=NO_WAITS)
+@pytest.mark.parametrize('flags', [
+    pytest.param(flags, id=name, marks=pytest.mark.slow if name in ('moving average', 'mixup', 'clipping') else ())
+    for name, flags in NO_WAITS.items()])
 def test_the_host_never_waits_between_log_points(few_digits, tmp_path, monkeypatch, flags):
     waits = Waits(monkeypatch)
     run('npu', few_digits, tmp_path, '--pin-mem', '-b', 8, '--epochs', 2, '--log-interval', 3, *flags)
