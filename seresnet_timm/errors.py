@@ -4,8 +4,6 @@ import unicodedata
 from pathlib import Path
 from typing import Iterable, Optional, Union
 
-_JOINERS = '\u200c\u200d'  # parts of words in some scripts, and of emojis
-
 
 class UsageError(Exception):
     """The request is wrong: what, where, and what to do. Exit code 2."""

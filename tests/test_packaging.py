@@ -44,7 +44,7 @@ def contents(wheel: Path) -> set:
 def python_files() -> set:
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*.py')}
     recipes = {f'seresnet_timm/recipes/{p.name}' for p in (ROOT / 'recipes').iterdir() if p.suffix in ('.yaml', '.sh')}
-    return sources | recipes
+    return sources | recipes | {'seresnet_timm/hub/card.md.j2'}
 
 
 def test_contents(wheel):
