@@ -45,9 +45,9 @@ _BIDI_CONTROLS = '\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u
 
 
 def printable(text: str) -> str:
-    """A text for one line of a terminal, a card or HTML: control characters as \\x.. or \\u.., all other text as it is.
+    """A text for one line of output: control characters become escapes of Python, all other text is kept.
 
-    Names in files that others wrote may hold terminal commands or marks that show the text in another order.
+    A name in a file of unknown origin may contain terminal commands, or marks that show the text in another order.
     """
     return ''.join(_escape(c) if _is_control(c) else c for c in text)
 
