@@ -90,7 +90,7 @@ def check(layers: List[List[str]], edges: Edges) -> List[str]:
     folders = {p.parent.name for p in (ROOT / PACKAGE).glob('*/__init__.py')}
     problems = [f'{name} is in no layer of pyproject.toml' for name in sorted((files | folders) - set(level))]
     problems += [f'{name} of pyproject.toml does not exist' for name in sorted(set(level) - files - folders)]
-    problems += [f'{name} has no line in DECIDES' for name in sorted(set(level) - set(DECIDES))]
+    problems += [f'{name} is in DECIDES or in pyproject.toml only' for name in sorted(set(level) ^ set(DECIDES))]
     problems += [f'{a} imports {b}, which is not below it' for a, b in sorted(edges)
                  if a in level and b in level and level[a] >= level[b]]
     text = PICTURE.read_text(encoding='utf-8') if PICTURE.exists() else ''
