@@ -45,9 +45,9 @@ _JOINERS = '\u200c\u200d'  # words of several languages hold them
 
 
 def printable(text: object) -> str:
-    r"""A text for one line of a terminal, a card or HTML: control characters as \x.. or \u.., all other text as it is.
+    """A text for one line of output: control characters become escapes of Python, all other text is kept.
 
-    Names in files that others wrote may hold terminal commands or marks that show the text in another order.
+    A name in a file of unknown origin may contain terminal commands, or marks that show the text in another order.
     """
     return ''.join(_escape(c) if _is_control(c) else c for c in str(text))
 

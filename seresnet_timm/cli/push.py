@@ -25,8 +25,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from seresnet_timm import hub
-    pushed = hub.push(
+    from seresnet_timm.hub import push
+    pushed = push(
         args.source, args.repo, license=args.license, model=args.model, num_classes=args.num_classes, ema=args.use_ema,
         private=args.private, revision=args.revision, tag=args.tag, message=args.message)
     print(f'{pushed.repo_id}: commit {pushed.commit} on {pushed.revision}')
