@@ -1,5 +1,6 @@
 """The fast dataset in timm's loaders: timm's augmentation, seeds by (seed, epoch, index), files for Pillow, runs."""
 import json
+import os
 import pickle
 import random
 import shutil
