@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import measure
 
-from seresnet_timm.argument_parser import Parser
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 
@@ -37,7 +37,7 @@ def main(argv: List[str]) -> None:
     Raises:
         UsageError: There are no images, or the output cannot be written.
     """
-    parser = Parser(
+    parser = ArgumentParser(
         prog='seresnet-timm bench data',
         description="Measure images/s per core of the loader against timm's loader in the same run, on ImageNet-like "
                     'JPEGs (nine of ten about 500x375 near 100 KB, the tenth 1600x1200) or on your own images.')

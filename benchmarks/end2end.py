@@ -14,7 +14,7 @@ from typing import Any, Dict, List
 
 import measure
 
-from seresnet_timm.argument_parser import Parser
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 
@@ -28,7 +28,7 @@ def main(argv: List[str]) -> None:
         UsageError: timm's script is not found, or the report cannot be written.
         RunError: A training failed.
     """
-    parser = Parser(
+    parser = ArgumentParser(
         prog='seresnet-timm bench end2end',
         description="Measure whole trainings against timm's train.py in the same run. Further flags of train.py come "
                     'after --, and go to both.')

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List
 
 import measure
 
-from seresnet_timm.argument_parser import Parser
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 from seresnet_timm.step import loss_scaler as loss_scaler
@@ -32,7 +32,7 @@ def main(argv: List[str]) -> None:
     Raises:
         UsageError: The device does not exist, or the report cannot be written.
     """
-    parser = Parser(
+    parser = ArgumentParser(
         prog='seresnet-timm bench step',
         description="Measure a training step, its memory and evaluation against timm's seresnet50 in the same run.")
     parser.add_argument('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu')

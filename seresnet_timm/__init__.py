@@ -4,27 +4,34 @@
 """
 import os
 import sys
+from typing import Sequence
 
 from seresnet_timm.version import __version__  # noqa: F401
 
 
-def _is_command_line() -> bool:
-    """True while Python starts `seresnet-timm` or `python -m seresnet_timm`: `--help` must not wait for torch."""
-    words = iter(sys.orig_argv[1:])
+def _starts_our_command_line(orig_argv: Sequence[str]) -> bool:
+    """Whether Python was started as `python -m seresnet_timm` or with the script `seresnet-timm`.
+
+    Its options are read as Python reads them: in a group of letters -c and -m end the options, and -W, -X take a value.
+    """
+    words = iter(orig_argv[1:])
     for word in words:
-        if word in ('-W', '-X', '--check-hash-based-pycs'):
-            next(words, None)  # the option's value
-        elif word.startswith('--'):
-            continue
-        elif word.startswith('-') and 'c' in word.partition('m')[0]:
-            return False
-        elif word.startswith('-') and 'm' in word:  # -m NAME, -mNAME, -um NAME
-            name = word.partition('m')[2] or next(words, '')
-            return name == 'seresnet_timm' or name.startswith('seresnet_timm.')
-        elif not word.startswith('-'):
+        if word.startswith('--') and word != '--':
+            if word == '--check-hash-based-pycs':
+                next(words, None)
+        elif word.startswith('-') and word != '-':
+            for i, letter in enumerate(word[1:], start=2):
+                if letter in 'cmWX':
+                    value = word[i:] or next(words, '')  # -mNAME or -m NAME
+                    if letter == 'm':
+                        return value.partition('.')[0] == 'seresnet_timm'
+                    if letter == 'c':
+                        return False
+                    break
+        else:
             return os.path.basename(word) == 'seresnet-timm'
     return False
 
 
-if not _is_command_line():
+if not _starts_our_command_line(sys.orig_argv):  # `--help` does not wait for torch; a verb imports the models itself
     from seresnet_timm import models  # noqa: F401  (registers the models)

@@ -1,16 +1,35 @@
 """ArgumentParser whose errors are one sentence, and types of its arguments."""
 import argparse
 import ast
-from typing import Sequence
+from typing import List, Sequence
 
 from seresnet_timm.errors import UsageError, did_you_mean
 
 
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose errors are one sentence (UsageError) without the usage text."""
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser; an error is one sentence (UsageError) without the usage text."""
 
     def error(self, message: str):
         raise UsageError(f'{message[:1].upper()}{message[1:]}.')
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UsageError(unknown_flag_message(self.flags(), unknown))
+        return namespace
+
+    def flags(self) -> List[str]:
+        """Every flag of this parser and of its sub-parsers."""
+        found = [flag for action in self._actions for flag in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [flag for parser in action.choices.values() for flag in parser.flags()]
+        return list(dict.fromkeys(found))
+
+    def leave_unparsed(self, dest: str) -> None:
+        """Store all arguments as they are, flags and --help too, for another parser."""
+        self.prefix_chars = '\0'  # no argument starts with it, so argparse takes none for a flag
+        self.add_argument(dest, nargs=argparse.REMAINDER)
 
 
 class KeyValues(argparse.Action):
@@ -29,7 +48,15 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, result)
 
 
+def positive_int(text: str) -> int:
+    """Type of an argument that counts something: 1, 2, ..."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
+    return int(text)
+
+
 def unknown_flag_message(flags: Sequence[str], unknown: Sequence[str]) -> str:
+    """One sentence on the arguments that a parser did not recognise."""
     flag = next((u for u in unknown if u.startswith('-')), None)
     if flag is None:
         return f"Unexpected argument '{unknown[0]}': --help lists the flags."

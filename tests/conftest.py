@@ -18,36 +18,27 @@ os.environ['XDG_CACHE_HOME'] = _cache.name
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'benchmarks'))
 
-# What `make test-slow` runs and `make test` leaves out: further variants of tests that it does run, 4 to 20 CPU seconds
-SLOW = (
-    'test_half_weights.py::test_training_on_two_processes',
-    'test_patches.py::test_run_equals_the_bundled_scripts[1-', 'test_patches.py::test_loss_scaler',
-    'test_launch.py::test_one_machine_dies[1]', 'test_launch.py::test_any_timm_model',
-    'test_launch.py::test_signals_end_every_process[1-', 'test_launch.py::test_signals_end_every_process[2-2]',
-    'test_parity.py::test_training_equals_recorded_run_of_timms_script[modern]',
-    'test_npu_recipes.py::test_train_8p_then_eval_8p[small_scripts]',
-    'test_npu_precision.py::test_overflow_flag_of_one_device_in_a_training[fixed]',
-    'test_npu_doctor.py::test_doctor_names_a_device_that_fails',
-    'test_npu_training.py::test_losses_equal_the_cpus[no augmentation]',
-    'test_npu_training.py::test_the_host_never_waits_between_log_points[moving average]',
-    'test_npu_training.py::test_the_host_never_waits_between_log_points[clipping]',
-    'test_npu_training.py::test_the_host_never_waits_between_log_points[mixup]',
-)
+
+# Until every module that wants it says `pytestmark = pytest.mark.preloaded`, the tests without the marker have it too
+PRELOADED_WITHOUT_MARKER = True
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if any(name in item.nodeid for name in SLOW):
-            item.add_marker(pytest.mark.slow)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Choose how command lines start, before the fixtures, which may run some too."""
+    preloaded.wanted = PRELOADED_WITHOUT_MARKER or item.get_closest_marker('preloaded') is not None
 
 
-def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=False):
+def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=None):
     """Run `python -m seresnet_timm ...`, under torchrun on n processes; bundled scripts unless others are named.
 
     Args:
-        fresh: The Python is started anew; else it has torch and timm imported, and so have its ranks. Tests that are
-            about starting, importing, the tree of processes or signals need it, see preloaded/__init__.py.
+        fresh: Start Python anew (True), or in a process that has torch and timm imported, and its ranks too (False);
+            None for what the test's marker says. Tests about starting, importing, the tree of processes or signals
+            need True, see preloaded/__init__.py.
     """
+    if fresh is None:
+        fresh = not preloaded.wanted
     launcher = [sys.executable if fresh else preloaded.python(), '-m']
     if torchrun:
         launcher += ['torch.distributed.run', '--standalone', f'--nproc-per-node={torchrun}', '-m']

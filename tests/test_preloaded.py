@@ -8,7 +8,7 @@ import time
 
 import preloaded
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_cli
 
 FACTS = """
 import atexit, json, logging, os, random, signal, sys, threading
@@ -69,6 +69,16 @@ def test_how_it_ends(tmp_path, source, code):
     result = run(preloaded.python(), tmp_path, source)
     assert result.returncode == code
     assert (code == 1) == ('Error' in result.stderr)
+
+
+@pytest.mark.preloaded
+def test_the_marker_chooses_it(tmp_path):
+    """`run_cli` in a marked test has torch imported from the start; with fresh=True it has not."""
+    (tmp_path / 'seresnet_timm').mkdir()
+    (tmp_path / 'seresnet_timm' / '__init__.py').write_text('')
+    (tmp_path / 'seresnet_timm' / '__main__.py').write_text('import sys; print("torch" in sys.modules)')
+    assert [run_cli(cwd=tmp_path, fresh=fresh).stdout for fresh in (None, False, True)] == [
+        'True\n', 'True\n', 'False\n']
 
 
 WAIT = 'import os, signal, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n'

@@ -1,35 +1,37 @@
-"""`seresnet-timm bench data | step | end2end`: ratios against a named rival, measured in the same run."""
+"""`seresnet-timm bench NAME ...`: comparisons with timm, measured in the same run. The benchmark parses its flags."""
+import argparse
 import importlib
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError, did_you_mean
 
 BENCHES: Dict[str, str] = {
-    'data': "images/s a core of the loader against timm's, and the cores that a target needs",
-    'step': "images/s and memory of a training step against timm's seresnet50",
-    'end2end': "a training from the files on against timm's train.py",
+    'data': 'images/s a core of the loader and of the timm loader, and the cores that a target needs',
+    'step': 'images/s and memory of a training step and of timm seresnet50',
+    'end2end': 'a whole training from image files, here and with train.py of timm',
 }
 FOLDER = Path(__file__).resolve().parents[2] / 'benchmarks'
 
 
-def main(argv: List[str]) -> None:
-    """Run one benchmark of the checkout.
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.leave_unparsed('argv')
 
-    Raises:
-        UsageError: There is no such benchmark, or this is not a checkout.
-    """
-    if not argv or argv[0] in ('-h', '--help'):
+
+def run(args: argparse.Namespace) -> None:
+    name = args.argv[0] if args.argv else '--help'
+    if name in ('-h', '--help'):
         print('usage: seresnet-timm bench <name> [options]\n')
         for name, what in BENCHES.items():
             print(f'  {name:<10}{what}')
         print("\n'seresnet-timm bench <name> --help' lists the options of a benchmark.")
         return
-    if argv[0] not in BENCHES:
-        raise UsageError(f"Unknown benchmark '{argv[0]}': {did_you_mean(argv[0], BENCHES)}")
-    if not (FOLDER / f'{argv[0]}.py').is_file():
+    if name not in BENCHES:
+        raise UsageError(f"Unknown benchmark '{name}': {did_you_mean(name, BENCHES)}")
+    if not (FOLDER / f'{name}.py').is_file():
         raise UsageError(f'The benchmarks are not part of the installed package ({FOLDER} does not exist): run '
                          '`seresnet-timm bench` from a checkout of the source code, installed with `pip install -e .`.')
     sys.path.insert(0, str(FOLDER))
-    importlib.import_module(argv[0]).main(argv[1:])
+    importlib.import_module(name).main(args.argv[1:])

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import List, Mapping, Optional, Sequence
 
-from seresnet_timm.argument_parser import Parser
 from seresnet_timm.doctor import general, npu
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import inspect_machine
@@ -119,31 +118,20 @@ def as_text(report: Report) -> str:
     return '\n'.join([*lines, f'device: {report.device} ({report.device_reason})'])
 
 
-def main(argv: Sequence[str]) -> None:
-    """`seresnet-timm doctor`.
+def run(device: str, seconds: float, timeout: float, in_json: bool) -> None:
+    """`seresnet-timm doctor`: examine the machine and print what was found.
 
     Raises:
         UsageError: The device is unknown.
         RunError: A training would fail.
     """
-    parser = Parser(
-        prog='seresnet-timm doctor',
-        description='Check versions, CANN, devices, HCCL, environment variables and scripts, and compute on every '
-                    'device for a few seconds. Exit code 1 if a training would fail.')
-    parser.add_argument('--device', default='auto', metavar='DEVICE', help='auto, npu, cuda or cpu, or one as npu:0')
-    parser.add_argument('--json', action='store_true', help='print one JSON object instead of text')
-    parser.add_argument('--seconds', type=float, default=5, metavar='S', help='length of the smoke test (5)')
-    parser.add_argument('--timeout', type=float, default=180, metavar='S',
-                        help='a smoke test that has not ended by then has failed (180)')
-    args = parser.parse_args(list(argv))
-    if not re.fullmatch(r'(auto|(npu|cuda|cpu)(:\d+)?)', args.device):
-        raise UsageError(
-            f'--device {args.device} is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0).')
-    report = examine(args.device, seconds=args.seconds, timeout=args.timeout)
-    print(as_json(report) if args.json else as_text(report))
+    if not re.fullmatch(r'(auto|(npu|cuda|cpu)(:\d+)?)', device):
+        raise UsageError(f'--device {device} is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0).')
+    report = examine(device, seconds=seconds, timeout=timeout)
+    print(as_json(report) if in_json else as_text(report))
     errors = _errors(report.checks)
     if errors:
         sys.stdout.flush()
         raise RunError(f'a training on {report.device} would fail here: {errors} error(s), see what to do (->) above.')
-    if not args.json:
+    if not in_json:
         print(f'A training on {report.device} runs here.')

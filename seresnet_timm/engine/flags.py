@@ -7,7 +7,7 @@ known by name and refused with the way out. This file imports neither torch nor 
 import argparse
 from typing import Any, Dict, List, Optional
 
-from seresnet_timm.argument_parser import KeyValues, Parser
+from seresnet_timm.argument_parser import ArgumentParser, KeyValues
 from seresnet_timm.errors import UsageError
 
 # Flags that only timm's own scripts implement, with timm's defaults (an args.yaml that timm wrote holds all of them).
@@ -42,9 +42,10 @@ def timm_only_message(flag: str, script: str) -> str:
             '--scripts timm (`seresnet-timm scripts fetch` gets it).')
 
 
-def train_parser(prog: Optional[str] = None) -> Parser:
+def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     """Parser of the bundled train.py."""
-    parser = Parser(prog=prog, usage='%(prog)s [options]', description='Train an image classifier (timm flags).')
+    parser = ArgumentParser(
+        prog=prog, usage='%(prog)s [options]', description='Train an image classifier (timm flags).')
     parser.timm_script = 'train.py'
     _add_config(parser)
 
@@ -202,9 +203,10 @@ def train_parser(prog: Optional[str] = None) -> Parser:
     return parser
 
 
-def validate_parser(prog: Optional[str] = None) -> Parser:
+def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     """Parser of the bundled validate.py."""
-    parser = Parser(prog=prog, usage='%(prog)s [options]', description='Evaluate an image classifier (timm flags).')
+    parser = ArgumentParser(
+        prog=prog, usage='%(prog)s [options]', description='Evaluate an image classifier (timm flags).')
     parser.timm_script = 'validate.py'
 
     group = parser.add_argument_group('Data')
@@ -249,7 +251,7 @@ def validate_parser(prog: Optional[str] = None) -> Parser:
     return parser
 
 
-def _add_config(parser: Parser) -> None:
+def _add_config(parser: ArgumentParser) -> None:
     parser.add_argument('-c', '--config', metavar='FILE', default='', help='YAML file of defaults for these flags')
 
 
@@ -305,14 +307,14 @@ def _add_loader(group) -> None:
     arg('--no-prefetcher', action='store_true', help='no side stream for the transfer to the device')
 
 
-def _add_timm_only(parser: Parser, flags: Dict[str, Any]) -> None:
+def _add_timm_only(parser: ArgumentParser, flags: Dict[str, Any]) -> None:
     for dest in flags:
         parser.add_argument(
             '--' + dest.replace('_', '-'), dest=dest, nargs='*', action=TimmOnly,
             default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def flags_of(parser: Parser) -> List[str]:
+def flags_of(parser: ArgumentParser) -> List[str]:
     """Every flag the parser implements, long form."""
     return sorted(
         s for a in parser._actions if not isinstance(a, TimmOnly) for s in a.option_strings if s.startswith('--'))

@@ -2,7 +2,7 @@
 import argparse
 from typing import Any, Dict, Optional, Sequence, Tuple
 
-from seresnet_timm.argument_parser import KeyValues, Parser, unknown_flag_message
+from seresnet_timm.argument_parser import ArgumentParser, KeyValues, unknown_flag_message
 from seresnet_timm.engine.flags import TIMM_ONLY_TRAIN, TIMM_ONLY_VALIDATE, TimmOnly, _add_config, timm_only_message
 from seresnet_timm.errors import UsageError, did_you_mean
 
@@ -28,7 +28,7 @@ def parse_args(
     import yaml  # here, so that --help and a Python without it get their answer
 
     if parser.timm_script == 'train.py':
-        config_parser = Parser(add_help=False, allow_abbrev=False)
+        config_parser = ArgumentParser(add_help=False, allow_abbrev=False)
         _add_config(config_parser)
         config, argv = config_parser.parse_known_args(argv)
         if config.config:

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.argument_parser import Parser
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError, did_you_mean
 
 # ModelZoo's name -> what becomes of it, for `--help` and README
@@ -34,9 +34,9 @@ MODELZOO: Dict[str, str] = {
 WARM_UP_EPOCHS = 5  # of the ModelZoo
 
 
-def launcher_parser() -> Parser:
+def launcher_parser() -> ArgumentParser:
     """Parser of everything that is not the script's."""
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     arg = parser.add_argument_group('Launcher').add_argument
     arg('--preset', metavar='NAME', help='settings of a recipe of this package, as defaults: `seresnet-timm recipe`')
     arg('--device', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
@@ -310,7 +310,7 @@ def visible_devices(options: argparse.Namespace) -> Dict[str, str]:
     """Environment that limits a job to the devices of `--device_list`."""
     if options.device_list is None:
         return {}
-    return {name: options.device_list for name in ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES')}
+    return dict.fromkeys(('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES'), options.device_list)
 
 
 def launcher_flags() -> List[str]:

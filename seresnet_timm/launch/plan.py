@@ -262,7 +262,7 @@ def _shrink_for_cpu(plan: Plan, settings: Dict[str, Any]) -> None:
                       'with the batch): a test that it works, not a training for ImageNet. Your flags win.')
 
 
-def bundled_parser(verb: str, prog: Optional[str] = None) -> arguments_argument_parser.Parser:
+def bundled_parser(verb: str, prog: Optional[str] = None) -> arguments_argument_parser.ArgumentParser:
     """Parser of the bundled script of a verb."""
     return arguments.train_parser(prog) if verb == 'train' else arguments.validate_parser(prog)
 

@@ -1,4 +1,6 @@
-"""The command line: immediate help, verbs, presets."""
+"""The command line: immediate help, verbs, flags, errors, exit codes."""
+import importlib
+import pkgutil
 import resource
 import statistics
 import subprocess
@@ -8,9 +10,24 @@ from pathlib import Path
 import pytest
 from conftest import run_cli
 
-COMMANDS = ([], ['train'], ['validate'], ['demo-data'], ['prepare'], ['prepare-imagenet'], ['inspect'], ['convert'],
-            ['push'], ['pull'], ['export'], ['predict'], ['bench'], ['bench', 'data'],
-            ['doctor'], ['report'])
+from seresnet_timm import cli
+from seresnet_timm.cli.main import VERBS, main, make_parser
+
+COMMANDS = [[], *([verb] for verb in VERBS), ['scripts', 'fetch'], ['bench', 'data']]
+
+
+def refused(capsys, *argv) -> str:
+    """The one sentence with which a wrong command line ends."""
+    with pytest.raises(SystemExit) as e:
+        main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and err.startswith('seresnet-timm: error: ') and err.count('\n') == 1
+    return err
+
+
+def parse(verb: str, *argv):
+    module = importlib.import_module(f'seresnet_timm.cli.{verb.replace("-", "_")}')
+    return make_parser(verb, module).parse_args([verb, *argv])
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda c: ' '.join(c) or 'top')
@@ -18,10 +35,10 @@ def test_help_loads_neither_torch_nor_timm(command):
     code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]; from seresnet_timm.cli import main as cli\n'
             f'try: cli.main({[*command, "--help"]})\n'
             'except SystemExit as e: assert not e.code\n'
-            'assert not {"torch", "timm", "numpy"} & set(sys.modules), sys.modules.keys()')
+            'assert not {"torch", "timm", "numpy"} & set(sys.modules)')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert 'usage: seresnet-timm' in result.stdout
+    assert f'usage: {" ".join(["seresnet-timm", *command])}' in result.stdout
 
 
 @pytest.mark.parametrize('command', COMMANDS[:2], ids=('top', 'train'))
@@ -50,14 +67,77 @@ def test_help_lists_every_flag_that_is_implemented():
     assert '--preset' in text and 'naflex' not in text
 
 
-def test_verbs():
-    result = run_cli('trian')
-    assert result.returncode == 2 and "Unknown verb 'trian': did you mean train?" in result.stderr
-    result = run_cli('bench', 'dta')
-    assert result.returncode == 2 and "Unknown benchmark 'dta': did you mean data?" in result.stderr
-    result = run_cli()
-    assert result.returncode == 2 and 'Name a verb' in result.stderr
-    assert run_cli('--version').stdout.strip() == '0.1.0'
+def test_every_verb_has_a_file_and_every_file_a_verb(capsys):
+    files = {name for _, name, _ in pkgutil.iter_modules(cli.__path__)} - {'main', 'model_argument'}
+    assert files == {verb.replace('-', '_') for verb in VERBS}
+    main(['help'])
+    text = capsys.readouterr().out
+    assert all(f'\n    {verb}' in text for verb in VERBS)
+
+
+def test_verbs(capsys):
+    assert "Unknown verb 'trian': did you mean train?" in refused(capsys, 'trian')
+    assert "Unknown verb 'x': there are train, validate" in refused(capsys, 'x')
+    assert "Unknown benchmark 'dta': did you mean data?" in refused(capsys, 'bench', 'dta')
+    assert "Unknown recipe 'train_1': did you mean train_1p?" in refused(capsys, 'recipe', 'train_1')
+    assert "Unknown flag '--versoin': did you mean --version?" in refused(capsys, '--versoin')
+    with pytest.raises(SystemExit) as e:
+        main([])
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and 'Name a verb: train' in err and 'usage: seresnet-timm' in out
+    for flag in ('--version', '-V'):
+        with pytest.raises(SystemExit) as e:
+            main([flag])
+        assert not e.value.code and capsys.readouterr().out == '0.1.0\n'
+
+
+def test_flags_of_a_verb(capsys):
+    """An abbreviation is the full flag or is refused; an unknown flag brings the nearest one."""
+    args = parse('predict', 'm', 'i.jpg', '--top', '3', '--use-em')
+    assert args.topk == 3 and args.use_ema
+    assert 'Ambiguous option: --m could match --model, --message.' in refused(capsys, 'push', 'a', 'b/c', '--m', 'x')
+    assert "Unknown flag '--topl': did you mean --topk?" in refused(capsys, 'predict', 'm', 'i.jpg', '--topl=3')
+    assert "Unknown flag '--tga': did you mean --tag?" in refused(capsys, 'scripts', 'fetch', '--tga', 'v1')
+    assert "Unexpected argument 'b'" in refused(capsys, 'demo-data', 'a', 'b')
+    assert 'required: FILE.' in refused(capsys, 'inspect')
+    for value in ('0', '-1', '1.5', 'x', ''):
+        assert f"--topk: '{value}' is not a positive whole number" in refused(
+            capsys, 'predict', 'm', 'i.jpg', f'--topk={value}')
+
+
+def test_the_moving_average_has_one_flag_and_its_old_names():
+    for verb in ('convert', 'push'):
+        for flag, value in (('--use-ema', True), ('--ema', True), ('--no-use-ema', False), ('--no-ema', False)):
+            assert parse(verb, 'a', 'b/c', flag).use_ema is value
+        assert parse(verb, 'a', 'b/c').use_ema is None
+
+
+def test_arguments_of_train_reach_the_launcher_unchanged():
+    """Also what argparse treats specially: --help, --, flags before all else, glued and empty arguments."""
+    argv = ['-b8', '--help', '--opt-kwargs', 'a=1', '--', '-h', '', '--version', '-V', 'x y', '--no-such-flag']
+    for verb in ('train', 'validate', 'recipe', 'bench'):
+        assert parse(verb, *argv).argv == argv and parse(verb).argv == []
+
+
+def test_errors_show_no_control_characters(capsys):
+    error = refused(capsys, 'inspect', 'a\x1b]0;title\x07b\u202egnp.pth')
+    assert r'a\x1b]0;title\x07b\u202egnp.pth does not exist' in error
+
+
+def test_a_closed_pipe_ends_quietly():
+    command = f'{sys.executable} -m seresnet_timm scripts | true; exit ${{PIPESTATUS[0]}}'
+    result = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert result.returncode in (0, 1) and not result.stderr
+
+
+@pytest.mark.parametrize('error, words', (
+    ('ModuleNotFoundError("x", name="torch")', 'torch is not installed for'),
+    ('RuntimeError("Failed to load the backend extension: torch_npu.")', 'torch_npu does not load')))
+def test_a_broken_installation_is_one_sentence(tmp_path, error, words):
+    (tmp_path / 'torch.py').write_text(f'raise {error}')
+    (tmp_path / 'x.pth').write_text('')
+    result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)
+    assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1
 
 
 def test_import_registers_models_without_the_engine():

@@ -155,7 +155,7 @@ def test_names_from_other_places(run_folder, few_digits, tmp_path, capsys):
     """Natural order, as timm numbers classes; WordNet ids explained; a folder as timm saves it for the Hub."""
     folder, model = run_folder
     image = next((few_digits / 'val' / '0').iterdir())
-    checkpoint = read_checkpoint(folder / 'model_best.pth.tar')
+    checkpoint = read_checkpoint(folder / 'model_best.pth.tar').content
     names = ['c1', 'c2', 'c10', 'C11', 'd', 'n01440764', 'n9', 'x', 'y', 'z']
     for name in names:
         (tmp_path / 'data' / 'train' / name).mkdir(parents=True)
@@ -193,7 +193,7 @@ def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
             ((folder, tmp_path / 'none'), 'has no image in it', 2),
             ((folder, image, '--device', 'tpu'), '--device tpu is unknown', 2),
             ((folder, image, '--output', tmp_path), 'name a file', 2),
-            ((folder, image, '--topk', '0'), 'positive number', 2),
+            ((folder, image, '--topk', '0'), 'positive whole number', 2),
             ((folder, image, '--use-ema'), 'holds no moving average', 2),
             ((folder, image, '--num-classes', '7'), '--num-classes 10', 2),
             ((tmp_path / 'damaged.pth', image), 'incomplete or damaged', 2),

@@ -232,8 +232,9 @@ def test_killed_rank(few_digits, tmp_path):
     assert_none_left(str(tmp_path))
 
 
-@pytest.mark.parametrize('signum', (signal.SIGINT, signal.SIGTERM))
-@pytest.mark.parametrize('nproc', (1, 2))
+@pytest.mark.parametrize('nproc, signum', (
+    (2, signal.SIGTERM), *(pytest.param(n, s, marks=pytest.mark.slow) for n, s in (
+        (1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT)))))
 def test_signals_end_every_process(few_digits, tmp_path, nproc, signum):
     process = start_cli(*train_flags(
         few_digits, tmp_path, '--nproc', nproc, '-b', 8, '--epochs', 500, '--workers', 1, '--checkpoint-hist', 1))
@@ -263,6 +264,7 @@ def test_launcher_killed(few_digits, tmp_path):
     assert_none_left(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', ('resnet18', 'legacy_seresnet50'))
 def test_any_timm_model(few_digits, tmp_path, model):
     scripts = ROOT / 'tests' / 'small_scripts' if model == 'resnet18' else 'bundled'
@@ -374,7 +376,7 @@ def test_two_machines(few_digits, tmp_path, port):
     assert not (tmp_path / 'node1' / 'summary.csv').exists()
 
 
-@pytest.mark.parametrize('killed', (0, 1))
+@pytest.mark.parametrize('killed', (0, pytest.param(1, marks=pytest.mark.slow)))
 def test_one_machine_dies(few_digits, tmp_path, port, killed):
     """The other ends within the time-out, with a clear message, and no process is left on either."""
     nodes = [start_node(rank, few_digits, tmp_path, port, '--train_epochs', 500, '--checkpoint-hist', 1)

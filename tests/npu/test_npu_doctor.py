@@ -1,6 +1,7 @@
 """`doctor` on an emulated server, and the contract with the torch_npu that is installed here."""
 import json
 
+import pytest
 from test_torch_npu_contract import test_extract_is_what_the_wheels_say  # noqa: F401  (runs here, with a real torch_npu)
 
 from npu.ranks import npu_cli
@@ -19,6 +20,7 @@ def test_doctor_computes_on_every_npu():
             found['smoke test', device])
 
 
+@pytest.mark.slow
 def test_doctor_names_a_device_that_fails():
     result = npu_cli('doctor', '--seconds', 0.3, devices=2, fault='device_lost:rank=1:after=3')
     assert result.returncode == 1

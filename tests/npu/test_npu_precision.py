@@ -151,7 +151,8 @@ def test_torchs_own_scaler_lets_ranks_diverge_on_a_910a(overflows):
     assert on_a2[0] == on_a2[1]  # Inf crosses the all-reduce
 
 
-@pytest.mark.parametrize('scale', [(), ('--loss-scale', 64)], ids=['dynamic', 'fixed'])
+@pytest.mark.parametrize('scale', [
+    pytest.param((), id='dynamic'), pytest.param(('--loss-scale', 64), id='fixed', marks=pytest.mark.slow)])
 def test_overflow_flag_of_one_device_in_a_training(few_digits, tmp_path, scale):
     """From some step on, rank 1's 910A says that it overflows: both skip these steps."""
     result = npu_cli(

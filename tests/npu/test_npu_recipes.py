@@ -42,7 +42,9 @@ def trained_on_cpu(few_digits, tmp_path_factory):
 
 
 @pytest.mark.xdist_group('train_8p')
-@pytest.mark.parametrize('scripts', SCRIPTS, ids=lambda s: Path(s).name)
+@pytest.mark.parametrize(
+    'scripts', [pytest.param(s, marks=pytest.mark.slow if 'small_scripts' in str(s) else ()) for s in SCRIPTS],
+    ids=lambda s: Path(s).name)
 def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     """Losses, top-1 and learning rates of two ranks on npu equal those on CPU; evaluated on 1 rank and on 2."""
     result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, *FLOAT32, '--device', 'npu', *TWO_EPOCHS,

@@ -48,7 +48,9 @@ def assert_equal(on_cpu: list, on_npu: list) -> None:
         assert a == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize('flags', SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize('flags', [
+    pytest.param(flags, id=name, marks=pytest.mark.slow if name == 'no augmentation' else ())
+    for name, flags in SETTINGS.items()])
 def test_losses_equal_the_cpus(few_digits, tmp_path, flags):
     rows = run_on_both(few_digits, tmp_path, *flags)
     assert_equal(rows['cpu'], rows['npu'])
@@ -96,9 +98,9 @@ ascend_emulator.make_torchvision_importable(torch)
 import timm
 from timm.models import load_checkpoint
 import seresnet_timm
-from seresnet_timm.checkpoints import read_checkpoint
+from seresnet_timm.checkpoints.read import read_checkpoint
 assert not hasattr(torch, 'npu') and 'torch_npu' not in sys.modules
-saved = read_checkpoint(sys.argv[1])
+saved = read_checkpoint(sys.argv[1]).content
 assert saved['run_state']['rng'][0]['device'] is not None and saved['optimizer']['state']
 for use_ema in (False, True):
     model = timm.create_model('seresnet18_ascend', num_classes=10)
@@ -156,7 +158,9 @@ NO_WAITS = {
 }
 
 
-@pytest.mark.parametrize('flags', NO_WAITS.values(), ids=NO_WAITS)
+@pytest.mark.parametrize('flags', [
+    pytest.param(flags, id=name, marks=pytest.mark.slow if name in ('moving average', 'mixup', 'clipping') else ())
+    for name, flags in NO_WAITS.items()])
 def test_the_host_never_waits_between_log_points(few_digits, tmp_path, monkeypatch, flags):
     waits = Waits(monkeypatch)
     run('npu', few_digits, tmp_path, '--pin-mem', '-b', 8, '--epochs', 2, '--log-interval', 3, *flags)

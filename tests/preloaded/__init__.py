@@ -12,8 +12,10 @@ find it.
 What is not: the interpreter has started and torch, timm and other libraries were imported before, in an environment
 that must be the same (client.py compares, and else starts a real Python); all processes share a hash seed; each is a
 child of the server, in a session of its own, and /proc shows the server's command line. So tests that are about
-starting, importing, the tree of processes, or signals from a terminal or a parent use sys.executable:
-`run_cli(..., fresh=True)`.
+starting, importing, the tree of processes, or signals from a terminal or a parent use sys.executable.
+
+A test or module asks for it with the marker `preloaded` (`pytestmark = pytest.mark.preloaded`); in it `run_cli(...)`
+uses this Python, and `run_cli(..., fresh=True)` starts a real one.
 """
 import atexit
 import os
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Mapping, Optional
 
 HERE = Path(__file__).resolve().parent
+wanted = False  # the running test has the marker; tests/conftest.py sets it
 _server: Optional[subprocess.Popen] = None
 _folder = ''
 

@@ -88,6 +88,7 @@ def test_other_networks_are_refused():
 SCRIPTS = ['bundled', ROOT / 'tests' / 'small_scripts', *([TIMM_SCRIPTS] if TIMM_SCRIPTS else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scripts', SCRIPTS, ids=('bundled', 'small', 'timm')[:len(SCRIPTS)])
 def test_training_on_two_processes(digits, tmp_path, scripts):
     """With a fixed loss scale: near float32's losses, float32 in the checkpoint, the same on both ranks."""

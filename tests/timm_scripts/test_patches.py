@@ -119,7 +119,7 @@ def test_refused_from_the_command_line(few_digits, tmp_path):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('folder', SCRIPTS)
-@pytest.mark.parametrize('processes', (1, 2))
+@pytest.mark.parametrize('processes', (pytest.param(1, marks=pytest.mark.slow), 2))
 def test_run_equals_the_bundled_scripts(few_digits, tmp_path, folder, processes):
     """Same losses, accuracies and learning rates, with shuffling, workers and augmentation."""
     flags = ('-b', 16 // processes, '--nproc', processes, '--workers', 1, '--seed', 7, '--smoothing', 0,
@@ -152,6 +152,7 @@ def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
     assert 'run_state' in load(last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('folder', SCRIPTS)
 def test_loss_scaler(few_digits, tmp_path, folder):
     """A fixed loss scale in float16, on the CPU, stays and is saved."""

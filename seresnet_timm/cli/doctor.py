@@ -1,0 +1,21 @@
+"""`seresnet-timm doctor`: whether a training would run on this machine."""
+import argparse
+
+from seresnet_timm.argument_parser import ArgumentParser
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.description = (
+        'Check versions, CANN, devices, HCCL, environment variables and scripts, and compute on every device for a few '
+        'seconds. The exit code is 1 if a training would fail.')
+    arg = parser.add_argument
+    arg('--device', default='auto', metavar='DEVICE', help='auto, npu, cuda or cpu, or one device such as npu:0')
+    arg('--json', action='store_true', help='print one JSON object instead of text')
+    arg('--seconds', type=float, default=5, metavar='S', help='length of the smoke test (%(default)s)')
+    arg('--timeout', type=float, default=180, metavar='S',
+        help='time limit of the smoke test; it has failed if it takes longer (%(default)s)')
+
+
+def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.doctor import doctor
+    doctor.run(args.device, args.seconds, args.timeout, args.json)

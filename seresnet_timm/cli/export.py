@@ -1,0 +1,37 @@
+"""`seresnet-timm export`: a model as ONNX or torch.export program, and the ATC command for Ascend."""
+import argparse
+import os
+import sys
+
+from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.cli.model_argument import add_model_argument, load_model
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.description = ('Write a model as ONNX or torch.export program, check its outputs, and print the ATC command '
+                          'for Ascend.')
+    add_model_argument(parser)
+    parser.add_argument('out', metavar='OUT', help='file to write, e.g. model.onnx or model.pt2')
+    parser.add_argument('--format', choices=('onnx', 'torch'), help='default: by the suffix of OUT')
+    parser.add_argument('--opset', type=int, choices=range(11, 16), metavar='N', default=13,
+                        help='ONNX operator set, 11 to 15, which ATC reads (%(default)s)')
+    parser.add_argument('--uint8', action='store_true', help='the model takes uint8 pixels and normalises them itself')
+    parser.add_argument('--soc', metavar='CHIP', help='chip for the ATC command, e.g. Ascend910A, Ascend310P3')
+    parser.add_argument('--atc-batch-size', type=positive_int, nargs='+', default=[1], metavar='N',
+                        help='batch size of the .om file, or several to choose from at run time (1)')
+
+
+def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.inference import export
+    soc = export.check_soc(args.soc) if args.soc else None
+    loaded = load_model(args)
+    out = export.export(loaded, args.out, args.format, args.opset, args.uint8)
+    is_onnx = (args.format or export.SUFFIXES.get(out.suffix)) == 'onnx'
+    kind = f'ONNX opset {args.opset}' if is_onnx else 'torch.export program'
+    print(f'{out}: {kind}, any batch size; outputs compared with the model at batch sizes '
+          f'{", ".join(map(str, export.CHECKED_BATCH_SIZES))}')
+    if is_onnx:
+        print('\n' + export.atc_command(out, loaded.data_config['input_size'], soc, args.atc_batch_size))
+        print(export.where_is_atc(os.environ), file=sys.stderr)
+        if soc is None:
+            print('Replace SOC by the chip, which `npu-smi info` shows, or name it with --soc.', file=sys.stderr)

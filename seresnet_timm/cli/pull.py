@@ -1,0 +1,22 @@
+"""`seresnet-timm pull`: a model from the Hugging Face Hub."""
+import argparse
+
+from seresnet_timm.argument_parser import ArgumentParser
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.description = (
+        'Download a timm model from the Hugging Face Hub, and compare every file with the hash that the Hub names. If '
+        'the Hub cannot be reached, the verified copy in the cache is used. HF_TOKEN, HF_ENDPOINT, HTTPS_PROXY, '
+        'HF_HOME and HF_HUB_OFFLINE have the same meaning as for huggingface_hub.')
+    parser.add_argument('repo', metavar='ORG/NAME[@REVISION]', help='model on the Hub; branch, tag or commit')
+    parser.add_argument('out', metavar='OUT', nargs='?', help='folder to copy it to; default: it stays in the cache')
+
+
+def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.hub import pull
+    pulled = pull.pull(args.repo, args.out)
+    print(f'{pulled.repo_id}: commit {pulled.commit}{", from the cache" if pulled.cached else ""}')
+    for name, digest in pulled.sha256.items():
+        print(f'  {name:<18} sha256 {digest} verified')
+    print(f'{pulled.folder}\n\n{pull.how_to_use(pulled, args.repo, args.out)}')

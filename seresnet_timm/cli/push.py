@@ -1,0 +1,37 @@
+"""`seresnet-timm push`: a run or a checkpoint to the Hugging Face Hub."""
+import argparse
+
+from seresnet_timm.argument_parser import ArgumentParser, positive_int
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.description = (
+        'Push the weights of a run or of a checkpoint to the Hugging Face Hub, as safetensors with config.json and a '
+        'model card. A missing repository or branch is created, an existing card is kept, and the uploaded files are '
+        'verified. HF_TOKEN, HF_ENDPOINT, HTTPS_PROXY and HF_HOME have the same meaning as for huggingface_hub.')
+    arg = parser.add_argument
+    arg('source', metavar='RUN_OR_FILE', help='output folder of a training (its best checkpoint), or a checkpoint')
+    arg('repo', metavar='ORG/NAME', help='model on the Hub')
+    arg('--license', metavar='ID', help='licence of the weights, e.g. apache-2.0; default: that of the card on the Hub')
+    arg('--model', metavar='NAME', help='architecture, if the file does not tell it')
+    arg('--num-classes', type=positive_int, metavar='N', help='number of classes, if the weights do not tell it')
+    arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
+        help='push the moving average of the weights, or the raw weights; default: for a run the weights whose top-1 '
+             'it reports, for a file the raw ones')
+    arg('--private', action='store_true', help='make the repository private')
+    arg('--revision', metavar='BRANCH', help='branch (main)')
+    arg('--tag', metavar='TAG', help='tag for the new commit')
+    arg('--message', metavar='TEXT', help='commit message')
+
+
+def run(args: argparse.Namespace) -> None:
+    from seresnet_timm import hub
+    pushed = hub.push(
+        args.source, args.repo, license=args.license, model=args.model, num_classes=args.num_classes, ema=args.use_ema,
+        private=args.private, revision=args.revision, tag=args.tag, message=args.message)
+    print(f'{pushed.repo_id}: commit {pushed.commit} on {pushed.revision}')
+    for note in pushed.notes:
+        print(f'  {note}')
+    for name, digest in pushed.sha256.items():
+        print(f'  {name:<18} sha256 {digest} verified on the Hub')
+    print(pushed.url)

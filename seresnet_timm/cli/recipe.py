@@ -1,0 +1,25 @@
+"""`seresnet-timm recipe NAME ...`: a training or evaluation of the ModelZoo. The launcher parses its flags."""
+import argparse
+
+from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.errors import UsageError, did_you_mean
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.leave_unparsed('argv')
+
+
+def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.launch.flags import recipes_dir
+    from seresnet_timm.launch.recipes import RECIPES
+    name = args.argv[0] if args.argv else '--help'
+    if name in ('-h', '--help'):
+        print('usage: seresnet-timm recipe <name> --data_path=DIR [options]   (= bash recipes/<name>.sh ...)\n')
+        for name, recipe in RECIPES.items():
+            print(f'  {name:<22}{recipe.description}  [{recipe.source}]')
+        print(f'\nFiles: {recipes_dir()}')
+        return
+    if name not in RECIPES:
+        raise UsageError(f"Unknown recipe '{name}': {did_you_mean(name, RECIPES)}")
+    from seresnet_timm.launch import run as launch
+    launch.run(RECIPES[name].verb, args.argv[1:], recipe_name=name)

@@ -1,0 +1,14 @@
+"""`seresnet-timm report`: results table and curves of runs."""
+import argparse
+
+from seresnet_timm.argument_parser import ArgumentParser
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.description = 'Print the results table of runs and draw their curves (loss, top-1, learning rate, images/s).'
+    parser.add_argument('run', nargs='+', metavar='RUN', help='output folder of a run')
+
+
+def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.runs import report
+    report.report(args.run)
