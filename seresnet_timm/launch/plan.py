@@ -17,7 +17,8 @@ from seresnet_timm.launch import flags as options
 from seresnet_timm.launch.recipes import CPU_IMAGES, CPU_SIZE, PRESET, RECIPES, Recipe
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as devices_loss_scaler
-from seresnet_timm.timm_scripts.find import Script, find
+from seresnet_timm.runs.settings import Script
+from seresnet_timm.timm_scripts.find import find
 
 
 @dataclass
@@ -269,15 +270,9 @@ def bundled_parser(verb: str, prog: Optional[str] = None) -> arguments_argument_
 
 def _timms_parser(script: Script) -> Tuple[argparse.ArgumentParser, List[Tuple[str, str]]]:
     """Parser of timm's script, with one-sentence errors; and what the patches made of the script."""
-    from seresnet_timm.timm_scripts.load import execute, patched_tree
-    tree, outcomes = patched_tree(script)
-    parser = execute(script, tree).parser
-
-    def error(message: str):
-        raise UsageError(f'{message[:1].upper()}{message[1:]}.')
-    parser.error = error
-    parser.timm_script = script.name
-    return parser, outcomes
+    from seresnet_timm.timm_scripts.load import check, parser_of
+    outcomes = check(script)
+    return parser_of(script), outcomes
 
 
 def _parse(parser: argparse.ArgumentParser, argv: List[str]) -> argparse.Namespace:

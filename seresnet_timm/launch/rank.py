@@ -19,9 +19,10 @@ def job_of(plan) -> Dict[str, Any]:
     script = plan.script
     return {
         'verb': plan.verb,
-        'script': {'name': script.name, 'path': str(script.path) if script.path else None, 'reason': script.reason,
+        'script': {'name': script.name, 'path': script.path, 'reason': script.reason,
                    'sha256': script.sha256, 'tag': script.tag},
         'argv': plan.script_argv,
+        'args': vars(plan.args),
         'device': plan.device,
         'loss_scale': plan.opts.loss_scale,
         'half_weights': plan.opts.amp_level == 'O2' and plan.verb == 'train',
@@ -116,20 +117,15 @@ def _run_bundled(job: Dict[str, Any]) -> None:
 
 
 def _run_timms(job: Dict[str, Any]) -> None:
-    from seresnet_timm.timm_scripts import overrides as script_helpers
-    from seresnet_timm.timm_scripts.find import Script
-    from seresnet_timm.timm_scripts.load import load
+    from seresnet_timm.runs.settings import RunSettings, Script
+    from seresnet_timm.timm_scripts.load import run
 
-    script_helpers.loss_scale = job['loss_scale']
-    script_helpers.half_weights = job['half_weights']
-    script_helpers.fast_jpeg = job['fast_jpeg']
-    script_helpers.fuse_bn = job['fuse_bn']
-    script_helpers.plan = dict(job['plan'], record=job['record'])
-    script = Script(**dict(job['script'], path=Path(job['script']['path'])))
-    module = load(script)
-    collect_no_imports()
-    sys.argv = [str(script.path), *job['argv']]
-    module.main()
+    script = Script(**job['script'])
+    output = job['output_dir'] if job['verb'] == 'train' else job['record'] and str(Path(job['record']).parent)
+    run(RunSettings(
+        verb=job['verb'], script=script, args=job['args'], device=job['device'], loss_scale=job['loss_scale'],
+        amp_level='O2' if job['half_weights'] else None, fast_jpeg=job['fast_jpeg'], fast_step=job['fast_step'],
+        fuse_bn=job['fuse_bn'], output=output), before_main=collect_no_imports)
 
 
 def keep_gloo_alive() -> None:
