@@ -224,14 +224,14 @@ class TrainOverrides(_Overrides):
         saver = _Saver(self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir, task=task,
                        **kwargs)
         data_config = resolve_data_config(vars(args), model=self._model)
-        info = model_info_of(self._model, data_config, self._dataset)
+        info = model_info_of(self._model, data_config, self._dataset).to_dict()
         saver.model_info = info.to_dict()
-        self._record = RunRecord(self.settings, checkpoint_dir, info.to_dict())
+        self._record = RunRecord(self.settings, checkpoint_dir, info)
         if args.resume and engine.is_own_folder(args.resume, checkpoint_dir):
             saver.load_state_dict_from_checkpoint(args.resume)
             start_epoch = args.start_epoch
             if start_epoch is None:
-                start_epoch = read_checkpoint(args.resume)['epoch'] + 1
+                start_epoch = read_checkpoint(args.resume).epoch + 1
             trim_summary(os.path.join(checkpoint_dir, 'summary.csv'), start_epoch)
             self._record.continue_from(start_epoch)
         return saver
@@ -381,7 +381,7 @@ class ValidateOverrides(_Overrides):
         Without: the weights that ModelZoo users have cannot be evaluated, as timm knows its own names only.
         Checked by: test_runs.py evaluates one.
         """
-        load_weights(model, checkpoint_path, self.args.model, use_ema=use_ema)
+        load_weights(model, read_checkpoint(checkpoint_path), self.args.model, use_ema=use_ema)
 
     def create_loader(self, dataset: Dataset, *args, **kwargs) -> Any:
         """Create a loader of this rank's share of the images, which decodes fast (line 329).
@@ -438,8 +438,8 @@ class ValidateOverrides(_Overrides):
         if self.settings.output and (not dist.is_initialized() or dist.get_rank() == 0):
             data_config = resolve_data_config(
                 vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))
-            info = model_info_of(self._model, data_config, self._dataset)
-            self._record = RunRecord(self.settings, self.settings.output, info.to_dict())
+            info = model_info_of(self._model, data_config, self._dataset).to_dict()
+            self._record = RunRecord(self.settings, self.settings.output, info)
             self._record.set_evaluation(dict(
                 images=sums[3], seconds=round(time.perf_counter() - losses.created, 3), top1=sums[0] / count,
                 top5=sums[1] / count, loss=sums[2] / count))
