@@ -6,8 +6,8 @@ belongs to one run: it holds the settings, and what one call leaves for a later 
 
 Line numbers are those of v1.0.28 (train.py 1fb02d26, validate.py 1ff87867).
 """
+import functools
 import logging
-import os
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
@@ -17,11 +17,11 @@ import torch.distributed as dist
 import yaml
 from timm import utils
 from timm.data import create_loader, resolve_data_config
-from timm.optim import create_optimizer_v2
 from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset, IterableDataset
 
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_checkpoint
@@ -30,14 +30,17 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.loaders import sample_seeds, seed_sampler, start_workers
 from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.meters import Throughput, describe_wait
-from seresnet_timm.engine.model_info import model_info_of
-from seresnet_timm.engine.validate import apply_fuse_bn
+from seresnet_timm.engine.evaluate import validate as evaluate_in_training
+from seresnet_timm.engine.forward import Forward
+from seresnet_timm.engine.meters import Throughput, report_epoch
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.errors import UsageError
+from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
+from seresnet_timm.step.fuse_bn import apply_fuse_bn
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.timm_scripts.meters import DeviceMeter, TimedLoader
 
@@ -170,6 +173,7 @@ class TrainOverrides(_Overrides):
         """
         if is_training:
             self._dataset = dataset
+            check_planned_classes(self.settings, dataset)
         self._evaluates = self._evaluates or not is_training
         loader = create_loader(self._decode_fast(dataset, is_training), *args, is_training=is_training, **kwargs)
         if is_training:
@@ -187,8 +191,7 @@ class TrainOverrides(_Overrides):
         Without: the step is slower; nothing is wrong.
         Checked by: test_fast_step.py, the optimizer of timm's script.
         """
-        create = fast_step.create_optimizer if self.settings.fast_step else create_optimizer_v2
-        return create(model, **kwargs)
+        return fast_step.create_optimizer(model, fast=self.settings.fast_step, **kwargs)
 
     def task_class(self, cls: type) -> type:
         """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
@@ -203,8 +206,7 @@ class TrainOverrides(_Overrides):
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
                 device_ids = None
-            if overrides.settings.fast_step:
-                ddp_kwargs = {**ddp_kwargs, **fast_step.ddp_arguments(self.device)}
+            ddp_kwargs = {**ddp_kwargs, **fast_step.ddp_arguments(self.device, overrides.settings.fast_step)}
             result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
             if overrides.settings.half_weights:
                 exchange_in_half(self.get_trainable_module())
@@ -224,16 +226,15 @@ class TrainOverrides(_Overrides):
         saver = _Saver(self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir, task=task,
                        **kwargs)
         data_config = resolve_data_config(vars(args), model=self._model)
-        info = model_info_of(self._model, data_config, self._dataset).to_dict()
-        saver.model_info = info.to_dict()
-        self._record = RunRecord(self.settings, checkpoint_dir, info)
-        if args.resume and engine.is_own_folder(args.resume, checkpoint_dir):
-            saver.load_state_dict_from_checkpoint(args.resume)
-            start_epoch = args.start_epoch
-            if start_epoch is None:
-                start_epoch = read_checkpoint(args.resume).epoch + 1
-            trim_summary(os.path.join(checkpoint_dir, 'summary.csv'), start_epoch)
-            self._record.continue_from(start_epoch)
+        saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
+        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
+        folder, start_epoch = RunFolder(checkpoint_dir), 0
+        if args.resume and folder.owns(args.resume):
+            if self._checkpoint.content.get('saver'):
+                saver.load_state_dict(self._checkpoint.content['saver'])
+            start_epoch = self._checkpoint.epoch + 1 if args.start_epoch is None else args.start_epoch
+            trim_summary(str(folder.summary), start_epoch)
+        self._record.continue_from(start_epoch)
         return saver
 
     def update_summary(self, *args, write_header=None, **kwargs) -> None:
@@ -252,7 +253,7 @@ class TrainOverrides(_Overrides):
         """
         self._add_epoch()
         if not self._has_started and args.resume and not getattr(args, 'no_resume_opt', False):
-            engine.restore_random_state(args, device)
+            engine.restore_random_state(self._checkpoint, args, device)
         self._has_started = True
         if loading.is_fast(loader.dataset):
             loading.set_epoch(loader, epoch)
@@ -265,9 +266,7 @@ class TrainOverrides(_Overrides):
             self._interrupted = True
             raise
         if output_dir is not None:  # the primary process
-            self._figures = dict(epoch=epoch, **throughput.summary())
-            _logger.info(describe_wait(epoch, self._figures, args.workers))
-            engine.report_memory(self._figures, device)
+            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
         self._trained = time.perf_counter()
         self._rng = capture_rng(device)
         return metrics
@@ -279,15 +278,19 @@ class TrainOverrides(_Overrides):
         images that pad uneven ranks twice; the host waits for the device every batch.
         Checked by: test_runs.py, equal results with the bundled script on one and two processes.
         """
-        args.no_prefetcher = not args.prefetcher
+        forward = Forward(device, amp_autocast, model_dtype, args.prefetcher, args.channels_last, args.distributed)
         try:
-            metrics = engine.validate(
-                model, loader, args, device, amp_autocast, model_dtype, log_suffix, logger=logging.getLogger('train'))
+            metrics = evaluate_in_training(model, loader, forward, args, log_suffix)
         except KeyboardInterrupt:
             self._interrupted = True
             raise
         self._rng = capture_rng(device)
         return metrics
+
+    @functools.cached_property
+    def _checkpoint(self) -> Checkpoint:
+        """The checkpoint that the run resumes from."""
+        return read_checkpoint(self.args.resume)
 
     def run_state(self, epoch: int) -> Dict[str, Any]:
         """What a checkpoint needs for an exact resume beside weights and optimizer."""
@@ -390,6 +393,7 @@ class ValidateOverrides(_Overrides):
         Checked by: test_runs.py and test_fast_jpeg.py, equal results with the bundled script.
         """
         self._dataset = dataset
+        check_planned_classes(self.settings, dataset)
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
         return loading.seed_and_speed_up(create_loader(dataset, *args, **kwargs), getattr(self.args, 'seed', 0))
 
@@ -424,8 +428,7 @@ class ValidateOverrides(_Overrides):
 
     def fold_batch_norm(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         self._model = model
-        self.args.fuse_bn = self.settings.fuse_bn
-        return apply_fuse_bn(model, self.args, device)
+        return apply_fuse_bn(model, self.settings, _logger if utils.is_primary(self.args) else None)
 
     def means_over_ranks(self, top1: DeviceMeter, top5: DeviceMeter, losses: DeviceMeter) -> Tuple[float, float]:
         """top1 and top5 over the images of all ranks; the run's folder, if there is one, gets a record of them."""
