@@ -78,10 +78,11 @@ def convert(
                 'architecture': arch, 'num_classes': info.num_classes, 'epochs': checkpoint.epochs,
                 'metric': checkpoint.metric, INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
             write_safetensors(weights, tmp, {k: str(v) for k, v in metadata.items() if v is not None})
-        elif to == 'modelzoo':
-            torch.save(as_modelzoo(weights, checkpoint.epochs, checkpoint.metric), tmp)
         else:
-            torch.save(as_timm(weights, arch, checkpoint.epochs, checkpoint.metric, info), tmp)
+            content = (as_modelzoo(weights, checkpoint.epochs, checkpoint.metric) if to == 'modelzoo' else
+                       as_timm(weights, arch, checkpoint.epochs, checkpoint.metric, info))
+            with open(tmp, 'wb') as f:  # torch would write a path's name into the archive, here a random one
+                torch.save(content, f)
     return inspection.inspect(target)
 
 
@@ -118,6 +119,19 @@ def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dic
     weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     sha256 = {SHA256_KEY: weights_sha256(weights)}
     save_file(weights, path, metadata={'format': 'pt', **metadata, **sha256})
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: str) -> None:
+    """Bring the metadata of safetensors, whose order is random, into an order: equal weights make equal files."""
+    with open(path, 'r+b') as f:
+        size = int.from_bytes(f.read(8), 'little')
+        header = json.loads(f.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+        if len(text) <= size:
+            f.seek(8)
+            f.write(text.ljust(size))
 
 
 def as_timm(

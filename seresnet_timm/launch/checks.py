@@ -16,7 +16,7 @@ from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import describe_difference
+from seresnet_timm.engine.model_info import describe_other_classes
 from seresnet_timm.errors import UsageError, did_you_mean
 from seresnet_timm.models.create import check_model_name, create_from_args
 from seresnet_timm.runs.settings import RunSettings
@@ -125,7 +125,7 @@ def check_train_weights(run: Checked) -> Iterator[str]:
             checkpoint = read_checkpoint(path)
             yield from _misfit(run, checkpoint, flag, use_ema=flag == 'initial_checkpoint')
             if flag == 'resume':
-                yield from _other_classes(run, checkpoint)
+                yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
     if args.pretrained_path:
         read_checkpoint(args.pretrained_path)  # the head adapts, timm checks the rest
 
@@ -135,7 +135,7 @@ def check_checkpoint(run: Checked) -> Iterator[str]:
     if path and not os.path.isdir(path):
         checkpoint = read_checkpoint(path)
         yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
-        yield from _other_classes(run, checkpoint)
+        yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
 
 
 def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Iterator[str]:
@@ -154,18 +154,6 @@ def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> I
     elif flag == 'resume' and weights.keys() != clean_state_dict(checkpoint.weights).keys():
         yield (f'Checkpoint {checkpoint.path} names its weights as the ModelZoo does, whose optimizer state does not '
                'carry over: start from it with --initial-checkpoint instead of --resume.')
-
-
-def _other_classes(run: Checked, checkpoint: Checkpoint) -> Iterator[str]:
-    """Class names of a checkpoint that are not those of the data: labels would mean other classes."""
-    names, data = checkpoint.info.class_names, run.settings.class_names
-    if names is None or data is None:
-        return
-    difference = describe_difference(names, data)
-    if difference:
-        yield (f'Checkpoint {checkpoint.path} was trained on other classes than {run.args.data_dir} has '
-               f'({difference}): name the data that it belongs to with --data-dir, or rename the class folders, or '
-               'give the order of its classes with --class-map.')
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
