@@ -65,9 +65,9 @@ def pull_from_cache(repo_id: str, revision: Optional[str], error: BaseException,
     why = reason(error)
     cache = cache_folder(repo_id)
     ref = cache / 'refs' / (revision or constants.DEFAULT_REVISION)
-    commit = ref.read_text().strip() if ref.is_file() else revision
-    folder = cache / 'snapshots' / commit if commit and is_commit(commit) else None
-    names = [p.name for p in folder.iterdir()] if folder is not None and folder.is_dir() else []
+    commit = ref.read_text().strip() if ref.is_file() else revision or ''
+    folder = cache / 'snapshots' / commit
+    names = [p.name for p in folder.iterdir()] if is_commit(commit) and folder.is_dir() else []
     if CONFIG not in names or with_weights and not any(n in names for n in WEIGHTS):
         wanted = f'{repo_id}@{revision}' if revision else repo_id
         raise RunError(f'{wanted} is not in the cache ({constants.HF_HUB_CACHE}), and {why}. {remedy(error)}')

@@ -83,7 +83,7 @@ def say(text: str) -> None:
 @contextmanager
 def time_limit() -> Iterator[None]:
     """Set a time limit for huggingface_hub's requests without one; its versions that use `requests` cannot have it."""
-    session = huggingface_hub.get_session() if hasattr(huggingface_hub, 'get_session') else None
+    session: Any = huggingface_hub.get_session() if hasattr(huggingface_hub, 'get_session') else None
     if not hasattr(session, 'timeout'):
         yield
         return

@@ -93,7 +93,7 @@ def explain(error: BaseException, repo_id: str, doing: str) -> Optional[str]:
     if isinstance(error, OfflineModeIsEnabled):
         return f'{repo_id} cannot be reached, as HF_HUB_OFFLINE is set: unset it to {doing}.'
     status = status_of(error)
-    if status is not None:
+    if status is not None and isinstance(error, HfHubHTTPError):
         return _explain_answer(error, status, repo_id, doing)
     if is_network(error):
         return f'{repo_id}: {reason(error)}. {remedy(error)}'
@@ -180,7 +180,7 @@ def remedy(error: BaseException) -> str:
 
 def _wait(error: BaseException) -> str:
     """The time that the Hub asks to wait, from `Retry-After` or `RateLimit` (r=requests left, t=seconds)."""
-    headers = error.response.headers
+    headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
     seconds = headers.get('Retry-After', '')
     if not seconds.isdigit():
         found = re.search(r'\bt=(\d+)', headers.get('RateLimit', ''))

@@ -95,16 +95,17 @@ def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
 
 
 def _pull_from_hub(repo_id: str, info: ModelInfo, token: Optional[str], with_weights: bool) -> Pulled:
-    if not is_commit(info.sha or ''):
+    commit = info.sha or ''
+    if not is_commit(commit):
         raise RunError(f'{repo_id}: the Hub at {constants.ENDPOINT} names no commit: use another HF_ENDPOINT.')
     siblings = {s.rfilename: s for s in info.siblings or []}
     sha256, folder = {}, Path()
     for name in choose_files(repo_id, list(siblings), with_weights):
         expected = digest_on_hub(repo_id, siblings[name])
-        path = _download_verified(repo_id, name, info.sha, expected, token)
+        path = _download_verified(repo_id, name, commit, expected, token)
         sha256[name] = expected.value if expected.kind == 'sha256' else digest_of(path, 'sha256').value
         folder = path.parent
-    return Pulled(repo_id, info.sha, folder, sha256, read_config(repo_id, folder))
+    return Pulled(repo_id, commit, folder, sha256, read_config(repo_id, folder))
 
 
 def _download_verified(repo_id: str, name: str, commit: str, expected: Digest, token: Optional[str]) -> Path:

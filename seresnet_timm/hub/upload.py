@@ -77,7 +77,8 @@ def read_source(
     if model is not None:
         check_model_name(model)
         info = replace(info, name=model)
-    if info.name is None:
+    name = info.name
+    if name is None:
         raise UsageError(f'{path} does not tell which model it is: name its architecture with --model.')
     if num_classes is not None and num_classes != info.num_classes:
         info = replace(info, num_classes=num_classes, class_names=None)
@@ -92,11 +93,11 @@ def read_source(
                '; --use-ema takes their moving average')
         notes.append(f'weights: the {chosen}{why if use_ema is None else ""}')
 
-    shapes = create_from_info(info, str(path), meta=True, folder=folder_of(info.name, with_weights=False))
+    shapes: Any = create_from_info(info, str(path), meta=True, folder=folder_of(name, with_weights=False))
     weights = weights_for(checkpoint, shapes, takes_ema)
-    misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(info.name))
+    misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(name))
     if misfit:
-        raise UsageError(f'Checkpoint {path} does not fit {info.name}: {misfit}.')
+        raise UsageError(f'Checkpoint {path} does not fit {name}: {misfit}.')
     if class_names is not None:
         info = replace(info, class_names=read_class_names(class_names, shapes.num_classes))
     elif info.class_names is None:

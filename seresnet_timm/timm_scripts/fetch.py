@@ -48,7 +48,7 @@ def fetch(
     """
     tag = tag or known.tag_for_installed_timm()[0]
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]*', tag):
-        raise UsageError(f"{tag!r} is not a release tag of timm: tags look like {known.NEWEST}.")
+        raise UsageError(f'{tag!r} is not a release tag of timm: tags look like {known.NEWEST}.')
     expected = known.SHA256.get(tag) or sha256
     if not expected:
         raise UsageError(f'The scripts of timm {tag} are not known here (known: {", ".join(known.SHA256)}): give their '

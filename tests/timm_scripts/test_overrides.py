@@ -52,7 +52,7 @@ def test_known_scripts_are_accepted(tag, file):
     ('train.py', 'from timm.models import create_model', 'from timm import models',
      'create_model', 'is not defined at module level'),
     ('train.py', 'model = create_model(', 'model = make_model(', 'create_model', 'main() does not call `create_model`'),
-    ('train.py', "    device = utils.init", "    create_loader = partial(create_loader)\n    device = utils.init",
+    ('train.py', '    device = utils.init', '    create_loader = partial(create_loader)\n    device = utils.init',
      'create_loader', 'has a local `create_loader`'),
     ('train.py', 'saver = utils.CheckpointSaver(', 'saver = Saver(', 'utils.CheckpointSaver', 'does not call'),
     ('train.py', 'utils.CheckpointSaver(\n            model=model, optimizer', 'utils.CheckpointSaver(\n            model, '
@@ -92,7 +92,7 @@ def test_arguments_known_only_at_run_time_are_accepted(tmp_path):
 
 def test_a_script_that_is_not_known_is_checked_without_executing_it(tmp_path, monkeypatch):
     source = (SMALL / 'train.py').read_text().replace(
-        "_logger = logging", "open('executed', 'w').close()\n_logger = logging", 1)
+        '_logger = logging', "open('executed', 'w').close()\n_logger = logging", 1)
     monkeypatch.chdir(tmp_path)
     check_source(tmp_path, 'train.py', source)
     script = find('train.py', str(tmp_path))
