@@ -99,7 +99,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
 
     group = parser.add_argument_group('Learning rate schedule')
     arg = group.add_argument
-    arg('--sched', default='cosine', metavar='NAME', help="a timm schedule: cosine, tanh, step, multistep, poly, wsd ...")
+    arg('--sched', default='cosine', metavar='NAME', help='a timm schedule: cosine, tanh, step, multistep, poly, wsd')
     arg('--sched-on-updates', action='store_true', help='step the schedule every update, not every epoch')
     arg('--lr', type=float, help='learning rate; without it lr-base x global batch size / lr-base-size')
     arg('--lr-base', type=float, default=0.1)
