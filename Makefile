@@ -34,11 +34,15 @@ test-npu:
 test-slow:
 	$(MAKE) test TESTS=slow
 
+# style, layers of imports, recipes, types: all settings are in pyproject.toml
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck recipes/*.sh .ci/run
+	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NPU_VENV) $(DEMO) build dist *.egg-info seresnet_timm/data/_jpeg*.so
+	rm -rf $(VENV) $(NPU_VENV) $(DEMO) build dist *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so
 
 $(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c
 	$(PYTHON) -m venv $(VENV)

@@ -1,14 +1,13 @@
-"""`seresnet-timm bench data`: images/s a core of the loader against timm's own, in the same run
+"""Input pipeline: images/s per core of the loader against timm's loader, in the same run (`seresnet-timm bench data`)
 
-Every round takes the contenders in turn over the same files: timm's loader, this package's with each decoder, and the
-bare decode of what the crops need, the limit. What is measured is the CPU time of one process (all its threads), from
-the file to the collated uint8 batch, so that neither other programs nor the number of cores matter; the figure of a
-contender is the median of its rounds, a ratio is the median of the rounds' ratios. Normalisation belongs to the device
-and is in nobody's time.
+Each round runs all contenders in turn over the same files: timm's loader, this package's loader with each decoder, and
+as the limit the decoding alone of what the crops need. The measure is the CPU time of one process (all its threads),
+from the file to the collated uint8 batch, so that neither other programs nor the number of cores matter. The figure of
+a contender is the median of its rounds, a ratio is the median of the rounds' ratios. Normalisation runs on the device
+and is not measured.
 """
 import math
 import os
-import platform
 import random
 import resource
 import statistics
@@ -17,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
+
+import measure
 
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError
@@ -38,8 +39,8 @@ def main(argv: List[str]) -> None:
     """
     parser = ArgumentParser(
         prog='seresnet-timm bench data',
-        description="Measure images/s a core of the loader against timm's own in the same run, on ImageNet-like JPEGs "
-                    '(nine of ten about 500x375 near 100 KB, the tenth 1600x1200) or on your own.')
+        description="Measure images/s per core of the loader against timm's loader in the same run, on ImageNet-like "
+                    'JPEGs (nine of ten about 500x375 near 100 KB, the tenth 1600x1200) or on your own images.')
     parser.add_argument('--data-dir', metavar='DIR', help='your own images: an ImageNet-style tree, its train folder')
     parser.add_argument('--images', type=int, default=200, metavar='N', help='number of images (200)')
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds; medians are over them (5)')
@@ -54,13 +55,12 @@ def main(argv: List[str]) -> None:
     for name in ('images', 'rounds', 'img_size', 'batch_size'):
         if getattr(args, name) < 1:
             raise UsageError(f'--{name.replace("_", "-")} is at least 1, got {getattr(args, name)}.')
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise UsageError(f'Cannot write {args.json}: its folder does not exist.')
+    measure.check_json(args.json)
 
     import torch
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as folder:
-        report = measure(args, folder)
+        report = run(args, folder)
     print_report(report)
     if args.json:
         write_json(args.json, report)
@@ -68,7 +68,7 @@ def main(argv: List[str]) -> None:
 
 # --- what is measured -------------------------------------------------------------------------------------------------
 
-def measure(args, folder: str) -> Dict[str, Any]:
+def run(args, folder: str) -> Dict[str, Any]:
     """Run all rounds.
 
     Returns:
@@ -90,7 +90,7 @@ def measure(args, folder: str) -> Dict[str, Any]:
     decoders = jpeg.decoders() + (jpeg.PILLOW,)
 
     report = {
-        'bench': 'data', 'date': time.strftime('%Y-%m-%d'), 'machine': machine(), 'versions': versions(),
+        **measure.report_head('data'), 'versions': versions(),
         'images': {'count': len(files), 'mean_bytes': round(statistics.mean(map(len, files))), 'source': source},
         'img_size': args.img_size, 'rounds': args.rounds, 'target': args.target, 'modes': {}, 'psnr': {}, 'workers': {},
     }
@@ -107,7 +107,7 @@ def measure(args, folder: str) -> Dict[str, Any]:
 
 
 def _link_some(root: str, folder: Path, count: int) -> None:
-    """Link images of a tree, evenly taken, into a folder, so that all contenders have just these."""
+    """Link images of a tree, evenly spaced, into a folder, so that all contenders read the same."""
     from timm.data import create_dataset
     if not Path(root).is_dir():
         raise UsageError(f'Dataset {root} is not a folder: --data-dir takes an ImageNet-style tree.')
@@ -158,7 +158,7 @@ def _loader(args, dataset, mode: str, decoder) -> Callable[[int], None]:
     return run
 
 
-def _cuts(files: List[bytes], mode: str, img_size: int, round_number: int) -> List[Tuple[bytes, Any]]:
+def _crops(files: List[bytes], mode: str, img_size: int, round_number: int) -> List[Tuple[bytes, Any]]:
     from timm.data import create_transform
 
     from seresnet_timm.data.fast_jpeg import Pipeline
@@ -172,17 +172,17 @@ def _cuts(files: List[bytes], mode: str, img_size: int, round_number: int) -> Li
 
 
 def _bare_decode(args, files: List[bytes], mode: str) -> Callable[[int], None]:
-    """Decoding alone of the crops' regions at the DCT scale that suffices; without the C extension of whole images."""
+    """Decode only the crops' regions at the DCT scale that suffices; without the C extension, whole images."""
     from seresnet_timm.data import jpeg
-    cuts = {}
+    crops = {}
 
     def prepare(round_number: int) -> None:
-        cuts[round_number] = _cuts(files, mode, args.img_size, round_number)
+        crops[round_number] = _crops(files, mode, args.img_size, round_number)
 
     def run(round_number: int) -> None:
-        for data, cut in cuts[round_number]:
+        for data, crop in crops[round_number]:
             if jpeg._jpeg is not None:
-                jpeg._jpeg.decode(data, None, cut.box, cut.size, cut.window)
+                jpeg._jpeg.decode(data, None, crop.box, crop.size, crop.window)
             elif jpeg.simplejpeg is not None:
                 jpeg.simplejpeg.decode_jpeg(data)
             else:
@@ -192,7 +192,7 @@ def _bare_decode(args, files: List[bytes], mode: str) -> Callable[[int], None]:
 
 
 def rates(contenders: Dict[str, Callable[[int], None]], count: int, rounds: int) -> Dict[str, Dict[str, Any]]:
-    """Images a second of CPU time, and ratios to timm's; one round more than `rounds` warms up."""
+    """Images per second of CPU time, and ratios to timm's loader, after a round that is not measured."""
     seconds: Dict[str, List[float]] = {name: [] for name in contenders}
     for round_number in range(rounds + 1):
         for name, run in contenders.items():
@@ -203,11 +203,11 @@ def rates(contenders: Dict[str, Callable[[int], None]], count: int, rounds: int)
             if round_number:
                 seconds[name].append(time.process_time() - start)
     result = {}
-    for name, own in seconds.items():
+    for name, times in seconds.items():
         result[name] = {
-            'images_per_core_second': round(count / statistics.median(own), 1),
-            'ratio': round(statistics.median(t / s for t, s in zip(seconds['timm'], own)), 3),
-            'ratios': [round(t / s, 3) for t, s in zip(seconds['timm'], own)],
+            'images_per_core_second': round(count / statistics.median(times), 1),
+            'ratio': round(statistics.median(t / s for t, s in zip(seconds['timm'], times)), 3),
+            'ratios': [round(t / s, 3) for t, s in zip(seconds['timm'], times)],
         }
     return result
 
@@ -219,17 +219,17 @@ def quality(files: List[bytes], decoder, img_size: int) -> Dict[str, float]:
 
     from seresnet_timm.data import jpeg
     values = []
-    for data, cut in _cuts(files, 'train', img_size, 0):
-        own = decoder.decode(data, cut, False)
-        if own is not None:
-            values.append(psnr(own, np.asarray(jpeg.crop_and_resize(jpeg.open_image(data, 'RGB'), cut))))
+    for data, crop in _crops(files, 'train', img_size, 0):
+        decoded = decoder.decode(data, crop, False)
+        if decoded is not None:
+            values.append(psnr(decoded, np.asarray(jpeg.crop_and_resize(jpeg.open_image(data, 'RGB'), crop))))
     if not values:
         return {'images': 0}
     return {'images': len(values), 'mean': round(statistics.mean(values), 1), 'min': round(min(values), 1)}
 
 
 def compare_workers(args, dataset) -> Dict[str, Dict[str, float]]:
-    """CPU (of all processes) and wall milliseconds an image of the training loader, with threads and with processes."""
+    """CPU (all processes) and wall milliseconds per image of the training loader, with threads and with processes."""
     from seresnet_timm.data import jpeg, loading
     kinds = {'timm, processes': (None, False)}
     for decoder in jpeg.decoders():
@@ -267,29 +267,11 @@ def _cpu_of(loader) -> float:
 
 # --- report -----------------------------------------------------------------------------------------------------------
 
-def machine() -> Dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                model = line.split(':', 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return {'cpu': model, 'architecture': platform.machine(), 'cores': os.cpu_count(), 'system': platform.platform()}
-
-
 def versions() -> Dict[str, str]:
     import PIL
-    import timm
-    import torch
 
-    import seresnet_timm
     from seresnet_timm.data import jpeg
-    found = {
-        'seresnet_timm': seresnet_timm.__version__, 'timm': timm.__version__, 'torch': torch.__version__,
-        'pillow': PIL.__version__, 'python': platform.python_version(),
-    }
+    found = {**measure.versions(), 'pillow': PIL.__version__}
     if jpeg.simplejpeg is not None:
         found['simplejpeg'] = jpeg.simplejpeg.__version__
     if jpeg._jpeg is not None:
@@ -309,7 +291,7 @@ def print_report(report: Dict[str, Any], file=None) -> None:
         print(f'\n{title + " at " + str(report["img_size"]):<40}{"images/s/core":>14}{"x timm":>8}{"goal":>6}'
               f'{f"cores for {target:g}/s":>20}', file=file)
         for name, row in rows.items():
-            label = {'timm': "timm's loader", 'limit': 'limit: bare decode'}.get(name) or LEVELS[name]
+            label = {'timm': "timm's loader", 'limit': 'limit: decoding alone'}.get(name) or LEVELS[name]
             goal = GOALS[mode].get(name)
             print(f'  {label:<38}{row["images_per_core_second"]:>14.1f}{row["ratio"]:>8.2f}'
                   f'{goal or "":>6}{math.ceil(target / row["images_per_core_second"]):>20}', file=file)
@@ -320,7 +302,7 @@ def print_report(report: Dict[str, Any], file=None) -> None:
             print(f'  {LEVELS[name]:<38}mean {row["mean"]} (goal {mean}), minimum {row["min"]} (goal {least}), '
                   f'n = {row["images"]}', file=file)
     if report['workers']:
-        print('\nworkers, training: ms an image', file=file)
+        print('\nworkers, training: ms per image', file=file)
         for name, row in report['workers'].items():
             print(f'  {name:<38}CPU {row["cpu_ms"]:.3f}, wall {row["wall_ms"]:.3f}', file=file)
 

@@ -1,9 +1,9 @@
-"""`seresnet-timm bench end2end`: whole trainings, from the files on, against timm's train.py in the same run
+"""Whole trainings from image files, against timm's train.py in the same run (`seresnet-timm bench end2end`)
 
-Both are processes of their own with equal flags: timm's script of `--timm-scripts` with timm's `seresnet50`, and this
-package's launcher with `seresnet50_ascend`, each with its defaults. What is measured is the CPU time of the process and
-its loader workers from start to exit, imports and evaluation included, and on devices wall time; rounds take turns, a
-ratio is the median of the rounds' ratios.
+Each training is a process, with the same flags: timm's script of `--timm-scripts` with timm's `seresnet50`, and this
+package's launcher with `seresnet50_ascend`, each with its defaults. The measure is the CPU time of the process and its
+loader workers from start to exit, with imports and evaluation; on devices it is wall time. The contenders take turns in
+each round, a ratio is the median of the rounds' ratios.
 """
 import os
 import statistics
@@ -25,7 +25,7 @@ def main(argv: List[str]) -> None:
     """Measure, and print a table.
 
     Raises:
-        UsageError: timm's script is not there, or the report cannot be written.
+        UsageError: timm's script is not found, or the report cannot be written.
         RunError: A training failed.
     """
     parser = ArgumentParser(
@@ -34,19 +34,19 @@ def main(argv: List[str]) -> None:
                     'after --, and go to both.')
     parser.add_argument('--timm-scripts', metavar='DIR', default=os.environ.get('TIMM_SCRIPTS') or None,
                         help="folder of timm's train.py (TIMM_SCRIPTS)")
-    parser.add_argument('--data-dir', metavar='DIR', help='ImageNet-style tree; default: JPEGs drawn for this')
-    parser.add_argument('--images', type=int, default=64, metavar='N', help='JPEGs to draw (64)')
+    parser.add_argument('--data-dir', metavar='DIR', help='ImageNet-style tree; default: generated JPEGs')
+    parser.add_argument('--images', type=int, default=64, metavar='N', help='JPEGs to generate (64)')
     parser.add_argument('--device', default='cpu', metavar='D', help='cpu, cuda or npu (cpu)')
     parser.add_argument('--model', default='seresnet50_ascend', metavar='M', help='model of this package')
-    parser.add_argument('--rival', default='seresnet50', metavar='M', help="model of timm's")
+    parser.add_argument('--timm-model', '--rival', default='seresnet50', metavar='M', help='timm model to compare with')
     parser.add_argument('-b', '--batch-size', type=int, default=16, metavar='N', help='16')
     parser.add_argument('--img-size', type=int, default=224, metavar='N', help='224')
     parser.add_argument('-j', '--workers', type=int, default=1, metavar='N', help='loader workers (1)')
     parser.add_argument('--epochs', type=int, default=1, metavar='N', help='1')
     parser.add_argument('--rounds', type=int, default=3, metavar='N', help='rounds; medians are over them (3)')
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
-    own_argv, more = (argv[:argv.index('--')], argv[argv.index('--') + 1:]) if '--' in argv else (argv, [])
-    args = parser.parse_args(own_argv)
+    argv, more = (argv[:argv.index('--')], argv[argv.index('--') + 1:]) if '--' in argv else (argv, [])
+    args = parser.parse_args(argv)
     measure.check_json(args.json)
     if not args.timm_scripts or not (Path(args.timm_scripts) / 'train.py').is_file():
         raise UsageError("--timm-scripts names the folder of timm's train.py: `seresnet-timm scripts fetch` gets it "
@@ -62,7 +62,7 @@ def main(argv: List[str]) -> None:
 
 
 def draw_images(folder: Path, count: int) -> Path:
-    """Write JPEGs of 500x375 and about 100 KB in two classes; the eighth part of them again for evaluation."""
+    """Write JPEGs of 500x375 and about 100 KB in two classes; an eighth of that number for evaluation."""
     import numpy as np
     from PIL import Image
     rng = np.random.default_rng(0)
@@ -88,9 +88,9 @@ def commands(args, more: List[str], data: str, folder: str) -> Dict[str, List[st
         return [sys.executable, *start, *flags, '--output', os.path.join(folder, name)]
     package = ('-m', 'seresnet_timm', 'train', '--model', args.model)
     return {
-        'timm': command('timm', os.path.join(args.timm_scripts, 'train.py'), '--model', args.rival),
-        'own, bundled': command('bundled', *package, '--scripts', 'bundled'),
-        "own, timm's script": command('own', *package, '--scripts', args.timm_scripts),
+        'timm': command('timm', os.path.join(args.timm_scripts, 'train.py'), '--model', args.timm_model),
+        'seresnet_timm, bundled script': command('bundled', *package, '--scripts', 'bundled'),
+        "seresnet_timm, timm's script": command('seresnet_timm', *package, '--scripts', args.timm_scripts),
     }
 
 
@@ -122,14 +122,15 @@ def run(args, more: List[str], data: str, folder: str) -> Dict[str, Any]:
 def print_report(report: Dict[str, Any]) -> None:
     s = report['settings']
     kind = s['device'].partition(':')[0]
-    unit = 'images/s a core' if report['clock'] == 'cpu' else 'images/s'
+    unit = 'images/s per core' if report['clock'] == 'cpu' else 'images/s'
     measure.print_head(report)
     print(f'{s["device"]}, {report["images"]} images of {s["img_size"]} pixels, -b {s["batch_size"]}, whole processes '
-          f'by {report["clock"]} time, n = {s["rounds"]} rounds in turn; timm: {s["rival"]}, own: {s["model"]}\n')
-    print(f'{"":<22}{unit:>18}{"x timm":>10}{"goal":>9}{"seconds":>12}')
+          f'by {report["clock"]} time, n = {s["rounds"]} rounds in turn; timm: {s["timm_model"]}, seresnet_timm: '
+          f'{s["model"]}\n')
+    print(f'{"":<32}{unit:>18}{"x timm":>10}{"goal":>9}{"seconds":>12}')
     for name, row in report['processes'].items():
         goal = f'>= {GOALS[kind]}' if name != 'timm' and kind in GOALS else ''
-        print(f'{name:<22}{row["images_per_second"]:>18.3f}{row["ratio"]:>10.3f}{goal:>9}'
+        print(f'{name:<32}{row["images_per_second"]:>18.3f}{row["ratio"]:>10.3f}{goal:>9}'
               f'{statistics.median(row["seconds"]):>12.1f}')
 
 

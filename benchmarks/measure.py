@@ -1,4 +1,4 @@
-"""What the benches of the step and of whole runs share: rounds in turn, medians, processes, machine and versions."""
+"""Shared by the benchmarks: rounds in turn, medians, processes, machine and versions."""
 import os
 import platform
 import resource
@@ -34,9 +34,9 @@ def interleave(contenders: Dict[str, Callable[[], float]], rounds: int) -> Dict[
     return times
 
 
-def ratio(rival: Sequence[float], own: Sequence[float]) -> float:
+def ratio(reference: Sequence[float], measured: Sequence[float]) -> float:
     """How many times faster: the median of the rounds' ratios."""
-    return round(statistics.median(r / o for r, o in zip(rival, own)), 3)
+    return round(statistics.median(r / m for r, m in zip(reference, measured)), 3)
 
 
 def machine() -> Dict[str, Any]:
@@ -44,31 +44,32 @@ def machine() -> Dict[str, Any]:
     if sys.platform == 'linux':
         lines = Path('/proc/cpuinfo').read_text().splitlines()
         cpu = next((line.partition(': ')[2] for line in lines if line.startswith('model name')), cpu)
-    return {'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.platform()}
+    return {
+        'cpu': cpu, 'architecture': platform.machine(), 'cores': os.cpu_count(), 'system': platform.platform()}
 
 
 def versions() -> Dict[str, str]:
     import timm
     import torch
 
-    import seresnet_timm
-    return {'seresnet_timm': seresnet_timm.__version__, 'timm': timm.__version__, 'torch': torch.__version__,
+    from seresnet_timm.version import __version__
+    return {'seresnet_timm': __version__, 'timm': timm.__version__, 'torch': torch.__version__,
             'python': platform.python_version()}
 
 
-def report_head(bench: str) -> Dict[str, Any]:
-    return {'bench': bench, 'date': time.strftime('%Y-%m-%d'), 'machine': machine(), 'versions': versions()}
+def report_head(benchmark: str) -> Dict[str, Any]:
+    return {'benchmark': benchmark, 'date': time.strftime('%Y-%m-%d'), 'machine': machine(), 'versions': versions()}
 
 
 def print_head(report: Dict[str, Any]) -> None:
-    print(f'{report["bench"]}, {report["date"]}: {report["machine"]["cpu"]}, {report["machine"]["cores"]} cores; '
+    print(f'{report["benchmark"]}, {report["date"]}: {report["machine"]["cpu"]}, {report["machine"]["cores"]} cores; '
           + ', '.join(f'{k} {v}' for k, v in report['versions'].items()))
 
 
 # --- whole processes --------------------------------------------------------------------------------------------------
 
 def run_process(command: Sequence[str], env: Optional[Dict[str, str]] = None) -> Dict[str, float]:
-    """Run a command to its end.
+    """Run a command until it ends.
 
     Returns:
         `wall` and `cpu` seconds (all threads and child processes).
@@ -93,7 +94,7 @@ def run_until(command: Sequence[str], text: str, env: Optional[Dict[str, str]] =
         `wall` and `cpu` seconds of the process up to there (Linux).
 
     Raises:
-        RunError: It ended without.
+        RunError: It ended without printing it.
     """
     start = time.perf_counter()
     with subprocess.Popen(list(command), env={**os.environ, **(env or {})}, stdout=subprocess.PIPE,

@@ -23,7 +23,7 @@ def photographs() -> List[Image.Image]:
         from sklearn.datasets import load_sample_images
     except ImportError:
         raise UsageError("The test images are made of scikit-learn's photographs: pip install scikit-learn, or name "
-                         'your own with --data-dir.')
+                         'a folder of images with --data-dir.')
     found = [Image.fromarray(image) for image in load_sample_images().images]
     try:
         import skimage

@@ -1,10 +1,10 @@
-"""How much faster training reads a prepared copy: timm's own loader on both trees, in turns, CPU time of one process.
+"""How much faster training reads a prepared copy: timm's loader on both trees in turn, CPU time of one process.
 
     python benchmarks/prepare.py                     # 480 images in ImageNet's sizes, made from two photographs
     python benchmarks/prepare.py --src ImageNet      # a sample of your own tree
 
-Prints images a second and core on the source and on each copy, and the ratio: the median over the rounds, in each of
-which every tree is read once, one after the other. Loading is decoding, random crop to 224, flip and collation, as for
+Prints images/s per core on the source and on each copy, and the ratio: the median over the rounds. Each round reads
+every tree once, one after the other. Loading is decoding, random crop to 224, flip and collation, as for
 the ModelZoo's recipe, without worker processes; everything is in the page cache.
 """
 import argparse
@@ -25,13 +25,13 @@ from typing import Dict, List
 
 os.environ['OMP_NUM_THREADS'] = '1'
 
-import PIL  # noqa: E402
-import timm  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from timm.data import create_dataset, create_loader  # noqa: E402
+import PIL
+import timm
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
 
-from seresnet_timm.datasets.prepare import prepare  # noqa: E402
+from seresnet_timm.datasets.prepare import prepare
 
 # share, size and bytes of ImageNet's typical and large images
 KINDS = ((0.9, (500, 375), 100_000), (0.1, (1600, 1200), 530_000))
@@ -75,7 +75,7 @@ def make_loader(root: Path, is_training: bool):
         num_workers=0, use_prefetcher=True, device=torch.device('cpu'), persistent_workers=False)
 
 
-def cpu_seconds_an_image(loader) -> float:
+def cpu_seconds_per_image(loader) -> float:
     count, start = 0, time.process_time()
     for batch, _ in loader:
         count += len(batch)
@@ -113,10 +113,10 @@ def main() -> None:
             loaders = {name: make_loader(root, what == 'training') for name, root in trees.items()}
             times: Dict[str, List[float]] = {name: [] for name in trees}
             for loader in loaders.values():
-                cpu_seconds_an_image(loader)  # page cache, and the libraries' first use
+                cpu_seconds_per_image(loader)  # page cache, and the libraries' first use
             for _ in range(args.rounds):
                 for name, loader in loaders.items():
-                    times[name].append(cpu_seconds_an_image(loader))
+                    times[name].append(cpu_seconds_per_image(loader))
             for name in trees:
                 ratios = [a / b for a, b in zip(times['source'], times[name])]
                 result.setdefault(name, {'MB': sum(f.stat().st_size for f in trees[name].rglob('*')) / 1e6}).update({

@@ -12,10 +12,10 @@ Nothing here has run on an NPU. A step of N devices takes
     share S / g
   * exposed: what the backward pass does not hide: the all-reduce less `overlap` of the backward pass, and at least that
     of the last bucket, which is ready only when the backward pass is over
-  * overhead: what the host costs (loader, launch, waiting for the slowest rank), the same at every N > 1. It is the one
-    unknown, and is solved for from a published efficiency
+  * overhead: what the host costs (loader, launch, waiting for the slowest rank), the same at every N > 1; the only
+    unknown, computed from a published efficiency
 
-It is an upper bound: slower nodes, congestion and a file system that many nodes read from are not in it.
+It is an upper bound: it leaves out slower nodes, congestion and a file system that many nodes read from.
 """
 import argparse
 from typing import List, NamedTuple, Optional
@@ -24,7 +24,7 @@ MB = 1e6
 
 
 class Link(NamedTuple):
-    """alpha: seconds a message; beta: bytes a second of one device, one way."""
+    """alpha: seconds per message; beta: bytes per second of one device, one way."""
     alpha: float
     beta: float
 
@@ -90,12 +90,12 @@ def main(argv: Optional[List[str]] = None) -> None:
     arg('-b', '--batch-size', type=int, default=128, help='of one device (128)')
     arg('--hccs', type=float, default=30., help='GB/s of one device within a node, one way (30, assumed)')
     arg('--roce', type=float, default=10., help='GB/s of one device between nodes, one way (10 of 12.5, assumed)')
-    arg('--hccs-alpha', type=float, default=10., help='microseconds a message (10, assumed)')
-    arg('--roce-alpha', type=float, default=30., help='microseconds a message (30, assumed)')
+    arg('--hccs-alpha', type=float, default=10., help='microseconds per message (10, assumed)')
+    arg('--roce-alpha', type=float, default=30., help='microseconds per message (30, assumed)')
     arg('--overlap', type=float, default=1., help='share of the backward pass that can hide communication (1, assumed)')
     arg('--core-rate', type=float, nargs='+', default=[150., 320., 450.],
-        help="images/s a host core (150: timm's loader, 320: with simplejpeg, 450: with the C decoder; measured on one "
-             'x86-64 server, an ARM core is likely to be slower)')
+        help="images/s per host core (150: timm's loader, 320: with simplejpeg, 450: with the C decoder; measured on "
+             'one x86-64 server, an ARM core is likely to be slower)')
     args = parser.parse_args(argv)
 
     models = {name: Model(
@@ -105,12 +105,12 @@ def main(argv: Optional[List[str]] = None) -> None:
     ) for name, size in (('fp32, 112 MB', 112 * MB), ('fp16, 56 MB', 56 * MB))}
     half = models['fp16, 56 MB']  # the ModelZoo exchanges fp16
     print(f'Published: {args.images_per_second} images/s of one device at batch {args.batch_size} '
-          f'({1000 * half.step:.1f} ms a step); {100 * MODELZOO[1]} % at 8 devices (both: ModelZoo, Ascend 910);\n'
+          f'({1000 * half.step:.1f} ms per step); {100 * MODELZOO[1]} % at 8 devices (both: ModelZoo, Ascend 910);\n'
           f'           {100 * SIXTEEN[1]:g} % at 16 (as the issue that asked for this model states; its source is not '
-          'known to us)\n'
-          f'Measured:  gradient size (28.07 million parameters); images/s a core {args.core_rate}, on x86-64\n'
+          'known)\n'
+          f'Measured:  gradient size (28.07 million parameters); images/s per core {args.core_rate}, on x86-64\n'
           f'Assumed:   HCCS {args.hccs:g} GB/s and {args.hccs_alpha:g} us, RoCE {args.roce:g} GB/s and '
-          f'{args.roce_alpha:g} us, 8 devices a node, backward pass 2/3 of a step,\n'
+          f'{args.roce_alpha:g} us, 8 devices per node, backward pass 2/3 of a step,\n'
           f'           of which {100 * args.overlap:g} % can hide communication, the same overhead at any N\n')
     for name, model in models.items():
         print(f'All-reduce, {name}: {1000 * all_reduce(model.gradient, 8, model):.1f} ms at 8, '
@@ -125,7 +125,7 @@ def main(argv: Optional[List[str]] = None) -> None:
           '(loader, waits), or the links are slower.\n')
 
     rates = ''.join(f'{f"at {r:g}/s":>11}' for r in args.core_rate)
-    print(f'{"devices":>8}{"images/s":>12}{"efficiency":>12}{"images/s":>12}{"efficiency":>12}   host cores a node')
+    print(f'{"devices":>8}{"images/s":>12}{"efficiency":>12}{"images/s":>12}{"efficiency":>12}   host cores per node')
     print(f'{"":>8}{"88.8 % at 8":>24}{"96 % at 16":>24}{rates}      (fp16; cores for the faster)')
     devices = 8
     while devices <= 1024:

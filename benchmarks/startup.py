@@ -3,7 +3,7 @@
     python benchmarks/startup.py --timm-scripts DIR
 
 By CPU time; goals: at most 50 ms over `import timm`, and at most timm's time to the first step (processes in turn, to
-the first log line of a training of 32-pixel images, so that the step itself is nothing).
+the first log line of a training of 32-pixel images, so that the step itself takes almost no time).
 """
 import argparse
 import statistics
@@ -27,7 +27,7 @@ print(time.process_time() - start)
 
 
 def seconds_over_timm() -> float:
-    """What `import seresnet_timm` adds in a process that has timm; of whole processes the noise is ten times that."""
+    """Seconds that `import seresnet_timm` adds to `import timm`; the noise of whole processes is ten times as large."""
     return float(subprocess.run([sys.executable, '-c', OVER_TIMM], capture_output=True, text=True, check=True).stdout)
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     if args.timm_scripts:
         with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as folder:
             data = draw_images(Path(folder) / 'data', 4)
-            args.device, args.model, args.rival, args.workers, args.epochs = (
+            args.device, args.model, args.timm_model, args.workers, args.epochs = (
                 'cpu', 'seresnet50_ascend', 'seresnet50', 1, 1)
             args.batch_size, args.img_size = 2, 32
             report['first_step'] = measure.interleave({
@@ -57,7 +57,7 @@ def main() -> None:
     print(f'import seresnet_timm, over import timm: {milliseconds:.1f} ms (goal <= 50 ms)')
     for name, seconds in report.get('first_step', {}).items():
         over = statistics.median(s - r for s, r in zip(seconds, report['first_step']['timm']))
-        print(f'first step, {name:<20}{statistics.median(seconds):>8.3f} s{1000 * over:>+8.0f} ms'
+        print(f'first step, {name:<32}{statistics.median(seconds):>8.3f} s{1000 * over:>+8.0f} ms'
               + (' (goal <= 0 ms)' if name != 'timm' else ''))
     if args.json:
         write_json(args.json, report)

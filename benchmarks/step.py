@@ -1,12 +1,12 @@
-"""`seresnet-timm bench step`: a training step, its memory, and evaluation against timm's `seresnet50` in the same run
+"""Training step: its speed, its memory, and evaluation against timm's `seresnet50` (`seresnet-timm bench step`)
 
-Every round takes the contenders in turn on the same random batch. On a CPU what is measured is CPU time (all threads of
-the process), so that other programs matter less, and figures are images/s a core; on a device it is wall time with the
+Each round runs all contenders in turn on the same random batch. On a CPU the measure is CPU time (all threads of the
+process), so that other programs matter less, and figures are images/s per core; on a device it is wall time with the
 device synchronised. The figure of a contender is the median of its rounds, a ratio the median of the rounds' ratios.
   * timm: `seresnet50` as timm's train.py sets it up by default
-  * own: this package's model as its launcher sets it up
-  * own, no SE: timm's `resnet50` in that set-up, for what SE costs
-The allocator is left as it is: what keeping freed memory gives shows in `bench end2end`.
+  * seresnet_timm: this package's model as its launcher sets it up
+  * seresnet_timm, no SE: timm's `resnet50` in that set-up, which shows the cost of SE
+The allocator is not changed: `bench end2end` shows the effect of keeping freed memory.
 """
 import statistics
 import sys
@@ -19,7 +19,7 @@ import measure
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
-from seresnet_timm.step import loss_scaler as devices_loss_scaler
+from seresnet_timm.step import loss_scaler as loss_scaler
 
 GOALS = {
     'training': {'cpu': 1.1, 'cuda': 1.25}, 'memory': 0.9, 'SE overhead': 0.05, 'evaluation': 1.2,
@@ -30,22 +30,22 @@ def main(argv: List[str]) -> None:
     """Measure, and print a table.
 
     Raises:
-        UsageError: The device is not there, or the report cannot be written.
+        UsageError: The device does not exist, or the report cannot be written.
     """
     parser = ArgumentParser(
         prog='seresnet-timm bench step',
         description="Measure a training step, its memory and evaluation against timm's seresnet50 in the same run.")
     parser.add_argument('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu')
     parser.add_argument('--model', default='seresnet50_ascend', metavar='M', help='model of this package')
-    parser.add_argument('--rival', default='seresnet50', metavar='M', help="model of timm's")
-    parser.add_argument('--without-se', default='resnet50', metavar='M', help="the same network of timm's without SE")
+    parser.add_argument('--timm-model', '--rival', default='seresnet50', metavar='M', help='timm model to compare with')
+    parser.add_argument('--without-se', default='resnet50', metavar='M', help='the same timm model without SE')
     parser.add_argument('-b', '--batch-size', type=int, metavar='N', help='8 on a CPU, else 128')
     parser.add_argument('--img-size', type=int, default=224, metavar='N', help='224')
     parser.add_argument('--rounds', type=int, metavar='N', help='rounds; medians are over them (5 on a CPU, else 50)')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='float16')
-    parser.add_argument('--torchcompile', action='store_true', help='one more contender: own, compiled by inductor')
-    parser.add_argument('--profile', action='store_true', help='also print the operators that take most of our step')
+    parser.add_argument('--torchcompile', action='store_true', help='measure this package compiled by inductor too')
+    parser.add_argument('--profile', action='store_true', help='print the operators that take most of the time, too')
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
     args = parser.parse_args(argv)
     measure.check_json(args.json)
@@ -78,49 +78,49 @@ def run(args) -> Dict[str, Any]:
     report['threads'] = torch.get_num_threads()
 
     report['memory'] = {}
-    for name, model, own in (('timm', args.rival, False), ('own', args.model, True)):
-        report['memory'][name] = peak_memory(_training_step(args, device, model, own), device)
-    report['memory']['ratio'] = round(report['memory']['own'] / report['memory']['timm'], 3)
+    for name, model, fast in (('timm', args.timm_model, False), ('seresnet_timm', args.model, True)):
+        report['memory'][name] = peak_memory(_training_step(args, device, model, fast), device)
+    report['memory']['ratio'] = round(report['memory']['seresnet_timm'] / report['memory']['timm'], 3)
 
     steps = {
-        'timm': _training_step(args, device, args.rival, own=False),
-        'own': _training_step(args, device, args.model, own=True),
-        'own, no SE': _training_step(args, device, args.without_se, own=True),
+        'timm': _training_step(args, device, args.timm_model, fast=False),
+        'seresnet_timm': _training_step(args, device, args.model, fast=True),
+        'seresnet_timm, no SE': _training_step(args, device, args.without_se, fast=True),
     }
     if args.torchcompile:
-        steps['own, compiled'] = _training_step(args, device, args.model, own=True, compiled=True)
-        report['seconds_to_compile'] = round(_timed(steps['own, compiled'], device)(), 1)
+        steps['seresnet_timm, compiled'] = _training_step(args, device, args.model, fast=True, compiled=True)
+        report['seconds_to_compile'] = round(_timed(steps['seresnet_timm, compiled'], device)(), 1)
     times = measure.interleave({k: _timed(step, device) for k, step in steps.items()}, args.rounds)
     report['training'] = _figures(times, args.batch_size)
-    overhead = statistics.median(a / b for a, b in zip(times['own'], times['own, no SE'])) - 1
+    overhead = statistics.median(a / b for a, b in zip(times['seresnet_timm'], times['seresnet_timm, no SE'])) - 1
     report['se_overhead'] = round(overhead, 3)
     if args.profile:
-        report['profile'] = _profile(steps['own'], device)
+        report['profile'] = _profile(steps['seresnet_timm'], device)
     del steps
 
-    evaluations = {'timm': _evaluation(args, device, args.rival, own=False),
-                   'own': _evaluation(args, device, args.model, own=True)}
+    evaluations = {'timm': _evaluation(args, device, args.timm_model, fast=False),
+                   'seresnet_timm': _evaluation(args, device, args.model, fast=True)}
     times = measure.interleave({k: _timed(step, device) for k, step in evaluations.items()}, args.rounds)
     report['evaluation'] = _figures(times, args.batch_size)
     return report
 
 
-def _create(args, device, name: str, own: bool):
-    """A model and a batch on the device, in the memory format of timm's script or of ours."""
+def _create(args, device, name: str, fast: bool):
+    """A model and a batch on the device, in the memory format of timm's script, or the faster one if there is one."""
     import timm
     import torch
 
     import seresnet_timm  # noqa: F401  (registers the models)
     from seresnet_timm.step import fast as fast_step
     torch.manual_seed(0)
-    channels_last = own and fast_step.wants_channels_last(name, args.device)[0]
+    channels_last = fast and fast_step.wants_channels_last(name, args.device)[0]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = timm.create_model(name).to(device).to(memory_format=layout)
     input = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
     return model, input.contiguous(memory_format=layout)
 
 
-def _training_step(args, device, name: str, own: bool, compiled: bool = False) -> Callable[[], None]:
+def _training_step(args, device, name: str, fast: bool, compiled: bool = False) -> Callable[[], None]:
     """Forward, backward and SGD as a train.py does it."""
     import torch
     from timm.optim import create_optimizer_v2
@@ -128,18 +128,18 @@ def _training_step(args, device, name: str, own: bool, compiled: bool = False) -
     from seresnet_timm import device as devices
     from seresnet_timm.models import lean_se
     from seresnet_timm.step import fast as fast_step
-    model, input = _create(args, device, name, own)
+    model, input = _create(args, device, name, fast)
     model.train()
     target = torch.randint(0, 1000, (args.batch_size,), device=device)
-    create = fast_step.create_optimizer if own else create_optimizer_v2
+    create = fast_step.create_optimizer if fast else create_optimizer_v2
     optimizer = create(model, opt='momentum', lr=0.01, momentum=0.9, weight_decay=1e-4)
     loss_fn = torch.nn.CrossEntropyLoss()
     autocast = devices.autocast(device, args.amp, args.amp_dtype) if args.amp else nullcontext
-    scaler, _ = devices_loss_scaler.create_loss_scaler(device, args.amp, args.amp_dtype)
+    scaler, _ = loss_scaler.create_loss_scaler(device, args.amp, args.amp_dtype)
     run_model = torch.compile(model) if compiled else model
 
     def step() -> None:
-        lean_se.set_lean_se(own)
+        lean_se.set_lean_se(fast)
         with autocast():
             loss = loss_fn(run_model(input), target)
         if scaler is None:
@@ -152,23 +152,23 @@ def _training_step(args, device, name: str, own: bool, compiled: bool = False) -
     return step
 
 
-def _evaluation(args, device, name: str, own: bool) -> Callable[[], None]:
-    """A forward pass; ours with BatchNorm folded."""
+def _evaluation(args, device, name: str, fast: bool) -> Callable[[], None]:
+    """A forward pass, with BatchNorm folded in the fast set-up."""
     import torch
 
     from seresnet_timm import device as devices
     from seresnet_timm.models import lean_se
     from seresnet_timm.step import fuse_bn
-    model, input = _create(args, device, name, own)
+    model, input = _create(args, device, name, fast)
     model.eval()
-    if own:
+    if fast:
         fuse_bn.fuse_batch_norms(model)
         model.to(memory_format=torch.channels_last if input.is_contiguous(
             memory_format=torch.channels_last) else torch.contiguous_format)
     autocast = devices.autocast(device, args.amp, args.amp_dtype)
 
     def step() -> None:
-        lean_se.set_lean_se(own)
+        lean_se.set_lean_se(fast)
         with torch.inference_mode(), autocast():
             model(input)
     return step
@@ -189,14 +189,14 @@ def _timed(step: Callable[[], None], device) -> Callable[[], float]:
 
 
 def peak_memory(step: Callable[[], None], device) -> float:
-    """Most MiB that tensors take in a training step, weights and the optimizer's state included.
+    """Most MiB that tensors take in a training step, with the weights and the optimizer's state.
 
     On a CPU from the allocations that torch's profiler records, on a device from its allocator.
     """
     import torch
 
     from seresnet_timm import device as devices
-    step()  # makes the optimizer's state
+    step()  # creates the optimizer's state
     module = devices.device_module(device.type)
     if module is not None:
         module.reset_peak_memory_stats()
@@ -229,30 +229,30 @@ def _profile(step: Callable[[], None], device) -> str:
 
 def _figures(times: Dict[str, List[float]], batch_size: int) -> Dict[str, Any]:
     return {name: {
-        'images_per_second': round(batch_size / statistics.median(own), 3),
-        'ratio': measure.ratio(times['timm'], own),
-        'seconds': [round(t, 4) for t in own],
-    } for name, own in times.items()}
+        'images_per_second': round(batch_size / statistics.median(seconds), 3),
+        'ratio': measure.ratio(times['timm'], seconds),
+        'seconds': [round(t, 4) for t in seconds],
+    } for name, seconds in times.items()}
 
 
 def print_report(report: Dict[str, Any]) -> None:
     """The figures as a table, with the goals beside them."""
     s = report['settings']
     kind = s['device'].partition(':')[0]
-    unit = 'images/s a core' if kind == 'cpu' else 'images/s'
+    unit = 'images/s per core' if kind == 'cpu' else 'images/s'
     precision = f'amp {s["amp_dtype"]}' if s['amp'] else 'float32'
     measure.print_head(report)
     print(f'{s["device"]}, {s["batch_size"]} images of {s["img_size"]} pixels, {precision}, {report["threads"]} '
-          f'thread(s), n = {s["rounds"]} interleaved rounds; timm: {s["rival"]}, own: {s["model"]}\n')
-    print(f'{"":<26}{unit:>18}{"x timm":>10}{"goal":>9}')
+          f'thread(s), n = {s["rounds"]} interleaved rounds; timm: {s["timm_model"]}, seresnet_timm: {s["model"]}\n')
+    print(f'{"":<34}{unit:>18}{"x timm":>10}{"goal":>9}')
     for section in ('training', 'evaluation'):
         for name, row in report[section].items():
             goal = GOALS[section] if section == 'evaluation' else GOALS[section].get(kind)
-            text = f'>= {goal}' if name == 'own' and goal else ''
-            print(f'{section + ", " + name:<26}{row["images_per_second"]:>18.3f}{row["ratio"]:>10.3f}{text:>9}')
+            text = f'>= {goal}' if name == 'seresnet_timm' and goal else ''
+            print(f'{section + ", " + name:<34}{row["images_per_second"]:>18.3f}{row["ratio"]:>10.3f}{text:>9}')
     memory = report['memory']
-    print(f'\nPeak memory of a step: {memory["own"]:.0f} MiB, timm {memory["timm"]:.0f} MiB: {memory["ratio"]:.3f} of '
-          f'it (goal <= {GOALS["memory"]})')
+    print(f'\nPeak memory of a step: {memory["seresnet_timm"]:.0f} MiB, timm {memory["timm"]:.0f} MiB: ratio '
+          f'{memory["ratio"]:.3f} (goal <= {GOALS["memory"]})')
     print(f'SE costs {100 * report["se_overhead"]:.1f} % of {s["without_se"]} in the same set-up '
           f'(goal <= {100 * GOALS["SE overhead"]:.0f} %)')
     if 'seconds_to_compile' in report:

@@ -4,6 +4,8 @@ import unicodedata
 from pathlib import Path
 from typing import Iterable, Optional, Union
 
+_JOINERS = '\u200c\u200d'  # parts of words in some scripts, and of emojis
+
 
 class UsageError(Exception):
     """The request is wrong: what, where, and what to do. Exit code 2."""
@@ -31,6 +33,15 @@ def first_names(names: Iterable[str], limit: int) -> str:
     names = list(names)
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
+
+
+def printable(text: object) -> str:
+    """A text of a file, as a terminal may show it: control characters and the like become escapes (`\\x1b`, `\\n`).
+
+    Names of weights, classes, folders and architectures can come from a stranger. An escape sequence in them could
+    change what the terminal shows; a line break could fake a line of a log.
+    """
+    return ''.join(c if c.isprintable() or c in _JOINERS else c.encode('unicode_escape').decode() for c in str(text))
 
 
 def first_line(error: BaseException) -> str:

@@ -1,12 +1,18 @@
-"""Files that appear whole or not at all."""
-import fcntl
+"""Atomic writes, locks, and temporary folders."""
+import errno
+import glob
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Optional, Union
+
+from filelock import FileLock, Timeout
+
+LOCK_SUFFIX = '.lock'
 
 
 @contextmanager
@@ -22,7 +28,7 @@ def atomic_path(path: Union[str, Path]) -> Iterator[str]:
         yield tmp
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(tmp, 0o666 & ~umask)  # mkstemp's 0600 would hide the result from other users
+        os.chmod(tmp, 0o666 & ~umask)  # mkstemp's 0600 would deny other users the result
         fsync(tmp)
         os.replace(tmp, path)
     except BaseException:
@@ -34,41 +40,65 @@ def atomic_path(path: Union[str, Path]) -> Iterator[str]:
 
 @contextmanager
 def temporary_folder(parent: Union[str, Path], prefix: str) -> Iterator[Path]:
-    """A folder `parent/prefix...` that goes with the block, or with the next call if this process is killed in it.
+    """A folder `parent/prefix...` that is removed when the block ends, or by the next call if this process is killed.
 
-    The folder is locked while its process lives: what is found unlocked was left by one that was killed.
+    The lock file beside it is locked while this process runs: if its lock is free, the process was killed.
     """
     parent = Path(parent)
-    for left in parent.glob(f'{prefix}*'):
-        if left.is_dir() and not left.is_symlink() and left.stat().st_uid == os.getuid():
-            lock = try_lock(left)
+    for path in parent.glob(f'{glob.escape(prefix)}*{LOCK_SUFFIX}'):
+        if not path.is_symlink() and path.stat().st_uid == os.getuid():
+            lock = try_lock(path)
             if lock is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
+                _remove_folder(path.with_suffix(''), path, lock)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock = try_lock(folder)
-        if lock is not None and folder.exists():  # else another process took it for left behind, just before the lock
+        path = parent / f'{prefix}{secrets.token_hex(4)}{LOCK_SUFFIX}'
+        try:
+            lock = acquire_lock(path)
+        except Timeout:  # another call takes it for left behind
+            continue
+        if path.exists() or not lock.is_locked:
             break
+    folder = path.with_suffix('')
     try:
+        folder.mkdir(mode=0o700)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        _remove_folder(folder, path, lock)
 
 
-def try_lock(path: Union[str, Path]) -> Optional[int]:
-    """Open descriptor that holds the lock (flock) of a file or folder; None if another process does, or it is gone."""
+def _remove_folder(folder: Path, lock_path: Path, lock: FileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock_path.unlink(missing_ok=True)
+    lock.release()
+
+
+def acquire_lock(path: Union[str, Path]) -> FileLock:
+    """Lock a lock file, which is created if it does not exist, without waiting.
+
+    Returns:
+        The lock, to be released. It is not locked where the file system has no locks, as some network file systems.
+
+    Raises:
+        filelock.Timeout: Another process holds it.
+    """
+    lock = FileLock(path)
     try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise
+    except OSError as e:
+        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return lock
+
+
+def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
+    """`acquire_lock`, but None if another process holds the lock, or may hold it."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
+        lock = acquire_lock(path)
+    except Timeout:
         return None
-    return fd
+    return lock if lock.is_locked else None
 
 
 def fsync(path: Union[str, Path]) -> None:

@@ -27,5 +27,5 @@ def explain(text: str, device: str) -> Optional[str]:
         limit = os.environ.get('HCCL_EXEC_TIMEOUT', '1800')
         return (f'{device} lost contact with the other ranks ({cause}{number}): one of them has ended, hangs or '
                 f'cannot be reached, its own log says why; HCCL waits {limit} s for it (HCCL_EXEC_TIMEOUT).')
-    return (f'{device} stopped working ({cause}{number}): `npu-smi info` shows its health, CANN\'s plog the details '
+    return (f"{device} stopped working ({cause}{number}): `npu-smi info` shows its health, CANN's plog the details "
             '(~/ascend/log).')

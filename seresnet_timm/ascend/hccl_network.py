@@ -1,23 +1,21 @@
 """The host's network as HCCL uses it: which interface, which ports."""
-import contextlib
-import fcntl
 import socket
-import struct
 from pathlib import Path
 from typing import Dict, List
+
+import psutil
 
 HCCL_BASE_PORT = 60000
 HCCL_PORTS = 16  # from the base port on, on the host
 
 
 def addresses() -> Dict[str, str]:
-    """IPv4 addresses of this machine's interfaces (Linux)."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # has no address
-                answer = fcntl.ioctl(s.fileno(), 0x8915, struct.pack('256s', name.encode()[:15]))  # SIOCGIFADDR
-                found[name] = socket.inet_ntoa(answer[20:24])
+    """The first IPv4 address of each interface of this machine."""
+    found: Dict[str, str] = {}
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            if entry.family == socket.AF_INET:
+                found.setdefault(name, entry.address)
     return found
 
 

@@ -1,7 +1,7 @@
 """torch_npu: is it there, may it be imported, and does it see a device?"""
 import importlib.util
 import os
-from typing import Optional
+from typing import Any, Dict, List, Optional
 
 from seresnet_timm.ascend.wheels import describe_incompatibility
 
@@ -11,9 +11,9 @@ def _is_installed() -> bool:
 
 
 def disable_incompatible_torch_npu() -> None:
-    """Keep `import torch` from loading a torch_npu that does not fit: beside some builds it aborts the process.
+    """Keep `import torch` from loading an incompatible torch_npu: with some builds of torch it aborts the process.
 
-    Call it before torch is imported; `why_unavailable` then says what is wrong.
+    Call it before torch is imported; `why_unavailable` then gives the reason.
     """
     if _is_installed() and describe_incompatibility() is not None:
         os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'
@@ -27,9 +27,9 @@ def why_unavailable() -> Optional[str]:
     """
     if not _is_installed():
         return 'torch_npu is not installed'
-    unfit = describe_incompatibility()
-    if unfit is not None:
-        return unfit
+    incompatible = describe_incompatibility()
+    if incompatible is not None:
+        return incompatible
     try:
         import torch
         import torch_npu  # noqa: F401  (registers torch.npu)
@@ -40,3 +40,20 @@ def why_unavailable() -> Optional[str]:
     if not torch.npu.is_available():
         return 'torch_npu is installed but sees no NPU'
     return None
+
+
+def list_devices() -> List[Dict[str, Any]]:
+    """Load torch_npu and list the NPUs that it sees: `name`, `free_memory` and `total_memory` in bytes."""
+    import torch
+    import torch_npu  # noqa: F401
+    devices = []
+    for index in range(torch.npu.device_count() if torch.npu.is_available() else 0):
+        free, total = torch.npu.mem_get_info(index)
+        devices.append(dict(name=torch.npu.get_device_name(index), free_memory=free, total_memory=total))
+    return devices
+
+
+def supports_bfloat16() -> bool:
+    """Whether the current NPU computes in bfloat16; torch_npu is loaded."""
+    import torch
+    return bool(torch.npu.is_bf16_supported())

@@ -1,12 +1,196 @@
-"""What a checkpoint file holds, and what it says of itself."""
+"""Checkpoint: a file that was read once, and what it says of itself"""
+import argparse
 import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Dict, Optional, Union
 
+import timm
 import torch
 
-SHA256_KEY = 'weights_sha256'  # in our checkpoints: SHA-256 of the weights, by the name under which they lie
+from seresnet_timm.checkpoints.recognise import classifier_rows, recognise
+from seresnet_timm.errors import UsageError
+from seresnet_timm.models.info import SCHEMA, ModelInfo
+
+SHA256_KEY = 'weights_sha256'  # in our checkpoints: SHA-256 of the weights, by the key that holds them
+INFO_KEY = 'model_info'
 WEIGHTS_KEYS = ('state_dict', 'model')
 EMA_KEYS = ('state_dict_ema', 'model_ema')
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file as `read_checkpoint` read and checked it.
+
+    Attributes:
+        path: The file.
+        format: 'zip' (torch.save since 1.6), 'legacy' (before) or 'safetensors'.
+        content: The file's dictionary: a state dict, or one that holds it under `state_dict` or `model`.
+    """
+    path: str
+    format: str
+    content: Dict[str, Any]
+
+    @property
+    def weights(self) -> Dict[str, Any]:
+        """The weights under the names that they have in the file."""
+        return next((self.content[k] for k in WEIGHTS_KEYS if isinstance(self.content.get(k), dict)), self.content)
+
+    @property
+    def ema(self) -> Optional[Dict[str, Any]]:
+        """The moving average of the weights, if the file holds one."""
+        return next((self.content[k] for k in EMA_KEYS if isinstance(self.content.get(k), dict)), None)
+
+    @property
+    def has_ema(self) -> bool:
+        return self.ema is not None
+
+    def weights_or_ema(self, use_ema: bool = False) -> Dict[str, Any]:
+        """The weights under the names of the file; their moving average if asked for and if there is one."""
+        return self.ema if use_ema and self.has_ema else self.weights
+
+    @property
+    def args(self) -> Dict[str, Any]:
+        """Arguments of the training, as the file has them: unchecked. For networks and preprocessing use `info`."""
+        args = self.content.get('args')
+        if isinstance(args, argparse.Namespace):
+            args = vars(args)
+        return dict(args) if isinstance(args, dict) else {}
+
+    @property
+    def is_modelzoo(self) -> bool:
+        return 'best_acc1' in self.content
+
+    @property
+    def declared_architecture(self) -> Optional[str]:
+        """Architecture that the file names. All files of the ModelZoo name `resnext101_32x8d`."""
+        arch = self.content.get('arch')
+        return arch if isinstance(arch, str) else None
+
+    @cached_property
+    def arch(self) -> Optional[str]:
+        """timm's name of the network: told by its weights, else what the file says if timm knows that."""
+        recognised = recognise(self.weights)
+        declared = self.declared_architecture
+        if recognised is None and declared is not None and timm.is_model(declared.split('.')[0]):
+            return None if self.is_modelzoo else declared
+        return recognised
+
+    def arch_unlike(self, model_name: str) -> Optional[str]:
+        """Architecture that the file names, if it is another than `model_name`."""
+        arch = self.declared_architecture
+        if arch is None or self.is_modelzoo:
+            return None
+        return arch if arch.split('.')[0] != model_name.split('.')[0] else None
+
+    @property
+    def epoch(self) -> Optional[int]:
+        """The last epoch as the file counts: timm from 0."""
+        epoch = self.content.get('epoch')
+        return epoch if isinstance(epoch, int) else None
+
+    @property
+    def epochs(self) -> Optional[int]:
+        """Epochs that it was trained for. timm counts the last one from 0, others how many there were."""
+        if isinstance(self.content.get('epochs'), int):
+            return self.content['epochs']
+        return None if self.epoch is None else self.epoch + (self.content.get('version', 1) == 2)
+
+    @property
+    def metric(self) -> Union[int, float, None]:
+        """Metric that it was saved with, usually top1 (percent)."""
+        return _number(self.content.get('metric', self.content.get('best_acc1')))
+
+    @property
+    def run_state(self) -> Dict[str, Any]:
+        """What an exact resume needs beside weights and optimizer; {} in files of others."""
+        state = self.content.get('run_state')
+        return state if isinstance(state, dict) else {}
+
+    @property
+    def loss_scale(self) -> Union[int, float, None]:
+        """Loss scale of fp16 training, by timm's names and by apex's."""
+        scaler = self.content.get('amp_scaler', self.content.get('amp'))
+        if not isinstance(scaler, dict):
+            return None
+        scaler = scaler.get('loss_scaler0', scaler)
+        return _number(scaler.get('scale', scaler.get('loss_scale'))) if isinstance(scaler, dict) else None
+
+    @property
+    def has_optimizer(self) -> bool:
+        return 'optimizer' in self.content
+
+    @property
+    def written_by(self) -> str:
+        """Who wrote the file, as far as it tells."""
+        if self.is_modelzoo:
+            return 'ModelZoo checkpoint'
+        if 'run_state' in self.content:
+            return 'checkpoint of seresnet-timm'
+        if 'version' in self.content or 'saver' in self.content:
+            return 'timm checkpoint'
+        return 'weights' if self.format == 'safetensors' or self.weights is self.content else 'checkpoint'
+
+    @property
+    def holds_checksum(self) -> bool:
+        """True if every value of the file could be checked when it was read."""
+        return self.format == 'zip' or isinstance(self.content.get(SHA256_KEY), dict)
+
+    @property
+    def integrity(self) -> str:
+        if isinstance(self.content.get(SHA256_KEY), dict):
+            return 'SHA-256 of the weights verified'
+        if self.holds_checksum:
+            return 'CRC-32 of every part verified'
+        return 'the file holds no checksum: compare its SHA-256'
+
+    @property
+    def num_classes(self) -> Optional[int]:
+        """Number of classes: rows of the classifier's weights."""
+        return classifier_rows(self.weights, self.arch)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """The network and its preprocessing: `model_info` of the file, in older files what their arguments say.
+
+        Raises:
+            UsageError: A setting is not one that is taken from a file.
+        """
+        origin = f'Checkpoint {self.path}'
+        if self.content.get(INFO_KEY) is not None:
+            return ModelInfo.from_dict(self.content[INFO_KEY], origin)
+        return ModelInfo.from_dict(_info_of_args(self.args, self.arch, self.num_classes, origin), origin)
+
+
+def _info_of_args(
+        args: Dict[str, Any],
+        arch: Optional[str],
+        num_classes: Optional[int],
+        origin: str,
+) -> Dict[str, Any]:
+    """`model_info` of a file from before it, from the arguments of its training and its weights."""
+    own = args.get('model_kwargs') or {}
+    if not isinstance(own, dict):
+        raise UsageError(f'{origin}: model_kwargs is a {type(own).__name__}, not a table of arguments: the file is '
+                         'damaged.')
+    kwargs = {k: args.get(flag) for k, flag in (('global_pool', 'gp'), ('bn_eps', 'bn_eps'))}
+    kwargs = {k: v for k, v in {**kwargs, **own}.items() if v is not None}
+    size, side, channels = args.get('input_size'), args.get('img_size'), args.get('in_chans')
+    if size is None and side is not None:
+        size = [channels if channels is not None else 3, side, side]
+    if channels is None and isinstance(size, (list, tuple)) and size:
+        channels = size[0]
+    # a local folder is not looked into: what it holds today may be another model
+    name = args.get('model')
+    if not isinstance(name, str) or name.startswith('local-dir:') or not (
+            name.startswith(('hf-hub:', 'hf_hub:')) or timm.is_model(name.split('.')[0])):
+        name = arch or (name if isinstance(name, str) and not name.startswith('local-dir:') else None)
+    return {
+        'schema': SCHEMA, 'name': name, 'kwargs': kwargs, 'in_chans': channels,
+        'num_classes': num_classes if num_classes is not None else args.get('num_classes'), 'input_size': size,
+        **{k: args.get(k) for k in ('mean', 'std', 'crop_pct', 'crop_mode')},
+        'interpolation': args.get('interpolation') or None,
+    }
 
 
 def weights_sha256(weights: Dict[str, torch.Tensor]) -> str:
@@ -18,57 +202,6 @@ def weights_sha256(weights: Dict[str, torch.Tensor]) -> str:
             digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}\n'.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def has_ema(checkpoint: Dict[str, Any]) -> bool:
-    """True if a checkpoint holds the moving average of the weights."""
-    return any(checkpoint.get(k) is not None for k in EMA_KEYS)
-
-
-def state_dict_of(checkpoint: Dict[str, Any], use_ema: bool = False) -> Dict[str, Any]:
-    """The weights in a checkpoint under the names that they have there; the moving average if asked for and there."""
-    for key in (EMA_KEYS if use_ema else ()) + WEIGHTS_KEYS:
-        if isinstance(checkpoint.get(key), dict):
-            return checkpoint[key]
-    return checkpoint
-
-
-def holds_checksum(checkpoint: Dict[str, Any], kind: str) -> bool:
-    """True if `read_checkpoint` could check every value of a file, of the format that `file_format` tells."""
-    return kind == 'zip' or isinstance(checkpoint.get(SHA256_KEY), dict)
-
-
-def source(checkpoint: Dict[str, Any], kind: str) -> str:
-    """Who wrote a checkpoint, as far as it tells."""
-    if 'best_acc1' in checkpoint:
-        return 'ModelZoo checkpoint'
-    if 'run_state' in checkpoint:
-        return 'checkpoint of seresnet-timm'
-    if 'version' in checkpoint or 'saver' in checkpoint:
-        return 'timm checkpoint'
-    return 'weights' if kind == 'safetensors' or state_dict_of(checkpoint) is checkpoint else 'checkpoint'
-
-
-def epochs(checkpoint: Dict[str, Any]) -> Optional[int]:
-    """Epochs that a checkpoint has been trained for. timm counts the last one from 0, others how many there were."""
-    if isinstance(checkpoint.get('epochs'), int):
-        return checkpoint['epochs']
-    epoch, version = checkpoint.get('epoch'), checkpoint.get('version', 1)
-    return epoch + (version == 2) if isinstance(epoch, int) else None
-
-
-def metric(checkpoint: Dict[str, Any]) -> Optional[float]:
-    """Metric that a checkpoint was saved with, top1 (percent) as a rule."""
-    return _number(checkpoint.get('metric', checkpoint.get('best_acc1')))
-
-
-def loss_scale(checkpoint: Dict[str, Any]) -> Optional[float]:
-    """Loss scale of fp16 training that a checkpoint was saved with, by timm's names and by apex's."""
-    scaler = checkpoint.get('amp_scaler', checkpoint.get('amp'))
-    if not isinstance(scaler, dict):
-        return None
-    scaler = scaler.get('loss_scaler0', scaler)
-    return _number(scaler.get('scale', scaler.get('loss_scale'))) if isinstance(scaler, dict) else None
 
 
 def _number(value: Any) -> Union[int, float, None]:

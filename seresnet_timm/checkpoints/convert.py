@@ -1,18 +1,21 @@
 """Convert checkpoints of the ModelZoo, torchvision style, timm and safetensors: bit for bit, unless a dtype is asked"""
+import json
 import re
+from dataclasses import replace
 from typing import Any, Dict, Optional
 
 import torch
 from safetensors.torch import save_file
 
-from seresnet_timm.checkpoints import checkpoint as checkpoints_checkpoint
-from seresnet_timm.checkpoints import checkpoint as inspection_checkpoint
-from seresnet_timm.checkpoints import fit as checkpoints_fit
 from seresnet_timm.checkpoints import inspect as inspection
-from seresnet_timm.checkpoints import read as checkpoints
-from seresnet_timm.checkpoints import recognise as inspection_recognise
+from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, Checkpoint, weights_sha256
+from seresnet_timm.checkpoints.fit import describe_misfit
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, did_you_mean
 from seresnet_timm.files import atomic_path
+from seresnet_timm.models.create import check_model_name, create_from_info
+from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
 FORMATS = ('timm', 'modelzoo', 'safetensors')
@@ -52,40 +55,54 @@ def convert(
                          'not.')
     if dtype not in (None, *DTYPES):
         raise UsageError(f"Unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
-    checkpoint = checkpoints.read_checkpoint(source)
-    if use_ema and not checkpoints_checkpoint.has_ema(checkpoint):
-        raise UsageError(f'{source} holds no moving average of the weights: leave out --ema.')
-    weights = checkpoints_checkpoint.state_dict_of(checkpoint, use_ema)
+    checkpoint = read_checkpoint(source)
+    if use_ema and not checkpoint.has_ema:
+        raise UsageError(f'{source} holds no moving average of the weights: leave out --use-ema.')
+    weights = checkpoint.weights_or_ema(use_ema)
     if not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise UsageError(f'{source} holds no state_dict of tensors alone: there is nothing to convert.')
-    arch = model or inspection_recognise.architecture(checkpoint)
+    arch = model or checkpoint.arch
     weights = checkpoint_filter_fn(weights, None)  # timm's names
+    info = _info(checkpoint, weights, model)
     if model is not None:
-        _check_fits(source, weights, model)
+        _check_fits(source, weights, info)
     if to == 'modelzoo' and not re.fullmatch(r'seresnet\d+_ascend', arch or ''):
         raise UsageError(f'{source} is {arch or "of an unknown architecture"}: the ModelZoo has only SE-ResNets '
                          'without bias in their SE layers.')
     if dtype is not None:
         weights = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in weights.items()}
 
-    epochs, metric = inspection_checkpoint.epochs(checkpoint), inspection_checkpoint.metric(checkpoint)
     with atomic_path(target) as tmp:
         if to == 'safetensors':
             metadata = {
-                'architecture': arch, 'num_classes': inspection_recognise.num_classes(weights, arch), 'epochs': epochs,
-                'metric': metric}
+                'architecture': arch, 'num_classes': info['num_classes'], 'epochs': checkpoint.epochs,
+                'metric': checkpoint.metric, INFO_KEY: json.dumps(info, sort_keys=True)}
             write_safetensors(weights, tmp, {k: str(v) for k, v in metadata.items() if v is not None})
         elif to == 'modelzoo':
-            torch.save(as_modelzoo(weights, epochs, metric), tmp)
+            torch.save(as_modelzoo(weights, checkpoint.epochs, checkpoint.metric), tmp)
         else:
-            torch.save(as_timm(weights, arch, epochs, metric), tmp)
+            torch.save(as_timm(weights, arch, checkpoint.epochs, checkpoint.metric, info), tmp)
     return inspection.inspect(target)
 
 
-def _check_fits(source: str, weights: Dict[str, torch.Tensor], model: str) -> None:
-    misfit = checkpoints_fit.describe_misfit(weights, inspection_recognise.network_for(weights, model))
+def _info(checkpoint: Checkpoint, weights: Dict[str, torch.Tensor], model: Optional[str]) -> Dict[str, Any]:
+    """`model_info` of the written file: that of the source, under the name that was given.
+
+    Raises:
+        UsageError: A setting of the source is not one that is taken from a file.
+    """
+    info = checkpoint.info
+    if model is not None:
+        check_model_name(model)
+        info = replace(info, name=model)
+    rows = classifier_rows(weights, info.name)
+    return replace(info, num_classes=info.num_classes if rows is None else rows).to_dict()
+
+
+def _check_fits(source: str, weights: Dict[str, torch.Tensor], info: Dict[str, Any]) -> None:
+    misfit = describe_misfit(weights, create_from_info(ModelInfo.from_dict(info, source), source, meta=True))
     if misfit:
-        raise UsageError(f'Checkpoint {source} does not fit {model}: {misfit}.')
+        raise UsageError(f'Checkpoint {source} does not fit {info["name"]}: {misfit}.')
 
 
 def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dict[str, str]) -> None:
@@ -97,7 +114,7 @@ def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dic
         metadata: Further entries.
     """
     weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    sha256 = {checkpoints_checkpoint.SHA256_KEY: checkpoints_checkpoint.weights_sha256(weights)}
+    sha256 = {SHA256_KEY: weights_sha256(weights)}
     save_file(weights, path, metadata={'format': 'pt', **metadata, **sha256})
 
 
@@ -106,12 +123,14 @@ def as_timm(
         arch: Optional[str],
         epochs: Optional[int],
         metric: Optional[float],
+        info: Dict[str, Any],
 ) -> Dict[str, Any]:
     """A checkpoint as timm's scripts load it."""
     epoch = None if epochs is None else epochs - 1  # the last one
     checkpoint = {'version': 2, 'state_dict': weights}
     checkpoint.update((k, v) for k, v in (('arch', arch), ('epoch', epoch), ('metric', metric)) if v is not None)
-    checkpoint[checkpoints_checkpoint.SHA256_KEY] = {'state_dict': checkpoints_checkpoint.weights_sha256(weights)}
+    checkpoint[INFO_KEY] = info
+    checkpoint[SHA256_KEY] = {'state_dict': weights_sha256(weights)}
     return checkpoint
 
 

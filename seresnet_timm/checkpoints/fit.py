@@ -1,18 +1,22 @@
-"""Whether weights fit a model, and why not; loads them all or not at all."""
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+"""Whether weights fit a model, and why not; loads them all or not at all"""
+import logging
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
 from timm.models import clean_state_dict
 
-from seresnet_timm.checkpoints.checkpoint import holds_checksum, state_dict_of
-from seresnet_timm.checkpoints.read import MAX_NAMED, _logger, file_format, read_checkpoint
-from seresnet_timm.errors import UsageError, first_names
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.models.create import create_from_info
+from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import SEResNet, checkpoint_filter_fn
 
+_logger = logging.getLogger(__name__)
+MAX_NAMED = 4  # names of weights that one sentence lists
 
-def weights_of(checkpoint: Dict[str, Any], model: nn.Module, use_ema: bool = False) -> Dict[str, torch.Tensor]:
+
+def weights_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -> Dict[str, torch.Tensor]:
     """The weights in a checkpoint, under the model's own names.
 
     Args:
@@ -20,7 +24,7 @@ def weights_of(checkpoint: Dict[str, Any], model: nn.Module, use_ema: bool = Fal
         model: Model to name them for; SE-ResNets accept the names of ModelZoo and torchvision.
         use_ema: Take the moving average if there is one.
     """
-    weights = state_dict_of(checkpoint, use_ema)
+    weights = checkpoint.weights_or_ema(use_ema)
     return checkpoint_filter_fn(weights, model) if isinstance(model, SEResNet) else clean_state_dict(weights)
 
 
@@ -42,7 +46,13 @@ def misfits(weights: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, Lis
 
 
 def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Optional[str] = None) -> Optional[str]:
-    """Why weights do not fit a model, as a clause; None if they fit."""
+    """Why weights do not fit a model, as a clause; None if they fit.
+
+    Args:
+        weights: As from `weights_for`.
+        model: The model.
+        arch: Architecture that the file names, if it is another one (`Checkpoint.arch_unlike`).
+    """
     found = misfits(weights, model)
     if not any(found.values()):
         return None
@@ -51,8 +61,8 @@ def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Op
             k.split()[0] in head for k in found['of another shape']):
         classes = weights[head[0]].shape[0]
         return f'it has {classes} classes (--num-classes {classes})'
-    parts = [f'it was saved from {arch} (--model {arch})'] if arch else []
-    parts += [f'{len(keys)} {what}: {first_names(keys, MAX_NAMED)}' for what, keys in found.items() if keys]
+    parts = [f'it was saved from {printable(arch)} (--model {printable(arch)})'] if arch else []
+    parts += [f'{len(keys)} {what}: {printable(first_names(keys, MAX_NAMED))}' for what, keys in found.items() if keys]
     return '; '.join(parts)
 
 
@@ -62,54 +72,70 @@ def classifier_keys(model: nn.Module) -> List[str]:
     return [k for k in model.state_dict() if isinstance(name, str) and k.startswith(name + '.')]
 
 
-def saved_arch(checkpoint: Dict[str, Any], model_name: str) -> Optional[str]:
-    """Architecture that a checkpoint names, where it is another than `model_name`.
-
-    None for the ModelZoo's, which all call themselves `resnext101_32x8d`.
-    """
-    arch = checkpoint.get('arch')
-    if not isinstance(arch, str) or 'best_acc1' in checkpoint:
-        return None
-    return arch if arch.split('.')[0] != model_name.split('.')[0] else None
-
-
 def load_weights(
         model: nn.Module,
-        path: Union[str, Path],
+        checkpoint: Checkpoint,
         model_name: str,
         use_ema: bool = False,
         adapt_head: bool = False,
-        checkpoint: Optional[Dict[str, Any]] = None,
-) -> Dict[str, Any]:
+) -> None:
     """Load a checkpoint's weights into a model, all or nothing.
 
     Args:
         model: The model.
-        path: File of the checkpoint.
+        checkpoint: As from `read_checkpoint`.
         model_name: timm's name of the model, for messages.
         use_ema: Take the moving average if there is one.
         adapt_head: Keep the model's own classifier where the checkpoint's has another number of classes.
-        checkpoint: The file as `read_checkpoint` gave it, where it was read before: reading checks all of it.
-
-    Returns:
-        The checkpoint dictionary.
 
     Raises:
-        UsageError: The file cannot be read, or does not fit the model.
+        UsageError: The weights do not fit the model.
     """
-    if checkpoint is None:
-        checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, model, use_ema)
+    path = checkpoint.path
+    weights = weights_for(checkpoint, model, use_ema)
     if adapt_head:
         own = model.state_dict()
         for key in classifier_keys(model):
             if key in weights and weights[key].shape != own[key].shape:
                 _logger.info(f'{key} of {path} has {weights[key].shape[0]} classes: the model keeps its own.')
                 weights = dict(weights, **{key: own[key]})
-    misfit = describe_misfit(weights, model, saved_arch(checkpoint, model_name))
-    if misfit:
-        raise UsageError(f'Checkpoint {path} does not fit {model_name}: {misfit}.')
+    _refuse_misfit(checkpoint, weights, model, model_name)
     model.load_state_dict(weights)
-    if not holds_checksum(checkpoint, file_format(str(path))):
-        _logger.info(f'{path} holds no checksum: that its values are whole is not known.')
-    return checkpoint
+    if not checkpoint.holds_checksum:
+        _logger.info(f'{path} holds no checksum: whether its values are intact is not known.')
+
+
+def model_of(
+        checkpoint: Checkpoint,
+        info: Optional[ModelInfo] = None,
+        use_ema: bool = False,
+        **kwargs: Any,
+) -> Tuple[nn.Module, ModelInfo]:
+    """The network that a checkpoint holds, with its weights.
+
+    No memory is taken before it is known that the weights fit: a file cannot ask for more than it holds.
+
+    Args:
+        checkpoint: As from `read_checkpoint`.
+        info: What to make, if it is not `checkpoint.info` alone (`dataclasses.replace(checkpoint.info, name=...)`).
+        use_ema: Take the moving average if there is one.
+        kwargs: `num_classes`, `img_size`, `folder` and `exportable` of `models.create.create_from_info`.
+
+    Returns:
+        The model, and what it was made from.
+
+    Raises:
+        UsageError: A setting of the file is refused, or the weights do not fit.
+    """
+    info = info or checkpoint.info
+    shapes = create_from_info(info, checkpoint.path, meta=True, **kwargs)
+    _refuse_misfit(checkpoint, weights_for(checkpoint, shapes, use_ema), shapes, info.name)
+    model = create_from_info(info, checkpoint.path, **kwargs)
+    load_weights(model, checkpoint, info.name, use_ema)
+    return model, info
+
+
+def _refuse_misfit(checkpoint: Checkpoint, weights: Dict[str, Any], model: nn.Module, model_name: str) -> None:
+    misfit = describe_misfit(weights, model, checkpoint.arch_unlike(model_name))
+    if misfit:
+        raise UsageError(f'Checkpoint {checkpoint.path} does not fit {model_name}: {misfit}.')

@@ -2,16 +2,15 @@
 import hashlib
 import os
 from collections import Counter
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import torch
 
-from seresnet_timm.checkpoints import checkpoint as checkpoints_checkpoint
-from seresnet_timm.checkpoints import fit as checkpoints_fit
-from seresnet_timm.checkpoints import read as checkpoints
-from seresnet_timm.checkpoints.checkpoint import epochs, loss_scale, metric, source
-from seresnet_timm.checkpoints.recognise import architecture, network_for, num_classes
-from seresnet_timm.errors import UsageError
+from seresnet_timm.checkpoints import fit
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.recognise import network_for
+from seresnet_timm.errors import UsageError, first_names, printable
 
 
 def inspect(path: str) -> Dict[str, Any]:
@@ -20,45 +19,58 @@ def inspect(path: str) -> Dict[str, Any]:
     Raises:
         UsageError: It cannot be read.
     """
-    checkpoint = checkpoints.read_checkpoint(path)
-    kind = checkpoints.file_format(path)
-    weights = checkpoints_checkpoint.state_dict_of(checkpoint)
-    tensors = {k: v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    return facts_of(read_checkpoint(path))
+
+
+def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
+    """Facts about a checkpoint; what it does not tell is None.
+
+    Raises:
+        UsageError: It holds no weights.
+    """
+    tensors = {k: v for k, v in checkpoint.weights.items() if isinstance(v, torch.Tensor)}
     if not tensors:
-        raise UsageError(f'{path} holds no weights: it has {", ".join(map(str, list(checkpoint)[:5])) or "nothing"}.')
-    arch = architecture(checkpoint)
-    says = checkpoint.get('arch')
+        keys = printable(first_names(map(str, checkpoint.content), 5)) or 'nothing'
+        raise UsageError(f'{checkpoint.path} holds no weights: it has {keys}.')
     dtypes = Counter()
     for t in tensors.values():
         dtypes[str(t.dtype)[len('torch.'):]] += t.numel()
+    declared = checkpoint.declared_architecture
+    declared = declared if declared != checkpoint.arch else None
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     return {
-        'file': path,
-        'format': {'zip': 'torch.save', 'legacy': 'torch.save from before torch 1.6'}.get(kind, kind),
-        'written_by': source(checkpoint, kind),
-        'architecture': arch,
-        'says_it_is': says if isinstance(says, str) and says != arch else None,
-        'num_classes': num_classes(weights, arch),
+        'file': checkpoint.path,
+        'format': {'zip': 'torch.save', 'legacy': 'torch.save from before torch 1.6'}.get(
+            checkpoint.format, checkpoint.format),
+        'written_by': checkpoint.written_by,
+        'architecture': checkpoint.arch,
+        'declared_architecture': declared,
+        'says_it_is': declared,  # the key's old name
+        'num_classes': checkpoint.num_classes,
+        **_settings(checkpoint),
         'parameters': sum(t.numel() for k, t in tensors.items() if not k.endswith(statistics)),
         'dtype': dict(dtypes.most_common()),
-        'epochs': epochs(checkpoint),
-        'metric': metric(checkpoint),
-        'moving_average': checkpoints_checkpoint.has_ema(checkpoint),
-        'optimizer': 'optimizer' in checkpoint,
-        'loss_scale': loss_scale(checkpoint),
+        'epochs': checkpoint.epochs,
+        'metric': checkpoint.metric,
+        'moving_average': checkpoint.has_ema,
+        'optimizer': checkpoint.has_optimizer,
+        'loss_scale': checkpoint.loss_scale,
         'not_finite': sum(int((~t.float().isfinite()).sum()) for t in tensors.values() if t.is_floating_point()),
-        'integrity': _integrity(checkpoint, kind),
-        'bytes': os.path.getsize(path),
-        'sha256': file_sha256(path),
+        'integrity': checkpoint.integrity,
+        'bytes': os.path.getsize(checkpoint.path),
+        'sha256': file_sha256(checkpoint.path),
     }
 
 
-def _integrity(checkpoint: Dict[str, Any], kind: str) -> str:
-    if isinstance(checkpoint.get(checkpoints_checkpoint.SHA256_KEY), dict):
-        return 'SHA-256 of the weights verified'
-    if checkpoints_checkpoint.holds_checksum(checkpoint, kind):
-        return 'CRC-32 of every part verified'
-    return 'the file holds no checksum: compare its SHA-256'
+def _settings(checkpoint: Checkpoint) -> Dict[str, Any]:
+    """What the file says of network and preprocessing; `refused` tells why nothing of it is taken."""
+    try:
+        info = checkpoint.info
+    except UsageError as e:
+        return {'refused': str(e)}
+    return {'class_names': info.class_names, 'model_kwargs': info.kwargs, 'input_size': info.input_size,
+            'mean': info.mean, 'std': info.std, 'interpolation': info.interpolation, 'crop_pct': info.crop_pct,
+            'crop_mode': info.crop_mode, 'refused': None}
 
 
 def file_sha256(path: str) -> str:
@@ -73,14 +85,14 @@ def describe(facts: Dict[str, Any]) -> List[str]:
     """Facts of `inspect` as lines."""
     def yes(value):
         return 'yes' if value else 'no'
-    arch = facts['architecture'] or 'unknown'
-    if facts['says_it_is']:
-        arch += f' (told by its weights; it calls itself {facts["says_it_is"]})' if facts['architecture'] else (
-            f' (it calls itself {facts["says_it_is"]})')
-    return [f'{label:<15} {text}' for label, text in [
+    arch, declared = facts['architecture'] or 'unknown', facts['declared_architecture']
+    if declared:
+        arch += f' (told by its weights; it calls itself {declared})' if facts['architecture'] else (
+            f' (it calls itself {declared})')
+    return [f'{label:<15} {printable(text)}' for label, text in [
         ('file', f'{facts["file"]}: {facts["written_by"]}, {facts["format"]}'),
         ('architecture', arch),
-        ('classes', facts['num_classes'] if facts['num_classes'] is not None else 'unknown'),
+        *_describe_settings(facts),
         ('parameters', f'{facts["parameters"]:,}'),
         ('precision', ', '.join(f'{d} ({n:,})' for d, n in facts['dtype'].items())
          + (f'; {facts["not_finite"]:,} values are not finite' if facts['not_finite'] else '')),
@@ -96,13 +108,35 @@ def describe(facts: Dict[str, Any]) -> List[str]:
     ]]
 
 
+def _describe_settings(facts: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Lines of the classes, of the arguments of the network and of the preprocessing."""
+    classes = 'unknown' if facts['num_classes'] is None else str(facts['num_classes'])
+    names = facts.get('class_names')
+    if names:
+        classes += f': {names[0]}' + (f' to {names[-1]}' if len(names) > 1 else '')
+    lines = [('classes', classes)]
+    if facts.get('model_kwargs'):
+        lines.append(('model kwargs', ', '.join(f'{k}={v}' for k, v in facts['model_kwargs'].items())))
+    size = facts.get('input_size')
+    images = [f'{size[1]} x {size[2]}' + (f', {size[0]} channel(s)' if size[0] != 3 else '')] if size else []
+    images += [f'{label} {facts[key]}' for key, label in (
+        ('interpolation', 'interpolation'), ('crop_pct', 'crop'), ('crop_mode', 'crop mode'))
+        if facts.get(key) is not None]
+    images += [f'{key} {", ".join(f"{v:.4g}" for v in facts[key])}' for key in ('mean', 'std') if facts.get(key)]
+    if images:
+        lines.append(('images', '; '.join(images)))
+    if facts.get('refused'):
+        lines.append(('refused', facts['refused']))
+    return lines
+
+
 def misfits(path: str, model_name: str) -> List[str]:
     """Every weight in a file that does not fit a model, a line each.
 
     Raises:
         UsageError: The file cannot be read, or timm does not know the model.
     """
-    checkpoint = checkpoints.read_checkpoint(path)
-    model = network_for(checkpoints_checkpoint.state_dict_of(checkpoint), model_name)
-    found = checkpoints_fit.misfits(checkpoints_fit.weights_of(checkpoint, model), model)
+    checkpoint = read_checkpoint(path)
+    model = network_for(checkpoint.weights, model_name)
+    found = fit.misfits(fit.weights_for(checkpoint, model), model)
     return [f'{what}: {key}' for what, keys in found.items() for key in keys]

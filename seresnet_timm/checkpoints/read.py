@@ -1,5 +1,5 @@
-"""Read any SE-ResNet checkpoint safely, say whether it is whole, and load it or say why it does not fit"""
-import logging
+"""Reads any SE-ResNet checkpoint safely, and says whether it is complete"""
+import json
 import os
 import pickle
 import warnings
@@ -11,27 +11,32 @@ import torch
 from safetensors import safe_open
 
 from seresnet_timm.checkpoints import safe_pickle
-from seresnet_timm.checkpoints.checkpoint import EMA_KEYS, SHA256_KEY, WEIGHTS_KEYS, weights_sha256
-from seresnet_timm.errors import UsageError, first_line, first_names
+from seresnet_timm.checkpoints.checkpoint import (
+    EMA_KEYS,
+    INFO_KEY,
+    SHA256_KEY,
+    WEIGHTS_KEYS,
+    Checkpoint,
+    weights_sha256,
+)
+from seresnet_timm.errors import UsageError, first_line, first_names, printable
 
-_logger = logging.getLogger(__name__)
-MAX_NAMED = 4  # names of weights that one sentence lists
+MAX_NAMED = 4  # names that one sentence lists
 
 
-def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
-    """Read a checkpoint file without running code from it, and check that it is whole.
+def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
+    """Read a checkpoint file without running code from it, and check that it is complete.
 
     Formats: timm's, the ModelZoo's and torchvision-style files of `torch.save` (also from before torch 1.6), and
     safetensors. What is checked: the checksum of every part (CRC-32) where torch wrote a zip archive, the SHA-256 of
-    the weights where this package wrote the file. Older files and foreign safetensors hold no checksum; what is damaged
-    beyond their weights' values is found.
+    the weights where this package wrote the file. Older files and foreign safetensors hold no checksum: there damage is
+    found only outside of the weights' values.
 
     Args:
         path: The file.
 
     Returns:
-        The file's dictionary: a state dict, or one that holds it under `state_dict` or `model`. Tensors may stay
-        mapped from the file until they are used.
+        The checkpoint. Tensors may stay mapped from the file until they are used.
 
     Raises:
         UsageError: The file is missing, incomplete, damaged, not a checkpoint, or needs more than tensors and plain
@@ -52,7 +57,7 @@ def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
             if kind == 'zip':
                 _check_zip(path)
             with torch.serialization.safe_globals(safe_pickle.allowed()), warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # torch's words on formats that are for it to support
+                warnings.simplefilter('ignore')  # torch warns of formats that it supports nevertheless
                 # files from before torch 1.6 are no zip archives and cannot be mapped
                 checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=kind == 'zip')
     except UsageError:
@@ -62,15 +67,15 @@ def read_checkpoint(path: Union[str, Path]) -> Dict[str, Any]:
         if foreign:
             raise UsageError(
                 f'Checkpoint {path} is refused, and nothing of it was run: beside weights it holds '
-                f'{first_names(foreign, MAX_NAMED)}, which only running code from the file would load. Save the '
-                'state_dict of the model instead.') from e
+                f'{printable(first_names(foreign, MAX_NAMED))}, which only running code from the file would load. '
+                'Save the state_dict of the model instead.') from e
         if isinstance(e, pickle.UnpicklingError):  # whose text advises to run the file
             raise UsageError(f'{path} is not a checkpoint, or a damaged one.') from e
-        raise _damaged(path, f'{type(e).__name__}: {first_line(e)[:200]}') from e
+        raise _damaged(path, f'{type(e).__name__}: {printable(first_line(e)[:200])}') from e
     if not isinstance(checkpoint, dict):
         raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
     _check_weights(path, checkpoint, kind)
-    return checkpoint
+    return Checkpoint(path, kind, checkpoint)
 
 
 def file_format(path: str) -> str:
@@ -91,6 +96,8 @@ def _read_safetensors(path: str) -> Dict[str, Any]:
         checkpoint['arch'] = metadata['architecture']
     if SHA256_KEY in metadata:
         checkpoint[SHA256_KEY] = {'state_dict': metadata[SHA256_KEY]}
+    if INFO_KEY in metadata:
+        checkpoint[INFO_KEY] = json.loads(metadata[INFO_KEY])
     for key, kind in (('epochs', int), ('metric', float)):
         if key in metadata:
             checkpoint[key] = kind(metadata[key])
@@ -108,11 +115,11 @@ def _check_zip(path: str) -> None:
             raise _damaged(path, 'parts of the archive overlap')
         bad = z.testzip()
         if bad is not None:
-            raise _damaged(path, f'checksum of {bad}')
+            raise _damaged(path, f'checksum of {printable(bad)}')
 
 
 def _check_weights(path: str, checkpoint: Dict[str, Any], kind: str) -> None:
-    """Check the weights in a checkpoint: tensors under names, in memory of their own, with the SHA-256 they had."""
+    """Check the weights in a checkpoint: they have names, memory of their own, and the SHA-256 that was saved."""
     known = checkpoint.get(SHA256_KEY)
     found = {k: checkpoint[k] for k in WEIGHTS_KEYS + EMA_KEYS if isinstance(checkpoint.get(k), dict)}
     for key, weights in (found or {'': checkpoint}).items():
@@ -124,7 +131,7 @@ def _check_weights(path: str, checkpoint: Dict[str, Any], kind: str) -> None:
             # a damaged name of a storage lets two weights share one
             tensors = [v for v in weights.values() if isinstance(v, torch.Tensor) and v.numel()]
             if len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):
-                raise _damaged(path, 'two of its weights lie in the same memory')
+                raise _damaged(path, 'two of its weights are in the same memory')
 
 
 def _damaged(path: str, what: str) -> UsageError:

@@ -1,23 +1,28 @@
-"""What a run saves: checkpoints that are never half written, with the random state that a resumed run needs"""
+"""Saves checkpoints atomically, with all that a resumed run and a later reader need"""
 import os
 from typing import Any, Dict, Optional
 
 from timm.utils import CheckpointSaver
 
-from seresnet_timm.checkpoints.checkpoint import SHA256_KEY, weights_sha256
+from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, weights_sha256
 from seresnet_timm.files import fsync
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
-    """timm's CheckpointSaver whose files are never half written, and whose checkpoints hold `run_state` and a SHA-256.
+    """timm's CheckpointSaver that writes atomically, and whose checkpoints hold run state, model info and a SHA-256.
 
     timm's unlinks the old file before it renames the new one and does not flush to disk: a crash in between loses
-    both. Set `run_state` before every save.
+    both.
+
+    Attributes:
+        run_state: What an exact resume needs beside weights and optimizer; set it before every save.
+        model_info: `ModelInfo.to_dict()` of the run's model; set it once.
     """
 
     def __init__(self, *args, task, **kwargs):
         super().__init__(*args, task=task, **kwargs)
         self.run_state: Dict[str, Any] = {}
+        self.model_info: Dict[str, Any] = {}
         self.task = _WithRunState(task, self)
 
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
@@ -38,7 +43,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
 
 class _WithRunState:
-    """The task as the saver sees it: its entries with contiguous weights, the run state, the SHA-256 of the weights."""
+    """The task as the saver sees it: its entries, with contiguous weights, and the entries that this package adds."""
 
     def __init__(self, task, saver: AtomicCheckpointSaver):
         self._task, self._saver = task, saver
@@ -48,6 +53,8 @@ class _WithRunState:
         state = self._task.get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)
         if not ema:
             state['run_state'] = self._saver.run_state
+            if self._saver.model_info:
+                state[INFO_KEY] = self._saver.model_info
             self._sha256 = {}
         key = 'state_dict_ema' if ema else 'state_dict'
         if key in state:

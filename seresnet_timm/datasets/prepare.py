@@ -8,7 +8,6 @@ A file appears under its name once it is whole and has been read back; `.prepare
 only believed about files that have reached the disk. Whatever is not in there is done again by the next run.
 """
 import ctypes
-import fcntl
 import io
 import json
 import os
@@ -23,12 +22,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, TextIO, Tuple
 
 import PIL
+from filelock import Timeout
 from PIL import Image
 from tqdm import tqdm
 
-import seresnet_timm
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.files import write_json
+from seresnet_timm.files import acquire_lock, write_json
+from seresnet_timm.version import __version__
 
 SETTINGS_FILE = 'prepare.json'
 STATE_FOLDER = '.prepare'
@@ -150,7 +150,7 @@ def _check_settings(target: Path, settings: Dict[str, Any]) -> List[Dict[str, st
     Returns:
         Versions that have written to it, these included.
     """
-    versions = [{'seresnet_timm': seresnet_timm.__version__, 'pillow': PIL.__version__}]
+    versions = [{'seresnet_timm': __version__, 'pillow': PIL.__version__}]
     path = target / SETTINGS_FILE
     if not path.exists():
         entries = [p.name for p in target.iterdir() if p.name != STATE_FOLDER] if target.exists() else []
@@ -207,19 +207,19 @@ def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
 
 @contextmanager
 def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock file; it goes with the process, however that ends.
+    """Hold a lock file; the lock ends with the process, however that ends.
 
     Raises:
         UsageError: Another process holds it (`busy`).
     """
-    with open(path, 'a') as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(busy)
-        except OSError:  # some network file systems have no locks
-            pass
+    try:
+        lock = acquire_lock(path)
+    except Timeout:
+        raise UsageError(busy)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def sync(folder: Path) -> None:

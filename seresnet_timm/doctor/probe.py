@@ -1,4 +1,4 @@
-"""Checks that may kill the process which makes them: `python -m seresnet_timm.doctor.probe WHAT [ARGUMENTS]`.
+"""Checks that may abort their process: `python -m seresnet_timm.doctor.probe WHAT [ARGUMENTS]`.
 
 doctor runs each in a process of its own. Each prints its results as JSON, one object a line.
 """
@@ -12,16 +12,11 @@ def report(**values) -> None:
     print(json.dumps(values), flush=True)
 
 
-def probe_torch() -> None:
-    """torch alone; the caller says whether it may load torch_npu."""
+def probe_packages() -> None:
+    """What every training imports; the environment says whether torch loads torch_npu."""
     import torch
     report(torch=torch.__version__)
     report(cuda_devices=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
-
-
-def probe_packages() -> None:
-    """What every training imports."""
-    probe_torch()
     import timm
     import torchvision
     from timm.data import create_loader  # noqa: F401
@@ -30,15 +25,9 @@ def probe_packages() -> None:
 
 def probe_npu() -> None:
     """torch_npu, and the NPUs that it sees."""
-    import torch
-    import torch_npu  # noqa: F401
-    devices = []
-    if torch.npu.is_available():
-        for i in range(torch.npu.device_count()):
-            free, total = torch.npu.mem_get_info(i)
-            devices.append(dict(name=torch.npu.get_device_name(i), free_memory=free, total_memory=total))
-    bf16 = bool(devices) and bool(torch.npu.is_bf16_supported())
-    report(devices=devices, bf16=bf16)
+    from seresnet_timm.ascend import runtime
+    devices = runtime.list_devices()
+    report(devices=devices, bf16=bool(devices) and runtime.supports_bfloat16())
 
 
 def probe_jpeg() -> None:
@@ -77,13 +66,14 @@ def probe_smoke(kind: str, seconds: float) -> None:
 
     import torch
     import torch.distributed as dist
+
+    from seresnet_timm.device import device_module
     if kind == 'npu':
-        import torch_npu  # noqa: F401
-    module = None if kind == 'cpu' else getattr(torch, kind)
-    if module is not None:
-        module.set_device(index)
-    if kind == 'npu':
-        torch.npu.set_compile_mode(jit_compile=False)  # as a training does: compiling takes minutes on 910A
+        from seresnet_timm.ascend.setup import set_up
+        set_up(f'npu:{index}')
+    elif kind == 'cuda':
+        torch.cuda.set_device(index)
+    module = device_module(kind)
     device = torch.device(kind) if module is None else torch.device(kind, index)
     wait = (lambda: None) if module is None else module.synchronize
 
@@ -95,7 +85,7 @@ def probe_smoke(kind: str, seconds: float) -> None:
     product = x @ y
     rows = slice(0, 64)
     if not torch.equal(product[rows].cpu().double(), a[rows].double() @ b.double()):
-        raise SystemExit('a matrix product came out wrong')
+        raise SystemExit('a matrix product is wrong')
     wait()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds / 2:
@@ -111,17 +101,17 @@ def probe_smoke(kind: str, seconds: float) -> None:
     numbers = torch.full((1 << 20,), float(rank + 1), device=device)
     dist.all_reduce(numbers)
     if not bool((numbers == world_size * (world_size + 1) // 2).all()):
-        raise SystemExit('an all-reduce came out wrong')
+        raise SystemExit('an all-reduce is wrong')
     numbers.zero_()
     wait()
     start, count = time.perf_counter(), 0
-    go_on = torch.ones(1, device=device)
-    while bool(go_on):  # the ranks agree when to end: as soon as one has had enough
+    keep_going = torch.ones(1, device=device)
+    while bool(keep_going):  # until the time is over for one of the ranks
         for _ in range(4):
             dist.all_reduce(numbers)
         count += 4
-        go_on.fill_(float(time.perf_counter() - start < seconds / 2))
-        dist.all_reduce(go_on, op=dist.ReduceOp.MIN)
+        keep_going.fill_(float(time.perf_counter() - start < seconds / 2))
+        dist.all_reduce(keep_going, op=dist.ReduceOp.MIN)
     wait()
     report(all_reduce_mb_per_s=numbers.numel() * 4 * count / (time.perf_counter() - start) / 1e6)
     dist.destroy_process_group()
@@ -133,7 +123,7 @@ def main() -> None:
     if what == 'smoke':
         probe_smoke(arguments[0], float(arguments[1]))
     else:
-        {'torch': probe_torch, 'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg}[what]()
+        {'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg}[what]()
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Runs the checks of probe.py in processes of their own: one that aborts or hangs is a finding."""
+"""Runs the checks of probe.py, each in a process of its own: an abort or a hang is a finding."""
 import contextlib
 import json
 import os
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-WAITED_FOR_FAILED_RANK = 'waited for one that failed'
+WAITED_FOR_FAILED_RANK = 'waited for a rank that failed'
 PROBE_TIMEOUT = 180  # seconds; a first import of torch from a slow disk takes minutes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Probe:
     """What a process reported, and how it failed, as a clause; None if it did not."""
     data: Dict[str, Any]
@@ -31,7 +31,7 @@ def run_probe(what: str, environ: Mapping[str, str]) -> Probe:
             _command(what), env=_with_package(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True,
             errors='replace', timeout=PROBE_TIMEOUT)
     except subprocess.TimeoutExpired:
-        return Probe({}, f'no end after {PROBE_TIMEOUT} s')
+        return Probe({}, f'not finished after {PROBE_TIMEOUT} s')
     data = _parse_reports(result.stdout)
     failure = _how_it_ended(result.returncode, result.stderr)
     return Probe(data, failure or (None if data else 'it ended early'))
@@ -41,7 +41,7 @@ def run_smoke_test(
         kind: str, devices: Sequence[int], environ: Mapping[str, str], seconds: float, timeout: float) -> List[Probe]:
     """Matrix products and all-reduces, one process a device, all at once.
 
-    When one fails, the others are given a moment and then ended.
+    When one fails, the others are ended a few seconds later.
 
     Args:
         kind: 'cpu', 'cuda' or 'npu'.
@@ -51,7 +51,7 @@ def run_smoke_test(
         timeout: Seconds after which they have failed.
 
     Returns:
-        What each rank reported; `phase` is the last one that it began.
+        What each rank reported; `phase` is the last phase that it began.
     """
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -84,7 +84,7 @@ def run_smoke_test(
             err.seek(0)
             data = _parse_reports(out.read())
             if returncode is None:
-                failure = WAITED_FOR_FAILED_RANK if any(failed) else f'no end after {timeout:g} s'
+                failure = WAITED_FOR_FAILED_RANK if any(failed) else f'not finished after {timeout:g} s'
             else:
                 failure = _how_it_ended(returncode, err.read())
             if failure is None and data.get('phase') != 'done':
@@ -98,7 +98,7 @@ def _command(*arguments: Any) -> List[str]:
 
 
 def _with_package(environ: Mapping[str, str]) -> Dict[str, str]:
-    """The environment, with this package to be found: last, so that all else is found where it is now."""
+    """The environment, with this package on PYTHONPATH: last, so that other packages are found where they are now."""
     here = str(Path(__file__).resolve().parent.parent.parent)
     return {**environ, 'PYTHONPATH': os.pathsep.join(filter(None, (environ.get('PYTHONPATH'), here)))}
 
@@ -110,7 +110,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _parse_reports(output: str) -> Dict[str, Any]:
-    """What a probe reported, later values over earlier ones; other lines are a library's."""
+    """What a probe reported, later values over earlier ones; other lines are printed by libraries."""
     found: Dict[str, Any] = {}
     for line in output.splitlines():
         if line.startswith('{'):
@@ -120,7 +120,7 @@ def _parse_reports(output: str) -> Dict[str, Any]:
 
 
 def _how_it_ended(returncode: int, stderr: str) -> Optional[str]:
-    """None for a good end, else one clause."""
+    """How a process failed, as a clause; None if it did not."""
     if returncode == 0:
         return None
     words = error_summary(stderr)
@@ -132,13 +132,13 @@ def _how_it_ended(returncode: int, stderr: str) -> Optional[str]:
 
 
 def error_summary(text: str) -> str:
-    """The line of an error output that says what happened: what() of C++, else the end of a traceback."""
+    """The line of an error output that says what happened: what() of C++, else the last line of a traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     what = next((line for line in lines if line.startswith('what():')), None)
     if what:
         return what.partition(':')[2].strip()[:300]
     # libraries add their own lines below a traceback's
     errors = [line for line in lines if re.match(r'[\w.]*(Error|Exception|Exit)\b', line)]
-    # torch's word for any failure of torch_npu, whose own error stands before it
+    # torch raises this for any failure of torch_npu, whose own error stands before it
     causes = [line for line in errors if 'Failed to load the backend extension' not in line]
     return (causes or errors or lines or [''])[-1][:300]

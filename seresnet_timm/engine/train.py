@@ -46,6 +46,7 @@ from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loaders
+from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine.evaluate import evaluate
@@ -53,8 +54,10 @@ from seresnet_timm.engine.flags import train_parser
 from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.hub.pull import folder_of
 from seresnet_timm.launch.config_file import parse_args
-from seresnet_timm.models.create import create_model
+from seresnet_timm.models.create import create_from_args
+from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs import record as run_record
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as devices_loss_scaler
@@ -235,6 +238,8 @@ def main(
             max_history=args.checkpoint_hist,
             task=task,
         )
+        saver.model_info = ModelInfo.of_model(
+            model, data_config, names_of_dataset(train_loader.dataset)).to_dict()
         continues = bool(args.resume) and is_own_folder(args.resume, output_dir)
         if continues:
             saver.load_state_dict_from_checkpoint(args.resume)
@@ -392,8 +397,9 @@ def build_model(args) -> nn.Module:
     overlay = {}
     if args.pretrained_path:
         overlay['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
-    model = create_model(
+    model = create_from_args(
         args,
+        folder=folder_of(args.model, with_weights=args.pretrained),
         pretrained=args.pretrained or bool(args.pretrained_path),
         drop_rate=args.drop,
         drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
@@ -403,7 +409,7 @@ def build_model(args) -> nn.Module:
         **overlay,
     )
     if args.initial_checkpoint:
-        load_weights(model, args.initial_checkpoint, args.model, use_ema=True)
+        load_weights(model, read_checkpoint(args.initial_checkpoint), args.model, use_ema=True)
     with torch.no_grad():
         classifier = model.get_classifier()
         if args.head_init_scale is not None:
@@ -446,7 +452,7 @@ def start_wandb(args, name: str) -> None:
 
 def restore_random_state(args, device: torch.device) -> None:
     """Go on with the random generators of the run that saved the checkpoint, where the ranks are the same."""
-    run_state = read_checkpoint(args.resume).get('run_state')
+    run_state = read_checkpoint(args.resume).run_state
     if not run_state:
         return  # a checkpoint of timm's own script
     if run_state['world_size'] == args.world_size:

@@ -27,14 +27,16 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 import seresnet_timm
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data import loaders
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.engine.evaluate import evaluate
 from seresnet_timm.engine.flags import validate_parser
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import atomic_path, write_json
+from seresnet_timm.hub.pull import folder_of
 from seresnet_timm.launch.config_file import parse_args
-from seresnet_timm.models.create import create_model
+from seresnet_timm.models.create import create_from_args
 from seresnet_timm.step.fuse_bn import decide_fuse_bn, fuse_batch_norms
 
 _logger = logging.getLogger('validate')
@@ -158,9 +160,10 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
     if args.fast_norm:
         set_fast_norm()
 
-    model = create_model(args, pretrained=args.pretrained)
+    folder = folder_of(args.model, with_weights=args.pretrained)
+    model = create_from_args(args, folder, pretrained=args.pretrained)
     if args.checkpoint:
-        load_weights(model, args.checkpoint, args.model, use_ema=args.use_ema)
+        load_weights(model, read_checkpoint(args.checkpoint), args.model, use_ema=args.use_ema)
     if args.reparam:
         model = utils.reparameterize_model(model)
     param_count = sum(p.numel() for p in model.parameters())

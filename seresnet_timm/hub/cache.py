@@ -45,12 +45,12 @@ def _remove_leftovers(repo_id: str) -> List[Path]:
     removed = []
     for part in (cache / 'blobs').glob('*.incomplete'):
         path = cache.parent / '.locks' / cache.name / f'{part.name.split(".")[0]}.lock'
-        lock = try_lock(path)
+        lock = try_lock(path) if path.exists() else None
         if lock is None and path.exists():
             continue
         part.unlink(missing_ok=True)
         if lock is not None:
-            os.close(lock)
+            lock.release()
         removed.append(part)
     return removed
 

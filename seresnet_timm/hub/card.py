@@ -125,7 +125,7 @@ def _training(run: Optional[Dict[str, Any]], args: Dict[str, Any]) -> str:
     parts = []
     settings = recipe(args)
     if settings:
-        parts += ['## Training', f'Settings that are not timm\'s defaults:\n\n```yaml\n{as_yaml(settings)}```']
+        parts += ['## Training', f"Settings that are not timm's defaults:\n\n```yaml\n{as_yaml(settings)}```"]
     if run:
         record = run['record']
         plan, versions = record['plan'], record['versions']

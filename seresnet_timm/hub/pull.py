@@ -92,6 +92,12 @@ def pinned(name: str, with_weights: bool = True) -> str:
     return f'hf-hub:{pulled.repo_id}@{pulled.commit}'
 
 
+def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
+    """Folder of the model on the Hub that a timm name means, pulled and verified; None for other names."""
+    source, _, name = model.partition(':')
+    return pull(name, with_weights=with_weights).folder if source in ('hf-hub', 'hf_hub') else None
+
+
 def _from_hub(repo_id: str, info, token: Optional[str], with_weights: bool) -> Pulled:
     siblings = {s.rfilename: s for s in info.siblings}
     sha256, folder = {}, None

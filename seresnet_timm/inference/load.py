@@ -2,32 +2,27 @@
 
 With it come the preprocessing that its validation used, and the names of its classes where they are known.
 """
-import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
-from timm.data.readers.class_map import load_class_map
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
-from timm.utils.misc import natural_key
 
-from seresnet_timm.checkpoints.checkpoint import has_ema
-from seresnet_timm.checkpoints.fit import load_weights, weights_of
+from seresnet_timm.checkpoints.fit import model_of
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.checkpoints.recognise import architecture
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line
-from seresnet_timm.hub.pull import pinned as pull_pinned
-from seresnet_timm.models import seresnet as models  # noqa: F401  (models registers itself with timm)
+from seresnet_timm.hub.pull import folder_of
+from seresnet_timm.models.create import check_model_name, create_model
+from seresnet_timm.models.info import ModelInfo
 
 # of a run's folder, the first that is there
 RUN_CHECKPOINTS = ('model_best.pth.tar', 'last.pth.tar')
-# flags of a training that decide how its validation saw the images
-PREPROCESSING_FLAGS = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+# what decides how validation saw the images
+PREPROCESSING = ('in_chans', 'input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
 
 @dataclass
@@ -105,9 +100,10 @@ def load_model(
             if value is not None:
                 raise UsageError(f'{flag} is for checkpoint files, {source} is the name of a model: leave it out.')
         model, name, origin = _load_named(source, img_size)
-        trained = {}
+        info = ModelInfo()
     elif path.exists():
-        model, name, origin, trained = _load_file(path, model_name, num_classes, img_size, use_ema)
+        model, info, origin = _load_file(path, model_name, num_classes, img_size, use_ema)
+        name = info.name
     else:
         looks_like_path = os.sep in source or '.' in source
         hint = 'check the path' if looks_like_path else did_you_mean(
@@ -115,7 +111,7 @@ def load_model(
         raise UsageError(f"There is no file and no model '{source}': {hint.rstrip('.')}.")
 
     # flags win over what the run was trained with, that over the model's own
-    settings = {k: trained.get(k) for k in PREPROCESSING_FLAGS}
+    settings = {k: getattr(info, k) for k in PREPROCESSING}
     if img_size is not None:
         settings['input_size'] = None
     settings.update({k: v for k, v in requested.items() if v is not None})
@@ -124,7 +120,7 @@ def load_model(
     except (AssertionError, TypeError, ValueError):
         raise UsageError(f'{path} holds preprocessing settings that make no sense '
                          f'({ {k: v for k, v in settings.items() if v is not None} }): the file is damaged.')
-    labels, descriptions, labels_origin = _labels(model, trained, class_names)
+    labels, descriptions, labels_origin = _labels(model, info, class_names)
     return LoadedModel(model.float().eval(), name, origin, data_config, labels, descriptions, labels_origin)
 
 
@@ -135,22 +131,22 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
     except ValueError as e:
         raise UsageError(str(e))
     if kind is None:
-        arch, tag = split_model_name_tag(name)
-        tags = [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True)]
-        if tag and tag not in tags:
-            raise UsageError(f"Model {arch} has no weights '{tag}': there are {', '.join(tags) or 'none'}.")
+        check_model_name(name)
         cfg = get_pretrained_cfg(name, allow_unregistered=True)
         if cfg is None or not cfg.has_weights:
             raise UsageError(f'There are no pretrained weights of {source}: name a checkpoint file, and --model '
                              f'{source} if it does not say so itself.')
-    pinned = pull_pinned(name) if kind == 'hf-hub' else source
+    folder = folder_of(source)
     try:
-        model = timm.create_model(pinned, pretrained=True, exportable=True, **_size_argument(source, img_size))
+        model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
+    except UsageError:
+        raise
     except Exception as e:  # of the download: HTTP clients and the file system have their own
         raise RunError(f'{source} cannot be loaded ({first_line(e)}): check the name and the connection, or download '
                        'the weights elsewhere and name the file.') from e
     cfg = model.pretrained_cfg
-    where = {'hf-hub': f'pretrained, from {cfg.get("hf_hub_id")} on the Hub', 'local-dir': f'from {name}'}
+    commit = f'{name.split("@")[0]}@{folder.name}' if folder else ''
+    where = {'hf-hub': f'pretrained, from {commit} on the Hub', 'local-dir': f'from {name}'}
     own_name = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
     return model, own_name or name, where.get(kind or cfg.get('source'), f'pretrained, {cfg.get("url")}')
 
@@ -161,49 +157,23 @@ def _load_file(
         num_classes: Optional[int],
         img_size: Optional[int],
         use_ema: bool,
-) -> Tuple[nn.Module, str, str, Dict[str, Any]]:
-    """A model with the weights of a checkpoint file, and the settings that the checkpoint was trained with."""
+) -> Tuple[nn.Module, ModelInfo, str]:
+    """A model with the weights of a checkpoint file, what it was made from, and where the weights came from."""
     checkpoint = read_checkpoint(path)
-    trained = checkpoint.get('args')
-    trained = vars(trained) if isinstance(trained, argparse.Namespace) else trained
-    trained = dict(trained) if isinstance(trained, dict) else {}
-    name = model_name or _saved_name(path, checkpoint, trained)
-    if not timm.is_model(split_model_name_tag(name)[0]) and ':' not in name:
-        hint = did_you_mean(name, timm.list_models(), 'timm knows no such name.')
-        raise UsageError(f"Unknown --model '{name}': {hint}")
-    if use_ema and not has_ema(checkpoint):
+    info = checkpoint.info
+    if model_name is not None:
+        try:
+            check_model_name(model_name)
+        except UsageError as e:
+            raise UsageError(str(e).replace('Unknown model', 'Unknown --model'))
+        info = replace(info, name=model_name)
+    if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
-
-    kwargs = trained.get('model_kwargs') or {}
-    # fine-tuned from a model of the Hub: the network is in its configuration
-    made_as = pull_pinned(name.split(':', 1)[1], with_weights=False) if name.startswith('hf-hub:') else name
-    try:
-        model = timm.create_model(
-            made_as, num_classes=num_classes, in_chans=trained.get('in_chans'), global_pool=trained.get('gp'),
-            exportable=True, **{**_size_argument(name, img_size or trained.get('img_size')), **kwargs})
-    except (TypeError, ValueError, RuntimeError, AssertionError) as e:
-        raise UsageError(f'{name} cannot be made with the settings in {path} ({first_line(e)}).')
-    if num_classes is None:
-        classifier = model.pretrained_cfg.get('classifier')
-        weight = weights_of(checkpoint, model, use_ema).get(f'{classifier}.weight')
-        if weight is not None and weight.ndim and weight.shape[0] != model.num_classes:
-            model.reset_classifier(weight.shape[0])
-    load_weights(model, path, name, use_ema, checkpoint=checkpoint)
-
-    epoch = checkpoint.get('epoch')
-    parts = [f'from {path}'] + ([f'epoch {epoch}'] if isinstance(epoch, int) else [])
-    return model, name, ', '.join(parts + (['moving average'] if use_ema else [])), trained
-
-
-def _saved_name(path: Path, checkpoint: Dict[str, Any], trained: Dict[str, Any]) -> str:
-    """Architecture that a checkpoint names, or that its weights tell."""
-    names = [n for n in (trained.get('model'), architecture(checkpoint)) if isinstance(n, str)]
-    known = next((n for n in names if timm.is_model(split_model_name_tag(n)[0]) or n.startswith('hf-hub:')), None)
-    if known is None:
-        named = names[0] if names else checkpoint.get('arch') if 'best_acc1' not in checkpoint else None
-        says = f"names the model '{named}', unknown to timm" if named else 'does not say what model it is of'
-        raise UsageError(f'{path} {says}: name it with --model, e.g. --model seresnet50_ascend.')
-    return known
+    folder = folder_of(info.name, with_weights=False) if info.name else None
+    model, info = model_of(
+        checkpoint, info, use_ema, num_classes=num_classes, img_size=img_size, folder=folder, exportable=True)
+    parts = [f'from {path}'] + ([f'epoch {checkpoint.epoch}'] if checkpoint.epoch is not None else [])
+    return model, info, ', '.join(parts + (['moving average'] if use_ema else []))
 
 
 def _size_argument(name: str, img_size: Optional[int]) -> Dict[str, int]:
@@ -214,7 +184,7 @@ def _size_argument(name: str, img_size: Optional[int]) -> Dict[str, int]:
 
 def _labels(
         model: nn.Module,
-        trained: Dict[str, Any],
+        info: ModelInfo,
         class_names: Optional[str],
 ) -> Tuple[Optional[List[str]], Optional[List[str]], str]:
     """Names and descriptions of the classes, and where they come from."""
@@ -236,58 +206,14 @@ def _labels(
             texts = [texts.get(label, label) for label in labels]
         return labels, list(texts) if texts and len(texts) == count else _wordnet(labels), 'names that came with it'
 
-    folder = _training_folder(trained)
-    if folder is not None:
-        labels = class_folders(folder, trained.get('class_map') or None)
-        if labels is not None and len(labels) == count:
-            return labels, _wordnet(labels), f'names from {folder}, on which it was trained'
+    if info.class_names is not None and len(info.class_names) == count:
+        return info.class_names, _wordnet(info.class_names), 'names of the classes it was trained on'
 
     subset = infer_imagenet_subset({'num_classes': count})
     if subset is not None:
         info = ImageNetInfo(subset)
         return list(info.label_names()), info.label_descriptions(), f'taken to be those of {subset}'
     return None, None, 'of which no names are known (--class-names FILE)'
-
-
-def _training_folder(trained: Dict[str, Any]) -> Optional[Path]:
-    """Folder of the classes that a run was trained on, if it is still there."""
-    root, split = trained.get('data_dir') or trained.get('data'), trained.get('train_split')
-    if not isinstance(root, str) or trained.get('dataset'):
-        return None
-    names = [n for n in (split, 'train', 'training') if isinstance(n, str) and n]
-    return next((Path(root) / n for n in names if (Path(root) / n).is_dir()), None)
-
-
-def class_folders(folder: Path, class_map: Optional[str] = None) -> Optional[List[str]]:
-    """Names of the classes in a folder in timm's order, without a look at more than one image of each."""
-    if class_map:
-        try:
-            by_name = load_class_map(class_map, str(folder.parent))
-        except (AssertionError, OSError, ValueError):
-            return None
-        return [name for name, _ in sorted(by_name.items(), key=lambda item: item[1])]
-    extensions, names = get_img_extensions(as_set=True), set()
-
-    def visit(path: str, is_root: bool) -> None:
-        subfolders, has_image = [], False
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if not has_image and os.path.splitext(entry.name)[1].lower() in extensions:
-                    has_image = True
-                    if not is_root:
-                        break
-                elif entry.is_dir():
-                    subfolders.append(entry.path)
-        if has_image:
-            names.add('' if is_root else os.path.basename(path))
-        for subfolder in subfolders:
-            visit(subfolder, is_root=False)
-
-    try:
-        visit(str(folder), is_root=True)
-    except OSError:
-        return None
-    return sorted(names, key=natural_key)
 
 
 def _wordnet(labels: List[str]) -> Optional[List[str]]:

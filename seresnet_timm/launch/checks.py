@@ -12,15 +12,14 @@ from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name, 
 from timm.optim import list_optimizers
 
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
-from seresnet_timm.checkpoints import fit as checkpoints_fit
-from seresnet_timm.checkpoints import read as checkpoints
+from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.data.classes import EVAL_NAMES, TRAIN_NAMES, ClassTree, read_classes, split_folder, split_names
 from seresnet_timm.errors import UsageError, did_you_mean, first_names
-from seresnet_timm.hub.pull import pull
-from seresnet_timm.models.create import create_model
+from seresnet_timm.hub.pull import folder_of, pull
+from seresnet_timm.models.create import check_model_name, create_from_args
 
-TRAIN_NAMES = ('train', 'training')
 MAX_NAMED = 3  # names of classes that one sentence lists
-EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
 
 
@@ -73,13 +72,7 @@ def _check_model(args) -> None:
         return
     if source is not None:
         return  # a folder, read when the model is made
-    arch, tag = split_model_name_tag(name)
-    if not timm.is_model(arch):
-        hint = did_you_mean(arch, timm.list_models(), 'timm.list_models() names them all.')
-        raise UsageError(f"Unknown model '{args.model}': {hint}")
-    tags = [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True)]
-    if tag and tag not in tags:
-        raise UsageError(f"Model {arch} has no weights '{tag}': there are {', '.join(tags) or 'none'}.")
+    check_model_name(name)
     cfg = get_pretrained_cfg(name, allow_unregistered=True)
     has_weights = cfg is not None and cfg.has_weights
     if args.pretrained and not getattr(args, 'pretrained_path', None) and not has_weights:
@@ -136,17 +129,14 @@ def _check_data(args) -> None:
 
 def _check_split(root: Path, flag: str, split: str, args) -> Tuple[Path, Set[str]]:
     """Folder of a split, and the names of its classes."""
-    names = [split.split('[')[0]]
-    for synonyms in (TRAIN_NAMES, EVAL_NAMES):
-        if names[0] in synonyms:
-            names += [s for s in synonyms if s != names[0]]
-    folder = next((root / n for n in names if (root / n).exists()), None)
+    folder = split_folder(root, split)
     if folder is None:
-        if _classes(root)[0] and not any((root / n).exists() for n in TRAIN_NAMES + EVAL_NAMES) and flag == '--split':
+        has_split = any((root / n).exists() for n in TRAIN_NAMES + EVAL_NAMES)
+        if flag == '--split' and not has_split and _labels(read_classes(root)):
             return _check_folder(root, args)  # validate on a folder that is itself a split
         # timm would read the whole of the root instead, training images included
         way_out = " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
-        wanted = ' or '.join(names[:3])
+        wanted = ' or '.join(split_names(split)[:3])
         raise UsageError(f'Dataset {root} has no folder {wanted}: add it, name it with {flag}{way_out}.')
     return _check_folder(folder, args)
 
@@ -154,10 +144,11 @@ def _check_split(root: Path, flag: str, split: str, args) -> Tuple[Path, Set[str
 def _check_folder(folder: Path, args) -> Tuple[Path, Set[str]]:
     if not folder.is_dir():
         raise UsageError(f'{folder} is a file, not a folder of classes.')
-    labels, empty, stray = _classes(folder)
-    if stray:
+    tree = read_classes(folder)
+    labels, empty = _labels(tree), tree.empty
+    if tree.stray:
         # timm makes them a class of their own, before all others
-        raise UsageError(f'{stray} lies outside the class folders of {folder}: move it into one, or away.')
+        raise UsageError(f'{tree.stray[0]} lies outside the class folders of {folder}: move it into one, or away.')
     if not labels:
         kinds = ', '.join(get_img_extensions())
         raise UsageError(f'{folder} has no image ({kinds}) in class folders: check --data-dir.')
@@ -168,35 +159,8 @@ def _check_folder(folder: Path, args) -> Tuple[Path, Set[str]]:
     return folder, labels
 
 
-def _classes(folder: Path) -> Tuple[Set[str], List[str], Optional[str]]:
-    """What timm finds below a folder.
-
-    Returns:
-        Names of the folders that hold an image (timm's labels), paths of leaves that hold none (hidden ones aside), and
-        an image that lies in no class folder, if there is one.
-    """
-    extensions = get_img_extensions(as_set=True)
-    labels, empty, stray = set(), [], []
-
-    def visit(path: str, is_root: bool) -> None:
-        subfolders, has_image = [], False
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    subfolders.append(entry.path)
-                elif not has_image and os.path.splitext(entry.name)[1].lower() in extensions:
-                    has_image = True
-                    if is_root:
-                        stray.append(entry.path)
-        if has_image and not is_root:
-            labels.add(os.path.basename(path))
-        elif not subfolders and not is_root and not os.path.basename(path).startswith('.'):
-            empty.append(path)
-        for subfolder in subfolders:
-            visit(subfolder, is_root=False)
-
-    visit(str(folder), is_root=True)
-    return labels, empty, stray[0] if stray else None
+def _labels(tree: ClassTree) -> Set[str]:
+    return set(tree.names) - {''}
 
 
 def _check_same_classes(train: Tuple[Path, Set[str]], val: Tuple[Path, Set[str]]) -> None:
@@ -267,7 +231,7 @@ def _check_train_weights(args) -> None:
     if args.initial_checkpoint:
         _check_fits(args.initial_checkpoint, args, use_ema=True)
     if args.pretrained_path:
-        checkpoints.read_checkpoint(args.pretrained_path)  # the head adapts, the rest is timm's to check
+        read_checkpoint(args.pretrained_path)  # the head adapts, the rest is timm's to check
 
 
 def _check_checkpoint(args) -> None:
@@ -276,22 +240,22 @@ def _check_checkpoint(args) -> None:
 
 
 def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) -> None:
-    checkpoint = checkpoints.read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     try:
         source, name = parse_model_name(args.model)
     except ValueError:
         return  # reported by _check_model
     if source is None and not timm.is_model(split_model_name_tag(name)[0]):
         return
-    model = create_model(args)
+    model = create_from_args(args, folder_of(args.model, with_weights=False))
     if resume and getattr(args, 'split_bn', False):
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    weights = checkpoints_fit.weights_of(checkpoint, model, use_ema)
-    misfit = checkpoints_fit.describe_misfit(weights, model, checkpoints_fit.saved_arch(checkpoint, args.model))
+    weights = weights_for(checkpoint, model, use_ema)
+    misfit = describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
     if misfit:
         new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
                     if path == getattr(args, 'initial_checkpoint', None) and misfit.startswith('it has ') else '')
         raise UsageError(f'Checkpoint {path} does not fit {args.model}: {misfit}{new_head}.')
-    if resume and weights.keys() != clean_state_dict(checkpoint.get('state_dict', checkpoint)).keys():
+    if resume and weights.keys() != clean_state_dict(checkpoint.weights).keys():
         raise UsageError(f'Checkpoint {path} names its weights as the ModelZoo does, whose optimizer state does not '
                          'carry over: start from it with --initial-checkpoint instead of --resume.')

@@ -310,7 +310,7 @@ def visible_devices(options: argparse.Namespace) -> Dict[str, str]:
     """Environment that limits a job to the devices of `--device_list`."""
     if options.device_list is None:
         return {}
-    return {name: options.device_list for name in ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES')}
+    return dict.fromkeys(('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES'), options.device_list)
 
 
 def launcher_flags() -> List[str]:

@@ -1,24 +1,19 @@
 """Several processes, by torchrun: rank 0 prints, others log to files, a failure is shown once, signals reach all."""
-import errno
-import fcntl
 import json
 import logging
 import os
 import signal
-import socket
-import struct
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Tuple
 
 from seresnet_timm.errors import RunError, UsageError, way_on
 from seresnet_timm.files import write_json
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch import rank as worker
+from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
 from seresnet_timm.launch.plan import Plan
-
-DEFAULT_PORT = 29500  # torchrun's
 
 # what a rank says when another one is gone: gloo, nccl, hccl
 LOST_PEER = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Timed out waiting',
@@ -37,8 +32,8 @@ def run(plan: Plan) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    if plan.nnodes > 1 or plan.master_port:
-        _check_port(plan)
+    if (plan.nnodes > 1 or plan.master_port) and plan.node_rank == 0:  # node 0 listens there
+        check_port(plan.master_port or DEFAULT_PORT)
     _set_environment(plan)
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says is said below
     log_dir = _log_dir(plan)
@@ -93,44 +88,6 @@ def _set_environment(plan: Plan) -> None:
             raise UsageError(f'--local-addr {plan.opts.local_addr} is not an address of this machine.')
         os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)
         os.environ.setdefault('NCCL_SOCKET_IFNAME', interface)
-
-
-def interface_of(address: str) -> Optional[str]:
-    """Network interface whose network an IPv4 address is on (Linux)."""
-    def ask(request: int, name: str) -> Optional[int]:
-        try:
-            answer = fcntl.ioctl(s.fileno(), request, struct.pack('256s', name.encode()[:15]))
-        except OSError as e:
-            if e.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-                return None
-            raise
-        return struct.unpack('!I', answer[20:24])[0]
-
-    try:
-        wanted = struct.unpack('!I', socket.inet_aton(address))[0]
-    except OSError:
-        return None
-    get_address, get_netmask = 0x8915, 0x891b  # SIOCGIFADDR, SIOCGIFNETMASK
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        for _, name in socket.if_nameindex():
-            own, mask = ask(get_address, name), ask(get_netmask, name)
-            if own is not None and mask is not None and own & mask == wanted & mask:
-                return name
-    return None
-
-
-def _check_port(plan: Plan) -> None:
-    """Node 0 listens at the port: it must be free."""
-    if plan.node_rank != 0:
-        return
-    port = plan.master_port or DEFAULT_PORT
-    try:
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind(('', port))  # as torch does; the master's address may be a service's, as in Kubernetes
-    except OSError as e:
-        raise UsageError(f'Port {port} cannot be used ({e.strerror}), it is in use or reserved: name a free one with '
-                         '--master-port, the same on every node.')
 
 
 def _log_dir(plan: Plan) -> Path:

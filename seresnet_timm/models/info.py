@@ -1,8 +1,24 @@
 """ModelInfo: what a network and its preprocessing are; it travels in checkpoints, safetensors, run.json and exports."""
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
+
+from timm.models import get_model_args
+
+from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.models.trusted import (
+    MAX_CLASSES,
+    MAX_SIZE,
+    MAX_TEXT,
+    trusted_kwargs,
+    trusted_name,
+    trusted_numbers,
+    trusted_word,
+)
 
 SCHEMA = 1
+INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming', 'random')
+CROP_MODES = ('center', 'squash', 'border')
+MAX_PIXELS = 16384  # of a side
 
 
 @dataclass(frozen=True)
@@ -37,3 +53,89 @@ class ModelInfo:
     def to_dict(self) -> Dict[str, Any]:
         """Plain values for JSON and checkpoints, with the number of the schema."""
         return {'schema': SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Any, origin: str) -> 'ModelInfo':
+        """Check and take over what `to_dict` gave, as it is in a file that was only named.
+
+        Fields that a later schema adds are ignored.
+
+        Args:
+            values: As the file has them.
+            origin: The file, for messages.
+
+        Raises:
+            UsageError: A value is none that a run of ours writes; file and key are named.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get('schema', SCHEMA), int):
+            raise UsageError(f'{printable(origin)}: model_info is not a table of settings: the file is damaged.')
+        get = values.get
+        name = get('name')
+        return cls(
+            name=None if name is None else trusted_name(name, origin, 'model_info.name'),
+            kwargs=trusted_kwargs(get('kwargs'), origin, 'model_info.kwargs'),
+            num_classes=trusted_numbers(get('num_classes'), origin, 'num_classes', 0, MAX_CLASSES, whole=True),
+            in_chans=trusted_numbers(get('in_chans'), origin, 'in_chans', 1, MAX_SIZE, whole=True),
+            class_names=_class_names(get('class_names'), get('num_classes'), origin),
+            input_size=trusted_numbers(get('input_size'), origin, 'input_size', 1, MAX_PIXELS, length=(3,), whole=True),
+            mean=trusted_numbers(get('mean'), origin, 'mean', -1e6, 1e6, length=_per_channel(values)),
+            std=trusted_numbers(get('std'), origin, 'std', 1e-12, 1e6, length=_per_channel(values)),
+            interpolation=trusted_word(get('interpolation'), origin, 'interpolation', INTERPOLATIONS),
+            crop_pct=trusted_numbers(get('crop_pct'), origin, 'crop_pct', 1e-3, 10),
+            crop_mode=trusted_word(get('crop_mode'), origin, 'crop_mode', CROP_MODES),
+        )
+
+    @classmethod
+    def of_model(
+            cls,
+            model: Any,
+            data_config: Optional[Dict[str, Any]] = None,
+            class_names: Optional[List[str]] = None,
+    ) -> 'ModelInfo':
+        """What a run saves: a network that timm made, its preprocessing and the names of its classes.
+
+        The name is the architecture's, with every argument it was made with: to make it again needs neither the Hub nor
+        the folder from which it may have come.
+
+        Args:
+            model: As `timm.create_model` gave it.
+            data_config: As timm's `resolve_data_config` gave it.
+            class_names: Name of every class, by index.
+        """
+        model = getattr(model, '_orig_mod', model)
+        arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in get_model_args(model).items()}
+        num_classes, in_chans = arguments.pop('num_classes', None), arguments.pop('in_chans', None)
+        data = data_config or {}
+        size = data.get('input_size')
+        fits = class_names is not None and len(class_names) == num_classes
+        return cls(
+            name=model.pretrained_cfg.get('architecture'),
+            kwargs=arguments,
+            num_classes=num_classes,
+            in_chans=size[0] if size else in_chans,
+            class_names=list(class_names) if fits else None,
+            input_size=list(size) if size else None,
+            mean=list(data['mean']) if data.get('mean') is not None else None,
+            std=list(data['std']) if data.get('std') is not None else None,
+            interpolation=data.get('interpolation'),
+            crop_pct=data.get('crop_pct'),
+            crop_mode=data.get('crop_mode'),
+        )
+
+
+def _per_channel(values: Dict[str, Any]) -> Tuple[int, ...]:
+    """Lengths that mean and std may have: one for all channels, one for each, or three as most configurations."""
+    size = values.get('input_size')
+    channels = size[0] if isinstance(size, (list, tuple)) and size else values.get('in_chans')
+    return tuple(sorted({1, 3} | ({channels} if isinstance(channels, int) else set())))
+
+
+def _class_names(names: Any, num_classes: Any, origin: str) -> Optional[List[str]]:
+    if names is None:
+        return None
+    if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and len(n) <= MAX_TEXT for n in names):
+        raise UsageError(f'{printable(origin)}: class_names is not a list of names: the file is damaged.')
+    if isinstance(num_classes, int) and len(names) != num_classes:
+        raise UsageError(f'{printable(origin)}: class_names has {len(names)} names for {num_classes} classes: the file '
+                         'is damaged.')
+    return list(names)

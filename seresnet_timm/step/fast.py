@@ -186,6 +186,6 @@ def describe(verb: str, args, device: str, world_size: int, enable: bool) -> str
             parts.append('not compiled (--torchcompile does)')
     if kind_of(device) == 'cpu':
         reason = why_not_keep_memory(os.environ)
-        parts.append("the allocator keeps freed memory (no page faults)" if reason is None else
+        parts.append('the allocator keeps freed memory (no page faults)' if reason is None else
                      f'allocator as it is ({reason})')
     return ', '.join(parts)

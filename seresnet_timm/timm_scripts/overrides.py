@@ -126,7 +126,7 @@ def continue_run(saver: AtomicCheckpointSaver, args, output_dir: str) -> AtomicC
         saver.load_state_dict_from_checkpoint(args.resume)
         start_epoch = args.start_epoch
         if start_epoch is None:
-            start_epoch = read_checkpoint(args.resume)['epoch'] + 1
+            start_epoch = read_checkpoint(args.resume).epoch + 1
         trim_summary(os.path.join(output_dir, 'summary.csv'), start_epoch)
     return saver
 
@@ -256,7 +256,7 @@ def primary_only(function: Callable) -> Callable:
 
 
 def load_checkpoint(model: torch.nn.Module, args) -> None:
-    load_weights(model, args.checkpoint, args.model, use_ema=args.use_ema)
+    load_weights(model, read_checkpoint(args.checkpoint), args.model, use_ema=args.use_ema)
 
 
 def prepare_eval_model(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, and only read as data."""
+"""Checkpoints are written atomically, and only read as data."""
 import os
 import random
 import signal
@@ -15,9 +15,9 @@ from conftest import ROOT
 from safetensors.torch import save_file
 from timm.task import ClassificationTask
 
-from seresnet_timm.checkpoints import fit as checkpoints_fit
-from seresnet_timm.checkpoints import random_state as saver_random_state
-from seresnet_timm.checkpoints import read as checkpoints
+from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
+from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import atomic_path
@@ -38,7 +38,7 @@ def test_formats_and_moving_average(model, tmp_path):
     for name, use_ema, shift in (('c.pth.tar', False, 0), ('c.pth.tar', True, 1), ('c.safetensors', True, 0),
                                  ('old.pth', False, 0)):
         other = timm.create_model('seresnet18_ascend', num_classes=10)
-        checkpoints_fit.load_weights(other, tmp_path / name, 'seresnet18_ascend', use_ema)
+        load_weights(other, read_checkpoint(tmp_path / name), 'seresnet18_ascend', use_ema)
         assert torch.equal(other.conv1.weight, model.conv1.weight + shift), name
 
 
@@ -46,7 +46,7 @@ def test_other_models_keep_their_names(tmp_path):
     model = timm.create_model('resnet18', num_classes=10)
     torch.save({'state_dict': {'module.' + k: v for k, v in model.state_dict().items()}}, tmp_path / 'c.pth')
     other = timm.create_model('resnet18', num_classes=10)
-    checkpoints_fit.load_weights(other, tmp_path / 'c.pth', 'resnet18')
+    load_weights(other, read_checkpoint(tmp_path / 'c.pth'), 'resnet18')
     assert torch.equal(other.conv1.weight, model.conv1.weight)
 
 
@@ -55,18 +55,18 @@ def test_misfit_changes_nothing(model, tmp_path):
     torch.save(wide.state_dict(), tmp_path / 'c.pth')
     before = model.conv1.weight.clone()
     with pytest.raises(UsageError, match='11 classes'):
-        checkpoints_fit.load_weights(model, tmp_path / 'c.pth', 'seresnet18_ascend')
+        load_weights(model, read_checkpoint(tmp_path / 'c.pth'), 'seresnet18_ascend')
     assert torch.equal(model.conv1.weight, before)
 
 
 def test_random_state_round_trip():
     device = torch.device('cpu')
-    state = saver_random_state.capture_rng(device)
+    state = capture_rng(device)
 
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), np.random.randn()
     expected = draw()
-    saver_random_state.restore_rng(state, 0, device)
+    restore_rng(state, 0, device)
     assert draw() == expected
 
 
@@ -89,7 +89,7 @@ while True:
 
 
 def test_killed_while_saving(tmp_path):
-    """Killed at many instants of a save, `last` and `model_best` are always there and always whole."""
+    """Killed at many instants of a save, `last` and `model_best` always exist and are always complete."""
     rng = random.Random(0)
     (tmp_path / 'save_forever.py').write_text(SAVE_FOREVER)
     for _ in range(6):
@@ -101,7 +101,7 @@ def test_killed_while_saving(tmp_path):
         os.kill(pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         for name in ('last.pth.tar', 'model_best.pth.tar'):
-            checkpoint = checkpoints.read_checkpoint(tmp_path / name)
+            checkpoint = read_checkpoint(tmp_path / name).content
             assert len(checkpoint['state_dict']) == 138 and checkpoint['run_state']['epoch'] == checkpoint['epoch']
             assert torch.isfinite(checkpoint['state_dict']['fc.weight']).all()
 
@@ -119,8 +119,8 @@ epoch = 1
     result = subprocess.run([preloaded.python(), '-m', 'save', str(tmp_path)], capture_output=True, text=True,
                             cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert result.returncode == 1 and result.stdout == ''
-    assert checkpoints.read_checkpoint(tmp_path / 'last.pth.tar')['epoch'] == 0
-    assert checkpoints.read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == 0
+    assert read_checkpoint(tmp_path / 'last.pth.tar').content['epoch'] == 0
+    assert read_checkpoint(tmp_path / 'model_best.pth.tar').content['epoch'] == 0
 
 
 def test_atomic_path(tmp_path):

@@ -16,12 +16,11 @@ from checkpoint_files import (
 )
 from reference_network import randomize, reference_network
 
-from seresnet_timm.checkpoints import checkpoint as checkpoints_checkpoint
-from seresnet_timm.checkpoints import fit as checkpoints_fit
-from seresnet_timm.checkpoints import inspect as inspection
-from seresnet_timm.checkpoints import read as checkpoints
-from seresnet_timm.checkpoints import recognise as inspection_recognise
 from seresnet_timm.checkpoints.convert import convert
+from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.inspect import inspect
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.recognise import recognise
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError
 
@@ -41,7 +40,7 @@ def refused(capsys, *argv, code=2) -> str:
 
 
 def equal(path, weights) -> bool:
-    found = checkpoints_checkpoint.state_dict_of(checkpoints.read_checkpoint(path))
+    found = read_checkpoint(path).weights
     return found.keys() == weights.keys() and all(
         torch.equal(found[k], w) and found[k].dtype == w.dtype for k, w in weights.items())
 
@@ -61,7 +60,7 @@ def test_round_trips(model, tmp_path, name):
     """Through each of our formats in turn: the same names, bits and dtypes, and the network recognised."""
     source = tmp_path / name
     WRITERS[name](model, source)
-    facts = inspection.inspect(str(source))
+    facts = inspect(str(source))
     assert (facts['architecture'], facts['num_classes']) == ('seresnet18_ascend', 3)
     for target, to in (('a.pth.tar', 'timm'), ('b.modelzoo', 'modelzoo'), ('c.safetensors', None), ('d.pth', None)):
         converted = convert(str(source), str(tmp_path / target), to)
@@ -91,7 +90,7 @@ def test_modelzoos_network_and_main_take_it(model, tmp_path):
 
 def test_moving_average_and_dtype(model, tmp_path, capsys):
     source = save_run(model, tmp_path)
-    average = checkpoints.read_checkpoint(source)['state_dict_ema']
+    average = read_checkpoint(source).ema
     main(['convert', str(source), str(tmp_path / 'ema.safetensors'), '--ema'])
     assert equal(tmp_path / 'ema.safetensors', average) and not equal(tmp_path / 'ema.safetensors', model.state_dict())
     main(['convert', str(source), str(tmp_path / 'half.safetensors'), '--dtype', 'float16'])
@@ -126,13 +125,13 @@ def test_recognise(name):
     with torch.device('meta'):
         weights = timm.create_model(name, num_classes=7).state_dict()
     expected = None if name in ('resnet50d', 'mobilenetv3_small_050') else name
-    assert inspection_recognise.recognise(weights) == expected
+    assert recognise(weights) == expected
 
 
 def test_not_finite_is_told(model, tmp_path):
     weights = dict(model.state_dict(), **{'fc.bias': torch.tensor([1., float('nan'), float('inf')])})
     torch.save(weights, tmp_path / 'c.pth')
-    assert inspection.inspect(str(tmp_path / 'c.pth'))['not_finite'] == 2
+    assert inspect(str(tmp_path / 'c.pth'))['not_finite'] == 2
 
 
 @pytest.mark.parametrize('argv, hint', [
@@ -160,8 +159,8 @@ def test_head_adapts_only_when_asked(model, tmp_path):
     other = timm.create_model('seresnet18_ascend', num_classes=5)
     head = other.fc.weight.clone()
     with pytest.raises(UsageError, match='it has 3 classes'):
-        checkpoints_fit.load_weights(other, tmp_path / 'c.pth', 'seresnet18_ascend')
-    checkpoints_fit.load_weights(other, tmp_path / 'c.pth', 'seresnet18_ascend', adapt_head=True)
+        load_weights(other, read_checkpoint(tmp_path / 'c.pth'), 'seresnet18_ascend')
+    load_weights(other, read_checkpoint(tmp_path / 'c.pth'), 'seresnet18_ascend', adapt_head=True)
     assert torch.equal(other.fc.weight, head) and torch.equal(other.conv1.weight, model.conv1.weight)
     with pytest.raises(UsageError, match='111 of another shape: layer1.0.conv1.weight 64x64x3x3 for 8x64x3x3, '):
-        checkpoints_fit.load_weights(tiny_model(), tmp_path / 'c.pth', 'seresnet18_ascend', adapt_head=True)
+        load_weights(tiny_model(), read_checkpoint(tmp_path / 'c.pth'), 'seresnet18_ascend', adapt_head=True)

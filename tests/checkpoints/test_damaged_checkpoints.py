@@ -20,10 +20,9 @@ from checkpoint_files import (
     tiny_model,
 )
 
-from seresnet_timm.checkpoints import checkpoint as checkpoints_checkpoint
-from seresnet_timm.checkpoints import fit as checkpoints_fit
-from seresnet_timm.checkpoints import read as checkpoints
 from seresnet_timm.checkpoints.convert import convert
+from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
+from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError
 
 MUTATIONS_A_FORMAT = 180
@@ -95,12 +94,12 @@ MUTATIONS = (flip_bits, flip_bits_near_an_end, truncate, truncate_and_fill, over
 
 
 def read(path: Path, model) -> dict:
-    checkpoint = checkpoints.read_checkpoint(path)
-    weights = checkpoints_fit.weights_of(checkpoint, model)
-    misfit = checkpoints_fit.describe_misfit(weights, model)
+    checkpoint = read_checkpoint(path)
+    weights = weights_for(checkpoint, model)
+    misfit = describe_misfit(weights, model)
     if misfit:
         raise UsageError(f'Checkpoint {path} does not fit: {misfit}.')
-    return weights, checkpoints_checkpoint.holds_checksum(checkpoint, checkpoints.file_format(str(path)))
+    return weights, checkpoint.holds_checksum
 
 
 FORMATS = ('run.pth.tar', 'ours.safetensors', 'modelzoo.pth.tar', 'timm.pth.tar', 'moskomule.pkl',
@@ -151,7 +150,7 @@ def test_swapped_members_with_right_checksums(files, model, tmp_path):
     with zipfile.ZipFile(path) as z:
         assert z.testzip() is None
     with pytest.raises(UsageError, match='SHA-256 of state_dict'):
-        checkpoints.read_checkpoint(path)
+        read_checkpoint(path)
 
 
 # --- hostile files ----------------------------------------------------------------------------------------------------
@@ -193,11 +192,11 @@ def test_hostile_pickles_run_nothing(tmp_path, legacy):
         path = tmp_path / 'c.pth.tar'
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
         with pytest.raises(UsageError) as e:
-            checkpoints.read_checkpoint(path)
+            read_checkpoint(path)
         assert name in str(e.value) and 'nothing of it was run' in str(e.value), name
         path.rename(tmp_path / 'c.safetensors')
         with pytest.raises(UsageError):
-            checkpoints.read_checkpoint(tmp_path / 'c.safetensors')
+            read_checkpoint(tmp_path / 'c.safetensors')
         assert not canary.exists(), name
     os.system(f'touch {canary}')  # that the payload would have worked
     assert canary.exists()
@@ -206,10 +205,10 @@ def test_hostile_pickles_run_nothing(tmp_path, legacy):
 def test_whole_models_and_raw_pickles_are_refused_by_name(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'model.pth')
     with pytest.raises(UsageError, match=r'torch\.nn\.modules\.linear\.Linear.* Save the state_dict'):
-        checkpoints.read_checkpoint(tmp_path / 'model.pth')
+        read_checkpoint(tmp_path / 'model.pth')
     (tmp_path / 'raw.pkl').write_bytes(pickle.dumps(Call(os.system, f'touch {tmp_path}/canary'), protocol=4))
     with pytest.raises(UsageError, match='posix.system'):
-        checkpoints.read_checkpoint(tmp_path / 'raw.pkl')
+        read_checkpoint(tmp_path / 'raw.pkl')
     assert not (tmp_path / 'canary').exists()
 
 
@@ -220,7 +219,7 @@ def test_numpy_names_reach_no_numpy(tmp_path):
                                np.datetime64('2020-01-01'), np.ones(3))):
         torch.save({'fc.weight': torch.ones(1), 'x': value}, tmp_path / f'{i}.pth')
         with pytest.raises(UsageError):
-            checkpoints.read_checkpoint(tmp_path / f'{i}.pth')
+            read_checkpoint(tmp_path / f'{i}.pth')
 
 
 def peak_mb() -> float:
@@ -243,11 +242,11 @@ def test_bombs_take_no_memory(files, tmp_path):
             f.write(bytes(1 << 20))
     assert zeros.stat().st_size < 1 << 20
     with pytest.raises(UsageError, match='compressed archive'):
-        checkpoints.read_checkpoint(zeros)
+        read_checkpoint(zeros)
 
     rezip(tmp_path / 'same_name.pth', zipfile.ZIP_STORED, [('c/data.pkl', b'x'), ('c/data.pkl', b'y')])
     with pytest.raises(UsageError, match='overlap'):
-        checkpoints.read_checkpoint(tmp_path / 'same_name.pth')
+        read_checkpoint(tmp_path / 'same_name.pth')
 
     pickled = io.BytesIO()
     torch.save({'fc.weight': torch.ones(3)}, pickled, _use_new_zipfile_serialization=False)
@@ -262,6 +261,6 @@ def test_bombs_take_no_memory(files, tmp_path):
     (tmp_path / 'nested.pth').write_bytes(b'\x80\x02' + b'(' * 1_000_000 + b'.')
     for name in ('huge.pth', 'huge.safetensors', 'header.safetensors', 'nested.pth'):
         with pytest.raises(UsageError) as e:
-            checkpoints.read_checkpoint(tmp_path / name)
+            read_checkpoint(tmp_path / name)
         assert name in str(e.value) and '\n' not in str(e.value)
     assert peak_mb() - before < 100

@@ -341,30 +341,6 @@ def test_evaluation_with_timms_script(few_digits, tmp_path, capfd):
     assert results['off']['loss'] == pytest.approx(results['bundled']['loss'], rel=1e-3)
 
 
-def test_bench_prints_and_writes(tmp_path, capfd):
-    """A tiny run: every contender has a figure, and the ratios are those of the figures' rounds."""
-    main(['bench', 'data', '--images', '10', '--rounds', '1', '--img-size', '64', '--workers', '1', '--target', '1000',
-          '--json', str(tmp_path / 'bench.json')])
-    out = capfd.readouterr().out
-    report = json.loads((tmp_path / 'bench.json').read_text())
-    names = {'timm', 'limit', 'pillow', *(d.name for d in jpeg.decoders())}
-    for rows in report['modes'].values():
-        assert set(rows) == names and rows['timm']['ratio'] == 1
-        for row in rows.values():
-            figures = row['images_per_core_second'], rows['timm']['images_per_core_second']
-            assert row['ratio'] == pytest.approx(figures[0] / figures[1], rel=0.01)
-    assert 'cores for 1000/s' in out and report['images']['count'] == 10 and report['psnr']['simplejpeg']['min'] > 30
-    assert 'timm, processes' in report['workers'] and report['machine']['cores'] == os.cpu_count()
-    with pytest.raises(SystemExit):
-        main(['bench', 'data', '--images', '0'])
-    assert '--images is at least 1' in capfd.readouterr().err
-
-
-def test_bench_of_ones_own_images(photos, capfd):
-    main(['bench', 'data', '--data-dir', str(photos), '--images', '6', '--rounds', '1', '--img-size', '32'])
-    assert '6 JPEGs' in capfd.readouterr().out
-
-
 @by_decoder
 def test_dataset_goes_to_spawned_workers(photos, decoder):
     """Pickled, as `spawn` does it, it gives the same samples."""

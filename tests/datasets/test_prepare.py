@@ -262,7 +262,7 @@ def test_refused(tree, tmp_path, capsys):
     before = digest(dst)
     for argv in ((tree, dst), (tree, dst, '--max-side', SIDE, '--quality', 90)):
         assert 'go on with the same, or name another folder' in fail(capsys, *argv)
-    assert "was begun with source" in fail(capsys, tree / 'train', dst, '--max-side', SIDE)
+    assert 'was begun with source' in fail(capsys, tree / 'train', dst, '--max-side', SIDE)
     with open(dst / '.prepare/lock') as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         assert 'another prepare' in fail(capsys, tree, dst, '--max-side', SIDE)

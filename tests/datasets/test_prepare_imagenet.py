@@ -206,11 +206,11 @@ def test_hostile_archives(kind, where, archives, tmp_path, capsys):
         member = dict(name='n02119789.tar', data=buffer.getvalue())
     with tarfile.open(archives / (VAL if where == 'val' else TRAIN), 'w') as tar:
         add(tar, **member)
-    before = {p for p in tmp_path.rglob('*')}
+    before = set(tmp_path.rglob('*'))
     dst = tmp_path / 'deep' / 'down' / 'ImageNet'
     text = fail(capsys, '--from', archives, dst, '--split', 'val' if where == 'val' else 'train')
     assert 'it is not the official file' in text or 'of another class' in text
-    new = {p for p in tmp_path.rglob('*')} - before
+    new = set(tmp_path.rglob('*')) - before
     assert all(p == dst or dst in p.parents or p in dst.parents for p in new)
     assert not tree(dst) and not any(p.is_symlink() for p in new) and not [p for p in new if p.name.endswith('.JPEG')]
     assert (tmp_path / 'victim').read_text() == 'untouched'

@@ -70,10 +70,10 @@ def clean_environ(**more) -> dict:
 
 
 def examine(root=Path('/nonexistent'), device='auto', **environ) -> dict:
-    """What doctor says, in a process of its own, of a machine whose files lie below `root`."""
+    """What doctor finds, in a process of its own, on a machine whose files are below `root`."""
     code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]\nfrom pathlib import Path\n'
-            'from seresnet_timm.doctor.doctor import Doctor, as_json\n'
-            f'd = Doctor({device!r}, root=Path({str(root)!r}))\nd.examine()\nprint(as_json(d))')
+            'from seresnet_timm.doctor.doctor import as_json, examine\n'
+            f'print(as_json(examine({device!r}, root=Path({str(root)!r}))))')
     path = os.pathsep.join(filter(None, (str(environ.pop('PYTHONPATH', '')), str(ROOT))))
     result = subprocess.run(
         [sys.executable, '-c', code], env=clean_environ(PYTHONPATH=path, **environ), capture_output=True, text=True)
@@ -84,7 +84,7 @@ def examine(root=Path('/nonexistent'), device='auto', **environ) -> dict:
     assert report['ok'] == (not any(c['status'] == 'error' for c in report['checks']))
     for check in report['checks']:
         assert (check['remedy'] is not None) == (check['status'] in ('warning', 'error')), check
-    return dict(report, found={k: c for k, c in zip(keys, report['checks'])})
+    return dict(report, found=dict(zip(keys, report['checks'])))
 
 
 def status(report: dict, section: str, name: str) -> tuple:
@@ -129,9 +129,9 @@ def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
             assert result.returncode == 2 and expected in result.stderr, result.stderr
         return
     assert result.returncode == 1, result.stderr
-    assert '`import torch` dies of torch_npu: killed by SIGABRT (Duplicated key)' in result.stdout
+    assert '`import torch` fails because of torch_npu: killed by SIGABRT (Duplicated key)' in result.stdout
     assert '-> ' in result.stdout and 'export TORCH_DEVICE_BACKEND_AUTOLOAD=0' in result.stdout
-    assert 'Pillow' in result.stdout and 'not run: the errors above come first' in result.stdout
+    assert 'Pillow' in result.stdout and 'not run: fix the errors above first' in result.stdout
     assert 'error: a training on cpu would fail here' in result.stderr
 
 
@@ -164,7 +164,7 @@ def test_npu_that_works_is_chosen(tmp_path):
         '2 x Ascend910A, 64 GiB each, no bfloat16: use float16, ASCEND_RT_VISIBLE_DEVICES=0,1')
     assert status(report, 'devices', 'npu memory')[:2] == ('warning', 'less than half is free on NPU 1')
     assert status(report, 'environment', 'PTCOPY_ENABLE') == (
-        'warning', 'set to 1, dead: torch_npu no longer reads it', 'unset PTCOPY_ENABLE')
+        'warning', 'set to 1, no effect: torch_npu no longer reads it', 'unset PTCOPY_ENABLE')
     assert status(report, 'environment', 'PYTORCH_NPU_ALLOC_CONF')[0] == 'note'
     off = examine(PYTHONPATH=tmp_path / 'site', TORCH_DEVICE_BACKEND_AUTOLOAD=0)
     assert status(off, 'versions', 'autoload')[1] == 'off by TORCH_DEVICE_BACKEND_AUTOLOAD'
@@ -242,12 +242,12 @@ def test_socket_ifname(setting, name, fits):
     ('Traceback\n  File "x"\nValueError: bad\n[ERROR] 2026 (PID:1)\n', 'ValueError: bad'),
     ('Segmentation fault\n', 'Segmentation fault'), ('', ''),
 ))
-def test_last_words(text, words):
+def test_error_summary(text, words):
     assert error_summary(text) == words
 
 
 @pytest.mark.parametrize('act, failure', (
-    ('os.kill(os.getpid(), 9)', 'killed by SIGKILL'), ('time.sleep(99)', 'no end after'),
+    ('os.kill(os.getpid(), 9)', 'killed by SIGKILL'), ('time.sleep(99)', 'not finished after'),
 ), ids=('killed', 'hangs'))
 def test_smoke_test_ends_when_a_rank_does_not(act, failure, tmp_path):
     """Rank 1 goes away, or hangs: rank 0, which waits for it in the all-reduce, is ended too."""
@@ -256,7 +256,8 @@ def test_smoke_test_ends_when_a_rank_does_not(act, failure, tmp_path):
     ranks = run_smoke_test('cpu', [0, 1], clean_environ(PYTHONPATH=tmp_path), seconds=0.2, timeout=timeout)
     assert ranks[1].failure.startswith(failure), ranks
     assert ranks[0].data['tflops'] > 0 and ranks[0].data['phase'] == 'all-reduce'
-    assert ranks[0].failure.startswith('waited for one that failed' if 'kill' in act else 'no end after'), ranks
+    expected = 'waited for a rank that failed' if 'kill' in act else 'not finished after'
+    assert ranks[0].failure.startswith(expected), ranks
 
 
 def test_unknown_device_is_a_usage_error():

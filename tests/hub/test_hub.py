@@ -175,7 +175,7 @@ def logits(model) -> torch.Tensor:
 
 def logits_of(path: Path, **kwargs) -> torch.Tensor:
     model = timm.create_model('seresnet18_ascend', **kwargs)
-    model.load_state_dict(read_checkpoint(path)['state_dict'])
+    model.load_state_dict(read_checkpoint(path).content['state_dict'])
     return logits(model)
 
 
@@ -237,7 +237,7 @@ def test_push_of_a_run(hub, client, run, few_digits):
     config = json.loads(hub.read('me/digits', 'config.json'))
     assert config['label_names'] == sorted(p.name for p in (few_digits / 'train').iterdir())
 
-    best = read_checkpoint(run / 'model_best.pth.tar')
+    best = read_checkpoint(run / 'model_best.pth.tar').content
     weights = load_file(hub.blob(repo.files()['model.safetensors'].blob))
     assert all(torch.equal(v, weights[k]) for k, v in best['state_dict'].items())
     with open(run / 'summary.csv') as f:
@@ -318,7 +318,7 @@ def test_modelzoo_checkpoint(hub, client, few_digits, tmp_path):
 
 
 def test_moving_average(hub, client, checkpoint, run, tmp_path):
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint).content
     ema = {k: v + 1 for k, v in saved['state_dict'].items()}
     torch.save(dict(saved, state_dict_ema=ema), tmp_path / 'e.pth.tar')
     for flags, shift in (([], 0), (['--ema'], 1)):
@@ -328,7 +328,7 @@ def test_moving_average(hub, client, checkpoint, run, tmp_path):
     one_sentence(client.run('push', checkpoint, 'me/e', '--ema'), 2, 'no moving average')
 
     # a run that evaluated its moving average: that is pushed, and raw weights do not get its top-1
-    best = read_checkpoint(run / 'model_best.pth.tar')
+    best = read_checkpoint(run / 'model_best.pth.tar').content
     shutil.copytree(run, tmp_path / 'run')
     best['args'].model_ema = True
     best['state_dict_ema'] = {k: v + 1 for k, v in best['state_dict'].items()}
@@ -656,7 +656,7 @@ def test_push_fault(hub, client, checkpoint, fault, parts):
     result = client.run('push', checkpoint, 'me/x', *FLAGS)
     assert result.code == 0, result.err
     sent = load_file(hub.blob(hub.repos['me/x'].files()['model.safetensors'].blob))
-    expected = read_checkpoint(checkpoint)['state_dict']
+    expected = read_checkpoint(checkpoint).content['state_dict']
     assert all(torch.equal(v, sent[k]) for k, v in expected.items())
 
 
@@ -675,7 +675,7 @@ def test_push_gets_over(hub, client, checkpoint, fault):
 def test_commit_of_another(pushed, client, checkpoint, tmp_path):
     """Somebody commits while a push uploads: 412, and theirs stays."""
     pushed.faults.append(Fault('preupload', 'slow', seconds=1))
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint).content
     saved['state_dict']['fc.bias'] += 1
     torch.save(saved, tmp_path / 'c.pth.tar')
     client.start('push', tmp_path / 'c.pth.tar', 'me/x', '--tag', 'mine')
@@ -698,7 +698,7 @@ def test_token_is_never_shown(hub, client, checkpoint, tmp_path):
     hub.faults.clear()
     result = client.run('push', checkpoint, 'me/x', *FLAGS, env={'HF_TOKEN': 'hf_wröng\x01'})
     assert result.code != 0 and 'hf_wr' not in result.err + result.out and 'Traceback' not in result.err
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint).content
     saved['args'].opt_kwargs = {'note': TOKEN}  # what somebody put on a command line
     torch.save(saved, tmp_path / 'c.pth.tar')
     assert client.run('push', tmp_path / 'c.pth.tar', 'me/x', *FLAGS).code == 0

@@ -132,7 +132,7 @@ def test_wrong_outputs_are_not_written(network, before, tmp_path):
         out.write_bytes(before)
     config = dict(input_size=(3, 8, 8), crop_pct=1.0, crop_mode='center', interpolation='bilinear',
                   mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
-    with pytest.raises(RunError, match="was not written: with a batch of 1 its outputs are up to"):
+    with pytest.raises(RunError, match='was not written: with a batch of 1 its outputs are up to'):
         export(LoadedModel(network, 'x', 'made here', config, None, None, ''), str(out))
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
 

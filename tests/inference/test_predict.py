@@ -155,7 +155,7 @@ def test_names_from_other_places(run_folder, few_digits, tmp_path, capsys):
     """Natural order, as timm numbers classes; WordNet ids explained; a folder as timm saves it for the Hub."""
     folder, model = run_folder
     image = next((few_digits / 'val' / '0').iterdir())
-    checkpoint = read_checkpoint(folder / 'model_best.pth.tar')
+    checkpoint = read_checkpoint(folder / 'model_best.pth.tar').content
     names = ['c1', 'c2', 'c10', 'C11', 'd', 'n01440764', 'n9', 'x', 'y', 'z']
     for name in names:
         (tmp_path / 'data' / 'train' / name).mkdir(parents=True)

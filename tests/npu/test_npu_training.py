@@ -98,9 +98,9 @@ ascend_emulator.make_torchvision_importable(torch)
 import timm
 from timm.models import load_checkpoint
 import seresnet_timm
-from seresnet_timm.checkpoints import read_checkpoint
+from seresnet_timm.checkpoints.read import read_checkpoint
 assert not hasattr(torch, 'npu') and 'torch_npu' not in sys.modules
-saved = read_checkpoint(sys.argv[1])
+saved = read_checkpoint(sys.argv[1]).content
 assert saved['run_state']['rng'][0]['device'] is not None and saved['optimizer']['state']
 for use_ema in (False, True):
     model = timm.create_model('seresnet18_ascend', num_classes=10)

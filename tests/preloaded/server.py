@@ -36,7 +36,7 @@ def import_libraries() -> None:
     import timm.scheduler
     import timm.task
     import timm.utils  # noqa: F401
-    import torch.distributed.run  # noqa: F401
+    import torch.distributed.run
     import torchvision  # noqa: F401
     import tqdm.contrib.logging  # noqa: F401
     import yaml  # noqa: F401

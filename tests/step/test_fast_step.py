@@ -97,7 +97,7 @@ def test_both_scripts_use_it_and_run_json_says_so(few_digits, tmp_path, monkeypa
         assert bool(created[-1].param_groups[0]['fused']) == (mode == 'auto'), (scripts, mode)
         record = json.loads((tmp_path / str(i) / 'run' / 'run.json').read_text())
         assert ('fused momentum' if mode == 'auto' else "timm's own") in record['plan']['step']
-        checkpoint = read_checkpoint(str(tmp_path / str(i) / 'run' / 'last.pth.tar'))
+        checkpoint = read_checkpoint(str(tmp_path / str(i) / 'run' / 'last.pth.tar')).content
         assert all(v.is_contiguous() for v in checkpoint['state_dict'].values())
         losses.append((tmp_path / str(i) / 'run' / 'summary.csv').read_text().splitlines()[1].split(',')[1])
     # in float64 they agree to 1e-15 (test_lean_se.py); channels without variance make float32 rounding visible here

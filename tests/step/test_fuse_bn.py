@@ -57,7 +57,7 @@ def test_when_it_is_folded():
 
 
 @pytest.mark.parametrize('scripts', ('bundled', str(ROOT / 'tests' / 'small_scripts'), pytest.param(
-    TIMM_SCRIPTS, marks=pytest.mark.skipif(not TIMM_SCRIPTS, reason="TIMM_SCRIPTS does not name a folder"))),
+    TIMM_SCRIPTS, marks=pytest.mark.skipif(not TIMM_SCRIPTS, reason='TIMM_SCRIPTS does not name a folder'))),
     ids=('bundled', 'small', 'timm'))
 def test_evaluation_has_the_same_results(few_digits, tmp_path, scripts, monkeypatch, capsys, caplog):
     checkpoint = tmp_path / 'weights.pth'

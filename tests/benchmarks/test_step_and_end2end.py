@@ -22,12 +22,12 @@ def test_step_reports_ratios_of_the_same_run(tmp_path, capsys):
           'seresnet18_ascend', '--rival', 'seresnet18', '--without-se', 'resnet18', '--json', str(report_file)])
     report = json.loads(report_file.read_text())
     for section in ('training', 'evaluation'):
-        timms, own = report[section]['timm']['seconds'], report[section]['own']['seconds']
-        assert len(timms) == len(own) == 2 and report[section]['timm']['ratio'] == 1
-        assert report[section]['own']['ratio'] == pytest.approx(
-            (timms[0] / own[0] + timms[1] / own[1]) / 2, rel=0.02)  # the median of two
+        timms, ours = (report[section][name]['seconds'] for name in ('timm', 'seresnet_timm'))
+        assert len(timms) == len(ours) == 2 and report[section]['timm']['ratio'] == 1
+        assert report[section]['seresnet_timm']['ratio'] == pytest.approx(
+            (timms[0] / ours[0] + timms[1] / ours[1]) / 2, rel=0.02)  # the median of two
     out = capsys.readouterr().out
-    assert 'n = 2 interleaved rounds' in out and f'{report["memory"]["ratio"]:.3f} of it' in out
+    assert 'n = 2 interleaved rounds' in out and f'ratio {report["memory"]["ratio"]:.3f}' in out
 
 
 def test_peak_memory_is_that_of_the_tensors():
@@ -48,10 +48,11 @@ def test_peak_memory_is_that_of_the_tensors():
 
 def test_end2end_runs_both_scripts(few_digits, tmp_path, capsys):
     small = ROOT / 'tests' / 'small_scripts'
-    args = type('Args', (), dict(device='cpu', img_size=32, batch_size=16, workers=0, epochs=1, model='m', rival='r',
-                                 timm_scripts=str(small)))
+    args = type('Args', (), dict(device='cpu', img_size=32, batch_size=16, workers=0, epochs=1, model='m',
+                                 timm_model='r', timm_scripts=str(small)))
     commands = end2end.commands(args, ['--seed', '3'], str(few_digits), str(tmp_path))
-    assert list(commands) == ['timm', 'own, bundled', "own, timm's script"]
+    assert list(commands) == [
+        'timm', 'seresnet_timm, bundled script', "seresnet_timm, timm's script"]
     flags = [c[c.index('--data-dir'):c.index('--output')] for c in commands.values()]
     assert all(flags[0] == f[:len(flags[0])] for f in flags) and flags[0][-2:] == ['--seed', '3']
     assert commands['timm'][1] == str(small / 'train.py')

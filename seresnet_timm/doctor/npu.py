@@ -1,0 +1,208 @@
+"""Checks of `seresnet-timm doctor` that concern NPUs: a function takes the machine and returns findings."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import List
+
+from seresnet_timm.ascend import hccl_network, installation, wheels
+from seresnet_timm.ascend.environment import DEAD, VARIABLES
+from seresnet_timm.doctor.check import Check
+from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
+from seresnet_timm.doctor.probe_processes import error_summary
+
+SET_ENV = 'source the set_env.sh of CANN, e.g. `source /usr/local/Ascend/ascend-toolkit/set_env.sh`'
+INSTALL_DRIVER = 'install the driver of the NPU; in a container mount /usr/local/Ascend/driver'
+
+
+def check_torch_npu(machine: Machine) -> List[Check]:
+    """Whether torch_npu is installed, fits this torch, and imports."""
+    pair = machine.pair
+    if pair.torch_npu is None:
+        status = machine.npu_fault if machine.has_ascend else 'note'
+        return [Check('versions', 'torch_npu', status, 'not installed', wheels.install_command(pair))]
+    version = (pair.torch_npu or 'of unknown version') + (f', requires {pair.pin}' if pair.pin else '')
+    incompatible = wheels.incompatibility(pair)
+    if incompatible:
+        return [Check('versions', 'torch_npu', machine.npu_fault, f'{version}: {incompatible.problem}',
+                      incompatible.remedy)]
+    if machine.npu.failure:
+        return [Check('versions', 'torch_npu', machine.npu_fault,
+                      f'{version}; does not import: {machine.npu.failure}', import_remedy(pair, machine.npu.failure))]
+    checks = [Check('versions', 'torch_npu', 'ok', f'{version}; pairs with this torch')]
+    if pair.cuda:
+        checks.append(Check('versions', 'CUDA build', 'warning', 'torch is a CUDA build, which torch_npu refuses on a '
+                            'machine with a GPU', wheels.install_command(pair)))
+    return checks
+
+
+def import_remedy(pair: wheels.Pair, failure: str) -> str:
+    """What to do about an error of `import torch_npu`."""
+    if 'undefined symbol' in failure or 'Two accelerators' in failure:
+        return wheels.install_command(pair)
+    if 'libascend_hal.so' in failure:
+        return INSTALL_DRIVER
+    if 'cannot open shared object file' in failure:
+        return SET_ENV
+    pip = f'{sys.executable} -m pip install'
+    module = re.search(r"No module named '(\w+)", failure)
+    if module and module.group(1) not in ('torch', 'torch_npu'):
+        return f'{pip} {module.group(1)}'
+    version = f'=={pair.torch_npu}' if pair.torch_npu else ''
+    return f'{SET_ENV}; if that has been done: {pip} --force-reinstall --no-deps torch_npu{version}'
+
+
+def check_cann(machine: Machine) -> List[Check]:
+    """CANN, the driver and the firmware."""
+    missing = 'warning' if machine.has_ascend and not machine.npus else 'note'
+    checks = []
+    home, how = installation.cann_home(machine.root, machine.environ)
+    if home is None:
+        checks.append(Check('cann', 'cann', missing, f'not found: {how}',
+                            'install the CANN of this NPU, then source its set_env.sh'))
+    else:
+        version = installation.cann_version(home) or 'of unknown version'
+        checks.append(Check('cann', 'cann', 'ok', f'{version} in {home} ({how})'))
+        if not any(machine.environ.get(name) for name in ('ASCEND_HOME_PATH', 'ASCEND_TOOLKIT_HOME')):
+            script = installation.set_env_script(home)
+            checks.append(Check('cann', 'set_env.sh', missing, 'not sourced in this shell',
+                                f'source {script}' if script else SET_ENV))
+        named = installation.cann_named_by_torch_npu()
+        if named:
+            checks.append(Check('cann', 'pairing', 'note', f"torch_npu's description names CANN {named} for its torch"))
+    for part, fault in (('driver', missing), ('firmware', 'note')):
+        version = installation.driver_version(machine.root, part)
+        checks.append(Check('cann', part, 'ok' if version else fault, version or 'no version file', INSTALL_DRIVER))
+    return checks
+
+
+def check_nodes(machine: Machine) -> List[Check]:
+    """The device nodes in /dev."""
+    dev = machine.root / 'dev'
+    if not machine.nodes:
+        status = machine.npu_fault if machine.needs_npu and not machine.npus else 'note'
+        return [Check('devices', 'nodes', status, f'no NPU (davinci*) in {dev}',
+                      'run on an Ascend server; start a container with --device=/dev/davinci0 and so on')]
+    value = f'{len(machine.nodes)} NPU(s) in {dev}'
+    closed = [n for n in machine.nodes if not os.access(n, os.R_OK | os.W_OK)]
+    if machine.missing_nodes:
+        names = [f'/dev/{n.name}' for n in machine.missing_nodes]
+        return [Check('devices', 'nodes', machine.npu_fault, f'{value}, but no {", ".join(names)}',
+                      f'start the container with {" ".join(f"--device={n}" for n in names)}')]
+    if closed:
+        return [Check('devices', 'nodes', machine.npu_fault, f'{value}, {len(closed)} closed to this user',
+                      'sudo usermod -aG HwHiAiUser $USER (the group of the nodes), then log in again')]
+    return [Check('devices', 'nodes', 'ok', value)]
+
+
+def check_npu_smi(machine: Machine) -> List[Check]:
+    """What the driver's own tool reports."""
+    tool = shutil.which('npu-smi', path=machine.environ.get('PATH'))
+    if tool is None:
+        return [Check('devices', 'npu-smi', 'note', 'not on PATH; it comes with the driver')] if machine.nodes else []
+    try:
+        result = subprocess.run([tool, 'info'], env=machine.environ, capture_output=True, text=True, timeout=30)
+        output, failed = result.stdout + result.stderr, result.returncode != 0
+    except (OSError, subprocess.TimeoutExpired) as e:
+        output, failed = str(e), True
+    if failed:
+        return [Check('devices', 'npu-smi', machine.npu_fault, f'`npu-smi info` fails: {error_summary(output)}',
+                      'check that the driver is loaded (lsmod | grep drv_) and that this user may use it')]
+    unhealthy = re.findall(r'\|\s*(Warning|Alarm|Critical)\s*\|', output)
+    if unhealthy:
+        return [Check('devices', 'npu-smi', 'warning',
+                      f'{len(unhealthy)} NPU(s) report {", ".join(sorted(set(unhealthy)))}',
+                      'see `npu-smi info -t health -i ID`; leave them out with ASCEND_RT_VISIBLE_DEVICES')]
+    version = re.search(r'npu-smi\s+(\d\S*)', output)
+    return [Check('devices', 'npu-smi', 'ok', version.group(1) if version else 'runs')]
+
+
+def check_npus(machine: Machine) -> List[Check]:
+    """The NPUs that torch_npu sees, and their free memory."""
+    visible = machine.environ.get('ASCEND_RT_VISIBLE_DEVICES')
+    npus = machine.npus
+    if not npus:
+        sees_none = machine.why_no_npu == NO_NPU_SEEN
+        status = machine.npu_fault if sees_none and (machine.nodes or machine.needs_npu) else 'note'
+        remedy = ('look at `npu-smi info`, and at dmesg for errors of the driver' if visible is None else
+                  f'ASCEND_RT_VISIBLE_DEVICES is "{visible}": name NPUs that exist, ascending, or unset it')
+        return [Check('devices', 'npu', status, f'none: {machine.why_no_npu}', remedy)]
+    bf16 = 'bfloat16' if machine.npu.data['bf16'] else 'no bfloat16: use float16'
+    chosen = '' if visible is None else f', ASCEND_RT_VISIBLE_DEVICES={visible}'
+    checks = [Check('devices', 'npu', 'ok', f'{len(npus)} x {npus[0]["name"]}, '
+                    f'{npus[0]["total_memory"] / 2 ** 30:.0f} GiB each, {bf16}{chosen}')]
+    busy = [str(i) for i, d in enumerate(npus) if d['free_memory'] < d['total_memory'] / 2]
+    if busy:
+        checks.append(Check('devices', 'npu memory', 'warning', f'less than half is free on NPU {", ".join(busy)}',
+                            'end the processes that use it (npu-smi info), or leave it out with '
+                            'ASCEND_RT_VISIBLE_DEVICES'))
+    return checks
+
+
+def check_interface(machine: Machine) -> List[Check]:
+    """The network interface that HCCL uses."""
+    here = hccl_network.addresses()
+    listing = ', '.join(f'{name} {address}' for name, address in here.items()) or 'none'
+    address, setting = machine.environ.get('HCCL_IF_IP'), machine.environ.get('HCCL_SOCKET_IFNAME')
+    matching = [f'{n} {a}' for n, a in here.items() if setting and hccl_network.matches_interface(setting, n)]
+    if address and address in here.values():
+        return [Check('hccl', 'interface', 'ok', f'{address}, by HCCL_IF_IP')]
+    if address:
+        return [Check('hccl', 'interface', 'warning', f'HCCL_IF_IP={address} is no address of this machine: {listing}',
+                      'set HCCL_IF_IP to one of them, or unset it')]
+    if matching:
+        return [Check('hccl', 'interface', 'ok', f'{", ".join(matching)}, by HCCL_SOCKET_IFNAME={setting}')]
+    if setting:
+        return [Check('hccl', 'interface', 'warning', f'HCCL_SOCKET_IFNAME={setting} matches none of {listing}',
+                      'set it to the beginning of a name, or to =NAME')]
+    return [Check('hccl', 'interface', 'note',
+                  f'HCCL chooses from {listing}; for several machines give --local-addr')]
+
+
+def check_ports(machine: Machine, device: str) -> List[Check]:
+    """The ports on which HCCL listens."""
+    base = machine.environ.get('HCCL_IF_BASE_PORT', str(hccl_network.HCCL_BASE_PORT))
+    count = hccl_network.HCCL_PORTS
+    if not base.isdigit() or not 1024 <= int(base) <= 65536 - count:
+        return [Check('hccl', 'ports', 'warning', f'HCCL_IF_BASE_PORT={base} is no port',
+                      f'set it to a number from 1024 to {65536 - count}, or unset it')]
+    ports = f'{base}-{int(base) + count - 1}'
+    busy = hccl_network.busy_ports(int(base))
+    if busy:
+        checks = [Check('hccl', 'ports', 'warning', f'{", ".join(map(str, busy))} of {ports} in use',
+                        f'end the processes that listen there (ss -ltnp), or set HCCL_IF_BASE_PORT to the first of '
+                        f'{count} free ports')]
+    else:
+        checks = [Check('hccl', 'ports', 'ok', f'{ports} are free')]
+    if hccl_network.exposed_ports(machine.root, int(base)):
+        checks.append(Check('hccl', 'reserved ports', _only_a_note_without_npu(device, 'warning'),
+                            f'the kernel may give {ports} to any outgoing connection',
+                            f'sudo sysctl -w net.ipv4.ip_local_reserved_ports={ports}'))
+    return checks
+
+
+def check_environment(machine: Machine, device: str) -> List[Check]:
+    """Variables of torch_npu, CANN and HCCL: their values, and those without effect."""
+    checks = []
+    for name, variable in VARIABLES.items():
+        value = machine.environ.get(name)
+        if value is None and variable.recommended is None:
+            continue
+        text = 'not set' if value is None else f'set to {value}'
+        if variable.recommended is not None and value != variable.recommended:
+            text += f', recommended {variable.recommended}'
+        checks.append(Check('environment', name, 'note', f'{text}: {variable.reason} [{variable.source}]'))
+    for name in (n for n in DEAD if n in machine.environ):
+        checks.append(Check('environment', name, _only_a_note_without_npu(device, 'warning'),
+                            f'set to {machine.environ[name]}, no effect: {DEAD[name]}', f'unset {name}'))
+    both = {'PYTORCH_NPU_ALLOC_CONF', 'PYTORCH_ALLOC_CONF'} <= set(machine.environ)
+    if both and wheels.release(machine.pair.torch or '') >= (2, 10):
+        checks.append(Check('environment', 'allocator', _only_a_note_without_npu(device, 'error'),
+                            'PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set',
+                            'unset PYTORCH_NPU_ALLOC_CONF'))
+    return checks
+
+
+def _only_a_note_without_npu(device: str, status: str) -> str:
+    return status if device.startswith('npu') else 'note'

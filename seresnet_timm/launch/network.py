@@ -1,0 +1,41 @@
+"""Addresses and ports of this machine."""
+import ipaddress
+import socket
+from typing import Optional
+
+import psutil
+
+from seresnet_timm.errors import UsageError
+
+DEFAULT_PORT = 29500  # torchrun's
+
+
+def interface_of(address: str) -> Optional[str]:
+    """Network interface that has an IPv4 address, else the one whose network contains it; None if there is none."""
+    try:
+        wanted = ipaddress.IPv4Address(address)
+    except ipaddress.AddressValueError:
+        return None
+    matches = []
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            if entry.family == socket.AF_INET and entry.netmask is not None:
+                network = ipaddress.IPv4Network(f'{entry.address}/{entry.netmask}', strict=False)
+                if wanted in network:
+                    matches.append((entry.address == address, network.prefixlen, name))
+    return max(matches)[-1] if matches else None
+
+
+def check_port(port: int) -> None:
+    """Check that a process of this machine can listen at a port.
+
+    Raises:
+        UsageError: It is in use or reserved.
+    """
+    try:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(('', port))  # as torch does; the master's address may be a service's, as in Kubernetes
+    except OSError as e:
+        raise UsageError(f'Port {port} cannot be used ({e.strerror}), it is in use or reserved: name a free one with '
+                         '--master-port, the same on every node.')

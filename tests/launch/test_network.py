@@ -1,0 +1,54 @@
+"""Interfaces and ports of this machine, against what the kernel says."""
+import fcntl
+import socket
+import struct
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from seresnet_timm.ascend import hccl_network
+from seresnet_timm.errors import UsageError
+from seresnet_timm.launch import network
+
+
+def test_addresses_are_the_kernels():
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(s.fileno(), 0x8915, struct.pack('256s', name.encode()[:15]))  # SIOCGIFADDR
+            except OSError:
+                continue
+            found[name] = socket.inet_ntoa(answer[20:24])
+    assert hccl_network.addresses() == found
+    assert all(network.interface_of(address) == name for name, address in found.items())
+
+
+def test_interface_of_a_network():
+    """An address that the loopback interface has not, in its network; none for others, nor for a name."""
+    assert network.interface_of('127.0.0.2') == 'lo'
+    assert network.interface_of('203.0.113.7') is None
+    assert network.interface_of('localhost') is None
+
+
+def test_the_nearest_network_wins(monkeypatch):
+    """A bridge's wide network may contain the address of another interface."""
+    def entry(address, netmask):
+        return SimpleNamespace(family=socket.AF_INET, address=address, netmask=netmask)
+
+    monkeypatch.setattr(psutil, 'net_if_addrs', lambda: {
+        'docker0': [entry('10.0.0.1', '255.0.0.0')], 'eth0': [entry('10.1.2.3', '255.255.255.0')],
+        'eth1': [entry('10.1.2.4', '255.255.255.0')], 'tun0': [entry('10.1.2.9', None)]})
+    assert network.interface_of('10.1.2.3') == 'eth0' and network.interface_of('10.1.2.4') == 'eth1'
+    assert network.interface_of('10.9.9.9') == 'docker0'
+
+
+def test_port_in_use():
+    with socket.socket() as s:
+        s.bind(('', 0))
+        s.listen()
+        port = s.getsockname()[1]
+        with pytest.raises(UsageError, match=f'Port {port} cannot be used .* --master-port'):
+            network.check_port(port)
+    network.check_port(port)

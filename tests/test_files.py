@@ -1,0 +1,67 @@
+"""Locks and temporary folders between processes, also those that are killed."""
+import errno
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from seresnet_timm import files
+
+HOLD = '''
+import sys
+from seresnet_timm.files import temporary_folder
+with temporary_folder(sys.argv[1], '.x[1].pull-') as folder:
+    (folder / 'file').write_text('x')
+    print(folder, flush=True)
+    sys.stdin.read()
+'''
+
+
+def holder(parent: Path) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, '-c', 'import sys; sys.orig_argv = ["seresnet-timm"]\n' + HOLD, parent],
+                               cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.folder = Path(process.stdout.readline().strip())
+    return process
+
+
+def test_temporary_folder_of_a_killed_process_is_removed_by_the_next_call(tmp_path):
+    """The folder of a running process stays; afterwards neither folders nor lock files are left."""
+    killed, running = holder(tmp_path), holder(tmp_path)
+    killed.kill()
+    killed.wait()
+    assert killed.folder.is_dir() and killed.folder.parent == tmp_path
+    with files.temporary_folder(tmp_path, '.x[1].pull-') as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert not killed.folder.exists()
+        assert (running.folder / 'file').read_text() == 'x'
+    running.communicate('')
+    assert running.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_of_another_process(tmp_path):
+    running = holder(tmp_path)
+    path = running.folder.with_name(running.folder.name + '.lock')
+    assert files.try_lock(path) is None
+    with pytest.raises(files.Timeout):
+        files.acquire_lock(path)
+    running.kill()
+    running.wait()
+    lock = files.try_lock(path)
+    assert lock.is_locked
+    lock.release()
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    """As some network file systems: work goes on, and nothing is taken for left behind."""
+    def flock(fd, operation):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with files.temporary_folder(tmp_path, 'x-') as first, files.temporary_folder(tmp_path, 'x-') as second:
+        assert first.is_dir() and second.is_dir() and first != second
+        assert files.try_lock(tmp_path / 'lock') is None
+        assert not files.acquire_lock(tmp_path / 'lock').is_locked
