@@ -4,8 +4,6 @@ import unicodedata
 from pathlib import Path
 from typing import Iterable, Optional, Union
 
-_JOINERS = '\u200c\u200d'  # parts of words in some scripts, and of emojis
-
 
 class UsageError(Exception):
     """The request is wrong: what, where, and what to do. Exit code 2."""
@@ -35,40 +33,27 @@ def first_names(names: Iterable[str], limit: int) -> str:
     return ', '.join(names[:limit]) + more
 
 
-def printable(text: object) -> str:
-    """A text of a file, as a terminal may show it: control characters and the like become escapes (`\\x1b`, `\\n`).
-
-    Names of weights, classes, folders and architectures can come from a stranger. An escape sequence in them could
-    change what the terminal shows; a line break could fake a line of a log.
-    """
-    return ''.join(c if c.isprintable() or c in _JOINERS else c.encode('unicode_escape').decode() for c in str(text))
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's text without its full stop, for use in a sentence; its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip('.') if lines else type(error).__name__
 
 
-# Controls (C0, C1, DEL), line and paragraph separators, halves of surrogate pairs; and the marks that reorder text.
-_ESCAPED_CATEGORIES = ('Cc', 'Zl', 'Zp', 'Cs')
-_BIDI_CONTROLS = '\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
+# controls (C0, C1, DEL), invisible marks such as those that reorder text, line and paragraph separators, surrogates
+_ESCAPED_CATEGORIES = ('Cc', 'Cf', 'Zl', 'Zp', 'Cs')
+_JOINERS = '\u200c\u200d'  # words of several languages hold them
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """A text for one line of output: control characters become escapes of Python, all other text is kept.
 
     A name in a file of unknown origin may contain terminal commands, or marks that show the text in another order.
     """
-    return ''.join(_escape(c) if _is_control(c) else c for c in text)
+    return ''.join(c.encode('unicode_escape').decode() if _is_control(c) else c for c in str(text))
 
 
 def _is_control(char: str) -> bool:
-    return unicodedata.category(char) in _ESCAPED_CATEGORIES or char in _BIDI_CONTROLS
-
-
-def _escape(char: str) -> str:
-    return f'\\x{ord(char):02x}' if ord(char) < 256 else f'\\u{ord(char):04x}'
+    return unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in _JOINERS
 
 
 def way_on(folder: Optional[Union[str, Path]]) -> str:

@@ -220,7 +220,7 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('-m', '--model', metavar='NAME', default='dpn92')
     arg('--pretrained', action='store_true', help='default if there is no --checkpoint')
     arg('--checkpoint', metavar='PATH', default='', help='weights; a folder evaluates every checkpoint in it')
-    arg('--use-ema', action='store_true', help="the moving average of the checkpoint instead of its weights")
+    arg('--use-ema', action='store_true', help='the moving average of the checkpoint instead of its weights')
     _add_model_shape(group)
     arg('--use-train-size', action='store_true', help='the training input size, if the model has a test size')
     arg('--crop-mode', metavar='MODE', help='squash, border or center')
