@@ -83,16 +83,21 @@ def without_implied(edges: Edges) -> Edges:
     return {(a, b) for a, b in edges if not any(b in reachable(c) for c in targets[a] - {b})}
 
 
+def upward(layers: List[List[str]], edges: Edges) -> Edges:
+    """The imports of a part that is not in a lower layer."""
+    level = {name: i for i, names in enumerate(layers) for name in names}
+    return {(a, b) for a, b in edges if a in level and b in level and level[a] >= level[b]}
+
+
 def check(layers: List[List[str]], edges: Edges) -> List[str]:
     """What does not agree: layers, imports, packages on disk, this file, the picture."""
-    level = {name: i for i, names in enumerate(layers) for name in names}
+    named = {name for names in layers for name in names}
     files = {p.stem for p in (ROOT / PACKAGE).glob('*.py')} - {'__init__'}
     folders = {p.parent.name for p in (ROOT / PACKAGE).glob('*/__init__.py')}
-    problems = [f'{name} is in no layer of pyproject.toml' for name in sorted((files | folders) - set(level))]
-    problems += [f'{name} of pyproject.toml does not exist' for name in sorted(set(level) - files - folders)]
-    problems += [f'{name} is in DECIDES or in pyproject.toml only' for name in sorted(set(level) ^ set(DECIDES))]
-    problems += [f'{a} imports {b}, which is not below it' for a, b in sorted(edges)
-                 if a in level and b in level and level[a] >= level[b]]
+    problems = [f'{name} is in no layer of pyproject.toml' for name in sorted((files | folders) - named)]
+    problems += [f'{name} of pyproject.toml does not exist' for name in sorted(named - files - folders)]
+    problems += [f'{name} is in DECIDES or in pyproject.toml only' for name in sorted(named ^ set(DECIDES))]
+    problems += [f'{a} imports {b}, which is not below it' for a, b in sorted(upward(layers, edges))]
     text = PICTURE.read_text(encoding='utf-8') if PICTURE.exists() else ''
     drawn = re.search(r'<dc:description>(.*?)</dc:description>', text, re.S)
     if drawn is None or json.loads(drawn[1]) != data_of(layers, edges):
@@ -147,13 +152,14 @@ def place_boxes(layers: List[List[str]], arrows: List[Tuple[str, str]]) -> Place
 
 
 def draw(layers: List[List[str]], edges: Edges, path: Path = PICTURE) -> None:
-    """Draw the layers, without the arrows that other arrows imply and those to the lowest layer."""
+    """Draw the layers, without the arrows that other arrows imply and those to the lowest layer; upward ones in red."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
     matplotlib.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': PACKAGE, 'font.size': 9})
-    arrows = sorted(without_implied({(a, b) for a, b in edges if b not in layers[-1]}))
+    wrong = upward(layers, edges)
+    arrows = sorted(without_implied({(a, b) for a, b in edges - wrong if b not in layers[-1]}))
     where = place_boxes(layers, arrows)
     bottom = -ROW * (len(layers) - 1)
     figure, axes = plt.subplots(figsize=(12.5, ROW * len(layers) + 0.5))
@@ -166,11 +172,11 @@ def draw(layers: List[List[str]], edges: Edges, path: Path = PICTURE) -> None:
             facecolor='white', edgecolor='#33415c', zorder=3))
         axes.text(x, y + 0.16, name, ha='center', va='center', weight='bold', zorder=4)
         axes.text(x, y - 0.11, DECIDES[name], ha='center', va='center', fontsize=7.5, color='#4a5568', zorder=4)
-    for a, b in arrows:
+    for a, b in [*arrows, *sorted(wrong)]:
         xa, ya, xb, yb = ends(where, a, b)
         axes.add_patch(FancyArrowPatch(
-            (xa, ya), (xb, yb), arrowstyle='-|>', mutation_scale=11, shrinkA=0, shrinkB=0, color='#3b6fb6',
-            linewidth=1.2, zorder=2))
+            (xa, ya), (xb, yb), arrowstyle='-|>', mutation_scale=11, shrinkA=0, shrinkB=0, linewidth=1.2, zorder=2,
+            color='#c0392b' if (a, b) in wrong else '#3b6fb6'))
     axes.text(0, bottom - 0.72, ha='center', fontsize=8.5, color='#4a5568', s=(
         f'An arrow is an import; {len(edges)} pairs of parts are importer and imported. Not drawn: imports that a '
         f'chain of arrows implies,\nand imports of {", ".join(layers[-1])}, which are allowed everywhere.'))

@@ -121,11 +121,11 @@ def test_checkpoint_of_other_classes_is_told_apart(run, few_digits, tmp_path):
     for split in ('train', 'val'):
         (data / split / '3').rename(data / split / 'three')
     result = run_cli('validate', '--checkpoint', run / 'last.pth.tar', '--data-dir', data, '--device', 'cpu')
-    assert result.returncode == 2 and 'was trained on other classes' in result.stderr, result.stderr
+    assert result.returncode == 2 and 'was trained with other classes' in result.stderr, result.stderr
     assert 'three' in result.stderr and '--class-map' in result.stderr
     result = run_cli(*train_flags(data, tmp_path / 'out', '--resume', run / 'last.pth.tar', '--model-kwargs',
                                   'channels=(8,16,24,32)'))
-    assert result.returncode == 2 and 'was trained on other classes' in result.stderr, result.stderr
+    assert result.returncode == 2 and 'was trained with other classes' in result.stderr, result.stderr
 
 
 # --- ranks that somebody else started ---------------------------------------------------------------------------------
