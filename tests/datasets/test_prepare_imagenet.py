@@ -209,7 +209,7 @@ def test_hostile_archives(kind, where, archives, tmp_path, capsys):
     before = set(tmp_path.rglob('*'))
     dst = tmp_path / 'deep' / 'down' / 'ImageNet'
     text = fail(capsys, '--from', archives, dst, '--split', 'val' if where == 'val' else 'train')
-    assert 'it is not the official file' in text or 'of another class' in text
+    assert 'which the official archive does not contain' in text or 'of another class' in text
     new = set(tmp_path.rglob('*')) - before
     assert all(p == dst or dst in p.parents or p in dst.parents for p in new)
     assert not tree(dst) and not any(p.is_symlink() for p in new) and not [p for p in new if p.name.endswith('.JPEG')]
@@ -228,7 +228,7 @@ def test_bad_requests(archives, tmp_path, capsys, monkeypatch):
         assert 'pip install "seresnet-timm[imagenet]"' in fail(capsys, '--from', archives, dst, code=2)
     size = (archives / TRAIN).stat().st_size
     os.truncate(archives / TRAIN, 10 << 40)  # sparse: ten TiB by its size
-    assert 'GB free: make room' in fail(capsys, '--from', archives, dst, code=2)
+    assert 'GB free: free disk space' in fail(capsys, '--from', archives, dst, code=2)
     os.truncate(archives / TRAIN, size)
     (archives / DEVKIT).write_bytes((archives / DEVKIT).read_bytes()[:-100])
     assert 'is damaged, or not the development kit' in fail(capsys, '--from', archives, dst)
