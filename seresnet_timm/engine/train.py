@@ -179,7 +179,7 @@ def main(
 
     start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     if args.resume and not args.no_resume_opt:
-        restore_random_state(args, device)
+        restore_random_state(read_checkpoint(args.resume), args, device)
     set_epoch(train_loader, start_epoch)
     switch_mixup_off(train_loader, mixup_fn, start_epoch, args)  # workers that start now keep what they see now
     train_loader = loaders.start_workers(train_loader)
@@ -450,9 +450,9 @@ def start_wandb(args, name: str) -> None:
     )
 
 
-def restore_random_state(args, device: torch.device) -> None:
+def restore_random_state(checkpoint, args, device: torch.device) -> None:
     """Go on with the random generators of the run that saved the checkpoint, where the ranks are the same."""
-    run_state = read_checkpoint(args.resume).run_state
+    run_state = checkpoint.run_state
     if not run_state:
         return  # a checkpoint of timm's own script
     if run_state['world_size'] == args.world_size:

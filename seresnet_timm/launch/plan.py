@@ -15,9 +15,9 @@ from seresnet_timm.launch import cluster
 from seresnet_timm.launch import config_file as arguments_config_file
 from seresnet_timm.launch import flags as options
 from seresnet_timm.launch.recipes import CPU_IMAGES, CPU_SIZE, PRESET, RECIPES, Recipe
+from seresnet_timm.runs.settings import Script
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as devices_loss_scaler
-from seresnet_timm.runs.settings import Script
 from seresnet_timm.timm_scripts.find import find
 
 
