@@ -161,8 +161,8 @@ class _LimitedFile:
 
     def _check(self, position: int) -> None:
         if position > MAX_ARCHIVE_BYTES:
-            raise UsageError(f'--from {self._source} has more than {MAX_ARCHIVE_BYTES} bytes when unpacked, more than an '
-                             "archive of timm can have: name timm's train.py and validate.py themselves.")
+            raise UsageError(f'--from {self._source} has more than {MAX_ARCHIVE_BYTES} bytes when unpacked, more than '
+                             "an archive of timm can have: name timm's train.py and validate.py themselves.")
 
     def tell(self) -> int:
         return self._file.tell()

@@ -6,7 +6,6 @@ belongs to one run: it holds the settings, and what one call leaves for a later 
 
 Line numbers are those of v1.0.28 (train.py 1fb02d26, validate.py 1ff87867).
 """
-import functools
 import logging
 import time
 from types import ModuleType, SimpleNamespace
@@ -125,6 +124,7 @@ class TrainOverrides(_Overrides):
         self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
         self._trained = 0.  # time at which its training ended
         self._interrupted = False
+        self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
         self._has_started = False
         self._rng: Optional[List[Dict[str, Any]]] = None  # of all ranks, at the end of the epoch
 
@@ -222,18 +222,21 @@ class TrainOverrides(_Overrides):
         renames; a resumed run replaces `model_best` by a worse one; no run.json.
         Checked by: test_checkpoints.py kills a saving process; test_runs.py resumes a run.
         """
-        task = task or _ModelState(model, model_ema)  # up to v1.0.26 the script hands over no task
-        saver = _Saver(self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir, task=task,
-                       **kwargs)
+        saver = _Saver(
+            self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir,
+            task=task or _ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
+            **kwargs,
+        )
         data_config = resolve_data_config(vars(args), model=self._model)
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
-        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         folder, start_epoch = RunFolder(checkpoint_dir), 0
         if args.resume and folder.owns(args.resume):
-            if self._checkpoint.content.get('saver'):
-                saver.load_state_dict(self._checkpoint.content['saver'])
-            start_epoch = self._checkpoint.epoch + 1 if args.start_epoch is None else args.start_epoch
-            trim_summary(str(folder.summary), start_epoch)
+            checkpoint = self._resumed()
+            if checkpoint.content.get('saver'):
+                saver.load_state_dict(checkpoint.content['saver'])
+            start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
+        trim_summary(str(folder.summary), start_epoch)
+        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch)
         return saver
 
@@ -252,9 +255,8 @@ class TrainOverrides(_Overrides):
         Checked by: test_recipes.py reads them; test_runs.py resumes a run with dropout.
         """
         self._add_epoch()
-        if not self._has_started and args.resume and not getattr(args, 'no_resume_opt', False):
-            engine.restore_random_state(self._checkpoint, args, device)
-        self._has_started = True
+        if not self._has_started:
+            self._start(device)
         if loading.is_fast(loader.dataset):
             loading.set_epoch(loader, epoch)
         throughput = Throughput()
@@ -287,10 +289,16 @@ class TrainOverrides(_Overrides):
         self._rng = capture_rng(device)
         return metrics
 
-    @functools.cached_property
-    def _checkpoint(self) -> Checkpoint:
-        """The checkpoint that the run resumes from."""
-        return read_checkpoint(self.args.resume)
+    def _start(self, device: torch.device) -> None:
+        """Continue with the random state of the run to resume from, before the first epoch."""
+        if self.args.resume and not getattr(self.args, 'no_resume_opt', False):
+            engine.restore_random_state(self._resumed(), self.args, device)
+        self._has_started, self._checkpoint = True, None
+
+    def _resumed(self) -> Checkpoint:
+        if self._checkpoint is None:
+            self._checkpoint = read_checkpoint(self.args.resume)
+        return self._checkpoint
 
     def run_state(self, epoch: int) -> Dict[str, Any]:
         """What a checkpoint needs for an exact resume beside weights and optimizer."""

@@ -55,8 +55,8 @@ def test_known_scripts_are_accepted(tag, file):
     ('train.py', '    device = utils.init', '    create_loader = partial(create_loader)\n    device = utils.init',
      'create_loader', 'has a local `create_loader`'),
     ('train.py', 'saver = utils.CheckpointSaver(', 'saver = Saver(', 'utils.CheckpointSaver', 'does not call'),
-    ('train.py', 'utils.CheckpointSaver(\n            model=model, optimizer', 'utils.CheckpointSaver(\n            model, '
-     'optimizer', 'utils.CheckpointSaver', 'calls `utils.CheckpointSaver` in another way'),
+    ('train.py', 'CheckpointSaver(\n            model=model,', 'CheckpointSaver(\n            model,',
+     'utils.CheckpointSaver', 'calls `utils.CheckpointSaver` in another way'),
     ('train.py', 'args=args, amp_scaler', 'amp_scaler', 'utils.CheckpointSaver', "'args'"),
     ('train.py', 'utils.update_summary(', 'write_summary(', 'utils.update_summary', 'does not call'),
     ('train.py', 'epoch, model, loader_train,', 'model, loader_train,', 'train_one_epoch', "'args'"),
@@ -145,7 +145,7 @@ def test_a_saver_without_a_task(tmp_path):
     """The scripts up to v1.0.26 give model and moving average to the saver."""
     model = timm.create_model('resnet18', num_classes=3)
     ema = utils.ModelEmaV3(model)
-    args = Namespace(model='resnet18', resume='', start_epoch=None, model_kwargs={}, num_classes=3)
+    args = Namespace(model='resnet18', resume='', start_epoch=None, batch_size=1, amp=False, model_dtype=None)
     overrides = overrides_of('train.py', args=vars(args))
     overrides._originals = {'create_model': lambda name: model}
     overrides.create_model('resnet18')
@@ -162,14 +162,14 @@ def test_a_saver_without_a_task(tmp_path):
 
 def test_interrupted_runs_are_not_finished():
     """The script's `main` returns after Ctrl-C."""
-    overrides = overrides_of('train.py', args={'model': 'resnet18'})
+    args = Namespace(resume='', world_size=1)
+    overrides = overrides_of('train.py', args=vars(args))
     finished = []
     overrides._record = Namespace(finish=lambda: finished.append(True))
 
     def train_one_epoch(*args, **kwargs):
         raise KeyboardInterrupt
     overrides._originals = {'train_one_epoch': train_one_epoch}
-    args = Namespace(resume='', world_size=1)
     with pytest.raises(KeyboardInterrupt):
         overrides.train_one_epoch(
             0, None, Namespace(dataset=None), None, args, device=torch.device('cpu'), output_dir=None)
