@@ -20,7 +20,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from seresnet_timm.cli import main as cli
-from seresnet_timm.datasets import prepare as room
+from seresnet_timm.datasets import prepare
 
 SIDE = 160
 
@@ -98,7 +98,7 @@ def test_copy_is_what_timm_would_see(tree, tmp_path, capsys):
     assert '4 images copied unchanged, 12 made smaller' in printed.out and 'other pixels' in printed.out
     assert '1 files are not images and are not copied, e.g. classes.txt' in printed.err
     assert digest(tree) == before
-    assert set(room.EXTENSIONS) == get_img_extensions(as_set=True)
+    assert set(prepare.EXTENSIONS) == get_img_extensions(as_set=True)
 
     for split in ('train', 'val'):  # files, classes and their numbers in timm's order
         (old, old_classes), (new, new_classes) = (find_images_and_targets(str(r / split)) for r in (tree, dst))

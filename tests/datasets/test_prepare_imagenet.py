@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_images
 from torchvision.datasets import ImageNet
 
 from seresnet_timm.cli import main as cli
-from seresnet_timm.datasets import prepare_imagenet as room
+from seresnet_timm.datasets import prepare_imagenet
 
-TRAIN, VAL, DEVKIT = (room.ARCHIVES[name][0] for name in ('train', 'val', 'devkit'))
+TRAIN, VAL, DEVKIT = (prepare_imagenet.ARCHIVES[name][0] for name in ('train', 'val', 'devkit'))
 # number in the devkit, WordNet id, names, children, training images; numbers are not in the order of the ids
 SYNSETS = (
     (1, 'n02119789', 'kit fox, Vulpes macrotis', 0, 3),
@@ -117,7 +117,7 @@ def test_equals_torchvisions_parser(archives, tmp_path, monkeypatch, capsys):
     theirs = tmp_path / 'torchvision'
     shutil.copytree(archives, theirs)
     monkeypatch.setattr(torchvision_imagenet, 'ARCHIVE_META', {
-        k: (name, torchvision_imagenet.ARCHIVE_META[k][1]) for k, (name, _) in room.ARCHIVES.items()})
+        k: (name, torchvision_imagenet.ARCHIVE_META[k][1]) for k, (name, _) in prepare_imagenet.ARCHIVES.items()})
     monkeypatch.setattr(torchvision_imagenet, 'check_integrity', lambda path, md5=None: os.path.isfile(path))
     for split in ('train', 'val'):
         expected, ours = ImageNet(theirs, split), ImageNet(dst, split)
@@ -129,7 +129,7 @@ def test_equals_torchvisions_parser(archives, tmp_path, monkeypatch, capsys):
 
 
 def test_names_and_sums_are_torchvisions():
-    assert room.ARCHIVES == torchvision_imagenet.ARCHIVE_META
+    assert prepare_imagenet.ARCHIVES == torchvision_imagenet.ARCHIVE_META
 
 
 def test_goes_on_where_it_stopped(archives, tmp_path, capsys):
