@@ -190,7 +190,8 @@ def test_hub_folder(tmp_path):
             (dict(model_args={'pretrained_cfg_overlay': {'url': 'http://127.0.0.1/'}}), 'pretrained_cfg_overlay'),
             (dict(model_args={'checkpoint_path': '/etc/passwd'}), 'checkpoint_path'),
             (dict(pretrained_cfg={**config['pretrained_cfg'], 'input_size': 'x'}), 'cannot be made'),
-            (dict(architecture='no_such_model'), 'cannot be made'), (dict(architecture=3), 'names no architecture'), (dict(pretrained_cfg=3), 'not a table'),
+            (dict(architecture='no_such_model'), 'cannot be made'), (dict(architecture=3), 'names no architecture'),
+            (dict(pretrained_cfg=3), 'not a table'),
             (dict(pretrained_cfg={**config['pretrained_cfg'], 'custom_load': 'hf'}), 'custom_load')):
         (tmp_path / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match=message):
