@@ -1,4 +1,4 @@
-"""Checkpoint: a file that was read once, and what it says of itself"""
+"""Checkpoint: a file that was read once, and what it holds"""
 import argparse
 import hashlib
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Checkpoint:
 
     @cached_property
     def arch(self) -> Optional[str]:
-        """timm's name of the network: told by its weights, else what the file says if timm knows that."""
+        """timm's name of the network: recognised by its weights, else the name in the file if timm knows it."""
         recognised = recognise(self.weights)
         if recognised is not None or self.is_modelzoo:
             return recognised
@@ -123,7 +123,7 @@ class Checkpoint:
 
     @property
     def written_by(self) -> str:
-        """Who wrote the file, as far as it tells."""
+        """Who wrote the file, as far as its keys show."""
         if self.is_modelzoo:
             return 'ModelZoo checkpoint'
         if 'run_state' in self.content:
@@ -152,7 +152,7 @@ class Checkpoint:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """The network and its preprocessing: `model_info` of the file, in older files what their arguments say.
+        """The network and its preprocessing: from `model_info`, in older files from the arguments of the training.
 
         Raises:
             UsageError: A setting is not one that is taken from a file.

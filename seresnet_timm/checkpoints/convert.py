@@ -46,15 +46,7 @@ def convert(
     Raises:
         UsageError: The source cannot be read or cannot be converted so.
     """
-    if to is None:
-        to = 'safetensors' if target.endswith('.safetensors') else 'timm'
-    if to not in FORMATS:
-        raise UsageError(f"Unknown format --to '{to}': {did_you_mean(to, FORMATS)}")
-    if (to == 'safetensors') != target.endswith('.safetensors'):
-        raise UsageError(f'{target} has the wrong ending for --to {to}: names of safetensors end in .safetensors, '
-                         'others do not.')
-    if dtype not in (None, *DTYPES):
-        raise UsageError(f"Unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
+    to = _format(target, to, dtype)
     checkpoint = read_checkpoint(source)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{source} holds no moving average of the weights: leave out --use-ema.')
@@ -84,6 +76,20 @@ def convert(
             with open(tmp, 'wb') as f:  # torch would write a path's name into the archive, here a random one
                 torch.save(content, f)
     return inspection.inspect(target)
+
+
+def _format(target: str, to: Optional[str], dtype: Optional[str]) -> str:
+    """Format of the file to write, by its name if it was not given."""
+    if to is None:
+        to = 'safetensors' if target.endswith('.safetensors') else 'timm'
+    if to not in FORMATS:
+        raise UsageError(f"Unknown format --to '{to}': {did_you_mean(to, FORMATS)}")
+    if (to == 'safetensors') != target.endswith('.safetensors'):
+        raise UsageError(f'{target} has the wrong ending for --to {to}: names of safetensors end in .safetensors, '
+                         'others do not.')
+    if dtype not in (None, *DTYPES):
+        raise UsageError(f"Unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
+    return to
 
 
 def _info(checkpoint: Checkpoint, weights: Dict[str, torch.Tensor], model: Optional[str]) -> ModelInfo:

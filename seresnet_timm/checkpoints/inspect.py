@@ -16,7 +16,7 @@ from seresnet_timm.models.create import check_model_name, create_from_info
 
 
 def inspect(path: str) -> Dict[str, Any]:
-    """Facts about a checkpoint file; what it does not tell is None.
+    """Facts about a checkpoint file; None for what is not known.
 
     Raises:
         UsageError: It cannot be read.
@@ -25,7 +25,7 @@ def inspect(path: str) -> Dict[str, Any]:
 
 
 def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
-    """Facts about a checkpoint; what it does not tell is None.
+    """Facts about a checkpoint; None for what is not known.
 
     Raises:
         UsageError: It holds no weights.
@@ -65,7 +65,7 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
 
 
 def _settings(checkpoint: Checkpoint) -> Dict[str, Any]:
-    """What the file says of network and preprocessing; `refused` tells why nothing of it is taken."""
+    """Settings of network and preprocessing in the file; `refused` is the reason if they are not accepted."""
     try:
         info = checkpoint.info
     except UsageError as e:
@@ -89,8 +89,8 @@ def describe(facts: Dict[str, Any]) -> List[str]:
         return 'yes' if value else 'no'
     arch, declared = facts['architecture'] or 'unknown', facts['declared_architecture']
     if declared:
-        arch += f' (told by its weights; it calls itself {declared})' if facts['architecture'] else (
-            f' (it calls itself {declared})')
+        arch += f' (recognised by its weights; the file calls it {declared})' if facts['architecture'] else (
+            f' (the file calls it {declared})')
     return [f'{label:<15} {printable(text)}' for label, text in [
         ('file', f'{facts["file"]}: {facts["written_by"]}, {facts["format"]}'),
         ('architecture', arch),

@@ -1,4 +1,4 @@
-"""Which network weights belong to, told by their names and shapes"""
+"""Recognises the network that weights belong to by their names and shapes"""
 import re
 from typing import Any, Dict, Optional
 
@@ -17,7 +17,7 @@ DEPTHS = {
 
 
 def recognise(weights: Dict[str, Any]) -> Optional[str]:
-    """timm's name of the (SE-)ResNet that weights are of, told from their names and shapes alone.
+    """timm's name of the (SE-)ResNet that weights belong to, from their names and shapes alone.
 
     Args:
         weights: State dict with timm's, torchvision's or the ModelZoo's names.

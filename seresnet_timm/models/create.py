@@ -1,6 +1,6 @@
 """Creates every model of the package, from flags, from a file's ModelInfo or by name; never asks the network
 
-A model of the Hub is pulled first by whoever wants it, and made here from its folder.
+A model on the Hub is pulled first by its user, and made here from its folder.
 """
 import json
 import math
@@ -82,7 +82,7 @@ def create_model(
 
     Args:
         name: timm's name of it, or `local-dir:FOLDER`.
-        folder: Folder of a model of the Hub that was pulled; `name` is for messages then.
+        folder: Folder of a model that was pulled from the Hub; `name` is for messages then.
         meta: Shapes only, without memory.
         kwargs: Further arguments of the model; None leaves one at its default.
 
@@ -193,7 +193,7 @@ def read_model_config(folder: Union[str, Path]) -> Dict[str, Any]:
     """config.json of a folder as the Hub has it, whose settings may come from a stranger.
 
     Raises:
-        UsageError: There is none, it is damaged, or it holds an argument that is not taken from a file.
+        UsageError: The file is missing or damaged, or it holds an argument that is not taken from a file.
     """
     path = Path(folder) / 'config.json'
     try:
@@ -248,7 +248,7 @@ def _create(
     except WRONG_ARGUMENT as e:
         text = str(e)
         key = text.rsplit("'", 2)[1] if isinstance(e, TypeError) and 'unexpected keyword argument' in text else None
-        if key is None and (not explain_all or kwargs.get('pretrained')):
+        if key is None and (kwargs.get('pretrained') or not explain_all and source is None):
             raise
         what = f"does not take '{printable(key)}'" if key else f'cannot be made ({printable(first_line(e))})'
         advice = remedy(key)

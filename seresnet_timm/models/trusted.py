@@ -56,7 +56,7 @@ WORDS = frozenset("""
     downsample version fc_act_layer dw_act_layer rel_pos_type
 """.split())
 
-MAX_COUNT = 1000
+MAX_COUNT = 256  # making a network of four times as many blocks takes seconds
 MAX_SIZE = 65536
 MAX_CLASSES = 1_000_000
 MAX_ITEMS = 64  # of a list
@@ -100,7 +100,7 @@ def trusted_kwargs(kwargs: Any, origin: str, key: str = 'model_kwargs') -> Dict[
 def why_untrusted(name: Any, value: Any) -> Optional[str]:
     """Why an argument is not taken from a file, as the end of a sentence; None if it is.
 
-    A run can ask this of the arguments that were typed, to say that its checkpoints cannot be used without them.
+    A run can check the arguments that were typed: with a refused one, its checkpoints cannot be used later.
     """
     if name in COUNTS:
         return _why_not_numbers(value, MAX_COUNT)

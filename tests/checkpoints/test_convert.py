@@ -122,7 +122,7 @@ def test_inspect(model, tmp_path, capsys):
     save_modelzoo(model, tmp_path / 'm.pth.tar')
     main(['inspect', str(tmp_path / 'm.pth.tar')])
     text = capsys.readouterr().out
-    assert 'seresnet18_ascend (told by its weights; it calls itself resnext101_32x8d)' in text
+    assert 'seresnet18_ascend (recognised by its weights; the file calls it resnext101_32x8d)' in text
     assert 'ModelZoo checkpoint' in text and 'loss scale 1024' in text and 'CRC-32 of every part verified' in text
     main(['inspect', '--json', str(tmp_path / 'm.pth.tar')])
     facts = json.loads(capsys.readouterr().out)
