@@ -12,7 +12,7 @@ from seresnet_timm.runs import report
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
 
-OLD_RUN = ROOT / 'tests' / 'golden' / 'run_before_restructuring'
+OLD_RUN = ROOT / 'tests' / 'golden' / 'run_before_restructuring' / 'run'
 
 
 @pytest.fixture
