@@ -1,8 +1,7 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
 import difflib
 import unicodedata
-from pathlib import Path
-from typing import Iterable, Optional, Union
+from typing import Iterable, Optional
 
 
 class UsageError(Exception):
@@ -58,9 +57,3 @@ def _is_control(char: str) -> bool:
 
 def _escape(char: str) -> str:
     return f'\\x{ord(char):02x}' if ord(char) < 256 else f'\\u{ord(char):04x}'
-
-
-def way_on(folder: Optional[Union[str, Path]]) -> str:
-    """The end of a sentence on a failed run: how to go on with what it has saved, if anything."""
-    last = Path(folder) / 'last.pth.tar' if folder is not None else None
-    return f' Go on with --resume {last}' if last is not None and last.exists() else ''

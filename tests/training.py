@@ -1,10 +1,15 @@
 """Run trainings and read what they wrote."""
 import csv
+import json
 from argparse import Namespace
+from importlib import resources
 from pathlib import Path
 
 import torch
 from conftest import run_cli
+
+from seresnet_timm.engine.flags import train_parser, validate_parser
+from seresnet_timm.runs.settings import RunSettings, Script
 
 
 def train(*flags, **kwargs):
@@ -13,9 +18,37 @@ def train(*flags, **kwargs):
     return result
 
 
+def bundled_settings(verb: str, *flags, **settings) -> RunSettings:
+    """Settings of a run of one process by the bundled script, from flags that leave nothing for the launcher to decide.
+
+    Args:
+        verb: 'train' or 'validate'.
+        flags: Flags of the script, with its values as they are typed.
+        settings: Further settings.
+    """
+    parser = train_parser() if verb == 'train' else validate_parser()
+    args = vars(parser.parse_args([str(f) for f in flags]))
+    if verb == 'train':
+        settings.setdefault('output', str(Path(args['output'], args['experiment'])))
+    return RunSettings(verb, Script(f'{verb}.py'), args, device=args['device'], **settings)
+
+
 def summary(run: Path) -> list:
     with open(run / 'summary.csv', newline='') as f:
         return list(csv.DictReader(f))
+
+
+def valid_record(run: Path) -> dict:
+    """run.json of a folder, valid by the JSON Schema of the package and by the rules of JSON."""
+    from jsonschema import Draft202012Validator
+
+    def refuse(constant):
+        raise ValueError(f'{constant} is not JSON')
+    schema = json.loads(resources.files('seresnet_timm.runs').joinpath('run.schema.json').read_text())
+    Draft202012Validator.check_schema(schema)
+    record = json.loads((run / 'run.json').read_text(), parse_constant=refuse)
+    Draft202012Validator(schema).validate(record)
+    return record
 
 
 def load(path: Path) -> dict:

@@ -1,82 +1,225 @@
-"""`run.json`: what a run was started with and how it went, epoch by epoch."""
+"""run.json: what a run was started with and how it went, the same for both train scripts and for evaluation
+
+`run.schema.json` describes it. A value that is not known is null, never left out. This file does not import torch.
+"""
 import json
+import math
 import os
 import platform
-import sys
 import time
+from dataclasses import asdict, fields
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Union
 
-import timm
-import torch
-
-import seresnet_timm
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, first_line
 from seresnet_timm.files import write_json
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.version import __version__
 
-FILE_NAME = 'run.json'
+SCHEMA = 1
+EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
+                'total_gib')
+EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
+PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
 
 
-def new_record(plan: Dict[str, Any]) -> Dict[str, Any]:
-    """A record of a run that starts now.
+class RunRecord:
+    """The record of a run that starts now. Used on rank 0 only; every method writes the file.
 
     Args:
-        plan: Decisions of the run: device, precision, world size, script and so on.
+        settings: Settings of the run.
+        folder: Folder of the run.
+        model_info: The network and its preprocessing, as `ModelInfo.to_dict` gives them.
     """
-    return {
-        'plan': plan,
-        'command': sys.argv,
-        'versions': {
-            'seresnet_timm': seresnet_timm.__version__, 'timm': timm.__version__, 'torch': torch.__version__,
-            'python': platform.python_version(),
-        },
-        'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
-        'started': _now(),
-        'finished': None,
-        'epochs': [],
-        'best': None,
-    }
+
+    def __init__(
+            self,
+            settings: RunSettings,
+            folder: Union[str, Path],
+            model_info: Optional[Dict[str, Any]] = None,
+    ):
+        self.folder = RunFolder(folder)
+        self.content: Dict[str, Any] = {
+            'schema': SCHEMA,
+            'command': list(settings.command),
+            'settings': dict(
+                asdict(settings), precision=settings.precision, global_batch_size=settings.global_batch_size),
+            'model_info': model_info,
+            'versions': _versions(),
+            'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
+            'started': _now(),
+            'finished': None,
+            'epochs': [],
+            'best': None,
+            'evaluation': None,
+        }
+
+    def continue_from(self, start_epoch: int) -> None:
+        """Begin at an epoch; the epochs before it, `started` and `best` are those of the folder's record, if any.
+
+        Raises:
+            UsageError: The folder's record is damaged.
+        """
+        if start_epoch > 0 and self.folder.record.exists():
+            old = read_record(self.folder.path)
+            self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
+            self.content['started'] = old['started']
+            self.content['best'] = old['best']
+        self._write()
+
+    def add_epoch(self, figures: Dict[str, Any]) -> None:
+        """Append an epoch.
+
+        Args:
+            figures: `epoch`, and what is known of `EPOCH_FIELDS`.
+        """
+        self.content['epochs'].append({k: figures.get(k) for k in EPOCH_FIELDS})
+        self._write()
+
+    def set_best(self, metric: str, value: float, epoch: int) -> None:
+        self.content['best'] = {'metric': metric, 'value': value, 'epoch': epoch}
+        self._write()
+
+    def set_evaluation(self, figures: Dict[str, Any]) -> None:
+        """Set the result of an evaluation.
+
+        Args:
+            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent.
+        """
+        self.content['evaluation'] = {k: figures.get(k) for k in EVALUATION_FIELDS}
+        self._write()
+
+    def finish(self) -> None:
+        self.content['finished'] = _now()
+        self._write()
+
+    def _write(self) -> None:
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder.record, _finite(self.content))
 
 
-def resume_record(folder: str, record: Dict[str, Any], start_epoch: int) -> Dict[str, Any]:
-    """Take over the epochs before `start_epoch` from the record that the folder holds, if any."""
-    if start_epoch > 0 and (Path(folder) / FILE_NAME).exists():
-        old = read_record(folder)
-        record['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
-        record['started'] = old['started']
-        record['best'] = old['best']
-    return record
+def _finite(value: Any) -> Any:
+    """The value with null for the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def add_epoch(record: Dict[str, Any], folder: str, figures: Dict[str, Any], best: Optional[List]) -> None:
-    """Append an epoch's figures and write the record."""
-    record['epochs'].append(figures)
-    record['best'] = best
-    write_json(Path(folder) / FILE_NAME, record)
-
-
-def finish(record: Dict[str, Any], folder: str) -> None:
-    record['finished'] = _now()
-    write_json(Path(folder) / FILE_NAME, record)
-
-
-def read_record(folder: str) -> Dict[str, Any]:
-    """Read a run's record.
-
-    Raises:
-        UsageError: There is none, or it is not one.
-    """
-    path = Path(folder) / FILE_NAME
-    if not path.is_file():
-        raise UsageError(f'{folder} holds no {FILE_NAME}: name the folder of a run, the one with summary.csv in it.')
-    try:
-        with open(path) as f:
-            record = json.load(f)
-        record['plan'], record['epochs'], record['best'], record['started']
-    except (ValueError, KeyError, TypeError) as e:
-        raise UsageError(f'{path} is not the record of a run ({e}).')
-    return record
+def _versions() -> Dict[str, Optional[str]]:
+    """Versions of what the numbers depend on; None for a package that is not installed."""
+    versions: Dict[str, Optional[str]] = {'seresnet_timm': __version__, 'python': platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 def _now() -> str:
     return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
+    """Read the record of a run, of any schema.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The record in the shape of the newest schema; None for what an older one does not have.
+
+    Raises:
+        UsageError: There is none, it is not one, or it is from a later version of this package.
+    """
+    path = RunFolder(folder).record
+    if not path.is_file():
+        raise UsageError(f'{folder} has no {path.name}: name the folder of a run, the one with summary.csv in it.')
+    try:
+        record = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise UsageError(f'{path} is not the record of a run ({first_line(e)}).')
+    schema = record.get('schema', 0) if isinstance(record, dict) else 0
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UsageError(f'{path} was written by a later version of seresnet-timm (schema {schema}, this one reads up '
+                         f'to {SCHEMA}): update the package.')
+    try:
+        if schema == 0:
+            record = _from_schema_0(record)
+        _check(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
+        raise UsageError(f'{path} is not the record of a run ({what}).')
+    return record
+
+
+def _check(record: Dict[str, Any]) -> None:
+    """Refuse a record that lacks what readers use. Raises KeyError, TypeError or ValueError."""
+    kinds = (('command', list), ('settings', dict), ('versions', dict), ('machine', dict), ('epochs', list),
+             ('settings.args', dict), ('settings.script', dict))
+    for key, kind in kinds:
+        value = record
+        for part in key.split('.'):
+            value = value[part]
+        if not isinstance(value, kind):
+            raise ValueError(f'{key} is a {type(value).__name__}')
+    for key in ('model_info', 'best', 'evaluation'):
+        if not isinstance(record[key], (dict, type(None))):
+            raise ValueError(f'{key} is a {type(record[key]).__name__}')
+    record['started'], record['finished']
+    for epoch in record['epochs']:
+        if not isinstance(epoch['epoch'], int) or any(
+                not isinstance(epoch[k], (int, float, type(None))) for k in EPOCH_FIELDS):
+            raise ValueError('an epoch holds something else than numbers')
+
+
+def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
+    """A record from before the number of the schema, in the shape of schema 1."""
+    plan = dict(old['plan'])
+    world_size, nnodes = plan['world_size'], plan.get('nnodes') or 1
+    batch_size = None if plan.get('global_batch_size') is None else plan['global_batch_size'] // world_size
+    texts = ('device_reason', 'loss scaler', 'loss_scaler', 'learning rate', 'images', 'step', 'patches')
+    settings: Dict[str, Any] = {f.name: None for f in fields(RunSettings)}
+    settings.update(
+        verb='train',
+        script=dict(name='train.py', path=None, reason=plan.get('script') or '', sha256='', tag=None),
+        args={'model': plan['model'], 'batch_size': batch_size, 'lr': plan.get('lr'), 'epochs': plan.get('epochs'),
+              'workers': plan.get('workers'), 'device': plan['device']},
+        command=_command_0(old.get('command')),
+        device=plan['device'],
+        nnodes=nnodes,
+        nproc=world_size // nnodes,
+        world_size=world_size,
+        output=plan.get('output'),
+        num_images={},
+        reasons={k: str(plan[k]) for k in texts if k in plan},
+        notes=[],
+        precision=plan['precision'],
+        global_batch_size=plan.get('global_batch_size'),
+    )
+    return {
+        'schema': SCHEMA,
+        'command': settings['command'],
+        'settings': settings,
+        'model_info': None,
+        'versions': {**dict.fromkeys(PACKAGES), **old['versions']},
+        'machine': {'system': None, 'cpus': None, **(old.get('machine') or {})},
+        'started': old['started'],
+        'finished': old.get('finished'),
+        'epochs': [{k: e.get(k) for k in EPOCH_FIELDS} for e in old['epochs']],
+        'best': old['best'],
+        'evaluation': None,
+    }
+
+
+def _command_0(command: Any) -> List[str]:
+    """The command of a schema-0 record; [] where it is a rank's, which no user typed."""
+    if not isinstance(command, list) or not all(isinstance(c, str) for c in command):
+        return []
+    return [] if command and command[-1].endswith('job.json') else command

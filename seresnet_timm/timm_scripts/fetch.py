@@ -1,20 +1,26 @@
 """Get timm's scripts of a release into the verified cache, from the web, a mirror, a file or an archive."""
+import bz2
+import gzip
 import http.client
+import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import BinaryIO, Callable, Dict, Optional
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import fsync
 from seresnet_timm.timm_scripts import known
 
-MAX_BYTES = 1_000_000  # a script has about 70 kB
+MAX_BYTES = 2 ** 20  # of a script, which has about 70 kB
+MAX_ARCHIVE_BYTES = 2 ** 27  # of an unpacked archive; timm's repository has 14 MB
 TIMEOUT = 30  # seconds without an answer
 
 
@@ -28,7 +34,7 @@ def fetch(
 
     Args:
         tag: Release tag of timm, None for the one that suits the installed timm.
-        mirror: Address under which `<tag>/train.py` lies, None for timm's repository.
+        mirror: Address of the folder that holds `<tag>/train.py`, None for timm's repository.
         source: File or folder to take them from instead of the web: a folder or archive (.zip, .tar.gz) that holds
             train.py and validate.py, or one of the two itself.
         sha256: Hashes by script name, required for a tag that the table does not know.
@@ -41,8 +47,8 @@ def fetch(
         RunError: The download failed, or what came is not the script.
     """
     tag = tag or known.tag_for_installed_timm()[0]
-    if '/' in tag or tag.startswith('.'):
-        raise UsageError(f"'{tag}' is not a release tag of timm: tags look like {known.NEWEST}.")
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]*', tag):
+        raise UsageError(f"{tag!r} is not a release tag of timm: tags look like {known.NEWEST}.")
     expected = known.SHA256.get(tag) or sha256
     if not expected:
         raise UsageError(f'The scripts of timm {tag} are not known here (known: {", ".join(known.SHA256)}): give their '
@@ -93,26 +99,86 @@ def _web_reader(base: str, tag: str) -> Callable[[str], bytes]:
 
 def _source_reader(source: Path) -> Callable[[str], Optional[bytes]]:
     if source.is_dir():
-        return lambda name: (source / name).read_bytes() if (source / name).is_file() else None
+        return lambda name: _read_script(source / name) if (source / name).is_file() else None
     if not source.is_file():
         raise UsageError(f'--from {source} does not exist.')
     if source.suffix == '.py':
-        return lambda name: source.read_bytes() if source.name == name else None
+        return lambda name: _read_script(source) if source.name == name else None
     try:
-        if zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as z:
-                found = {n: z.read(n) for n in _at_root(z.namelist())}
-        else:
-            with tarfile.open(source) as t:
-                found = {n: t.extractfile(n).read() for n in _at_root(t.getnames())}
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as e:
-        raise UsageError(f'--from {source} is neither a script nor an archive of one that can be read ({e}).')
-    return lambda name: next((data for n, data in found.items() if Path(n).name == name), None)
+        found = _read_zip(source) if zipfile.is_zipfile(source) else _read_tar(source)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as e:
+        # RuntimeError: zipfile's for an encrypted member or an unknown compression
+        raise UsageError(f'--from {source} is neither a script nor an archive of one that can be read '
+                         f'({first_line(e)}).')
+    return found.get
 
 
-def _at_root(names: List[str]) -> List[str]:
-    """The scripts at the root of an archive, or in its one folder, as GitHub's archives have them."""
-    return [n for n in names if Path(n).name in known.NAMES and len(Path(n).parts) <= 2]
+def _read_script(path: Path) -> bytes:
+    try:
+        with open(path, 'rb') as f:
+            return _limited(f.read(MAX_BYTES + 1), str(path))
+    except OSError as e:
+        raise UsageError(f'Cannot read {path}: {e.strerror}.')
+
+
+def _limited(data: bytes, name: str) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise UsageError(f'{name} is larger than a script can be ({MAX_BYTES} bytes): nothing was kept, check --from.')
+    return data
+
+
+def _read_zip(source: Path) -> Dict[str, bytes]:
+    with zipfile.ZipFile(source) as archive:
+        members = {Path(m.filename).name: m for m in archive.infolist() if _is_at_root(m.filename)}
+        found = {}
+        for name, member in members.items():
+            with archive.open(member) as f:
+                found[name] = _limited(f.read(MAX_BYTES + 1), f'{member.filename!r} in {source}')
+        return found
+
+
+def _read_tar(source: Path) -> Dict[str, bytes]:
+    with open(source, 'rb') as f:
+        magic = f.read(2)
+    opener = {b'\x1f\x8b': gzip.open, b'BZ': bz2.open, b'\xfd7': lzma.open}.get(magic, open)
+    found = {}
+    with opener(source, 'rb') as f, tarfile.open(fileobj=_LimitedFile(f, source), mode='r:') as archive:
+        for member in archive:
+            if not _is_at_root(member.name):
+                continue
+            if not member.isfile():
+                raise UsageError(f'{member.name!r} in {source} is a link or a folder, not a script: check --from.')
+            found[Path(member.name).name] = _limited(
+                archive.extractfile(member).read(MAX_BYTES + 1), f'{member.name!r} in {source}')
+    return found
+
+
+class _LimitedFile:
+    """The unpacked content of an archive, which is not read beyond a limit."""
+
+    def __init__(self, file: BinaryIO, source: Path):
+        self._file, self._source = file, source
+
+    def _check(self, position: int) -> None:
+        if position > MAX_ARCHIVE_BYTES:
+            raise UsageError(f'--from {self._source} has more than {MAX_ARCHIVE_BYTES} bytes when unpacked, more than an '
+                             "archive of timm can have: name timm's train.py and validate.py themselves.")
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, position: int) -> int:
+        self._check(position)
+        return self._file.seek(position)
+
+    def read(self, size: int) -> bytes:
+        self._check(self._file.tell() + size)
+        return self._file.read(size)
+
+
+def _is_at_root(name: str) -> bool:
+    """True for the scripts at the root of an archive, or in its one folder, as GitHub's archives have them."""
+    return Path(name).name in known.NAMES and len(Path(name).parts) <= 2
 
 
 def _write(tag: str, files: Dict[str, bytes], expected: Dict[str, str]) -> Path:

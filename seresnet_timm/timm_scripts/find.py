@@ -1,37 +1,12 @@
 """Which script runs, and why: never a download that nobody asked for."""
 import importlib.util
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from seresnet_timm import __version__
 from seresnet_timm.errors import UsageError
+from seresnet_timm.runs.settings import Script
 from seresnet_timm.timm_scripts import known
-
-
-@dataclass(frozen=True)
-class Script:
-    """The script to run.
-
-    Attributes:
-        name: 'train.py' or 'validate.py'.
-        path: File of timm's script; None for the package's own.
-        reason: Why this one.
-        sha256: Hash of the file; '' for the package's own.
-        tag: Release of timm that the file belongs to, if it is a known one.
-    """
-    name: str
-    path: Optional[Path]
-    reason: str
-    sha256: str = ''
-    tag: Optional[str] = None
-
-    def describe(self) -> str:
-        if self.path is None:
-            return f'bundled {self.name} of seresnet_timm {__version__} ({self.reason})'
-        version = self.tag or 'of an unknown version'
-        return f"timm's {self.name} {version}, sha256 {self.sha256[:12]} ({self.reason}: {self.path})"
 
 
 def find(name: str, choice: str = 'auto') -> Script:
@@ -75,8 +50,11 @@ def _file_in(path: Path, name: str, source: str) -> Path:
 
 
 def _script(name: str, path: Path, reason: str) -> Script:
-    digest = known.sha256_of(path.read_bytes())
-    return Script(name, path, reason, digest, known.tag_of(name, digest))
+    try:
+        digest = known.sha256_of(path.read_bytes())
+    except OSError as e:
+        raise UsageError(f'Cannot read {path}: {e.strerror}.')
+    return Script(name, str(path), reason, digest, known.tag_of(name, digest))
 
 
 def _editable_checkout(name: str) -> Optional[Path]:

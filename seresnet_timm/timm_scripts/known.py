@@ -1,7 +1,7 @@
 """Known versions of timm's scripts, and where their verified copies are kept.
 
-No distribution of timm on PyPI holds its train.py and validate.py: they lie at the root of timm's repository, one tag
-a release.
+No distribution of timm on PyPI holds its train.py and validate.py: they are at the root of timm's repository, one tag
+per release.
 """
 import hashlib
 import importlib.metadata
@@ -49,7 +49,7 @@ def sha256_of(data: bytes) -> str:
 
 
 def cache_dir() -> Path:
-    """Folder of the verified scripts, one subfolder a tag."""
+    """Folder of the verified scripts, one subfolder per tag."""
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(base) / 'seresnet_timm' / 'timm_scripts'
 
@@ -61,4 +61,5 @@ def expected_hashes(folder: Path) -> Dict[str, str]:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return {}
-    return {name: digest for digest, name in (line.split() for line in manifest.read_text().splitlines())}
+    lines = [line.split() for line in manifest.read_text(errors='replace').splitlines()]
+    return {line[1]: line[0] for line in lines if len(line) == 2}

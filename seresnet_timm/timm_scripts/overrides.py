@@ -1,204 +1,452 @@
-"""What the patched scripts call, as `_seresnet_timm`. See `patches` for why."""
+"""Names of timm's scripts that are replaced in the executed module, and why
+
+The functions in `TrainOverrides.names()` and `ValidateOverrides.names()` take the place of names in the script's
+namespace. Each is called with the arguments of the script; `load` checks that before a run. An object of these classes
+belongs to one run: it holds the settings, and what one call leaves for a later one.
+
+Line numbers are those of v1.0.28 (train.py 1fb02d26, validate.py 1ff87867).
+"""
 import functools
 import logging
-import os
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
+from types import ModuleType, SimpleNamespace
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
+import yaml
 from timm import utils
+from timm.data import create_loader, resolve_data_config
+from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset, IterableDataset
 
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
-from seresnet_timm.data.loaders import seed_sampler, start_workers
-from seresnet_timm.data.seeding import SampleSeeds
+from seresnet_timm.data.loaders import sample_seeds, seed_sampler, start_workers
 from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.meters import LossMeter, Throughput, describe_wait
-from seresnet_timm.engine.validate import apply_fuse_bn
+from seresnet_timm.engine.evaluate import validate as evaluate_in_training
+from seresnet_timm.engine.forward import Forward
+from seresnet_timm.engine.meters import Throughput, report_epoch
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.errors import UsageError
-from seresnet_timm.files import write_json
-from seresnet_timm.runs import record as run_record
-from seresnet_timm.step import loss_scaler as devices_loss_scaler
-from seresnet_timm.step.fast import create_optimizer, ddp_arguments
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step import loss_scaler as loss_scalers
+from seresnet_timm.step.fuse_bn import apply_fuse_bn
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
-
-__all__ = ['AtomicCheckpointSaver', 'create_optimizer', 'ddp_arguments', 'seed_sampler']
+from seresnet_timm.timm_scripts.meters import DeviceMeter, TimedLoader
 
 _logger = logging.getLogger(__name__)
 
-# set by the worker before the script runs
-loss_scale: Optional[float] = None
-half_weights = False
-fast_jpeg = 'off'
-fuse_bn = 'auto'
-plan: Dict[str, Any] = {}
+
+class Override(NamedTuple):
+    """A name that is replaced: the function of the script that must call it, and what it calls instead."""
+    function: str
+    replacement: Callable
 
 
-# --- train.py ---------------------------------------------------------------------------------------------------------
-
-def scales_loss(device: torch.device) -> bool:
-    return device.type != 'cpu' or loss_scale is not None
-
-
-def create_loss_scaler(device: torch.device):
-    return devices_loss_scaler.create_loss_scaler(device, amp=True, amp_dtype='float16', loss_scale=loss_scale)[0]
-
-
-def prepare_model(model: torch.nn.Module) -> torch.nn.Module:
-    return use_half_weights(model) if half_weights else model
-
-
-def prepare_ddp(task) -> None:
-    if half_weights:
-        exchange_in_half(task.get_trainable_module())
+def replace_names(module: ModuleType, replacements: Dict[str, Any]) -> None:
+    """Replace names of a module and attributes of its objects; of modules that it imported in a copy for itself."""
+    for name, replacement in replacements.items():
+        root, _, attribute = name.partition('.')
+        if not attribute:
+            setattr(module, root, replacement)
+            continue
+        owner = getattr(module, root)
+        if isinstance(owner, ModuleType):
+            owner = SimpleNamespace(**vars(owner))
+            setattr(module, root, owner)
+        setattr(owner, attribute, replacement)
 
 
-def fast_dataset(dataset: Any, args, is_training: bool) -> Any:
-    decoder, _ = choose_decoder(args, fast_jpeg)
-    seeds = None
-    if is_training:
-        seeds = SampleSeeds(args.seed, stream=args.rank if getattr(args, 'aug_repeats', 0) else 0)
-    return with_fast_decoding(dataset, decoder, seeds)
+class _Overrides:
+    """What the overrides of both scripts have in common.
+
+    Attributes:
+        settings: Settings of the run.
+        args: The flags as the script has them, which it adds to (`rank`, `world_size`, `distributed` ...).
+    """
+
+    def __init__(self, settings: RunSettings):
+        self.settings = settings
+        self.args = settings.namespace()
+        self._originals: Dict[str, Any] = {}
+        self._record: Optional[RunRecord] = None
+
+    def names(self) -> Dict[str, Override]:
+        raise NotImplementedError
+
+    def install(self, module: ModuleType) -> None:
+        """Put the replacements into the script's module."""
+        replacements = {name: override.replacement for name, override in self.names().items()}
+        self._originals = {name: getattr(module, name) for name in replacements if '.' not in name}
+        replace_names(module, replacements)
+        module._seresnet_timm = self
+
+    def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
+        """Create a model of the Hub from the folder that the launcher has pulled and verified (lines 519 and 222).
+
+        Without: every rank would download it, and timm loads whatever has arrived.
+        Checked by: test_overrides.py, a model in a folder and no network.
+        """
+        if self.settings.model_folder and model_name == self.settings.args['model']:
+            model_name = f'local-dir:{self.settings.model_folder}'
+        return self._originals['create_model'](model_name, *args, **kwargs)
+
+    def device_meter(self, device: torch.device) -> DeviceMeter:
+        return DeviceMeter(device)
+
+    def _decode_fast(self, dataset: Dataset, is_training: bool) -> Dataset:
+        decoder, _ = choose_decoder(self.args, self.settings.fast_jpeg)
+        return with_fast_decoding(dataset, decoder, sample_seeds(self.args) if is_training else None)
+
+    def finish(self) -> None:
+        """Complete the run's record, when the script's `main` has returned."""
+        if self._record is not None:
+            self._record.finish()
 
 
-def finish_loader(loader, args):
-    return loading.seed_and_speed_up(loader, getattr(args, 'seed', 0))
+class TrainOverrides(_Overrides):
+    """Replacements in train.py."""
 
+    def __init__(self, settings: RunSettings):
+        super().__init__(settings)
+        self._model: Optional[torch.nn.Module] = None
+        self._dataset: Optional[Dataset] = None
+        self._evaluates = False
+        self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
+        self._trained = 0.  # time at which its training ended
+        self._interrupted = False
+        self._has_started = False
+        self._rng: Optional[List[Dict[str, Any]]] = None  # of all ranks, at the end of the epoch
 
-def start_train_workers(loader, args):
-    # a run that resumes learns its first epoch, which the shuffle depends on, only later
-    knows_epoch = not args.resume and not args.start_epoch
-    return start_workers(loader) if args.distributed and knows_epoch else loader
+    def names(self) -> Dict[str, Override]:
+        return {name: Override('main', replacement) for name, replacement in (
+            ('_parse_args', self.parse_args),
+            ('create_model', self.create_model),
+            ('create_loader', self.create_loader),
+            ('create_optimizer_v2', self.create_optimizer),
+            ('utils.CheckpointSaver', self.create_saver),
+            ('utils.update_summary', self.update_summary),
+            ('train_one_epoch', self.train_one_epoch),
+            ('validate', self.validate),
+        )}
 
+    def install(self, module: ModuleType) -> None:
+        super().install(module)
+        tasks = {name: value for name, value in vars(module).items()
+                 if isinstance(value, type) and issubclass(value, TrainingTask)}
+        replace_names(module, {name: self.task_class(cls) for name, cls in tasks.items()})
 
-def start_eval_workers(loader, args):
-    return start_workers(loader, keep_rng=True) if args.distributed else loader
+    def parse_args(self) -> Tuple[Any, str]:
+        """Take the flags from the settings (`_parse_args`, line 443).
 
+        Without: every rank would read the command line and the config file again.
+        Checked by: test_runs.py, a run under flags that `sys.argv` does not have.
+        """
+        return self.args, yaml.safe_dump(vars(self.args), default_flow_style=False)
 
-class DeviceMeter:
-    """timm's AverageMeter for tensors: they stay on the device until `val` or `avg` is read."""
+    def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
+        """As for both scripts, and with fp16 weights and float32 masters for `--amp-level O2` (line 519).
 
-    def __init__(self, device: torch.device):
-        self.created = time.perf_counter()
-        self._meter = LossMeter(device)
-        self._fresh = True
-        self._val = self._avg = 0.
+        Without: O1 (autocast) only.
+        Checked by: test_half_weights.py runs both scripts with it.
+        """
+        self._model = super().create_model(model_name, *args, **kwargs)
+        return use_half_weights(self._model) if self.settings.half_weights else self._model
 
-    def update(self, value: torch.Tensor, n: int = 1) -> None:
-        self._meter.update(value, n)
-        self._fresh = False
+    def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:
+        """Create a loader that decodes fast, shuffles by `--seed`, and starts its workers early (lines 788 and 823).
 
-    def _read(self) -> None:
-        if not self._fresh:
-            self._val, self._avg = self._meter.read()
-            self._fresh = True
+        Without: two to three times the time for an image, and a resumed run augments differently; runs of different
+        seeds on several processes see the images in the same order, as timm leaves the seed of its DistributedSampler
+        at 0; about once in a hundred runs on gloo a worker deadlocks, see `loaders.start_workers`.
+        Checked by: test_runs.py and test_fast_jpeg.py, equal losses with the bundled script.
+        """
+        if is_training:
+            self._dataset = dataset
+            check_planned_classes(self.settings, dataset)
+        self._evaluates = self._evaluates or not is_training
+        loader = create_loader(self._decode_fast(dataset, is_training), *args, is_training=is_training, **kwargs)
+        if is_training:
+            loader = seed_sampler(loader, self.args.seed)
+        loader = loading.seed_and_speed_up(loader, self.args.seed)
+        # the shuffle depends on the epoch, and a run that resumes learns its first one only later
+        knows_epoch = not self.args.resume and not self.args.start_epoch
+        if not self.args.distributed or is_training and not knows_epoch:
+            return loader
+        return start_workers(loader, keep_rng=not is_training)
 
-    @property
-    def val(self) -> float:
-        self._read()
-        return self._val
+    def create_optimizer(self, model: torch.nn.Module, **kwargs) -> torch.optim.Optimizer:
+        """Use torch's fused optimizers, where `step.fast` says so (line 916).
 
-    @property
-    def avg(self) -> float:
-        self._read()
-        return self._avg
+        Without: the step is slower; nothing is wrong.
+        Checked by: test_fast_step.py, the optimizer of timm's script.
+        """
+        return fast_step.create_optimizer(model, fast=self.settings.fast_step, **kwargs)
 
-    @property
-    def count(self) -> int:
-        self._read()
-        return self._meter.count
+    def task_class(self, cls: type) -> type:
+        """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
 
+        DDP takes no device ids on the CPU; it gets gradients as views of its buckets, and exchanges fp16 gradients of
+        fp16 weights.
+        Without: `--device cpu` on several processes ends with a ValueError of DDP.
+        Checked by: test_runs.py, a run of two processes.
+        """
+        overrides = self
 
-def validate(model, loader, args, device, amp_autocast, model_dtype, log_suffix, logger) -> Dict[str, float]:
-    args.no_prefetcher = not args.prefetcher
-    return engine.validate(model, loader, args, device, amp_autocast, model_dtype, log_suffix, logger=logger)
+        def prepare_distributed(self, device_ids=None, **ddp_kwargs):
+            if self.device.type == 'cpu':
+                device_ids = None
+            ddp_kwargs = {**ddp_kwargs, **fast_step.ddp_arguments(self.device, overrides.settings.fast_step)}
+            result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
+            if overrides.settings.half_weights:
+                exchange_in_half(self.get_trainable_module())
+            return result
+        replaced = type(cls.__name__, (cls,), {'prepare_distributed': prepare_distributed, '__module__': __name__})
+        return replaced
 
+    def create_saver(
+            self, *, model, optimizer, args, checkpoint_dir, task=None, model_ema=None, **kwargs) -> '_Saver':
+        """Save atomically, continue the history of the run's own folder, and keep its run.json (line 994).
 
-def continue_run(saver: AtomicCheckpointSaver, args, output_dir: str) -> AtomicCheckpointSaver:
-    """Restore the saver's history and cut the summary, where the run resumes into its own folder."""
-    if args.resume and engine.is_own_folder(args.resume, output_dir):
-        saver.load_state_dict_from_checkpoint(args.resume)
-        start_epoch = args.start_epoch
-        if start_epoch is None:
-            start_epoch = read_checkpoint(args.resume).epoch + 1
-        trim_summary(os.path.join(output_dir, 'summary.csv'), start_epoch)
-    return saver
+        Without: a crash or a full disk while saving can lose `last` and `model_best`, as timm unlinks them before it
+        renames; a resumed run replaces `model_best` by a worse one; no run.json.
+        Checked by: test_checkpoints.py kills a saving process; test_runs.py resumes a run.
+        """
+        task = task or _ModelState(model, model_ema)  # up to v1.0.26 the script hands over no task
+        saver = _Saver(self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir, task=task,
+                       **kwargs)
+        data_config = resolve_data_config(vars(args), model=self._model)
+        saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
+        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
+        folder, start_epoch = RunFolder(checkpoint_dir), 0
+        if args.resume and folder.owns(args.resume):
+            if self._checkpoint.content.get('saver'):
+                saver.load_state_dict(self._checkpoint.content['saver'])
+            start_epoch = self._checkpoint.epoch + 1 if args.start_epoch is None else args.start_epoch
+            trim_summary(str(folder.summary), start_epoch)
+        self._record.continue_from(start_epoch)
+        return saver
 
+    def update_summary(self, *args, write_header=None, **kwargs) -> None:
+        """Write one header into summary.csv (line 1131).
 
-class _TimedLoader:
-    """A loader that measures: time waiting for batches, and images by step."""
+        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet.
+        Checked by: test_runs.py resumes a run.
+        """
+        utils.update_summary(*args, **kwargs)
 
-    def __init__(self, loader: Any, throughput: Throughput, world_size: int):
-        self._loader, self._throughput, self._world_size = loader, throughput, world_size
+    def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
+        """Measure images/s by the reference's definition, and keep the random state for a resumed run (line 1183).
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return self._loader.mixup_enabled
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, enabled: bool) -> None:
-        self._loader.mixup_enabled = enabled
-
-    def __iter__(self):
-        start = time.perf_counter()
-        for batch in self._loader:
-            self._throughput.add_wait(time.perf_counter() - start)
-            yield batch
-            self._throughput.step(len(batch[1]) * self._world_size)
-            start = time.perf_counter()
-
-
-_record: Optional[Dict[str, Any]] = None
-
-
-def record_epoch(train_one_epoch: Callable) -> Callable:
-    """Decorator that measures an epoch, reports the peak memory, and adds both to `run.json`."""
-    @functools.wraps(train_one_epoch)
-    def measured(epoch, model, loader, optimizer, args, **kwargs):
-        global _record
+        Without: no FPS for the results table and the final lines; a resumed run draws other numbers, e.g. for dropout.
+        Checked by: test_recipes.py reads them; test_runs.py resumes a run with dropout.
+        """
+        self._add_epoch()
+        if not self._has_started and args.resume and not getattr(args, 'no_resume_opt', False):
+            engine.restore_random_state(self._checkpoint, args, device)
+        self._has_started = True
         if loading.is_fast(loader.dataset):
             loading.set_epoch(loader, epoch)
         throughput = Throughput()
-        metrics = train_one_epoch(
-            epoch, model, _TimedLoader(loader, throughput, args.world_size), optimizer, args, **kwargs)
-        folder = kwargs.get('output_dir')
-        if folder is not None:  # the primary process
-            if _record is None:
-                _record = run_record.new_record(dict(plan, output=folder))
-                if args.resume and engine.is_own_folder(args.resume, folder):
-                    _record = run_record.resume_record(folder, _record, epoch)
-            figures = dict(epoch=epoch, **throughput.summary())
-            _logger.info(describe_wait(epoch, figures, args.workers))
-            engine.report_memory(figures, kwargs['device'])
-            run_record.add_epoch(_record, folder, figures, _record['best'])
+        try:
+            metrics = self._originals['train_one_epoch'](
+                epoch, model, TimedLoader(loader, throughput, args.world_size), optimizer, args, device=device,
+                output_dir=output_dir, **kwargs)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            raise
+        if output_dir is not None:  # the primary process
+            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
+        self._trained = time.perf_counter()
+        self._rng = capture_rng(device)
         return metrics
-    return measured
+
+    def validate(self, model, loader, loss_fn, args, device, amp_autocast, model_dtype=None, log_suffix=''):
+        """Evaluate with the package's loop: every image once on any number of ranks (lines 1382-1469).
+
+        Without: top-1 depends on the number of processes, as the script averages the ranks' averages and counts the
+        images that pad uneven ranks twice; the host waits for the device every batch.
+        Checked by: test_runs.py, equal results with the bundled script on one and two processes.
+        """
+        forward = Forward(device, amp_autocast, model_dtype, args.prefetcher, args.channels_last, args.distributed)
+        try:
+            metrics = evaluate_in_training(model, loader, forward, args, log_suffix)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            raise
+        self._rng = capture_rng(device)
+        return metrics
+
+    @functools.cached_property
+    def _checkpoint(self) -> Checkpoint:
+        """The checkpoint that the run resumes from."""
+        return read_checkpoint(self.args.resume)
+
+    def run_state(self, epoch: int) -> Dict[str, Any]:
+        """What a checkpoint needs for an exact resume beside weights and optimizer."""
+        return dict(epoch=epoch + 1, rng=self._rng, world_size=self.args.world_size)
+
+    def saved(self, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
+        """Complete the record of an epoch whose checkpoint has been saved."""
+        self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
+        self._add_epoch()
+        if best_metric is not None:
+            self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+
+    def _add_epoch(self) -> None:
+        if self._figures is not None:
+            self._record.add_epoch(self._figures)
+            self._figures = None
+
+    def finish(self) -> None:
+        self._add_epoch()
+        if not self._interrupted:  # the script's `main` returns after Ctrl-C too
+            super().finish()
+
+    # called by patched code
+
+    def scales_loss(self, device: torch.device) -> bool:
+        return device.type != 'cpu' or self.settings.loss_scale is not None
+
+    def create_loss_scaler(self, device: torch.device):
+        return loss_scalers.create_loss_scaler(
+            device, amp=True, amp_dtype='float16', loss_scale=self.settings.loss_scale)[0]
 
 
-# --- validate.py ------------------------------------------------------------------------------------------------------
+class _Saver(AtomicCheckpointSaver):
+    """The package's saver, which reports to the overrides of the run."""
 
-def init_distributed(args) -> torch.device:
-    if dist.is_initialized():
-        return torch.device(args.device)  # the script evaluates several checkpoints
-    device = utils.init_distributed_device(args)
-    if args.distributed:
-        for flag in ('real_labels', 'metrics_avg'):
-            if getattr(args, flag):
-                raise UsageError(
-                    f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
-    return device
+    def __init__(self, overrides: TrainOverrides, **kwargs):
+        super().__init__(**kwargs)
+        self._overrides = overrides
+
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        self.run_state = {}  # the middle of an epoch: resumed from its next one, as in timm
+        super().save_recovery(epoch, batch_idx)
+
+    def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
+        self.run_state = self._overrides.run_state(epoch)
+        best = super().save_checkpoint(epoch, metric)
+        self._overrides.saved(*best)
+        return best
+
+
+class _ModelState:
+    """Weights and their moving average as timm's tasks give them to a saver."""
+
+    def __init__(self, model: torch.nn.Module, model_ema: Optional[torch.nn.Module]):
+        self._model, self._model_ema = model, model_ema
+
+    def get_checkpoint_state(self, ema: bool = False, unwrap_fn=utils.unwrap_model) -> Dict[str, Any]:
+        model = self._model_ema if ema else self._model
+        key = 'state_dict_ema' if ema else 'state_dict'
+        return {} if model is None else {key: utils.get_state_dict(model, unwrap_fn)}
+
+
+class ValidateOverrides(_Overrides):
+    """Replacements in validate.py."""
+
+    def __init__(self, settings: RunSettings):
+        super().__init__(settings)
+        self._model: Optional[torch.nn.Module] = None
+        self._dataset: Optional[Dataset] = None
+
+    def names(self) -> Dict[str, Override]:
+        return {
+            'parser.parse_args': Override('main', self.parse_args),
+            'create_model': Override('validate', self.create_model),
+            'load_checkpoint': Override('validate', self.load_checkpoint),
+            'create_loader': Override('validate', self.create_loader),
+            'write_results': Override('main', self.write_results),
+        }
+
+    def parse_args(self) -> Any:
+        """Take the flags from the settings (line 487).
+
+        Without: every rank would read the command line again.
+        Checked by: test_runs.py, an evaluation under flags that `sys.argv` does not have.
+        """
+        return self.args
+
+    def load_checkpoint(self, model: torch.nn.Module, checkpoint_path: str, use_ema: bool = True) -> None:
+        """Load ModelZoo and torchvision-style checkpoints into the SE-ResNets (line 236).
+
+        Without: the weights that ModelZoo users have cannot be evaluated, as timm knows its own names only.
+        Checked by: test_runs.py evaluates one.
+        """
+        load_weights(model, read_checkpoint(checkpoint_path), self.args.model, use_ema=use_ema)
+
+    def create_loader(self, dataset: Dataset, *args, **kwargs) -> Any:
+        """Create a loader of this rank's share of the images, which decodes fast (line 329).
+
+        Without: every rank would evaluate all images, and an image takes three times the time.
+        Checked by: test_runs.py and test_fast_jpeg.py, equal results with the bundled script.
+        """
+        self._dataset = dataset
+        check_planned_classes(self.settings, dataset)
+        dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
+        return loading.seed_and_speed_up(create_loader(dataset, *args, **kwargs), getattr(self.args, 'seed', 0))
+
+    def _share_of_rank(self, dataset: Dataset) -> Dataset:
+        if not self.args.distributed:
+            return dataset
+        if isinstance(dataset, IterableDataset):
+            raise UsageError('An iterable dataset cannot be shared among processes exactly: run it on one process.')
+        return _Share(dataset, self.args.rank, self.args.world_size)
+
+    def write_results(self, results_file: str, results: Any, format: str = 'csv') -> None:
+        """Write the results on rank 0 only (line 553).
+
+        Without: all ranks write the same file at once.
+        Checked by: test_runs.py, the file of an evaluation of three processes.
+        """
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self._originals['write_results'](results_file, results, format=format)
+
+    # called by patched code
+
+    def init_distributed(self, args) -> torch.device:
+        if dist.is_initialized():
+            return torch.device(args.device)  # the script evaluates several checkpoints
+        device = utils.init_distributed_device(args)
+        if args.distributed:
+            for flag in ('real_labels', 'metrics_avg'):
+                if getattr(args, flag):
+                    raise UsageError(
+                        f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
+        return device
+
+    def fold_batch_norm(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        self._model = model
+        return apply_fuse_bn(model, self.settings, _logger if utils.is_primary(self.args) else None)
+
+    def means_over_ranks(self, top1: DeviceMeter, top5: DeviceMeter, losses: DeviceMeter) -> Tuple[float, float]:
+        """top1 and top5 over the images of all ranks; the run's folder, if there is one, gets a record of them."""
+        sums = [top1.avg * top1.count, top5.avg * top1.count, losses.avg * top1.count, top1.count]
+        if dist.is_initialized():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, sums)
+            sums = [sum(column) for column in zip(*gathered)]
+        count = max(1, sums[3])
+        if self.settings.output and (not dist.is_initialized() or dist.get_rank() == 0):
+            data_config = resolve_data_config(
+                vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))
+            info = model_info_of(self._model, data_config, self._dataset).to_dict()
+            self._record = RunRecord(self.settings, self.settings.output, info)
+            self._record.set_evaluation(dict(
+                images=sums[3], seconds=round(time.perf_counter() - losses.created, 3), top1=sums[0] / count,
+                top5=sums[1] / count, loss=sums[2] / count))
+        return sums[0] / count, sums[1] / count
 
 
 class _Share(Dataset):
@@ -223,42 +471,5 @@ class _Share(Dataset):
         self.dataset.transform = transform  # timm's create_loader sets it
 
 
-def share_of_rank(dataset: Dataset, args) -> Dataset:
-    if not args.distributed:
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        raise UsageError('An iterable dataset cannot be shared among processes exactly: run it on one process.')
-    return _Share(dataset, args.rank, args.world_size)
-
-
-def means_over_ranks(top1: DeviceMeter, top5: DeviceMeter, losses: DeviceMeter) -> Tuple[float, float]:
-    """top1 and top5 over the images of all ranks; leaves a record of the evaluation if the launcher wants one."""
-    sums = [top1.avg * top1.count, top5.avg * top1.count, losses.avg * top1.count, top1.count]
-    if dist.is_initialized():
-        gathered = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, sums)
-        sums = [sum(column) for column in zip(*gathered)]
-    count = max(1, sums[3])
-    if plan.get('record') and (not dist.is_initialized() or dist.get_rank() == 0):
-        write_json(plan['record'], dict(
-            images=sums[3], seconds=time.perf_counter() - losses.created, top1=sums[0] / count, loss=sums[2] / count))
-    return sums[0] / count, sums[1] / count
-
-
-def primary_only(function: Callable) -> Callable:
-    """Decorator: only rank 0 writes."""
-    @functools.wraps(function)
-    def on_primary(*args, **kwargs):
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            return function(*args, **kwargs)
-        return None
-    return on_primary
-
-
-def load_checkpoint(model: torch.nn.Module, args) -> None:
-    load_weights(model, read_checkpoint(args.checkpoint), args.model, use_ema=args.use_ema)
-
-
-def prepare_eval_model(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
-    args.fuse_bn = fuse_bn
-    return apply_fuse_bn(model, args, device)
+def make_overrides(settings: RunSettings) -> Union[TrainOverrides, ValidateOverrides]:
+    return TrainOverrides(settings) if settings.script.name == 'train.py' else ValidateOverrides(settings)

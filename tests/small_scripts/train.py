@@ -1,10 +1,9 @@
-"""A training script in the manner of timm's, as small as the launcher's patches allow
+"""A training script in the manner of timm's, as small as the launcher's changes allow
 
-Written for the tests: it has the lines that the patches look for, with the behaviour that they mend, and what a run on
-the demo digits needs. It stands in where timm's own script is not at hand.
+Written for the tests: it calls every name that the launcher replaces and has the lines that it patches, with the
+behaviour that they correct, and what a run on the demo digits needs. It stands in where timm's own script is not there.
 """
 import argparse
-import copy
 import json
 import logging
 import os
@@ -37,7 +36,7 @@ for flag, default in {
 for flag, default in {
         'num-classes': None, 'img-size': None, 'in-chans': None, 'validation-batch-size': None, 'grad-accum-steps': 1,
         'epochs': 300, 'warmup-epochs': 5, 'cooldown-epochs': 0, 'start-epoch': None, 'seed': 42, 'log-interval': 50,
-        'checkpoint-hist': 10, 'tta': 0, 'lr-base-size': 256}.items():
+        'checkpoint-hist': 10, 'tta': 0, 'lr-base-size': 256, 'aug-repeats': 0}.items():
     parser.add_argument('--' + flag, type=int, default=default)
 for flag, default in {
         'lr': None, 'lr-base': 0.1, 'momentum': 0.9, 'weight-decay': 2e-5, 'warmup-lr': 1e-5, 'min-lr': 0.,
@@ -55,9 +54,18 @@ parser.add_argument('--opt-kwargs', nargs='*', default={}, action=utils.ParseKwa
 parser.add_argument('--device-modules', nargs='+', default=None)
 
 
+def _parse_args():
+    config, remaining = config_parser.parse_known_args()
+    if config.config:
+        with open(config.config) as f:
+            parser.set_defaults(**yaml.safe_load(f))
+    args = parser.parse_args(remaining)
+    return args, yaml.safe_dump(vars(args))
+
+
 def main():
     utils.setup_default_logging()
-    args = parser.parse_args()
+    args, args_text = _parse_args()
     args.prefetcher = not args.no_prefetcher
     device = utils.init_distributed_device(args)
     amp_dtype = getattr(torch, args.amp_dtype)
@@ -102,7 +110,7 @@ def main():
             model=model, optimizer=optimizer, args=args, amp_scaler=loss_scaler, checkpoint_dir=output_dir,
             recovery_dir=output_dir, max_history=args.checkpoint_hist, task=task)
         with open(os.path.join(output_dir, 'args.yaml'), 'w') as f:
-            yaml.safe_dump(copy.deepcopy(vars(args)), f)
+            f.write(args_text)
 
     lr_scheduler, num_epochs = create_scheduler_v2(
         optimizer, **scheduler_kwargs(args), updates_per_epoch=len(loader_train))

@@ -1,4 +1,4 @@
-"""An evaluation script in the manner of timm's, as small as the launcher's patches allow; see train.py beside it."""
+"""An evaluation script in the manner of timm's, as small as the launcher's changes allow; see train.py beside it."""
 import argparse
 import json
 from collections import OrderedDict

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_cli
-from timm_scripts import TIMM_SCRIPTS
+from timm_scripts import NO_SCRIPTS, SMALL, TIMM_SCRIPTS
 
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.timm_scripts import fetch as fetching
@@ -80,7 +81,7 @@ def test_mirror(cache):
     assert requests == [f'/timm/{TAG}/train.py', f'/timm/{TAG}/validate.py']
     assert_cached(cache)
     script = finding.find('train.py')
-    assert script.path == cache / TAG / 'train.py' and 'verified cache' in script.describe()
+    assert script.path == str(cache / TAG / 'train.py') and 'verified cache' in script.describe()
 
 
 def test_command_line(cache, tmp_path):
@@ -195,6 +196,60 @@ def test_bad_source(cache, tmp_path, source, hint):
     assert not cache.exists()
 
 
+LARGE = 2 ** 28  # bytes; zeros, which take a thousandth of it when compressed
+
+
+class Zeros(io.RawIOBase):
+    """A file of zeros that takes no memory."""
+
+    def read(self, size=-1):
+        return bytes(size)
+
+
+def write_tar(path: Path, *members, mode='w:gz') -> None:
+    with tarfile.open(path, mode) as t:
+        for name, size, kind, link in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.type, info.linkname = size, kind, link
+            t.addfile(info, Zeros() if size else None)
+
+
+@pytest.fixture(scope='module')
+def bombs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('bombs')
+    with zipfile.ZipFile(folder / 'bomb.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        with z.open('timm/train.py', 'w', force_zip64=True) as f:
+            for _ in range(LARGE // 2 ** 20):
+                f.write(bytes(2 ** 20))
+    large = ('timm/train.py', 2 ** 22, tarfile.REGTYPE, '')
+    write_tar(folder / 'member.tar.gz', large)
+    write_tar(folder / 'plain.tar', large, mode='w')
+    write_tar(folder / 'other.tar.gz', ('timm/README.md', LARGE, tarfile.REGTYPE, ''),
+              ('timm/train.py', 0, tarfile.REGTYPE, ''))
+    write_tar(folder / 'name.tar.gz', ('a', LARGE, tarfile.GNUTYPE_LONGNAME, ''))
+    write_tar(folder / 'link.tar.xz', ('timm/train.py', 0, tarfile.SYMTYPE, '/etc/passwd'), mode='w:xz')
+    write_tar(folder / 'hardlink.tar.bz2', ('timm/train.py', 0, tarfile.LNKTYPE, 'timm/other'), mode='w:bz2')
+    (folder / 'folder').mkdir()
+    (folder / 'folder' / 'train.py').write_bytes(bytes(2 ** 20 + 1))
+    return folder
+
+
+@pytest.mark.parametrize('source, hint', (
+    ('bomb.zip', "'timm/train.py' in .*bomb.zip is larger than a script can be"),
+    ('member.tar.gz', 'is larger than a script can be'), ('plain.tar', 'is larger than a script can be'),
+    ('other.tar.gz', 'more than an archive of timm can have'), ('name.tar.gz', 'more than an archive of timm can have'),
+    ('link.tar.xz', 'is a link or a folder'), ('hardlink.tar.bz2', 'is a link or a folder'),
+    ('folder', 'train.py is larger than a script can be'), ('folder/train.py', 'is larger than a script can be')))
+def test_no_source_is_read_beyond_the_size_of_a_script(cache, bombs, source, hint):
+    tracemalloc.start()
+    with pytest.raises(UsageError, match=hint) as e:
+        fetching.fetch(TAG, source=str(bombs / source), sha256=HASHES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert '\n' not in str(e.value) and not cache.exists()
+    assert peak < 2 ** 24
+
+
 def test_tags():
     with pytest.raises(UsageError, match='scripts of timm v9.9.9 are not known here .* --sha256'):
         fetching.fetch(TAG)
@@ -202,6 +257,10 @@ def test_tags():
         fetching.fetch('v1.0.28', sha256=HASHES)
     with pytest.raises(UsageError, match='is not a release tag'):
         fetching.fetch('../x', sha256=HASHES)
+    for tag in ('', '.', 'v1\x1b[2J', 'v1\\x', 'a b'):
+        with pytest.raises(UsageError, match='is not a release tag') as e:
+            fetching.fetch(tag or '..', sha256=HASHES)
+        assert '\x1b' not in str(e.value)
     tag, reason = known.tag_for_installed_timm()
     assert tag in known.SHA256 and 'the newest known' in reason or 'matches' in reason
     assert all(len(digest) == 64 for files in known.SHA256.values() for digest in files.values())
@@ -213,7 +272,7 @@ def test_known_tag_takes_nothing_else(cache, sources):
     assert not cache.exists()
 
 
-@pytest.mark.skipif(not TIMM_SCRIPTS, reason="TIMM_SCRIPTS does not name a folder with timm's train.py and validate.py")
+@pytest.mark.skipif(not TIMM_SCRIPTS, reason=NO_SCRIPTS)
 def test_timms_own_files_are_known(cache):
     fetching.fetch('v1.0.28', source=TIMM_SCRIPTS)
     script = finding.find('validate.py', 'timm')
@@ -231,10 +290,10 @@ def test_order(cache, sources, monkeypatch):
     """--scripts PATH, then TIMM_SCRIPTS, then the cache, then the bundled script."""
     assert finding.find('train.py').path is None
     fetching.fetch(TAG, source=str(sources / 'source'), sha256=HASHES)
-    assert finding.find('train.py').path == cache / TAG / 'train.py'
+    assert finding.find('train.py').path == str(cache / TAG / 'train.py')
     monkeypatch.setenv('TIMM_SCRIPTS', str(sources / 'source'))
-    assert finding.find('train.py').path == sources / 'source' / 'train.py'
-    assert finding.find('train.py', str(ROOT / 'tests' / 'small_scripts')).reason.startswith('--scripts ')
+    assert finding.find('train.py').path == str(sources / 'source' / 'train.py')
+    assert finding.find('train.py', str(SMALL)).reason.startswith('--scripts ')
     assert finding.find('train.py', 'bundled').path is None
     monkeypatch.setenv('TIMM_SCRIPTS', str(sources / 'nowhere'))
     with pytest.raises(UsageError, match='TIMM_SCRIPTS .*nowhere: there is no train.py'):

@@ -1,0 +1,136 @@
+"""run.json: one shape for every run, readers of all schemas, damaged files."""
+import json
+from dataclasses import asdict, fields, replace
+
+import pytest
+from training import valid_record
+
+from seresnet_timm.errors import UsageError
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import RunRecord, read_record
+from seresnet_timm.runs.settings import RunSettings, Script
+
+SETTINGS = RunSettings(
+    verb='train', script=Script('train.py'), args=dict(model='seresnet50_ascend', batch_size=8, device='cpu'),
+    command=['seresnet-timm', 'train', '-b', '8'], world_size=2, nproc=2)
+FIGURES = dict(train_seconds=1.5, steps=3, images=48, fps=100.5, data_wait_share=0.25)
+
+# as the version before the number of the schema wrote it, on two processes
+SCHEMA_0 = {
+    'plan': {
+        'script': 'bundled train.py of seresnet_timm 0.9 (no other)', 'patches': [], 'model': 'seresnet50_ascend',
+        'device': 'npu:0', 'device_reason': 'found Ascend910', 'world_size': 8, 'nnodes': 1,
+        'precision': 'amp float16', 'global_batch_size': 1024, 'workers': 16, 'learning rate': '0.6, momentum',
+        'loss scaler': 'dynamic', 'step': 'contiguous', 'images': 'libjpeg-turbo', 'output': 'output/train/x',
+        'lr': 0.6, 'epochs': 100,
+    },
+    'command': ['/usr/lib/seresnet_timm/worker.py', '/tmp/seresnet_timm-x/job.json'],
+    'versions': {'seresnet_timm': '0.9', 'timm': '1.0.28', 'torch': '2.9.0+cpu', 'python': '3.11.7'},
+    'machine': {'system': 'Linux', 'cpus': 192},
+    'started': '2026-01-02T03:04:05+0000', 'finished': None,
+    'epochs': [{'epoch': 0, **FIGURES, 'eval_seconds': 0.5}],
+    'best': {'metric': 'top1', 'value': 12.5, 'epoch': 0},
+}
+
+
+def test_record_of_a_training(tmp_path):
+    record = RunRecord(SETTINGS, tmp_path / 'run')
+    record.continue_from(0)
+    written = valid_record(tmp_path / 'run')
+    assert written['command'] == SETTINGS.command and written['finished'] is None and written['epochs'] == []
+    assert written['settings'] == {**asdict(SETTINGS), 'precision': 'float32', 'global_batch_size': 16}
+    record.add_epoch(dict(epoch=0, **FIGURES))
+    record.set_best('loss', float('nan'), 0)  # a diverged run: JSON has no NaN
+    record.finish()
+    written = valid_record(tmp_path / 'run')
+    assert written['epochs'] == [
+        {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None}]
+    assert written['best'] == {'metric': 'loss', 'value': None, 'epoch': 0} and written['finished']
+    assert read_record(tmp_path / 'run') == written
+
+
+def test_settings_can_be_read_back(tmp_path):
+    """To repeat a run, its run.json is enough."""
+    RunRecord(SETTINGS, tmp_path).continue_from(0)
+    settings = read_record(tmp_path)['settings']
+    names = {f.name for f in fields(RunSettings)}
+    assert RunSettings.from_dict({k: v for k, v in settings.items() if k in names}) == SETTINGS
+
+
+def test_resumed_record_keeps_what_came_before(tmp_path):
+    first = RunRecord(SETTINGS, tmp_path)
+    for epoch in range(3):
+        first.add_epoch(dict(epoch=epoch, **FIGURES))
+    first.set_best('top1', 50., 1)
+    resumed = RunRecord(replace(SETTINGS, command=['seresnet-timm', 'train', '--resume', 'x']), tmp_path)
+    resumed.continue_from(2)
+    record = valid_record(tmp_path)
+    assert [e['epoch'] for e in record['epochs']] == [0, 1] and record['best']['value'] == 50
+    assert record['started'] == first.content['started'] and record['command'][-2:] == ['--resume', 'x']
+    RunRecord(SETTINGS, tmp_path).continue_from(0)  # another run into the same folder
+    assert valid_record(tmp_path)['epochs'] == [] and valid_record(tmp_path)['best'] is None
+
+
+def test_record_of_an_evaluation(tmp_path):
+    record = RunRecord(replace(SETTINGS, verb='validate'), tmp_path)
+    record.set_evaluation(dict(images=70, seconds=2., top1=50., loss=1.))
+    record.finish()
+    assert valid_record(tmp_path)['evaluation'] == dict(images=70, seconds=2., top1=50., top5=None, loss=1.)
+
+
+def test_older_record_in_the_shape_of_the_newest(tmp_path):
+    (tmp_path / 'run.json').write_text(json.dumps(SCHEMA_0))
+    record = read_record(tmp_path)
+    assert record['command'] == []  # of a rank, which no user typed
+    settings = record['settings']
+    assert (settings['world_size'], settings['device'], settings['precision'], settings['global_batch_size']) == (
+        8, 'npu:0', 'amp float16', 1024)
+    assert settings['args']['model'] == 'seresnet50_ascend' and settings['args']['batch_size'] == 128
+    assert record['epochs'][0]['peak_gib'] is None and record['best']['value'] == 12.5
+    resumed = RunRecord(SETTINGS, tmp_path)
+    resumed.continue_from(1)
+    assert valid_record(tmp_path)['epochs'][0]['eval_seconds'] == 0.5
+    (tmp_path / 'run.json').write_text(json.dumps(dict(record, model_info=None)))
+    valid_record(tmp_path)
+
+
+@pytest.mark.parametrize('text, hint', (
+    ('{"plan": 1', 'is not the record of a run'),
+    ('[]', 'is not the record of a run'),
+    ('{"plan": {}}', "no 'world_size'"),
+    ('{"schema": "1"}', 'is not the record of a run'),
+    ('{"schema": 2}', 'later version'),
+    ('\xff', 'is not the record of a run'),
+))
+def test_files_that_are_no_record(tmp_path, text, hint):
+    (tmp_path / 'run.json').write_text(text, encoding='latin-1')
+    with pytest.raises(UsageError, match=hint):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize('change', (
+    dict(epochs=[{}]), dict(epochs={}), dict(settings=None), dict(settings={'args': {}}), dict(best=[1]),
+    dict(command='x')))
+def test_damaged_record(tmp_path, change):
+    record = RunRecord(SETTINGS, tmp_path)
+    record.add_epoch(dict(epoch=0))
+    (tmp_path / 'run.json').write_text(json.dumps({**record.content, **change}))
+    with pytest.raises(UsageError, match='is not the record of a run'):
+        read_record(tmp_path)
+
+
+def test_names_of_a_run_folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.checkpoint() is None and folder.resume_hint() == ''
+    folder.last.write_text('')
+    assert folder.checkpoint() == folder.last and folder.resume_hint() == f' Resume with --resume {folder.last}'
+    folder.best.write_text('')
+    assert folder.checkpoint() == folder.best
+    (tmp_path / 'link').symlink_to(tmp_path)
+    assert folder.owns(tmp_path / 'link' / 'last.pth.tar') and not folder.owns(tmp_path / 'other' / 'last.pth.tar')
+
+
+def test_schema_names_every_setting(tmp_path):
+    schema = json.loads((RunFolder(__file__).path.parents[2] / 'seresnet_timm/runs/run.schema.json').read_text())
+    known = set(schema['properties']['settings']['properties'])
+    assert known == {f.name for f in fields(RunSettings)} | {'precision', 'global_batch_size'}
