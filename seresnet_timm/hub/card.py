@@ -16,7 +16,6 @@ from seresnet_timm.hub.errors import redact
 from seresnet_timm.hub.repository import CURVES, plugin_of
 from seresnet_timm.hub.upload import Source
 from seresnet_timm.runs import report
-from seresnet_timm.runs.settings import RunSettings
 
 TEMPLATE = Path(__file__).with_name('card.md.j2')
 # flags that name places and machines or choose what is printed; they do not change what is trained
@@ -55,8 +54,8 @@ def make_card(source: Source, repo_id: str, license: str, config: Dict[str, Any]
         origin=_markdown(source.origin or ''),
         results=_results(source.run, source, has_curves) if source.run else None,
         settings=_as_yaml(recipe(source.args)),
-        command=command(source.run['record']) if source.run else None,
-        facts=_as_yaml(_facts(source.run['record'])) if source.run else None,
+        command=command(source.run.record) if source.run else None,
+        facts=_as_yaml(_facts(source.run.record)) if source.run else None,
     )
     return redact(str(card)).rstrip('\n') + '\n'
 
@@ -95,7 +94,7 @@ def _markdown(text: str) -> str:
     return re.sub(r'([\\`*\[\]|~])', r'\\\1', html.escape(printable(text), quote=False))
 
 
-def _results(run: Dict[str, Any], source: Source, has_curves: bool) -> Dict[str, Any]:
+def _results(run: report.Run, source: Source, has_curves: bool) -> Dict[str, Any]:
     table, row = report.table_row(run), source.row or {}
     top1, top5 = (f'{row[k]:.3f}' if k in row else None for k in ('eval_top1', 'eval_top5'))
     return {
@@ -104,20 +103,16 @@ def _results(run: Dict[str, Any], source: Source, has_curves: bool) -> Dict[str,
         'top5': top5,
         'weights': source.weights_are,
         'epoch': int(row['epoch']) if row else None,
-        'epochs': len(run['rows']),
+        'epochs': len(run.rows),
         'curves': CURVES if has_curves else None,
     }
 
 
 def _facts(record: Dict[str, Any]) -> Dict[str, Any]:
     """Machine and versions of a run."""
-    if record.get('settings'):
-        settings = RunSettings.from_dict(record['settings'])
-        plan = {k: getattr(settings, k) for k in ('device', 'world_size', 'precision', 'global_batch_size')}
-    else:
-        plan = {k: v for k, v in record['plan'].items()
-                if k in ('device', 'world_size', 'precision', 'global_batch_size')}
-    return _plain({'plan': plan, 'versions': record['versions']})
+    settings = record['settings']
+    plan = {k: settings[k] for k in ('device', 'world_size', 'precision', 'global_batch_size')}
+    return _plain({'plan': plan, 'versions': {k: v for k, v in record['versions'].items() if v is not None}})
 
 
 def recipe(args: Dict[str, Any]) -> Dict[str, Any]:
@@ -156,10 +151,13 @@ def _as_yaml(values: Dict[str, Any]) -> Optional[str]:
 
 
 def command(record: Dict[str, Any]) -> Optional[str]:
-    """The command line that the user typed, without the folders of the machine; None if the record does not have it."""
-    typed = (record.get('settings') or {}).get('command') or record.get('command') or []
-    argv: List[str] = [printable(str(a)) for a in typed]
+    """The command line that the user typed, without the folders of the machine; None if the record does not have it.
+
+    Args:
+        record: As from `read_record`, which leaves out the internal command of a rank.
+    """
+    argv: List[str] = [printable(a) for a in record['command']]
     if not any(verb in argv for verb in ('train', 'recipe')):
-        return None  # of a process that the launcher started: older records hold its internal file
+        return None  # not a command line of this package
     program = 'seresnet-timm' if Path(argv[0]).name in ('seresnet-timm', '__main__.py') else Path(argv[0]).name
     return shlex.join([program, *map(_without_folder, argv[1:])])

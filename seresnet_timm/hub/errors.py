@@ -33,7 +33,7 @@ def redact(text: str) -> str:
     token = get_token()
     if token:
         text = text.replace(token, '***')
-    text = re.sub(r'\bhf_\w{4,}', 'hf_***', text)
+    text = re.sub(r'\bhf_(?!hub_)\w{4,}', 'hf_***', text)  # names of settings begin with hf_hub_
     text = re.sub(r'//[^/\s@]+@', '//***@', text)
     return re.sub(r'(https?://[^\s?\'"]+)\?[^\s\'")]+', r'\1', text)
 

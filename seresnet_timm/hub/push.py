@@ -261,9 +261,9 @@ def _curves(source: Source, folder: Path) -> Optional[Path]:
         return None
     path = folder / CURVES
     try:
-        draw_curves(source.run, path)
+        draw_curves(source.run.record, source.run.rows, path)
     except UsageError as e:
-        drawn = Path(source.run['dir']) / CURVES
+        drawn = source.run.folder.curves
         if not drawn.is_file():
             source.notes.append(f'curves: none ({e})')
             return None

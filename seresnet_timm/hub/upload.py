@@ -27,7 +27,7 @@ class Source:
         model: The network (nn.Module), in shapes only.
         info: What the model was made from, its classes and preprocessing.
         args: Flags of the training, unchecked: for the card only.
-        run: As from `report.read_run`; None if only a file is known.
+        run: The training; None if only a file is known.
         row: Row of `summary.csv` of the pushed epoch, if these weights were evaluated.
         origin: Model whose weights the training started from.
         weights_are: What the weights are, e.g. 'moving average of the weights', for the results.
@@ -38,7 +38,7 @@ class Source:
     model: Any
     info: ModelInfo
     args: Dict[str, Any]
-    run: Optional[Dict[str, Any]] = None
+    run: Optional[report.Run] = None
     row: Optional[Dict[str, float]] = None
     origin: Optional[str] = None
     weights_are: str = ''
@@ -70,7 +70,7 @@ def read_source(
     """
     path, run, notes = _find_checkpoint(Path(source))
     checkpoint = read_checkpoint(path)
-    args = _arguments(checkpoint, Path(source) if run else None)
+    args = _arguments(checkpoint, run)
     if not checkpoint.args and args:
         checkpoint = replace(checkpoint, content=dict(checkpoint.content, args=args))
     info = checkpoint.info
@@ -105,7 +105,7 @@ def read_source(
 
     row = None
     if run and not (checkpoint.has_ema and takes_ema != evaluates_ema):
-        row = next((r for r in run['rows'] if r['epoch'] == checkpoint.epoch), None)
+        row = next((r for r in run.rows if r['epoch'] == checkpoint.epoch), None)
     started_from = str(args.get('model') or '')
     return Source(
         path=path,
@@ -121,27 +121,26 @@ def read_source(
     )
 
 
-def _find_checkpoint(source: Path) -> Tuple[Path, Optional[Dict[str, Any]], List[str]]:
+def _find_checkpoint(source: Path) -> Tuple[Path, Optional[report.Run], List[str]]:
     """Checkpoint that a run or a file means, the run, and notes."""
     if not source.is_dir():
         return source, None, []
-    run = report.read_run(str(source))
-    path = next((source / n for n in ('model_best.pth.tar', 'last.pth.tar') if (source / n).is_file()), None)
+    run = report.read_run(source)
+    path = run.folder.checkpoint()
     if path is None:
-        raise UsageError(f'{source} holds neither model_best.pth.tar nor last.pth.tar.')
-    if path.name.startswith('last'):
-        return path, run, [f'{path}: the last epoch, as there is no model_best.pth.tar']
-    return path, run, []
+        raise UsageError(f'{source} holds neither {run.folder.best.name} nor {run.folder.last.name}.')
+    is_last = path == run.folder.last
+    return path, run, [f'{path}: the last epoch, as there is no {run.folder.best.name}'] if is_last else []
 
 
-def _arguments(checkpoint: Checkpoint, run_dir: Optional[Path]) -> Dict[str, Any]:
+def _arguments(checkpoint: Checkpoint, run: Optional[report.Run]) -> Dict[str, Any]:
     """Flags of the training that wrote a checkpoint: from the file, else from args.yaml of its run."""
     if checkpoint.content.get('args') is not None:
         return checkpoint.args
-    if run_dir is None or not (run_dir / 'args.yaml').is_file():
+    if run is None or not run.folder.args.is_file():
         return {}
     try:
-        args = yaml.safe_load((run_dir / 'args.yaml').read_text(encoding='utf-8'))
+        args = yaml.safe_load(run.folder.args.read_text(encoding='utf-8'))
     except (ValueError, yaml.YAMLError):
-        raise UsageError(f'{run_dir / "args.yaml"} is not valid YAML: it is damaged.')
+        raise UsageError(f'{run.folder.args} is not valid YAML: it is damaged.')
     return args if isinstance(args, dict) else {}

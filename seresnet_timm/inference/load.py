@@ -21,9 +21,8 @@ from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line,
 from seresnet_timm.hub.pull import folder_of
 from seresnet_timm.models.create import check_model_name, create_model
 from seresnet_timm.models.info import ModelInfo
+from seresnet_timm.runs.folder import RunFolder
 
-# of a run's folder, the first that is there
-RUN_CHECKPOINTS = ('model_best.pth.tar', 'last.pth.tar')
 # what decides how validation saw the images
 PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
@@ -139,12 +138,13 @@ def _resolve(source: str) -> Tuple[str, Optional[Path]]:
         raise UsageError(f"There is no file and no model '{printable(source)}': {hint.rstrip('.')}.")
     if not path.is_dir():
         return source, path
-    file = next((path / n for n in RUN_CHECKPOINTS if (path / n).is_file()), None)
+    folder = RunFolder(path)
+    file = folder.checkpoint()
     if file is None and (path / 'config.json').is_file():
         return f'local-dir:{path}', None
     if file is None:
-        raise UsageError(f'{source} is neither the folder of a run ({" or ".join(RUN_CHECKPOINTS)}) nor one with a '
-                         'config.json: name a checkpoint file.')
+        raise UsageError(f'{source} is neither the folder of a run ({folder.best.name} or {folder.last.name}) nor one '
+                         'with a config.json: name a checkpoint file.')
     return source, file
 
 

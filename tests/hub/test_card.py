@@ -6,11 +6,13 @@ import re
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from hub.commands import EVERY_PUSH, FLAGS, TOKEN, one_sentence
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.hub.card import command
+from seresnet_timm.runs.record import read_record
 
 pytestmark = pytest.mark.xdist_group('hub')  # one Hub and one client process for all
 
@@ -38,7 +40,7 @@ def test_push_of_a_run(hub, client, run, few_digits):
     assert figures['dataset']['name'] == 'digits'
     assert f'Top-1 {float(row["eval_top1"]):.3f} %' in card and '](curves.png)' in card
     assert 'import seresnet_timm' in card and "create_model('hf-hub:me/digits', pretrained=True)" in card
-    assert 'seresnet-timm train' in card and 'opt: momentum' in card and torch.__version__ in card
+    assert 'seresnet-timm train' in card and 'opt: momentum' in card and torch.__version__.split('+')[0] in card
     assert str(run.parent) not in card and str(few_digits) not in card  # folders of this machine
     assert TOKEN not in card and TOKEN not in json.dumps(config)
 
@@ -91,13 +93,31 @@ def test_nothing_in_a_checkpoint_writes_into_the_card(hub, client, checkpoint, t
     assert not re.search(r'<script|(?<!\\)!?\[a|(?<!\\)`b', '\n'.join(text))
 
 
-def test_command_is_what_the_user_typed():
-    """Of a record with settings, and of an older one; never the internal file of a process of the launcher."""
-    typed = ['/home/me/.venv/bin/seresnet-timm', 'train', '--data-dir', '/data/me/digits', '--output=/tmp/me/out']
-    shown = 'seresnet-timm train --data-dir digits --output=out'
-    assert command({'settings': {'command': typed}, 'command': ['rank.py', '/tmp/job.json']}) == shown
-    assert command({'settings': {'command': []}, 'command': typed}) == shown
-    assert command({'command': typed}) == shown
-    assert command({'command': ['/x/seresnet_timm/worker.py', '/tmp/job-train.json']}) is None
-    assert command({'command': None}) is None
-    assert command({'command': ['seresnet-timm', 'train', 'a\n```\n<b>']}) == r"seresnet-timm train 'a\x0a```\x0a<b>'"
+def test_command_of_older_records(tmp_path):
+    """What a rank of an older version recorded, an internal file, is not shown."""
+    plan = dict(model='m', device='cpu', world_size=2, precision='float32')
+    typed = ['/home/me/bin/seresnet-timm', 'train', '--data-dir', '/data/me/digits', '--output=/tmp/me/out',
+             'a\n```\n<b>']
+    for argv, shown in (
+            (typed, r"seresnet-timm train --data-dir digits --output=out 'a\x0a```\x0a<b>'"),
+            (['/x/seresnet_timm/worker.py', '/tmp/seresnet-1/job.json'], None), (None, None)):
+        record = dict(plan=plan, command=argv, versions={}, started='', epochs=[], best=None)
+        (tmp_path / 'run.json').write_text(json.dumps(record))
+        assert command(read_record(tmp_path)) == shown
+
+
+def test_push_of_a_run_from_before_the_schema(hub, client):
+    """Its record has no number, its checkpoint no model_info: weights, card and preprocessing are those of the run."""
+    old = ROOT / 'tests' / 'golden' / 'run_before_restructuring' / 'run'
+    result = client.run('push', old, 'me/old', *FLAGS)
+    assert result.code == 0 and 'class names: unknown' in result.out, result.err
+    config = json.loads(hub.read('me/old', 'config.json'))
+    assert (config['architecture'], config['num_classes']) == ('seresnet18_ascend', 3)
+    cfg = config['pretrained_cfg']
+    assert (cfg['input_size'], cfg['mean'], cfg['std'], cfg['crop_pct'], cfg['interpolation']) == (
+        [3, 32, 32], [0.5] * 3, [0.25] * 3, 0.9, 'bilinear')
+    saved = read_checkpoint(old / 'model_best.pth.tar').content['state_dict_ema']
+    sent = load_file(hub.blob(hub.repos['me/old'].files()['model.safetensors'].blob))
+    assert all(torch.equal(v, sent[k]) for k, v in saved.items())  # of which the run reports the top-1
+    card = hub.read('me/old', 'README.md').decode()
+    assert 'moving average of the weights' in card and '| 1p-CPU' in card and 'seresnet-timm train --data-dir' in card

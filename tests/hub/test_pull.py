@@ -257,3 +257,19 @@ def test_advice_of_a_stranger_is_an_import_or_none(hub, client):
     result = client.run('pull', 'me/z')
     one_sentence(result, 1, 'newer timm')
     assert 'os.system' not in result.err
+
+
+@pytest.mark.parametrize('where, key, value', (
+    ('model_args', 'pretrained_cfg_overlay', {'url': 'http://127.0.0.1:9/x'}), ('model_args', 'cache_dir', '/tmp/x'),
+    ('model_args', 'checkpoint_path', '/etc/passwd'), ('pretrained_cfg', 'custom_load', 'hf'),
+    ('pretrained_cfg', 'hf_hub_filename', 'other.bin'),
+), ids=lambda v: v if isinstance(v, str) else '')
+def test_configuration_that_reaches_out(pushed, client, few_digits, tmp_path, where, key, value):
+    """timm passes on what a repository's config.json says of the model: only plain settings of it are taken."""
+    config = json.loads(pushed.read('me/x', 'config.json'))
+    config[where] = {**config.get(where, {}), key: value}
+    pushed.write('me/x', {'config.json': json.dumps(config).encode(), 'other.bin': b'x'})
+    image = next((few_digits / 'val' / '3').iterdir())
+    for argv in (('pull', 'me/x', tmp_path / 'out'), ('predict', 'hf-hub:me/x', image, '--device', 'cpu')):
+        one_sentence(client.run(*argv), 2, 'config.json of me/x', key, 'not taken from a file')
+    assert not (tmp_path / 'out').exists()

@@ -15,7 +15,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import seresnet_timm  # noqa: F401  (registers the models)
-from hub.commands import BATCH, COMMIT, CREATE, EVERY_PUSH, FLAGS, INFO, PUT, TOKEN, USE, one_sentence, wait_for
+from hub.commands import (
+    BATCH,
+    COMMIT,
+    CREATE,
+    EVERY_PUSH,
+    FLAGS,
+    INFO,
+    PUT,
+    SMALL,
+    TOKEN,
+    USE,
+    one_sentence,
+    wait_for,
+)
 from seresnet_timm.checkpoints.read import read_checkpoint
 
 pytestmark = pytest.mark.xdist_group('hub')  # one Hub and one client process for all
@@ -204,3 +217,77 @@ def test_token_is_never_shown(hub, client, checkpoint, tmp_path):
 def test_no_host_name_of_the_hub():
     for path in (ROOT / 'seresnet_timm').rglob('*.py'):
         assert not re.search(r'huggingface\.co|hf\.co|hf-mirror', path.read_text()), path
+
+
+def test_class_names_travel_in_the_file(hub, client, run, checkpoint, few_digits, tmp_path):
+    """A run that was moved, and its data renamed or deleted, has the same names; an older file has none but those that
+    are given."""
+    saved = read_checkpoint(run / 'model_best.pth.tar').content
+    shutil.copytree(run, tmp_path / 'moved')
+    other = tmp_path / 'other'
+    for i in range(10):
+        shutil.copytree(few_digits / 'train' / str(i), other / 'train' / f'renamed {i}')
+    saved['args'].data_dir = str(other)
+    torch.save(saved, tmp_path / 'moved' / 'model_best.pth.tar')
+    assert client.run('push', tmp_path / 'moved', 'me/x', *FLAGS).code == 0
+    names = [str(i) for i in range(10)]
+    assert json.loads(hub.read('me/x', 'config.json'))['label_names'] == names
+
+    old = {k: v for k, v in saved.items() if k != 'model_info'}
+    torch.save(old, tmp_path / 'moved' / 'model_best.pth.tar')
+    result = client.run('push', tmp_path / 'moved', 'me/y', *FLAGS)
+    assert 'class names: unknown' in result.out and '--class-names FILE' in result.out, result.err
+    assert 'label_names' not in hub.read('me/y', 'config.json').decode()
+    (tmp_path / 'names.txt').write_text('\n'.join(f'digit {i}' for i in range(10)))
+    result = client.run('push', tmp_path / 'moved', 'me/y', '--class-names', tmp_path / 'names.txt')
+    assert result.code == 0 and 'class names' not in result.out, result.err
+    assert json.loads(hub.read('me/y', 'config.json'))['label_names'] == [f'digit {i}' for i in range(10)]
+    one_sentence(client.run('push', checkpoint, 'me/z', *FLAGS, '--class-names', tmp_path / 'names.txt'), 2, '10 names')
+
+
+def test_names_of_other_weights_are_not_inherited(hub, client, tmp_path):
+    """An older checkpoint that was trained from a model on the Hub, with as many classes as that has."""
+    model = timm.create_model('seresnet18_ascend', num_classes=3, **SMALL)
+    torch.save({'state_dict': model.state_dict(), 'args': Namespace(model='seresnet18_ascend', model_kwargs=SMALL)},
+               tmp_path / 'a.pth')
+    (tmp_path / 'names.txt').write_text('cat\ndog\nowl\n')
+    assert client.run('push', tmp_path / 'a.pth', 'me/a', *FLAGS, '--class-names', tmp_path / 'names.txt').code == 0
+    torch.save({'state_dict': model.state_dict(), 'args': Namespace(model='hf-hub:me/a')}, tmp_path / 'b.pth')
+    result = client.run('push', tmp_path / 'b.pth', 'me/b', *FLAGS)
+    assert result.code == 0 and 'class names: unknown' in result.out, result.err
+    assert 'owl' not in hub.read('me/b', 'config.json').decode()
+    assert 'base_model: me/a' in hub.read('me/b', 'README.md').decode()
+
+
+def test_old_names_of_parameters(hub, client, checkpoint, tmp_path):
+    """What README's imports take: `ema` beside `use_ema`, all by name, and `--ema` on the command line."""
+    saved = read_checkpoint(checkpoint).content
+    torch.save(dict(saved, state_dict_ema={k: v + 1 for k, v in saved['state_dict'].items()}), tmp_path / 'e.pth.tar')
+    for use in ('ema=True', 'use_ema=True', 'ema=False', 'use_ema=False'):
+        hub.repos.clear()
+        result = client.python(
+            f'from seresnet_timm.hub import pull, push\n'
+            f'pushed = push({str(tmp_path / "e.pth.tar")!r}, repo_id="me/e", license="mit", model=None, '
+            f'num_classes=None, {use}, private=False, revision=None, tag=None, message=None, token=None)\n'
+            f'pulled = pull(repo_id="me/e", out=None, revision=None, token=None)\n'
+            f'assert pulled.commit == pushed.commit and pulled.sha256 == pushed.sha256')
+        assert result.code == 0, result.err
+        sent = load_file(hub.blob(hub.repos['me/e'].files()['model.safetensors'].blob))
+        assert torch.equal(sent['fc.weight'], saved['state_dict']['fc.weight'] + ('True' in use))
+    for flag, shift in (('--ema', 1), ('--no-ema', 0), ('--use-ema', 1), ('--no-use-ema', 0)):
+        result = client.run('push', tmp_path / 'e.pth.tar', 'me/e', flag)
+        assert result.code == 0, result.err
+        sent = load_file(hub.blob(hub.repos['me/e'].files()['model.safetensors'].blob))
+        assert torch.equal(sent['fc.weight'], saved['state_dict']['fc.weight'] + shift)
+
+
+@pytest.mark.parametrize('kwargs', (
+    {'pretrained_cfg_overlay': {'url': 'http://127.0.0.1:9/x'}}, {'cache_dir': 'CACHE'}, {'checkpoint_path': 'CACHE/x'},
+), ids=lambda k: next(iter(k)))
+def test_arguments_of_a_file_that_reach_out(hub, client, checkpoint, tmp_path, kwargs):
+    saved = read_checkpoint(checkpoint).content
+    kwargs = {k: v.replace('CACHE', str(tmp_path / 'cache')) if isinstance(v, str) else v for k, v in kwargs.items()}
+    saved['args'].model_kwargs = {**SMALL, **kwargs}
+    torch.save(saved, tmp_path / 'c.pth.tar')
+    one_sentence(client.run('push', tmp_path / 'c.pth.tar', 'me/x', *FLAGS), 2, next(iter(kwargs)))
+    assert not hub.requests and not (tmp_path / 'cache').exists()

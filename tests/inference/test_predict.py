@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.cli import main as cli
+from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.models.info import ModelInfo
 
 
@@ -33,8 +34,8 @@ def run_folder(few_digits, tmp_path_factory):
         model='seresnet18_ascend', num_classes=10, img_size=32, input_size=None, crop_pct=1.0, mean=None, std=None,
         interpolation='', data_dir=str(few_digits), dataset='', train_split='train', class_map='', gp=None,
         in_chans=None, model_kwargs={})
-    info = ModelInfo.of_model(
-        model, resolve_data_config(vars(args), model=model), class_names=[str(i) for i in range(10)])
+    names = names_of_dataset(create_dataset('', root=str(few_digits), split='train'))
+    info = ModelInfo.of_model(model, resolve_data_config(vars(args), model=model), names)
     torch.save({'epoch': 7, 'arch': 'seresnet18_ascend', 'state_dict': model.state_dict(), 'args': args,
                 'model_info': info.to_dict()}, folder / 'model_best.pth.tar')
     return folder, model.eval()
@@ -156,9 +157,20 @@ def test_imagenet_names(tmp_path, capsys):
 
 
 def test_names_from_other_places(run_folder, few_digits, tmp_path, capsys):
-    """WordNet ids explained; a folder as timm saves it for the Hub."""
+    """Natural order, as timm numbers classes; WordNet ids explained; a folder as timm saves it for the Hub."""
     folder, model = run_folder
     image = next((few_digits / 'val' / '0').iterdir())
+    checkpoint = read_checkpoint(folder / 'model_best.pth.tar').content
+    names = ['c1', 'c2', 'c10', 'C11', 'd', 'n01440764', 'n9', 'x', 'y', 'z']
+    for name in names:
+        (tmp_path / 'data' / 'train' / name).mkdir(parents=True)
+        shutil.copy(image, tmp_path / 'data' / 'train' / name)
+    dataset = create_dataset('', root=str(tmp_path / 'data'), split='train')
+    checkpoint['model_info'] = dict(checkpoint['model_info'], class_names=names_of_dataset(dataset))
+    torch.save(checkpoint, tmp_path / 'c.pth.tar')
+    rows = json.loads(run(capsys, tmp_path / 'c.pth.tar', image, '--json', '--topk', 10).out)[0]['predictions']
+    assert {r['label']: r['index'] for r in rows} == dataset.reader.class_to_idx and 'description' not in rows[0]
+
     (tmp_path / 'names.txt').write_text('\n'.join(['n01440764', 'n01443537'] * 5))
     rows = json.loads(run(capsys, folder, image, '--json', '--topk', 10, '--class-names',
                           tmp_path / 'names.txt').out)[0]['predictions']

@@ -14,7 +14,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torchvision import transforms
 
 from seresnet_timm.data import loaders
-from seresnet_timm.engine.train import training_loss
+from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.launch.parse import parse
 from seresnet_timm.launch.plan import collect, merge
 from seresnet_timm.launch.recipes import recipe_path
