@@ -14,11 +14,11 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.timm_scripts import load
 from seresnet_timm.timm_scripts.find import find
-from seresnet_timm.timm_scripts.overrides import TrainOverrides, ValidateOverrides, make_overrides
+from seresnet_timm.timm_scripts.train_overrides import TrainOverrides
 
 
 def overrides_of(name: str, **settings):
-    return make_overrides(RunSettings(verb='train', script=Script(name), args=settings.pop('args', {}), **settings))
+    return load.make_overrides(RunSettings(verb='train', script=Script(name), args=settings.pop('args', {}), **settings))
 
 
 def check_source(tmp_path, name: str, source: str):
@@ -175,4 +175,3 @@ def test_interrupted_runs_are_not_finished():
             0, None, Namespace(dataset=None), None, args, device=torch.device('cpu'), output_dir=None)
     overrides.finish()
     assert not finished
-    assert isinstance(overrides_of('validate.py'), ValidateOverrides)
