@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from timm.task import ClassificationTask
 
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.models.info import ModelInfo
 
 TINY = dict(num_classes=3, channels=(8, 8, 8, 16), stem_width=8)  # of 60 kB
 
@@ -98,6 +99,7 @@ def save_run(model: torch.nn.Module, folder: Path) -> Path:
         model, torch.optim.SGD(model.parameters(), lr=np.float64(0.1), momentum=0.9), task=task,
         args=Namespace(model='seresnet18_ascend', num_classes=3), checkpoint_dir=str(folder), recovery_dir=str(folder))
     saver.run_state = {'epoch': 5, 'world_size': 1}
+    saver.model_info = ModelInfo.of_model(model, class_names=['a', 'b', 'c']).to_dict()
     saver.save_checkpoint(4, metric=61.5)
     return folder / 'last.pth.tar'
 

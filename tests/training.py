@@ -8,11 +8,29 @@ from pathlib import Path
 import torch
 from conftest import run_cli
 
+from seresnet_timm.engine.flags import train_parser, validate_parser
+from seresnet_timm.runs.settings import RunSettings, Script
+
 
 def train(*flags, **kwargs):
     result = run_cli(*flags, **kwargs)
     assert result.returncode == 0, result.stderr
     return result
+
+
+def bundled_settings(verb: str, *flags, **settings) -> RunSettings:
+    """Settings of a run of one process by the bundled script, from flags that leave nothing for the launcher to decide.
+
+    Args:
+        verb: 'train' or 'validate'.
+        flags: Flags of the script, with its values as they are typed.
+        settings: Further settings.
+    """
+    parser = train_parser() if verb == 'train' else validate_parser()
+    args = vars(parser.parse_args([str(f) for f in flags]))
+    if verb == 'train':
+        settings.setdefault('output', str(Path(args['output'], args['experiment'])))
+    return RunSettings(verb, Script(f'{verb}.py'), args, device=args['device'], **settings)
 
 
 def summary(run: Path) -> list:

@@ -1,15 +1,15 @@
-"""Checkpoint: a file that was read once, and what it says of itself"""
+"""Checkpoint: a file that was read once, and what it holds"""
 import argparse
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Dict, Optional, Union
 
-import timm
 import torch
 
 from seresnet_timm.checkpoints.recognise import classifier_rows, recognise
 from seresnet_timm.errors import UsageError
+from seresnet_timm.models.create import is_known
 from seresnet_timm.models.info import SCHEMA, ModelInfo
 
 SHA256_KEY = 'weights_sha256'  # in our checkpoints: SHA-256 of the weights, by the key that holds them
@@ -69,12 +69,13 @@ class Checkpoint:
 
     @cached_property
     def arch(self) -> Optional[str]:
-        """timm's name of the network: told by its weights, else what the file says if timm knows that."""
+        """timm's name of the network: recognised by its weights, else the name in the file if timm knows it."""
         recognised = recognise(self.weights)
-        declared = self.declared_architecture
-        if recognised is None and declared is not None and timm.is_model(declared.split('.')[0]):
-            return None if self.is_modelzoo else declared
-        return recognised
+        if recognised is not None or self.is_modelzoo:
+            return recognised
+        info = self.content.get(INFO_KEY)
+        named = (info.get('name') if isinstance(info, dict) else None, self.declared_architecture)
+        return next((n for n in named if isinstance(n, str) and is_known(n)), None)
 
     def arch_unlike(self, model_name: str) -> Optional[str]:
         """Architecture that the file names, if it is another than `model_name`."""
@@ -122,7 +123,7 @@ class Checkpoint:
 
     @property
     def written_by(self) -> str:
-        """Who wrote the file, as far as it tells."""
+        """Who wrote the file, as far as its keys show."""
         if self.is_modelzoo:
             return 'ModelZoo checkpoint'
         if 'run_state' in self.content:
@@ -151,7 +152,7 @@ class Checkpoint:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """The network and its preprocessing: `model_info` of the file, in older files what their arguments say.
+        """The network and its preprocessing: from `model_info`, in older files from the arguments of the training.
 
         Raises:
             UsageError: A setting is not one that is taken from a file.
@@ -182,9 +183,10 @@ def _info_of_args(
         channels = size[0]
     # a local folder is not looked into: what it holds today may be another model
     name = args.get('model')
-    if not isinstance(name, str) or name.startswith('local-dir:') or not (
-            name.startswith(('hf-hub:', 'hf_hub:')) or timm.is_model(name.split('.')[0])):
-        name = arch or (name if isinstance(name, str) and not name.startswith('local-dir:') else None)
+    if not isinstance(name, str) or name.startswith('local-dir:'):
+        name = arch
+    elif not name.startswith(('hf-hub:', 'hf_hub:')) and not is_known(name):
+        name = arch or name
     return {
         'schema': SCHEMA, 'name': name, 'kwargs': kwargs, 'in_chans': channels,
         'num_classes': num_classes if num_classes is not None else args.get('num_classes'), 'input_size': size,

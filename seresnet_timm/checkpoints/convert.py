@@ -34,27 +34,19 @@ def convert(
 
     Args:
         source: Any file that `checkpoints.read_checkpoint` reads.
-        target: File to write; an existing one is replaced once the new one is whole.
-        to: 'timm', 'modelzoo' or 'safetensors'; None tells it from the target's name.
+        target: File to write; an existing one is replaced once the new one is complete.
+        to: 'timm', 'modelzoo' or 'safetensors'; None takes it from the target's name.
         use_ema: Take the moving average of the weights.
         dtype: Precision of the floating point weights; None keeps them bit for bit.
-        model: timm's name of the network, where the weights do not tell it.
+        model: timm's name of the network, if the weights do not tell it.
 
     Returns:
-        Facts about the written file, as `inspection.inspect` gives them.
+        Facts about the written file, as `inspect.inspect` gives them.
 
     Raises:
-        UsageError: The source cannot be read or cannot be what is asked for.
+        UsageError: The source cannot be read or cannot be converted so.
     """
-    if to is None:
-        to = 'safetensors' if target.endswith('.safetensors') else 'timm'
-    if to not in FORMATS:
-        raise UsageError(f"Unknown format --to '{to}': {did_you_mean(to, FORMATS)}")
-    if (to == 'safetensors') != target.endswith('.safetensors'):
-        raise UsageError(f'{target} has the wrong ending for --to {to}: safetensors end in .safetensors, others do '
-                         'not.')
-    if dtype not in (None, *DTYPES):
-        raise UsageError(f"Unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
+    to = _format(target, to, dtype)
     checkpoint = read_checkpoint(source)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{source} holds no moving average of the weights: leave out --use-ema.')
@@ -75,18 +67,33 @@ def convert(
     with atomic_path(target) as tmp:
         if to == 'safetensors':
             metadata = {
-                'architecture': arch, 'num_classes': info['num_classes'], 'epochs': checkpoint.epochs,
-                'metric': checkpoint.metric, INFO_KEY: json.dumps(info, sort_keys=True)}
+                'architecture': arch, 'num_classes': info.num_classes, 'epochs': checkpoint.epochs,
+                'metric': checkpoint.metric, INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
             write_safetensors(weights, tmp, {k: str(v) for k, v in metadata.items() if v is not None})
-        elif to == 'modelzoo':
-            torch.save(as_modelzoo(weights, checkpoint.epochs, checkpoint.metric), tmp)
         else:
-            torch.save(as_timm(weights, arch, checkpoint.epochs, checkpoint.metric, info), tmp)
+            content = (as_modelzoo(weights, checkpoint.epochs, checkpoint.metric) if to == 'modelzoo' else
+                       as_timm(weights, arch, checkpoint.epochs, checkpoint.metric, info))
+            with open(tmp, 'wb') as f:  # torch would write a path's name into the archive, here a random one
+                torch.save(content, f)
     return inspection.inspect(target)
 
 
-def _info(checkpoint: Checkpoint, weights: Dict[str, torch.Tensor], model: Optional[str]) -> Dict[str, Any]:
-    """`model_info` of the written file: that of the source, under the name that was given.
+def _format(target: str, to: Optional[str], dtype: Optional[str]) -> str:
+    """Format of the file to write, by its name if it was not given."""
+    if to is None:
+        to = 'safetensors' if target.endswith('.safetensors') else 'timm'
+    if to not in FORMATS:
+        raise UsageError(f"Unknown format --to '{to}': {did_you_mean(to, FORMATS)}")
+    if (to == 'safetensors') != target.endswith('.safetensors'):
+        raise UsageError(f'{target} has the wrong ending for --to {to}: names of safetensors end in .safetensors, '
+                         'others do not.')
+    if dtype not in (None, *DTYPES):
+        raise UsageError(f"Unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
+    return to
+
+
+def _info(checkpoint: Checkpoint, weights: Dict[str, torch.Tensor], model: Optional[str]) -> ModelInfo:
+    """Model info of the written file: that of the source, under the name that was given.
 
     Raises:
         UsageError: A setting of the source is not one that is taken from a file.
@@ -96,13 +103,15 @@ def _info(checkpoint: Checkpoint, weights: Dict[str, torch.Tensor], model: Optio
         check_model_name(model)
         info = replace(info, name=model)
     rows = classifier_rows(weights, info.name)
-    return replace(info, num_classes=info.num_classes if rows is None else rows).to_dict()
+    if rows is None or rows == info.num_classes:
+        return info
+    return replace(info, num_classes=rows, class_names=None)
 
 
-def _check_fits(source: str, weights: Dict[str, torch.Tensor], info: Dict[str, Any]) -> None:
-    misfit = describe_misfit(weights, create_from_info(ModelInfo.from_dict(info, source), source, meta=True))
+def _check_fits(source: str, weights: Dict[str, torch.Tensor], info: ModelInfo) -> None:
+    misfit = describe_misfit(weights, create_from_info(info, source, meta=True))
     if misfit:
-        raise UsageError(f'Checkpoint {source} does not fit {info["name"]}: {misfit}.')
+        raise UsageError(f'Checkpoint {source} does not fit {info.name}: {misfit}.')
 
 
 def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dict[str, str]) -> None:
@@ -116,6 +125,19 @@ def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dic
     weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     sha256 = {SHA256_KEY: weights_sha256(weights)}
     save_file(weights, path, metadata={'format': 'pt', **metadata, **sha256})
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: str) -> None:
+    """Bring the metadata of safetensors, whose order is random, into an order: equal weights make equal files."""
+    with open(path, 'r+b') as f:
+        size = int.from_bytes(f.read(8), 'little')
+        header = json.loads(f.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+        if len(text) <= size:
+            f.seek(8)
+            f.write(text.ljust(size))
 
 
 def as_timm(
@@ -123,13 +145,13 @@ def as_timm(
         arch: Optional[str],
         epochs: Optional[int],
         metric: Optional[float],
-        info: Dict[str, Any],
+        info: ModelInfo,
 ) -> Dict[str, Any]:
     """A checkpoint as timm's scripts load it."""
     epoch = None if epochs is None else epochs - 1  # the last one
     checkpoint = {'version': 2, 'state_dict': weights}
     checkpoint.update((k, v) for k, v in (('arch', arch), ('epoch', epoch), ('metric', metric)) if v is not None)
-    checkpoint[INFO_KEY] = info
+    checkpoint[INFO_KEY] = info.to_dict()
     checkpoint[SHA256_KEY] = {'state_dict': weights_sha256(weights)}
     return checkpoint
 
@@ -141,7 +163,7 @@ def as_modelzoo(
 ) -> Dict[str, Any]:
     """A checkpoint as the ModelZoo's main.py resumes from and evaluates it.
 
-    Its network is wrapped in DDP and names its SE layers as linear ones; it wants an optimizer's and apex's state: here
+    Its network is wrapped in DDP and has linear SE layers. It needs the state of an optimizer and of apex: here
     those of a run that is about to begin.
     """
     names = {}

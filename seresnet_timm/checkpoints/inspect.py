@@ -1,7 +1,8 @@
-"""What a checkpoint file is: architecture, classes, epoch, metric, precision, whether it is whole"""
+"""What a checkpoint file is: architecture, classes, preprocessing, epoch, metric, precision, integrity"""
 import hashlib
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -9,12 +10,13 @@ import torch
 from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.checkpoints.recognise import network_for
+from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.models.create import check_model_name, create_from_info
 
 
 def inspect(path: str) -> Dict[str, Any]:
-    """Facts about a checkpoint file; what it does not tell is None.
+    """Facts about a checkpoint file; None for what is not known.
 
     Raises:
         UsageError: It cannot be read.
@@ -23,7 +25,7 @@ def inspect(path: str) -> Dict[str, Any]:
 
 
 def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
-    """Facts about a checkpoint; what it does not tell is None.
+    """Facts about a checkpoint; None for what is not known.
 
     Raises:
         UsageError: It holds no weights.
@@ -63,7 +65,7 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
 
 
 def _settings(checkpoint: Checkpoint) -> Dict[str, Any]:
-    """What the file says of network and preprocessing; `refused` tells why nothing of it is taken."""
+    """Settings of network and preprocessing in the file; `refused` is the reason if they are not accepted."""
     try:
         info = checkpoint.info
     except UsageError as e:
@@ -87,8 +89,8 @@ def describe(facts: Dict[str, Any]) -> List[str]:
         return 'yes' if value else 'no'
     arch, declared = facts['architecture'] or 'unknown', facts['declared_architecture']
     if declared:
-        arch += f' (told by its weights; it calls itself {declared})' if facts['architecture'] else (
-            f' (it calls itself {declared})')
+        arch += f' (recognised by its weights; the file calls it {declared})' if facts['architecture'] else (
+            f' (the file calls it {declared})')
     return [f'{label:<15} {printable(text)}' for label, text in [
         ('file', f'{facts["file"]}: {facts["written_by"]}, {facts["format"]}'),
         ('architecture', arch),
@@ -137,6 +139,8 @@ def misfits(path: str, model_name: str) -> List[str]:
         UsageError: The file cannot be read, or timm does not know the model.
     """
     checkpoint = read_checkpoint(path)
-    model = network_for(checkpoint.weights, model_name)
+    check_model_name(model_name)
+    classes = classifier_rows(checkpoint.weights, model_name)
+    model = create_from_info(replace(checkpoint.info, name=model_name, num_classes=classes), path, meta=True)
     found = fit.misfits(fit.weights_for(checkpoint, model), model)
     return [f'{what}: {key}' for what, keys in found.items() for key in keys]

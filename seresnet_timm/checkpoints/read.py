@@ -1,4 +1,4 @@
-"""Reads any SE-ResNet checkpoint safely, and says whether it is complete"""
+"""Reads any SE-ResNet checkpoint safely, and checks that it is complete"""
 import json
 import os
 import pickle
@@ -62,15 +62,15 @@ def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
                 checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=kind == 'zip')
     except UsageError:
         raise
-    except Exception as e:  # what is damaged fails in any way
+    except Exception as e:  # a damaged file can raise anything
         foreign = safe_pickle.foreign_names(path) if isinstance(e, pickle.UnpicklingError) else []
         if foreign:
             raise UsageError(
-                f'Checkpoint {path} is refused, and nothing of it was run: beside weights it holds '
+                f'Checkpoint {path} is refused, and no code in it was run: beside weights it holds '
                 f'{printable(first_names(foreign, MAX_NAMED))}, which only running code from the file would load. '
                 'Save the state_dict of the model instead.') from e
         if isinstance(e, pickle.UnpicklingError):  # whose text advises to run the file
-            raise UsageError(f'{path} is not a checkpoint, or a damaged one.') from e
+            raise UsageError(f'{path} is not a checkpoint, or it is damaged.') from e
         raise _damaged(path, f'{type(e).__name__}: {printable(first_line(e)[:200])}') from e
     if not isinstance(checkpoint, dict):
         raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
@@ -105,11 +105,11 @@ def _read_safetensors(path: str) -> Dict[str, Any]:
 
 
 def _check_zip(path: str) -> None:
-    """Refuse an archive whose parts are compressed, which torch never does, or not what their checksums say."""
+    """Refuse an archive whose parts are compressed, which torch never does, or do not match their checksums."""
     with zipfile.ZipFile(path) as z:
         if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):
             raise UsageError(f'Checkpoint {path} is refused: it is a compressed archive, which torch does not write; '
-                             'its size in memory is not known before it is there.')
+                             'its size in memory cannot be known before it is unpacked.')
         names = z.namelist()
         if len(set(names)) < len(names) or sum(i.file_size for i in z.infolist()) > os.path.getsize(path):
             raise _damaged(path, 'parts of the archive overlap')

@@ -1,13 +1,12 @@
-"""Which network weights belong to, told by their names and shapes"""
+"""Recognises the network that weights belong to by their names and shapes"""
 import re
 from typing import Any, Dict, Optional
 
 import timm
 import torch
-import torch.nn as nn
 from timm.models import clean_state_dict
 
-from seresnet_timm.models.create import check_model_name, create_model, is_known
+from seresnet_timm.models.create import create_model, is_known
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
 # (has bottlenecks, blocks of each stage) -> layers in the name
@@ -18,7 +17,7 @@ DEPTHS = {
 
 
 def recognise(weights: Dict[str, Any]) -> Optional[str]:
-    """timm's name of the (SE-)ResNet that weights are of, told from their names and shapes alone.
+    """timm's name of the (SE-)ResNet that weights belong to, from their names and shapes alone.
 
     Args:
         weights: State dict with timm's, torchvision's or the ModelZoo's names.
@@ -55,13 +54,3 @@ def classifier_rows(weights: Dict[str, Any], arch: Optional[str] = None) -> Opti
         name = config.classifier if config is not None and isinstance(config.classifier, str) else name
     head = clean_state_dict(weights).get(f'{name}.weight')
     return int(head.shape[0]) if isinstance(head, torch.Tensor) and head.ndim >= 2 else None
-
-
-def network_for(weights: Dict[str, Any], model_name: str) -> nn.Module:
-    """A timm network with as many classes as weights have, of shapes only: it takes no memory.
-
-    Raises:
-        UsageError: timm does not know the name.
-    """
-    check_model_name(model_name)
-    return create_model(model_name, meta=True, num_classes=classifier_rows(weights, model_name))

@@ -1,9 +1,9 @@
-"""What a checkpoint's pickle may name, and what a refused one names
+"""The names that a checkpoint's pickle may use, and those that a refused one uses
 
 `torch.load(weights_only=True)` builds tensors and plain values and refuses everything else. Real checkpoints hold a
 little more: timm's the arguments of the run, the ModelZoo's a learning rate that NumPy computed, and tensors in the
-format of old torch_npu. NumPy's and torch_npu's names are given stand-ins of ours, so that no code of theirs runs on
-what a file says.
+format of old torch_npu. NumPy's and torch_npu's names get stand-ins here, so that their code never runs on the
+content of a file.
 """
 import argparse
 import io
@@ -62,7 +62,7 @@ def allowed() -> List[Any]:
 
 
 def foreign_names(path: str) -> List[str]:
-    """Names in a checkpoint's pickle that are neither tensors nor plain values; nothing of the file is run.
+    """Names in a checkpoint's pickle that are neither tensors nor plain values; no code in the file is run.
 
     Those before the first damage, where the pickle is damaged.
     """

@@ -1,7 +1,7 @@
 """The only reader of class folders and class maps: the names of the classes, in timm's order
 
 timm numbers the classes of a folder by the names of all folders with images in them, at any depth, sorted naturally.
-`read_classes` tells the same without loading a dataset, and what in a folder would surprise its owner.
+`read_classes` lists the same without loading a dataset, with everything in a folder that its owner may not expect.
 `names_of_dataset` asks timm's reader itself: that is what a run saves.
 """
 import os
@@ -31,7 +31,7 @@ class ClassTree:
         folder: The folder, one split of a dataset.
         names: Name of every class, by index. Images outside of all class folders are a class ''.
         counts: Number of images by class.
-        class_map: File that says which folders count and as which class; None for all, in their natural order.
+        class_map: File with the folders that count, and their classes; None for all folders, in their natural order.
         empty: Folders without images, at the end of a branch; hidden ones are left out.
         stray: Images outside of all class folders, which timm makes a class of their own.
         hidden: Folders with images that other programs seem to have left: their name begins with a full stop, or is one
@@ -73,7 +73,7 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
     """
     walk = _Walk(get_img_extensions(as_set=True))
     try:
-        walk.visit(str(folder), '', ())
+        walk.visit(str(folder), '', tuple(_identity(p) for p in Path(folder).resolve().parents))
     except OSError as e:
         raise UsageError(f'{printable(folder)} cannot be read ({printable(first_line(e))}).')
     keys = {}
@@ -126,8 +126,7 @@ class _Walk:
             relative: Its path below the root; '' for the root.
             above: Device and inode of every folder above it.
         """
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
+        identity = _identity(path)
         if identity in above:
             self.loops.append(path)
             return
@@ -153,6 +152,11 @@ class _Walk:
             self.empty.append(path)
         for name in subfolders:
             self.visit(os.path.join(path, name), os.path.join(relative, name), above + (identity,))
+
+
+def _identity(path: Union[str, Path]) -> Tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -188,7 +192,7 @@ def _by_index(indices: Dict[Any, int]) -> List[str]:
 
 
 def split_folder(root: Union[str, Path], split: str) -> Optional[Path]:
-    """Folder of a split by its name or one of timm's synonyms; None if there is none, where timm takes the root."""
+    """Folder of a split by its name or one of timm's synonyms; None if not found: timm takes the root then."""
     return next((Path(root) / n for n in split_names(split) if (Path(root) / n).exists()), None)
 
 

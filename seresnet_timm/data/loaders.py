@@ -1,4 +1,5 @@
 """Datasets and loaders of the bundled scripts, from their flags, by timm's factories."""
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -12,17 +13,44 @@ from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.seeding import SampleSeeds
 
 
-def train_loader(
-        args,
-        data_config: Dict[str, Any],
-        device: torch.device,
-        model_dtype: Optional[torch.dtype] = None,
-        decoder: Optional[Decoder] = None,
-) -> Tuple[Any, Optional[Callable]]:
-    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself.
+@dataclass(frozen=True)
+class LoaderSetup:
+    """What the loaders of a run have in common.
 
-    `decoder` is that of `fast_jpeg.decoder_for`; None loads as timm does.
+    Attributes:
+        args: Flags of the script.
+        data_config: Preprocessing, as timm's `resolve_data_config` gives it.
+        device: Device that the batches go to.
+        dtype: Dtype of the images there; None for float32.
+        decoder: Fast decoder, as from `fast_jpeg.choose_decoder`; None loads as timm does.
     """
+    args: Any
+    data_config: Dict[str, Any]
+    device: torch.device
+    dtype: Optional[torch.dtype] = None
+    decoder: Optional[Decoder] = None
+
+    @property
+    def image_mode(self) -> str:
+        return self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
+
+    def common_kwargs(self) -> Dict[str, Any]:
+        """Arguments of timm's `create_loader` for both loaders."""
+        return dict(
+            input_size=self.data_config['input_size'],
+            mean=self.data_config['mean'],
+            std=self.data_config['std'],
+            pin_memory=self.args.pin_mem,
+            img_dtype=self.dtype or torch.float32,
+            device=self.device,
+            distributed=self.args.distributed,
+            use_prefetcher=not self.args.no_prefetcher,
+        )
+
+
+def train_loader(setup: LoaderSetup) -> Tuple[Any, Optional[Callable]]:
+    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself."""
+    args = setup.args
     dataset = create_dataset(
         args.dataset,
         root=args.data_dir,
@@ -33,7 +61,7 @@ def train_loader(
         batch_size=args.batch_size,
         seed=args.seed,
         repeats=args.epoch_repeats,
-        input_img_mode=image_mode(args, data_config),
+        input_img_mode=setup.image_mode,
         input_key=args.input_key,
         target_key=args.target_key,
         num_samples=args.train_num_samples,
@@ -41,7 +69,7 @@ def train_loader(
     )
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    dataset = fast_jpeg.with_fast_decoding(dataset, decoder, sample_seeds(args))
+    dataset = fast_jpeg.with_fast_decoding(dataset, setup.decoder, sample_seeds(args))
 
     mixup_fn = collate_fn = None
     if mixup_active(args):
@@ -60,10 +88,9 @@ def train_loader(
 
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
-        interpolation = data_config['interpolation']
+        interpolation = setup.data_config['interpolation']
     loader = create_loader(
         dataset,
-        input_size=data_config['input_size'],
         batch_size=args.batch_size,
         is_training=True,
         no_aug=args.no_aug,
@@ -88,23 +115,28 @@ def train_loader(
         collate_fn=collate_fn,
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         worker_seeding=args.worker_seeding,
-        **_common_kwargs(args, data_config, device, model_dtype),
+        **setup.common_kwargs(),
     )
     return loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed), mixup_fn
 
 
 def eval_loader(
-        args,
+        setup: LoaderSetup,
         split: str,
         batch_size: int,
-        data_config: Dict[str, Any],
-        device: torch.device,
-        model_dtype: Optional[torch.dtype] = None,
         num_samples: Optional[int] = None,
-        decoder: Optional[Decoder] = None,
         **loader_kwargs,
 ) -> Any:
-    """Evaluation loader: every image of the split once, padded by the sampler where ranks would be uneven."""
+    """Evaluation loader: every image of the split once, padded by the sampler where ranks would be uneven.
+
+    Args:
+        setup: What the loaders of the run have in common.
+        split: Name of the split.
+        batch_size: Images of a batch.
+        num_samples: Number of images of a dataset that does not tell it.
+        loader_kwargs: Further arguments of timm's `create_loader`.
+    """
+    args = setup.args
     dataset = create_dataset(
         args.dataset,
         root=args.data_dir,
@@ -113,7 +145,7 @@ def eval_loader(
         class_map=args.class_map,
         download=args.dataset_download,
         batch_size=batch_size,
-        input_img_mode=image_mode(args, data_config),
+        input_img_mode=setup.image_mode,
         input_key=args.input_key,
         target_key=args.target_key,
         num_samples=num_samples,
@@ -123,13 +155,12 @@ def eval_loader(
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
     loader = create_loader(
-        fast_jpeg.with_fast_decoding(dataset, decoder),
-        input_size=data_config['input_size'],
+        fast_jpeg.with_fast_decoding(dataset, setup.decoder),
         batch_size=batch_size,
         is_training=False,
-        interpolation=data_config['interpolation'],
+        interpolation=setup.data_config['interpolation'],
         num_workers=workers,
-        **_common_kwargs(args, data_config, device, model_dtype),
+        **setup.common_kwargs(),
         **loader_kwargs,
     )
     return loading.seed_and_speed_up(loader, args.seed)
@@ -199,19 +230,3 @@ def start_workers(loader, keep_rng: bool = False):
 
 def mixup_active(args) -> bool:
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-
-
-def image_mode(args, data_config: Dict[str, Any]) -> str:
-    return args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
-
-
-def _common_kwargs(args, data_config, device, model_dtype) -> Dict[str, Any]:
-    return dict(
-        mean=data_config['mean'],
-        std=data_config['std'],
-        pin_memory=args.pin_mem,
-        img_dtype=model_dtype or torch.float32,
-        device=device,
-        distributed=args.distributed,
-        use_prefetcher=not args.no_prefetcher,
-    )

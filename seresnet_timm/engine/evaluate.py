@@ -1,44 +1,52 @@
 """The evaluation loop that train.py and validate.py share: every image counts once, on any number of processes."""
+import logging
 import time
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from timm import utils
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
+from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class EvaluationLog:
+    """Log lines of an evaluation.
+
+    Attributes:
+        logger: Where they go; None on ranks that do not log.
+        interval: Batches between two lines.
+        line: Makes a line from (batch, last batch, seconds a batch lately, on average, images a second, metrics of this
+            batch, metrics so far).
+    """
+    logger: Optional[logging.Logger]
+    interval: int
+    line: Callable[[int, int, float, float, float, Dict, Dict], str]
 
 
 def evaluate(
         model: nn.Module,
         loader: Any,
-        args,
-        device: torch.device,
-        autocast: Callable[[], Any],
-        model_dtype: Optional[torch.dtype],
-        log_interval: int,
-        log_line: Callable[[int, int, float, float, float, Dict, Dict], str],
-        logger: Any = None,
+        forward: Forward,
+        log: EvaluationLog,
         tta: int = 0,
         valid_labels: Optional[List[int]] = None,
         on_output: Optional[Callable[[torch.Tensor, torch.Tensor], None]] = None,
 ) -> Dict[str, float]:
     """Loss, top1 and top5 (percent) over a loader.
 
-    Sums stay on the device: the host waits for it at log points only.
+    Sums stay on the device: the host waits for it at log lines only.
 
     Args:
         model: Model to evaluate; switched to eval mode.
         loader: Loader of (input, target) batches.
-        args: Flags; `no_prefetcher`, `channels_last` and `distributed` are read.
-        device: Device to evaluate on.
-        autocast: Context factory of the forward pass.
-        model_dtype: Input dtype where the loader does not convert, None for float32.
-        log_interval: Batches between log lines.
-        log_line: Formats a log line from (batch, last batch, seconds a batch lately, on average, images a second,
-            metrics of this batch, metrics so far).
-        logger: Where log lines go; None on ranks that do not log.
+        forward: Device, precision and memory format.
+        log: Log lines.
         tta: Consecutive outputs to average, for test-time augmentation.
         valid_labels: Class indices that count; None for all.
         on_output: Called with every batch's output and target.
@@ -46,21 +54,16 @@ def evaluate(
     Returns:
         `loss`, `top1`, `top5` over all images of all ranks.
     """
-    evaluator = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    evaluator = ClassificationEvaluator(forward.device, max_samples=evaluation_sample_limit(loader))
     model.eval()
     last_idx = len(loader) - 1
     start = last_time = time.perf_counter()
     last_logged, num_images = -1, 0
-    with torch.inference_mode(), progress_bar(len(loader), 'Test', logger) as bar:
+    with torch.inference_mode(), progress_bar(len(loader), 'Test', log.logger) as bar:
         for batch_idx, (input, target) in enumerate(loader):
-            if args.no_prefetcher:
-                input = input.to(device=device, dtype=model_dtype)
-                target = target.to(device=device)
-            if args.channels_last:
-                input = input.contiguous(memory_format=torch.channels_last)
-
-            with autocast():
-                output = model(input)
+            input, target = forward.move(input, target)
+            with forward.autocast():
+                output = model(forward.lay_out(input))
             if isinstance(output, (tuple, list)):
                 output = output[0]
             if tta > 1:
@@ -69,7 +72,7 @@ def evaluate(
             if valid_labels is not None:
                 output = output[:, valid_labels]
 
-            log_now = logger is not None and (batch_idx == last_idx or batch_idx % log_interval == 0)
+            log_now = log.logger is not None and (batch_idx == last_idx or batch_idx % log.interval == 0)
             before = (evaluator.loss_sum.clone(), evaluator.counts.clone()) if log_now else None
             evaluator.update(output, target)
             if on_output is not None:
@@ -85,11 +88,42 @@ def evaluate(
                 average = (now - start) / (batch_idx + 1)
                 last_time, last_logged = now, batch_idx
                 bar.log(
-                    log_line(batch_idx, last_idx, recent, average, num_images / (now - start), batch_metrics, so_far),
+                    log.line(batch_idx, last_idx, recent, average, num_images / (now - start), batch_metrics, so_far),
                     short=f'loss {so_far["loss"]:.3f}, top1 {so_far["top1"]:.2f}',
                     is_last=batch_idx == last_idx,
                 )
-    return _metrics(*_over_all_ranks(evaluator)) if args.distributed else evaluator.compute()
+    return _metrics(*_over_all_ranks(evaluator)) if forward.distributed else evaluator.compute()
+
+
+def validate(
+        model: nn.Module,
+        loader: Any,
+        forward: Forward,
+        args,
+        log_suffix: str = '',
+        logger: Optional[logging.Logger] = None,
+) -> Dict[str, float]:
+    """Evaluate the model of a training, with the log lines of timm's train.py.
+
+    Args:
+        model: Model to evaluate.
+        loader: Loader of the validation split.
+        forward: Device, precision and memory format.
+        args: Flags of train.py: `log_interval`, `tta` and `rank` are read.
+        log_suffix: What is evaluated, e.g. ' (EMA)'.
+        logger: Where rank 0 logs; None for the logger of timm's train.py.
+    """
+    def log_line(batch_idx, last_idx, seconds, seconds_avg, _rate, now, avg):
+        return (
+            f'Test{log_suffix}: [{batch_idx:>4d}/{last_idx}]  '
+            f'Time: {seconds:.3f} ({seconds_avg:.3f})  '
+            f'Loss: {now["loss"]:>7.3f} ({avg["loss"]:>6.3f})  '
+            f'Acc@1: {now["top1"]:>7.3f} ({avg["top1"]:>7.3f})  '
+            f'Acc@5: {now["top5"]:>7.3f} ({avg["top5"]:>7.3f})'
+        )
+    logger = logger or logging.getLogger('train')
+    log = EvaluationLog(logger if utils.is_primary(args) else None, args.log_interval, log_line)
+    return evaluate(model, loader, forward, log, tta=args.tta)
 
 
 def _over_all_ranks(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -1,15 +1,38 @@
 """Running figures that do not make the host wait for the device."""
+import logging
 import time
 from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 
-MOST_WAITING = 0.05  # share of an epoch; above it the loader is what limits the training
+from seresnet_timm import device as devices
+
+_logger = logging.getLogger('train')
+MOST_WAITING = 0.05  # share of an epoch; above it the loader limits the speed of the training
+
+
+def report_epoch(figures: Dict[str, Any], epoch: int, workers: int, device: torch.device) -> Dict[str, Any]:
+    """Log how long an epoch waited for data, and the peak memory.
+
+    Args:
+        figures: As from `Throughput.summary`.
+        epoch: Number of the epoch.
+        workers: Loader workers of a process.
+        device: Device of the run; the CPU has no peak memory.
+
+    Returns:
+        The epoch for `RunRecord.add_epoch`: the figures with its number and the memory in GiB.
+    """
+    _logger.info(describe_wait(epoch, figures, workers))
+    memory = devices.peak_memory(device) or {}
+    if memory:
+        _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
+    return dict(figures, epoch=epoch, **memory)
 
 
 def describe_wait(epoch: int, figures: Dict[str, Any], workers: int) -> str:
-    """Line for the log: how much of an epoch was spent waiting for data, and what helps if it is too much.
+    """Log line: how much of an epoch was spent waiting for data, and what helps if it was too much.
 
     Args:
         epoch: Number of the epoch.
@@ -17,9 +40,9 @@ def describe_wait(epoch: int, figures: Dict[str, Any], workers: int) -> str:
         workers: Loader workers of a process.
     """
     share = figures['data_wait_share']
-    line = f'Data: {100 * share:.1f} % of epoch {epoch} went by waiting for images'
+    line = f'Data: {100 * share:.1f} % of epoch {epoch} was spent waiting for images'
     if share > MOST_WAITING:
-        line += (f'. What helps: more loader workers (--workers, {workers} now), smaller files (seresnet-timm '
+        line += (f'. To wait less: use more loader workers (--workers, {workers} now), smaller files (seresnet-timm '
                  'prepare), the C decoder (seresnet-timm doctor shows whether it is built)')
     return line
 
@@ -64,7 +87,7 @@ class Throughput:
     """Wall time of training steps: since the last read, over the epoch, and without the first steps.
 
     `fps` follows the reference: images of all ranks over the wall time of the steps after the first two, waiting for
-    data included. An epoch of fewer steps counts all of them.
+    data included. In an epoch of at most two steps all of them count.
     """
 
     SKIP_STEPS = 2

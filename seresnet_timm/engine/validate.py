@@ -4,123 +4,128 @@ Same flags, log lines and results as timm's validate.py. What it does differentl
   * any number of processes: every image counts once, and the result is that of one process
   * the host waits for the device at log lines only
   * ModelZoo and torchvision-style checkpoints load into the SE-ResNets
-
-Usage:
-    seresnet-timm validate --data-dir ImageNet --model seresnet50_ascend --checkpoint model_best.pth.tar
-    torchrun --nproc-per-node 8 -m seresnet_timm validate --data-dir ImageNet --model seresnet50_ascend ...
+  * data with other classes than the checkpoint's is refused
 """
 import csv
 import glob
-import importlib.util
 import json
 import logging
 import os
 import time
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional, Sequence, Union
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from timm import utils
 from timm.data import RealLabelsImagenet, resolve_data_config
 from timm.layers import apply_test_time_pool, set_fast_norm
 
-import seresnet_timm
 from seresnet_timm import device as devices
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data import loaders
+from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
-from seresnet_timm.engine.evaluate import evaluate
-from seresnet_timm.engine.flags import validate_parser
+from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
+from seresnet_timm.engine.forward import Forward, set_up_device
+from seresnet_timm.engine.model_info import (
+    check_planned_classes,
+    describe_other_classes,
+    model_info_of,
+    read_valid_labels,
+)
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import atomic_path, write_json
-from seresnet_timm.hub.pull import folder_of
-from seresnet_timm.launch.config_file import parse_args
 from seresnet_timm.models.create import create_from_args
-from seresnet_timm.step.fuse_bn import decide_fuse_bn, fuse_batch_norms
+from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.fuse_bn import apply_fuse_bn
 
 _logger = logging.getLogger('validate')
 
 
-def main(
-        argv: Optional[Sequence[str]] = None,
-        print_decisions: bool = True,
-        record: Optional[str] = None,
-        fast_jpeg: str = 'auto',
-        fuse_bn: str = 'auto',
-) -> None:
-    """Run an evaluation, print its results as JSON, and write them to `--results-file`.
+@dataclass(frozen=True)
+class Evaluation:
+    """What all evaluations of a run have in common.
+
+    Attributes:
+        settings: Settings of the run.
+        args: Flags of validate.py, with what was decided for this rank.
+        forward: Device, precision and memory format.
+    """
+    settings: RunSettings
+    args: Any
+    forward: Forward
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of one evaluation.
+
+    Attributes:
+        row: timm's result row: model, top1, top1_err, top5, top5_err (percent), loss, param_count (millions), img_size,
+            crop_pct, interpolation.
+        figures: Figures for run.json.
+        model_info: The model, for run.json.
+    """
+    row: Dict[str, Any]
+    figures: Dict[str, Any]
+    model_info: Dict[str, Any]
+
+
+def main(settings: RunSettings) -> None:
+    """Run an evaluation: one rank of it. Rank 0 prints its results as JSON, and writes `--results-file` and run.json.
 
     Args:
-        argv: Flags, `sys.argv[1:]` if None.
-        print_decisions: Print device and precision; False where a launcher has.
-        record: File for images, seconds, top1 and loss of the evaluation, for the launcher's final lines.
-        fast_jpeg: Decode JPEGs fast: auto, on, or off (timm's loading, bit for bit).
-        fuse_bn: Fold BatchNorm into the convolutions: 'auto', 'on' or 'off'.
+        settings: Settings of the run; nothing is decided here. With `output`, run.json is written there.
 
     Raises:
-        UsageError: The flags ask for something that cannot be done.
+        UsageError: A checkpoint cannot be evaluated on the data.
         RunError: Evaluation failed.
     """
-    args, _ = parse_args(validate_parser(), argv)
-    args.record, args.fuse_bn = record, fuse_bn
-    for module in args.device_modules or []:
-        importlib.import_module(module)
-    resolve_args(args)
-    args.decoder, decoder_reason = choose_decoder(args, fast_jpeg)
-
-    args.device, device_reason = devices.select_device(args.device)
-    device = utils.init_distributed_device(args)
-    if device.type == 'cuda':
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    for flag in ('real_labels', 'metrics_avg'):
-        if getattr(args, flag) and args.distributed:
-            raise UsageError(f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
-    if utils.is_primary(args) and print_decisions:
-        precision = f'amp {args.amp_dtype}' if args.amp else args.model_dtype or 'float32'
-        _logger.info(f'Script: bundled validate.py of seresnet_timm {seresnet_timm.__version__}')
-        _logger.info(f'Device: {device} ({device_reason}), {args.world_size} process(es)')
-        _logger.info(f'Precision: {precision}; loader workers a process: {args.workers}')
-        _logger.info(f'Images: {decoder_reason}')
+    args = settings.namespace()
+    args.pretrained = args.pretrained or not args.checkpoint
+    device = set_up_device(args)
+    run = Evaluation(settings, args, Forward.from_args(args, device))
 
     if os.path.isdir(args.checkpoint):
-        checkpoints = [f for pattern in ('*.pth.tar', '*.pth', '*.safetensors')
-                       for f in glob.glob(os.path.join(glob.escape(args.checkpoint), pattern))
-                       if os.path.basename(f) not in ('tmp.pth.tar', 'recovery_tmp.pth.tar')]  # a killed run's
-        if not checkpoints:
-            raise UsageError(f'{args.checkpoint} holds no checkpoint (.pth.tar, .pth or .safetensors).')
-        results = []
-        for args.checkpoint in sorted(checkpoints, key=utils.natural_key):
-            try:
-                results.append(dict(validate_with_retry(args, device), checkpoint=args.checkpoint))
-            except UsageError as e:
-                _logger.error(f'Left out: {e}')
-        if not results:
-            raise RunError(f'None of the {len(checkpoints)} checkpoints could be evaluated.')
-        results.sort(key=lambda r: r['top1'], reverse=True)
+        results = evaluate_folder(run, args.checkpoint)
+        rows: Union[Dict, List[Dict]] = [r.row for r in results]
     else:
-        results = validate_with_retry(args, device)
+        results = [evaluate_with_retry(run, read_checkpoint(args.checkpoint) if args.checkpoint else None)]
+        rows = results[0].row
 
     if args.distributed:
         torch.distributed.destroy_process_group()
     if utils.is_primary(args):
+        if settings.output:
+            record = RunRecord(settings, settings.output, results[0].model_info)
+            record.set_evaluation(results[0].figures)
+            record.finish()
         if args.results_file:
-            write_results(args.results_file, results, args.results_format)
-        print(f'--result\n{json.dumps(results, indent=4)}')
+            write_results(args.results_file, rows, args.results_format)
+        print(f'--result\n{json.dumps(rows, indent=4)}')
 
 
-def resolve_args(args) -> None:
-    """Settle flags that depend on each other; refuse those that contradict each other."""
-    args.data_dir = args.data or args.data_dir
-    args.pretrained = args.pretrained or not args.checkpoint
-    if args.num_gpu > 1:
-        raise UsageError(f'--num-gpu {args.num_gpu}: run torchrun --nproc-per-node {args.num_gpu} -m seresnet_timm '
-                         'validate instead, which counts every image once.')
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        raise UsageError(f'--amp needs float32 weights, but --model-dtype is {args.model_dtype}: drop one of the two.')
-    if args.metrics_avg and importlib.util.find_spec('sklearn') is None:
-        raise UsageError('--metrics-avg needs scikit-learn: pip install scikit-learn.')
+def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:
+    """Evaluate every checkpoint in a folder; the best first. One that cannot be evaluated is left out."""
+    paths = [f for pattern in ('*.pth.tar', '*.pth', '*.safetensors')
+             for f in glob.glob(os.path.join(glob.escape(folder), pattern))
+             if os.path.basename(f) not in ('tmp.pth.tar', 'recovery_tmp.pth.tar')]  # of a run that was killed
+    if not paths:
+        raise UsageError(f'{folder} holds no checkpoint (.pth.tar, .pth or .safetensors).')
+    results = []
+    for path in sorted(paths, key=utils.natural_key):
+        try:
+            results.append(evaluate_with_retry(run, read_checkpoint(path)))
+            results[-1].row['checkpoint'] = path
+        except UsageError as e:
+            _logger.error(f'Left out: {e}')
+    if not results:
+        raise RunError(f'None of the {len(paths)} checkpoints could be evaluated.')
+    return sorted(results, key=lambda r: r.row['top1'], reverse=True)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -128,17 +133,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or 'out of memory' in text or "can't allocate memory" in text
 
 
-def validate_with_retry(args, device: torch.device) -> Dict[str, Any]:
+def evaluate_with_retry(run: Evaluation, checkpoint: Optional[Checkpoint]) -> Result:
     """Evaluate; with `--retry`, halve the batch size as long as the device runs out of memory."""
-    batch_size = args.batch_size
+    device, batch_size = run.forward.device, run.args.batch_size
     while True:
         try:
-            return validate(args, device, batch_size)
+            return evaluate_checkpoint(run, checkpoint, batch_size)
         except RuntimeError as e:
             if not is_out_of_memory(e):
                 raise
             smaller = utils.decay_batch_step(batch_size)
-            if not args.retry or not smaller:
+            if not run.args.retry or not smaller:
                 raise RunError(
                     f'Out of memory on {device} at batch size {batch_size}: try -b {batch_size // 2 or 1} or --retry.')
             devices.empty_cache(device)
@@ -146,55 +151,27 @@ def validate_with_retry(args, device: torch.device) -> Dict[str, Any]:
             batch_size = smaller
 
 
-def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
+def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch_size: int) -> Result:
     """Evaluate one model.
 
-    Returns:
-        timm's result row: model, top1, top1_err, top5, top5_err (percent), loss, param_count (millions), img_size,
-        crop_pct, interpolation.
+    Args:
+        run: What all evaluations of the run have in common.
+        checkpoint: Its weights; None for pretrained ones.
+        batch_size: Images of a batch.
+
+    Raises:
+        UsageError: The weights do not fit the model, or the data have other classes.
     """
-    is_primary = utils.is_primary(args)
-    model_dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
-    autocast = devices.autocast(device, args.amp, args.amp_dtype)
+    args, is_primary = run.args, utils.is_primary(run.args)
     utils.random_seed(args.seed)
-    if args.fast_norm:
-        set_fast_norm()
-
-    folder = folder_of(args.model, with_weights=args.pretrained)
-    model = create_from_args(args, folder, pretrained=args.pretrained)
-    if args.checkpoint:
-        load_weights(model, read_checkpoint(args.checkpoint), args.model, use_ema=args.use_ema)
-    if args.reparam:
-        model = utils.reparameterize_model(model)
-    param_count = sum(p.numel() for p in model.parameters())
-    if is_primary:
-        _logger.info(f'Model {args.model} created, param count: {param_count}')
-    data_config = resolve_data_config(
-        vars(args), model=model, use_test_size=not args.use_train_size, verbose=is_primary)
-    test_time_pool = False
-    if args.test_pool:
-        model, test_time_pool = apply_test_time_pool(model, data_config)
-    crop_pct = 1.0 if test_time_pool else data_config['crop_pct']
-
-    model = apply_fuse_bn(model, args, device)
-    model = model.to(device=device, dtype=model_dtype)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if args.torchcompile:
-        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
-
-    loader = loaders.eval_loader(
-        args, args.split, batch_size, data_config, device, model_dtype,
-        num_samples=args.num_samples,
-        decoder=args.decoder,
-        crop_pct=crop_pct,
-        crop_mode=data_config['crop_mode'],
-        crop_border_pixels=args.crop_border_pixels,
-    )
-    valid_labels = None
-    if args.valid_labels:
-        with open(args.valid_labels) as f:
-            valid_labels = [int(line) for line in f if line.strip()]
+    network, data_config = create_model(run, checkpoint)
+    param_count = sum(p.numel() for p in network.parameters())
+    model, crop_pct = prepare_model(network, data_config, run)
+    loader = create_loader(run, data_config, crop_pct, batch_size)
+    check_planned_classes(run.settings, loader.dataset)
+    difference = describe_other_classes(checkpoint, names_of_dataset(loader.dataset), args) if checkpoint else None
+    if difference:
+        raise UsageError(difference)
 
     collected: List[torch.Tensor] = []
     real_labels = None
@@ -218,15 +195,13 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
 
     start = time.perf_counter()
     metrics = evaluate(
-        model, loader, args, device, autocast, model_dtype, args.log_freq, log_line,
-        logger=_logger if is_primary else None, valid_labels=valid_labels, on_output=on_output)
-    if args.record and is_primary:
-        seconds = time.perf_counter() - start
-        write_json(args.record, dict(images=len(loader.dataset), seconds=seconds, **metrics))
+        model, loader, run.forward, EvaluationLog(_logger if is_primary else None, args.log_freq, log_line),
+        valid_labels=read_valid_labels(args.valid_labels) if args.valid_labels else None, on_output=on_output)
+    seconds = time.perf_counter() - start
     if real_labels is not None:
         metrics.update(top1=real_labels.get_accuracy(k=1), top5=real_labels.get_accuracy(k=5))
 
-    results = OrderedDict(
+    row = OrderedDict(
         model=args.model,
         top1=round(metrics['top1'], 4), top1_err=round(100 - metrics['top1'], 4),
         top5=round(metrics['top5'], 4), top5_err=round(100 - metrics['top5'], 4),
@@ -238,18 +213,62 @@ def validate(args, device: torch.device, batch_size: int) -> Dict[str, Any]:
         interpolation=data_config['interpolation'],
     )
     if is_primary:
-        _logger.info(' * Acc@1 {top1:.3f} ({top1_err:.3f}) Acc@5 {top5:.3f} ({top5_err:.3f})'.format(**results))
-    return results
+        _logger.info(' * Acc@1 {top1:.3f} ({top1_err:.3f}) Acc@5 {top5:.3f} ({top5_err:.3f})'.format(**row))
+    return Result(
+        row=row,
+        figures=dict(images=len(loader.dataset), seconds=round(seconds, 3), **metrics),
+        model_info=model_info_of(network, dict(data_config, crop_pct=crop_pct), loader.dataset).to_dict(),
+    )
 
 
-def apply_fuse_bn(model: torch.nn.Module, args, device: torch.device) -> torch.nn.Module:
-    """Fold BatchNorm into the convolutions as `args.fuse_bn` says, and log what was decided."""
-    wanted, reason = decide_fuse_bn(args.fuse_bn, model, args, device.type)
-    count = fuse_batch_norms(model) if wanted else 0
-    if utils.is_primary(args):
-        what = f'{count} BatchNorm layers folded into their convolutions' if wanted else 'BatchNorm layers not folded'
-        _logger.info(f'{what} ({reason}).')
-    return model
+def create_model(run: Evaluation, checkpoint: Optional[Checkpoint]) -> Tuple[torch.nn.Module, Dict[str, Any]]:
+    """The model with its weights, and its preprocessing."""
+    args, is_primary = run.args, utils.is_primary(run.args)
+    if args.fast_norm:
+        set_fast_norm()
+    model = create_from_args(args, folder=run.settings.model_folder, pretrained=args.pretrained)
+    if checkpoint is not None:
+        load_weights(model, checkpoint, args.model, use_ema=args.use_ema)
+    if args.reparam:
+        model = utils.reparameterize_model(model)
+    if is_primary:
+        param_count = sum(p.numel() for p in model.parameters())
+        _logger.info(f'Model {args.model} created, param count: {param_count}')
+    data_config = resolve_data_config(
+        vars(args), model=model, use_test_size=not args.use_train_size, verbose=is_primary)
+    return model, data_config
+
+
+def prepare_model(
+        model: torch.nn.Module,
+        data_config: Dict[str, Any],
+        run: Evaluation,
+) -> Tuple[torch.nn.Module, float]:
+    """The model as it is evaluated, on its device; and the share of the image that the crop keeps."""
+    args, test_time_pool = run.args, False
+    if args.test_pool:
+        model, test_time_pool = apply_test_time_pool(model, data_config)
+    model = apply_fuse_bn(model, run.settings, _logger if utils.is_primary(args) else None)
+    model = model.to(device=run.forward.device, dtype=run.forward.dtype)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if args.torchcompile:
+        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+    return model, 1.0 if test_time_pool else data_config['crop_pct']
+
+
+def create_loader(run: Evaluation, data_config: Dict[str, Any], crop_pct: float, batch_size: int) -> Any:
+    args = run.args
+    decoder, _ = choose_decoder(args, run.settings.fast_jpeg)
+    return loaders.eval_loader(
+        loaders.LoaderSetup(args, data_config, run.forward.device, run.forward.dtype, decoder),
+        args.split,
+        batch_size,
+        num_samples=args.num_samples,
+        crop_pct=crop_pct,
+        crop_mode=data_config['crop_mode'],
+        crop_border_pixels=args.crop_border_pixels,
+    )
 
 
 def averaged_metrics(collected: List[torch.Tensor], args) -> Dict[str, float]:
@@ -262,7 +281,7 @@ def averaged_metrics(collected: List[torch.Tensor], args) -> Dict[str, float]:
 
 
 def write_results(path: str, results: Union[Dict, List[Dict]], results_format: str) -> None:
-    """Write result rows as CSV or JSON, whole or not at all."""
+    """Write result rows as CSV or JSON, atomically."""
     if results_format == 'json':
         write_json(path, results)
         return

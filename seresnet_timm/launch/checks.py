@@ -144,11 +144,14 @@ def _check_split(root: Path, flag: str, split: str, args) -> Tuple[Path, Set[str
 def _check_folder(folder: Path, args) -> Tuple[Path, Set[str]]:
     if not folder.is_dir():
         raise UsageError(f'{folder} is a file, not a folder of classes.')
-    tree = read_classes(folder)
+    tree = read_classes(folder, args.class_map or None)
     labels, empty = _labels(tree), tree.empty
     if tree.stray:
         # timm makes them a class of their own, before all others
         raise UsageError(f'{tree.stray[0]} lies outside the class folders of {folder}: move it into one, or away.')
+    if tree.unmapped and not tree.num_images:
+        raise UsageError(f'Class map {args.class_map} names none of the folders with images in {folder} '
+                         f'({first_names(tree.unmapped, MAX_NAMED)}): it takes a folder name a line.')
     if not labels:
         kinds = ', '.join(get_img_extensions())
         raise UsageError(f'{folder} has no image ({kinds}) in class folders: check --data-dir.')

@@ -15,7 +15,7 @@ from seresnet_timm.launch import cluster
 from seresnet_timm.launch import config_file as arguments_config_file
 from seresnet_timm.launch import flags as options
 from seresnet_timm.launch.recipes import CPU_IMAGES, CPU_SIZE, PRESET, RECIPES, Recipe
-from seresnet_timm.runs.settings import Script
+from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as devices_loss_scaler
 from seresnet_timm.timm_scripts.find import find
@@ -329,18 +329,34 @@ def precision(plan: Plan) -> str:
     return f'amp {plan.args.amp_dtype}' if plan.args.amp else plan.args.model_dtype or 'float32'
 
 
-def as_record(plan: Plan) -> Dict[str, Any]:
-    """The plan for `run.json`."""
-    result = {
-        'script': plan.script.describe(),
-        'patches': [f'{n}: {o}' for n, o in plan.patches],
-        'model': plan.args.model,
-        'device': plan.device, 'device_reason': plan.device_reason,
-        'world_size': plan.world_size, 'nnodes': plan.nnodes,
-        'precision': precision(plan),
-        'global_batch_size': plan.images_a_step,
-        'workers': plan.args.workers,
-    }
-    shown = ('learning rate', 'loss scaler', 'images', 'step')
-    result.update({label: text for label, text in describe(plan) if label in shown})
-    return result
+def settings_of(plan: Plan) -> RunSettings:
+    """Settings for the ranks. Temporary: the plan becomes RunSettings itself."""
+    from seresnet_timm.hub.pull import pull
+    opts, args = plan.opts, {k: v for k, v in vars(plan.args).items() if k != 'config'}
+    args['data_dir'] = args.pop('data', None) or args.get('data_dir')
+    source, _, name = args['model'].partition(':')
+    needs_weights = args.get('pretrained') or plan.verb == 'validate' and not args.get('checkpoint')
+    pulled = pull(name, with_weights=bool(needs_weights)) if source in ('hf-hub', 'hf_hub') else None
+    return RunSettings(
+        verb=plan.verb,
+        script=plan.script,
+        args=dict(args, data=None),
+        command=['seresnet-timm', plan.verb, *plan.script_argv],
+        recipe=opts.preset,
+        device=plan.device,
+        nnodes=plan.nnodes,
+        nproc=plan.nproc,
+        world_size=plan.world_size,
+        model_folder=None if pulled is None else str(pulled.folder),
+        model_commit=None if pulled is None else pulled.commit,
+        amp_level=opts.amp_level,
+        loss_scale=opts.loss_scale,
+        fast_jpeg=opts.fast_jpeg,
+        fast_step=opts.fast_step == 'auto',
+        fuse_bn=opts.fuse_bn,
+        cpu_affinity=opts.cpu_affinity,
+        prof=opts.prof,
+        output=plan.record if plan.output_dir is None else str(plan.output_dir),
+        reasons={'device': plan.device_reason},
+        notes=plan.notes,
+    )

@@ -8,12 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, List, Tuple
 
-from seresnet_timm.errors import RunError, UsageError, way_on
-from seresnet_timm.files import write_json
+from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch import cluster
-from seresnet_timm.launch import rank as worker
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
-from seresnet_timm.launch.plan import Plan
+from seresnet_timm.launch.plan import Plan, settings_of
+from seresnet_timm.runs.folder import RunFolder
 
 # what a rank says when another one is gone: gloo, nccl, hccl
 LOST_PEER = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Timed out waiting',
@@ -42,7 +41,7 @@ def run(plan: Plan) -> None:
 
     with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
         job_file = Path(tmp) / 'job.json'
-        write_json(job_file, worker.job_of(plan))
+        job_file.write_text(settings_of(plan).to_json())
         args = torchrun.get_args_parser().parse_args(_torchrun_argv(plan, log_dir) + [str(job_file)])
         try:
             torchrun.run(args)
@@ -50,11 +49,15 @@ def run(plan: Plan) -> None:
             raise _failure(plan, *e.get_first_failure(), log_dir)
         except SignalException as e:
             name = signal.Signals(e.sigval).name
-            print(f'Stopped by {name}: all processes of this node have ended.' + way_on(plan.output_dir),
+            print(f'Stopped by {name}: all processes of this node have ended.' + _resume_hint(plan),
                   file=sys.stderr)
             raise SystemExit(128 + e.sigval)
         except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
             raise RunError(_rendezvous_failure(plan, e))
+
+
+def _resume_hint(plan: Plan) -> str:
+    return RunFolder(plan.output_dir).resume_hint() if plan.output_dir else ''
 
 
 def _torchrun_argv(plan: Plan, log_dir: Path) -> List[str]:
@@ -104,7 +107,7 @@ def _failure(plan: Plan, rank: int, failure: Any, log_dir: Path) -> Exception:
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ' (out of memory? `dmesg` tells)' if name == 'SIGKILL' else ''
-        return RunError(f'Rank {rank} was killed by {name}{hint}.{way_on(plan.output_dir)}')
+        return RunError(f'Rank {rank} was killed by {name}{hint}.{_resume_hint(plan)}')
     kind, text = _read_error(failure.error_file)
     if kind == 'UsageError':
         return UsageError(text)
@@ -112,10 +115,10 @@ def _failure(plan: Plan, rank: int, failure: Any, log_dir: Path) -> Exception:
         return RunError(text)
     if plan.nnodes > 1 and any(words in text for words in LOST_PEER):
         return RunError(f'Node {plan.node_rank} lost contact with another node, which has ended or cannot be reached '
-                        f'any more: its own log says why.{way_on(plan.output_dir)}\n{text.strip().splitlines()[-1]}')
+                        f'any more: its own log says why.{_resume_hint(plan)}\n{text.strip().splitlines()[-1]}')
     where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'
     return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.'
-                    f'{way_on(plan.output_dir)}\n{text}'.rstrip())
+                    f'{_resume_hint(plan)}\n{text}'.rstrip())
 
 
 def _read_error(error_file: str) -> Tuple[str, str]:

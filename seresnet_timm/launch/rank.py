@@ -1,96 +1,78 @@
 """One rank: sets up the process, then runs the script's `main`. torchrun runs this module."""
 import ctypes
 import gc
-import json
+import importlib
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Optional
 
-from seresnet_timm.errors import RunError, UsageError, way_on
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
 
 
-def job_of(plan) -> Dict[str, Any]:
-    """What a rank needs to know of the plan, as JSON values."""
-    from seresnet_timm.launch.plan import as_record
-    script = plan.script
-    return {
-        'verb': plan.verb,
-        'script': {'name': script.name, 'path': script.path, 'reason': script.reason,
-                   'sha256': script.sha256, 'tag': script.tag},
-        'argv': plan.script_argv,
-        'args': vars(plan.args),
-        'device': plan.device,
-        'loss_scale': plan.opts.loss_scale,
-        'half_weights': plan.opts.amp_level == 'O2' and plan.verb == 'train',
-        'fast_step': plan.opts.fast_step == 'auto',
-        'fuse_bn': plan.opts.fuse_bn,
-        'cpu_affinity': plan.opts.cpu_affinity,
-        'prof': plan.opts.prof,
-        'fast_jpeg': plan.opts.fast_jpeg,
-        'plan': as_record(plan),
-        'record': plan.record,
-        'batch_size': plan.args.batch_size,
-        'dtypes': [plan.args.amp_dtype if plan.args.amp else None, plan.args.model_dtype],
-        'output_dir': None if plan.output_dir is None else str(plan.output_dir),
-    }
-
-
-def execute(job: Dict[str, Any]) -> None:
+def execute(settings: RunSettings) -> None:
     """Run the script in this process.
 
     Args:
-        job: As from `job_of`.
+        settings: Settings of the run.
 
     Raises:
         UsageError: The script refused its arguments.
         RunError: Training failed, or the device did.
     """
-    bind_cores(job)
+    bind_cores(settings)
     hush_orphans()
-    fast_step.set_up(job['device'], job['fast_step'])
+    fast_step.set_up(settings.device, settings.fast_step)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
     from seresnet_timm.models import seresnet as models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.step.profile import profiled
-    if job['device'] == 'cpu':
+    for module in settings.args.get('device_modules') or []:
+        importlib.import_module(module)
+    if settings.device == 'cpu':
         keep_gloo_alive()
-    if job['device'].startswith('npu'):
+    if settings.device.startswith('npu'):
         from seresnet_timm.ascend.setup import set_up
-        set_up(job['device'], job['dtypes'])
+        set_up(settings.device, [settings.args['amp_dtype'] if settings.args['amp'] else None,
+                                 settings.args.get('model_dtype')])
 
     import torch
 
     from seresnet_timm.checkpoints import safe_pickle
     # timm reads --initial-checkpoint and --pretrained-path itself
-    with profiled(job['prof'], job['device']), torch.serialization.safe_globals(safe_pickle.allowed()):
+    with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()):
         try:
-            if job['script']['path'] is None:
-                _run_bundled(job)
+            if settings.script.is_bundled:
+                _run_bundled(settings)
             else:
-                _run_timms(job)
+                from seresnet_timm.timm_scripts.load import run
+                run(settings, before_main=collect_no_imports)
         except RuntimeError as e:  # torch.OutOfMemoryError is one
-            explained = explain(e, job)
+            explained = explain(e, settings)
             if explained is None:
                 raise
-            raise RunError(explained + way_on(job['output_dir'])) from e
+            raise RunError(explained + (RunFolder(settings.output).resume_hint() if settings.output else '')) from e
 
 
-def explain(error: RuntimeError, job: Dict[str, Any]) -> Optional[str]:
+def explain(error: RuntimeError, settings: RunSettings) -> Optional[str]:
     """What an error of the device means and what to do; None if it is none."""
     import torch
 
     from seresnet_timm.ascend.errors import explain as explain_npu
     index = os.environ.get('LOCAL_RANK', '0')
-    device = job['device'] if ':' in job['device'] or job['device'] == 'cpu' else f'{job["device"]}:{index}'
+    device, batch_size = settings.device, settings.args['batch_size']
+    if ':' not in device and device != 'cpu':
+        device = f'{device}:{index}'
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
-        less = max(1, job['batch_size'] // 2)
-        keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if job['verb'] == 'train' else ''
+        less = max(1, batch_size // 2)
+        keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if settings.verb == 'train' else ''
         figures = text.splitlines()[0].partition('If reserved')[0].rstrip('. ')  # there advice on settings begins
-        return f'{device} is out of memory with -b {job["batch_size"]} ({figures}): try -b {less}{keep}.'
+        return f'{device} is out of memory with -b {batch_size} ({figures}): try -b {less}{keep}.'
     return explain_npu(text, device)
 
 
@@ -100,32 +82,13 @@ def collect_no_imports() -> None:
     gc.enable()
 
 
-def _run_bundled(job: Dict[str, Any]) -> None:
+def _run_bundled(settings: RunSettings) -> None:
     from timm.utils import setup_default_logging
 
     from seresnet_timm.engine import train, validate
     collect_no_imports()
     setup_default_logging()
-    if job['verb'] == 'train':
-        train.main(
-            job['argv'], plan=job['plan'], loss_scale=job['loss_scale'], half_weights=job['half_weights'],
-            fast_jpeg=job['fast_jpeg'])
-    else:
-        validate.main(
-            job['argv'], print_decisions=False, record=job['record'], fast_jpeg=job['fast_jpeg'],
-            fuse_bn=job['fuse_bn'])
-
-
-def _run_timms(job: Dict[str, Any]) -> None:
-    from seresnet_timm.runs.settings import RunSettings, Script
-    from seresnet_timm.timm_scripts.load import run
-
-    script = Script(**job['script'])
-    output = job['output_dir'] if job['verb'] == 'train' else job['record'] and str(Path(job['record']).parent)
-    run(RunSettings(
-        verb=job['verb'], script=script, args=job['args'], device=job['device'], loss_scale=job['loss_scale'],
-        amp_level='O2' if job['half_weights'] else None, fast_jpeg=job['fast_jpeg'], fast_step=job['fast_step'],
-        fuse_bn=job['fuse_bn'], output=output), before_main=collect_no_imports)
+    (train if settings.verb == 'train' else validate).main(settings)
 
 
 def keep_gloo_alive() -> None:
@@ -163,14 +126,14 @@ def hush_orphans() -> None:
     sys.excepthook = excepthook
 
 
-def bind_cores(job: Dict[str, Any]) -> None:
+def bind_cores(settings: RunSettings) -> None:
     """Give this rank an equal share of the cores that its node's ranks may use, in order.
 
     The ModelZoo does so with taskset. `auto` binds on the NPU, unless torch_npu is told to do it (CPU_AFFINITY_CONF).
     """
-    mode = job['cpu_affinity']
+    mode = settings.cpu_affinity
     if mode == 'auto':
-        bind = job['device'].startswith('npu') and 'CPU_AFFINITY_CONF' not in os.environ
+        bind = settings.device.startswith('npu') and 'CPU_AFFINITY_CONF' not in os.environ
     else:
         bind = mode == 'cores'
     ranks = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -195,10 +158,8 @@ def main() -> None:
     gc.disable()  # until everything is imported
     _die_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-    with open(sys.argv[1]) as f:
-        job = json.load(f)
     try:
-        execute(job)
+        execute(RunSettings.read(Path(sys.argv[1])))
     except (UsageError, RunError) as e:
         # the launcher shows the first rank's error, once
         get_error_handler().record_exception(e)

@@ -1,6 +1,5 @@
 """The recipes of the ModelZoo's README: what each runs, and the lines it ends with."""
 import csv
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any, Dict, List, Optional
 
 from seresnet_timm.errors import RunError
 from seresnet_timm.files import atomic_path
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import read_record
 
 NETWORK = 'SE_Resnet50'  # the ModelZoo's spelling, part of its log's name
 
@@ -67,9 +68,7 @@ def train_result(run_dir: str, seconds: float) -> Dict[str, Any]:
     top1 counts every validation image once, the average over batches that the reference prints leaves some out. NaN
     where the run did not evaluate.
     """
-    from seresnet_timm.runs.record import read_record  # imports torch
-
-    summary = Path(run_dir) / 'summary.csv'
+    summary = RunFolder(run_dir).summary
     if not summary.is_file():
         raise RunError(f'No epoch was trained and evaluated in {run_dir}: the run was complete before, or was stopped.')
     record = read_record(run_dir)
@@ -83,10 +82,9 @@ def train_result(run_dir: str, seconds: float) -> Dict[str, Any]:
     }
 
 
-def eval_result(record: str, seconds: float) -> Dict[str, Any]:
-    """Figures of a finished evaluation, from the record that the script left."""
-    with open(record) as f:
-        figures = json.load(f)
+def eval_result(folder: str, seconds: float) -> Dict[str, Any]:
+    """Figures of a finished evaluation."""
+    figures = read_record(folder)['evaluation']
     return {'fps': figures['images'] / figures['seconds'], 'top1': figures['top1'], 'loss': figures['loss'],
             'seconds': seconds}
 

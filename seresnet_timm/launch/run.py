@@ -56,12 +56,12 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     if plan.recipe and plan.verb == 'validate' and plan.rank('RANK') == 0 and plan.node_rank == 0:
         folder = Path('output/validate') / time.strftime(f'%Y%m%d-%H%M%S-{os.getpid()}')
         folder.mkdir(parents=True, exist_ok=True)
-        plan.record = str(folder / 'evaluation.json')
+        plan.record = str(folder)
     if plan.is_rank or plan.world_size == 1:
         if not plan.is_rank:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
         os.environ.update((plan.job.rank_env or {}) if plan.job else {})
-        worker.execute(worker.job_of(plan))
+        worker.execute(planning.settings_of(plan))
     else:
         gc.enable()
         processes.run(plan)
@@ -92,7 +92,7 @@ def finish_recipe(plan: planning.Plan, seconds: float) -> None:
         folder = plan.output_dir
         result = recipe.train_result(folder, seconds)
     else:
-        folder = Path(plan.record).parent
+        folder = Path(plan.record)
         result = recipe.eval_result(plan.record, seconds)
     print('\n'.join(recipe.final_lines(result)))
     log = recipe.write_log(folder, plan.world_size, plan.images_a_step, result)

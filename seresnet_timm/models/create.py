@@ -1,6 +1,6 @@
 """Creates every model of the package, from flags, from a file's ModelInfo or by name; never asks the network
 
-A model of the Hub is pulled first by whoever wants it, and made here from its folder.
+A model on the Hub is pulled first by its user, and made here from its folder.
 """
 import json
 import math
@@ -68,8 +68,8 @@ def weight_tags(arch: str) -> List[str]:
 
 
 def is_known(name: str) -> bool:
-    """True if timm can make the architecture that a name without source begins with."""
-    return timm.is_model(split_model_name_tag(name)[0])
+    """True if timm knows the architecture of a name without a source before a colon."""
+    return ':' not in name and timm.is_model(split_model_name_tag(name)[0])
 
 
 def create_model(
@@ -82,7 +82,7 @@ def create_model(
 
     Args:
         name: timm's name of it, or `local-dir:FOLDER`.
-        folder: Folder of a model of the Hub that was pulled; `name` is for messages then.
+        folder: Folder of a model that was pulled from the Hub; `name` is for messages then.
         meta: Shapes only, without memory.
         kwargs: Further arguments of the model; None leaves one at its default.
 
@@ -179,7 +179,7 @@ def _no_remedy(_key: Optional[str]) -> str:
 def _made_for_size(info: ModelInfo, img_size: Optional[int], folder: Optional[Union[str, Path]]) -> Any:
     """`img_size` of a network that is made for one size, such as a transformer; None for others."""
     if folder is None:
-        cfg = get_pretrained_cfg(info.name, allow_unregistered=True)
+        cfg = get_pretrained_cfg(info.name or '', allow_unregistered=True)
         fixed = cfg is not None and cfg.fixed_input_size
     else:
         config = read_model_config(folder)
@@ -193,7 +193,7 @@ def read_model_config(folder: Union[str, Path]) -> Dict[str, Any]:
     """config.json of a folder as the Hub has it, whose settings may come from a stranger.
 
     Raises:
-        UsageError: There is none, it is damaged, or it holds an argument that is not taken from a file.
+        UsageError: The file is missing or damaged, or it holds an argument that is not taken from a file.
     """
     path = Path(folder) / 'config.json'
     try:

@@ -65,7 +65,7 @@ class ModelInfo:
             origin: The file, for messages.
 
         Raises:
-            UsageError: A value is none that a run of ours writes; file and key are named.
+            UsageError: A value is refused; file and key are named.
         """
         if not isinstance(values, dict) or not isinstance(values.get('schema', SCHEMA), int):
             raise UsageError(f'{printable(origin)}: model_info is not a table of settings: the file is damaged.')
@@ -103,18 +103,21 @@ class ModelInfo:
             class_names: Name of every class, by index.
         """
         model = getattr(model, '_orig_mod', model)
-        arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in get_model_args(model).items()}
+        arguments: Dict[str, Any] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in get_model_args(model).items()}
         num_classes, in_chans = arguments.pop('num_classes', None), arguments.pop('in_chans', None)
         data = data_config or {}
-        size = data.get('input_size')
-        fits = class_names is not None and len(class_names) == num_classes
+        size = data.get('input_size')  # timm leaves 3 channels in it where only `in_chans` says otherwise
+        in_chans = in_chans or (size[0] if size else None)
+        if class_names is not None and len(class_names) != num_classes:
+            class_names = None
         return cls(
             name=model.pretrained_cfg.get('architecture'),
             kwargs=arguments,
             num_classes=num_classes,
-            in_chans=size[0] if size else in_chans,
-            class_names=list(class_names) if fits else None,
-            input_size=list(size) if size else None,
+            in_chans=in_chans,
+            class_names=None if class_names is None else list(class_names),
+            input_size=None if size is None else [in_chans or size[0], *size[1:]],
             mean=list(data['mean']) if data.get('mean') is not None else None,
             std=list(data['std']) if data.get('std') is not None else None,
             interpolation=data.get('interpolation'),

@@ -76,7 +76,7 @@ def trusted_kwargs(kwargs: Any, origin: str, key: str = 'model_kwargs') -> Dict[
         key: Where in the file they are, for messages.
 
     Returns:
-        A copy; arguments that are None are left out.
+        A copy; arguments that are None are left out, tuples are lists.
 
     Raises:
         UsageError: An argument is not one of those that may come from a file, or its value is not plain or too large.
@@ -93,14 +93,14 @@ def trusted_kwargs(kwargs: Any, origin: str, key: str = 'model_kwargs') -> Dict[
             raise UsageError(f'{printable(origin)}: {key} has {_quoted(name)}, which {reason}: it is not taken from a '
                              'file.')
         if value is not None:
-            result[name] = value
+            result[name] = list(value) if isinstance(value, tuple) else value
     return result
 
 
 def why_untrusted(name: Any, value: Any) -> Optional[str]:
     """Why an argument is not taken from a file, as the end of a sentence; None if it is.
 
-    A run can ask this of the arguments that were typed, to say that its checkpoints cannot be used without them.
+    A run can check the arguments that were typed: with a refused one, its checkpoints cannot be used later.
     """
     if name in COUNTS:
         return _why_not_numbers(value, MAX_COUNT)

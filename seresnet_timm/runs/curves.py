@@ -1,12 +1,18 @@
 """Curves of a run as a picture."""
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from seresnet_timm.errors import UsageError
+from seresnet_timm.files import atomic_path
 
 
-def draw_curves(run: Dict[str, Any], path: Path) -> None:
+def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path) -> None:
     """Draw loss, top-1, learning rate and images/s over epochs as PNG.
+
+    Args:
+        record: The run's record, as from `read_record`.
+        rows: Rows of its summary.csv, as numbers by column; at least one.
+        path: The picture.
 
     Raises:
         UsageError: matplotlib is missing.
@@ -18,37 +24,45 @@ def draw_curves(run: Dict[str, Any], path: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    from seresnet_timm.files import atomic_path
-
-    rows, epochs, plan = run['rows'], run['record']['epochs'], run['record']['plan']
-    x = [row['epoch'] for row in rows]
-    panels = [
-        ('Loss', [('train', x, [r['train_loss'] for r in rows])]
-         + ([('validation', x, [r['eval_loss'] for r in rows])] if 'eval_loss' in rows[0] else []), True),
-        ('Top-1 (%)', [('validation', x, [r['eval_top1'] for r in rows])] if 'eval_top1' in rows[0] else [], False),
-        ('Learning rate', [('', x, [r['lr'] for r in rows])], False),
-        ('Training images/s', [('', [e['epoch'] for e in epochs], [e['fps'] for e in epochs])], False),
-    ]
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout='constrained')
-    for ax, (title, lines, log_scale) in zip(axes.flat, panels):
-        for label, xs, ys in lines:
-            ax.plot(xs, ys, marker='o', markersize=3, label=label)
-        ax.set_title(title)
-        ax.set_xlabel('epoch')
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(alpha=0.3)
-        if log_scale:
-            ax.set_yscale('log')
-        if any(label for label, _, _ in lines):
-            ax.legend()
-        if title.startswith('Top-1') and lines:
-            best = max(zip(lines[0][2], lines[0][1]))
-            side = 'right' if best[1] == x[-1] else 'center'  # within the frame
-            ax.annotate(f'{best[0]:.2f}', (best[1], best[0]), textcoords='offset points', xytext=(0, -14), ha=side)
-        if title.startswith('Training images/s'):
-            ax.set_ylim(0, 1.1 * max(lines[0][2]))
-    figure.suptitle(f'{plan["model"]}: {plan["world_size"]} x {plan["device"]}, {plan["precision"]}, '
-                    f'global batch size {plan["global_batch_size"]}')
+    (loss, top1), (lr, fps) = axes
+    x = [row['epoch'] for row in rows]
+    _plot(loss, 'Loss', x, {'train': [row['train_loss'] for row in rows]})
+    if 'eval_loss' in rows[0]:
+        _plot(loss, 'Loss', x, {'validation': [row['eval_loss'] for row in rows]})
+    loss.set_yscale('log')
+    _plot(top1, 'Top-1 (%)', x, {'validation': [row['eval_top1'] for row in rows]} if 'eval_top1' in rows[0] else {})
+    if 'eval_top1' in rows[0]:
+        value, epoch = max((row['eval_top1'], row['epoch']) for row in rows)
+        side = 'right' if epoch == x[-1] else 'center'  # within the frame
+        top1.annotate(f'{value:.2f}', (epoch, value), textcoords='offset points', xytext=(0, -14), ha=side)
+    _plot(lr, 'Learning rate', x, {'': [row['lr'] for row in rows]})
+    measured = [e for e in record['epochs'] if e['fps'] is not None]
+    _plot(fps, 'Training images/s', [e['epoch'] for e in measured], {'': [e['fps'] for e in measured]})
+    if measured:
+        fps.set_ylim(0, 1.1 * max(e['fps'] for e in measured))
+    settings = record['settings']
+    figure.suptitle(f'{settings["args"]["model"]}: {settings["world_size"]} x {settings["device"]}, '
+                    f'{settings["precision"]}, global batch size {settings["global_batch_size"]}', parse_math=False)
     with atomic_path(path) as tmp:
         figure.savefig(tmp, dpi=120)
     plt.close(figure)
+
+
+def _plot(ax: Any, title: str, x: List[float], lines: Dict[str, List[float]]) -> None:
+    """Draw lines over epochs into one panel.
+
+    Args:
+        ax: The panel.
+        title: Its title.
+        x: Epochs.
+        lines: Values by label; '' draws no label.
+    """
+    for label, values in lines.items():
+        ax.plot(x, values, marker='o', markersize=3, label=label)
+    ax.set_title(title)
+    ax.set_xlabel('epoch')
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(visible=True, alpha=0.3)
+    if any(lines):
+        ax.legend()

@@ -6,11 +6,11 @@
 | fused optimizer | cpu and cuda | one pass over the weights, where torch has one; cuda: no wait for the loss scale |
 | gradients as bucket views | DDP on cpu and cuda | no second copy of the gradients |
 | freed memory is kept | cpu | no page faults for activations in every step |
-| memory-lean SE blocks | the SE-ResNets of this package, everywhere | see `lean_se` |
+| memory-saving SE blocks | the SE-ResNets of this package, everywhere | see `lean_se` |
 
 What stays off: torch.compile (`--torchcompile` turns it on), DDP's static graph (it saves the search for unused
 parameters, which timm's scripts do not ask for), flushing of denormals (no difference measured).
-A setting of the user's always wins: `--channels-last`, `channels_last: false` in a config, `--opt-kwargs fused=False`.
+Flags and config files override this: `--channels-last`, `channels_last: false`, `--opt-kwargs fused=False`.
 """
 import ctypes
 import inspect
@@ -18,8 +18,6 @@ import os
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 FAST_DEVICES = ('cpu', 'cuda')
-
-enabled = True  # of this process; the worker sets it
 
 
 def kind_of(device: Any) -> str:
@@ -48,15 +46,15 @@ def is_resnet(model: str) -> bool:
 # --- optimizer --------------------------------------------------------------------------------------------------------
 
 def has_fused(opt: str) -> bool:
-    """Whether torch has a fused implementation of an optimizer of timm's."""
+    """Whether torch has a fused implementation of a timm optimizer."""
     import torch
     from timm.optim import get_optimizer_class
     if opt.lower().startswith('lookahead_'):
-        return False  # its slow weights are of timm's own making
+        return False  # timm keeps its slow weights itself
     try:
         cls = get_optimizer_class(opt, bind_defaults=False)
     except ValueError:
-        return False  # the script says so
+        return False  # unknown: the script refuses it
     return cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW) and (
         'fused' in inspect.signature(cls).parameters)
 
@@ -66,17 +64,18 @@ def wants_fused(opt: str, opt_kwargs: Mapping[str, Any], device: Any) -> bool:
     return kind_of(device) in FAST_DEVICES and not asked_for and has_fused(opt)
 
 
-def create_optimizer(model, opt: str = 'sgd', **kwargs):
-    """timm's `create_optimizer_v2`, with torch's fused implementation where it is enabled and there is one.
+def create_optimizer(model, opt: str = 'sgd', fast: bool = True, **kwargs):
+    """timm's `create_optimizer_v2`, with torch's fused implementation if there is one.
 
     Args:
         model: Model on its device.
         opt: timm's name of the optimizer.
-        kwargs: Further arguments of timm's.
+        fast: False for the implementation that timm chooses.
+        kwargs: Further arguments of timm's function.
     """
     from timm.optim import create_optimizer_v2
     weight = next(model.parameters())
-    if enabled and weight.is_floating_point() and wants_fused(opt, kwargs, weight.device):
+    if fast and weight.is_floating_point() and wants_fused(opt, kwargs, weight.device):
         kwargs['fused'] = True
     optimizer = create_optimizer_v2(model, opt=opt, **kwargs)
     if 'fused' in optimizer.defaults:
@@ -96,7 +95,7 @@ def _save_as_timms(_optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _keep_implementation(optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """Go on with this run's implementation, not with that of the run that saved the checkpoint."""
+    """Use the optimizer implementation of this run, not the one stored in the checkpoint."""
     groups = [dict(saved, fused=own['fused'], foreach=own['foreach'])
               for saved, own in zip(state_dict['param_groups'], optimizer.param_groups)]
     return dict(state_dict, param_groups=groups + state_dict['param_groups'][len(groups):])
@@ -117,9 +116,9 @@ def _match_layout(optimizer) -> None:
 
 # --- DDP --------------------------------------------------------------------------------------------------------------
 
-def ddp_arguments(device: Any) -> Dict[str, Any]:
-    """Arguments of DistributedDataParallel beyond timm's."""
-    return dict(gradient_as_bucket_view=True) if enabled and kind_of(device) in FAST_DEVICES else {}
+def ddp_arguments(device: Any, fast: bool = True) -> Dict[str, Any]:
+    """Arguments of DistributedDataParallel beyond timm's; none if not `fast`."""
+    return dict(gradient_as_bucket_view=True) if fast and kind_of(device) in FAST_DEVICES else {}
 
 
 # --- memory of the CPU ------------------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ ALLOCATOR_VARIABLES = ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_MMAP_MAX_', 'MALLOC_TRI
 
 
 def why_not_keep_memory(environ: Mapping[str, str]) -> Optional[str]:
-    """What speaks against setting the allocator; None if nothing does."""
+    """Why the allocator is left as it is; None if it can be set."""
     for name in ALLOCATOR_VARIABLES:
         if environ.get(name):
             return f'{name} is set'
@@ -152,27 +151,25 @@ def keep_freed_memory() -> bool:
 
 # --- a process, and what the plan says --------------------------------------------------------------------------------
 
-def set_up(device: str, enable: bool = True) -> None:
+def set_up(device: str, fast: bool = True) -> None:
     """Set up a process that trains or evaluates on a device.
 
     Args:
         device: Device of the run.
-        enable: False for timm's own set-up.
+        fast: False for timm's set-up.
     """
-    global enabled
     from seresnet_timm.models.lean_se import set_lean_se
-    enabled = enable
-    set_lean_se(enable)
-    if enable and kind_of(device) == 'cpu':
+    set_lean_se(fast)
+    if fast and kind_of(device) == 'cpu':
         keep_freed_memory()
 
 
-def describe(verb: str, args, device: str, world_size: int, enable: bool) -> str:
+def describe(verb: str, args, device: str, world_size: int, fast: bool) -> str:
     """What is set up for speed, each with its reason, as a line of the plan."""
     channels_last = getattr(args, 'channels_last', False)
     layout = 'channels_last' if channels_last else 'contiguous'
     wanted, why = wants_channels_last(args.model, device)
-    if not enable:
+    if not fast:
         return f"timm's own, {layout} (--fast-step off)"
     parts = [f'{layout} ({why if wanted == channels_last else "as asked for"})']
     if verb == 'train':
@@ -181,11 +178,11 @@ def describe(verb: str, args, device: str, world_size: int, enable: bool) -> str
         if world_size > 1 and ddp_arguments(device):
             parts.append('gradients as bucket views (no second copy)')
         if args.model.split('.')[0].endswith('_ascend'):
-            parts.append('lean SE blocks (less memory, same numbers)')
+            parts.append('memory-saving SE blocks (same results)')
         if not getattr(args, 'torchcompile', None):
             parts.append('not compiled (--torchcompile does)')
     if kind_of(device) == 'cpu':
         reason = why_not_keep_memory(os.environ)
         parts.append('the allocator keeps freed memory (no page faults)' if reason is None else
-                     f'allocator as it is ({reason})')
+                     f'allocator unchanged ({reason})')
     return ', '.join(parts)

@@ -1,5 +1,6 @@
 """Fold BatchNorm into the convolution before it, for evaluation: `--fuse-bn auto|on|off`"""
-from typing import Tuple
+import logging
+from typing import Optional, Tuple
 
 import torch.nn as nn
 from timm.models import ResNet
@@ -8,34 +9,46 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.models.lean_se import LeanBasicBlock, LeanBottleneck
+from seresnet_timm.runs.settings import RunSettings
 
 BLOCKS = (BasicBlock, Bottleneck, LeanBasicBlock, LeanBottleneck)
 
 
-def decide_fuse_bn(mode: str, model: nn.Module, args, device: str) -> Tuple[bool, str]:
-    """Whether to fold, and why or why not.
+def apply_fuse_bn(model: nn.Module, settings: RunSettings, logger: Optional[logging.Logger] = None) -> nn.Module:
+    """Fold BatchNorm into the convolutions where the settings say so.
 
     Args:
-        mode: 'auto', 'on' or 'off'.
-        model: Model to evaluate.
-        args: Flags of validate.py.
-        device: Device of the evaluation.
+        model: Model to evaluate, in float32; changed in place.
+        settings: Settings of the run.
+        logger: Where the decision goes; None on ranks that do not log.
+    """
+    wanted, reason = decide_fuse_bn(model, settings)
+    count = fuse_batch_norms(model) if wanted else 0
+    if logger is not None:
+        what = f'{count} BatchNorm layers folded into their convolutions' if wanted else 'BatchNorm layers not folded'
+        logger.info(f'{what} ({reason}).')
+    return model
+
+
+def decide_fuse_bn(model: nn.Module, settings: RunSettings) -> Tuple[bool, str]:
+    """Whether to fold, and why or why not.
 
     Raises:
-        UsageError: It is asked for, and not known how.
+        UsageError: The settings ask for it, and the model is not one for which it is known how.
     """
+    mode, args = settings.fuse_bn, settings.args
     if mode == 'off':
         return False, '--fuse-bn off'
     if not isinstance(model, ResNet):
         if mode == 'on':
-            raise UsageError(f"--fuse-bn on is for timm's ResNets, {args.model} is a {type(model).__name__}: leave it "
-                             'out.')
+            raise UsageError(f"--fuse-bn on is for timm's ResNets, {args['model']} is a {type(model).__name__}: leave "
+                             'it out.')
         return False, "known for timm's ResNets only"
     if mode == 'on':
         return True, '--fuse-bn on'
-    if args.amp or args.model_dtype not in (None, 'float32'):
+    if args.get('amp') or args.get('model_dtype') not in (None, 'float32'):
         return False, 'lower precision would round the folded weights differently; --fuse-bn on does it'
-    if device.partition(':')[0] == 'npu':
+    if settings.device.partition(':')[0] == 'npu':
         return False, 'not measured on an NPU; --fuse-bn on does it'
     return True, 'the same network with fewer passes over its activations'
 
@@ -47,7 +60,7 @@ def fuse_batch_norms(model: ResNet) -> int:
         model: One of timm's ResNets, in float32; put into eval mode.
 
     Returns:
-        Number of BatchNorm layers that are no longer there.
+        Number of BatchNorm layers that were folded.
     """
     model.eval()
     count = 0

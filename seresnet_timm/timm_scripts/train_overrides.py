@@ -1,5 +1,4 @@
 """Names of timm's train.py that are replaced, and why: see `overrides`"""
-import logging
 import time
 from types import ModuleType
 from typing import Any, Dict, List, Optional, Tuple
@@ -18,9 +17,11 @@ from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loading
 from seresnet_timm.data.loaders import seed_sampler, start_workers
+from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.meters import Throughput, describe_wait
-from seresnet_timm.engine.model_info import model_info_of
+from seresnet_timm.engine.forward import Forward
+from seresnet_timm.engine.meters import Throughput, report_epoch
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -29,8 +30,6 @@ from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.timm_scripts.meters import TimedLoader
 from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
-
-_logger = logging.getLogger('train')
 
 
 class TrainOverrides(Overrides):
@@ -92,6 +91,9 @@ class TrainOverrides(Overrides):
         Checked by: test_runs.py and test_fast_jpeg.py, equal losses with the bundled script.
         """
         if is_training:
+            check_planned_classes(self.settings, dataset)
+            if self.args.resume:
+                engine.refuse_other_classes(self._resumed(), dataset, self.args)
             self._dataset = dataset
         loader = create_loader(self._decode_fast(dataset, is_training), *args, is_training=is_training, **kwargs)
         if is_training:
@@ -109,7 +111,7 @@ class TrainOverrides(Overrides):
         Without: the step is slower; nothing is wrong.
         Checked by: test_fast_step.py, the optimizer of timm's script.
         """
-        return fast_step.create_optimizer(model, **kwargs)
+        return fast_step.create_optimizer(model, fast=self.settings.fast_step, **kwargs)
 
     def task_class(self, cls: type) -> type:
         """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
@@ -124,7 +126,7 @@ class TrainOverrides(Overrides):
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
                 device_ids = None
-            ddp_kwargs.update(fast_step.ddp_arguments(self.device))
+            ddp_kwargs.update(fast_step.ddp_arguments(self.device, overrides.settings.fast_step))
             result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
             if overrides.settings.half_weights:
                 exchange_in_half(self.get_trainable_module())
@@ -186,15 +188,13 @@ class TrainOverrides(Overrides):
             self._interrupted = True
             raise
         if output_dir is not None:  # the primary process
-            self._figures = dict(epoch=epoch, **throughput.summary())
-            _logger.info(describe_wait(epoch, self._figures, args.workers))
-            engine.report_memory(self._figures, device)
+            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
         self._trained = time.perf_counter()
         if not self._evaluates:
             self._rng = capture_rng(device)
         return metrics
 
-    def validate(self, model, loader, loss_fn, args, device, amp_autocast, model_dtype=None, log_suffix=''):
+    def validate(self, model, loader, loss_fn, args, device, log_suffix='', **_precision):
         """Evaluate with the package's loop: every image once on any number of ranks (lines 1382-1469).
 
         Without: top-1 depends on the number of processes, as the script averages the ranks' averages and counts the
@@ -203,8 +203,7 @@ class TrainOverrides(Overrides):
         """
         args.no_prefetcher = not args.prefetcher
         try:
-            metrics = engine.validate(
-                model, loader, args, device, amp_autocast, model_dtype, log_suffix, logger=_logger)
+            metrics = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
         except KeyboardInterrupt:
             self._interrupted = True
             raise

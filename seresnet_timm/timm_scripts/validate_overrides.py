@@ -1,4 +1,5 @@
 """Names of timm's validate.py that are replaced, and why: see `overrides`"""
+import logging
 import time
 from typing import Any, Dict, Optional, Tuple
 
@@ -8,16 +9,20 @@ from timm import utils
 from timm.data import create_loader, resolve_data_config
 from torch.utils.data import Dataset, IterableDataset
 
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data import loading
-from seresnet_timm.engine.model_info import model_info_of
-from seresnet_timm.engine.validate import apply_fuse_bn
+from seresnet_timm.data.classes import names_of_dataset
+from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.fuse_bn import apply_fuse_bn
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 from seresnet_timm.timm_scripts.overrides import Override, Overrides
+
+_logger = logging.getLogger('validate')
 
 
 class ValidateOverrides(Overrides):
@@ -27,6 +32,7 @@ class ValidateOverrides(Overrides):
         super().__init__(settings)
         self._model: Optional[torch.nn.Module] = None
         self._dataset: Optional[Dataset] = None
+        self._checkpoint: Optional[Checkpoint] = None  # until its classes have been compared with those of the data
 
     def names(self) -> Dict[str, Override]:
         return {
@@ -51,7 +57,8 @@ class ValidateOverrides(Overrides):
         Without: the weights that ModelZoo users have cannot be evaluated, as timm knows its own names only.
         Checked by: test_runs.py evaluates one.
         """
-        load_weights(model, read_checkpoint(checkpoint_path), self.args.model, use_ema=use_ema)
+        self._checkpoint = read_checkpoint(checkpoint_path)
+        load_weights(model, self._checkpoint, self.args.model, use_ema=use_ema)
 
     def create_loader(self, dataset: Dataset, *args, **kwargs) -> Any:
         """Create a loader of this rank's share of the images, which decodes fast (line 329).
@@ -59,7 +66,12 @@ class ValidateOverrides(Overrides):
         Without: every rank would evaluate all images, and an image takes three times the time.
         Checked by: test_runs.py and test_fast_jpeg.py, equal results with the bundled script.
         """
-        self._dataset = dataset
+        check_planned_classes(self.settings, dataset)
+        difference = self._checkpoint and describe_other_classes(
+            self._checkpoint, names_of_dataset(dataset), self.args)
+        if difference:
+            raise UsageError(difference)
+        self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
         return loading.seed_and_speed_up(create_loader(dataset, *args, **kwargs), getattr(self.args, 'seed', 0))
 
@@ -92,10 +104,9 @@ class ValidateOverrides(Overrides):
                         f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
         return device
 
-    def fold_batch_norm(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    def fold_batch_norm(self, model: torch.nn.Module) -> torch.nn.Module:
         self._model = model
-        self.args.fuse_bn = self.settings.fuse_bn
-        return apply_fuse_bn(model, self.args, device)
+        return apply_fuse_bn(model, self.settings, _logger if utils.is_primary(self.args) else None)
 
     def means_over_ranks(self, top1: DeviceMeter, top5: DeviceMeter, losses: DeviceMeter) -> Tuple[float, float]:
         """top1 and top5 over the images of all ranks; the run's folder, if there is one, gets a record of them."""

@@ -1,5 +1,7 @@
 """Any checkpoint is read, recognised and converted bit for bit; the ModelZoo's network and main.py take ours."""
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -14,6 +16,7 @@ from checkpoint_files import (
     save_timm,
     tiny_model,
 )
+from conftest import ROOT
 from reference_network import randomize, reference_network
 
 from seresnet_timm.checkpoints.convert import convert
@@ -101,11 +104,25 @@ def test_moving_average_and_dtype(model, tmp_path, capsys):
     assert 'no moving average' in refused(capsys, 'convert', tmp_path / 'half.safetensors', tmp_path / 'x.pth', '--ema')
 
 
+def test_same_bytes_twice(model, tmp_path):
+    """What is written depends on the weights and the flags alone, not on the name, the process or its hash seed."""
+    source = save_run(model, tmp_path)
+    for suffix in ('.safetensors', '.pth', '.modelzoo'):
+        to = 'modelzoo' if suffix == '.modelzoo' else None
+        files = [tmp_path / f'{name}{suffix}' for name in ('a', 'another name')]
+        convert(str(source), str(files[0]), to)
+        code = (f'from seresnet_timm.checkpoints.convert import convert\n'
+                f'convert({str(source)!r}, {str(files[1])!r}, {to!r})')
+        subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+        assert files[0].read_bytes() == files[1].read_bytes(), suffix
+    assert read_checkpoint(tmp_path / 'a.safetensors').info.class_names == ['a', 'b', 'c']
+
+
 def test_inspect(model, tmp_path, capsys):
     save_modelzoo(model, tmp_path / 'm.pth.tar')
     main(['inspect', str(tmp_path / 'm.pth.tar')])
     text = capsys.readouterr().out
-    assert 'seresnet18_ascend (told by its weights; it calls itself resnext101_32x8d)' in text
+    assert 'seresnet18_ascend (recognised by its weights; the file calls it resnext101_32x8d)' in text
     assert 'ModelZoo checkpoint' in text and 'loss scale 1024' in text and 'CRC-32 of every part verified' in text
     main(['inspect', '--json', str(tmp_path / 'm.pth.tar')])
     facts = json.loads(capsys.readouterr().out)

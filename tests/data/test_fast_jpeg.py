@@ -282,7 +282,7 @@ def test_default_workers():
 
 
 def test_wait_is_logged_with_a_hint():
-    assert describe_wait(3, {'data_wait_share': 0.031}, 4) == 'Data: 3.1 % of epoch 3 went by waiting for images'
+    assert describe_wait(3, {'data_wait_share': 0.031}, 4) == 'Data: 3.1 % of epoch 3 was spent waiting for images'
     line = describe_wait(3, {'data_wait_share': 0.2}, 4)
     assert line.startswith('Data: 20.0 % of epoch 3') and '--workers, 4 now' in line and 'prepare' in line
 

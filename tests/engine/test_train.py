@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,13 @@ from conftest import run_cli, train_flags
 from timm.models import load_checkpoint
 from timm.task import ClassificationTask
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import evaluate_plainly, load, summary, train
+from training import bundled_settings, evaluate_plainly, load, summary, train, valid_record
 
 from seresnet_timm.engine import train as engine
+from seresnet_timm.engine.epoch import Training, train_one_epoch
+from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.flags import train_parser
+from seresnet_timm.engine.forward import Forward
 from seresnet_timm.launch.config_file import load_config, parse_args
 
 
@@ -67,9 +71,15 @@ def test_decisions_are_printed_once_with_their_reason(run):
 
 def test_run_record(run):
     folder, _ = run
-    record = json.loads((folder / 'run.json').read_text())
-    assert record['plan']['device'] == 'cpu' and record['plan']['global_batch_size'] == 16
-    assert record['versions']['torch'] == torch.__version__ and record['finished']
+    record = valid_record(folder)
+    assert record['settings']['device'] == 'cpu' and record['settings']['global_batch_size'] == 16
+    assert record['settings']['args']['lr'] == 0.01 and record['settings']['args']['opt'] == 'momentum'
+    assert record['versions']['torch'] == version('torch') and record['finished']
+    info = record['model_info']
+    assert (info['name'], info['num_classes'], info['input_size']) == ('seresnet18_ascend', 10, [3, 32, 32])
+    assert info['class_names'] == [str(i) for i in range(10)]
+    for name in ('last.pth.tar', 'model_best.pth.tar', 'checkpoint-0.pth.tar'):
+        assert load(folder / name)['model_info'] == info
     assert [e['epoch'] for e in record['epochs']] == [0, 1]
     for e in record['epochs']:
         assert e['images'] == 96 and e['steps'] == 6 and e['fps'] > 0 and 0 <= e['data_wait_share'] <= 1
@@ -183,15 +193,15 @@ def test_mixup_stays_off_after_resume(few_digits, tmp_path, monkeypatch):
     """Worker processes that start after --mixup-off-epoch mix nothing."""
     targets = []
 
-    def spy(epoch, task, loader, *args, **kwargs):
-        targets.extend(target.max().item() for _, target in loader)
+    def spy(run, epoch):
+        targets.extend(target.max().item() for _, target in run.train_loader)
         raise KeyboardInterrupt
     monkeypatch.setattr(engine, 'train_one_epoch', spy)
     flags = train_flags(few_digits, tmp_path, '--workers', 1, '--mixup', 0.8, '--smoothing', 0, '--mixup-off-epoch', 1)
     for epoch, mixed in ((0, True), (1, False)):
         targets.clear()
         with pytest.raises(SystemExit):
-            engine.main([str(f) for f in flags[1:]] + ['--start-epoch', str(epoch)])
+            engine.main(bundled_settings(*flags, '--start-epoch', epoch))
         assert (min(targets) < 0.99) == mixed
 
 
@@ -235,8 +245,9 @@ def test_two_processes_train_and_evaluate_as_one(few_digits, tmp_path):
     assert result.stderr.count('bundled train.py') == 1
     run = tmp_path / 'two' / 'run'
     row = summary(run)[0]
-    record = json.loads((run / 'run.json').read_text())
-    assert record['plan']['world_size'] == 2 and record['epochs'][0]['images'] == 96
+    record = valid_record(run)
+    assert record['settings']['world_size'] == 2 and record['epochs'][0]['images'] == 96
+    assert 'rank' not in record['settings']['args']  # the same on all ranks
 
     # the 70 validation images, of which no rank has as many as the other, against timm's model on all of them
     model = timm.create_model('seresnet18_ascend', num_classes=10)
@@ -305,18 +316,18 @@ def test_host_waits_for_the_device_at_log_points_only(count_reads, log_interval,
     args, _ = parse_args(train_parser(), ['--log-interval', str(log_interval), '--clip-grad', '1.0'])
     args.prefetcher, args.distributed, args.world_size, args.rank = True, False, 1, 0
     model = timm.create_model('seresnet18_ascend', num_classes=10)
-    device = torch.device('cpu')
-    task = ClassificationTask(model, torch.nn.CrossEntropyLoss(), device=device, verbose=False)
+    forward = Forward(torch.device('cpu'), nullcontext)
+    task = ClassificationTask(model, torch.nn.CrossEntropyLoss(), device=forward.device, verbose=False)
     task.setup_ema(decay=0.9)
     optimizer = timm.optim.create_optimizer_v2(model, 'momentum', lr=0.01)
+    run = Training(args, forward, task, optimizer, train_loader=batches(12), updates_per_epoch=12)
     with count_reads:
-        engine.train_one_epoch(
-            0, task, batches(12), optimizer, args, device, nullcontext, updates_per_epoch=12)
+        train_one_epoch(run, 0)
     assert count_reads.reads == log_points
 
     count_reads.reads = 0
     with count_reads:
-        engine.validate(model, batches(12), args, device, nullcontext, None)
+        validate(model, batches(12), forward, args)
     # at a log point the sums and this batch's share of them are read, two tensors each; at the end the result
     assert count_reads.reads == 4 * log_points + 2
 

@@ -12,11 +12,13 @@ import torch
 from checkpoint_files import save_modelzoo
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform
+from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.models import save_for_hf
 
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.cli import main as cli
+from seresnet_timm.data.classes import names_of_dataset
+from seresnet_timm.models.info import ModelInfo
 
 
 @pytest.fixture(scope='module')
@@ -31,8 +33,10 @@ def run_folder(few_digits, tmp_path_factory):
         model='seresnet18_ascend', num_classes=10, img_size=32, input_size=None, crop_pct=1.0, mean=None, std=None,
         interpolation='', data_dir=str(few_digits), dataset='', train_split='train', class_map='', gp=None,
         in_chans=None, model_kwargs={})
-    torch.save({'epoch': 7, 'arch': 'seresnet18_ascend', 'state_dict': model.state_dict(), 'args': args},
-               folder / 'model_best.pth.tar')
+    names = names_of_dataset(create_dataset('', root=str(few_digits), split='train'))
+    info = ModelInfo.of_model(model, resolve_data_config(vars(args), model=model), names)
+    torch.save({'epoch': 7, 'arch': 'seresnet18_ascend', 'state_dict': model.state_dict(), 'args': args,
+                'model_info': info.to_dict()}, folder / 'model_best.pth.tar')
     return folder, model.eval()
 
 
@@ -51,7 +55,7 @@ def test_equals_timms_evaluation(run_folder, few_digits, capsys):
     folder, model = run_folder
     printed = run(capsys, folder, few_digits / 'val', '--json', '-b', 16)
     results = json.loads(printed.out)
-    assert f'names from {few_digits}/train' in printed.err and 'epoch 7' in printed.err and 'Device: cpu' in printed.err
+    assert all(x in printed.err for x in ('names of the classes it was trained on', 'epoch 7', 'Device: cpu'))
 
     dataset = create_dataset('', root=str(few_digits), split='val')
     loader = create_loader(
@@ -160,11 +164,11 @@ def test_names_from_other_places(run_folder, few_digits, tmp_path, capsys):
     for name in names:
         (tmp_path / 'data' / 'train' / name).mkdir(parents=True)
         shutil.copy(image, tmp_path / 'data' / 'train' / name)
-    checkpoint['args'].data_dir = str(tmp_path / 'data')
+    dataset = create_dataset('', root=str(tmp_path / 'data'), split='train')
+    checkpoint['model_info'] = dict(checkpoint['model_info'], class_names=names_of_dataset(dataset))
     torch.save(checkpoint, tmp_path / 'c.pth.tar')
     rows = json.loads(run(capsys, tmp_path / 'c.pth.tar', image, '--json', '--topk', 10).out)[0]['predictions']
-    by_timm = create_dataset('', root=str(tmp_path / 'data'), split='train').reader.class_to_idx
-    assert {r['label']: r['index'] for r in rows} == by_timm and 'description' not in rows[0]
+    assert {r['label']: r['index'] for r in rows} == dataset.reader.class_to_idx and 'description' not in rows[0]
 
     (tmp_path / 'names.txt').write_text('\n'.join(['n01440764', 'n01443537'] * 5))
     rows = json.loads(run(capsys, folder, image, '--json', '--topk', 10, '--class-names',
@@ -198,7 +202,7 @@ def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
             ((folder, image, '--num-classes', '7'), '--num-classes 10', 2),
             ((tmp_path / 'damaged.pth', image), 'incomplete or damaged', 2),
             (('resnet18.no_such_tag', image), "has no weights 'no_such_tag'", 2),
-            (('local-dir:/no/such/folder', image), 'cannot be loaded', 1),
+            (('local-dir:/no/such/folder', image), 'holds no config.json', 2),
     ):
         printed = run(capsys, *argv, code=code)
         assert message in printed.err and printed.out == ''

@@ -118,6 +118,16 @@ def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
     assert 'did you mean adamw?' in message and 'lost' not in message
 
 
+@pytest.mark.parametrize('content, message', [
+    ('\ufeff0\n1\n', 'begins with a byte order mark'), ('0\n\n1\n', 'has an empty line'),
+    ('zero\tone\n', 'names none of the folders with images in'),
+])
+def test_class_map_that_leaves_classes_out(capsys, tree, tmp_path, content, message):
+    """timm would leave the images of the first class out, or number one class more, without a word."""
+    (tmp_path / 'map.txt').write_text(content, encoding='utf-8')
+    assert message in refuse_train(capsys, tree, tmp_path, '--class-map', tmp_path / 'map.txt')
+
+
 def test_no_images(capsys, tree, tmp_path):
     for file in tree.rglob('*.jpg'):
         file.rename(file.with_suffix('.gif'))
@@ -228,7 +238,7 @@ def weights(tmp_path_factory) -> Path:
     ('classes20.pth.tar', 'it has 20 classes (--num-classes 20)'),
     ('truncated.pth.tar', 'is incomplete or damaged'),
     ('empty.pth.tar', 'is empty'),
-    ('text.pth.tar', 'is not a checkpoint, or a damaged one'),
+    ('text.pth.tar', 'is not a checkpoint, or it is damaged'),
     ('truncated.safetensors', 'is incomplete or damaged'),
     ('nowhere.pth.tar', 'does not exist'),
     ('', 'is a folder'),
@@ -253,7 +263,7 @@ class Evil:
 def test_checkpoint_that_would_run_code(capsys, tree, tmp_path):
     torch.save({'state_dict': {}, 'extra': Evil()}, tmp_path / 'evil.pth')
     message = refuse_train(capsys, tree, tmp_path, '--initial-checkpoint', tmp_path / 'evil.pth')
-    assert 'is refused, and nothing of it was run: beside weights it holds posix.system, which' in message
+    assert 'is refused, and no code in it was run: beside weights it holds posix.system, which' in message
     assert not Path('/tmp/seresnet_timm_evil').exists()
 
 

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from seresnet_timm.data import loaders
 from seresnet_timm.engine.flags import train_parser
-from seresnet_timm.engine.train import training_loss
+from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.launch import flags as options
 from seresnet_timm.launch.config_file import parse_args
 

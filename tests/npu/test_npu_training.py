@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 from ascend_emulator import counters, read_counters
 from conftest import train_flags
-from training import load
+from training import bundled_settings, load
 
 from npu.ranks import npu_cli, run_ranks
 from seresnet_timm.ascend import optim  # noqa: F401  (registers itself)
-from seresnet_timm.engine import train
-from seresnet_timm.engine.evaluate import evaluate
+from seresnet_timm.engine import epoch, evaluate, train
 
 
 def run(device, data, output: Path, *flags, **kwargs) -> list:
     """Train in this process; rows of the summary."""
-    train.main([str(a) for a in train_flags(data, output, '--device', device, *flags)[1:]], **kwargs)
+    train.main(bundled_settings(*train_flags(data, output, '--device', device, *flags), **kwargs))
     with open(output / 'run' / 'summary.csv', newline='') as f:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
 
@@ -134,7 +133,7 @@ class Waits:
         last = None
         waits = self
 
-        class Meter(train.LossMeter):
+        class Meter(epoch.LossMeter):
             def __init__(self, *args, **kwargs):
                 super().__init__(*args, **kwargs)
                 nonlocal last
@@ -147,7 +146,7 @@ class Waits:
                 result = super().read()
                 last = counters()['host_waits']
                 return result
-        monkeypatch.setattr(train, 'LossMeter', Meter)
+        monkeypatch.setattr(epoch, 'LossMeter', Meter)
 
 
 NO_WAITS = {
@@ -171,7 +170,7 @@ def test_the_host_never_waits_between_log_points(few_digits, tmp_path, monkeypat
 def test_nor_with_a_fixed_loss_scale(few_digits, tmp_path, monkeypatch, half_weights):
     waits = Waits(monkeypatch)
     run('npu', few_digits, tmp_path, '--pin-mem', '-b', 8, '--epochs', 1, '--log-interval', 3, '--amp',
-        loss_scale=1024., half_weights=half_weights)
+        loss_scale=1024., amp_level='O2' if half_weights else 'O1')
     assert waits.between == [0] * 4
 
 
@@ -191,14 +190,14 @@ def test_waits_are_seen(few_digits, tmp_path, monkeypatch):
 
 
 def test_evaluation_waits_at_log_points_only(few_digits, tmp_path, monkeypatch):
-    waits = []
+    waits, original = [], evaluate.evaluate
 
     def evaluated(*args, **kwargs):
         before = counters()['host_waits']
-        result = evaluate(*args, **kwargs)
+        result = original(*args, **kwargs)
         waits.append(counters()['host_waits'] - before)
         return result
-    monkeypatch.setattr(train, 'evaluate', evaluated)
+    monkeypatch.setattr(evaluate, 'evaluate', evaluated)
     for interval in (100, 1):
         run('npu', few_digits, tmp_path / str(interval), '--pin-mem', '--epochs', 1, '-b', 5,
             '--log-interval', interval)
@@ -222,7 +221,7 @@ def test_prefetcher_copies_on_its_own_stream(few_digits, tmp_path, flags, side_s
 DDP = """
 import timm, seresnet_timm
 from timm.task import ClassificationTask
-from seresnet_timm.half_weights import exchange_in_half, use_half_weights
+from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 device = torch.device('npu', rank)
 for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_buffers=False), False),
                            ('O2', dict(broadcast_buffers=False), True)):

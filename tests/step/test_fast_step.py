@@ -1,7 +1,6 @@
 """The set-up of the step: what is chosen where, that a user's setting wins, and that the numbers stay."""
 import copy
 import functools
-import json
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import timm
 import torch
 from conftest import ROOT, train_flags
 from timm.optim import create_optimizer_v2
+from training import valid_record
 
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.cli.main import main
@@ -22,7 +22,6 @@ from seresnet_timm.step import fast as fast_step
 @pytest.fixture(autouse=True)
 def fast():
     yield
-    fast_step.enabled = True
     lean_se.set_lean_se(True)
 
 
@@ -41,7 +40,7 @@ def test_plan_on_a_cpu():
     plan = plan_of('--nproc', '2')
     assert plan.args.channels_last and plan.script_argv.count('--channels-last') == 1
     text = step_of(plan)
-    for words in ('channels_last (', 'fused sgd', 'bucket views', 'lean SE', 'not compiled', 'keeps freed memory'):
+    for words in ('channels_last (', 'fused sgd', 'bucket views', 'memory-saving SE blocks', 'not compiled', 'keeps freed memory'):
         assert words in text
     assert plan_of(verb='validate').args.channels_last
 
@@ -76,7 +75,7 @@ def test_users_settings_win(tmp_path, monkeypatch):
     assert not off.args.channels_last and step_of(off) == "timm's own, contiguous (--fast-step off)"
 
 
-def test_both_scripts_use_it_and_run_json_says_so(few_digits, tmp_path, monkeypatch):
+def test_both_scripts_use_it_and_run_json_holds_it(few_digits, tmp_path, monkeypatch):
     """Optimizer, memory format and plan of a training by each train.py, and with everything off."""
     created = []
     init = torch.optim.SGD.__init__
@@ -95,8 +94,7 @@ def test_both_scripts_use_it_and_run_json_says_so(few_digits, tmp_path, monkeypa
                             '-b', 20, '--lr', 1e-4)
         main([str(f) for f in flags])
         assert bool(created[-1].param_groups[0]['fused']) == (mode == 'auto'), (scripts, mode)
-        record = json.loads((tmp_path / str(i) / 'run' / 'run.json').read_text())
-        assert ('fused momentum' if mode == 'auto' else "timm's own") in record['plan']['step']
+        assert valid_record(tmp_path / str(i) / 'run')['settings']['fast_step'] == (mode == 'auto')
         checkpoint = read_checkpoint(str(tmp_path / str(i) / 'run' / 'last.pth.tar')).content
         assert all(v.is_contiguous() for v in checkpoint['state_dict'].values())
         losses.append((tmp_path / str(i) / 'run' / 'summary.csv').read_text().splitlines()[1].split(',')[1])
@@ -135,6 +133,15 @@ def test_fused_optimizer_takes_timms_steps(opt):
         plain.step()
     for p, q in zip(own.parameters(), timms.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_timms_set_up_is_an_argument():
+    """Nothing in the process remembers it: a run may follow one with another set-up."""
+    model, _ = networks()
+    assert not fast_step.create_optimizer(model, opt='momentum', lr=0.01, fast=False).param_groups[0]['fused']
+    assert fast_step.create_optimizer(model, opt='momentum', lr=0.01).param_groups[0]['fused']
+    assert fast_step.ddp_arguments('cpu', False) == {}
+    assert fast_step.ddp_arguments('cpu') == {'gradient_as_bucket_view': True}
 
 
 @pytest.mark.parametrize('opt', ('momentum', 'adamw'))

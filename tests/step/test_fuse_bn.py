@@ -12,6 +12,7 @@ from timm_scripts import TIMM_SCRIPTS
 import seresnet_timm  # noqa: F401  (registers the models)
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError
+from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.step.fuse_bn import decide_fuse_bn, fuse_batch_norms
 
 
@@ -42,18 +43,19 @@ def test_folded_network_is_the_same(name, layers):
 
 
 def test_when_it_is_folded():
-    def args(**kwargs):
-        return type('Args', (), dict(dict(amp=False, model_dtype=None, model='m'), **kwargs))
+    def settings(mode, device, amp=False):
+        args = dict(amp=amp, model_dtype=None, model='m')
+        return RunSettings('validate', Script('validate.py'), args, device=device, fuse_bn=mode)
     model = timm.create_model('seresnet18_ascend')
-    assert decide_fuse_bn('auto', model, args(), 'cpu')[0]
-    assert not decide_fuse_bn('off', model, args(), 'cpu')[0]
-    assert not decide_fuse_bn('auto', model, args(), 'npu')[0]
-    assert not decide_fuse_bn('auto', model, args(amp=True), 'cuda')[0]
-    assert decide_fuse_bn('on', model, args(amp=True), 'npu')[0]
+    assert decide_fuse_bn(model, settings('auto', 'cpu'))[0]
+    assert not decide_fuse_bn(model, settings('off', 'cpu'))[0]
+    assert not decide_fuse_bn(model, settings('auto', 'npu:1'))[0]
+    assert not decide_fuse_bn(model, settings('auto', 'cuda', amp=True))[0]
+    assert decide_fuse_bn(model, settings('on', 'npu', amp=True))[0]
     other = timm.create_model('test_vit')
-    assert not decide_fuse_bn('auto', other, args(), 'cpu')[0]
+    assert not decide_fuse_bn(other, settings('auto', 'cpu'))[0]
     with pytest.raises(UsageError, match="timm's ResNets"):
-        decide_fuse_bn('on', other, args(), 'cpu')
+        decide_fuse_bn(other, settings('on', 'cpu'))
 
 
 @pytest.mark.parametrize('scripts', ('bundled', str(ROOT / 'tests' / 'small_scripts'), pytest.param(

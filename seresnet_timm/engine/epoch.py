@@ -1,0 +1,208 @@
+"""One epoch of training"""
+import logging
+import math
+import time
+from collections import OrderedDict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+import torchvision
+from timm import utils
+from timm.task import TrainingTask
+
+from seresnet_timm import device as devices
+from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.engine.forward import Forward
+from seresnet_timm.engine.loss import backward
+from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.progress import progress_bar
+from seresnet_timm.errors import RunError
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import RunRecord
+
+_logger = logging.getLogger('train')
+
+
+@dataclass
+class Outputs:
+    """What rank 0 writes.
+
+    Attributes:
+        folder: Folder of the run.
+        saver: Saves checkpoints.
+        record: Writes run.json.
+    """
+    folder: RunFolder
+    saver: AtomicCheckpointSaver
+    record: RunRecord
+
+
+@dataclass
+class Training:
+    """What a training holds while it runs.
+
+    Attributes:
+        args: Flags of train.py, with what was decided for this rank.
+        forward: Device, precision and memory format.
+        task: timm's task: model, loss, moving average.
+        optimizer: Optimizer.
+        train_loader: Loader of the training split.
+        eval_loader: Loader of the validation split; None for a training without evaluation.
+        mixup_fn: Mixup of a batch, if the loader does not do it.
+        loss_scaler: timm's scaler of the loss; None without one.
+        lr_scheduler: timm's scheduler; None for a constant learning rate.
+        updates_per_epoch: Optimizer steps of an epoch.
+        eval_metric: Metric by which checkpoints are ranked.
+        outputs: What rank 0 writes; None on other ranks.
+    """
+    args: Any
+    forward: Forward
+    task: TrainingTask
+    optimizer: torch.optim.Optimizer
+    train_loader: Any
+    eval_loader: Optional[Any] = None
+    mixup_fn: Optional[Callable] = None
+    loss_scaler: Optional[Any] = None
+    lr_scheduler: Optional[Any] = None
+    updates_per_epoch: int = 0
+    eval_metric: str = 'loss'
+    outputs: Optional[Outputs] = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.forward.device
+
+    @property
+    def lr(self) -> float:
+        """Learning rate now, on average over the parameter groups."""
+        rates = [group['lr'] for group in self.optimizer.param_groups]
+        return sum(rates) / len(rates)
+
+
+def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
+    """Train one epoch.
+
+    Returns:
+        Metrics (`loss`), and figures of the epoch for run.json.
+
+    Raises:
+        RunError: The loss is no longer finite.
+    """
+    args, task, optimizer = run.args, run.task, run.optimizer
+    switch_mixup_off(run.train_loader, run.mixup_fn, epoch, args)
+    task.get_trainable_module().train()
+    num_batches = len(run.train_loader)
+    full_groups_end = num_batches - num_batches % args.grad_accum_steps  # later batches make a smaller group
+    num_updates = epoch * run.updates_per_epoch
+    losses = LossMeter(run.device, args.distributed)
+    throughput = Throughput()
+    update_images = 0
+    loss_avg = float('nan')
+
+    optimizer.zero_grad()
+    wait_start = time.perf_counter()
+    with progress_bar(num_batches, f'Train {epoch}', _logger if utils.is_primary(args) else None) as bar:
+        for batch_idx, (input, target) in enumerate(run.train_loader):
+            is_last = batch_idx == num_batches - 1
+            need_update = is_last or (batch_idx + 1) % args.grad_accum_steps == 0
+            update_idx = batch_idx // args.grad_accum_steps
+            accum_steps = args.grad_accum_steps if batch_idx < full_groups_end else num_batches - full_groups_end
+            input, target = run.forward.move(input, target)
+            if run.mixup_fn is not None:
+                input, target = run.mixup_fn(input, target)
+            input = run.forward.lay_out(input)
+            throughput.add_wait(time.perf_counter() - wait_start)
+
+            with nullcontext() if need_update else task.no_sync():
+                with run.forward.autocast():
+                    loss = task(input, target)['loss']
+                losses.update(loss, input.shape[0])
+                backward(loss / accum_steps if accum_steps > 1 else loss, task, optimizer, args, run.loss_scaler,
+                         need_update=need_update)
+            update_images += input.shape[0] * args.world_size
+            bar.update()
+            if not need_update:
+                wait_start = time.perf_counter()
+                continue
+
+            num_updates += 1
+            optimizer.zero_grad()
+            task.update_ema(step=num_updates)
+            if args.synchronize_step:
+                devices.synchronize(run.device)
+            throughput.step(update_images)
+
+            if update_idx % args.log_interval == 0 or is_last:
+                loss_now, loss_avg = losses.read()  # the host waits for the device here
+                refuse_infinite_loss(loss_now, loss_avg, epoch, update_idx)
+                line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
+                bar.log(line, short=short, is_last=is_last)
+                if args.save_images and run.outputs:
+                    torchvision.utils.save_image(
+                        input, run.outputs.folder.path / f'train-batch-{batch_idx}.jpg', padding=0, normalize=True)
+            save_recovery(run, epoch, update_idx)
+            if run.lr_scheduler is not None:
+                run.lr_scheduler.step_update(num_updates=num_updates)
+            update_images = 0
+            wait_start = time.perf_counter()
+
+    if hasattr(optimizer, 'sync_lookahead'):
+        optimizer.sync_lookahead()
+    return OrderedDict(loss=loss_avg), throughput.summary()
+
+
+def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:
+    """End mixup where `--mixup-off-epoch` says so."""
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        if args.prefetcher and loader.mixup_enabled:
+            loader.mixup_enabled = False
+        elif mixup_fn is not None:
+            mixup_fn.mixup_enabled = False
+
+
+def refuse_infinite_loss(loss_now: float, loss_avg: float, epoch: int, update_idx: int) -> None:
+    if not math.isfinite(loss_avg):
+        raise RunError(
+            f'The loss became {loss_now} at epoch {epoch}, update {update_idx}: lower the learning rate, use a longer '
+            'warm-up, or clip gradients (--clip-grad 1). No checkpoint was written after that.')
+
+
+def describe_step(
+        run: Training,
+        place: Tuple[int, int],
+        losses: Tuple[float, float],
+        throughput: Throughput,
+        images: int,
+) -> Tuple[str, str]:
+    """Log line of an optimizer step, as timm's train.py prints it, and a short one for a progress bar.
+
+    Args:
+        run: The training.
+        place: Epoch, and update in it.
+        losses: Loss of the last batch, and mean of the epoch.
+        throughput: Wall times of the epoch.
+        images: Images of the step, of all processes.
+    """
+    epoch, update_idx = place
+    (seconds, seconds_avg), (data_seconds, data_seconds_avg) = throughput.read()
+    lr = run.lr
+    line = (
+        f'Train: {epoch} [{update_idx:>4d}/{run.updates_per_epoch} '
+        f'({100. * (update_idx + 1) / run.updates_per_epoch:>3.0f}%)]  '
+        f'Loss: {losses[0]:#.3g} ({losses[1]:#.3g})  '
+        f'Time: {seconds:.3f}s, {images / seconds:>7.2f}/s  '
+        f'({seconds_avg:.3f}s, {images / seconds_avg:>7.2f}/s)  '
+        f'LR: {lr:.3e}  '
+        f'Data: {data_seconds:.3f} ({data_seconds_avg:.3f})'
+    )
+    return line, f'loss {losses[1]:.3f}, lr {lr:.2e}, {images / seconds_avg:.1f} images/s'
+
+
+def save_recovery(run: Training, epoch: int, update_idx: int) -> None:
+    """Save a checkpoint in the middle of an epoch, where `--recovery-interval` says so."""
+    interval = run.args.recovery_interval
+    if run.outputs and interval and (update_idx + 1) % interval == 0:
+        run.outputs.saver.run_state = {}  # resumed from the next epoch, as in timm
+        run.outputs.saver.save_recovery(epoch, batch_idx=update_idx)
