@@ -14,11 +14,12 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.timm_scripts import load
 from seresnet_timm.timm_scripts.find import find
-from seresnet_timm.timm_scripts.overrides import TrainOverrides, ValidateOverrides, make_overrides
+from seresnet_timm.timm_scripts.train_overrides import TrainOverrides
 
 
 def overrides_of(name: str, **settings):
-    return make_overrides(RunSettings(verb='train', script=Script(name), args=settings.pop('args', {}), **settings))
+    args = settings.pop('args', {})
+    return load.make_overrides(RunSettings(verb='train', script=Script(name), args=args, **settings))
 
 
 def check_source(tmp_path, name: str, source: str):
@@ -61,8 +62,7 @@ def test_known_scripts_are_accepted(tag, file):
     ('train.py', 'utils.update_summary(', 'write_summary(', 'utils.update_summary', 'does not call'),
     ('train.py', 'epoch, model, loader_train,', 'model, loader_train,', 'train_one_epoch', "'args'"),
     ('train.py', 'output_dir=output_dir, amp', 'amp', 'train_one_epoch', "'output_dir'"),
-    ('train.py', 'CrossEntropyLoss(), args, device, amp_autocast)', 'CrossEntropyLoss(), args)', 'validate',
-     "'device'"),
+    ('train.py', 'CrossEntropyLoss(), args, device=device,', 'CrossEntropyLoss(), args,', 'validate', "'device'"),
     ('train.py', 'task = ClassificationTask(', 'task = make_task(', 'prepare_distributed', 'creates no task'),
     ('train.py', 'task.prepare_distributed(', 'task.wrap(', 'prepare_distributed', 'does not call'),
     ('train.py', 'prepare_distributed(device_ids', 'prepare_distributed(device, device_ids', 'prepare_distributed',
@@ -175,4 +175,3 @@ def test_interrupted_runs_are_not_finished():
             0, None, Namespace(dataset=None), None, args, device=torch.device('cpu'), output_dir=None)
     overrides.finish()
     assert not finished
-    assert isinstance(overrides_of('validate.py'), ValidateOverrides)

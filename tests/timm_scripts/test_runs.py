@@ -145,10 +145,11 @@ from dataclasses import replace
 import seresnet_timm
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.find import find
-from seresnet_timm.timm_scripts import load, overrides
+from seresnet_timm.timm_scripts import load
+from seresnet_timm.timm_scripts.train_overrides import TrainOverrides
 script = find('train.py', folder)
 args = vars(load.parser_of(script).parse_args(json.loads(settings)))
-install = overrides.TrainOverrides.install
+install = TrainOverrides.install
 def install_counting(self, module):
     train = module.train_one_epoch
     def counted(*args, **kwargs):
@@ -158,7 +159,7 @@ def install_counting(self, module):
         return result
     module.train_one_epoch = counted
     install(self, module)
-overrides.TrainOverrides.install = install_counting
+TrainOverrides.install = install_counting
 load.run(RunSettings(verb='train', script=script, args=args, output=args['output'] + '/run'))
 print('READS', counts['train'])
 '''
