@@ -179,7 +179,7 @@ def _no_remedy(_key: Optional[str]) -> str:
 def _made_for_size(info: ModelInfo, img_size: Optional[int], folder: Optional[Union[str, Path]]) -> Any:
     """`img_size` of a network that is made for one size, such as a transformer; None for others."""
     if folder is None:
-        cfg = get_pretrained_cfg(info.name, allow_unregistered=True)
+        cfg = get_pretrained_cfg(info.name or '', allow_unregistered=True)
         fixed = cfg is not None and cfg.fixed_input_size
     else:
         config = read_model_config(folder)
