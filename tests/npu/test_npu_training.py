@@ -222,7 +222,7 @@ def test_prefetcher_copies_on_its_own_stream(few_digits, tmp_path, flags, side_s
 DDP = """
 import timm, seresnet_timm
 from timm.task import ClassificationTask
-from seresnet_timm.half_weights import exchange_in_half, use_half_weights
+from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 device = torch.device('npu', rank)
 for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_buffers=False), False),
                            ('O2', dict(broadcast_buffers=False), True)):
