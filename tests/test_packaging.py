@@ -43,15 +43,17 @@ def contents(wheel: Path) -> set:
         return {n for n in z.namelist() if '.dist-info' not in n}
 
 
-def python_files() -> set:
-    sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*.py')}
+def package_files() -> set:
+    """Sources, templates and schemas of the package, and the recipes."""
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*') if p.suffix in (
+        '.py', '.j2', '.json')}
     recipes = {f'seresnet_timm/recipes/{p.name}' for p in (ROOT / 'recipes').iterdir() if p.suffix in ('.yaml', '.sh')}
     return sources | recipes | {'seresnet_timm/hub/card.md.j2'}
 
 
 def test_contents(wheel):
-    extension = contents(wheel) - python_files()
-    assert contents(wheel) >= python_files()
+    extension = contents(wheel) - package_files()
+    assert contents(wheel) >= package_files()
     if not os.path.exists('/usr/include/jpeglib.h') or shutil.which('cc') is None:
         assert not extension and wheel.name.endswith('-py3-none-any.whl')
         pytest.skip('the C decoder is not built here: no C compiler, or no libjpeg-turbo header')
@@ -62,7 +64,7 @@ def test_contents(wheel):
 def test_without_a_compiler_the_wheel_is_pure(source, tmp_path):
     """No C compiler: the install works, for every machine, and says what it leaves out."""
     wheel = build(source, tmp_path, CC='/nonexistent/cc')
-    assert contents(wheel) == python_files() and wheel.name.endswith('-py3-none-any.whl')
+    assert contents(wheel) == package_files() and wheel.name.endswith('-py3-none-any.whl')
     result = subprocess.run([sys.executable, 'setup.py', '--version'], cwd=source,
                             env={**os.environ, 'CC': '/nonexistent/cc'}, capture_output=True, text=True)
     assert 'built without the C decoder' in result.stdout
@@ -74,7 +76,7 @@ def test_source_distribution_holds_the_c_source(source, tmp_path):
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as t:
         names = {n.split('/', 1)[1] for n in t.getnames() if '/' in n}
     assert names >= {'seresnet_timm/data/_jpeg.c', 'setup.py', 'setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE',
-                     'recipes/train_1p.sh', 'recipes/seresnet50_ascend.yaml'}
+                     'recipes/train_1p.sh', 'recipes/run.sh', 'recipes/seresnet50_ascend.yaml'}
 
 
 @pytest.fixture(scope='module')
