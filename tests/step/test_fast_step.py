@@ -14,7 +14,9 @@ from training import valid_record
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch.plan import describe, make_plan
+from seresnet_timm.launch import checks
+from seresnet_timm.launch import describe as describing
+from seresnet_timm.launch.plan import make_plan
 from seresnet_timm.models import lean_se
 from seresnet_timm.step import fast as fast_step
 
@@ -25,30 +27,31 @@ def fast():
     lean_se.set_lean_se(True)
 
 
-def step_of(plan) -> str:
-    return dict(describe(plan))['step']
+def step_of(settings) -> str:
+    return dict(describing.step(settings))['step']
 
 
 def plan_of(*flags, verb='train', device='cpu', model='seresnet18_ascend'):
     return make_plan(verb, [
-        '--data-dir', 'D', '--model', model, '--device', device, '--dry-run', '--scripts', 'bundled', *flags])
+        '--data-dir', 'D', '--model', model, '--device', device, '--dry-run', '--scripts', 'bundled', *flags]).settings
 
 
 # --- what the plan says -----------------------------------------------------------------------------------------------
 
 def test_plan_on_a_cpu():
     plan = plan_of('--nproc', '2')
-    assert plan.args.channels_last and plan.script_argv.count('--channels-last') == 1
+    assert plan.args['channels_last']
     text = step_of(plan)
-    for words in ('channels_last (', 'fused sgd', 'bucket views', 'memory-saving SE blocks', 'not compiled', 'keeps freed memory'):
+    for words in ('channels_last (', 'fused sgd', 'bucket views', 'memory-saving SE blocks', 'not compiled',
+                  'keeps freed memory'):
         assert words in text
-    assert plan_of(verb='validate').args.channels_last
+    assert plan_of(verb='validate').args['channels_last']
 
 
 @pytest.mark.parametrize('device', ('npu', 'npu:0'))
 def test_plan_on_an_npu_is_contiguous_and_plain(device):
     plan = plan_of(device=device)
-    assert not plan.args.channels_last
+    assert not plan.args['channels_last']
     text = step_of(plan)
     assert 'contiguous (operators of npu take contiguous tensors only)' in text
     assert 'fused' not in text and 'bucket' not in text and 'allocator' not in text
@@ -56,15 +59,15 @@ def test_plan_on_an_npu_is_contiguous_and_plain(device):
 
 
 def test_users_settings_win(tmp_path, monkeypatch):
-    assert not plan_of(model='test_vit').args.channels_last
-    assert plan_of('--channels-last', model='test_vit').args.channels_last
+    assert not plan_of(model='test_vit').args['channels_last']
+    assert plan_of('--channels-last', model='test_vit').args['channels_last']
     assert 'channels_last (as asked for)' in step_of(plan_of('--channels-last', model='test_vit'))
     with pytest.raises(UsageError, match='not for an NPU'):
-        plan_of('--channels-last', device='npu')
+        checks.check(plan_of('--channels-last', device='npu'), dry_run=True)
     config = tmp_path / 'c.yaml'
     config.write_text('channels_last: false\n')
     plan = plan_of('--config', str(config))
-    assert not plan.args.channels_last and 'contiguous (as asked for)' in step_of(plan)
+    assert not plan.args['channels_last'] and 'contiguous (as asked for)' in step_of(plan)
     assert 'fused' not in step_of(plan_of('--opt-kwargs', 'fused=False'))
     for opt in ('lamb', 'lookahead_sgd'):
         assert 'fused' not in step_of(plan_of('--opt', opt))
@@ -72,7 +75,7 @@ def test_users_settings_win(tmp_path, monkeypatch):
     assert 'MALLOC_TRIM_THRESHOLD_ is set' in step_of(plan_of())
     assert not fast_step.keep_freed_memory()
     off = plan_of('--fast-step', 'off')
-    assert not off.args.channels_last and step_of(off) == "timm's own, contiguous (--fast-step off)"
+    assert not off.args['channels_last'] and step_of(off) == "timm's own, contiguous (--fast-step off)"
 
 
 def test_both_scripts_use_it_and_run_json_holds_it(few_digits, tmp_path, monkeypatch):
