@@ -9,8 +9,10 @@ import torch
 import torch.nn as nn
 from timm import utils
 from timm_scripts import SCRIPTS, SMALL, known_files
+from training import valid_record
 
 from seresnet_timm.errors import UsageError
+from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.timm_scripts import load
 from seresnet_timm.timm_scripts.find import find
@@ -175,3 +177,34 @@ def test_interrupted_runs_are_not_finished():
             0, None, Namespace(dataset=None), None, args, device=torch.device('cpu'), output_dir=None)
     overrides.finish()
     assert not finished
+
+
+@pytest.mark.parametrize('folder', SCRIPTS)
+def test_an_evaluation_with_a_folder_is_recorded(few_digits, tmp_path, monkeypatch, folder):
+    """Figures and model in run.json, from flags that `sys.argv` does not have."""
+    monkeypatch.setattr('sys.argv', ['validate.py', '--no-such-flag'])
+    script = find('validate.py', str(folder))
+    args = load.parser_of(script).parse_args([
+        '--data-dir', str(few_digits), '--model', 'resnet18', '--num-classes', '10', '--img-size', '32', '--split',
+        'val', '-b', '16', '--workers', '0', '--device', 'cpu'])
+    load.run(RunSettings(verb='validate', script=script, args=vars(args), output=str(tmp_path / 'run')))
+    record = valid_record(tmp_path / 'run')
+    assert record['finished'] and record['evaluation']['images'] == 70 and record['evaluation']['top1'] is not None
+    assert record['model_info']['name'] == 'resnet18' and record['model_info']['class_names'] == list('0123456789')
+
+
+def test_a_checkpoint_of_other_classes_is_refused(few_digits, tmp_path):
+    """By validate.py, and by train.py before anything is written."""
+    from timm.data import create_dataset
+    names = [str(i) for i in range(9)] + ['other']
+    model = timm.create_model('resnet18', num_classes=10)
+    info = ModelInfo.of_model(model, class_names=names).to_dict()
+    torch.save({'state_dict': model.state_dict(), 'model_info': info, 'arch': 'resnet18'}, tmp_path / 'c.pth.tar')
+    args = dict(model='resnet18', data_dir=str(few_digits), class_map='', resume=str(tmp_path / 'c.pth.tar'),
+                distributed=False, seed=1)
+    dataset = create_dataset('', root=str(few_digits), split='val')
+    validate = overrides_of('validate.py', args=args)
+    validate.load_checkpoint(model, tmp_path / 'c.pth.tar')
+    for create_loader in (validate.create_loader, overrides_of('train.py', args=args).create_loader):
+        with pytest.raises(UsageError, match='was trained with other classes'):
+            create_loader(dataset, input_size=(3, 32, 32), batch_size=2, is_training=True)

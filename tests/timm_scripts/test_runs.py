@@ -11,14 +11,10 @@ import pytest
 import torch
 from conftest import ROOT, train_flags
 from timm_scripts import SCRIPTS, SMALL, known_files
-from training import evaluate_plainly, load, summary
+from training import evaluate_plainly, load, summary, valid_record
 from training import train as run
 
 from seresnet_timm.timm_scripts import known
-
-
-def record_of(folder: Path) -> dict:
-    return json.loads((folder / 'run.json').read_text())
 
 
 def shape_of(value):
@@ -43,7 +39,7 @@ def test_run_equals_the_bundled_scripts(few_digits, tmp_path, folder, processes)
         output = tmp_path / Path(scripts).name
         run(*train_flags(few_digits, output, *flags, '--scripts', scripts))
         rows.append(summary(output / 'run'))
-        records.append(record_of(output / 'run'))
+        records.append(valid_record(output / 'run'))
         checkpoints.append(load(output / 'run' / 'last.pth.tar'))
     for own, bundled in zip(*rows):
         assert own.keys() == bundled.keys()
@@ -70,7 +66,7 @@ def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
     run(*flags, '--epochs', 3, '--resume', last)
     assert [r['epoch'] for r in summary(tmp_path / 'run')] == ['0', '1', '2']
     assert load(last)['saver']['best_metric'] == 99.9  # not replaced by the third epoch's
-    record = record_of(tmp_path / 'run')
+    record = valid_record(tmp_path / 'run')
     assert [e['epoch'] for e in record['epochs']] == [0, 1, 2]
     assert record['best']['value'] == 99.9 and record['finished']
 
@@ -92,7 +88,7 @@ def test_skipped_evaluations(few_digits, tmp_path, folder):
     if folder == SMALL:
         pytest.skip('the small script has no --val-interval')
     run(*train_flags(few_digits, tmp_path, '--scripts', folder, '--val-interval', 2, '--epochs', 3))
-    record = record_of(tmp_path / 'run')
+    record = valid_record(tmp_path / 'run')
     assert [(e['epoch'], e.get('eval_seconds') is not None) for e in record['epochs']] == [
         (0, False), (1, True), (2, True)]
     assert [r['epoch'] for r in summary(tmp_path / 'run')] == ['1', '2'] and record['best']
@@ -116,7 +112,7 @@ def test_every_known_script_trains_and_resumes(few_digits, tmp_path, tag, file):
     last = tmp_path / 'run' / 'last.pth.tar'
     run(*flags, '--epochs', 2, '--resume', last)
     assert [r['epoch'] for r in summary(tmp_path / 'run')] == ['0', '1']
-    record, checkpoint = record_of(tmp_path / 'run'), load(last)
+    record, checkpoint = valid_record(tmp_path / 'run'), load(last)
     assert record['finished'] and record['best'] and [e['epoch'] for e in record['epochs']] == [0, 1]
     assert checkpoint['state_dict'].keys() == checkpoint['state_dict_ema'].keys()
     assert checkpoint['model_info']['name'] == 'seresnet18_ascend'
