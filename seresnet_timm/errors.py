@@ -4,6 +4,8 @@ import unicodedata
 from pathlib import Path
 from typing import Iterable, Optional, Union
 
+_JOINERS = '\u200c\u200d'  # parts of words in some scripts, and of emojis
+
 
 class UsageError(Exception):
     """The request is wrong: what, where, and what to do. Exit code 2."""
@@ -33,6 +35,15 @@ def first_names(names: Iterable[str], limit: int) -> str:
     return ', '.join(names[:limit]) + more
 
 
+def printable(text: object) -> str:
+    """A text of a file, as a terminal may show it: control characters and the like become escapes (`\\x1b`, `\\n`).
+
+    Names of weights, classes, folders and architectures can come from a stranger. An escape sequence in them could
+    change what the terminal shows; a line break could fake a line of a log.
+    """
+    return ''.join(c if c.isprintable() or c in _JOINERS else c.encode('unicode_escape').decode() for c in str(text))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text without its full stop, for use in a sentence; its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -44,12 +55,12 @@ _ESCAPED_CATEGORIES = ('Cc', 'Zl', 'Zp', 'Cs')
 _BIDI_CONTROLS = '\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
 
 
-def printable(text: object) -> str:
+def printable(text: str) -> str:
     r"""A text for one line of a terminal, a card or HTML: control characters as \x.. or \u.., all other text as it is.
 
     Names in files that others wrote may hold terminal commands or marks that show the text in another order.
     """
-    return ''.join(_escape(c) if _is_control(c) else c for c in str(text))
+    return ''.join(_escape(c) if _is_control(c) else c for c in text)
 
 
 def _is_control(char: str) -> bool:

@@ -129,10 +129,9 @@ def model_of(
     """
     info = info or checkpoint.info
     shapes = create_from_info(info, checkpoint.path, meta=True, **kwargs)
-    name = str(info.name)  # which create_from_info has checked
-    _refuse_misfit(checkpoint, weights_for(checkpoint, shapes, use_ema), shapes, name)
+    _refuse_misfit(checkpoint, weights_for(checkpoint, shapes, use_ema), shapes, info.name)
     model = create_from_info(info, checkpoint.path, **kwargs)
-    load_weights(model, checkpoint, name, use_ema)
+    load_weights(model, checkpoint, info.name, use_ema)
     return model, info
 
 

@@ -103,18 +103,17 @@ class ModelInfo:
             class_names: Name of every class, by index.
         """
         model = getattr(model, '_orig_mod', model)
-        arguments: Dict[str, Any] = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in get_model_args(model).items()}
+        arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in get_model_args(model).items()}
         num_classes, in_chans = arguments.pop('num_classes', None), arguments.pop('in_chans', None)
         data = data_config or {}
         size = data.get('input_size')
-        fits = len(class_names or ()) == num_classes
+        fits = class_names is not None and len(class_names) == num_classes
         return cls(
             name=model.pretrained_cfg.get('architecture'),
             kwargs=arguments,
             num_classes=num_classes,
             in_chans=size[0] if size else in_chans,
-            class_names=list(class_names) if class_names is not None and fits else None,
+            class_names=list(class_names) if fits else None,
             input_size=list(size) if size else None,
             mean=list(data['mean']) if data.get('mean') is not None else None,
             std=list(data['std']) if data.get('std') is not None else None,
