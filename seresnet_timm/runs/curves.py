@@ -6,12 +6,11 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.files import atomic_path
 
 
-def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path) -> None:
+def draw_curves(run: Dict[str, Any], path: Path) -> None:
     """Draw loss, top-1, learning rate and images/s over epochs as PNG.
 
     Args:
-        record: The run's record, as from `read_record`.
-        rows: Rows of its summary.csv, as numbers by column; at least one.
+        run: As from `report.read_run`.
         path: The picture.
 
     Raises:
@@ -24,6 +23,7 @@ def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
+    record, rows = run['record'], run['rows']
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout='constrained')
     (loss, top1), (lr, fps) = axes
     x = [row['epoch'] for row in rows]
