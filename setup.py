@@ -45,7 +45,8 @@ def can_build() -> bool:
 extensions = []
 if can_build():
     extensions.append(Extension(
-        'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'], libraries=[LIBRARY], extra_compile_args=['-O3'],
+        'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'], libraries=[LIBRARY],
+        extra_compile_args=['-O3', '-g0'],  # without debug information, a third of the size
         optional=True))
 else:
     print('seresnet_timm: no C compiler or no libjpeg-turbo header (Debian: libjpeg-dev): built without the C decoder, '

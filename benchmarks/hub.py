@@ -21,8 +21,6 @@ import threading
 import time
 from pathlib import Path
 
-from seresnet_timm.hub.pull import pull
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -101,6 +99,7 @@ def main() -> None:
     from safetensors.torch import save_file
 
     from seresnet_timm import hub
+    from seresnet_timm.hub import pull
     torch.set_num_threads(1)
 
     model = timm.create_model('seresnet50_ascend')

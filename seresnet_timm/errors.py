@@ -38,21 +38,21 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip('.') if lines else type(error).__name__
 
 
-# Controls (C0, C1, DEL), line and paragraph separators, halves of surrogate pairs; and the marks that reorder text.
-_ESCAPED_CATEGORIES = ('Cc', 'Zl', 'Zp', 'Cs')
-_BIDI_CONTROLS = '\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
+# controls (C0, C1, DEL), invisible marks such as those that reorder text, line and paragraph separators, surrogates
+_ESCAPED_CATEGORIES = ('Cc', 'Cf', 'Zl', 'Zp', 'Cs')
+_JOINERS = '\u200c\u200d'  # words of several languages hold them
 
 
 def printable(text: object) -> str:
-    r"""A text for one line of a terminal, a card or HTML: control characters as \x.. or \u.., all other text as it is.
+    """A text for one line of output: control characters become escapes of Python, all other text is kept.
 
-    Names in files that others wrote may hold terminal commands or marks that show the text in another order.
+    A name in a file of unknown origin may contain terminal commands, or marks that show the text in another order.
     """
     return ''.join(_escape(c) if _is_control(c) else c for c in str(text))
 
 
 def _is_control(char: str) -> bool:
-    return unicodedata.category(char) in _ESCAPED_CATEGORIES or char in _BIDI_CONTROLS
+    return unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in _JOINERS
 
 
 def _escape(char: str) -> str:

@@ -19,7 +19,7 @@ LOCK_SUFFIX = '.lock'
 def atomic_path(path: Union[str, Path]) -> Iterator[str]:
     """Temporary path beside `path` to write to; becomes `path` when the block ends without an error.
 
-    The content is on disk (fsync) before the name is: after a crash `path` holds the old content or the new.
+    The content is on disk (fsync) before it gets the name: after a crash `path` has the old content or the new.
     """
     path = Path(path)
     fd, tmp = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=path.suffix, dir=path.parent)
@@ -54,7 +54,7 @@ def temporary_folder(parent: Union[str, Path], prefix: str) -> Iterator[Path]:
         path = parent / f'{prefix}{secrets.token_hex(4)}{LOCK_SUFFIX}'
         try:
             lock = acquire_lock(path)
-        except Timeout:  # another call takes it for left behind
+        except Timeout:  # another call checks whether it was left behind
             continue
         if path.exists() or not lock.is_locked:
             break

@@ -5,15 +5,16 @@ from seresnet_timm.errors import printable
 
 
 @pytest.mark.parametrize('text,expected', [
-    ('Jose\u0301 \u732b \U0001f468\u200d\U0001f469 caf\xe9', 'Jose\u0301 \u732b \U0001f468\u200d\U0001f469 caf\xe9'),
+    *[(text, text) for text in ('Jose\u0301 caf\xe9', '\u732b \u3000 \xa0', '\U0001f468\u200d\U0001f469')],
     (r'C:\data\x', r'C:\data\x'),
     ('\x1b[2Jgone\x07', r'\x1b[2Jgone\x07'),
-    ('a\nb\tc\rd\x7f', r'a\x0ab\x09c\x0dd\x7f'),
+    ('a\nb\tc\rd\x7f', r'a\nb\tc\rd\x7f'),
     ('\x9b31m', r'\x9b31m'),
     ('line\u2028next\u2029', r'line\u2028next\u2029'),
     ('exe.\u202egnp', r'exe.\u202egnp'),
     ('\u2066x\u2069', r'\u2066x\u2069'),
     ('bad\udcff', r'bad\udcff'),
+    ('tag\U000e0041 \ufeff', r'tag\U000e0041 \ufeff'),
 ])
 def test_printable_escapes_controls_and_keeps_other_text(text, expected):
     assert printable(text) == expected

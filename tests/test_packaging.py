@@ -1,10 +1,12 @@
 """The wheel holds everything a user needs, presets, recipes and the C decoder too, and nothing else."""
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv as venv_module
 import zipfile
 from pathlib import Path
 
@@ -41,15 +43,17 @@ def contents(wheel: Path) -> set:
         return {n for n in z.namelist() if '.dist-info' not in n}
 
 
-def python_files() -> set:
-    sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*.py')}
+def package_files() -> set:
+    """Sources, templates and schemas of the package, and the recipes."""
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*') if p.suffix in (
+        '.py', '.j2', '.json')}
     recipes = {f'seresnet_timm/recipes/{p.name}' for p in (ROOT / 'recipes').iterdir() if p.suffix in ('.yaml', '.sh')}
-    return sources | recipes
+    return sources | recipes | {'seresnet_timm/hub/card.md.j2'}
 
 
 def test_contents(wheel):
-    extension = contents(wheel) - python_files()
-    assert contents(wheel) >= python_files()
+    extension = contents(wheel) - package_files()
+    assert contents(wheel) >= package_files()
     if not os.path.exists('/usr/include/jpeglib.h') or shutil.which('cc') is None:
         assert not extension and wheel.name.endswith('-py3-none-any.whl')
         pytest.skip('the C decoder is not built here: no C compiler, or no libjpeg-turbo header')
@@ -60,7 +64,7 @@ def test_contents(wheel):
 def test_without_a_compiler_the_wheel_is_pure(source, tmp_path):
     """No C compiler: the install works, for every machine, and says what it leaves out."""
     wheel = build(source, tmp_path, CC='/nonexistent/cc')
-    assert contents(wheel) == python_files() and wheel.name.endswith('-py3-none-any.whl')
+    assert contents(wheel) == package_files() and wheel.name.endswith('-py3-none-any.whl')
     result = subprocess.run([sys.executable, 'setup.py', '--version'], cwd=source,
                             env={**os.environ, 'CC': '/nonexistent/cc'}, capture_output=True, text=True)
     assert 'built without the C decoder' in result.stdout
@@ -72,22 +76,83 @@ def test_source_distribution_holds_the_c_source(source, tmp_path):
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as t:
         names = {n.split('/', 1)[1] for n in t.getnames() if '/' in n}
     assert names >= {'seresnet_timm/data/_jpeg.c', 'setup.py', 'setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE',
-                     'recipes/train_1p.sh', 'recipes/seresnet50_ascend.yaml'}
+                     'recipes/train_1p.sh', 'recipes/run.sh', 'recipes/seresnet50_ascend.yaml'}
 
 
-def test_installed_package_trains_from_its_preset(wheel, few_digits, tmp_path):
+@pytest.fixture(scope='module')
+def venv(wheel, tmp_path_factory) -> Path:
+    """A virtual environment with the wheel; torch and the rest are found in the one that runs the tests."""
+    folder = tmp_path_factory.mktemp('installed') / 'venv'
+    venv_module.create(folder, symlinks=True)
+    site = Path(sysconfig.get_path('purelib', vars={'base': str(folder)}))
+    others = [p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))]
+    (site / 'others.pth').write_text('\n'.join(others) + '\n')
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', site, wheel],
+                   check=True, capture_output=True)
+    return folder
+
+
+def installed(venv: Path) -> Path:
+    return Path(sysconfig.get_path('purelib', vars={'base': str(venv)})) / 'seresnet_timm'
+
+
+def outside() -> dict:
+    """Environment variables without the folders in which the tests find the checkout."""
+    return {k: v for k, v in os.environ.items() if not k.startswith('PYTHON')}
+
+
+def test_installed_package_trains_from_its_preset(venv, few_digits, tmp_path):
     """Installed beside no checkout, from another folder."""
-    subprocess.run(
-        [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', tmp_path / 'site', wheel],
-        check=True, capture_output=True)
     result = subprocess.run(
-        [sys.executable, '-m', 'seresnet_timm', 'train', '--preset', 'digits_demo', '--model', 'seresnet18_ascend',
-         '--data-dir', str(few_digits), '--output', 'out', '--experiment', 'run', '--epochs', '1', '--workers', '0',
-         '--device', 'cpu'],
-        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}, capture_output=True, text=True)
+        [venv / 'bin' / 'python', '-m', 'seresnet_timm', 'train', '--preset', 'digits_demo', '--model',
+         'seresnet18_ascend', '--data-dir', str(few_digits), '--output', 'out', '--experiment', 'run', '--epochs', '1',
+         '--workers', '0', '--device', 'cpu'],
+        cwd=tmp_path, env=outside(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'out' / 'run' / 'model_best.pth.tar').exists()
     where = subprocess.run(
-        [sys.executable, '-c', 'import seresnet_timm.launch.flags as o; print(o.__file__, o.recipes_dir())'],
-        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}, capture_output=True, text=True).stdout
-    assert where.split() == [f'{tmp_path}/site/seresnet_timm/launch/flags.py', f'{tmp_path}/site/seresnet_timm/recipes']
+        [venv / 'bin' / 'python', '-c', 'import seresnet_timm.launch.flags as o; print(o.__file__, o.recipes_dir())'],
+        cwd=tmp_path, env=outside(), capture_output=True, text=True).stdout
+    assert where.split() == [f'{installed(venv)}/launch/flags.py', f'{installed(venv)}/recipes']
+
+
+def package_of(result) -> str:
+    """Folder of the package that runs, by the plan."""
+    assert result.returncode == 0, result.stderr
+    return re.search(r'^  package +seresnet_timm \S+ from (.*)$', result.stderr, re.MULTILINE)[1]
+
+
+def run_recipe(source: Path, python: Path, cwd: Path, data: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ['bash', source / 'recipes' / 'train_1p.sh', f'--data_path={data}', '--device', 'cpu', '--dry-run'],
+        cwd=cwd, env={**outside(), 'PYTHON': str(python)}, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 takes a package from the current folder first')
+def test_recipe_of_a_checkout_runs_the_installed_package(source, venv, few_digits, tmp_path):
+    """From another folder and from the checkout itself, whose package has no compiled decoder."""
+    for folder in (tmp_path, source):
+        result = run_recipe(source, venv / 'bin' / 'python', folder, few_digits)
+        assert package_of(result) == str(installed(venv)), folder
+
+
+def test_recipe_of_a_checkout_runs_the_checkout_where_nothing_is_installed(source, few_digits, tmp_path):
+    venv_module.create(tmp_path / 'venv', symlinks=True)
+    site = Path(sysconfig.get_path('purelib', vars={'base': str(tmp_path / 'venv')}))
+    (site / 'others.pth').write_text('\n'.join(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))))
+    for folder in (tmp_path, source):
+        result = run_recipe(source, tmp_path / 'venv' / 'bin' / 'python', folder, few_digits)
+        assert package_of(result) == str(source / 'seresnet_timm'), folder
+
+
+def test_benchmarks_need_a_checkout(venv, tmp_path):
+    """They are not in the wheel, and the installed command says where they are."""
+    assert not any('bench' in name and not name.startswith('seresnet_timm/cli/') for name in contents_of_site(venv))
+    result = subprocess.run([venv / 'bin' / 'python', '-m', 'seresnet_timm', 'bench', 'step'],
+                            cwd=tmp_path, env=outside(), capture_output=True, text=True)
+    assert result.returncode == 2 and 'The benchmarks are not part of the installed package' in result.stderr
+    assert 'from a checkout of the source code' in result.stderr and 'Traceback' not in result.stderr
+
+
+def contents_of_site(venv: Path) -> set:
+    return {str(p.relative_to(installed(venv).parent)) for p in installed(venv).rglob('*')}

@@ -1,4 +1,4 @@
-"""timm's own scripts, where `TIMM_SCRIPTS` names a folder of train.py and validate.py, or of such folders, one per tag."""
+"""timm's own scripts, where `TIMM_SCRIPTS` names a folder with train.py and validate.py, or with one folder per tag."""
 import importlib.util
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""Environment variables of torch_npu, CANN and HCCL: what to set, why, and which are dead.
+"""Environment variables of torch_npu, CANN and HCCL: what to set, why, and which have no effect.
 
-A variable counts as dead when neither torch_npu's sources nor its libraries hold its name (2.6.0.post5 to 2.14.0).
+A variable is in DEAD if neither torch_npu's sources nor its libraries contain its name (2.6.0.post5 to 2.14.0).
 """
 from dataclasses import dataclass
 from typing import Dict, Optional
@@ -12,12 +12,12 @@ CANN_DOCS = "CANN's environment variable reference"
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable that something still reads.
+    """A variable that torch_npu, CANN or HCCL reads.
 
     Attributes:
-        recommended: Value for training; None where the default, or what the user needs, is right.
-        reason: What it does, and why that value.
-        source: Who says so.
+        recommended: Value for training; None if the default is right, or if the value depends on the machine.
+        reason: What it does, and why this value.
+        source: The document that describes it.
     """
     recommended: Optional[str]
     reason: str
@@ -26,7 +26,7 @@ class Variable:
 
 VARIABLES: Dict[str, Variable] = {
     'TASK_QUEUE_ENABLE': Variable(
-        '2', 'two-level launch queue: less host time a step, more peak memory; no effect under '
+        '2', 'two-level launch queue: less host time per step, more peak memory; no effect under '
              'ASCEND_LAUNCH_BLOCKING=1 (default 1)', TORCH_NPU_DOCS),
     'CPU_AFFINITY_CONF': Variable(
         None, "binds torch_npu's threads to cores near their NPU (default: off); set, it replaces the launcher's own "
@@ -36,10 +36,10 @@ VARIABLES: Dict[str, Variable] = {
                 'exceeds 120, error EI0006 (default 120, up to 7200)', HCCL_DOCS),
     'HCCL_EXEC_TIMEOUT': Variable(None, 'seconds that a collective may take (default 1800)', HCCL_DOCS),
     'HCCL_BUFFSIZE': Variable(None, 'MB of device memory, taken twice by every communicator (default 200)', HCCL_DOCS),
-    'HCCL_IF_IP': Variable(None, "this machine's address for HCCL; wins over HCCL_SOCKET_IFNAME", HCCL_DOCS),
+    'HCCL_IF_IP': Variable(None, "this machine's address for HCCL; takes priority over HCCL_SOCKET_IFNAME", HCCL_DOCS),
     'HCCL_SOCKET_IFNAME': Variable(None, 'interface for HCCL, e.g. eth or =eth0', HCCL_DOCS),
     'HCCL_IF_BASE_PORT': Variable(None, 'first of the 16 host ports of HCCL (default 60000)', HCCL_DOCS),
-    'HCCL_WHITELIST_DISABLE': Variable(None, 'is 1 anyway', HCCL_DOCS),
+    'HCCL_WHITELIST_DISABLE': Variable(None, '1 is the default already', HCCL_DOCS),
     'HCCL_OP_EXPANSION_MODE': Variable(None, 'AIV is for inference only on the A2 series: leave it unset', HCCL_DOCS),
     'ASCEND_RT_VISIBLE_DEVICES': Variable(None, 'NPUs that this process may use, ascending, e.g. 0,1', CANN_DOCS),
     'ASCEND_LAUNCH_BLOCKING': Variable(None, '1 waits after every operator: for finding errors, slow', TORCH_NPU_DOCS),
@@ -57,7 +57,7 @@ VARIABLES: Dict[str, Variable] = {
 DEAD: Dict[str, str] = {
     'PTCOPY_ENABLE': 'torch_npu no longer reads it',
     'DYNAMIC_OP': 'torch_npu no longer reads it',
-    'TRI_COMBINED_ENABLE': 'torch_npu no longer reads it; COMBINED_ENABLE alone is left',
+    'TRI_COMBINED_ENABLE': 'torch_npu no longer reads it; only COMBINED_ENABLE remains',
     'BMMV2_ENABLE': 'torch_npu no longer reads it',
     'ALLOW_FP32': 'torch_npu no longer reads it; torch.npu.matmul.allow_hf32 decides',
     'NPU_CALCULATE_DEVICE': 'torch_npu no longer reads it; --device npu:I and ASCEND_RT_VISIBLE_DEVICES choose',

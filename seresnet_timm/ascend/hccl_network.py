@@ -1,4 +1,4 @@
-"""The host's network as HCCL uses it: which interface, which ports."""
+"""The host's network for HCCL: interfaces and ports."""
 import socket
 from pathlib import Path
 from typing import Dict, List
@@ -43,7 +43,7 @@ def _is_free(port: int) -> bool:
 
 
 def exposed_ports(root: Path, first: int) -> List[int]:
-    """HCCL's ports that the kernel may give to any outgoing connection, as they are not reserved."""
+    """HCCL's ports that the kernel may give to any outgoing connection, because they are not reserved."""
     kernel = root / 'proc/sys/net/ipv4'
     try:
         low, high = map(int, (kernel / 'ip_local_port_range').read_text().split())

@@ -1,6 +1,6 @@
-"""What is installed of CANN and of the NPU's driver, read from the files that their installers leave.
+"""The installed versions of CANN and of the NPU's driver, read from the files that their installers write.
 
-Paths below `root` stand for those below /.
+Paths below `root` stand for paths below /.
 """
 import contextlib
 import importlib.metadata
@@ -15,7 +15,7 @@ MANAGER_NODES = ('davinci_manager', 'devmm_svm', 'hisi_hdc')
 
 
 def cann_home(root: Path, environ: Mapping[str, str]) -> Tuple[Optional[Path], str]:
-    """Folder of the CANN in use, else of an installed one, and how it was found, or where it was looked for."""
+    """Folder of the CANN in use, else of an installed one, and how it was found, or which places were searched."""
     for name in ('ASCEND_HOME_PATH', 'ASCEND_TOOLKIT_HOME'):
         if environ.get(name):
             home = Path(environ[name])
@@ -55,7 +55,7 @@ def cann_version(home: Path) -> Optional[str]:
 
 
 def cann_named_by_torch_npu() -> Optional[str]:
-    """The CANN versions that torch_npu's own description names beside the torch it is built for."""
+    """The CANN versions that torch_npu's description lists for the torch that it is built for."""
     try:
         text = importlib.metadata.metadata('torch_npu').get_payload()
     except importlib.metadata.PackageNotFoundError:
@@ -82,13 +82,13 @@ def driver_version(root: Path, part: str) -> Optional[str]:
 
 
 def device_nodes(root: Path) -> Tuple[List[Path], List[Path]]:
-    """Nodes of the NPUs in /dev, and of what they need that is missing."""
+    """Device nodes of the NPUs in /dev, and the missing ones of the driver."""
     nodes = sorted((root / 'dev').glob('davinci[0-9]*'), key=lambda p: int(re.findall(r'\d+', p.name)[0]))
     return nodes, [root / 'dev' / name for name in MANAGER_NODES if not (root / 'dev' / name).exists()]
 
 
 def read_pairs(path: Path) -> Dict[str, str]:
-    """`key=value` lines of a file; {} if there is none. `Version` is also known as `version`."""
+    """`key=value` lines of a file; {} if it cannot be read. `Version` is stored as `version` too."""
     try:
         text = path.read_text(errors='replace')
     except OSError:

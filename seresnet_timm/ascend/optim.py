@@ -1,8 +1,8 @@
-"""torch_npu's fused SGD as an optimizer of timm's: `--opt npufusedsgd`
+"""torch_npu's fused SGD as a timm optimizer: `--opt npufusedsgd`
 
-`NpuFusedSGD` updates all parameters of a group in a few operators instead of a few for each parameter. Importing this
-module registers it with timm. The name has no underscore: timm cuts names at the last one, and `npu_fused_sgd` would
-silently be `sgd`.
+`NpuFusedSGD` updates all parameters of a group in a few operators instead of a few per parameter. Importing this
+module registers it with timm. The name has no underscore: timm splits names at the last one, and `npu_fused_sgd` would
+silently become `sgd`.
 
 Without the launcher: `python train.py --device-modules seresnet_timm seresnet_timm.ascend.optim --opt npufusedsgd ...`
 """
@@ -16,7 +16,7 @@ NAME = 'npufusedsgd'
 
 
 def npu_fused_sgd(params, **kwargs):
-    """Create the optimizer; its arguments are those of `torch.optim.SGD`, and so are its steps.
+    """Create the optimizer; arguments and steps are those of `torch.optim.SGD`.
 
     Raises:
         UsageError: There is no NPU.

@@ -1,4 +1,4 @@
-"""torch_npu: is it there, may it be imported, and does it see a device?"""
+"""torch_npu: whether it is installed and can be imported, and the devices that it sees."""
 import importlib.util
 import os
 from typing import Any, Dict, List, Optional
@@ -23,7 +23,7 @@ def why_unavailable() -> Optional[str]:
     """Load torch_npu and look for a device.
 
     Returns:
-        None if an NPU can be used, else one clause that says what is missing.
+        None if an NPU can be used, else what is missing, as a clause.
     """
     if not _is_installed():
         return 'torch_npu is not installed'

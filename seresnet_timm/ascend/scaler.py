@@ -2,7 +2,7 @@
 
 On the Atlas training series (910A) an fp16 overflow saturates to 65504 and sets a flag of the one device on which it
 happened; later chips compute with Inf and NaN, which the all-reduce of the gradients carries to every rank. torch_npu's
-GradScaler knows both and shares the flag between ranks; `torch.amp.GradScaler` looks for Inf only, so that on a 910A
+GradScaler handles both and shares the flag between ranks; `torch.amp.GradScaler` checks for Inf only, so that on a 910A
 ranks skip different steps and diverge.
 Source: torch_npu/npu/amp/grad_scaler.py, `_sync_dist_overflow_count`.
 """
@@ -28,11 +28,11 @@ class DynamicGradScaler(torch_npu.npu.amp.GradScaler):
 
 
 class FixedGradScaler(DynamicGradScaler):
-    """torch_npu's scaler with a fixed scale, which never lets an overflow into the weights, nor the host wait.
+    """torch_npu's scaler with a fixed scale: an overflow never reaches the weights, and the host never waits.
 
-    torch_npu's own (`dynamic=False`) does not look for overflows. Here the gradients of a step that overflowed on any
-    rank become zero on the device, on every rank: momentum and weight decay act alone in that step. How many there
-    were is told when the state is saved.
+    torch_npu's scaler with `dynamic=False` does not check for overflows. Here the gradients of a step that overflowed
+    on any rank become zero on the device, on every rank: only momentum and weight decay act in that step. Their number
+    is logged when the state is saved.
 
     Args:
         scale: Loss scale, 1024 in the reference.
@@ -40,8 +40,8 @@ class FixedGradScaler(DynamicGradScaler):
 
     def __init__(self, scale: float):
         super().__init__(init_scale=float(scale), dynamic=False)
-        self._num_overflows = None  # on the device; made with the first gradients
-        self._num_told = 0
+        self._num_overflows = None  # on the device; created with the first gradients
+        self._num_reported = 0
 
     def scale(self, outputs):
         if not self._clear_overflow_flag:  # update() resets it
@@ -63,7 +63,7 @@ class FixedGradScaler(DynamicGradScaler):
     def _overflow(gradients: List[torch.Tensor]) -> torch.Tensor:
         """Whether a gradient overflowed on any rank, as a 0-dim bool tensor on the device."""
         if torch_npu.npu.utils.is_support_inf_nan():
-            # all ranks see the same: gradients are all-reduced
+            # the same on all ranks: gradients are all-reduced
             return torch.stack([g.sum() for g in gradients]).sum().isfinite().logical_not()
         flag = torch_npu.npu_get_float_status(torch.zeros(8, device='npu'))[0]
         if dist.is_initialized():
@@ -72,8 +72,9 @@ class FixedGradScaler(DynamicGradScaler):
 
     def state_dict(self) -> Dict[str, Any]:
         total = 0 if self._num_overflows is None else int(self._num_overflows)
-        if total > self._num_told:
-            _logger.warning(f'{total - self._num_told} step(s) overflowed in fp16 at loss scale {self._init_scale:g}: '
-                            'their gradients were set to zero; lower --loss-scale, or leave it out for a dynamic one.')
-            self._num_told = total
+        if total > self._num_reported:
+            _logger.warning(
+                f'{total - self._num_reported} step(s) overflowed in fp16 at loss scale {self._init_scale:g}: their '
+                'gradients were set to zero; lower --loss-scale, or omit it for a dynamic scale.')
+            self._num_reported = total
         return super().state_dict()

@@ -1,4 +1,4 @@
-"""What a process sets in torch_npu and its environment before it trains, and why."""
+"""Settings of torch_npu and its environment before a training, and why."""
 import importlib.util
 import os
 from typing import List, MutableMapping, Optional, Sequence, Tuple
@@ -6,22 +6,22 @@ from typing import List, MutableMapping, Optional, Sequence, Tuple
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.errors import UsageError
 
-# what is set, in which words the plan shows it, and the reason
+# what is set, as the plan shows it, and the reason
 DECISIONS: Tuple[Tuple[str, str], ...] = (
-    ('jit_compile off', 'ready-made kernels; else a 910A compiles each operator at its first shape, for minutes'),
-    ('HF32 on', 'float32 convolutions and matrix products at 11 bits where the chip can, as timm has TF32 on GPUs'),
-    ('internal formats as torch_npu has them', 'on for the 910A, off from the A2 on'),
+    ('jit_compile off', 'precompiled kernels; otherwise a 910A compiles each operator at its first shape, for minutes'),
+    ('HF32 on', 'float32 convolutions and matrix products at 11 bits if the chip can, as timm uses TF32 on GPUs'),
+    ('internal formats unchanged', "torch_npu's default: on for the 910A, off for the A2 and later"),
 )
 
 
 def set_environment(environ: MutableMapping[str, str]) -> List[str]:
-    """Set the recommended variables that the user has not set. Before torch_npu is imported, which reads some then.
+    """Set the recommended variables that the user has not set, before torch_npu is imported and reads some of them.
 
     Args:
-        environ: Environment of this process, which its ranks inherit; unchanged where torch_npu is not installed.
+        environ: Environment of this process, which its ranks inherit; unchanged if torch_npu is not installed.
 
     Returns:
-        Notes for the plan: what was set and why, what of the user's was kept, and what of the user's is dead.
+        Notes for the plan: what was set and why, which of the user's variables were kept, and which have no effect.
     """
     if importlib.util.find_spec('torch_npu') is None:
         return []
@@ -30,11 +30,12 @@ def set_environment(environ: MutableMapping[str, str]) -> List[str]:
         if variable.recommended is None:
             continue
         if name in environ:
-            notes.append(f'{name}={environ[name]}: yours, kept; {variable.recommended} is recommended for training.')
+            notes.append(
+                f'{name}={environ[name]} is kept as you set it; {variable.recommended} is recommended for training.')
         else:
             environ[name] = variable.recommended
             notes.append(f'{name}={variable.recommended}: {variable.reason}.')
-    return notes + [f'{name} is set, to no effect: {reason}.' for name, reason in DEAD.items() if name in environ]
+    return notes + [f'{name} is set, but has no effect: {reason}.' for name, reason in DEAD.items() if name in environ]
 
 
 def describe() -> str:
@@ -43,14 +44,14 @@ def describe() -> str:
 
 
 def set_up(device: str, dtypes: Sequence[Optional[str]] = ()) -> None:
-    """Set torch_npu up in this process, once, before anything else uses the device.
+    """Set torch_npu up in this process, once, before the first use of the device.
 
     Args:
-        device: 'npu', or with an index. Without one the rank's own, from LOCAL_RANK.
+        device: 'npu', or with an index. Without an index: the device LOCAL_RANK.
         dtypes: Names of the dtypes that the run computes in.
 
     Raises:
-        UsageError: The chip does not compute in one of them.
+        UsageError: The chip does not support one of them.
     """
     import torch
     import torch_npu

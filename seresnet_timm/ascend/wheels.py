@@ -1,6 +1,6 @@
-"""Which torch and torch_npu are installed, and whether torch_npu may be imported beside that torch.
+"""Which torch and torch_npu are installed, and whether torch_npu may be imported with that torch.
 
-Nothing is imported to find out: the wrong pair does not raise but aborts the process, and `import torch` alone loads
+Neither is imported to find out: the wrong pair does not raise but aborts the process, and `import torch` alone loads
 torch_npu through its entry point.
 """
 import ast
@@ -23,8 +23,8 @@ class Pair(NamedTuple):
     Attributes:
         torch: Version of torch with its build, e.g. '2.9.0+cpu'; None if it is not installed.
         cuda: CUDA version of torch's build; None for a CPU build.
-        torch_npu: Version of torch_npu; None if it is not installed, '' if it does not say.
-        pin: What torch_npu asks for, e.g. 'torch==2.9.0'; None if it does not say.
+        torch_npu: Version of torch_npu; None if it is not installed, '' if its version is unknown.
+        pin: What torch_npu asks for, e.g. 'torch==2.9.0'; None if it names no version.
     """
     torch: Optional[str]
     cuda: Optional[str]
@@ -56,11 +56,11 @@ def installed_pair(path: Optional[List[str]] = None) -> Pair:
 
 
 def incompatibility(pair: Optional[Pair] = None) -> Optional[Incompatible]:
-    """What keeps torch_npu from being imported; None if it may be tried."""
+    """Why torch_npu cannot be imported; None if it may be tried."""
     pair = installed_pair() if pair is None else pair
     if pair.torch_npu is None:
-        return Incompatible('torch_npu is not installed',
-                     f'{install_command(pair)}, after CANN, on a machine with Ascend NPUs')
+        return Incompatible(
+            'torch_npu is not installed', f'{install_command(pair)}, after CANN, on a machine with Ascend NPUs')
     if pair.torch is None:
         return Incompatible('torch is not installed', install_command(pair))
     wanted = wanted_torch(pair)
@@ -70,7 +70,7 @@ def incompatibility(pair: Optional[Pair] = None) -> Optional[Incompatible]:
             install_command(pair))
     if pair.cuda is not None and (wanted or release(pair.torch))[:2] >= ABORTS_WITH_CUDA:
         return Incompatible(
-            f'torch {pair.torch} is a CUDA build, beside which torch_npu {pair.torch_npu} aborts the process',
+            f'torch {pair.torch} is a CUDA build, with which torch_npu {pair.torch_npu} aborts the process',
             install_command(pair))
     return None
 
@@ -82,7 +82,7 @@ def describe_incompatibility(pair: Optional[Pair] = None) -> Optional[str]:
 
 
 def install_command(pair: Pair) -> str:
-    """How to get a torch and a torch_npu that pair, starting from what is installed."""
+    """How to install a matching torch and torch_npu, starting from what is installed."""
     wanted = wanted_torch(pair) or (release(pair.torch) if pair.torch else None)
     if wanted is None:
         return "install torch and the torch_npu of the same version, see README's table"
@@ -102,7 +102,7 @@ def wanted_torch(pair: Pair) -> Optional[Tuple[int, ...]]:
 
 
 def release(version: str) -> Tuple[int, ...]:
-    """(2, 9, 0) of '2.9.0', '2.9.0.post9', '2.9.0+cpu' and '2.9.0.*'; () if there is none."""
+    """(2, 9, 0) of '2.9.0', '2.9.0.post9', '2.9.0+cpu' and '2.9.0.*'; () if it has no number."""
     match = re.match(r'\d+(\.\d+)*', version)
     return (tuple(int(n) for n in match.group().split('.')) + (0, 0))[:3] if match else ()
 
@@ -124,7 +124,7 @@ def _folder(name: str, path: Optional[List[str]]) -> Optional[Path]:
 def _version_of(name: str, path: Optional[List[str]]) -> Optional[str]:
     if _folder(name, path) is None:
         return None
-    version = _constant(name, '__version__', path)  # knows the build, which PyPI's metadata leaves out
+    version = _constant(name, '__version__', path)  # with the build, which PyPI's metadata lacks
     return version or next((d.version for d in _distributions(name, path)), '')
 
 

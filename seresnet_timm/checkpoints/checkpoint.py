@@ -47,7 +47,8 @@ class Checkpoint:
 
     def weights_or_ema(self, use_ema: bool = False) -> Dict[str, Any]:
         """The weights under the names of the file; their moving average if asked for and if there is one."""
-        return self.ema if use_ema and self.has_ema else self.weights
+        ema = self.ema if use_ema else None
+        return self.weights if ema is None else ema
 
     @property
     def args(self) -> Dict[str, Any]:
@@ -202,7 +203,7 @@ def weights_sha256(weights: Dict[str, torch.Tensor]) -> str:
         tensor = weights[name]
         if isinstance(tensor, torch.Tensor):
             digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}\n'.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -34,7 +34,7 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
     if not tensors:
         keys = printable(first_names(map(str, checkpoint.content), 5)) or 'nothing'
         raise UsageError(f'{checkpoint.path} holds no weights: it has {keys}.')
-    dtypes = Counter()
+    dtypes: Counter[str] = Counter()
     for t in tensors.values():
         dtypes[str(t.dtype)[len('torch.'):]] += t.numel()
     declared = checkpoint.declared_architecture

@@ -11,7 +11,8 @@ from seresnet_timm import device as devices
 
 def capture_rng(device: torch.device) -> Optional[List[Dict[str, Any]]]:
     """State of every random generator of every rank, on rank 0 (None elsewhere). All ranks must call it."""
-    version, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    version, keys, position, has_gauss, cached = numpy_state
     device_state = devices.rng_state(device)
     state = {
         'torch': torch.get_rng_state().numpy(),
@@ -21,7 +22,7 @@ def capture_rng(device: torch.device) -> Optional[List[Dict[str, Any]]]:
     }
     if not dist.is_initialized():
         return [_with_tensors(state)]
-    gathered = [None] * dist.get_world_size()
+    gathered: List[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, state)  # HCCL has no gather
     return [_with_tensors(s) for s in gathered] if dist.get_rank() == 0 else None
 

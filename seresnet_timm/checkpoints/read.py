@@ -91,7 +91,7 @@ def _read_safetensors(path: str) -> Dict[str, Any]:
     with safe_open(path, framework='pt') as f:
         weights = {k: f.get_tensor(k) for k in f.keys()}
         metadata = f.metadata() or {}
-    checkpoint = {'state_dict': weights}
+    checkpoint: Dict[str, Any] = {'state_dict': weights}
     if 'architecture' in metadata:
         checkpoint['arch'] = metadata['architecture']
     if SHA256_KEY in metadata:

@@ -1,6 +1,6 @@
 """Recognises the network that weights belong to by their names and shapes"""
 import re
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import timm
 import torch
@@ -10,7 +10,7 @@ from seresnet_timm.models.create import create_model, is_known
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
 # (has bottlenecks, blocks of each stage) -> layers in the name
-DEPTHS = {
+DEPTHS: Dict[Tuple[bool, Tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
@@ -33,7 +33,9 @@ def recognise(weights: Dict[str, Any]) -> Optional[str]:
         stages.append(len(blocks))
     depth = DEPTHS.get(('layer1.0.conv3.weight' in weights, tuple(stages)))
     head, stem = weights.get('fc.weight'), weights.get('conv1.weight')
-    if depth is None or getattr(head, 'ndim', None) != 2 or getattr(stem, 'ndim', None) != 4:
+    if depth is None or head is None or stem is None:
+        return None
+    if getattr(head, 'ndim', None) != 2 or getattr(stem, 'ndim', None) != 4:
         return None
     if 'layer1.0.se.fc1.weight' not in weights:
         name = f'resnet{depth}'

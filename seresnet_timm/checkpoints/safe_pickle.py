@@ -33,7 +33,7 @@ class _NumpyDtype:
 
 def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> Union[int, float, bool]:
     """Stand-in for `numpy.core.multiarray.scalar`: the number as Python's own."""
-    kind, size = dtype.name
+    kind, size = tuple(dtype.name)
     codes = {'b': {'1': '?'}, 'f': {'2': 'e', '4': 'f', '8': 'd'}, 'i': {'1': 'b', '2': 'h', '4': 'i', '8': 'q'},
              'u': {'1': 'B', '2': 'H', '4': 'I', '8': 'Q'}}
     return struct.unpack(dtype.byte_order + codes[kind][size], data)[0]
@@ -94,10 +94,10 @@ def _named(path: str) -> Iterator[Tuple[str, str]]:
 
 def _named_in(f: BinaryIO) -> Iterator[Tuple[str, str]]:
     """(module, name) of everything that one pickle names."""
-    strings = []
+    strings: List[str] = []
     for opcode, argument, _ in pickletools.genops(f):
         if opcode.name in ('GLOBAL', 'INST'):
-            module, _, name = argument.partition(' ')
+            module, _, name = str(argument).partition(' ')
             yield module, name
         elif opcode.name == 'STACK_GLOBAL' and len(strings) >= 2:
             yield strings[-2], strings[-1]

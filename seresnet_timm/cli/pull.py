@@ -14,9 +14,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from seresnet_timm.hub import pull
-    pulled = pull.pull(args.repo, args.out)
+    from seresnet_timm.hub.pull import how_to_use, pull
+    pulled = pull(args.repo, args.out)
     print(f'{pulled.repo_id}: commit {pulled.commit}{", from the cache" if pulled.cached else ""}')
     for name, digest in pulled.sha256.items():
         print(f'  {name:<18} sha256 {digest} verified')
-    print(f'{pulled.folder}\n\n{pull.how_to_use(pulled, args.repo, args.out)}')
+    print(f'{pulled.folder}\n\n{how_to_use(pulled, args.repo, args.out)}')

@@ -18,6 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
         help='push the moving average of the weights, or the raw weights; default: for a run the weights whose top-1 '
              'it reports, for a file the raw ones')
+    arg('--class-names', metavar='FILE', help='names of the classes, one a line, in the order of their indices')
     arg('--private', action='store_true', help='make the repository private')
     arg('--revision', metavar='BRANCH', help='branch (main)')
     arg('--tag', metavar='TAG', help='tag for the new commit')
@@ -27,8 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm import hub
     pushed = hub.push(
-        args.source, args.repo, license=args.license, model=args.model, num_classes=args.num_classes, ema=args.use_ema,
-        private=args.private, revision=args.revision, tag=args.tag, message=args.message)
+        args.source, args.repo, license=args.license, model=args.model, num_classes=args.num_classes,
+        use_ema=args.use_ema, class_names=args.class_names, private=args.private, revision=args.revision, tag=args.tag,
+        message=args.message)
     print(f'{pushed.repo_id}: commit {pushed.commit} on {pushed.revision}')
     for note in pushed.notes:
         print(f'  {note}')

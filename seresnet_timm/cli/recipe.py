@@ -10,16 +10,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from seresnet_timm.launch.flags import recipes_dir
-    from seresnet_timm.launch.recipes import RECIPES
+    from seresnet_timm.launch import run as launch
+    from seresnet_timm.launch.recipes import recipes_dir, runnable_recipes
+    recipes = runnable_recipes()
     name = args.argv[0] if args.argv else '--help'
     if name in ('-h', '--help'):
         print('usage: seresnet-timm recipe <name> --data_path=DIR [options]   (= bash recipes/<name>.sh ...)\n')
-        for name, recipe in RECIPES.items():
+        for name, recipe in recipes.items():
             print(f'  {name:<22}{recipe.description}  [{recipe.source}]')
         print(f'\nFiles: {recipes_dir()}')
         return
-    if name not in RECIPES:
-        raise UsageError(f"Unknown recipe '{name}': {did_you_mean(name, RECIPES)}")
-    from seresnet_timm.launch import run as launch
-    launch.run(RECIPES[name].verb, args.argv[1:], recipe_name=name)
+    if name not in recipes:
+        raise UsageError(f"Unknown recipe '{name}': {did_you_mean(name, recipes)}")
+    launch.run(recipes[name].verb, args.argv[1:], recipe_name=name)

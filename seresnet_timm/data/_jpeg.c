@@ -1,13 +1,13 @@
-/* Decode the part of a JPEG that a crop needs, and resize it: libjpeg-turbo, no GIL, no other dependency
+/* Decode the region of a JPEG that a crop needs, and resize it: libjpeg-turbo, no GIL, no other dependency
  *
- * What the crop does not need is not decoded: columns by jpeg_crop_scanline, rows by jpeg_skip_scanlines, resolution by
- * the inverse DCT at 1/2, 1/4 or 1/8. The resize is Pillow's: the filter widens with the reduction (antialias), and its
- * window ends at the region, so that results are Pillow's up to rounding and, where the DCT reduces, up to the
+ * Only what the crop needs is decoded: columns by jpeg_crop_scanline, rows by jpeg_skip_scanlines, resolution by the
+ * inverse DCT at 1/2, 1/4 or 1/8. The resize works as in Pillow: the filter widens with the reduction (antialias), and
+ * its window ends at the region, so that results equal Pillow's up to rounding and, if the DCT reduces, up to the
  * difference of two low-pass filters.
  *
- * Files may be hostile. Whatever libjpeg warns of or fails at, and whatever is not an 8-bit grey, RGB or YCbCr image of
- * ordinary size, is answered with "not by me": the caller takes Pillow, which decides what timm would get. Loops are
- * plain C; compilers turn them into vector code, for AVX2 in a second copy that is picked at load time.
+ * Files may be hostile. If libjpeg warns or fails, or the file is not an 8-bit grey, RGB or YCbCr image of ordinary
+ * size, it is not decoded here: the caller uses Pillow, whose result is timm's. Loops are plain C; compilers turn them
+ * into vector code, for AVX2 in a second copy that is chosen at load time.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -34,8 +34,8 @@
 
 #define MAX_PIXELS 89478485.0                 /* from here on Pillow warns of a decompression bomb */
 #define MAX_MEMORY (512L * 1024 * 1024)       /* of libjpeg, for progressive files */
-#define MAX_SCANS 100                         /* of a progressive file; more cost minutes and are an attack */
-#define TAIL 64                               /* the end-of-image marker lies within so many bytes of a whole file */
+#define MAX_SCANS 100                         /* of a progressive file; more take minutes and are an attack */
+#define TAIL 64                               /* the last bytes of a whole file contain the end-of-image marker */
 #define MARGIN 2                              /* columns beside the region, which smooth chroma upsampling looks at */
 
 
@@ -79,10 +79,10 @@ static int make_filter(Filter *f, double low, double high, int full, int offset,
 {
     double scale = (high - low) / full, stretch = scale < 1.0 ? 1.0 : scale;
     double support = (bicubic ? 2.0 : 1.0) * stretch;
-    int begin = (int)floor(low), end = (int)ceil(high), room, most = 0, o, i;
+    int begin = (int)floor(low), end = (int)ceil(high), capacity, most = 0, o, i;
 
     f->count = count;
-    f->taps = room = (int)ceil(support) * 2 + 1;
+    f->taps = capacity = (int)ceil(support) * 2 + 1;
     f->start = malloc(sizeof(int) * (size_t)count);
     f->length = malloc(sizeof(int) * (size_t)count);
     f->weight = calloc((size_t)count * (size_t)f->taps, sizeof(float));
@@ -99,7 +99,7 @@ static int make_filter(Filter *f, double low, double high, int full, int offset,
             from = begin;
         if (to > end)
             to = end;
-        if (to <= from) { /* cannot be by the arithmetic above, but nothing may be read out of bounds */
+        if (to <= from) { /* impossible after the arithmetic above; a guard against reads out of bounds */
             from = from < end ? from : end - 1;
             to = from + 1;
         }
@@ -121,7 +121,7 @@ static int make_filter(Filter *f, double low, double high, int full, int offset,
     }
     f->taps = most; /* as many for every pixel, so that the inner loop is the same for all */
     for (o = 1; o < count; o++)
-        memmove(f->weight + (size_t)o * most, f->weight + (size_t)o * room, sizeof(float) * (size_t)most);
+        memmove(f->weight + (size_t)o * most, f->weight + (size_t)o * capacity, sizeof(float) * (size_t)most);
     return 1;
 }
 
@@ -193,7 +193,7 @@ static inline uint32_t pack_pixel(Pixel p)
     for (x = 0; x < f->count; x++) {                                                         \
         const float *weight = f->weight + (size_t)x * f->taps;                               \
         const float *in = row + 4 * (size_t)(f->start[x] - f->first);                        \
-        Pixel sum = {0.5f, 0.5f, 0.5f, 0.5f}; /* rounds when it is cut to an integer */      \
+        Pixel sum = {0.5f, 0.5f, 0.5f, 0.5f}; /* rounds when it becomes an integer */        \
         for (i = 0; i < (TAPS); i++)                                                         \
             sum += weight[i] * load_pixel(in + 4 * i);                                       \
         out[x] = pack_pixel(sum);                                                            \
@@ -212,7 +212,7 @@ static void blend_columns(const float *restrict row, const Filter *f, uint32_t *
     }
 }
 
-/* Packed pixels into three rows of bytes, or one of three bytes a pixel. */
+/* Packed pixels into three rows of bytes, or one of three bytes per pixel. */
 VECTOR_CODE
 static void store_planes(const uint32_t *restrict row, int n, uint8_t *restrict red, uint8_t *restrict green,
                          uint8_t *restrict blue)
@@ -252,7 +252,7 @@ static void fail(j_common_ptr info)
 static void note_warning(j_common_ptr info, int level)
 {
     if (level < 0)
-        fail(info); /* Pillow decides what a damaged file is worth */
+        fail(info); /* Pillow handles damaged files */
 }
 
 static void say_nothing(j_common_ptr info)
@@ -300,7 +300,7 @@ static void close_work(Work *w)
     free(w->line);
 }
 
-/* Start reading; the caller has set w->errors.escape. Returns 0 for a file that is Pillow's. */
+/* Start reading; the caller has set w->errors.escape. Returns 0 for a file that Pillow must read. */
 static int open_file(Work *w, const uint8_t *data, size_t size)
 {
     jpeg_create_decompress(&w->info);
@@ -335,7 +335,7 @@ static int is_whole(const uint8_t *data, size_t size)
     return 0;
 }
 
-/* Width and height, or 0 for a file that is Pillow's. `w` is the caller's to close. */
+/* Width and height, or 0 for a file that Pillow must read. `w` is the caller's to close. */
 static int read_size(Work *w, const uint8_t *data, size_t size, int *width, int *height)
 {
     prepare_errors(w);
@@ -349,7 +349,7 @@ static int read_size(Work *w, const uint8_t *data, size_t size, int *width, int 
 }
 
 /* Decode the rows and columns that the filters of `w` ask for. What changes here lives in *w, not in locals that
- * longjmp would leave undefined. Returns 0 for a file that is Pillow's. */
+ * longjmp would leave undefined. Returns 0 for a file that Pillow must read. */
 static int decode_region(Work *w, const uint8_t *data, size_t size, const Request *r)
 {
     struct jpeg_decompress_struct *info = &w->info;

@@ -219,6 +219,22 @@ def names_of_dataset(dataset: Any) -> Optional[List[str]]:
     return None
 
 
+def read_class_names(path: Union[str, Path], num_classes: int) -> List[str]:
+    """Names of classes from a file with one name a line, in the order of their indices.
+
+    Raises:
+        UsageError: The file cannot be read, or does not have as many names as the model has classes.
+    """
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f'--class-names {path} cannot be read ({first_line(e)}).')
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) != num_classes:
+        raise UsageError(f'--class-names {path} has {len(names)} names, the model has {num_classes} classes.')
+    return names
+
+
 def describe_difference(
         names_a: Optional[Sequence[str]],
         names_b: Optional[Sequence[str]],

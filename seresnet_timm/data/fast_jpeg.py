@@ -1,9 +1,9 @@
-"""Fast JPEG input for timm's loaders: the crop is drawn from the header, then only what it needs is decoded
+"""Fast JPEG input for timm's loaders: the crop is drawn from the size in the header, then only its region is decoded
 
-`FastJpegDataset` stands in for timm's ImageDataset. timm's `create_loader` gives it timm's transform, which `Pipeline`
-splits: crop, resize and flips become a `Crop` for the decoder, the rest (auto-augment, colour jitter, normalisation)
-stays timm's and gets what it would have got. A transform that does not begin with a known crop, and a file that is no
-ordinary JPEG, take Pillow.
+`FastJpegDataset` replaces timm's ImageDataset. timm's `create_loader` gives it timm's transform, which `Pipeline`
+splits: crop, resize and flips become a `Crop` for the decoder; the other steps (auto-augment, colour jitter,
+normalisation) are timm's and get the same input as before. Pillow decodes if the transform does not begin with a known
+crop, or if the file is not an ordinary JPEG.
 """
 import copy
 import logging
@@ -26,13 +26,13 @@ from timm.data.transforms import (
     TrimBorder,
     interp_mode_to_str,
 )
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from seresnet_timm.data import jpeg
 from seresnet_timm.data.jpeg import Crop, Decoder
-from seresnet_timm.data.seeding import BATCH, Batch, SampleSeeds, SeededDataset, global_generators, repeats
+from seresnet_timm.data.seeding import Batch, DatasetWrapper, SampleSeeds, SeededDataset, global_generators, repeats
 from seresnet_timm.errors import UsageError
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def decoder_for(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epo
         multi_epochs: `--use-multi-epochs-loader`.
 
     Raises:
-        UsageError: It is asked for and cannot be had.
+        UsageError: It was asked for and is not possible.
     """
     if mode == 'off':
         return None, '--fast-jpeg off'
@@ -60,7 +60,7 @@ def decoder_for(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epo
     if not found:
         why = 'neither the C decoder nor simplejpeg is installed: pip install simplejpeg'
     elif kind in ('torch', 'tfds', 'wds', 'hfids'):
-        why = f'--dataset {dataset} decodes for itself'
+        why = f'--dataset {dataset} decodes images itself'
     elif image_mode != 'RGB':
         why = f'images are read as {image_mode}'
     elif multi_epochs:
@@ -85,16 +85,16 @@ def choose_decoder(args, mode: str) -> Tuple[Optional[Decoder], str]:
 
 Step = Callable[[Any], Any]
 Drawn = Tuple[Crop, List[Step]]
-QUIET = (MaybePILToTensor, MaybeToTensor, transforms.ToTensor, transforms.Normalize)  # draw nothing
+NOT_RANDOM = (MaybePILToTensor, MaybeToTensor, transforms.ToTensor, transforms.Normalize)
 
 
 class Pipeline:
-    """timm's transform, split into what a decoder does and the steps that remain.
+    """timm's transform, split into the part that a decoder does and the remaining steps.
 
     Attributes:
         is_known: It begins with a crop that a decoder can do.
         draws_globally: Something in it draws from the global generators.
-        wants_tensor: What follows the crop takes a uint8 tensor (3, H, W) as well as an image.
+        accepts_tensor: The first step after the crop takes a uint8 tensor (3, H, W) or an image.
         size: (H, W) of all results, if they are uint8 tensors without further steps.
     """
 
@@ -119,11 +119,11 @@ class Pipeline:
             flip = steps.pop(0)
             self._flips.append((isinstance(flip, transforms.RandomHorizontalFlip), flip.p))
         self._rest = steps
-        self.wants_tensor = bool(steps) and isinstance(steps[0], MaybePILToTensor)
-        is_quiet = all(isinstance(step, QUIET) for step in steps)
-        self.size = tuple(self._crop.size) if self.is_known and self.wants_tensor and len(steps) == 1 else None
+        self.accepts_tensor = bool(steps) and isinstance(steps[0], MaybePILToTensor)
+        is_random = not all(isinstance(step, NOT_RANDOM) for step in steps)
+        self.size = tuple(self._crop.size) if self.is_known and self.accepts_tensor and len(steps) == 1 else None
         self.draws_globally = transform is not None and not (
-            self.is_known and is_quiet and not isinstance(self._resize, ResizeKeepRatio))
+            self.is_known and not is_random and not isinstance(self._resize, ResizeKeepRatio))
 
     def _is_interpolated(self) -> bool:
         modes = (self._resize or self._crop).interpolation
@@ -131,7 +131,7 @@ class Pipeline:
         return all(m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC) for m in modes)
 
     def draw(self, width: int, height: int, generator: Optional[random.Random]) -> Optional[Drawn]:
-        """What becomes of an image of this size.
+        """Draw the crop of an image of this size.
 
         Args:
             width: In pixels.
@@ -139,7 +139,7 @@ class Pipeline:
             generator: Draws crop and flips; None for Python's global one.
 
         Returns:
-            The cut, and the steps that follow it; None if the whole transform takes Pillow.
+            The crop, and the steps that follow it; None if Pillow's image is to take the whole transform.
         """
         generator = generator or random
         left = top = 0
@@ -172,7 +172,7 @@ class Pipeline:
         step = self._resize
         if isinstance(step, ResizeKeepRatio):
             h, w = step.get_params(
-                stand_in(width, height), step.size, step.longest, step.random_scale_prob, step.random_scale_range,
+                image_of_size(width, height), step.size, step.longest, step.random_scale_prob, step.random_scale_range,
                 step.random_scale_area, step.random_aspect_prob, step.random_aspect_range)
             return w, h
         if not isinstance(step.size, int) and len(step.size) == 2:
@@ -186,19 +186,19 @@ class Pipeline:
         if w > width or h > height:
             return None
         if isinstance(self._crop, RandomCropOrPad):
-            y, x = self._crop.get_params(stand_in(width, height), self._crop.size)
+            y, x = self._crop.get_params(image_of_size(width, height), self._crop.size)
         else:
             y, x = int(round((height - h) / 2.)), int(round((width - w) / 2.))  # torchvision's and timm's rounding
         return x, y, w, h
 
 
-def stand_in(width: int, height: int) -> torch.Tensor:
-    """Something of an image's size, for functions of timm's that look at nothing else."""
+def image_of_size(width: int, height: int) -> torch.Tensor:
+    """An object of an image's size, for timm functions that use nothing else of the image."""
     return torch.empty(()).expand(height, width)
 
 
 def _does_nothing(step: Step) -> bool:
-    """timm's `--color-jitter 0` is a jitter without any factor."""
+    """A step without effect: timm's `--color-jitter 0` creates a jitter without any factor."""
     return isinstance(step, transforms.ColorJitter) and all(
         f is None for f in (step.brightness, step.contrast, step.saturation, step.hue))
 
@@ -215,10 +215,10 @@ def random_resized_crop(
         ratio: Tuple[float, float],
         generator,
 ) -> Tuple[int, int, int, int]:
-    """timm's RandomResizedCropAndInterpolation.get_params, drawing from a generator that is passed.
+    """timm's RandomResizedCropAndInterpolation.get_params with a given generator.
 
     Returns:
-        top, left, height, width; the same as timm's with Python's generator in the same state.
+        top, left, height, width; equal to timm's result from Python's generator in the same state.
     """
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -238,33 +238,25 @@ def random_resized_crop(
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
-class FastJpegDataset(Dataset):
-    """timm's ImageDataset with fast decoding; set its `transform` to timm's, as `create_loader` does.
+class FastJpegDataset(DatasetWrapper):
+    """timm's ImageDataset with fast decoding; its `transform` is timm's, set by `create_loader`.
 
     Args:
         dataset: timm's dataset.
-        decoder: As from `decoder_for`.
-        seeds: Seeds of the samples; None where nothing is random, or where a wrapper seeds the global generators.
+        decoder: Result of `decoder_for`.
+        seeds: Seeds of the samples; None if nothing is random, or if a wrapper seeds the global generators.
 
     Attributes:
         one_tensor: The images of a batch may be put into one tensor, `Batch.images`, for `loading.collate`.
     """
 
     def __init__(self, dataset: ImageDataset, decoder: Decoder, seeds: Optional[SampleSeeds] = None):
-        self.dataset = copy.copy(dataset)
+        super().__init__(copy.copy(dataset), seeds)
         self.dataset.load_bytes = True
         self.dataset.transform = None
-        self.decoder, self.seeds = decoder, seeds
+        self.decoder = decoder
         self.pipeline = Pipeline(dataset.transform)
         self.one_tensor = False
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':  # not there yet, when it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     @property
     def transform(self):
@@ -274,13 +266,9 @@ class FastJpegDataset(Dataset):
     def transform(self, transform) -> None:
         self.pipeline = Pipeline(transform)
 
-    def set_epoch(self, epoch: int) -> None:
-        if self.seeds is not None:
-            self.seeds.set_epoch(epoch)
-
     @property
     def releases_gil(self) -> bool:
-        """Samples can be loaded side by side by threads of this process."""
+        """Threads of this process can load samples in parallel."""
         return self.decoder.releases_gil and self.pipeline.size is not None and not self.pipeline.draws_globally
 
     def __getitem__(self, index: int):
@@ -292,22 +280,22 @@ class FastJpegDataset(Dataset):
             images = batch_memory(len(indices), *self.pipeline.size)
             places = list(images.numpy())
         samples = [self.sample(i, r, place) for i, r, place in zip(indices, repeats(indices), places)]
-        return Batch(samples, self.seeds and self.seeds.key(BATCH, indices[0]), images)
+        return Batch(samples, self.batch_seed(indices), images)
 
     def sample(self, index: int, repeat: int = 0, out: Optional[np.ndarray] = None) -> Tuple:
         """Image and target, as timm's dataset gives them.
 
         Args:
-            index: Of the image.
-            repeat: Its earlier occurrences in the batch.
-            out: Array (3, H, W) for the image, which is then returned, where `pipeline.size` is known.
+            index: Index of the image.
+            repeat: Number of its earlier occurrences in the batch.
+            out: Array (3, H, W) to write the image to and to return, if `pipeline.size` is known.
         """
         if self.seeds is None:
             return self._load(index, None, out)
-        key = self.seeds.sample(index, repeat)
+        seed = self.seeds.of_sample(index, repeat)
         if not self.pipeline.draws_globally:
-            return self._load(index, random.Random(key), out)
-        with global_generators(key):
+            return self._load(index, random.Random(seed), out)
+        with global_generators(seed):
             return self._load(index, None, out)
 
     def _load(self, index: int, generator: Optional[random.Random], out: Optional[np.ndarray]) -> Tuple:
@@ -318,7 +306,7 @@ class FastJpegDataset(Dataset):
             if size is None:
                 try:
                     image = jpeg.open_image(data, self.dataset.input_img_mode)
-                except OSError as e:  # timm's way with a damaged file
+                except OSError as e:  # what timm does with a damaged file
                     _logger.warning(f'Skipped sample (index {index}). {e}')
                     index = (index + 1) % len(self.dataset)
                     continue
@@ -333,17 +321,17 @@ class FastJpegDataset(Dataset):
 
     def _transform(
             self, data: bytes, image: Optional[Image.Image], drawn: Optional[Drawn], out: Optional[np.ndarray]) -> Any:
-        """Apply the pipeline to a file, of which `image` is the decoded form if it is there already."""
+        """Apply the pipeline to a file; `image` is the decoded file, if Pillow has decoded it already."""
         if drawn is None:
             result, rest = image or self._open(data), [self.pipeline.transform] if self.pipeline.transform else []
         else:
-            cut, rest = drawn
-            as_tensor = self.pipeline.wants_tensor and rest is self.pipeline._rest
-            array = self.decoder.decode(data, cut, as_tensor, out if as_tensor else None) if image is None else None
+            crop, rest = drawn
+            as_tensor = self.pipeline.accepts_tensor and rest is self.pipeline._rest
+            array = self.decoder.decode(data, crop, as_tensor, out if as_tensor else None) if image is None else None
             if array is not None and as_tensor and out is not None:
                 return out
             if array is None:
-                result = jpeg.crop_and_resize(image or self._open(data), cut)
+                result = jpeg.crop_and_resize(image or self._open(data), crop)
             else:
                 result = torch.from_numpy(array) if as_tensor else Image.fromarray(array)
         for step in rest:
@@ -361,7 +349,7 @@ class FastJpegDataset(Dataset):
 
 
 def batch_memory(count: int, height: int, width: int) -> torch.Tensor:
-    """Room for a batch of uint8 images (N, 3, H, W); in a worker process in shared memory, so that it need not move."""
+    """Memory for a batch of uint8 images (N, 3, H, W); shared memory in a worker process, which saves a copy."""
     if get_worker_info() is None:
         return torch.empty((count, 3, height, width), dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(count * 3 * height * width)  # as torch's default_collate does
@@ -369,20 +357,20 @@ def batch_memory(count: int, height: int, width: int) -> torch.Tensor:
 
 
 class _Damaged(Exception):
-    """Pillow cannot decode a file either."""
+    """Pillow cannot decode the file either."""
 
 
 def with_fast_decoding(dataset: Any, decoder: Optional[Decoder], seeds: Optional[SampleSeeds] = None) -> Any:
-    """Give a dataset of timm's fast decoding, before `create_loader` takes it.
+    """Add fast decoding to a timm dataset, before it goes to `create_loader`.
 
     Args:
-        dataset: As from timm's `create_dataset`, or an AugMixDataset of it.
-        decoder: As from `decoder_for`; None leaves the dataset as it is.
-        seeds: For training.
+        dataset: Result of timm's `create_dataset`, or an AugMixDataset of it.
+        decoder: Result of `decoder_for`; None leaves the dataset as it is.
+        seeds: Seeds of the samples, for training.
     """
     images = dataset.dataset if isinstance(dataset, AugMixDataset) else dataset
     if decoder is None or not isinstance(images, ImageDataset) or images.load_bytes or images.input_img_mode != 'RGB':
-        return dataset  # of timm's: nothing to speed up, or not known to be possible
+        return dataset  # fast decoding does not apply
     if images is dataset:
         return FastJpegDataset(dataset, decoder, seeds)
     dataset.dataset = FastJpegDataset(images, decoder)

@@ -1,10 +1,10 @@
-"""Decode what a crop needs of a JPEG, and resize it: three ways, one description of the work
+"""Decode the region of a JPEG that a crop needs, and resize it: three decoders, one description of the work
 
-`Crop` says what becomes of an image, in the terms of its full resolution. A decoder does it on a file's bytes:
+`Crop` describes the work in pixels of the full resolution. A decoder does it on the bytes of a file:
 
-    c           the package's own extension, `_jpeg.c`: only the region, at the DCT scale that suffices (level B)
-    simplejpeg  the whole image at the DCT scale that suffices, then torch's antialiased resize (level A)
-    pillow      `crop_and_resize`: timm's way, and the way of every file that the other two hand back
+    c           the package's C extension, `_jpeg.c`: the region only, at the smallest sufficient DCT scale (level B)
+    simplejpeg  the whole image at the smallest sufficient DCT scale, then torch's antialiased resize (level A)
+    pillow      `crop_and_resize`: as timm does it, also for every file that the other two do not decode
 """
 import io
 import math
@@ -26,12 +26,12 @@ except ImportError:
 
 RESAMPLING = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 MAX_REDUCTION = 8  # of the DCT: 1, 2, 4, 8
-TAIL = 64  # bytes at the end of a whole file, in which the end-of-image marker lies
+TAIL = 64  # bytes at the end of a whole file, which contain the end-of-image marker
 MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb
 
 
 class Crop(NamedTuple):
-    """What becomes of an image: `box` of it is resized to `size`, and `window` of that is kept, mirrored or not."""
+    """`box` of the image is resized to `size`; `window` of the result is kept, and mirrored if asked for."""
     box: Tuple[int, int, int, int]  # left, top, width, height, in pixels of the image
     size: Tuple[int, int]  # width, height
     window: Tuple[int, int, int, int]  # x, y, width, height, in pixels of the resized box
@@ -41,14 +41,14 @@ class Crop(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """A way to decode.
+    """A decoder.
 
     Attributes:
         name: For messages.
-        size: Function of a file's bytes: (width, height), None for a file that is Pillow's to read.
+        size: Function of a file's bytes: (width, height), None for a file that Pillow must read.
         decode: Function of bytes, Crop, `planar` and an array to write into or None: uint8 array (3, H, W) or (H, W, 3)
-            if not planar; None for a file that is Pillow's to read.
-        releases_gil: Threads decode side by side: Python's lock is not held, no threads of torch's are started.
+            if not planar; None for a file that Pillow must read.
+        releases_gil: Threads can decode in parallel: Python's lock is released, and torch starts no threads.
     """
     name: str
     size: Callable[[bytes], Optional[Tuple[int, int]]]
@@ -60,37 +60,37 @@ def open_image(data: bytes, mode: Optional[str]) -> Image.Image:
     """Decode a file as timm's datasets do.
 
     Raises:
-        OSError: It is no image, or a damaged one.
+        OSError: It is not an image, or is damaged.
     """
     image = Image.open(io.BytesIO(data))
     return image.convert(mode) if mode else image
 
 
-def crop_and_resize(image: Image.Image, cut: Crop) -> Image.Image:
+def crop_and_resize(image: Image.Image, crop: Crop) -> Image.Image:
     """Crop, resize and mirror with Pillow, as torchvision's transforms do."""
-    left, top, width, height = cut.box
+    left, top, width, height = crop.box
     if (left, top, width, height) != (0, 0, *image.size):
         image = image.crop((left, top, left + width, top + height))
-    if image.size != cut.size:
-        image = image.resize(cut.size, RESAMPLING[cut.interpolation])
-    x, y, width, height = cut.window
+    if image.size != crop.size:
+        image = image.resize(crop.size, RESAMPLING[crop.interpolation])
+    x, y, width, height = crop.window
     if (x, y, width, height) != (0, 0, *image.size):
         image = image.crop((x, y, x + width, y + height))
-    if cut.hflip:
+    if crop.hflip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if cut.vflip:
+    if crop.vflip:
         image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     return image
 
 
 # --- the C extension --------------------------------------------------------------------------------------------------
 
-def _decode_c(data: bytes, cut: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
+def _decode_c(data: bytes, crop: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
     if out is None:
-        _, _, width, height = cut.window
+        _, _, width, height = crop.window
         out = np.empty((3, height, width) if planar else (height, width, 3), np.uint8)
     done = _jpeg.decode(
-        data, out, cut.box, cut.size, cut.window, cut.interpolation == 'bicubic', cut.hflip, cut.vflip, planar)
+        data, out, crop.box, crop.size, crop.window, crop.interpolation == 'bicubic', crop.hflip, crop.vflip, planar)
     return out if done else None
 
 
@@ -107,8 +107,8 @@ def _size_simplejpeg(data: bytes) -> Optional[Tuple[int, int]]:
 
 
 def _decode_simplejpeg(
-        data: bytes, cut: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
-    (left, top, width, height), (full_width, full_height) = cut.box, cut.size
+        data: bytes, crop: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
+    (left, top, width, height), (full_width, full_height) = crop.box, crop.size
     size = _size_simplejpeg(data)
     if size is None:
         return None
@@ -126,14 +126,14 @@ def _decode_simplejpeg(
     first_x, first_y = math.floor(x0), math.floor(y0)
     image = image[first_y:math.ceil(y1), first_x:math.ceil(x1)]
     if image.shape[:2] == (y1 - y0, x1 - x0):
-        result = _resize_torch(image, cut)
+        result = _resize_torch(image, crop)
     else:  # torch's resize takes whole pixels only
         result = Image.fromarray(image).resize(
-            cut.size, RESAMPLING[cut.interpolation], (x0 - first_x, y0 - first_y, x1 - first_x, y1 - first_y))
+            crop.size, RESAMPLING[crop.interpolation], (x0 - first_x, y0 - first_y, x1 - first_x, y1 - first_y))
         result = np.asarray(result)
-    x, y, width, height = cut.window
+    x, y, width, height = crop.window
     result = result[y:y + height, x:x + width]
-    result = result[::-1 if cut.vflip else 1, ::-1 if cut.hflip else 1]
+    result = result[::-1 if crop.vflip else 1, ::-1 if crop.hflip else 1]
     result = result.transpose(2, 0, 1) if planar else result
     if out is None:
         return np.ascontiguousarray(result)
@@ -141,13 +141,13 @@ def _decode_simplejpeg(
     return out
 
 
-def _resize_torch(image: np.ndarray, cut: Crop) -> np.ndarray:
+def _resize_torch(image: np.ndarray, crop: Crop) -> np.ndarray:
     """Resize an image (H, W, 3) with antialias; torch's code for bytes is faster than Pillow's."""
-    width, height = cut.size
+    width, height = crop.size
     if image.shape[:2] == (height, width):
         return image
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-    tensor = F.interpolate(tensor, size=(height, width), mode=cut.interpolation, antialias=True)
+    tensor = F.interpolate(tensor, size=(height, width), mode=crop.interpolation, antialias=True)
     return tensor[0].permute(1, 2, 0).numpy()
 
 
@@ -157,7 +157,7 @@ def _none_size(data: bytes) -> None:
     return None
 
 
-def _none_decode(data: bytes, cut: Crop, planar: bool, out: Optional[np.ndarray] = None) -> None:
+def _none_decode(data: bytes, crop: Crop, planar: bool, out: Optional[np.ndarray] = None) -> None:
     return None
 
 

@@ -1,8 +1,8 @@
 """Randomness of data by (seed, epoch, index): the same for any number of workers, in a resumed run, in any order
 
-Sampling a crop takes a generator of its own. Transforms that draw from Python's, NumPy's and torch's global generators
-(timm's auto-augment, torchvision's colour jitter) find those seeded for their sample; in the main process the state is
-put back afterwards, so that loading there does not disturb the training.
+A crop is drawn from a generator of its own. Transforms that draw from Python's, NumPy's and torch's global generators
+(timm's auto-augment, torchvision's colour jitter) run with these seeded for the sample; in the main process the state
+is restored afterwards, so that loading there does not change the training.
 """
 import hashlib
 import random
@@ -15,7 +15,7 @@ import torch
 from timm.data import FastCollateMixup
 from torch.utils.data import Dataset, get_worker_info
 
-# what a number is drawn for; part of the key, so that draws do not repeat each other
+# what a number is drawn for: part of the seed, so that different draws are independent
 SAMPLE, BATCH, SHUFFLE, WORKERS = range(4)
 
 
@@ -26,14 +26,14 @@ def derive_seed(*numbers: int) -> int:
 
 
 @contextmanager
-def global_generators(key: int) -> Iterator[None]:
+def global_generators(seed: int) -> Iterator[None]:
     """Seed the global generators of the CPU; restore them in the main process. Not for threads."""
     is_main = get_worker_info() is None
     if is_main:
         state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(key)
-    np.random.seed(key % 2 ** 32)
-    torch.default_generator.manual_seed(key % 2 ** 63)
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.default_generator.manual_seed(seed % 2 ** 63)
     try:
         yield
     finally:
@@ -48,7 +48,7 @@ class SampleSeeds:
 
     Args:
         seed: Seed of the run, the same on all ranks.
-        stream: Distinguishes ranks where they must augment the same image differently (repeated augmentation).
+        stream: Different on each rank if ranks must augment the same image differently (repeated augmentation).
     """
 
     def __init__(self, seed: int, stream: int = 0):
@@ -62,20 +62,21 @@ class SampleSeeds:
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
-    def key(self, purpose: int, *numbers: int) -> int:
+    def derive(self, purpose: int, *numbers: int) -> int:
+        """Seed of the current epoch for a purpose (SAMPLE, BATCH) and numbers."""
         return derive_seed(purpose, self.seed, self.stream, self.epoch, *numbers)
 
-    def sample(self, index: int, repeat: int = 0) -> int:
+    def of_sample(self, index: int, repeat: int = 0) -> int:
         """Seed of an image; `repeat` counts its earlier occurrences in the batch."""
-        return self.key(SAMPLE, index, repeat)
+        return self.derive(SAMPLE, index, repeat)
 
 
 class Batch(list):
     """Samples of a batch.
 
     Attributes:
-        seed: Seed of what is drawn for all of them together (mixup); None where nothing is.
-        images: Their images as one tensor (N, 3, H, W), if they lie in one.
+        seed: Seed of what is drawn for all of them together (mixup); None if nothing is random.
+        images: Their images as one tensor (N, 3, H, W), if there is one.
     """
 
     def __init__(self, samples: Sequence, seed: Optional[int] = None, images: Optional[torch.Tensor] = None):
@@ -92,14 +93,19 @@ def repeats(indices: Sequence[int]) -> List[int]:
     return result
 
 
-class SeededDataset(Dataset):
-    """A dataset that draws from the global generators, with these seeded for every sample."""
+class DatasetWrapper(Dataset):
+    """A dataset around another one, with seeds: attributes that it does not define are those of the inner one.
 
-    def __init__(self, dataset: Dataset, seeds: SampleSeeds):
+    Args:
+        dataset: The inner dataset.
+        seeds: Seeds of the samples; None if nothing is random.
+    """
+
+    def __init__(self, dataset: Dataset, seeds: Optional[SampleSeeds]):
         self.dataset, self.seeds = dataset, seeds
 
     def __getattr__(self, name: str) -> Any:
-        if name in ('dataset', 'seeds'):  # not there yet, when it is unpickled
+        if name in ('dataset', 'seeds'):  # not set yet, while it is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -111,34 +117,41 @@ class SeededDataset(Dataset):
         return self.dataset.transform
 
     @transform.setter
-    def transform(self, transform) -> None:
+    def transform(self, transform) -> None:  # as create_loader sets it
         self.dataset.transform = transform
 
     def set_epoch(self, epoch: int) -> None:
-        self.seeds.set_epoch(epoch)
+        if self.seeds is not None:
+            self.seeds.set_epoch(epoch)
+
+    def batch_seed(self, indices: Sequence[int]) -> Optional[int]:
+        return None if self.seeds is None else self.seeds.derive(BATCH, indices[0])
+
+
+class SeededDataset(DatasetWrapper):
+    """A dataset that draws from the global generators, which are seeded for every sample."""
 
     def __getitem__(self, index: int):
         return self._sample(index, 0)
 
     def __getitems__(self, indices: List[int]) -> Batch:
-        return Batch(
-            [self._sample(i, r) for i, r in zip(indices, repeats(indices))], self.seeds.key(BATCH, indices[0]))
+        return Batch([self._sample(i, r) for i, r in zip(indices, repeats(indices))], self.batch_seed(indices))
 
     def _sample(self, index: int, repeat: int):
-        with global_generators(self.seeds.sample(index, repeat)):
+        with global_generators(self.seeds.of_sample(index, repeat)):
             return self.dataset[index]
 
 
 class SeededMixup(FastCollateMixup):
-    """timm's mixup in the collate function, drawing from the batch's seed; running workers see it switched off."""
+    """timm's mixup in the collate function, which draws from the batch's seed; running workers see it switched off."""
 
     @classmethod
-    def of(cls, mixup: FastCollateMixup) -> 'SeededMixup':
-        own = cls.__new__(cls)
+    def from_mixup(cls, mixup: FastCollateMixup) -> 'SeededMixup':
+        seeded = cls.__new__(cls)
         settings = dict(vars(mixup))
-        own._enabled = torch.tensor([settings.pop('mixup_enabled')]).share_memory_()
-        vars(own).update(settings)
-        return own
+        seeded._enabled = torch.tensor([settings.pop('mixup_enabled')]).share_memory_()
+        vars(seeded).update(settings)
+        return seeded
 
     @property
     def mixup_enabled(self) -> bool:

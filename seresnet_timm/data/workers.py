@@ -1,8 +1,8 @@
-"""How many workers a loader gets when nobody says"""
+"""The default number of loader workers"""
 import os
 from typing import Tuple
 
-MOST = 16  # a rank's; more than a fast decoder needs to keep one device busy
+MAX_WORKERS = 16  # per rank; more than a fast decoder needs to keep one device busy
 
 
 def default_workers(device: str, ranks: int) -> Tuple[int, str]:
@@ -14,8 +14,8 @@ def default_workers(device: str, ranks: int) -> Tuple[int, str]:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     share = cores // ranks
-    of = f'{share} of {cores} cores a process' if ranks > 1 else f'{cores} cores'
+    of = f'{share} of {cores} cores per process' if ranks > 1 else f'{cores} cores'
     if device.startswith('cpu'):
-        # the model needs the cores itself, and takes longer for an image than decoding does
-        return max(1, min(4, share // 4)), f'{of}, which the model computes on as well'
-    return max(1, min(MOST, share - 1)), f'{of}, one of them for the process itself'
+        # the model needs the cores too, and takes longer per image than decoding
+        return max(1, min(4, share // 4)), f'{of}, which the model uses too'
+    return max(1, min(MAX_WORKERS, share - 1)), f'{of}, one of them for the process itself'

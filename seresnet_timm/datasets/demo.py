@@ -1,7 +1,7 @@
 """Demo dataset: scikit-learn's handwritten digits as an ImageNet-style tree of JPEG files.
 
 1,797 real scans (8x8 pixels, 10 classes) from the UCI "Optical Recognition of Handwritten Digits" test set, which
-scikit-learn ships: real pictures without a download.
+scikit-learn contains: real images without a download.
 """
 import os
 import shutil
@@ -21,8 +21,7 @@ SEED = 42
 def write_demo_data(root: str, val_fraction: float = VAL_FRACTION, seed: int = SEED) -> dict:
     """Write the digits as `root/train/<class>/*.jpg` and `root/val/<class>/*.jpg`.
 
-    The split is stratified and depends on `seed` only. The tree appears all at once: it is written beside `root` and
-    renamed.
+    The split is stratified and depends on `seed` only. The tree is written beside `root` and renamed (atomic).
 
     Args:
         root: Folder to create; must not exist or be empty.
@@ -38,7 +37,7 @@ def write_demo_data(root: str, val_fraction: float = VAL_FRACTION, seed: int = S
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError('demo-data needs scikit-learn, which holds the images: pip install "seresnet-timm[demo]".')
+        raise UsageError('demo-data needs scikit-learn, which contains the images: pip install "seresnet-timm[demo]".')
 
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -60,12 +59,12 @@ def write_demo_data(root: str, val_fraction: float = VAL_FRACTION, seed: int = S
                 split = 'val' if position < num_val else 'train'
                 folder = tmp / split / str(label)
                 folder.mkdir(parents=True, exist_ok=True)
-                # scans hold 17 grey levels, 0 to 16
+                # the scans have 17 grey levels, 0 to 16
                 pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
                 image = Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
                 image.convert('RGB').save(folder / f'{index:04d}.jpg', quality=95)
                 counts[split] += 1
-        tmp.chmod(0o755)  # mkdtemp's 0700 would hide the data from other users
+        tmp.chmod(0o755)  # mkdtemp's 0700 would deny other users the data
         if root.exists():
             root.rmdir()
         os.rename(tmp, root)

@@ -1,11 +1,11 @@
-"""`seresnet-timm prepare`: a copy of an image tree whose large images are smaller, so that training decodes less.
+"""`seresnet-timm prepare`: a copy of an image tree in which large images are smaller, so that training decodes less.
 
-Paths, names and classes stay. Images that are small already are copied byte for byte; larger ones are decoded as timm's
-loader does (`convert('RGB')`: EXIF orientation and colour profiles are ignored, alpha is dropped), resized, and written
-again, as JPEG or PNG by their name. The training pixels of those change.
+Paths, names and classes stay the same. Small images are copied byte for byte; larger ones are decoded as timm's loader
+does (`convert('RGB')`: EXIF orientation and colour profiles are ignored, alpha is dropped), resized, and saved as JPEG
+or PNG by their name. This changes the pixels of a training.
 
-A file appears under its name once it is whole and has been read back; `.prepare/journal.jsonl` then says so, and it is
-only believed about files that have reached the disk. Whatever is not in there is done again by the next run.
+A file gets its name when it is complete and has been read back; then it is entered in `.prepare/journal.jsonl`, once it
+has reached the disk. The next run repeats all images that are not in the journal.
 """
 import ctypes
 import io
@@ -33,7 +33,7 @@ from seresnet_timm.version import __version__
 SETTINGS_FILE = 'prepare.json'
 STATE_FOLDER = '.prepare'
 EXTENSIONS = ('.png', '.jpg', '.jpeg')  # timm's
-SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
+SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
 
 
 class Item(NamedTuple):
@@ -44,7 +44,7 @@ class Item(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What the journal says of an image: the source as it was, bytes of the copy, and 'copied' or 'smaller'."""
+    """An entry of the journal: size and time of the source, bytes of the copy, and 'copied' or 'smaller'."""
     size: int
     changed: int
     copy_size: int
@@ -62,20 +62,20 @@ def prepare(
         quality: int = 95,
         workers: Optional[int] = None,
 ) -> Dict[str, int]:
-    """Make the copy, or go on with it.
+    """Make the copy, or continue an unfinished one.
 
     Args:
         src: Root of the tree; only read.
         dst: Root of the copy: a new or empty folder, or an unfinished or older copy of the same tree.
         max_side: Longer side in pixels that an image may have.
         quality: JPEG quality of images made smaller (chroma at half resolution, Pillow's default).
-        workers: Threads; by default one for each core. Pillow decodes, resizes and encodes outside Python's lock.
+        workers: Threads; by default one per core. Pillow releases Python's lock while it computes.
 
     Returns:
-        Number of images `copied`, made `smaller`, `unreadable`, and of those `already` there when it began.
+        Number of images `copied`, made `smaller`, `unreadable`, and of those `already` done before.
 
     Raises:
-        UsageError: A folder is not fit, or `dst` is a copy with other settings.
+        UsageError: A folder cannot be used, or `dst` is a copy with other settings.
         RunError: Images could not be read (all others are done), or the disk is full.
     """
     source, target = check_folders(src, dst)
@@ -84,9 +84,9 @@ def prepare(
     versions = _check_settings(target, settings)
     items, others = find_images(source, target)
     if not items:
-        raise UsageError(f'{src} has no image in it ({", ".join(EXTENSIONS)}).')
+        raise UsageError(f'{src} contains no image ({", ".join(EXTENSIONS)}).')
     if others:
-        print(f'{len(others)} files are not images and are left out, e.g. {others[0]}', file=sys.stderr)
+        print(f'{len(others)} files are not images and are not copied, e.g. {others[0]}', file=sys.stderr)
 
     workers = workers or len(os.sched_getaffinity(0))
     try:
@@ -106,19 +106,19 @@ def prepare(
     except OSError as e:
         raise RunError(_write_failed(dst, e)) from e
     except KeyboardInterrupt:
-        raise RunError('Interrupted: run the same command again, which goes on.')
+        raise RunError('Interrupted: run the same command again to continue.')
 
     before, after = sum(i.size for i in items), sum(done[p].copy_size for p in names if p in done)
-    print(f'{dst}: {counts["copied"]} images copied as they were, {counts["smaller"]} made smaller (longer side '
+    print(f'{dst}: {counts["copied"]} images copied unchanged, {counts["smaller"]} made smaller (longer side '
           f'{max_side}, JPEG quality {quality}); {_megabytes(before)} became {_megabytes(after)}'
-          + (f'; {len(already)} were there already' if already else ''))
+          + (f'; {len(already)} were done before' if already else ''))
     if counts['smaller']:
-        print('A training on it sees other pixels than one on the source: say so with its results.')
+        print('A training on the copy sees other pixels than one on the source: mention it with the results.')
     if stale:
         print(f'{len(stale)} images in {dst} are no longer in {src}, e.g. {stale[0]}: remove them.', file=sys.stderr)
     if unreadable:
         lost = sorted({os.path.dirname(p) for p in unreadable} - {os.path.dirname(p) for p in names if p in done})
-        gone = f' No image is left of {", ".join(lost)}: classes would be numbered differently.' if lost else ''
+        gone = f' No image of {", ".join(lost)} is left, which changes the numbers of the classes.' if lost else ''
         raise RunError(f'{len(unreadable)} of {len(items)} images could not be read, see above; the others are in '
                        f'{dst}.{gone}')
     return {**counts, 'already': len(already)}
@@ -128,17 +128,17 @@ def check_folders(src: str, dst: str) -> Tuple[Path, Path]:
     """Real paths of both folders.
 
     Raises:
-        UsageError: The source is no folder, or one lies in the other.
+        UsageError: The source is not a folder, or one folder contains the other.
     """
     if not os.path.isdir(src):
         raise UsageError(f'{src} {"is not a folder" if os.path.exists(src) else "does not exist"}: name the root of '
                          'the images.')
     source, target = Path(src).resolve(), Path(dst).resolve()
     if source == target:
-        raise UsageError(f'{dst} is {src} itself: the copy needs a folder of its own.')
+        raise UsageError(f'{dst} and {src} are the same folder: the copy needs another one.')
     for inner, outer in ((target, source), (source, target)):
         if outer in inner.parents:
-            raise UsageError(f'{inner} lies in {outer}: the copy needs a folder of its own, outside the source.')
+            raise UsageError(f'{inner} is inside {outer}: the copy needs a folder outside the source.')
     if target.exists() and not target.is_dir():
         raise UsageError(f'{dst} is a file: name a folder.')
     return source, target
@@ -148,7 +148,7 @@ def _check_settings(target: Path, settings: Dict[str, Any]) -> List[Dict[str, st
     """Check that a target is new, or a copy of the same source with the same settings.
 
     Returns:
-        Versions that have written to it, these included.
+        Versions that have written to it, and the present ones.
     """
     versions = [{'seresnet_timm': __version__, 'pillow': PIL.__version__}]
     path = target / SETTINGS_FILE
@@ -165,7 +165,7 @@ def _check_settings(target: Path, settings: Dict[str, Any]) -> List[Dict[str, st
         raise UsageError(f'{path} cannot be read: remove {target}, or name another folder.')
     if different:
         what = ', '.join(f'{k} {old[k]}, not {settings[k]}' for k in different)
-        raise UsageError(f'{target} was begun with {what}: go on with the same, or name another folder.')
+        raise UsageError(f'{target} was made with {what}: use the same settings, or name another folder.')
     return old_versions + [v for v in versions if v not in old_versions]
 
 
@@ -173,7 +173,7 @@ def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
     """Images below a folder and other files, sorted; links to folders are followed, as timm follows them.
 
     Raises:
-        UsageError: A link leads into the copy, or back up.
+        UsageError: A link leads into the copy, or to a folder above it.
     """
     images: List[Item] = []
     others: List[str] = []
@@ -193,7 +193,7 @@ def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
                     try:
                         info = entry.stat()
                         images.append(Item(name, info.st_size, info.st_mtime_ns))
-                    except OSError:  # a link to nothing: reported when it is read
+                    except OSError:  # a broken link: reported when it is read
                         images.append(Item(name, 0, 0))
                 else:
                     others.append(name)
@@ -233,7 +233,7 @@ def sync(folder: Path) -> None:
 
 
 class Journal:
-    """Images that are done, a line of JSON each, written once their copies have reached the disk."""
+    """Images that are done, one line of JSON each, written when their copies have reached the disk."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -271,7 +271,7 @@ class Journal:
                 self._file.close()
 
     def has(self, item: Item) -> bool:
-        """Whether an image is done: as it is now, and with its copy in place."""
+        """Whether the copy of an image exists and the image has not changed since."""
         done = self.done.get(item.path)
         if done is None or (done.size, done.changed) != (item.size, item.changed):
             return False
@@ -336,7 +336,7 @@ def _copy_all(
 
     pool = ThreadPoolExecutor(workers)
     with _Progress(len(items), len(already)) as progress, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Pillow's, on odd but readable files
+        warnings.simplefilter('ignore')  # of Pillow, on unusual but readable files
         try:
             for number, item in enumerate(items):
                 if item.path in already:
@@ -359,10 +359,10 @@ def _copy_all(
 
 
 def _make_folder(target: Path, folder: str) -> None:
-    """Make a folder of the copy; one that is a link out of the copy, into the source even, is refused."""
+    """Make a folder of the copy; refuse a link that leads out of the copy, for example into the source."""
     real = os.path.realpath(target / folder)
     if real != str(target) and target not in Path(real).parents:
-        raise UsageError(f'{target / folder} leads out of the copy, to {real}: remove that link.')
+        raise UsageError(f'{target / folder} leads to {real}, outside the copy: remove the link.')
     os.makedirs(real, exist_ok=True)
 
 
@@ -380,7 +380,7 @@ def _copy(source: Path, target: Path, temporary: Path, max_side: int, quality: i
         data = source.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             rgb = image.convert('RGB')
-    except Exception as e:  # whatever Pillow's decoders make of a damaged file: it must not stop the others
+    except Exception as e:  # decoders raise anything on a damaged file, which must not stop the others
         raise Unreadable(_reason(e)) from e
     kind = 'copied'
     if max(rgb.size) > max_side:
@@ -401,7 +401,7 @@ def _copy(source: Path, target: Path, temporary: Path, max_side: int, quality: i
         if kind == 'smaller':
             with Image.open(io.BytesIO(written)) as image:
                 if image.convert('RGB').size != rgb.size:
-                    raise OSError(f'{target} decodes to another size than was written')
+                    raise OSError(f'{target} decodes to a size other than the written one')
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
@@ -423,12 +423,12 @@ def _megabytes(size: int) -> str:
 
 
 def _write_failed(dst: str, error: OSError) -> str:
-    return (f'Cannot write to {dst} ({error.strerror or error}): the copy so far is whole; make room or mend it, and '
-            'run the same command again, which goes on.')
+    return (f'Cannot write to {dst} ({error.strerror or error}): all files copied so far are complete; free disk space '
+            'or fix the problem, and run the same command again to continue.')
 
 
 class _Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
+    """A progress bar on a terminal, else a line every few seconds."""
 
     def __init__(self, total: int, start: int):
         self._bar = tqdm(total=total, initial=start, unit='image', disable=None, dynamic_ncols=True)

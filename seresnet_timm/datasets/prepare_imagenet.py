@@ -1,10 +1,10 @@
 """`seresnet-timm prepare-imagenet`: ImageNet's (ILSVRC2012) official tar files as train/<class>/* and val/<class>/*.
 
-torchvision's parser takes only archives with the official MD5 sums, unpacks them with `extractall`, which follows
-whatever paths and links they hold, needs the space of the training set twice, and cannot go on after an interruption.
-Here nothing is extracted by its name: members are read as files, and only those named as ImageNet's images are written,
-to a path made from that name. A class folder appears once it is whole, by the development kit's counts, and on disk.
-`meta.bin` is torchvision's, so that `torchvision.datasets.ImageNet(DST)` reads the result.
+torchvision's parser accepts only archives with the official MD5 sums, unpacks them with `extractall`, which follows the
+paths and links in them, needs twice the space of the training set, and cannot continue after an interruption. Here
+members are read as files, and only those with the name of an ImageNet image are written, to a path made from that name.
+A class folder gets its name when it is complete, by the counts of the development kit, and on disk. `meta.bin` has
+torchvision's format, so that `torchvision.datasets.ImageNet(DST)` reads the result.
 """
 import io
 import os
@@ -33,11 +33,11 @@ STATE_FOLDER = '.prepare-imagenet'
 CLASS_TAR = re.compile(r'(n\d{8})\.tar')
 TRAIN_IMAGE = re.compile(r'(n\d{8})_\d+\.JPEG')
 VAL_IMAGE = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
-DEVKIT_LIMIT = 50 << 20  # bytes of one of its files; meta.mat has 0.8 MB
+DEVKIT_LIMIT = 50 << 20  # bytes per file; meta.mat has 0.8 MB
 
 
 class Devkit(NamedTuple):
-    """What the development kit says.
+    """Content of the development kit.
 
     Attributes:
         names: The names of every class, by WordNet id.
@@ -50,10 +50,10 @@ class Devkit(NamedTuple):
 
 
 def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool = False) -> Dict[str, int]:
-    """Unpack, or go on with it.
+    """Unpack the archives, or continue an interrupted run.
 
     Args:
-        source: Folder of the archives; only read.
+        source: Folder of the archives; it is not changed.
         dst: Root of the tree.
         split: 'train', 'val' or 'both'.
         check_md5: Compare the archives with the official MD5 sums first.
@@ -62,7 +62,7 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
         Number of images by split.
 
     Raises:
-        UsageError: Archives are missing, or there is no room.
+        UsageError: Archives are missing, or the disk has too little free space.
         RunError: An archive is damaged or not ImageNet's, the tree is not complete, or the disk is full.
     """
     splits = ['train', 'val'] if split == 'both' else [split]
@@ -70,8 +70,8 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
     archives = {name: Path(source) / ARCHIVES[name][0] for name in needed}
     missing = [path.name for path in archives.values() if not path.is_file()]
     if missing:
-        raise UsageError(f'{source} lacks {", ".join(missing)}: get it from image-net.org (an account is needed), or '
-                         'name the folder that has it with --from.')
+        raise UsageError(f'{source} lacks {", ".join(missing)}: download it from image-net.org (an account is needed), '
+                         'or name the folder that contains it with --from.')
     target = Path(dst)
     if target.exists() and not target.is_dir():
         raise UsageError(f'{dst} is a file: name a folder.')
@@ -94,14 +94,14 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
                 _write_meta(target / 'meta.bin', devkit)
                 shutil.rmtree(state)
     except OSError as e:
-        raise RunError(f'Cannot write to {dst} ({e.strerror or e}): what is there is whole; make room or mend it, and '
-                       'run the same command again, which goes on.') from e
+        raise RunError(f'Cannot write to {dst} ({e.strerror or e}): all finished classes are complete; free disk space '
+                       'or fix the problem, and run the same command again to continue.') from e
     except KeyboardInterrupt:
-        raise RunError('Interrupted: run the same command again, which goes on.')
+        raise RunError('Interrupted: run the same command again to continue.')
     for name in splits:
         print(f'{target / name}: {counts[name]} images in {len(devkit.names)} classes')
     if problems:
-        raise RunError(f'{dst} is not complete: {"; ".join(problems)}. --check-md5 tells whether the archives are the '
+        raise RunError(f'{dst} is not complete: {"; ".join(problems)}. --check-md5 checks whether the archives are the '
                        'official ones.')
     return counts
 
@@ -122,7 +122,7 @@ def read_devkit(path: Path) -> Devkit:
 
     Raises:
         UsageError: scipy is missing.
-        RunError: It is damaged, or something else.
+        RunError: It is damaged, or another file.
     """
     try:
         import scipy.io
@@ -148,11 +148,11 @@ def read_devkit(path: Path) -> Devkit:
             val_ids=[ids[int(line)] for line in text.split()],
         )
         if not all(re.fullmatch(r'n\d{8}', i) for i in devkit.names):
-            raise ValueError('a class has a name that is no WordNet id')
+            raise ValueError('the name of a class is not a WordNet id')
         return devkit
     except KeyError as e:
         raise RunError(f'{path} is not the development kit of ILSVRC2012: it lacks {e}.') from e
-    except Exception as e:  # whatever the readers of tar, gzip and MATLAB files make of a damaged one
+    except Exception as e:  # readers of tar, gzip and MATLAB files raise anything on a damaged one
         raise RunError(f'{path} is damaged, or not the development kit of ILSVRC2012 ({e}): download it again.') from e
 
 
@@ -164,7 +164,7 @@ def _write_meta(path: Path, devkit: Devkit) -> None:
 
 
 def _check_space(target: Path, archives: Dict[str, Path], devkit: Devkit) -> None:
-    """Check that there is room for what is missing, estimated by the share of classes."""
+    """Check that the disk has space for the missing classes, estimated by their share."""
     needed = 0
     for split, path in archives.items():
         there = sum((target / split / wnid).is_dir() for wnid in devkit.names)
@@ -174,27 +174,27 @@ def _check_space(target: Path, archives: Dict[str, Path], devkit: Devkit) -> Non
     existing = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
-        raise UsageError(f'{target} needs {needed / 1e9:.1f} GB more, {existing} has {free / 1e9:.1f} GB free: make '
-                         'room, or name a folder on another disk.')
+        raise UsageError(f'{target} needs {needed / 1e9:.1f} GB more, {existing} has {free / 1e9:.1f} GB free: free '
+                         'disk space, or name a folder on another disk.')
 
 
 @contextmanager
 def _open_tar(path: Path) -> Iterator[Tuple[tarfile.TarFile, tqdm]]:
-    """An uncompressed archive, with a progress bar over its bytes; damage is one sentence."""
+    """An uncompressed archive, with a progress bar over its bytes; a damaged one is a RunError."""
     try:
         with tarfile.open(path, 'r:') as tar, tqdm(
                 total=path.stat().st_size, unit='B', unit_scale=True, desc=path.name, disable=None) as bar:
             yield tar, bar
     except tarfile.TarError as e:
-        raise RunError(f'{path} is damaged or incomplete ({e}): compare its size, and download it again; classes that '
-                       'are there already stay.') from e
+        raise RunError(f'{path} is damaged or incomplete ({e}): compare its size, and download it again; '
+                       'finished classes are kept.') from e
 
 
 def _files(tar: tarfile.TarFile, pattern: re.Pattern, archive: str) -> Iterator[Tuple[tarfile.TarInfo, re.Match]]:
-    """Members of an archive, all of which must be plain files with names as expected.
+    """Members of an archive, which must all be plain files with the expected names.
 
     Raises:
-        RunError: One is a link, a device, or lies elsewhere.
+        RunError: One is a link or a device, or has another path.
     """
     for member in tar:
         name = member.name[2:] if member.name.startswith('./') else member.name
@@ -203,36 +203,36 @@ def _files(tar: tarfile.TarFile, pattern: re.Pattern, archive: str) -> Iterator[
         match = pattern.fullmatch(name)
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or match is None:
             what = 'a link' if member.islnk() or member.issym() else 'a file' if member.isfile() else 'an entry'
-            raise RunError(f"{archive} holds {what} '{member.name}', which ImageNet's does not: it is not the official "
-                           'file, and was not unpacked further.')
+            raise RunError(f"{archive} holds {what} '{member.name}', which the official archive does not "
+                           'contain: unpacking stopped.')
         yield member, match
 
 
 def _write(source: BinaryIO, size: int, path: Path) -> None:
-    """Write a member to a file, which appears once it is whole."""
+    """Write a member to a file, atomically."""
     part = path.with_name(path.name + '.part')
     with open(part, 'wb') as f:
         shutil.copyfileobj(source, f)
     if part.stat().st_size != size:
-        raise tarfile.ReadError(f'{path.name} is cut short')
+        raise tarfile.ReadError(f'{path.name} is incomplete')
     os.replace(part, path)
 
 
 def _unpack_train(archive: Path, folder: Path, staging: Path, devkit: Devkit) -> Dict[str, int]:
-    """Unpack the archive of one archive a class, class by class.
+    """Unpack the training archive, which contains one archive per class.
 
     Returns:
-        Number of images of the classes that have not all of theirs, and are not put in place.
+        Number of images of each incomplete class; these classes are left out.
     """
     folder.mkdir(exist_ok=True)
     incomplete = {}
-    shutil.rmtree(staging, ignore_errors=True)  # a class that a killed run was at
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     staging.mkdir()
     with _open_tar(archive) as (tar, bar):
         for member, match in _files(tar, CLASS_TAR, archive.name):
             wnid = match[1]
             if wnid not in devkit.names:
-                raise RunError(f'{archive.name} holds {member.name}, a class that the development kit does not know.')
+                raise RunError(f'{archive.name} holds {member.name}, a class that is not in the development kit.')
             if not (folder / wnid).exists():
                 (staging / wnid).mkdir()
                 count = 0
@@ -253,10 +253,10 @@ def _unpack_train(archive: Path, folder: Path, staging: Path, devkit: Devkit) ->
 
 
 def _unpack_val(archive: Path, folder: Path, staging: Path, devkit: Devkit) -> Dict[str, int]:
-    """Unpack the validation images, which lie in no order of classes; the class folders appear at the end.
+    """Unpack the validation images, which are not sorted by class; the class folders get their names at the end.
 
     Returns:
-        As `_unpack_train`; what there is of those classes is kept for the next run.
+        As `_unpack_train`; the images of incomplete classes are kept for the next run.
     """
     folder.mkdir(exist_ok=True)
     missing = {wnid for wnid in set(devkit.val_ids) if not (folder / wnid).exists()}
@@ -268,11 +268,11 @@ def _unpack_val(archive: Path, folder: Path, staging: Path, devkit: Devkit) -> D
         for member, match in _files(tar, VAL_IMAGE, archive.name):
             number = int(match[1])
             if not 1 <= number <= len(devkit.val_ids):
-                raise RunError(f'{archive.name} holds {member.name}, the development kit knows {len(devkit.val_ids)} '
+                raise RunError(f'{archive.name} holds {member.name}, the development kit has {len(devkit.val_ids)} '
                                'validation images.')
             wnid = devkit.val_ids[number - 1]
             path = staging / wnid / match[0]
-            if wnid in missing and not _is_whole(path, member.size):
+            if wnid in missing and not _is_complete(path, member.size):
                 _write(tar.extractfile(member), member.size, path)
             bar.update(member.offset_data + member.size - bar.n)
     sync(staging)
@@ -286,8 +286,8 @@ def _unpack_val(archive: Path, folder: Path, staging: Path, devkit: Devkit) -> D
     return incomplete
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    """Whether a killed run has written a file already."""
+def _is_complete(path: Path, size: int) -> bool:
+    """Whether an earlier run has written the whole file."""
     return path.is_file() and path.stat().st_size == size
 
 
@@ -306,7 +306,7 @@ def _check_counts(folder: Path, wanted: Dict[str, int], incomplete: Dict[str, in
         problems.append(f'the archive of {folder.name} lacks images of {len(short)} classes, which were left out '
                         f'({first_names(short, 5)})')
     if wrong:
-        problems.append(f'in {folder} {first_names(wrong, 5)}: remove that folder and run this again')
+        problems.append(f'in {folder} {first_names(wrong, 5)}: remove that folder and run the command again')
     return sum(n or 0 for n in found.values()), problems
 
 

@@ -63,7 +63,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--model', metavar='NAME', default='resnet50', help='model to train')
     arg('--pretrained', action='store_true', help="start from the model's pretrained weights")
     arg('--pretrained-path', metavar='PATH', help='start from this file, adapting the classifier as for --pretrained')
-    arg('--initial-checkpoint', metavar='PATH', default='', help='load these weights after the model is made')
+    arg('--initial-checkpoint', metavar='PATH', default='', help='load these weights after the model is created')
     arg('--resume', metavar='PATH', default='', help='continue a run from this checkpoint: weights, optimizer, epoch')
     arg('--no-resume-opt', action='store_true', help='resume the weights only, with a fresh optimizer')
     _add_model_shape(group)
@@ -79,18 +79,18 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg = group.add_argument
     _add_device(group)
     arg('--no-ddp-bb', action='store_true', help='DDP does not broadcast buffers from rank 0 every step')
-    arg('--synchronize-step', action='store_true', help='wait for the device after every step (honest step times)')
+    arg('--synchronize-step', action='store_true', help='wait for the device after every step (exact step times)')
     arg('--local_rank', type=int, default=0, help=argparse.SUPPRESS)  # torchrun sets the environment instead
 
     group = parser.add_argument_group('Optimizer')
     arg = group.add_argument
-    arg('--opt', default='sgd', metavar='NAME', help="any of timm's; 'sgd' is Nesterov, 'momentum' is not")
+    arg('--opt', default='sgd', metavar='NAME', help="a timm optimizer; 'sgd' is Nesterov, 'momentum' is not")
     arg('--opt-eps', type=float, metavar='EPS')
     arg('--opt-betas', type=float, nargs='+', metavar='BETA')
     arg('--momentum', type=float, default=0.9)
     arg('--weight-decay', type=float, default=2e-5,
         help='biases and BatchNorm are exempt unless --opt-kwargs filter_bias_and_bn=False')
-    arg('--clip-grad', type=float, metavar='NORM', help='gradient clipping, none by default')
+    arg('--clip-grad', type=float, metavar='NORM', help='gradient clipping (default: none)')
     arg('--clip-mode', default='norm', choices=('norm', 'value', 'agc'))
     arg('--layer-decay', type=float, help='learning rate decay from layer to layer')
     arg('--layer-decay-min-scale', type=float, default=0)
@@ -99,7 +99,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
 
     group = parser.add_argument_group('Learning rate schedule')
     arg = group.add_argument
-    arg('--sched', default='cosine', metavar='NAME', help="any of timm's: cosine, tanh, step, multistep, poly, wsd ...")
+    arg('--sched', default='cosine', metavar='NAME', help='a timm schedule: cosine, tanh, step, multistep, poly, wsd')
     arg('--sched-on-updates', action='store_true', help='step the schedule every update, not every epoch')
     arg('--lr', type=float, help='learning rate; without it lr-base x global batch size / lr-base-size')
     arg('--lr-base', type=float, default=0.1)
@@ -116,7 +116,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--min-lr', type=float, default=0)
     arg('--epochs', type=int, default=300, metavar='N')
     arg('--epoch-repeats', type=float, default=0., metavar='N', help='dataset repeats per epoch (iterable datasets)')
-    arg('--start-epoch', type=int, metavar='N', help='number of the first epoch, over what --resume says')
+    arg('--start-epoch', type=int, metavar='N', help='number of the first epoch; overrides that of --resume')
     arg('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH')
     arg('--decay-epochs', type=float, default=90)
     arg('--warmup-epochs', type=int, default=5, metavar='N')
@@ -127,7 +127,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
 
     group = parser.add_argument_group('Augmentation and regularization')
     arg = group.add_argument
-    arg('--no-aug', action='store_true', help='train on resized images as they are')
+    arg('--no-aug', action='store_true', help='only resize training images')
     arg('--train-crop-mode', metavar='MODE')
     arg('--scale', type=float, nargs='+', default=[0.08, 1.0], help='area of the random crop')
     arg('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.], help='aspect ratio of the random crop')
@@ -148,7 +148,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--reprob', type=float, default=0., metavar='P', help='random erasing')
     arg('--remode', default='pixel', metavar='MODE')
     arg('--recount', type=int, default=1, metavar='N')
-    arg('--resplit', action='store_true', help='leave the first augmentation split unerased')
+    arg('--resplit', action='store_true', help='no random erasing in the first augmentation split')
     arg('--mixup', type=float, default=0.0, metavar='ALPHA')
     arg('--cutmix', type=float, default=0.0, metavar='ALPHA')
     arg('--cutmix-minmax', type=float, nargs='+', metavar='RATIO')
@@ -170,12 +170,12 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--sync-bn', action='store_true', help='BatchNorm over the global batch')
     arg('--dist-bn', default='reduce', choices=('broadcast', 'reduce', ''),
         help='how ranks agree on running statistics after an epoch')
-    arg('--split-bn', action='store_true', help='BatchNorm of its own per augmentation split')
+    arg('--split-bn', action='store_true', help='separate BatchNorm for each augmentation split')
 
     group = parser.add_argument_group('Exponential moving average')
     arg = group.add_argument
     arg('--model-ema', action='store_true')
-    arg('--model-ema-force-cpu', action='store_true', help='keep it on the host, unevaluated')
+    arg('--model-ema-force-cpu', action='store_true', help='keep it in host memory, without evaluation')
     arg('--model-ema-decay', type=float, default=0.9998)
     arg('--model-ema-warmup', action='store_true')
 
@@ -192,7 +192,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--save-images', action='store_true', help='save a batch of training images every log interval')
     arg('--output', metavar='DIR', default='', help='folder of runs (default: ./output/train)')
     arg('--experiment', metavar='NAME', default='', help='folder of this run (default: date-model-size)')
-    arg('--eval-metric', default='top1', metavar='NAME', help='metric that makes the best checkpoint')
+    arg('--eval-metric', default='top1', metavar='NAME', help='metric that selects the best checkpoint')
     arg('--tta', type=int, default=0, metavar='N', help='test-time augmentation factor')
     arg('--log-wandb', action='store_true')
     arg('--wandb-project')
@@ -218,11 +218,11 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     group = parser.add_argument_group('Model')
     arg = group.add_argument
     arg('-m', '--model', metavar='NAME', default='dpn92')
-    arg('--pretrained', action='store_true', help='implied where there is no --checkpoint')
+    arg('--pretrained', action='store_true', help='default if there is no --checkpoint')
     arg('--checkpoint', metavar='PATH', default='', help='weights; a folder evaluates every checkpoint in it')
-    arg('--use-ema', action='store_true', help="the checkpoint's moving average instead of its weights")
+    arg('--use-ema', action='store_true', help='the moving average of the checkpoint instead of its weights')
     _add_model_shape(group)
-    arg('--use-train-size', action='store_true', help='the training input size, where the model has a test size')
+    arg('--use-train-size', action='store_true', help='the training input size, if the model has a test size')
     arg('--crop-mode', metavar='MODE', help='squash, border or center')
     arg('--crop-border-pixels', type=int, metavar='N')
     arg('-b', '--batch-size', type=int, default=256, metavar='N', help='images per process and step')
@@ -243,8 +243,8 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--results-file', metavar='FILE', default='', help='write the results here')
     arg('--results-format', default='csv', choices=('csv', 'json'))
     arg('--real-labels', metavar='FILE', default='', help="ImageNet 'real' labels (JSON)")
-    arg('--valid-labels', metavar='FILE', default='', help='class indices that count, one a line')
-    arg('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='precision, recall and F1 too (scikit-learn)')
+    arg('--valid-labels', metavar='FILE', default='', help='class indices to evaluate, one a line')
+    arg('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='also precision, recall and F1 (scikit-learn)')
     arg('--retry', action='store_true', help='halve the batch size when memory runs out')
 
     _add_timm_only(parser, TIMM_ONLY_VALIDATE)
@@ -261,13 +261,13 @@ def _add_data_source(group) -> None:
     arg('data', nargs='?', metavar='DIR', help='root of the dataset (--data-dir is the newer form)')
     arg('--data-dir', metavar='DIR', help='root of the dataset: train/<class>/*, val/<class>/*')
     arg('--dataset', metavar='NAME', default='', help="'<type>/<name>'; empty for folders of images")
-    arg('--dataset-download', action='store_true', help='let torch/ and tfds/ datasets download themselves')
+    arg('--dataset-download', action='store_true', help='download torch/ and tfds/ datasets')
     arg('--class-map', metavar='FILE', default='', help='class name to index')
     arg('--input-img-mode', metavar='MODE', help="PIL mode of the images, e.g. 'RGB'")
     arg('--input-key', metavar='KEY')
     arg('--target-key', metavar='KEY')
-    arg('--dataset-trust-remote-code', action='store_true', help='run code that a Hugging Face dataset brings')
-    arg('--mean', type=float, nargs='+', help="normalization, else the model's")
+    arg('--dataset-trust-remote-code', action='store_true', help='run the code of a Hugging Face dataset')
+    arg('--mean', type=float, nargs='+', help="normalization (default: the model's)")
     arg('--std', type=float, nargs='+')
     arg('--interpolation', metavar='NAME', default='', help='resize filter at evaluation')
     arg('--crop-pct', type=float, help='share of the image that the evaluation crop covers')

@@ -1,19 +1,24 @@
 """The model card of a pushed model: what it is, its results, how to use it, how it was trained."""
+import html
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seresnet_timm.engine.flags import train_parser
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.hub.client import split_name
 from seresnet_timm.hub.errors import redact
-from seresnet_timm.runs import report as results
+from seresnet_timm.hub.repository import CURVES, plugin_of
+from seresnet_timm.hub.upload import Source
+from seresnet_timm.runs import report
 
-CURVES = 'curves.png'
-# arguments that say where, on which machine and how noisily a run went, not what was trained
+TEMPLATE = Path(__file__).with_name('card.md.j2')
+# flags that name places and machines or choose what is printed; they do not change what is trained
 NOT_THE_RECIPE = {
     'data', 'data_dir', 'model', 'output', 'experiment', 'resume', 'device', 'device_modules', 'local_rank', 'rank',
     'world_size', 'distributed', 'prefetcher', 'workers', 'pin_mem', 'log_interval', 'log_wandb', 'wandb_project',
@@ -21,62 +26,59 @@ NOT_THE_RECIPE = {
     'no_resume_opt',
 }
 
-TEMPLATE = '''\
-# {name}
 
-{summary}
-
-{results}## Use
-
-```python
-{imports}
-model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()
-config = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**config, is_training=False)
-```
-
-{plugin}{training}'''
-
-
-def make_card(
-        repo_id: str,
-        license: str,
-        model,
-        config: Dict[str, Any],
-        plugin: Optional[str],
-        run: Optional[Dict[str, Any]] = None,
-        row: Optional[Dict[str, float]] = None,
-        args: Optional[Dict[str, Any]] = None,
-        origin: Optional[str] = None,
-        weights: str = '',
-        has_curves: bool = False,
-) -> str:
-    """Text of README.md, metadata on top.
+def make_card(source: Source, repo_id: str, license: str, config: Dict[str, Any], has_curves: bool) -> str:
+    """Text of README.md, metadata first.
 
     Args:
+        source: What is pushed.
         repo_id: 'organisation/name'.
         license: Licence identifier of the Hub.
-        model: The model, for its parameter count.
         config: As written to config.json.
-        plugin: Python package that has to be imported for the architecture; None for timm's own.
-        run: As from `results.read_run`; None where only a file is known.
-        row: Row of `summary.csv` of the pushed epoch.
-        args: Arguments of the training.
-        origin: Model whose weights the training started from.
-        weights: What the weights are, e.g. 'moving average of the weights', for the results.
-        has_curves: The repository gets the curves too.
+        has_curves: True if the repository gets the picture of the curves too.
     """
-    name = repo_id.split('/')[1]
-    args = args or {}
-    dataset = os.path.basename(str(args.get('data_dir') or args.get('data') or args.get('dataset') or '').rstrip('/'))
+    architecture = config['architecture']
+    plugin = plugin_of(architecture)
+    dataset = _dataset_of(source.args)
+    card = ModelCard.from_template(
+        _metadata(source, repo_id.split('/')[1], license, plugin, dataset),
+        template_path=str(TEMPLATE),
+        name=repo_id.split('/')[1],
+        repo_id=repo_id,
+        architecture=architecture,
+        plugin=plugin,
+        num_classes=config['num_classes'],
+        parameters=f'{sum(p.numel() for p in source.model.parameters()):,}',
+        size=' x '.join(str(n) for n in config['pretrained_cfg']['input_size'][1:]),
+        dataset=_markdown(dataset),
+        origin=_markdown(source.origin or ''),
+        results=_results(source.run, source, has_curves) if source.run else None,
+        settings=_as_yaml(recipe(source.args)),
+        command=command(source.run.record) if source.run else None,
+        facts=_as_yaml(_facts(source.run.record)) if source.run else None,
+    )
+    return redact(str(card)).rstrip('\n') + '\n'
+
+
+def _dataset_of(args: Dict[str, Any]) -> str:
+    """Name of the training data: the last part of its path."""
+    path = str(args.get('data_dir') or args.get('data') or args.get('dataset') or '')
+    return printable(os.path.basename(path.rstrip('/')))
+
+
+def _metadata(source: Source, name: str, license: str, plugin: Optional[str], dataset: str) -> ModelCardData:
     data = ModelCardData(
         license=license,
         library_name='timm',
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', *([plugin] if plugin else [])],
     )
-    if origin and origin.startswith('hf-hub:'):
-        data.base_model = origin.split(':', 1)[1].split('@')[0]
+    if source.origin and source.origin.startswith('hf-hub:'):
+        try:
+            data.base_model = split_name(source.origin.split(':', 1)[1])[0]
+        except UsageError:
+            pass  # a checkpoint from elsewhere may name anything
+    row = source.row
     if row and 'eval_top1' in row and dataset:
         data.model_name = name
         data.eval_results = [
@@ -84,65 +86,37 @@ def make_card(
                 task_type='image-classification', dataset_type='imagefolder', dataset_name=dataset,
                 metric_type='accuracy', metric_name=label, metric_value=round(row[key], 4))
             for key, label in (('eval_top1', 'Top-1'), ('eval_top5', 'Top-5')) if key in row]
-    size = ' x '.join(map(str, config['pretrained_cfg']['input_size'][1:]))
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = f', trained on {dataset}' if dataset else ''
-    started = f', from the weights of {origin}' if origin else ''
-    summary = (f'`{config["architecture"]}` for {config["num_classes"]} classes ({parameters:,} parameters, images of '
-               f'{size}){trained}{started}.')
-    imports = f'import {plugin}  # registers {config["architecture"]} with timm\n' if plugin else ''
-    first = f'The architecture is not in timm itself: `import {plugin}` comes first.\n\n' if plugin else ''
-    body = TEMPLATE.format(
-        name=name,
-        summary=summary,
-        results=_results(run, row, weights, has_curves) if run else '',
-        imports=f'{imports}import timm',
-        repo_id=repo_id,
-        plugin=first,
-        training=_training(run, args),
-    )
-    return f'---\n{data.to_yaml()}\n---\n{redact(body)}'
+    return data
 
 
-def _results(run: Dict[str, Any], row: Optional[Dict[str, float]], weights: str, has_curves: bool) -> str:
-    table = results.table_row(run)
-    top1 = row.get('eval_top1') if row else None
-    table['Acc@1'] = f'{top1:.3f}' if top1 is not None else '-'
-    parts = ['## Results', results.format_table([table])]
-    if row and top1 is not None:
-        top5 = f', top-5 {row["eval_top5"]:.3f} %' if 'eval_top5' in row else ''
-        of = f' of the {weights}' if weights else ''
-        parts.append(f'Top-1 {top1:.3f} %{top5}{of} on the validation images, after epoch {int(row["epoch"])} '
-                     f'(counted from 0; {len(run["rows"])} in all). FPS: training images/s of all devices.')
-    else:
-        parts.append('These weights were not evaluated in the training.')
-    if has_curves:
-        parts.append(f'![Loss, top-1, learning rate and images/s over epochs]({CURVES})')
-    return '\n\n'.join(parts) + '\n\n'
+def _markdown(text: str) -> str:
+    """A text from a file that others wrote, so that Markdown and HTML show it and do not interpret it."""
+    return re.sub(r'([\\`*\[\]|~])', r'\\\1', html.escape(printable(text), quote=False))
 
 
-def _training(run: Optional[Dict[str, Any]], args: Dict[str, Any]) -> str:
-    parts = []
-    settings = recipe(args)
-    if settings:
-        parts += ['## Training', f"Settings that are not timm's defaults:\n\n```yaml\n{as_yaml(settings)}```"]
-    if run:
-        record = run['record']
-        plan, versions = record['plan'], record['versions']
-        facts = dict(
-            plan={k: plan[k] for k in ('device', 'world_size', 'precision', 'global_batch_size') if k in plan},
-            versions=versions)
-        if not parts:
-            parts.append('## Training')
-        parts += [
-            f'Command:\n\n```bash\n{command(record)}\n```' if command(record) else '',
-            f'```yaml\n{as_yaml(facts)}```',
-        ]
-    return '\n\n'.join(p for p in parts if p) + '\n' if parts else ''
+def _results(run: report.Run, source: Source, has_curves: bool) -> Dict[str, Any]:
+    table, row = report.table_row(run), source.row or {}
+    top1, top5 = (f'{row[k]:.3f}' if k in row else None for k in ('eval_top1', 'eval_top5'))
+    return {
+        'table': report.format_table([{k: _markdown(v) for k, v in {**table, 'Acc@1': top1 or '-'}.items()}]),
+        'top1': top1,
+        'top5': top5,
+        'weights': source.weights_are,
+        'epoch': int(row['epoch']) if row else None,
+        'epochs': len(run.rows),
+        'curves': CURVES if has_curves else None,
+    }
+
+
+def _facts(record: Dict[str, Any]) -> Dict[str, Any]:
+    """Machine and versions of a run."""
+    settings = record['settings']
+    plan = {k: settings[k] for k in ('device', 'world_size', 'precision', 'global_batch_size')}
+    return _plain({'plan': plan, 'versions': {k: v for k, v in record['versions'].items() if v is not None}})
 
 
 def recipe(args: Dict[str, Any]) -> Dict[str, Any]:
-    """Arguments of a training that differ from timm's defaults; of paths only the last part."""
+    """Flags of a training that differ from timm's defaults; of paths only the last part."""
     try:
         defaults = vars(train_parser().parse_args([]))
     except UsageError:
@@ -153,13 +127,14 @@ def recipe(args: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """A value as YAML can hold it, without control characters."""
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, str):
-        return _without_folder(value)
-    return value if isinstance(value, (bool, int, float)) else str(value)
+        return {printable(str(k)): _plain(v) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return printable(_without_folder(str(value)))
 
 
 def _without_folder(text: str) -> str:
@@ -169,14 +144,20 @@ def _without_folder(text: str) -> str:
     return flag + equals + (os.path.basename(value.rstrip(os.sep)) if is_path else value)
 
 
-def as_yaml(values: Dict[str, Any]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+def _as_yaml(values: Dict[str, Any]) -> Optional[str]:
+    # one line a value, however long: a folded line could end the block of code in the card
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=float('inf'))
+    return text.rstrip('\n') if values else None
 
 
 def command(record: Dict[str, Any]) -> Optional[str]:
-    """The command line of a run without the folders of its machine; None where ranks did not know it."""
-    argv: List[str] = [str(a) for a in record.get('command') or []]
+    """The command line that the user typed, without the folders of the machine; None if the record does not have it.
+
+    Args:
+        record: As from `read_record`, which leaves out the internal command of a rank.
+    """
+    argv: List[str] = [printable(a) for a in record['command']]
     if not any(verb in argv for verb in ('train', 'recipe')):
-        return None  # a worker's, which names a job file
+        return None  # not a command line of this package
     program = 'seresnet-timm' if Path(argv[0]).name in ('seresnet-timm', '__main__.py') else Path(argv[0]).name
     return shlex.join([program, *map(_without_folder, argv[1:])])

@@ -1,5 +1,6 @@
 """Requests to the Hub: retries, time limits, names like org/name@revision."""
 import os
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -10,59 +11,79 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-import seresnet_timm
-from seresnet_timm.errors import UsageError
-from seresnet_timm.hub.errors import SERVER_ERRORS, broke_off, reason, redact, status_of
+from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.hub.errors import SERVER_ERRORS, is_broken_off, reason, redact, status_of
+from seresnet_timm.version import __version__
 
-RETRY_WAITS = (1, 2)  # seconds, after an answer of a Hub in trouble
-TIMEOUT = 120  # seconds without an answer; the Hub's own client waits for ever in some requests
+RETRY_WAITS = (1, 2)  # seconds, after an answer of a Hub that has a problem
+TIMEOUT = 120  # seconds without an answer; some requests of huggingface_hub have no time limit
+MAX_REVISION = 200  # characters; the revision becomes the name of a file in the cache
 
 
-def _split(repo_id: str, revision: Optional[str] = None) -> Tuple[str, Optional[str]]:
-    """Repository and revision of 'org/name@revision'.
+def split_name(name: str, revision: Optional[str] = None) -> Tuple[str, Optional[str]]:
+    """Repository and revision of 'org/name@revision', or of a name and a revision, both checked.
 
     Raises:
-        UsageError: It is not such a name.
+        UsageError: One of them is not valid; a valid one names no file outside its folder in the cache.
     """
-    name, at, given = repo_id.partition('@')
+    repo_id, at, given = name.partition('@')
     if at and (not given or revision is not None):
-        raise UsageError(f"'{repo_id}' is not a model on the Hub with one revision: write org/name@revision.")
+        raise UsageError(f"'{printable(name)}' does not name a model on the Hub and one revision: write "
+                         'org/name@revision.')
     try:
-        validate_repo_id(name)
-        is_valid = name.count('/') == 1
+        validate_repo_id(repo_id)
+        is_valid = re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id, re.ASCII) is not None
     except HFValidationError:
         is_valid = False
     if not is_valid:
-        raise UsageError(f"'{name}' is not the name of a model on the Hub: write organisation/name, of letters, "
-                         "digits, '-', '_' and '.'.")
-    return name, given or revision
+        raise UsageError(f"'{printable(repo_id)}' is not the name of a model on the Hub: write organisation/name, with "
+                         "letters, digits, '-', '_' and '.'.")
+    revision = given or revision
+    if revision is not None and not is_revision(revision):
+        raise UsageError(f"{repo_id}: '{printable(revision)}' cannot be a branch, tag or commit: git does not allow "
+                         'this name.')
+    return repo_id, revision
 
 
-def _api(token: Optional[str]) -> HfApi:
-    return HfApi(token=token, library_name='seresnet_timm', library_version=seresnet_timm.__version__)
+def is_revision(text: str) -> bool:
+    """True if a text is a valid branch, tag or commit, by the rules of `git check-ref-format --allow-onelevel`."""
+    parts = text.split('/')
+    return (
+        0 < len(text) <= MAX_REVISION
+        and text == printable(text)
+        and not re.search(r'[ ~^:?*\[\\]|\.\.|@\{', text)
+        and not text.startswith('-')
+        and not text.endswith('.')
+        and text != '@'
+        and not any(not p or p.startswith('.') or p.endswith('.lock') for p in parts)
+    )
 
 
-def _ask(request: Callable[[], Any]) -> Any:
-    """Answer to a request; a Hub in trouble is asked again, twice."""
+def make_api(token: Optional[str]) -> HfApi:
+    return HfApi(token=token, library_name='seresnet_timm', library_version=__version__)
+
+
+def ask(request: Callable[[], Any]) -> Any:
+    """Answer to a request; a Hub that has a problem is asked up to three times."""
     for wait in RETRY_WAITS:
         try:
             return request()
         except Exception as e:
-            if status_of(e) not in SERVER_ERRORS and not broke_off(e):
+            if status_of(e) not in SERVER_ERRORS and not is_broken_off(e):
                 raise
-            _say(f'Trying again in {wait} s: {reason(e)}.')
+            say(f'Trying again in {wait} s: {reason(e)}.')
             time.sleep(wait)
     return request()
 
 
-def _say(text: str) -> None:
-    print(redact(text), file=sys.stderr)
+def say(text: str) -> None:
+    print(printable(redact(text)), file=sys.stderr)
 
 
 @contextmanager
-def _no_endless_wait() -> Iterator[None]:
-    """Give the requests of huggingface_hub that have no time limit one; its requests-based versions cannot."""
-    session = huggingface_hub.get_session() if hasattr(huggingface_hub, 'get_session') else None
+def time_limit() -> Iterator[None]:
+    """Set a time limit for huggingface_hub's requests without one; its versions that use `requests` cannot have it."""
+    session: Any = huggingface_hub.get_session() if hasattr(huggingface_hub, 'get_session') else None
     if not hasattr(session, 'timeout'):
         yield
         return

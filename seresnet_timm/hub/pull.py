@@ -1,33 +1,35 @@
 """Download a model from the Hub and verify it."""
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Optional, Union
 
 import timm
 from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.hf_api import ModelInfo
 
-import seresnet_timm
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import fsync, temporary_folder
-from seresnet_timm.hub import card as model_card
-from seresnet_timm.hub.cache import _from_cache, _remove_file, _remove_leftovers, _set_ref
-from seresnet_timm.hub.client import _api, _ask, _say, _split
-from seresnet_timm.hub.errors import (
-    explained,
-    is_unreachable,
-)
+from seresnet_timm.hub.cache import pull_from_cache, remove_file, remove_leftovers, set_ref
+from seresnet_timm.hub.client import ask, make_api, say, split_name
+from seresnet_timm.hub.errors import explained, is_unreachable
 from seresnet_timm.hub.repository import (
     CARD,
     CONFIG,
+    CURVES,
     WEIGHTS,
+    Digest,
     Pulled,
-    _choose,
-    _digests,
-    _expected,
-    _read_config,
+    choose_files,
+    digest_of,
+    digest_on_hub,
+    is_commit,
     plugin_of,
+    read_config,
 )
+from seresnet_timm.models.create import trusted_kwargs
+from seresnet_timm.version import __version__
 
 
 def pull(
@@ -37,43 +39,49 @@ def pull(
         token: Optional[str] = None,
         with_weights: bool = True,
 ) -> Pulled:
-    """Download a timm model into the cache and verify it; the cache does where there is no Hub to be had.
+    """Download a timm model into the cache and verify it. The cached copy is used when the Hub cannot be reached.
 
     Args:
         repo_id: 'organisation/name', or 'organisation/name@revision'.
-        out: Folder to copy the files to, whole or not at all; must be new, empty, or of an earlier pull.
+        out: Folder to copy the files to, atomically; must be new, empty, or from an earlier pull.
         revision: Branch, tag or commit; the main branch if None.
         token: Access token; that of HF_TOKEN or `hf auth login` if None.
-        with_weights: False gets the configuration only.
+        with_weights: False downloads the configuration only.
 
     Raises:
-        UsageError: `repo_id` or `out` cannot be.
-        RunError: The Hub, the network or the disk failed, or a file is not what the Hub says, twice.
+        UsageError: `repo_id`, `revision` or `out` is not valid.
+        RunError: The Hub, the network or the disk failed, or a file arrived damaged twice.
     """
-    repo_id, revision = _split(repo_id, revision)
+    repo_id, revision = split_name(repo_id, revision)
     out = None if out is None else _check_out(Path(out))
     with explained(repo_id, 'pull'):
-        for part in _remove_leftovers(repo_id):
-            _say(f'Removed {part}, which a killed download had left.')
-        api = _api(token)
+        for part in remove_leftovers(repo_id):
+            say(f'Removed {part}, which a killed download had left.')
+        api = make_api(token)
         try:
-            info = _ask(lambda: api.model_info(
+            info = ask(lambda: api.model_info(
                 repo_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT))
         except Exception as e:
             if not is_unreachable(e):
                 raise
-            pulled = _from_cache(repo_id, revision, e, with_weights)
+            pulled = pull_from_cache(repo_id, revision, e, with_weights)
         else:
             try:
-                pulled = _from_hub(repo_id, info, token, with_weights)
+                pulled = _pull_from_hub(repo_id, info, token, with_weights)
             finally:
-                _remove_leftovers(repo_id)  # huggingface_hub before 2 keeps the part of a failed download
+                remove_leftovers(repo_id)  # huggingface_hub before 2 keeps the part of a failed download
             if revision != pulled.commit:
-                _set_ref(repo_id, revision or constants.DEFAULT_REVISION, pulled.commit)
+                set_ref(repo_id, revision or constants.DEFAULT_REVISION, pulled.commit)
         _check_config(pulled)
         if out is not None:
             _copy_out(pulled, out)
     return pulled
+
+
+def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
+    """Folder of the model on the Hub that a timm name means, pulled and verified; None for other names."""
+    source, _, name = model.partition(':')
+    return pull(name, with_weights=with_weights).folder if source in ('hf-hub', 'hf_hub') else None
 
 
 def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
@@ -86,71 +94,69 @@ def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
             f'  seresnet-timm validate --model {model} --data-dir DIR')
 
 
-def pinned(name: str, with_weights: bool = True) -> str:
-    """Pull and verify the model of a name like 'org/name@revision'; timm's name for exactly that commit of it."""
-    pulled = pull(name, with_weights=with_weights)
-    return f'hf-hub:{pulled.repo_id}@{pulled.commit}'
-
-
-def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
-    """Folder of the model on the Hub that a timm name means, pulled and verified; None for other names."""
-    source, _, name = model.partition(':')
-    return pull(name, with_weights=with_weights).folder if source in ('hf-hub', 'hf_hub') else None
-
-
-def _from_hub(repo_id: str, info, token: Optional[str], with_weights: bool) -> Pulled:
-    siblings = {s.rfilename: s for s in info.siblings}
-    sha256, folder = {}, None
-    for name in _choose(repo_id, list(siblings), with_weights):
-        expected = _expected(repo_id, siblings[name])
-        path = _download(repo_id, name, info.sha, token)
-        digest = _digests(path)
-        if digest[expected.kind] != expected.value:
-            _remove_file(path)
-            _say(f'{repo_id}: {name} is not what the Hub says ({expected.kind} {digest[expected.kind][:12]}, not '
-                 f'{expected.value[:12]}): removed, downloading it again.')
-            path = _download(repo_id, name, info.sha, token)
-            digest = _digests(path)
-            if digest[expected.kind] != expected.value:
-                _remove_file(path)
-                raise RunError(
-                    f'{repo_id}: {name} arrived damaged twice (hash {digest[expected.kind][:12]}, the Hub says '
-                    f'{expected.value[:12]}) and was removed: try again, or another HF_ENDPOINT or proxy.')
-        sha256[name] = digest['sha256']
+def _pull_from_hub(repo_id: str, info: ModelInfo, token: Optional[str], with_weights: bool) -> Pulled:
+    commit = info.sha or ''
+    if not is_commit(commit):
+        raise RunError(f'{repo_id}: the Hub at {constants.ENDPOINT} names no commit: use another HF_ENDPOINT.')
+    siblings = {s.rfilename: s for s in info.siblings or []}
+    sha256, folder = {}, Path()
+    for name in choose_files(repo_id, list(siblings), with_weights):
+        expected = digest_on_hub(repo_id, siblings[name])
+        path = _download_verified(repo_id, name, commit, expected, token)
+        sha256[name] = expected.value if expected.kind == 'sha256' else digest_of(path, 'sha256').value
         folder = path.parent
-    return Pulled(repo_id, info.sha, folder, sha256, _read_config(repo_id, folder))
+    return Pulled(repo_id, commit, folder, sha256, read_config(repo_id, folder))
 
 
-def _download(repo_id: str, name: str, commit: str, token: Optional[str]) -> Path:
-    return Path(hf_hub_download(
-        repo_id, name, revision=commit, token=token,
-        library_name='seresnet_timm', library_version=seresnet_timm.__version__))
+def _download_verified(repo_id: str, name: str, commit: str, expected: Digest, token: Optional[str]) -> Path:
+    """Download a file and compare it with its hash; a damaged one is removed and downloaded once more."""
+    # Not HfApi.verify_repo_checksums: it needs huggingface_hub 1.1, which transformers 4 excludes, sends one request
+    # more, and hashes every file of the snapshot, also those that other programs have downloaded
+    for attempt in (1, 2):
+        path = Path(hf_hub_download(
+            repo_id, name, revision=commit, token=token, library_name='seresnet_timm', library_version=__version__))
+        actual = digest_of(path, expected.kind)
+        if actual == expected:
+            return path
+        remove_file(path)
+        if attempt == 1:
+            say(f'{repo_id}: {name} does not have the hash that the Hub names ({actual.kind} {actual.value[:12]}, not '
+                f'{expected.value[:12]}): removed, downloading it again.')
+    raise RunError(f'{repo_id}: {name} arrived damaged twice (hash {actual.value[:12]}, the Hub names '
+                   f'{expected.value[:12]}) and was removed: try again, or use another HF_ENDPOINT or proxy.')
 
 
 def _check_config(pulled: Pulled) -> None:
-    arch = pulled.config['architecture']
+    """Refuse a configuration that timm does not know, or with which it would do more than create the network."""
+    arch, where = pulled.config['architecture'], f'{CONFIG} of {pulled.repo_id}'
+    trusted_kwargs(pulled.config.get('model_args'), where, 'model_args')
+    weights = pulled.config.get('pretrained_cfg', pulled.config)
+    for key in ('custom_load', 'hf_hub_filename'):  # timm would load another file than the verified one
+        if isinstance(weights, dict) and weights.get(key):
+            raise UsageError(f'{where}: {key} is not taken from a file.')
     if timm.is_model(arch):
         return
     requires = pulled.config.get('requires')
-    how = (f'do `{requires}` first, as its {CONFIG} says' if isinstance(requires, str) else
+    is_import = isinstance(requires, str) and re.fullmatch(r'import \w+(\.\w+)*', requires, re.ASCII)
+    how = (f'run `{requires}` first, as its {CONFIG} says' if is_import else
            'install a newer timm, or import the package that registers it')
-    raise RunError(f"{pulled.repo_id} is a '{arch}', which timm {timm.__version__} does not know: {how}. Its files are "
-                   f'in {pulled.folder}.')
+    raise RunError(f"{pulled.repo_id} is a '{printable(arch)}', which timm {timm.__version__} does not know: {how}. "
+                   f'Its files are in {pulled.folder}.')
 
 
 def _check_out(out: Path) -> Path:
     if out.suffix in ('.safetensors', '.bin', '.pth'):
         raise UsageError(f'{out}: OUT is a folder, for the weights and their {CONFIG}.')
-    known = {CONFIG, CARD, model_card.CURVES, *WEIGHTS}
+    known = {CONFIG, CARD, CURVES, *WEIGHTS}
     if out.exists() and (not out.is_dir() or not {p.name for p in out.iterdir()} <= known):
-        raise UsageError(f'{out} exists and is not of an earlier pull: name a new folder.')
+        raise UsageError(f'{out} exists and is not from an earlier pull: name a new folder.')
     if not out.absolute().parent.is_dir():
         raise UsageError(f'{out}: the folder {out.absolute().parent} does not exist.')
     return out
 
 
 def _copy_out(pulled: Pulled, out: Path) -> None:
-    """Copy the files beside `out`, verify the copies, and rename their folder."""
+    """Copy the files to a folder beside `out` and rename it; `pulled` then names `out` as its folder."""
     with temporary_folder(out.absolute().parent, f'.{out.name}.pull-') as tmp:
         new = tmp / out.name
         new.mkdir()

@@ -1,14 +1,14 @@
-"""Models to and from the Hugging Face Hub, safer than timm's own push and load
+"""Push models to the Hugging Face Hub, with checks that timm's own push does not have
 
     push('output/train/RUN', 'org/name', license='apache-2.0')
     pull('org/name')
     timm.create_model('hf-hub:org/name', pretrained=True)  # after `import seresnet_timm`
 
-What timm's do not do:
-  * weights go as safetensors only; config.json and card claim nothing that belongs to other weights
-  * every file that arrives is compared with the hash that the Hub names, and thrown away where it differs; so is
-    what has arrived at the Hub after a push
-  * a file in the cache is used without the Hub only where it has the hash that the Hub named when it came
+What this package adds:
+  * weights are uploaded as safetensors only; config.json and card describe these weights, not those of timm's tag
+  * the hash of every downloaded file is compared with the hash that the Hub names, and a damaged file is removed; the
+    files on the Hub are verified after a push
+  * without the Hub, a file in the cache is used only if it has the hash that the Hub named when it was downloaded
 
 Endpoint (HF_ENDPOINT), token (HF_TOKEN), proxies, cache (HF_HOME), offline mode (HF_HUB_OFFLINE) and progress bars are
 those of huggingface_hub.
@@ -27,23 +27,18 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import temporary_folder
-from seresnet_timm.hub import card as model_card
-from seresnet_timm.hub.client import _api, _ask, _no_endless_wait, _split
+from seresnet_timm.hub.card import make_card
+from seresnet_timm.hub.client import ask, is_revision, make_api, split_name, time_limit
 from seresnet_timm.hub.config import make_config
-from seresnet_timm.hub.errors import (
-    explained,
-    status_of,
-)
-from seresnet_timm.hub.repository import CARD, CONFIG, SAFE_WEIGHTS, _digests, _expected, plugin_of
+from seresnet_timm.hub.errors import explained, status_of
+from seresnet_timm.hub.repository import CARD, CONFIG, CURVES, SAFE_WEIGHTS, digest_of, digest_on_hub
 from seresnet_timm.hub.upload import Source, read_source
-from seresnet_timm.runs import curves as results_curves
+from seresnet_timm.runs.curves import draw_curves
 
 STAGING = 'seresnet-timm-push-'
 
-
-# --- push -------------------------------------------------------------------------------------------------------------
 
 @dataclass
 class Pushed:
@@ -71,58 +66,54 @@ def push(
         license: Optional[str] = None,
         model: Optional[str] = None,
         num_classes: Optional[int] = None,
-        ema: Optional[bool] = None,
+        use_ema: Optional[bool] = None,
         private: bool = False,
         revision: Optional[str] = None,
         tag: Optional[str] = None,
         message: Optional[str] = None,
         token: Optional[str] = None,
+        ema: Optional[bool] = None,
+        class_names: Optional[Union[str, Path]] = None,
 ) -> Pushed:
     """Push the weights of a run or of a file, their configuration and a model card; verify what has arrived.
 
-    The repository and the branch are made where they are missing. A card that is on the Hub is kept.
+    A missing repository or branch is created. A card that is on the Hub is kept.
 
     Args:
         source: Output folder of a training (its best checkpoint is taken), or a checkpoint.
         repo_id: 'organisation/name'.
         license: Licence of the weights, an identifier of the Hub; that of the card on the Hub if None.
-        model: Architecture, where the file does not say or is wrong.
-        num_classes: Number of classes, where the weights do not say.
-        ema: Take the moving average (True) or the raw weights; None takes those whose top-1 the run reports.
+        model: Architecture, if the file does not tell it or is wrong.
+        num_classes: Number of classes, if the weights do not tell it.
+        use_ema: Take the moving average (True) or the raw weights; None takes those whose top-1 the run reports.
         private: Make the repository private.
         revision: Branch; main if None.
         tag: Tag for the new commit.
         message: Commit message.
         token: Access token with write access; that of HF_TOKEN or `hf auth login` if None.
+        ema: Older name of `use_ema`.
+        class_names: File with the name of a class a line, over the names in the file.
 
     Raises:
         UsageError: Something in the request is missing or wrong; nothing was sent.
         RunError: The Hub, the network or the disk failed.
     """
-    repo_id, at = _split(repo_id)
-    if at:
-        raise UsageError(f'{repo_id}@{at}: name the branch with --revision.')
-    if constants.HF_HUB_OFFLINE:
-        raise UsageError(f'HF_HUB_OFFLINE is set, {repo_id} cannot be pushed: unset it.')
-    if (token or huggingface_hub.get_token()) is None:
-        raise UsageError('Pushing needs a token with write access: set HF_TOKEN, or log in with `hf auth login`.')
-    if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
-        raise UsageError(f"--license '{license}' is not an identifier: they look like apache-2.0, mit or cc-by-4.0.")
-    found = read_source(source, model, num_classes, ema)
+    repo_id = _check_request(repo_id, license, revision, tag, token)
+    found = read_source(source, model, num_classes, ema if use_ema is None else use_ema, class_names)
     revision = revision or constants.DEFAULT_REVISION
-    api = _api(token)
-    with explained(repo_id, 'push'), _no_endless_wait():
+    api = make_api(token)
+    with explained(repo_id, 'push'), time_limit():
         target = _inspect_target(api, repo_id, revision, private, tag, license)
     with temporary_folder(tempfile.gettempdir(), STAGING) as folder:
-        files = _stage(found, folder, repo_id, license or target.license, make_card=not target.has_card)
-        with explained(repo_id, 'push'), _no_endless_wait():
+        files = _stage(found, folder, repo_id, license or target.license or '', with_card=not target.has_card)
+        with explained(repo_id, 'push'), time_limit():
             parent = _prepare_target(api, repo_id, revision, private, target)
             additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
             try:
                 commit = api.create_commit(
                     repo_id,
                     additions,
-                    commit_message=message or f'Add {found.model.pretrained_cfg["architecture"]}',
+                    commit_message=message or f'Add {found.architecture}',
                     revision=revision,
                     parent_commit=parent,
                 )
@@ -132,7 +123,31 @@ def push(
             sha256 = _verify_pushed(api, repo_id, commit.oid, additions)
             if tag is not None:
                 api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    return Pushed(repo_id, commit.oid, str(commit.commit_url), revision, sha256, found.notes + target.notes)
+    return Pushed(repo_id, commit.oid, printable(str(commit.commit_url)), revision, sha256, found.notes + target.notes)
+
+
+def _check_request(
+        repo_id: str,
+        license: Optional[str],
+        revision: Optional[str],
+        tag: Optional[str],
+        token: Optional[str],
+) -> str:
+    """Refuse what is wrong without a question to the Hub; the checked name of the repository."""
+    repo_id, at = split_name(repo_id)
+    if at:
+        raise UsageError(f'{repo_id}@{at}: name the branch with --revision.')
+    for flag, name in (('--revision', revision), ('--tag', tag)):
+        if name is not None and not is_revision(name):
+            raise UsageError(f"{flag} '{printable(name)}' is not a valid name: git does not allow it.")
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(f'HF_HUB_OFFLINE is set, {repo_id} cannot be pushed: unset it.')
+    if (token or huggingface_hub.get_token()) is None:
+        raise UsageError('A push needs a token with write access: set HF_TOKEN, or log in with `hf auth login`.')
+    if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
+        raise UsageError(f"--license '{printable(license)}' is not an identifier: examples are apache-2.0, mit and "
+                         'cc-by-4.0.')
+    return repo_id
 
 
 class Target(NamedTuple):
@@ -145,44 +160,51 @@ class Target(NamedTuple):
 
 
 def _inspect_target(
-        api: HfApi, repo_id: str, revision: str, private: bool, tag: Optional[str], license: Optional[str]) -> Target:
-    """Look at what is on the Hub, and refuse what must not be, before anything is written there."""
+        api: HfApi,
+        repo_id: str,
+        revision: str,
+        private: bool,
+        tag: Optional[str],
+        license: Optional[str],
+) -> Target:
+    """What is on the Hub; what does not fit to it is refused before anything is written there."""
     exists, head, card = True, None, None
     notes = []
     try:
-        info = _ask(lambda: api.model_info(repo_id, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+        info = ask(lambda: api.model_info(repo_id, timeout=constants.HF_HUB_ETAG_TIMEOUT))
     except RepositoryNotFoundError as e:
         if status_of(e) == 401 and 'nvalid credentials' in str(e):
             raise
         exists = False
-        notes.append(f'repository: made, {"private" if private else "public"}')
+        notes.append(f'repository: created, {"private" if private else "public"}')
     if exists:
         if private and not info.private:
             raise UsageError(f'{repo_id} is public on the Hub: make it private on its page, or leave out --private.')
-        refs = _ask(lambda: api.list_repo_refs(repo_id))
+        refs = ask(lambda: api.list_repo_refs(repo_id))
         if tag is not None and tag in [t.name for t in refs.tags]:
-            raise UsageError(f'{repo_id} has a tag {tag} already: name another.')
+            raise UsageError(f'{repo_id} already has the tag {tag}: choose another one.')
         head = next((b.target_commit for b in refs.branches if b.name == revision), None)
         if head is None:
-            notes.append(f'branch: {revision} made, from main')
+            notes.append(f'branch: {revision} created, from main')
         card = _card_of(api, repo_id, head)
     has_license = card.data.get('license') if card is not None else None
+    has_license = None if has_license is None else printable(str(has_license))
     if license is None and has_license is None:
-        raise UsageError(f'{repo_id} has no licence yet: name that of these weights, e.g. --license apache-2.0 '
+        raise UsageError(f'{repo_id} has no licence yet: name the licence of these weights, e.g. --license apache-2.0 '
                          '(nothing was sent).')
     if license is not None and has_license not in (None, license):
         raise UsageError(f'The card of {repo_id} says license: {has_license}, --license {license}: change the card on '
                          'the Hub, or leave out --license.')
     if card is not None:
-        unsaid = f'; it names no licence: add `license: {license}` to it' if has_license is None else ''
-        notes.append(f'card: kept as it is on the Hub{unsaid}')
+        no_license = f'; it names no licence: add `license: {license}` to it' if has_license is None else ''
+        notes.append(f'card: the one on the Hub is kept{no_license}')
     else:
-        notes.append('card: made')
+        notes.append('card: created')
     return Target(exists, head, card is not None, has_license, notes)
 
 
 def _card_of(api: HfApi, repo_id: str, commit: Optional[str]) -> Optional[ModelCard]:
-    """The card that is on the Hub; None if there is none."""
+    """The card that is on the Hub; None if not found."""
     try:
         path = api.hf_hub_download(repo_id, CARD, revision=commit)
     except (EntryNotFoundError, RevisionNotFoundError):
@@ -190,21 +212,21 @@ def _card_of(api: HfApi, repo_id: str, commit: Optional[str]) -> Optional[ModelC
     try:
         return ModelCard(Path(path).read_text(encoding='utf-8'), ignore_metadata_errors=True)
     except (ValueError, yaml.YAMLError) as e:
-        raise UsageError(f'The card of {repo_id} on the Hub cannot be read ({e}): mend it there.')
+        raise UsageError(f'The card of {repo_id} on the Hub cannot be read ({first_line(e)}): fix it there.')
 
 
 def _prepare_target(api: HfApi, repo_id: str, revision: str, private: bool, target: Target) -> Optional[str]:
-    """Make repository and branch where they are missing; the commit that the push builds on."""
+    """Create repository and branch if they are missing; the commit that the push builds on."""
     if not target.exists:
-        _ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     if target.head is not None:
         return target.head
     if revision != constants.DEFAULT_REVISION:
-        _ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     return None
 
 
-def _stage(source: Source, folder: Path, repo_id: str, license: str, make_card: bool) -> Dict[str, Path]:
+def _stage(source: Source, folder: Path, repo_id: str, license: str, with_card: bool) -> Dict[str, Path]:
     """Write the files of a push; by their name in the repository."""
     files = {SAFE_WEIGHTS: folder / SAFE_WEIGHTS, CONFIG: folder / CONFIG}
     if _is_ready(source):
@@ -213,21 +235,20 @@ def _stage(source: Source, folder: Path, repo_id: str, license: str, make_card: 
         try:
             save_file(source.weights, files[SAFE_WEIGHTS], metadata={'format': 'pt'})
         except (SafetensorError, OSError) as e:
-            raise RunError(f'The weights cannot be written to {folder} ({e}): free some room, or set TMPDIR.')
+            raise RunError(f'The weights cannot be written to {folder} ({first_line(e)}): free disk space, or set '
+                           'TMPDIR.')
     config = make_config(source, license, files[CONFIG])
     curves = _curves(source, folder)
     if curves is not None:
-        files[model_card.CURVES] = curves
-    if make_card:
+        files[CURVES] = curves
+    if with_card:
         files[CARD] = folder / CARD
-        files[CARD].write_text(model_card.make_card(
-            repo_id, license, source.model, config, plugin_of(config['architecture']), source.run, source.row,
-            source.args, source.origin, source.weights_are, curves is not None), encoding='utf-8')
+        files[CARD].write_text(make_card(source, repo_id, license, config, curves is not None), encoding='utf-8')
     return files
 
 
 def _is_ready(source: Source) -> bool:
-    """The file is what would be written: safetensors, with the model's names and nothing besides."""
+    """True if the file is what would be written: safetensors with the names of the model, and nothing else."""
     if source.path.suffix != '.safetensors':
         return False
     with safe_open(source.path, framework='pt') as f:
@@ -235,13 +256,14 @@ def _is_ready(source: Source) -> bool:
 
 
 def _curves(source: Source, folder: Path) -> Optional[Path]:
+    """Picture of the curves of a run: a new one, else the one in its folder."""
     if source.run is None:
         return None
-    path = folder / model_card.CURVES
+    path = folder / CURVES
     try:
-        results_curves.draw_curves(source.run, path)
+        draw_curves(source.run.record, source.run.rows, path)
     except UsageError as e:
-        drawn = Path(source.run['dir']) / model_card.CURVES
+        drawn = source.run.folder.curves
         if not drawn.is_file():
             source.notes.append(f'curves: none ({e})')
             return None
@@ -250,20 +272,24 @@ def _curves(source: Source, folder: Path) -> Optional[Path]:
 
 
 def _verify_pushed(
-        api: HfApi, repo_id: str, commit: str, additions: List[CommitOperationAdd]) -> Dict[str, str]:
+        api: HfApi,
+        repo_id: str,
+        commit: str,
+        additions: List[CommitOperationAdd],
+) -> Dict[str, str]:
     """Compare what is on the Hub with what was sent; SHA-256 of every file."""
-    info = _ask(lambda: api.model_info(
+    info = ask(lambda: api.model_info(
         repo_id, revision=commit, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT))
     siblings = {s.rfilename: s for s in info.siblings}
     sha256 = {}
     for addition in additions:
         name = addition.path_in_repo
         sha256[name] = addition.upload_info.sha256.hex()
-        expected = _expected(repo_id, siblings[name]) if name in siblings else None
-        if expected is not None and expected.kind == 'git':
-            is_there = _digests(Path(addition.path_or_fileobj))['git'] == expected.value
+        on_hub = digest_on_hub(repo_id, siblings[name]) if name in siblings else None
+        if on_hub is not None and on_hub.kind == 'git':
+            is_there = digest_of(Path(str(addition.path_or_fileobj)), 'git') == on_hub
         else:
-            is_there = expected is not None and sha256[name] == expected.value
+            is_there = on_hub is not None and sha256[name] == on_hub.value
         if not is_there:
             raise RunError(f'{repo_id}: {name} on the Hub is not what was sent (commit {commit}): push again.')
     return sha256

@@ -1,21 +1,20 @@
-"""Which files make a model on the Hub, and their hashes."""
-import hashlib
+"""Which files of a repository on the Hub make a model, and their hashes."""
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import timm
 from huggingface_hub import constants
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from seresnet_timm.errors import RunError
-from seresnet_timm.hub import card as model_card
 
-CONFIG, CARD, SAFE_WEIGHTS = 'config.json', 'README.md', 'model.safetensors'
+CONFIG, CARD, SAFE_WEIGHTS, CURVES = 'config.json', 'README.md', 'model.safetensors', 'curves.png'
 WEIGHTS = (SAFE_WEIGHTS, 'pytorch_model.bin')  # timm's names, in its order
 
-
-# --- pull -------------------------------------------------------------------------------------------------------------
 
 @dataclass
 class Pulled:
@@ -37,48 +36,53 @@ class Pulled:
     cached: Optional[str] = None
 
 
-class Expected(NamedTuple):
-    """What the Hub says of a file: hash function ('sha256', or 'git' for the object id of a small file) and hash."""
+class Digest(NamedTuple):
+    """Hash of a file.
+
+    Attributes:
+        kind: 'sha256', or 'git' for the object id of a small file.
+        value: The hash in hexadecimal digits.
+    """
     kind: str
     value: str
 
 
-def _choose(repo_id: str, names: List[str], with_weights: bool) -> List[str]:
-    """The files of a repository that make the model, and its card."""
+def choose_files(repo_id: str, names: List[str], with_weights: bool) -> List[str]:
+    """The files of a repository that make the model, and its card; all have fixed names."""
     if CONFIG not in names:
         raise RunError(f'{repo_id} is not a timm model: it has no {CONFIG}.')
     chosen = [CONFIG]
     if with_weights:
         weights = next((n for n in WEIGHTS if n in names), None)
         if weights is None:
-            raise RunError(f'{repo_id} holds no weights that timm reads ({" or ".join(WEIGHTS)}).')
+            raise RunError(f'{repo_id} has no weights that timm reads ({" or ".join(WEIGHTS)}).')
         chosen.append(weights)
-    return chosen + [n for n in (CARD, model_card.CURVES) if n in names]
+    return chosen + [n for n in (CARD, CURVES) if n in names]
 
 
-def _expected(repo_id: str, sibling) -> Expected:
+def digest_on_hub(repo_id: str, sibling: RepoSibling) -> Digest:
+    """Hash that the Hub names for a file."""
     if sibling.lfs is not None:
-        return Expected('sha256', sibling.lfs['sha256'])
+        return Digest('sha256', sibling.lfs['sha256'])
     if not sibling.blob_id:
-        raise RunError(f'{repo_id}: the Hub at {constants.ENDPOINT} names no hash of {sibling.rfilename}, so that it '
-                       'cannot be verified: use another HF_ENDPOINT.')
-    return Expected('git', sibling.blob_id)
+        raise RunError(f'{repo_id}: the Hub at {constants.ENDPOINT} names no hash of {sibling.rfilename}, so it cannot '
+                       'be verified: use another HF_ENDPOINT.')
+    return Digest('git', sibling.blob_id)
 
 
-def _digests(path: Path) -> Dict[str, str]:
-    """Hashes of a file: SHA-256, and git's object id."""
-    sha256, git = hashlib.sha256(), hashlib.sha1(f'blob {path.stat().st_size}\0'.encode())
-    is_small = path.stat().st_size <= 20_000_000  # the Hub keeps larger ones in LFS, whose hash is SHA-256
-    buffer = memoryview(bytearray(1 << 18))
-    with open(path, 'rb', buffering=0) as f:
-        while length := f.readinto(buffer):
-            sha256.update(buffer[:length])
-            if is_small:
-                git.update(buffer[:length])
-    return {'sha256': sha256.hexdigest(), 'git': git.hexdigest()}
+def digest_of(path: Path, kind: str) -> Digest:
+    """Hash of a file, of the kind that the Hub names for it."""
+    with open(path, 'rb') as f:
+        return Digest(kind, sha_fileobj(f).hex() if kind == 'sha256' else git_hash(f.read()))
 
 
-def _read_config(repo_id: str, folder: Path) -> Dict[str, Any]:
+def is_commit(text: str) -> bool:
+    """True for git's name of a commit."""
+    return re.fullmatch(r'[0-9a-f]{40}([0-9a-f]{24})?', text) is not None
+
+
+def read_config(repo_id: str, folder: Path) -> Dict[str, Any]:
+    """Content of config.json."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
     except ValueError as e:

@@ -1,104 +1,146 @@
 """What is pushed, as read from a run or a checkpoint."""
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
-import torch.nn as nn
 import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
 from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.data.classes import read_class_names
 from seresnet_timm.errors import UsageError
 from seresnet_timm.hub.pull import folder_of
 from seresnet_timm.models.create import check_model_name, create_from_info
-from seresnet_timm.runs import report as results
+from seresnet_timm.models.info import ModelInfo
+from seresnet_timm.runs import report
 
 
 @dataclass
 class Source:
-    """What is pushed, as read from a run or a file."""
+    """What is pushed, as read from a run or a file.
+
+    Attributes:
+        path: The checkpoint.
+        weights: Weights under the names of the model.
+        model: The network (nn.Module), in shapes only.
+        info: What the model was made from, its classes and preprocessing.
+        args: Flags of the training, unchecked: for the card only.
+        run: The training; None if only a file is known.
+        row: Row of `summary.csv` of the pushed epoch, if these weights were evaluated.
+        origin: Model whose weights the training started from.
+        weights_are: What the weights are, e.g. 'moving average of the weights', for the results.
+        notes: What was decided, with the reason.
+    """
     path: Path
     weights: Dict[str, torch.Tensor]
-    model: nn.Module
+    model: Any
+    info: ModelInfo
     args: Dict[str, Any]
-    run: Optional[Dict[str, Any]] = None
+    run: Optional[report.Run] = None
     row: Optional[Dict[str, float]] = None
     origin: Optional[str] = None
-    labels: Optional[List[str]] = None
     weights_are: str = ''
     notes: List[str] = field(default_factory=list)
+
+    @property
+    def architecture(self) -> str:
+        return self.model.pretrained_cfg['architecture']
 
 
 def read_source(
         source: Union[str, Path],
         model: Optional[str] = None,
         num_classes: Optional[int] = None,
-        ema: Optional[bool] = None,
+        use_ema: Optional[bool] = None,
+        class_names: Optional[Union[str, Path]] = None,
 ) -> Source:
-    """Read what is to be pushed, without the network (a model that was trained from the Hub's excepted).
+    """Read what is to be pushed. The network is used only if an older file names a model on the Hub as its origin.
+
+    Args:
+        source: Output folder of a training, or a checkpoint.
+        model: Architecture, over the one that the file names.
+        num_classes: Number of classes that the file must have.
+        use_ema: Take the moving average (True) or the raw weights; None takes those whose top-1 the run reports.
+        class_names: File with the name of a class a line, over the names in the file.
 
     Raises:
-        UsageError: It cannot be read, or does not say what it is.
+        UsageError: It cannot be read, or does not tell which model it is.
     """
-    path, run = Path(source), None
-    notes = []
-    if path.is_dir():
-        run = results.read_run(str(path))
-        path = next((path / n for n in ('model_best.pth.tar', 'last.pth.tar') if (path / n).is_file()), None)
-        if path is None:
-            raise UsageError(f'{source} holds neither model_best.pth.tar nor last.pth.tar.')
-        if path.name.startswith('last'):
-            notes.append(f'{path}: the last epoch, as there is no model_best.pth.tar')
+    path, run, notes = _find_checkpoint(Path(source))
     checkpoint = read_checkpoint(path)
-    args = _arguments(checkpoint, Path(source) if run else None)
+    args = _arguments(checkpoint, run)
     if not checkpoint.args and args:
         checkpoint = replace(checkpoint, content=dict(checkpoint.content, args=args))
     info = checkpoint.info
     if model is not None:
         check_model_name(model)
         info = replace(info, name=model)
-    arch = info.name
-    if arch is None:
-        raise UsageError(f'{path} does not say what it is: name its architecture with --model.')
-    if num_classes is not None:
+    name = info.name
+    if name is None:
+        raise UsageError(f'{path} does not tell which model it is: name its architecture with --model.')
+    if num_classes is not None and num_classes != info.num_classes:
         info = replace(info, num_classes=num_classes, class_names=None)
 
-    evaluated_ema = bool(args.get('model_ema')) and not args.get('model_ema_force_cpu')
-    has_ema = checkpoint.has_ema
-    if ema and not has_ema:
-        raise UsageError(f'{path} holds no moving average: leave out --ema.')
-    use_ema = ema if ema is not None else bool(run) and has_ema and evaluated_ema
-    if has_ema:
-        chosen = 'moving average of the weights' if use_ema else 'raw weights'
-        why = ', whose top-1 the run reports; --no-ema takes the raw ones' if use_ema else '; --ema takes their average'
-        notes.append(f'weights: the {chosen}{why if ema is None else ""}')
+    evaluates_ema = bool(args.get('model_ema')) and not args.get('model_ema_force_cpu')
+    if use_ema and not checkpoint.has_ema:
+        raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
+    takes_ema = use_ema if use_ema is not None else bool(run) and checkpoint.has_ema and evaluates_ema
+    if checkpoint.has_ema:
+        chosen = 'moving average of the weights' if takes_ema else 'raw weights'
+        why = (', whose top-1 the run reports; --no-use-ema takes the raw weights' if takes_ema else
+               '; --use-ema takes their moving average')
+        notes.append(f'weights: the {chosen}{why if use_ema is None else ""}')
 
-    meta = create_from_info(info, str(path), meta=True, folder=folder_of(arch, with_weights=False))
-    weights = weights_for(checkpoint, meta, use_ema)
-    misfit = describe_misfit(weights, meta, checkpoint.arch_unlike(arch))
+    shapes: Any = create_from_info(info, str(path), meta=True, folder=folder_of(name, with_weights=False))
+    weights = weights_for(checkpoint, shapes, takes_ema)
+    misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(name))
     if misfit:
-        raise UsageError(f'Checkpoint {path} does not fit {arch}: {misfit}.')
+        raise UsageError(f'Checkpoint {path} does not fit {name}: {misfit}.')
+    if class_names is not None:
+        info = replace(info, class_names=read_class_names(class_names, shapes.num_classes))
+    elif info.class_names is None:
+        notes.append('class names: unknown, as the file does not hold them; --class-names FILE adds them')
 
     row = None
-    if run and not (has_ema and use_ema != evaluated_ema):
-        row = next((r for r in run['rows'] if r['epoch'] == checkpoint.epoch), None)
-    name = args.get('model') or ''
-    origin = name if name.startswith('hf-hub:') or args.get('pretrained') else None
-    labels = info.class_names
-    if labels is None and args:
-        notes.append('label names: none, as the checkpoint does not hold them')
+    if run and not (checkpoint.has_ema and takes_ema != evaluates_ema):
+        row = next((r for r in run.rows if r['epoch'] == checkpoint.epoch), None)
+    started_from = str(args.get('model') or '')
     return Source(
-        path, {k: v.contiguous() for k, v in weights.items()}, meta, args, run, row, origin, labels,
-        ('moving average of the weights' if use_ema else ''), notes)
+        path=path,
+        weights={k: v.contiguous() for k, v in weights.items()},
+        model=shapes,
+        info=info,
+        args=args,
+        run=run,
+        row=row,
+        origin=started_from if started_from.startswith('hf-hub:') or args.get('pretrained') else None,
+        weights_are='moving average of the weights' if takes_ema else '',
+        notes=notes,
+    )
 
 
-def _arguments(checkpoint: Checkpoint, run_dir: Optional[Path]) -> Dict[str, Any]:
-    """Arguments of the training that wrote a checkpoint: from itself, else from its run's args.yaml."""
+def _find_checkpoint(source: Path) -> Tuple[Path, Optional[report.Run], List[str]]:
+    """Checkpoint that a run or a file means, the run, and notes."""
+    if not source.is_dir():
+        return source, None, []
+    run = report.read_run(source)
+    path = run.folder.checkpoint()
+    if path is None:
+        raise UsageError(f'{source} holds neither {run.folder.best.name} nor {run.folder.last.name}.')
+    is_last = path == run.folder.last
+    return path, run, [f'{path}: the last epoch, as there is no {run.folder.best.name}'] if is_last else []
+
+
+def _arguments(checkpoint: Checkpoint, run: Optional[report.Run]) -> Dict[str, Any]:
+    """Flags of the training that wrote a checkpoint: from the file, else from args.yaml of its run."""
     if checkpoint.content.get('args') is not None:
         return checkpoint.args
-    if run_dir is not None and (run_dir / 'args.yaml').is_file():
-        with open(run_dir / 'args.yaml') as f:
-            return yaml.safe_load(f) or {}
-    return {}
+    if run is None or not run.folder.args.is_file():
+        return {}
+    try:
+        args = yaml.safe_load(run.folder.args.read_text(encoding='utf-8'))
+    except (ValueError, yaml.YAMLError):
+        raise UsageError(f'{run.folder.args} is not valid YAML: it is damaged.')
+    return args if isinstance(args, dict) else {}

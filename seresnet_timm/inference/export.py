@@ -1,7 +1,7 @@
 """`seresnet-timm export`: a model as ONNX, for Ascend's ATC and others, or as a `torch.export` program.
 
-What is written has been read back, run at several batch sizes and compared with the model; a file that does not give
-the model's outputs never appears.
+The written file is read back, run at several batch sizes and compared with the model. It is kept only if it gives the
+model's outputs.
 """
 import io
 import json
@@ -17,11 +17,11 @@ import timm
 import torch
 import torch.nn as nn
 
-import seresnet_timm
 from seresnet_timm.ascend import installation
 from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import atomic_path
 from seresnet_timm.inference.load import LoadedModel
+from seresnet_timm.version import __version__
 
 SUFFIXES = {'.onnx': 'onnx', '.pt2': 'torch'}
 INPUT, OUTPUT = 'input', 'logits'
@@ -55,8 +55,8 @@ def export(
     """Write a model as ONNX or as a `torch.export` program, with any batch size.
 
     The file takes `input`, float32 (N, C, H, W), RGB, normalised as its metadata says (uint8 pixels with `uint8`), and
-    gives `logits`, float32 (N, classes). The metadata holds model, preprocessing and class names as JSON texts: in ONNX
-    as the model's properties, in a program as the extra file `metadata.json`.
+    gives `logits`, float32 (N, classes). The metadata holds model, preprocessing and class names as JSON: in ONNX as
+    the model's properties, in a program as the extra file `metadata.json`.
 
     Args:
         loaded: The model.
@@ -70,12 +70,12 @@ def export(
 
     Raises:
         UsageError: `out` cannot be written, or a package is missing.
-        RunError: The model cannot be exported, or what came out does not give its outputs; nothing is left then.
+        RunError: The model cannot be exported, or the file does not give its outputs; no file is left then.
     """
     out = Path(out)
     format = format or SUFFIXES.get(out.suffix)
     if format is None:
-        raise UsageError(f'{out}: name it .onnx or .pt2, or say what it shall be with --format.')
+        raise UsageError(f'{out}: name it .onnx or .pt2, or choose the format with --format.')
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f'Cannot write {out}: ' + (
             'it is a folder.' if out.is_dir() else f'the folder {out.parent} does not exist.'))
@@ -88,15 +88,15 @@ def export(
     size = loaded.data_config['input_size']
     write, load = (_write_onnx, _load_onnx) if format == 'onnx' else (_write_program, _load_program)
     with torch.inference_mode(), atomic_path(out) as tmp:
-        example = _example(2, size, uint8)  # torch takes a batch of one for a constant
+        example = _example(2, size, uint8)  # torch would take a batch of one for a constant
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # of torch's on its own exporters
+                warnings.simplefilter('ignore')  # torch warns about its own exporters
                 write(model, example, tmp, metadata, opset)
         except OSError:
             raise
-        except Exception as e:  # whatever a model meets in an exporter
-            raise RunError(f'{loaded.name} cannot be exported to {format} ({first_line(e)}).') from e
+        except Exception as e:  # an exporter raises errors of any type
+            raise RunError(f'{loaded.info.name} cannot be exported to {format} ({first_line(e)}).') from e
         _check(model, load(tmp), size, uint8, out)
     return out
 
@@ -110,7 +110,7 @@ def require_onnx() -> None:
 
 
 def metadata_of(loaded: LoadedModel, uint8: bool) -> Dict[str, Any]:
-    """What a user of the file must know."""
+    """Model, preprocessing and classes, for the users of the file."""
     cfg = loaded.data_config
     preprocessing = {
         'input_size': list(cfg['input_size']), 'color': 'RGB' if cfg['input_size'][0] == 3 else 'L',
@@ -120,9 +120,10 @@ def metadata_of(loaded: LoadedModel, uint8: bool) -> Dict[str, Any]:
         'input': 'uint8, 0 to 255' if uint8 else 'float32, (pixel / 255 - mean) / std',
     }
     return {
-        'model': loaded.name, 'origin': loaded.origin, 'num_classes': loaded.model.num_classes,
-        'preprocessing': preprocessing, 'label_names': loaded.labels, 'label_descriptions': loaded.descriptions,
-        'versions': {'seresnet_timm': seresnet_timm.__version__, 'timm': timm.__version__, 'torch': torch.__version__},
+        'model': loaded.info.name, 'origin': loaded.origin, 'num_classes': loaded.info.num_classes,
+        'preprocessing': preprocessing, 'label_names': loaded.info.class_names,
+        'label_descriptions': loaded.class_descriptions, 'model_info': loaded.info.to_dict(),
+        'versions': {'seresnet_timm': __version__, 'timm': timm.__version__, 'torch': torch.__version__},
     }
 
 
@@ -184,8 +185,8 @@ def _check(
         expected = model(x).numpy()
         try:
             actual = run(x)
-        except Exception as e:  # of the runtime's
-            raise RunError(f'{out} was not written: what was exported does not run with a batch of {batch_size} '
+        except Exception as e:  # a runtime raises errors of any type
+            raise RunError(f'{out} was not written: the exported model does not run with a batch of {batch_size} '
                            f'({first_line(e)}).') from e
         if actual.shape != expected.shape:
             raise RunError(f'{out} was not written: with a batch of {batch_size} it gives the shape {actual.shape}, '
@@ -203,8 +204,8 @@ def atc_command(out: Path, size: Tuple[int, int, int], soc: Optional[str], batch
     Args:
         out: The ONNX file.
         size: Channels, height and width of the input.
-        soc: Chip, e.g. 'Ascend310P3'; None leaves its place open.
-        batch_sizes: One, or those between which the `.om` shall switch.
+        soc: Chip, e.g. 'Ascend310P3'; None writes SOC in its place.
+        batch_sizes: One, or several that the `.om` file switches between.
     """
     batch = batch_sizes[0] if len(batch_sizes) == 1 else -1
     command = [
@@ -218,10 +219,10 @@ def atc_command(out: Path, size: Tuple[int, int, int], soc: Optional[str], batch
 
 
 def check_soc(soc: str) -> str:
-    """A chip's name as ATC wants it; npu-smi leaves out `Ascend`.
+    """Name of a chip as ATC expects it; npu-smi leaves out `Ascend`.
 
     Raises:
-        UsageError: It is none.
+        UsageError: The name is not a chip's.
     """
     name = re.sub(r'(?i)^ascend', '', soc)
     if not re.fullmatch(r'\d{3}[0-9A-Za-z_]*', name):
@@ -231,7 +232,7 @@ def check_soc(soc: str) -> str:
 
 
 def where_is_atc(environ) -> str:
-    """Where ATC is on this machine, or which package holds it."""
+    """Where ATC is on this machine, or which package has it."""
     found = shutil.which('atc', path=environ.get('PATH'))
     if found:
         return f'ATC: {found}'
@@ -239,5 +240,5 @@ def where_is_atc(environ) -> str:
     if home is not None:
         script = installation.set_env_script(home)
         return f'ATC is in CANN, {home}: `source {script}` first.' if script else f'ATC is in CANN, {home}/bin.'
-    return ('ATC comes with the CANN toolkit, which is not on this machine: copy the file to one that has it and '
+    return ('ATC comes with the CANN toolkit, which is not on this machine: copy the file to a machine that has it and '
             '`source /usr/local/Ascend/ascend-toolkit/set_env.sh` there. No NPU is needed.')

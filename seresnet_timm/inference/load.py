@@ -1,28 +1,30 @@
 """The model that a command line means: a timm name, a Hub repository, a checkpoint file or the folder of a run.
 
-With it come the preprocessing that its validation used, and the names of its classes where they are known.
+With it come the preprocessing of its validation and the names of its classes, both from the file or the repository:
+the data of its training is not looked at.
 """
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 
 from seresnet_timm.checkpoints.fit import model_of
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line
+from seresnet_timm.data.classes import read_class_names
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, printable
 from seresnet_timm.hub.pull import folder_of
 from seresnet_timm.models.create import check_model_name, create_model
 from seresnet_timm.models.info import ModelInfo
+from seresnet_timm.runs.folder import RunFolder
 
-# of a run's folder, the first that is there
-RUN_CHECKPOINTS = ('model_best.pth.tar', 'last.pth.tar')
 # what decides how validation saw the images
-PREPROCESSING = ('in_chans', 'input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+PREPROCESSING = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
 
 @dataclass
@@ -31,32 +33,39 @@ class LoadedModel:
 
     Attributes:
         model: The network.
-        name: timm's name of it.
+        info: Its name, arguments, classes and preprocessing, as they are used.
         origin: Where its weights came from.
-        data_config: Preprocessing, as from timm's `resolve_data_config`.
-        labels: Name of every class by index (WordNet ids for ImageNet), None if unknown.
-        descriptions: What the names mean, where that is known.
-        labels_origin: Where the names came from, or why there are none.
+        class_descriptions: What the class names mean, where that is known.
+        class_names_origin: Where the class names came from, or why there are none.
+        flags: Flags that override the file, as they were given.
     """
     model: nn.Module
-    name: str
+    info: ModelInfo
     origin: str
-    data_config: Dict[str, Any]
-    labels: Optional[List[str]]
-    descriptions: Optional[List[str]]
-    labels_origin: str
+    class_descriptions: Optional[List[str]] = None
+    class_names_origin: str = ''
+    flags: List[str] = field(default_factory=list)
+
+    @property
+    def data_config(self) -> Dict[str, Any]:
+        """Preprocessing, as timm's `create_transform` takes it."""
+        values = {k: getattr(self.info, k) for k in PREPROCESSING}
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
     def describe(self) -> List[str]:
         """Model, preprocessing and classes, a line each."""
-        cfg = self.data_config
+        info = self.info
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
-        return [
-            f'Model: {self.name} ({millions:.2f} M parameters), {self.origin}',
-            f'Preprocessing: resize and crop to {cfg["input_size"][1]} x {cfg["input_size"][2]} '
-            f'({cfg["interpolation"]}, crop {cfg["crop_pct"]:g}, {cfg["crop_mode"]}), '
-            f'mean {_numbers(cfg["mean"])}, std {_numbers(cfg["std"])}',
-            f'Classes: {self.model.num_classes}, {self.labels_origin}',
+        lines = [
+            f'Model: {info.name} ({millions:.2f} M parameters), {self.origin}',
+            f'Preprocessing: resize and crop to {info.input_size[1]} x {info.input_size[2]} '
+            f'({info.interpolation}, crop {info.crop_pct:g}, {info.crop_mode}), '
+            f'mean {_numbers(info.mean)}, std {_numbers(info.std)}',
+            f'Classes: {info.num_classes}, {self.class_names_origin}',
         ]
+        if self.flags:
+            lines.append(f'From the command line, not from the file: {", ".join(self.flags)}')
+        return [printable(line) for line in lines]
 
 
 def load_model(
@@ -72,78 +81,93 @@ def load_model(
 
     Args:
         source: timm name, `hf-hub:org/name`, checkpoint file, folder of a run, or folder with a `config.json`.
-        model_name: Architecture of a checkpoint file that does not name its own.
+        model_name: Architecture of a checkpoint file, over the one that the file names.
         num_classes: Number of classes that the checkpoint must have; by default as many as it has.
-        img_size: Image size in pixels, over what the model or the checkpoint says.
+        img_size: Image size in pixels, over that of the model or the checkpoint.
         crop_pct: Share of the resized image that the crop keeps, likewise.
         use_ema: Take the moving average of a checkpoint.
         class_names: File with the name of a class a line, in the order of the indices.
 
     Raises:
         UsageError: There is no such model, or the file cannot be read or does not fit.
-        RunError: Its weights cannot be had.
+        RunError: Its weights cannot be downloaded or read.
     """
-    path = Path(source)
-    is_name = not path.exists() and (timm.is_model(split_model_name_tag(source)[0]) or ':' in source)
-    if path.is_dir():
-        file = next((path / n for n in RUN_CHECKPOINTS if (path / n).is_file()), None)
-        if file is not None:
-            path = file
-        elif (path / 'config.json').is_file():
-            source, is_name = f'local-dir:{path}', True
-        else:
-            raise UsageError(f'{source} is neither the folder of a run ({" or ".join(RUN_CHECKPOINTS)}) nor one with a '
-                             'config.json: name a checkpoint file.')
-    requested = {'img_size': img_size, 'crop_pct': crop_pct}
-    if is_name:
+    source, path = _resolve(source)
+    if path is None:
         for flag, value in (('--model', model_name), ('--use-ema', use_ema or None), ('--num-classes', num_classes)):
             if value is not None:
                 raise UsageError(f'{flag} is for checkpoint files, {source} is the name of a model: leave it out.')
         model, name, origin = _load_named(source, img_size)
-        info = ModelInfo()
-    elif path.exists():
-        model, info, origin = _load_file(path, model_name, num_classes, img_size, use_ema)
-        name = info.name
+        info, names, descriptions = ModelInfo(), *_names_of_config(model)
     else:
+        model, info, origin = _load_file(path, model_name, num_classes, img_size, use_ema)
+        name, names, descriptions = info.name, info.class_names, None
+    data_config = _preprocessing(model, info, source, img_size, crop_pct)
+    if class_names is not None:
+        names, names_origin = read_class_names(class_names, model.num_classes), f'names from {class_names}'
+        descriptions = None
+    elif names is not None:
+        names_origin = 'names from the file' if path is not None else 'names from its configuration'
+    else:
+        names, descriptions, names_origin = _guess_names(model.num_classes)
+    if names is not None:
+        names = [printable(n) for n in names]
+        descriptions = descriptions or _wordnet(names)
+    given = (('--model', model_name), ('--img-size', img_size), ('--crop-pct', crop_pct),
+             ('--class-names', class_names))
+    return LoadedModel(
+        model=model.float().eval(),
+        info=replace(ModelInfo.of_model(model, data_config, names), name=name, num_classes=model.num_classes,
+                     class_names=names),
+        origin=origin,
+        class_descriptions=None if descriptions is None else [printable(d) for d in descriptions],
+        class_names_origin=names_origin,
+        flags=[f'{flag} {value}' for flag, value in given if value is not None],
+    )
+
+
+def _resolve(source: str) -> Tuple[str, Optional[Path]]:
+    """timm's name of a model and None, or the argument and the checkpoint file that it means."""
+    path = Path(source)
+    if not path.exists():
+        if timm.is_model(split_model_name_tag(source)[0]) or ':' in source:
+            return source, None
         looks_like_path = os.sep in source or '.' in source
         hint = 'check the path' if looks_like_path else did_you_mean(
             source, timm.list_models(), 'timm knows no such name.')
-        raise UsageError(f"There is no file and no model '{source}': {hint.rstrip('.')}.")
-
-    # flags win over what the run was trained with, that over the model's own
-    settings = {k: getattr(info, k) for k in PREPROCESSING}
-    if img_size is not None:
-        settings['input_size'] = None
-    settings.update({k: v for k, v in requested.items() if v is not None})
-    try:
-        data_config = resolve_data_config(settings, model=model, use_test_size=True)
-    except (AssertionError, TypeError, ValueError):
-        raise UsageError(f'{path} holds preprocessing settings that make no sense '
-                         f'({ {k: v for k, v in settings.items() if v is not None} }): the file is damaged.')
-    labels, descriptions, labels_origin = _labels(model, info, class_names)
-    return LoadedModel(model.float().eval(), name, origin, data_config, labels, descriptions, labels_origin)
+        raise UsageError(f"There is no file and no model '{printable(source)}': {hint.rstrip('.')}.")
+    if not path.is_dir():
+        return source, path
+    folder = RunFolder(path)
+    file = folder.checkpoint()
+    if file is None and (path / 'config.json').is_file():
+        return f'local-dir:{path}', None
+    if file is None:
+        raise UsageError(f'{source} is neither the folder of a run ({folder.best.name} or {folder.last.name}) nor one '
+                         'with a config.json: name a checkpoint file.')
+    return source, file
 
 
 def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, str]:
-    """A model of timm's with its pretrained weights."""
+    """A model with the weights that timm has for its name, its name with their tag, and where they came from."""
     try:
         kind, name = parse_model_name(source)
     except ValueError as e:
-        raise UsageError(str(e))
+        raise UsageError(printable(first_line(e)))
     if kind is None:
         check_model_name(name)
         cfg = get_pretrained_cfg(name, allow_unregistered=True)
         if cfg is None or not cfg.has_weights:
             raise UsageError(f'There are no pretrained weights of {source}: name a checkpoint file, and --model '
-                             f'{source} if it does not say so itself.')
+                             f'{source} if the file does not name the model.')
     folder = folder_of(source)
     try:
         model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
     except UsageError:
         raise
     except Exception as e:  # of the download: HTTP clients and the file system have their own
-        raise RunError(f'{source} cannot be loaded ({first_line(e)}): check the name and the connection, or download '
-                       'the weights elsewhere and name the file.') from e
+        raise RunError(f'{printable(source)} cannot be loaded ({printable(first_line(e))}): check the name and the '
+                       'connection, or download the weights elsewhere and name the file.') from e
     cfg = model.pretrained_cfg
     commit = f'{name.split("@")[0]}@{folder.name}' if folder else ''
     where = {'hf-hub': f'pretrained, from {commit} on the Hub', 'local-dir': f'from {name}'}
@@ -162,10 +186,7 @@ def _load_file(
     checkpoint = read_checkpoint(path)
     info = checkpoint.info
     if model_name is not None:
-        try:
-            check_model_name(model_name)
-        except UsageError as e:
-            raise UsageError(str(e).replace('Unknown model', 'Unknown --model'))
+        check_model_name(model_name)
         info = replace(info, name=model_name)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
@@ -182,45 +203,54 @@ def _size_argument(name: str, img_size: Optional[int]) -> Dict[str, int]:
     return {'img_size': img_size} if img_size is not None and cfg is not None and cfg.fixed_input_size else {}
 
 
-def _labels(
+def _preprocessing(
         model: nn.Module,
         info: ModelInfo,
-        class_names: Optional[str],
-) -> Tuple[Optional[List[str]], Optional[List[str]], str]:
-    """Names and descriptions of the classes, and where they come from."""
-    count = model.num_classes
-    if class_names is not None:
-        try:
-            lines = Path(class_names).read_text(encoding='utf-8').splitlines()
-        except (OSError, UnicodeDecodeError) as e:
-            raise UsageError(f'--class-names {class_names} cannot be read ({first_line(e)}).')
-        labels = [line.strip() for line in lines if line.strip()]
-        if len(labels) != count:
-            raise UsageError(f'--class-names {class_names} has {len(labels)} names, the model has {count} classes.')
-        return labels, _wordnet(labels), f'names from {class_names}'
-
-    cfg = model.pretrained_cfg
-    if cfg.get('label_names') and len(cfg['label_names']) == count:
-        labels, texts = list(cfg['label_names']), cfg.get('label_descriptions')
-        if isinstance(texts, dict):
-            texts = [texts.get(label, label) for label in labels]
-        return labels, list(texts) if texts and len(texts) == count else _wordnet(labels), 'names that came with it'
-
-    if info.class_names is not None and len(info.class_names) == count:
-        return info.class_names, _wordnet(info.class_names), 'names of the classes it was trained on'
-
-    subset = infer_imagenet_subset({'num_classes': count})
-    if subset is not None:
-        info = ImageNetInfo(subset)
-        return list(info.label_names()), info.label_descriptions(), f'taken to be those of {subset}'
-    return None, None, 'of which no names are known (--class-names FILE)'
+        source: str,
+        img_size: Optional[int],
+        crop_pct: Optional[float],
+) -> Dict[str, Any]:
+    """Preprocessing of validation: flags override the file, and the file overrides timm's configuration."""
+    settings = {k: getattr(info, k) for k in ('in_chans', 'input_size', 'interpolation', 'crop_pct', 'crop_mode')}
+    if img_size is not None:
+        settings.update(input_size=None, img_size=img_size)
+    if crop_pct is not None:
+        settings['crop_pct'] = crop_pct
+    try:
+        config = resolve_data_config(settings, model=model, use_test_size=True)
+        for key in ('mean', 'std'):
+            config[key] = adapt_to_chs(getattr(info, key) or config[key], config['input_size'][0])  # as timm's loader
+        return config
+    except (AssertionError, TypeError, ValueError):
+        given = {k: v for k, v in settings.items() if v is not None}
+        raise UsageError(printable(f'{source} holds invalid preprocessing settings ({given}): the file is damaged.'))
 
 
-def _wordnet(labels: List[str]) -> Optional[List[str]]:
-    """Descriptions of WordNet ids; None if the labels are something else."""
+def _names_of_config(model: nn.Module) -> Tuple[Optional[List[str]], Optional[List[str]]]:
+    """Names and descriptions of the classes in the configuration of pretrained weights."""
+    cfg, count = model.pretrained_cfg, model.num_classes
+    names, texts = cfg.get('label_names'), cfg.get('label_descriptions')
+    if not isinstance(names, (list, tuple)) or len(names) != count:
+        return None, None
+    if isinstance(texts, dict):
+        texts = [texts.get(name, name) for name in names]
+    return list(names), list(texts) if texts and len(texts) == count else None
+
+
+def _guess_names(num_classes: int) -> Tuple[Optional[List[str]], Optional[List[str]], str]:
+    """Names and descriptions of ImageNet's classes, if there are as many; and what to do if not."""
+    subset = infer_imagenet_subset({'num_classes': num_classes})
+    if subset is None:
+        return None, None, 'names unknown: the file does not hold them, name them with --class-names FILE'
+    info = ImageNetInfo(subset)
+    return list(info.label_names()), info.label_descriptions(), f'names taken from {subset}, by their number'
+
+
+def _wordnet(names: List[str]) -> Optional[List[str]]:
+    """Descriptions of WordNet ids; None for other names."""
     info = ImageNetInfo()
     try:
-        return [info.label_name_to_description(label) for label in labels]
+        return [info.label_name_to_description(name) for name in names]
     except KeyError:
         return None
 

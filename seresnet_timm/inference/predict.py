@@ -1,4 +1,4 @@
-"""`seresnet-timm predict`: the likeliest classes of images, preprocessed as in validation."""
+"""`seresnet-timm predict`: the most likely classes of images, preprocessed as in validation."""
 import csv
 import io
 import json
@@ -17,7 +17,7 @@ from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.inference.load import LoadedModel
 
@@ -25,10 +25,10 @@ COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
 def find_images(paths: Sequence[str]) -> List[str]:
-    """Files to look at: those that are named, and the images (timm's extensions) in folders, at any depth.
+    """The files that are named, and the images (by timm's extensions) in folders that are named, at any depth.
 
     Raises:
-        UsageError: A path does not exist, or there is no image at all.
+        UsageError: A path does not exist, or a folder has no image in it.
     """
     extensions = get_img_extensions(as_set=True)
     files: List[str] = []
@@ -64,8 +64,8 @@ class _Images(Dataset):
                 with Image.open(self.files[index]) as image:
                     return index, self.transform(image.convert(self.mode))
         except UnidentifiedImageError:
-            return index, 'it is not an image, or of an unknown format'
-        except Exception as e:  # whatever Pillow's decoders make of a damaged file: it must not stop the others
+            return index, 'it is not an image, or its format is unknown'
+        except Exception as e:  # Pillow's decoders raise many types for a damaged file; it must not stop the others
             return index, (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
 
 
@@ -83,7 +83,7 @@ def predict(
         batch_size: int = 32,
         workers: Optional[int] = None,
 ) -> Iterator[Dict[str, Any]]:
-    """The likeliest classes of images.
+    """The most likely classes of images.
 
     Args:
         loaded: The model; moved to the device.
@@ -91,11 +91,11 @@ def predict(
         device: Device for torch.
         topk: Number of classes for each image, at most all.
         batch_size: Images a batch.
-        workers: Loader processes; by default as many as pay.
+        workers: Loader processes; by default by the number of images and cores.
 
     Yields:
         For each file, in order: `{'file', 'predictions': [{'index', 'label', 'description', 'probability'}, ...]}` with
-        the likeliest first, `label` and `description` only where known; or `{'file', 'error'}`.
+        the most likely first, `label` and `description` only where known; or `{'file', 'error'}`.
 
     Raises:
         RunError: The device is out of memory.
@@ -124,10 +124,10 @@ def predict(
 
 def _named(loaded: LoadedModel, index: int, probability: float) -> Dict[str, Any]:
     result: Dict[str, Any] = {'index': index}
-    if loaded.labels is not None:
-        result['label'] = loaded.labels[index]
-    if loaded.descriptions is not None:
-        result['description'] = loaded.descriptions[index]
+    if loaded.info.class_names is not None:
+        result['label'] = loaded.info.class_names[index]
+    if loaded.class_descriptions is not None:
+        result['description'] = loaded.class_descriptions[index]
     return dict(result, probability=round(probability, 6))
 
 
@@ -138,13 +138,13 @@ def run(
         output: Optional[str] = None,
         **kwargs,
 ) -> None:
-    """Predict, write the result, and say which files could not be read.
+    """Predict, write the result, and name the files that could not be read.
 
     Args:
         loaded: The model.
         files: Image files.
         format: 'table', 'json' or 'csv'.
-        output: File to write, which appears whole at the end; None for stdout.
+        output: File to write, atomically; None for stdout.
         kwargs: Arguments of `predict`.
 
     Raises:
@@ -152,7 +152,7 @@ def run(
     """
     if output is not None and (os.path.isdir(output) or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f'--output {output}: ' + (
-            'it is a folder, name a file.' if os.path.isdir(output) else 'the folder it lies in does not exist.'))
+            'it is a folder, name a file.' if os.path.isdir(output) else 'its folder does not exist.'))
     bad = 0
     results = predict(loaded, files, **kwargs)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
@@ -163,11 +163,12 @@ def run(
             bar.update()
             if 'error' in result:
                 bad += 1
-                bar.write(f'{result["file"]}: cannot be read: {result["error"].rstrip(".")}', file=sys.stderr)
+                reason = result['error'].rstrip('.')
+                bar.write(printable(f'{result["file"]}: cannot be read: {reason}'), file=sys.stderr)
             write(result)
         write(None)
     if bad:
-        raise RunError(f'{bad} of {len(files)} files could not be read, see above; the others are done.')
+        raise RunError(f'{bad} of {len(files)} files could not be read, see above; the result has the others.')
 
 
 @contextmanager
@@ -196,7 +197,8 @@ def _writer(format: str, out: Any):
             writer.writeheader()
             started = True
         for rank, row in enumerate((result or {}).get('predictions', ()), 1):
-            writer.writerow({'file': result['file'], 'rank': rank, **row})
+            file = printable(result['file']) if out.isatty() else result['file']
+            writer.writerow({'file': file, 'rank': rank, **row})
         out.write(text.getvalue())
 
     def write_json(result: Optional[Dict[str, Any]]) -> None:
@@ -204,15 +206,21 @@ def _writer(format: str, out: Any):
         if result is None:
             out.write('\n]\n' if started else '[]\n')
             return
-        out.write((',\n' if started else '[\n') + json.dumps(result, ensure_ascii=False))
+        out.write((',\n' if started else '[\n') + _as_json(result))
         started = True
 
     return {'table': write_table, 'csv': write_csv, 'json': write_json}[format]
 
 
+def _as_json(result: Dict[str, Any]) -> str:
+    """JSON with readable letters; what a terminal would interpret is escaped."""
+    text = json.dumps(result, ensure_ascii=False)
+    return ''.join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
 def format_table(result: Dict[str, Any]) -> str:
     """Predictions for a file as lines of percent, index, name and description."""
-    lines = [result['file']]
+    lines = [printable(result['file'])]
     for p in result['predictions']:
         names = [p[k] for k in ('label', 'description') if k in p and (k == 'label' or p[k] != p.get('label'))]
         lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(names)}'.rstrip())

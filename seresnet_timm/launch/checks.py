@@ -1,194 +1,231 @@
-"""Checks before a run starts: every cheap mistake is found at once, with path and remedy, and nothing is written."""
-import importlib
-import os
-import sys
-from pathlib import Path
-from typing import List, Optional, Set, Tuple
+"""Everything that can be refused before a run starts, all at once, with path and remedy; nothing is written
 
-import timm
-from timm.data.readers.img_extensions import get_img_extensions
+A check is a function of `Checked` that yields sentences, in the list `CHECKS` of its verb.
+"""
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional
+
 from timm.layers import convert_splitbn_model
-from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name, split_model_name_tag
+from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name
 from timm.optim import list_optimizers
 
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
-from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
+from seresnet_timm.checkpoints import fit
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import EVAL_NAMES, TRAIN_NAMES, ClassTree, read_classes, split_folder, split_names
-from seresnet_timm.errors import UsageError, did_you_mean, first_names
-from seresnet_timm.hub.pull import folder_of, pull
+from seresnet_timm.engine.model_info import describe_other_classes
+from seresnet_timm.errors import UsageError, did_you_mean
 from seresnet_timm.models.create import check_model_name, create_from_args
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.half_weights import use_half_weights
 
-MAX_NAMED = 3  # names of classes that one sentence lists
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
 
 
-def check(verb: str, args, bundled: bool = True) -> None:
-    """Check the arguments of a script against the machine, the data and the files they name.
+class Checked:
+    """A run that is checked: its settings, and what several checks need.
+
+    Attributes:
+        settings: Settings of the run.
+        args: Flags of the script.
+        model: The network without memory; None where its name or arguments are wrong.
+    """
+
+    def __init__(self, settings: RunSettings):
+        self.settings = settings
+        self.args = settings.namespace()
+        self.model: Optional[Any] = None
+
+    def flag(self, name: str) -> Any:
+        """Value of a flag; None where the script has no such flag."""
+        return getattr(self.args, name, None)
+
+
+def check(settings: RunSettings, dry_run: bool = False, problems: Optional[List[str]] = None) -> None:
+    """Check a run against the machine, the data and the files that it names.
 
     Args:
-        verb: 'train' or 'validate'.
-        args: Parsed arguments of the script.
-        bundled: The script is the package's own, not timm's.
+        settings: Settings of the run.
+        dry_run: Import no module that `--device-modules` names.
+        problems: What was found before.
 
     Raises:
         UsageError: Something is wrong; every problem found is named.
     """
-    for module in getattr(args, 'device_modules', None) or []:
+    modules = settings.args.get('device_modules') or []
+    if not dry_run:
+        import_modules(modules)
+    if settings.verb == 'validate' and _names_several_models(settings.args['model']):
+        if settings.script.is_bundled:
+            raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
+                             'takes several (--scripts timm).')
+        return  # timm's script finds the models, and what they need
+    run = Checked(settings)
+    found = []
+    knows_models = not (dry_run and modules)  # a module may register models, optimizers
+    for function in CHECKS[settings.verb]:
+        if not knows_models and function in (check_model, check_optimizer):
+            continue
         try:
-            importlib.import_module(module)  # may register models and optimizers
+            found += list(function(run))
+        except UsageError as e:
+            found.append(str(e))
+    found = found[:1] + (problems or []) + found[1:] if run.model is None else (problems or []) + found
+    if len(found) == 1:
+        raise UsageError(found[0])
+    if found:
+        raise UsageError(f'{len(found)} problems:\n' + '\n'.join(f'  - {p}' for p in found))
+
+
+def import_modules(modules: List[str]) -> None:
+    """Import what `--device-modules` names; it may register models and optimizers."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
         except ImportError as e:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
 
-    if verb == 'validate' and (args.model == 'all' or set('*?[') & set(args.model) or os.path.isfile(args.model)):
-        if bundled:
-            raise UsageError(f"--model {args.model}: the bundled validate.py evaluates one model; timm's takes several "
-                             '(--scripts timm).')
-        return  # timm's script finds the models, and what they need
 
-    problems: List[str] = []
-    for step in (_check_model, _check_data) + (
-            (_check_optimizer, _check_output, _check_train_weights) if verb == 'train' else
-            (_check_results_file, _check_labels, _check_checkpoint)):
-        try:
-            step(args)
-        except UsageError as e:
-            problems.append(str(e))
-    if len(problems) == 1:
-        raise UsageError(problems[0])
-    if problems:
-        raise UsageError(f'{len(problems)} problems:\n' + '\n'.join(f'  - {p}' for p in problems))
+def _names_several_models(model: str) -> bool:
+    return model == 'all' or bool(set('*?[') & set(model)) or os.path.isfile(model)
 
 
-def _check_model(args) -> None:
+# --- model and weights ------------------------------------------------------------------------------------------------
+
+def check_model(run: Checked) -> Iterator[str]:
+    args = run.args
     try:
         source, name = parse_model_name(args.model)
     except ValueError as e:
         raise UsageError(f'--model: {e}')
-    if source == 'hf-hub':
-        needs_weights = args.pretrained or hasattr(args, 'checkpoint') and not args.checkpoint
-        pulled = pull(name, with_weights=needs_weights)  # for timm's script too, which checks nothing
-        print(f'Model: {pulled.repo_id} on the Hub, commit {pulled.commit}, verified', file=sys.stderr)
+    if source is None:
+        check_model_name(name)
+        cfg = get_pretrained_cfg(name, allow_unregistered=True)
+        has_weights = cfg is not None and cfg.has_weights
+        if args.pretrained and not run.flag('pretrained_path') and not run.flag('checkpoint') and not has_weights:
+            yield f'There are no pretrained weights for {args.model}: leave out --pretrained.'
+        if run.settings.verb == 'validate' and not args.checkpoint and not args.pretrained and not has_weights:
+            yield f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.'
+    rates = {} if run.settings.verb == 'validate' else dict(
+        drop_rate=args.drop, drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
+        drop_block_rate=args.drop_block, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps)
+    run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
+    if run.settings.half_weights:
+        use_half_weights(run.model)  # refuses what it does not know
+
+
+def check_train_weights(run: Checked) -> Iterator[str]:
+    args = run.args
+    for flag in ('resume', 'initial_checkpoint'):
+        path = run.flag(flag)
+        if path:
+            checkpoint = read_checkpoint(path)
+            yield from _misfit(run, checkpoint, flag, use_ema=flag == 'initial_checkpoint')
+            if flag == 'resume':
+                yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
+    if args.pretrained_path:
+        read_checkpoint(args.pretrained_path)  # the head adapts, timm checks the rest
+
+
+def check_checkpoint(run: Checked) -> Iterator[str]:
+    path = run.args.checkpoint
+    if path and not os.path.isdir(path):
+        checkpoint = read_checkpoint(path)
+        yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
+        yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
+
+
+def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Iterator[str]:
+    """Weights that do not fit the model, or whose optimizer state does not carry over."""
+    if run.model is None:
         return
-    if source is not None:
-        return  # a folder, read when the model is made
-    check_model_name(name)
-    cfg = get_pretrained_cfg(name, allow_unregistered=True)
-    has_weights = cfg is not None and cfg.has_weights
-    if args.pretrained and not getattr(args, 'pretrained_path', None) and not has_weights:
-        raise UsageError(f'There are no pretrained weights for {args.model}: leave out --pretrained.')
-    if hasattr(args, 'checkpoint') and not args.checkpoint and not has_weights:
-        raise UsageError(f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.')
+    args, model = run.args, run.model
+    if flag == 'resume' and run.flag('split_bn'):
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    weights = fit.weights_for(checkpoint, model, use_ema)
+    misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
+    if misfit:
+        new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
+                    if flag == 'initial_checkpoint' and misfit.startswith('it has ') else '')
+        yield f'Checkpoint {checkpoint.path} does not fit {args.model}: {misfit}{new_head}.'
+    elif flag == 'resume' and weights.keys() != clean_state_dict(checkpoint.weights).keys():
+        yield (f'Checkpoint {checkpoint.path} names its weights as the ModelZoo does, whose optimizer state does not '
+               'carry over: start from it with --initial-checkpoint instead of --resume.')
 
 
-def _num_classes(args) -> Optional[int]:
-    """Number of outputs of the model; None where only its creation tells."""
-    if args.num_classes is not None:
-        return args.num_classes
-    arch = split_model_name_tag(args.model)[0]
-    if not timm.is_model(arch):
-        return None
-    cfg = get_pretrained_cfg(arch, allow_unregistered=True)
-    return cfg.num_classes if cfg else None
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+def check_precision(run: Checked) -> Iterator[str]:
+    args, settings = run.args, run.settings
+    if args.amp and run.flag('model_dtype') not in (None, 'float32'):
+        yield f'--amp needs float32 weights, but --model-dtype is {args.model_dtype}: leave out one of the two.'
+    if settings.half_weights and args.amp_dtype != 'float16':
+        yield f'--amp-level O2 computes in float16, --amp-dtype is {args.amp_dtype}: leave one out.'
+    if settings.device.startswith('npu') and run.flag('channels_last'):
+        yield '--channels-last is not for an NPU: torch_npu takes contiguous tensors only; leave it out.'
 
 
-def _check_data(args) -> None:
-    if args.dataset:
-        return  # not a tree of folders
-    root = args.data_dir or args.data
-    if not root:
-        raise UsageError('No dataset: give its root folder with --data-dir, the one with train/ and val/ in it.')
-    root = Path(root)
-    if root.is_file() and root.suffix == '.tar':
+def check_augmentation(run: Checked) -> Iterator[str]:
+    args = run.args
+    mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+    if args.aug_splits == 1:
+        yield '--aug-splits is 0 or at least 2, got 1.'
+    if args.jsd_loss and not args.aug_splits:
+        yield '--jsd-loss compares augmentation splits: add --aug-splits 3.'
+    if run.flag('split_bn') and not (args.aug_splits or args.resplit):
+        yield '--split-bn needs --aug-splits or --resplit.'
+    if mixup and args.aug_splits and not args.no_prefetcher:
+        yield 'Mixup and --aug-splits exclude each other: leave out one, or add --no-prefetcher.'
+    if mixup and args.batch_size % 2:
+        yield f'Mixup pairs images, but -b {args.batch_size} is odd: use an even batch size.'
+
+
+def check_batch(run: Checked) -> Iterator[str]:
+    args, settings = run.args, run.settings
+    if args.batch_size < 1:
+        yield f'-b {args.batch_size} is not a batch size: give at least 1.'
         return
-    if not root.exists():
-        raise UsageError(f'Dataset {root} does not exist: check --data-dir.')
-    if not root.is_dir():
-        raise UsageError(f'Dataset {root} is a file: --data-dir takes the folder with train/ and val/ in it.')
-    if not any(root.iterdir()):
-        raise UsageError(f'Dataset {root} is empty: it should have train/<class>/* and val/<class>/* in it.')
-    if args.class_map and not os.path.exists(args.class_map) and not (root / args.class_map).exists():
-        raise UsageError(f'Class map {args.class_map} does not exist: check --class-map.')
-
-    splits = {'--split': args.split} if hasattr(args, 'split') else {
-        '--train-split': args.train_split, '--val-split': args.val_split}
-    classes = {}
-    for flag, split in splits.items():
-        if split or flag != '--val-split':  # --val-split '' trains without evaluation
-            classes[flag] = _check_split(root, flag, split, args)
-    if args.class_map:
-        return  # the map says which folders count, and as what
-    if len(classes) == 2:
-        _check_same_classes(classes['--train-split'], classes['--val-split'])
-    num_classes = _num_classes(args)
-    for folder, names in classes.values():
-        if num_classes is not None and len(names) > num_classes:
-            raise UsageError(
-                f'{folder} has {len(names)} classes, the model {num_classes} outputs: give --num-classes {len(names)}.')
+    images, step = settings.num_images.get('train'), args.batch_size * settings.world_size
+    if images is not None and step > images:
+        yield (f'One training batch needs {step} images (-b {args.batch_size} on {settings.world_size} process(es)), '
+               f'the training split has {images}: lower -b.')
 
 
-def _check_split(root: Path, flag: str, split: str, args) -> Tuple[Path, Set[str]]:
-    """Folder of a split, and the names of its classes."""
-    folder = split_folder(root, split)
-    if folder is None:
-        has_split = any((root / n).exists() for n in TRAIN_NAMES + EVAL_NAMES)
-        if flag == '--split' and not has_split and _labels(read_classes(root)):
-            return _check_folder(root, args)  # validate on a folder that is itself a split
-        # timm would read the whole of the root instead, training images included
-        way_out = " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
-        wanted = ' or '.join(split_names(split)[:3])
-        raise UsageError(f'Dataset {root} has no folder {wanted}: add it, name it with {flag}{way_out}.')
-    return _check_folder(folder, args)
-
-
-def _check_folder(folder: Path, args) -> Tuple[Path, Set[str]]:
-    if not folder.is_dir():
-        raise UsageError(f'{folder} is a file, not a folder of classes.')
-    tree = read_classes(folder, args.class_map or None)
-    labels, empty = _labels(tree), tree.empty
-    if tree.stray:
-        # timm makes them a class of their own, before all others
-        raise UsageError(f'{tree.stray[0]} lies outside the class folders of {folder}: move it into one, or away.')
-    if tree.unmapped and not tree.num_images:
-        raise UsageError(f'Class map {args.class_map} names none of the folders with images in {folder} '
-                         f'({first_names(tree.unmapped, MAX_NAMED)}): it takes a folder name a line.')
-    if not labels:
-        kinds = ', '.join(get_img_extensions())
-        raise UsageError(f'{folder} has no image ({kinds}) in class folders: check --data-dir.')
-    if empty and not args.class_map:
-        # timm numbers only folders with images in them, so that a missing class shifts the labels after it
-        raise UsageError(f'{first_names(sorted(empty), MAX_NAMED)} has no image in it: fill or remove it, as classes '
-                         'would be numbered differently in train and val.')
-    return folder, labels
-
-
-def _labels(tree: ClassTree) -> Set[str]:
-    return set(tree.names) - {''}
-
-
-def _check_same_classes(train: Tuple[Path, Set[str]], val: Tuple[Path, Set[str]]) -> None:
-    only_train, only_val = sorted(train[1] - val[1]), sorted(val[1] - train[1])
-    if only_train or only_val:
-        parts = [f'{first_names(names, MAX_NAMED)} only in {folder}'
-                 for names, folder in ((only_train, train[0]), (only_val, val[0])) if names]
-        raise UsageError(f'Train and val have different classes: {"; ".join(parts)}: make the class folders the same.')
-
-
-
-def _check_optimizer(args) -> None:
+def check_optimizer(run: Checked) -> Iterator[str]:
+    args = run.args
     if args.eval_metric not in ('loss', 'top1', 'top5'):
-        raise UsageError(f"Unknown --eval-metric '{args.eval_metric}': there are top1, top5 and loss.")
-    name = args.opt.lower()
-    known = list_optimizers()
+        yield f"Unknown --eval-metric '{args.eval_metric}': there are top1, top5 and loss."
+    name, known = args.opt.lower(), list_optimizers()
     if (name[len('lookahead_'):] if name.startswith('lookahead_') else name) not in known:
         hint = did_you_mean(name, known, 'timm.optim.list_optimizers() names them all.')
-        raise UsageError(f"Unknown optimizer --opt '{args.opt}': {hint}")
-    if name == optim.NAME and not args.device.startswith('npu'):
-        raise UsageError(f'--opt {optim.NAME} needs an NPU, the device is {args.device}: use --opt momentum, the same '
-                         'steps on any device.')
+        yield f"Unknown optimizer --opt '{args.opt}': {hint}"
+    if name == optim.NAME and not run.settings.device.startswith('npu'):
+        yield (f'--opt {optim.NAME} needs an NPU, the device is {run.settings.device}: use --opt momentum, the same '
+               'steps on any device.')
     if args.sched not in SCHEDULES:
-        raise UsageError(f"Unknown schedule --sched '{args.sched}': {did_you_mean(args.sched, SCHEDULES)}")
+        yield f"Unknown schedule --sched '{args.sched}': {did_you_mean(args.sched, SCHEDULES)}"
 
+
+def check_packages(run: Checked) -> Iterator[str]:
+    if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
+        yield '--log-wandb needs wandb: pip install wandb.'
+    if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
+        yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
+
+
+def check_processes(run: Checked) -> Iterator[str]:
+    num_gpu = run.flag('num_gpu') or 1
+    if num_gpu > 1:
+        yield f'--num-gpu {num_gpu}: use --nproc {num_gpu} instead, which counts every image once.'
+    for flag in ('real_labels', 'metrics_avg'):
+        if run.flag(flag) and run.settings.world_size > 1:
+            yield f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process (--nproc 1).'
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 def _check_writable(path: Path, flag: str) -> None:
     """Check that `path` can be created or written to, without creating anything."""
@@ -201,64 +238,38 @@ def _check_writable(path: Path, flag: str) -> None:
             return
 
 
-def _check_output(args) -> None:
-    folder = Path(args.output or './output/train').absolute()
-    _check_writable(folder / args.experiment if args.experiment else folder, '--output')
+def check_output(run: Checked) -> Iterator[str]:
+    _check_writable(Path(run.settings.output).absolute(), '--output')
+    return iter(())
 
 
-def _check_results_file(args) -> None:
-    if args.results_file:
-        path = Path(args.results_file).absolute()
+def check_results_file(run: Checked) -> Iterator[str]:
+    if run.args.results_file:
+        path = Path(run.args.results_file).absolute()
         if not path.parent.is_dir():
-            raise UsageError(f'Cannot write {path}: the folder {path.parent} does not exist.')
-        _check_writable(path.parent, '--results-file')
+            yield f'Cannot write {path}: the folder {path.parent} does not exist.'
+        else:
+            _check_writable(path.parent, '--results-file')
 
 
-def _check_labels(args) -> None:
-    real, valid = getattr(args, 'real_labels', ''), getattr(args, 'valid_labels', '')
-    for flag, path in (('--real-labels', real), ('--valid-labels', valid)):
+def check_labels(run: Checked) -> Iterator[str]:
+    valid = run.flag('valid_labels')
+    for flag, path in (('--real-labels', run.flag('real_labels')), ('--valid-labels', valid)):
         if path and not os.path.isfile(path):
             raise UsageError(f'{flag} {path} does not exist.')
     if valid:
         with open(valid) as f:
             lines = [line.strip() for line in f if line.strip()]
-        num_classes = _num_classes(args)
-        bad = next((x for x in lines if not x.isdigit() or num_classes is not None and int(x) >= num_classes), None)
+        count = run.args.num_classes or (run.model.num_classes if run.model is not None else None)
+        bad = next((x for x in lines if not x.isdigit() or count is not None and int(x) >= count), None)
         if bad is not None or not lines:
-            raise UsageError(f"--valid-labels {valid}: class indices below {num_classes}, one a line, got '{bad}'.")
+            yield f"--valid-labels {valid}: class indices below {count}, one a line, got '{bad}'."
 
 
-def _check_train_weights(args) -> None:
-    if args.resume:
-        _check_fits(args.resume, args, resume=True)
-    if args.initial_checkpoint:
-        _check_fits(args.initial_checkpoint, args, use_ema=True)
-    if args.pretrained_path:
-        read_checkpoint(args.pretrained_path)  # the head adapts, the rest is timm's to check
-
-
-def _check_checkpoint(args) -> None:
-    if args.checkpoint and not os.path.isdir(args.checkpoint):
-        _check_fits(args.checkpoint, args, use_ema=args.use_ema)
-
-
-def _check_fits(path: str, args, resume: bool = False, use_ema: bool = False) -> None:
-    checkpoint = read_checkpoint(path)
-    try:
-        source, name = parse_model_name(args.model)
-    except ValueError:
-        return  # reported by _check_model
-    if source is None and not timm.is_model(split_model_name_tag(name)[0]):
-        return
-    model = create_from_args(args, folder_of(args.model, with_weights=False))
-    if resume and getattr(args, 'split_bn', False):
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    weights = weights_for(checkpoint, model, use_ema)
-    misfit = describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
-    if misfit:
-        new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
-                    if path == getattr(args, 'initial_checkpoint', None) and misfit.startswith('it has ') else '')
-        raise UsageError(f'Checkpoint {path} does not fit {args.model}: {misfit}{new_head}.')
-    if resume and weights.keys() != clean_state_dict(checkpoint.weights).keys():
-        raise UsageError(f'Checkpoint {path} names its weights as the ModelZoo does, whose optimizer state does not '
-                         'carry over: start from it with --initial-checkpoint instead of --resume.')
+Check = Callable[[Checked], Iterator[str]]
+CHECKS: dict = {
+    'train': [check_model, check_precision, check_augmentation, check_batch, check_optimizer, check_packages,
+              check_output, check_train_weights],
+    'validate': [check_model, check_precision, check_packages, check_processes, check_results_file, check_labels,
+                 check_checkpoint],
+}

@@ -1,4 +1,5 @@
 """Who started this process, and what they have already decided: torchrun, SLURM or MindCluster."""
+import os
 import re
 from dataclasses import dataclass
 from typing import Dict, Mapping, MutableMapping, Optional
@@ -28,6 +29,13 @@ class Cluster:
     master_addr: Optional[str] = None
     master_port: Optional[int] = None
     rank_env: Optional[Dict[str, str]] = None
+
+    def variable(self, name: str, default: Optional[int] = None) -> int:
+        """torch's variable of this rank: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE."""
+        value = (os.environ if self.rank_env is None else self.rank_env).get(name, default)
+        if value is None:
+            raise UsageError(f'{self.kind} started this process without {name}: set it.')
+        return int(value)
 
 
 def detect(env: Mapping[str, str]) -> Optional[Cluster]:

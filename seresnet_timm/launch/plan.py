@@ -1,81 +1,109 @@
-"""The plan of a run: everything that is decided before a process starts, with its reason."""
-import argparse
+"""From what was typed, a recipe, a config file and the machine to RunSettings: every decision, with its reason
+
+Settings come from the script's defaults, then recipe or preset, then the checkpoint that is evaluated, then the config
+file, then the command line: what comes later wins. Nothing is decided after this.
+"""
 import datetime
 import os
 import re
-from dataclasses import dataclass, field
+import sys
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm import argument_parser as arguments_argument_parser
-from seresnet_timm.data.workers import default_workers
-from seresnet_timm.engine import flags as arguments
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch import cluster
-from seresnet_timm.launch import config_file as arguments_config_file
-from seresnet_timm.launch import flags as options
-from seresnet_timm.launch.recipes import CPU_IMAGES, CPU_SIZE, PRESET, RECIPES, Recipe
-from seresnet_timm.runs.settings import RunSettings, Script
-from seresnet_timm.step import fast as fast_step
-from seresnet_timm.step import loss_scaler as devices_loss_scaler
-from seresnet_timm.timm_scripts.find import find
+from seresnet_timm.launch import cluster, modelzoo
+from seresnet_timm.launch.config_file import load_config, read_yaml
+from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.parse import CommandLine, parse
+from seresnet_timm.launch.recipes import Recipe, load_recipe
+from seresnet_timm.runs.settings import RunSettings
+
+# flags of a training preset or config that evaluation shares
+SHARED_WITH_VALIDATION = (
+    'data_dir', 'dataset', 'class_map', 'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'crop_pct',
+    'mean', 'std', 'interpolation', 'batch_size', 'workers', 'pin_mem', 'channels_last', 'amp', 'amp_dtype',
+    'model_kwargs', 'gp', 'log_freq', 'device_modules', 'device')
 
 
-@dataclass
-class Plan:
-    """What will run where. Attributes that are decided late have defaults."""
-    verb: str
-    opts: argparse.Namespace
-    rest: List[str]
-    recipe: Optional[Recipe]
-    script: Script
-    job: Optional[cluster.Cluster]
-    nnodes: int = 1
-    node_rank: int = 0
+@dataclass(frozen=True)
+class Node:
+    """This node's part in a run: what differs from node to node.
+
+    Attributes:
+        rank: Number of this node.
+        master_addr: Address of node 0; None on one node.
+        master_port: Port of node 0.
+        local_addr: Address of this node, on the network of node 0.
+        rdzv_timeout: Seconds that nodes wait for each other.
+        job: Who started this process, if it is a scheduler or torchrun.
+        knows_output: The folder of the run has the same name on all nodes.
+    """
+    rank: int = 0
     master_addr: Optional[str] = None
     master_port: Optional[int] = None
-    device: str = 'cpu'
-    device_reason: str = ''
-    nproc: int = 1
-    nproc_reason: str = ''
-    world_size: int = 1
-    script_argv: List[str] = field(default_factory=list)
-    args: Optional[argparse.Namespace] = None
-    patches: List[Tuple[str, str]] = field(default_factory=list)
-    notes: List[str] = field(default_factory=list)
-    config: Dict[str, Any] = field(default_factory=dict)
-    workers_reason: str = ''
-    decoder: str = ''
-    is_named: bool = False
-    record: Optional[str] = None
+    local_addr: Optional[str] = None
+    rdzv_timeout: int = 300
+    job: Optional[cluster.Cluster] = None
+    knows_output: bool = False
 
     @property
     def is_rank(self) -> bool:
         """This process is itself a rank of the job."""
         return self.job is not None and self.job.is_rank
 
-    def rank(self, variable: str) -> int:
-        """RANK or LOCAL_RANK of this process; 0 for a launcher."""
-        return int((self.job.rank_env or os.environ)[variable]) if self.is_rank else 0
-
     @property
-    def local_world_size(self) -> int:
-        """Processes of the job on this node."""
-        environment = (self.job.rank_env or os.environ) if self.is_rank else {}
-        return int(environment.get('LOCAL_WORLD_SIZE', self.nproc))
+    def is_first(self) -> bool:
+        """This process speaks for the run: the launcher of node 0, or rank 0."""
+        return self.job.variable('RANK') == 0 if self.is_rank else self.rank == 0
 
-    @property
-    def own_config(self) -> Dict[str, Any]:
-        """Settings of a config of the user's; those of a preset are not."""
-        return self.config if self.opts.preset is None else {}
 
-    @property
-    def images_a_step(self) -> int:
-        return self.args.batch_size * self.world_size * max(1, getattr(self.args, 'grad_accum_steps', 1))
+@dataclass(frozen=True)
+class Plan:
+    """What will run where.
 
-    @property
-    def output_dir(self) -> Optional[Path]:
-        return Path(self.args.output or './output/train') / self.args.experiment if self.verb == 'train' else None
+    Attributes:
+        settings: Settings of the run.
+        node: This node's part.
+        dry_run: Check and print everything, start nothing.
+        problems: Faults of the data, each a sentence.
+    """
+    settings: RunSettings
+    node: Node
+    dry_run: bool
+    problems: List[str]
+
+
+@dataclass
+class Sources:
+    """Where settings come from, while the plan is made: later ones win.
+
+    Attributes:
+        recipe: The recipe that runs.
+        preset: Settings of the recipe, or of `--preset`.
+        config: Settings of `--config`.
+        flags: What was typed, by timm's names.
+        modelzoo: What was typed under the ModelZoo's names, and what a recipe says in their terms.
+        options: The launcher's options.
+        reasons: Why a value is what it is.
+        notes: Sentences for the plan.
+    """
+    recipe: Optional[Recipe]
+    preset: Dict[str, Any]
+    config: Dict[str, Any]
+    flags: Dict[str, Any]
+    modelzoo: Dict[str, Any]
+    options: Dict[str, Any]
+    reasons: Dict[str, str] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
+
+    def asked(self, *names: str) -> bool:
+        """True if the user gave one of the flags, typed or in a config file."""
+        return any(n in self.flags or n in self.config for n in names)
+
+    def base(self) -> Dict[str, Any]:
+        return {**self.preset, **self.config}
 
 
 def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> Plan:
@@ -89,274 +117,281 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     Raises:
         UsageError: The command line contradicts itself or the machine.
     """
-    opts, rest = options.split(argv)
-    recipe = RECIPES[recipe_name] if recipe_name else None
-    if recipe and not (opts.data_path or options.has_flag(rest, '--data-dir')):
+    line = parse(verb, argv)
+    sources = collect(line, recipe_name)
+    node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    device, nproc, world_size = resolve_processes(sources, node, nnodes)
+    args = merge(line, sources, device, world_size)
+    local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
+    decide_for_device(line, sources, args, device, local_world_size)
+    output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
+    data = examine(line.verb, args)
+    problems = data.problems + decide_classes(line.verb, sources, args, data)
+    options = sources.options
+    settings = RunSettings(
+        verb=line.verb,
+        script=line.script,
+        args=plain(args),
+        command=typed_command(verb, argv, recipe_name, node.job),
+        recipe=recipe_name or options.get('preset'),
+        device=device,
+        nnodes=nnodes,
+        nproc=nproc,
+        world_size=world_size,
+        amp_level=options.get('amp_level'),
+        loss_scale=options.get('loss_scale'),
+        fast_jpeg=options.get('fast_jpeg', 'auto'),
+        fast_step=options.get('fast_step', 'auto') == 'auto',
+        fuse_bn=options.get('fuse_bn', 'auto'),
+        cpu_affinity=options.get('cpu_affinity', 'auto'),
+        prof=options.get('prof'),
+        output=output,
+        class_names=data.class_names,
+        num_images=data.num_images,
+        reasons=sources.reasons,
+        notes=sources.notes,
+    )
+    node = replace(node, knows_output=is_named or node.rank == 0)
+    return Plan(settings, node, bool(options.get('dry_run')), problems)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
+    """Read recipe, preset and config file, and resolve the launcher's options."""
+    flags = dict(line.flags)
+    config_path = flags.pop('config', None) or line.options.get('config')
+    if 'data' in flags:  # timm's positional argument
+        flags['data_dir'] = flags.pop('data') or flags.get('data_dir')
+    if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
         raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
                          'is the folder with train/ and val/ in it.')
-    if opts.evaluate:
-        verb = 'validate'
-    if verb == 'validate':
-        rest = options.evaluate_flags(rest)
-    script = find(f'{verb}.py', opts.scripts)
-    plan = Plan(verb, opts, rest, recipe, script, cluster.detect(os.environ))
-    if script.path is None:
-        parser = bundled_parser(verb)
-    else:
-        parser, plan.patches = _timms_parser(script)
-    plan.config = _load_config(plan, parser)
-    if script.path is None:
-        _check_flags_early(plan, parser)
-    _resolve_nodes(plan)
-    _resolve_processes(plan)
-    _resolve_script_argv(plan, parser)
-    return plan
+    modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
+    options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
+    recipe = load_recipe(recipe_name) if recipe_name else None
+    preset = load_recipe(options['preset']) if options.get('preset') else recipe
+    settings = dict(preset.settings) if preset else {}
+    if line.verb == 'validate':
+        settings = for_validation(settings)
+    config = load_config_of(line, config_path) if config_path else {}
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options)
 
 
-def _load_config(plan: Plan, parser: argparse.ArgumentParser) -> Dict[str, Any]:
-    """Settings of the user's YAML config, taken off the command line, or of the preset."""
-    opts = plan.opts
-    for flag in ('-c', '--config') if plan.verb == 'train' else ():
-        path = options.take_flag(plan.rest, flag)
-        if path is not None:
-            return arguments_config_file.load_config(path, parser)
-    if plan.recipe and opts.preset is None:
-        opts.preset = PRESET
-    return options.load_preset(opts.preset) if opts.preset else {}
+def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
+    """Settings of a config file. Evaluation takes the file of a training too."""
+    if line.verb == 'train':
+        return load_config(path, line.parser, line.defaults)
+    from seresnet_timm.engine.flags import train_parser
+    keys = read_yaml(path)
+    parser = train_parser()
+    defaults = vars(parser.parse_args([]))
+    if set(keys) <= set(defaults) and not set(keys) <= set(line.defaults):
+        return for_validation(load_config(path, parser, defaults))
+    return load_config(path, line.parser, line.defaults)
 
 
-def _check_flags_early(plan: Plan, parser: argparse.ArgumentParser) -> None:
-    """Refuse what the bundled script would refuse before torch is imported, which takes seconds."""
-    any_size = argparse.Namespace(**dict(vars(plan.opts), batch_size=None))
-    flags = options.as_flags(options.settings_for(plan.verb, any_size, 1, plan.config))
-    _parse(parser, flags + plan.rest)
+def for_validation(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """The part of a training's settings that evaluation shares, by the names of validate.py."""
+    result = {k: v for k, v in settings.items() if k in SHARED_WITH_VALIDATION}
+    if 'val_split' in settings:
+        result['split'] = settings['val_split']
+    return result
 
 
-def _resolve_nodes(plan: Plan) -> None:
+def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> Dict[str, Any]:
+    """Every flag of the script: defaults < recipe or preset < evaluated checkpoint < config < command line."""
+    if sources.recipe is not None:
+        apply_recipe(sources, sources.recipe, line.verb, device, world_size)
+    if line.verb == 'validate':
+        apply_checkpoint(sources)
+    base = sources.base()
+    args = {
+        **{k: v for k, v in line.defaults.items() if k not in ('config', 'data')},
+        **base, **modelzoo.translate(sources.modelzoo, base, line.verb, world_size), **sources.flags}
+    if 'amp_level' in sources.options:
+        args['amp'] = sources.options['amp_level'] != 'O0'
+    args['device'] = device
+    if 'data' in line.defaults:
+        args['data'] = None
+    return args
+
+
+def apply_recipe(sources: Sources, recipe: Recipe, verb: str, device: str, world_size: int) -> None:
+    """Fill in what a recipe says in the ModelZoo's terms and the user does not."""
+    zoo, flags = sources.modelzoo, sources.flags
+    images = recipe.global_batch_size
+    if 'batch_size' not in zoo and not sources.asked('batch_size') and images:
+        if device == 'cpu' and recipe.cpu:
+            images = recipe.cpu['images'] * world_size
+        zoo['batch_size'] = images
+    if device == 'cpu' and recipe.cpu:
+        _shrink_for_cpu(sources, recipe.cpu)
+    if verb == 'validate' or {'warmup_prefix', 'warmup_lr'} & set(flags) or sources.asked('sched'):
+        return
+    # a recipe's schedule is the ModelZoo's: its --epochs counts the warm-up, its --lr moves the warm-up too
+    for name, flag in (('train_epochs', 'epochs'), ('learning_rate', 'lr'), ('warm_up_epochs', 'warmup_epochs')):
+        if flag in flags:
+            zoo[name] = flags.pop(flag)
+    if 'train_epochs' not in zoo and 'epochs' not in sources.config and recipe.epochs is not None:
+        zoo['train_epochs'] = recipe.epochs
+    if 'learning_rate' not in zoo and not sources.asked('lr') and 'lr_base' not in flags and recipe.lr is not None:
+        zoo['learning_rate'] = recipe.lr * images / recipe.global_batch_size
+
+
+def _shrink_for_cpu(sources: Sources, cpu: Dict[str, Any]) -> None:
+    """On a CPU a recipe shows that everything works: small images, float32, unless the user says otherwise."""
+    shrunk = {k: v for k, v in cpu.items() if k != 'images' and not sources.asked(k)}
+    if sources.asked('input_size'):
+        shrunk.pop('img_size', None)
+    if 'amp_level' in sources.options:
+        shrunk.pop('amp', None)
+    sources.preset.update(shrunk)
+    sources.notes.append(
+        f'On a CPU the recipe shrinks ({", ".join(f"{k} {v}" for k, v in shrunk.items())}; learning rate with the '
+        'batch): a test that it works, not a training for ImageNet. Flags on the command line override this.')
+
+
+def apply_checkpoint(sources: Sources) -> None:
+    """Take network and preprocessing of an evaluation from the checkpoint that it evaluates."""
+    path = sources.flags.get('checkpoint') or sources.config.get('checkpoint')
+    if not path:
+        return
+    from seresnet_timm.checkpoints.read import read_checkpoint
+    from seresnet_timm.runs.folder import RunFolder
+    file = RunFolder(path).checkpoint() if Path(path).is_dir() else Path(path)
+    if file is None or not file.is_file():
+        return  # the checks say so
+    try:
+        checkpoint = read_checkpoint(file)
+    except UsageError:
+        return  # likewise
+    info = checkpoint.info
+    asked_model = sources.flags.get('model') or sources.config.get('model')
+    is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])
+    found = dict(
+        mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
+        crop_mode=info.crop_mode,
+        input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
+    if not is_other:
+        found.update(
+            model=info.name, num_classes=info.num_classes, in_chans=info.in_chans, model_kwargs=info.kwargs or None)
+    taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
+    for name in taken:
+        sources.reasons[name] = f'from {file}'
+    if 'input_size' in taken:
+        sources.preset.pop('img_size', None)
+    sources.preset.update(taken)
+
+
+# --- machine ----------------------------------------------------------------------------------------------------------
+
+def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tuple[Node, int]:
     """Nodes, and how they meet: options, else what the scheduler says."""
-    opts, job = plan.opts, plan.job
-    plan.nnodes = opts.nnodes if opts.nnodes is not None else (job.nnodes if job else 1)
-    plan.node_rank = opts.node_rank if opts.node_rank is not None else (job.node_rank if job else 0)
-    plan.master_addr = opts.master_addr or (job.master_addr if job else None)
-    plan.master_port = opts.master_port or (job.master_port if job else None)
-    if plan.nnodes < 1:
-        raise UsageError(f'--nnodes is at least 1, got {plan.nnodes}.')
-    if not 0 <= plan.node_rank < plan.nnodes:
-        raise UsageError(f'--node-rank {plan.node_rank} is out of range: {plan.nnodes} node(s) have the numbers 0 to '
-                         f'{plan.nnodes - 1}.')
-    if plan.nnodes > 1 and not plan.master_addr and not plan.is_rank:
-        raise UsageError(f'{plan.nnodes} nodes need --master-addr: the address of node 0, the same on every node.')
+    nnodes = options.get('nnodes', job.nnodes if job else 1)
+    rank = options.get('node_rank', job.node_rank if job else 0)
+    node = Node(
+        rank, options.get('master_addr') or (job.master_addr if job else None),
+        options.get('master_port') or (job.master_port if job else None), options.get('local_addr'),
+        options.get('rdzv_timeout', 300), job)
+    if nnodes < 1:
+        raise UsageError(f'--nnodes is at least 1, got {nnodes}.')
+    if not 0 <= rank < nnodes:
+        raise UsageError(f'--node-rank {rank} is out of range: {nnodes} node(s) have the numbers 0 to {nnodes - 1}.')
+    if nnodes > 1 and not node.master_addr and not node.is_rank:
+        raise UsageError(f'{nnodes} nodes need --master-addr: the address of node 0, the same on every node.')
+    return node, nnodes
 
 
-def _resolve_processes(plan: Plan) -> None:
-    """Device, and processes on this node."""
-    opts, job = plan.opts, plan.job
-    for name, value in options.visible_devices(opts).items():
+def resolve_processes(sources: Sources, node: Node, nnodes: int) -> Tuple[str, int, int]:
+    """Device, processes of this node, and processes of all nodes."""
+    options, reasons = sources.options, sources.reasons
+    for name, value in modelzoo.visible_devices(sources.modelzoo).items():
         os.environ[name] = value  # before torch looks for devices
     from seresnet_timm import device as devices
 
-    requested = opts.device or plan.config.get('device') or 'auto'
-    plan.device, plan.device_reason = devices.select_device(requested, must_exist=not opts.dry_run)
-    kind, _, index = plan.device.partition(':')
+    requested = options['device'] or sources.base().get('device') or 'auto'
+    must_exist = not options.get('dry_run')
+    device, reasons['device'] = devices.select_device(requested, must_exist=must_exist)
+    if node.is_rank:
+        reasons['nproc'] = f'started by {node.job.kind}'
+        world_size = node.job.variable('WORLD_SIZE')
+        return device, node.job.variable('LOCAL_WORLD_SIZE', world_size // nnodes), world_size
+    kind, _, index = device.partition(':')
     available = 0 if devices.why_unavailable(kind) else devices.device_count(kind)
-    if plan.is_rank:
-        plan.world_size = int((job.rank_env or os.environ)['WORLD_SIZE'])
-        plan.nproc_reason = f'started by {job.kind}'
-        return
-    if opts.nproc != 'auto':
-        plan.nproc, plan.nproc_reason = int(opts.nproc), '--nproc' if not opts.device_list else '--device_list'
-    elif plan.recipe and plan.recipe.nproc:
-        plan.nproc, plan.nproc_reason = plan.recipe.nproc, 'the recipe'
-    elif job and job.nproc:
-        plan.nproc, plan.nproc_reason = job.nproc, f'told by {job.kind}'
-    elif kind == 'cpu' or index:
-        plan.nproc, plan.nproc_reason = 1, f'one on {plan.device}'
-    else:
-        plan.nproc, plan.nproc_reason = max(1, available), f'one for each {kind}'
-    if kind != 'cpu' and plan.nproc > max(1, available) and not opts.dry_run:
-        raise UsageError(f'--nproc {plan.nproc} needs as many {kind} devices, this machine has {available}.')
-    if index and plan.nproc > 1:
-        raise UsageError(f'--device {plan.device} is one device, --nproc {plan.nproc} needs more: leave out the index.')
-    plan.world_size = plan.nproc * plan.nnodes
+    nproc, reasons['nproc'] = _processes(sources, node.job, kind, index, available)
+    if kind != 'cpu' and nproc > max(1, available) and must_exist:
+        raise UsageError(f'--nproc {nproc} needs as many {kind} devices, this machine has {available}.')
+    if index and nproc > 1:
+        raise UsageError(f'--device {device} is one device, --nproc {nproc} needs more: leave out the index.')
+    return device, nproc, nproc * nnodes
 
 
-def _resolve_script_argv(plan: Plan, parser: argparse.ArgumentParser) -> None:
-    """The script's command line: config and recipe, the ModelZoo's names translated, then the user's flags."""
-    opts, rest, recipe = plan.opts, plan.rest, plan.recipe
-    if recipe:
-        _apply_recipe(plan, recipe)
-    elif any(o is not None for o in (opts.train_epochs, opts.learning_rate, opts.warm_up_epochs)) and options.has_flag(
-            rest, '--epochs', '--lr', '--warmup-epochs', '--warmup-prefix', '--warmup-lr'):
-        raise UsageError("The ModelZoo's names of the schedule (--train_epochs, --learning-rate, --warm_up_epochs) and "
-                         "timm's (--epochs, --lr, --warmup-...) do not mix: use the one or the other.")
-    settings = options.settings_for(plan.verb, opts, plan.world_size, plan.config)
-    if recipe and plan.device == 'cpu':
-        _shrink_for_cpu(plan, settings)
-    settings['device'] = plan.device
-    if plan.device != 'cpu':
-        settings.setdefault('pin_mem', True)  # else the host waits for every copy to the device
-    if 'workers' not in settings and not options.has_flag(rest, '-j', '--workers'):
-        settings['workers'], plan.workers_reason = default_workers(plan.device, plan.local_world_size)
-    plan.script_argv = options.as_flags(settings) + rest
+def _processes(
+        sources: Sources, job: Optional[cluster.Cluster], kind: str, index: str, available: int) -> Tuple[int, str]:
+    """Processes of this node, and the reason."""
+    if sources.options['nproc'] != 'auto':
+        return int(sources.options['nproc']), '--device_list' if 'device_list' in sources.modelzoo else '--nproc'
+    if sources.recipe and sources.recipe.processes:
+        return sources.recipe.processes, 'the recipe'
+    if job and job.nproc:
+        return job.nproc, f'told by {job.kind}'
+    if kind == 'cpu' or index:
+        return 1, f'one on {kind}{":" if index else ""}{index}'
+    return max(1, available), f'one for each {kind}'
 
-    plan.args = _parse(parser, plan.script_argv)
-    is_contiguous = getattr(plan.args, 'channels_last', None) is False  # None: the script has no such flag
-    if opts.fast_step == 'auto' and is_contiguous and 'channels_last' not in settings:
-        if fast_step.wants_channels_last(plan.args.model, plan.device)[0]:
-            plan.script_argv.append('--channels-last')
-            plan.args.channels_last = True
-    from seresnet_timm.data.fast_jpeg import choose_decoder
-    plan.decoder = choose_decoder(plan.args, opts.fast_jpeg)[1]
-    if opts.amp_level == 'O2' and plan.verb == 'train' and plan.args.amp_dtype != 'float16':
-        raise UsageError(f'--amp-level O2 computes in float16, --amp-dtype is {plan.args.amp_dtype}: leave one out.')
-    if plan.device.startswith('npu') and getattr(plan.args, 'channels_last', False):
-        raise UsageError('--channels-last is not for an NPU: torch_npu takes contiguous tensors only; leave it out.')
-    plan.is_named = plan.verb == 'train' and bool(plan.args.experiment)
-    if plan.verb == 'train' and not plan.args.experiment:
+
+def decide_for_device(
+        line: CommandLine, sources: Sources, args: Dict[str, Any], device: str, local_world_size: int) -> None:
+    """Settings of the script that depend on the device, where the user leaves them open."""
+    from seresnet_timm.data.workers import default_workers
+    from seresnet_timm.step import fast
+    named = {**sources.base(), **sources.flags}
+    if device != 'cpu' and 'pin_mem' not in named:
+        args['pin_mem'] = True  # else the host waits for every copy to the device
+    if 'workers' not in named:
+        args['workers'], sources.reasons['workers'] = default_workers(device, local_world_size)
+    is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
+    if is_open and sources.options.get('fast_step', 'auto') == 'auto':
+        args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
+
+
+def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:
+    """Folder of the run, and whether the user named it."""
+    if verb == 'validate':
+        folder = Path('output/validate') / time.strftime(f'%Y%m%d-%H%M%S-{os.getpid()}')
+        return (str(folder) if is_recipe else None), False
+    is_named = bool(args['experiment'])
+    if not is_named:
         # timm's own name for it, decided here so that the plan can show the folder
-        size = plan.args.img_size or (plan.args.input_size or [224])[-1]
+        size = args.get('img_size') or (args.get('input_size') or [224])[-1]
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-        plan.args.experiment = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", plan.args.model)}-{size}'
-        plan.script_argv += ['--experiment', plan.args.experiment]
+        args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+    return str(Path(args['output'] or './output/train') / args['experiment']), is_named
 
 
-def _apply_recipe(plan: Plan, recipe: Recipe) -> None:
-    """Fill in what the recipe says and neither the user's flags nor the user's config do."""
-    opts, rest = plan.opts, plan.rest
-    own = plan.own_config
-    images = recipe.batch_size
-    if opts.batch_size is None and not options.has_flag(rest, '-b', '--batch-size') and 'batch_size' not in own:
-        if plan.device == 'cpu':
-            images = CPU_IMAGES * plan.world_size
-        opts.batch_size = images
-    if plan.verb == 'validate' or options.has_flag(rest, '--warmup-prefix', '--warmup-lr', '--sched') or 'sched' in own:
-        return
-    # a recipe's schedule is the ModelZoo's: its --epochs counts the warm-up, its --lr moves the warm-up too
-    for name, flag, kind in (
-            ('train_epochs', '--epochs', int), ('learning_rate', '--lr', float),
-            ('warm_up_epochs', '--warmup-epochs', int)):
-        value = options.take_flag(rest, flag)
-        if value is not None:
-            try:
-                setattr(opts, name, kind(value))
-            except ValueError:
-                raise UsageError(f"{flag} takes a number, got '{value}'.")
-    if opts.train_epochs is None and 'epochs' not in own:
-        opts.train_epochs = recipe.epochs
-    if opts.learning_rate is None and 'lr' not in own and not options.has_flag(rest, '--lr-base'):
-        opts.learning_rate = recipe.lr * images / recipe.batch_size
+def typed_command(
+        verb: str, argv: Sequence[str], recipe_name: Optional[str], job: Optional[cluster.Cluster]) -> List[str]:
+    """The command as the user typed it, or as near as a process can tell."""
+    if recipe_name:
+        return ['bash', f'recipes/{recipe_name}.sh', *argv]
+    if job is not None and job.is_rank and job.kind == 'torchrun':
+        nproc = os.environ.get('LOCAL_WORLD_SIZE', '1')
+        return ['torchrun', f'--nproc-per-node={nproc}', '-m', 'seresnet_timm', verb, *argv]
+    if job is not None and job.is_rank:
+        return ['srun', os.path.basename(sys.executable), '-m', 'seresnet_timm', verb, *argv]
+    return ['seresnet-timm', verb, *argv]
 
 
-def _shrink_for_cpu(plan: Plan, settings: Dict[str, Any]) -> None:
-    """On a CPU a recipe shows that everything works: small images, float32, unless the user says otherwise."""
-    own = plan.own_config
-    shrunk = {k: v for k, v in CPU_SIZE.items()
-              if k not in own and not options.has_flag(plan.rest, '--' + k.replace('_', '-'))}
-    if options.has_flag(plan.rest, '--input-size') or 'input_size' in own:
-        shrunk.pop('img_size', None)
-    if options.has_flag(plan.rest, '-j'):
-        shrunk.pop('workers', None)
-    if plan.opts.amp_level is not None:
-        shrunk.pop('amp', None)
-    settings.update(shrunk)
-    plan.notes.append(f'On a CPU the recipe shrinks ({", ".join(f"{k} {v}" for k, v in shrunk.items())}; learning rate '
-                      'with the batch): a test that it works, not a training for ImageNet. Your flags win.')
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples become lists.
 
-
-def bundled_parser(verb: str, prog: Optional[str] = None) -> arguments_argument_parser.ArgumentParser:
-    """Parser of the bundled script of a verb."""
-    return arguments.train_parser(prog) if verb == 'train' else arguments.validate_parser(prog)
-
-
-def _timms_parser(script: Script) -> Tuple[argparse.ArgumentParser, List[Tuple[str, str]]]:
-    """Parser of timm's script, with one-sentence errors; and what the patches made of the script."""
-    from seresnet_timm.timm_scripts.load import check, parser_of
-    outcomes = check(script)
-    return parser_of(script), outcomes
-
-
-def _parse(parser: argparse.ArgumentParser, argv: List[str]) -> argparse.Namespace:
-    return arguments_config_file.parse_args(parser, argv, suggestions=options.launcher_flags())[0]
-
-
-def describe(plan: Plan) -> List[Tuple[str, str]]:
-    """The plan as lines of label and text."""
-    args, opts = plan.args, plan.opts
-    nodes = f'{plan.nproc} on each of {plan.nnodes} nodes; ' if plan.nnodes > 1 and not plan.is_rank else ''
-    lines = [
-        ('device', f'{plan.device} ({plan.device_reason})'),
-        ('processes', f'{plan.world_size} ({nodes}{plan.nproc_reason})'),
-        ('script', plan.script.describe()),
-    ]
-    if plan.patches:
-        lines.append(('patches', ', '.join(n if o == 'applied' else f'{n} ({o})' for n, o in plan.patches)))
-    accumulated = f' x {args.grad_accum_steps} accumulated' if getattr(args, 'grad_accum_steps', 1) > 1 else ''
-    lines.append(('batch', f'{plan.images_a_step} images a step: {args.batch_size} x {plan.world_size}{accumulated}'))
-    if plan.verb == 'train':
-        lines.append(('learning rate', learning_rate(plan)))
-    lines.append(('precision', precision(plan)))
-    lines.append(('step', fast_step.describe(plan.verb, args, plan.device, plan.world_size, opts.fast_step == 'auto')))
-    if plan.verb == 'train':
-        _, scaler = devices_loss_scaler.describe_loss_scaler(plan.device, args.amp, args.amp_dtype, opts.loss_scale)
-        lines.append(('loss scaler', scaler))
-    pinned = '; pinned memory, so that the host need not wait for copies' if args.pin_mem else ''
-    lines.append(('workers', f'{args.workers} loader workers for each of {plan.world_size}, '
-                             f'{plan.workers_reason or f"{os.cpu_count()} cores on this node"}{pinned}'))
-    lines.append(('images', plan.decoder))
-    if plan.device.startswith('npu'):
-        from seresnet_timm.ascend.setup import describe as describe_npu
-        lines.append(('torch_npu', describe_npu()))
-    if plan.output_dir is not None:
-        lines.append(('output', str(plan.output_dir)))
-    return lines
-
-
-def learning_rate(plan: Plan) -> str:
-    args = plan.args
-    if args.lr:
-        lr = f'{args.lr:g}'
-    else:
-        from seresnet_timm.step.learning_rate import scaled_lr
-        lr, reason = scaled_lr(args, plan.images_a_step)
-        lr = f'{lr:g} ({reason})'
-    epochs = args.epochs + (args.warmup_epochs if args.warmup_prefix else 0) + args.cooldown_epochs
-    return f'{lr}, {args.opt}, {args.sched} over {epochs} epochs, {args.warmup_epochs} of warm-up'
-
-
-def precision(plan: Plan) -> str:
-    if plan.opts.amp_level == 'O2':
-        return 'O2: fp16 weights, float32 masters and BatchNorm'
-    return f'amp {plan.args.amp_dtype}' if plan.args.amp else plan.args.model_dtype or 'float32'
-
-
-def settings_of(plan: Plan) -> RunSettings:
-    """Settings for the ranks. Temporary: the plan becomes RunSettings itself."""
-    from seresnet_timm.hub.pull import pull
-    opts, args = plan.opts, {k: v for k, v in vars(plan.args).items() if k != 'config'}
-    args['data_dir'] = args.pop('data', None) or args.get('data_dir')
-    source, _, name = args['model'].partition(':')
-    needs_weights = args.get('pretrained') or plan.verb == 'validate' and not args.get('checkpoint')
-    pulled = pull(name, with_weights=bool(needs_weights)) if source in ('hf-hub', 'hf_hub') else None
-    return RunSettings(
-        verb=plan.verb,
-        script=plan.script,
-        args=dict(args, data=None),
-        command=['seresnet-timm', plan.verb, *plan.script_argv],
-        recipe=opts.preset,
-        device=plan.device,
-        nnodes=plan.nnodes,
-        nproc=plan.nproc,
-        world_size=plan.world_size,
-        model_folder=None if pulled is None else str(pulled.folder),
-        model_commit=None if pulled is None else pulled.commit,
-        amp_level=opts.amp_level,
-        loss_scale=opts.loss_scale,
-        fast_jpeg=opts.fast_jpeg,
-        fast_step=opts.fast_step == 'auto',
-        fuse_bn=opts.fuse_bn,
-        cpu_affinity=opts.cpu_affinity,
-        prof=opts.prof,
-        output=plan.record if plan.output_dir is None else str(plan.output_dir),
-        reasons={'device': plan.device_reason},
-        notes=plan.notes,
-    )
+    Raises:
+        UsageError: It is nothing that JSON has.
+    """
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UsageError(f'{value!r} is not a plain value (number, text, true, false, list or mapping).')

@@ -1,44 +1,39 @@
-"""One rank: sets up the process, then runs the script's `main`. torchrun runs this module."""
+"""One rank: sets up the process, then runs the script, from RunSettings. torchrun runs this module."""
 import ctypes
 import gc
-import importlib
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Optional
 
 from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.launch.explain import explain
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.step import fast as fast_step
 
 
-def execute(settings: RunSettings) -> None:
+def run(settings: RunSettings) -> None:
     """Run the script in this process.
 
-    Args:
-        settings: Settings of the run.
-
     Raises:
-        UsageError: The script refused its arguments.
+        UsageError: The device refused the settings.
         RunError: Training failed, or the device did.
     """
-    bind_cores(settings)
-    hush_orphans()
-    fast_step.set_up(settings.device, settings.fast_step)
+    set_cpu_affinity(settings)
+    silence_loader_workers_of_a_dead_rank()
+    from seresnet_timm.step import fast
+    fast.set_up(settings.device, settings.fast_step)
+    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
-    from seresnet_timm.models import seresnet as models  # noqa: F401  (registers itself with timm)
+    from seresnet_timm.launch.checks import import_modules
     from seresnet_timm.step.profile import profiled
-    for module in settings.args.get('device_modules') or []:
-        importlib.import_module(module)
+    import_modules(settings.args.get('device_modules') or [])
     if settings.device == 'cpu':
-        keep_gloo_alive()
+        never_destroy_gloo_group()
     if settings.device.startswith('npu'):
         from seresnet_timm.ascend.setup import set_up
-        set_up(settings.device, [settings.args['amp_dtype'] if settings.args['amp'] else None,
-                                 settings.args.get('model_dtype')])
+        set_up(settings.device, dtypes(settings))
 
     import torch
 
@@ -46,52 +41,40 @@ def execute(settings: RunSettings) -> None:
     # timm reads --initial-checkpoint and --pretrained-path itself
     with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()):
         try:
-            if settings.script.is_bundled:
-                _run_bundled(settings)
-            else:
-                from seresnet_timm.timm_scripts.load import run
-                run(settings, before_main=collect_no_imports)
+            _run_script(settings)
         except RuntimeError as e:  # torch.OutOfMemoryError is one
             explained = explain(e, settings)
             if explained is None:
                 raise
-            raise RunError(explained + (RunFolder(settings.output).resume_hint() if settings.output else '')) from e
+            hint = RunFolder(settings.output).resume_hint() if settings.output else ''
+            raise RunError(explained + hint) from e
 
 
-def explain(error: RuntimeError, settings: RunSettings) -> Optional[str]:
-    """What an error of the device means and what to do; None if it is none."""
-    import torch
+def _run_script(settings: RunSettings) -> None:
+    if not settings.script.is_bundled:
+        from seresnet_timm.timm_scripts import load
+        load.run(settings, before_main=resume_garbage_collection)
+        return
+    from timm.utils import setup_default_logging
 
-    from seresnet_timm.ascend.errors import explain as explain_npu
-    index = os.environ.get('LOCAL_RANK', '0')
-    device, batch_size = settings.device, settings.args['batch_size']
-    if ':' not in device and device != 'cpu':
-        device = f'{device}:{index}'
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
-        less = max(1, batch_size // 2)
-        keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if settings.verb == 'train' else ''
-        figures = text.splitlines()[0].partition('If reserved')[0].rstrip('. ')  # there advice on settings begins
-        return f'{device} is out of memory with -b {batch_size} ({figures}): try -b {less}{keep}.'
-    return explain_npu(text, device)
+    from seresnet_timm.engine import train, validate
+    resume_garbage_collection()
+    setup_default_logging()
+    (train if settings.verb == 'train' else validate).main(settings)
 
 
-def collect_no_imports() -> None:
+def dtypes(settings: RunSettings) -> list:
+    """Names of the dtypes that the run computes in, None for float32."""
+    return [settings.args['amp_dtype'] if settings.args['amp'] else None, settings.args.get('model_dtype')]
+
+
+def resume_garbage_collection() -> None:
     """Switch garbage collection on, for what comes after the imports; their objects stay, and are shared by forks."""
     gc.freeze()
     gc.enable()
 
 
-def _run_bundled(settings: RunSettings) -> None:
-    from timm.utils import setup_default_logging
-
-    from seresnet_timm.engine import train, validate
-    collect_no_imports()
-    setup_default_logging()
-    (train if settings.verb == 'train' else validate).main(settings)
-
-
-def keep_gloo_alive() -> None:
+def never_destroy_gloo_group() -> None:
     """Never let Python destroy gloo's process group: it goes with the process.
 
     A thread of gloo's drops the tensors of a finished collective with the group's lock held, and takes Python's lock
@@ -109,7 +92,7 @@ def keep_gloo_alive() -> None:
     dist.destroy_process_group = destroy_process_group
 
 
-def hush_orphans() -> None:
+def silence_loader_workers_of_a_dead_rank() -> None:
     """Let loader workers end without a traceback when this process is killed while it takes a batch from one.
 
     A thread of the worker hands the batch over; Python prints its error where the connection breaks.
@@ -126,7 +109,7 @@ def hush_orphans() -> None:
     sys.excepthook = excepthook
 
 
-def bind_cores(settings: RunSettings) -> None:
+def set_cpu_affinity(settings: RunSettings) -> None:
     """Give this rank an equal share of the cores that its node's ranks may use, in order.
 
     The ModelZoo does so with taskset. `auto` binds on the NPU, unless torch_npu is told to do it (CPU_AFFINITY_CONF).
@@ -159,7 +142,7 @@ def main() -> None:
     _die_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     try:
-        execute(RunSettings.read(Path(sys.argv[1])))
+        run(RunSettings.read(Path(sys.argv[1])))
     except (UsageError, RunError) as e:
         # the launcher shows the first rank's error, once
         get_error_handler().record_exception(e)

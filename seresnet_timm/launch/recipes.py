@@ -1,120 +1,80 @@
-"""The recipes of the ModelZoo's README: what each runs, and the lines it ends with."""
-import csv
-import platform
-from dataclasses import dataclass
+"""Recipes: one YAML file each, with settings by timm's names and a `recipe:` block that says what is run."""
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
-from seresnet_timm.errors import RunError
-from seresnet_timm.files import atomic_path
-from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.record import read_record
-
-NETWORK = 'SE_Resnet50'  # the ModelZoo's spelling, part of its log's name
+from seresnet_timm.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe.
+    """A recipe file.
 
     Attributes:
-        verb: 'train' or 'validate'.
+        name: Name of the file, without its ending.
+        settings: Settings of the script, by timm's names, those of the file that it extends included.
+        verb: 'train' or 'validate'; None for a file that is a preset only.
         description: What it does, one line.
         source: The ModelZoo script that it replaces.
-        batch_size: Images a step, of all devices.
+        global_batch_size: Images of a step, of all devices; None leaves it to the settings.
         lr: Learning rate at that batch size.
         epochs: Epochs, warm-up included.
-        nproc: Processes on a node, None for one a device.
+        processes: Processes on a node; None for one a device.
+        cpu: Settings on a CPU, and `images`, the images of a process and step there.
     """
-    verb: str
-    description: str
-    source: str
-    batch_size: int = 1024
-    lr: float = 0.6
-    epochs: int = 2
-    nproc: Optional[int] = None
+    name: str
+    settings: Dict[str, Any]
+    verb: Optional[str] = None
+    description: str = ''
+    source: str = ''
+    global_batch_size: Optional[int] = None
+    lr: Optional[float] = None
+    epochs: Optional[int] = None
+    processes: Optional[int] = None
+    cpu: Dict[str, Any] = field(default_factory=dict)
 
 
-PRESET = 'seresnet50_ascend'
-RECIPES: Dict[str, Recipe] = {
-    'train_1p': Recipe(
-        'train', '1 device, 1 epoch: performance', 'test/train_performance_1p.sh',
-        batch_size=128, lr=0.1, epochs=1, nproc=1),
-    'train_8p': Recipe('train', '8 devices, 100 epochs: accuracy', 'test/train_full_8p.sh', epochs=100),
-    'train_performance_8p': Recipe('train', '8 devices, 2 epochs: performance', 'test/train_performance_8p.sh'),
-    'eval_8p': Recipe('validate', '8 devices: evaluates --resume', 'test/train_eval_8p.sh'),
-    'train_multinode': Recipe(
-        'train', 'several machines, 2 epochs: performance', 'test/train_performance_multinodes.sh'),
-}
-
-# What a recipe shrinks to on a CPU, where 224 pixels and 1,024 images need days and 100 GB; flags of the user's win.
-CPU_SIZE = {'img_size': 32, 'workers': 1, 'amp': False}
-CPU_IMAGES = 32  # a process and step
+def recipes_dir() -> Path:
+    """Folder of the recipes: in the installed package, else in the checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / 'recipes'
+    return installed if installed.is_dir() else package.parent / 'recipes'
 
 
-def final_lines(result: Dict[str, Any]) -> List[str]:
-    """The ModelZoo's closing lines."""
-    return [
-        '------------------ Final result ------------------',
-        f'Final Performance images/sec : {result["fps"]:.3f}',
-        f'Final Train Accuracy : {result["top1"]:.3f}',
-        f'E2E Training Duration sec : {round(result["seconds"])}',
-    ]
-
-
-def train_result(run_dir: str, seconds: float) -> Dict[str, Any]:
-    """Figures of a finished run: images/s, top-1 and loss of its last epoch.
-
-    top1 counts every validation image once, the average over batches that the reference prints leaves some out. NaN
-    where the run did not evaluate.
-    """
-    summary = RunFolder(run_dir).summary
-    if not summary.is_file():
-        raise RunError(f'No epoch was trained and evaluated in {run_dir}: the run was complete before, or was stopped.')
-    record = read_record(run_dir)
-    with open(summary, newline='') as f:
-        last = list(csv.DictReader(f))[-1]
-    return {
-        'fps': record['epochs'][-1]['fps'],
-        'top1': float(last.get('eval_top1', 'nan')),
-        'loss': float(last['train_loss']),
-        'seconds': seconds,
-    }
-
-
-def eval_result(folder: str, seconds: float) -> Dict[str, Any]:
-    """Figures of a finished evaluation."""
-    figures = read_record(folder)['evaluation']
-    return {'fps': figures['images'] / figures['seconds'], 'top1': figures['top1'], 'loss': figures['loss'],
-            'seconds': seconds}
-
-
-def write_log(folder: str, world_size: int, batch_size: int, result: Dict[str, Any]) -> Path:
-    """Write the ModelZoo's `key = value` log into a folder.
+def recipe_path(name: str) -> Path:
+    """Path of a recipe's YAML file.
 
     Args:
-        folder: Output folder of the run.
-        world_size: Processes of all nodes.
-        batch_size: Images a step, of all processes.
-        result: As from `train_result`.
+        name: File name in `recipes/`, with or without `.yaml`.
 
-    Returns:
-        Path of the log.
+    Raises:
+        UsageError: There is no such file.
     """
-    case = f'{NETWORK}_bs{batch_size}_{world_size}p_acc'
-    fields = {
-        'Network': NETWORK,
-        'RankSize': world_size,
-        'BatchSize': batch_size,
-        'DeviceType': platform.machine(),
-        'CaseName': case,
-        'ActualFPS': f'{result["fps"]:.3f}',
-        'TrainingTime': f'{batch_size * 1000 / result["fps"]:.2f}',  # milliseconds a step
-        'TrainAccuracy': f'{result["top1"]:.3f}',
-        'ActualLoss': f'{result["loss"]:.4e}',
-        'E2ETrainingTime': round(result['seconds']),
-    }
-    path = Path(folder) / f'{case}.log'
-    with atomic_path(path) as tmp:
-        Path(tmp).write_text(''.join(f'{key} = {value}\n' for key, value in fields.items()))
+    files = {path.stem: path for path in sorted(recipes_dir().glob('*.yaml'))}
+    path = files.get(name[:-len('.yaml')] if name.endswith('.yaml') else name)
+    if path is None:
+        raise UsageError(f"No preset '{name}': {did_you_mean(name, files)}")
     return path
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe and the files that it extends.
+
+    Raises:
+        UsageError: There is no such recipe.
+    """
+    import yaml  # here, so that --help and a Python without it get their answer
+
+    path = recipe_path(name)
+    with open(path, encoding='utf-8') as f:
+        settings = yaml.safe_load(f)
+    block = settings.pop('recipe', {})
+    base = load_recipe(block.pop('extends')) if 'extends' in block else Recipe('', {})
+    cpu = {**base.cpu, **block.pop('cpu', {})}
+    return Recipe(path.stem, {**base.settings, **settings}, cpu=cpu, **block)
+
+
+def runnable_recipes() -> Dict[str, Recipe]:
+    """The recipes that `seresnet-timm recipe NAME` runs, by name."""
+    recipes = {path.stem: load_recipe(path.stem) for path in sorted(recipes_dir().glob('*.yaml'))}
+    return {name: recipe for name, recipe in recipes.items() if recipe.verb is not None}

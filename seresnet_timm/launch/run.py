@@ -1,19 +1,19 @@
-"""`seresnet-timm train | validate`: the plan, the checks that cost nothing, then the processes."""
+"""`seresnet-timm train | validate`, in order: parse and plan, check, print, start the ranks."""
 import gc
 import os
-import sys
 import time
-from pathlib import Path
+from dataclasses import replace
 from typing import Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
+from seresnet_timm.errors import RunError, first_line
 from seresnet_timm.launch import cluster
-from seresnet_timm.launch import flags as options
-from seresnet_timm.launch import plan as planning
+from seresnet_timm.launch.plan import Node, Plan, make_plan
+from seresnet_timm.runs.settings import RunSettings
 
 
 def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> None:
-    """Check, plan and run a script.
+    """Plan, check and run a script.
 
     Args:
         verb: 'train' or 'validate'.
@@ -25,9 +25,10 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
         RunError: A process failed.
     """
     if any(a in ('-h', '--help') for a in argv):
-        print_help(verb, recipe_name)
+        from seresnet_timm.launch.parse import help_parser
+        help_parser(verb, f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}').print_help()
         return
-    gc.disable()  # imports make a million objects that stay: the worker switches it on after them
+    gc.disable()  # imports make a million objects that stay: the rank switches it on after them
     try:
         _run(verb, argv, recipe_name)
     finally:
@@ -35,65 +36,91 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
 
 
 def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
+    from seresnet_timm.launch import handover
     start = time.time()
-    npu_notes = npu_setup.set_environment(os.environ)
-    plan = planning.make_plan(verb, argv, recipe_name)
-    if plan.device.startswith('npu'):
-        plan.notes += npu_notes
-
-    # from here on torch and timm are needed; what could be refused without them has been
-    from seresnet_timm.launch import checks as preflight
-    from seresnet_timm.launch import processes
-    from seresnet_timm.launch import rank as worker
-    if plan.rank('LOCAL_RANK') == 0:  # once a node
-        preflight.check(plan.verb, plan.args, bundled=plan.script.path is None)
-    if plan.rank('RANK') == 0 and (plan.node_rank == 0 or plan.opts.dry_run):
-        print_plan(plan)
-    if plan.opts.dry_run:
-        print('Dry run: nothing was started.')
+    job = cluster.detect(os.environ)
+    if job is not None and job.is_rank and job.variable('LOCAL_RANK') != 0:
+        settings = handover.receive(job)  # local rank 0 plans and checks, once a node
+        if settings is not None:
+            start_ranks(settings, Node(job=job))
         return
+    with handover.give_to_other_ranks(job) as give:
+        npu_notes = npu_setup.set_environment(os.environ)
+        plan = make_plan(verb, argv, recipe_name)
+        settings = prepare(plan, npu_notes)
+        if plan.dry_run:
+            print('Dry run: nothing was started.')
+            return
+        give(settings)
+    start_ranks(settings, plan.node)
+    if recipe_name and plan.node.is_first:
+        from seresnet_timm.launch import modelzoo_report
+        modelzoo_report.finish(settings, time.time() - start)
 
-    if plan.recipe and plan.verb == 'validate' and plan.rank('RANK') == 0 and plan.node_rank == 0:
-        folder = Path('output/validate') / time.strftime(f'%Y%m%d-%H%M%S-{os.getpid()}')
-        folder.mkdir(parents=True, exist_ok=True)
-        plan.record = str(folder)
-    if plan.is_rank or plan.world_size == 1:
-        if not plan.is_rank:
+
+def prepare(plan: Plan, npu_notes: Sequence[str]) -> RunSettings:
+    """Pull what the run needs, check everything, print the plan; the final settings."""
+    settings = plan.settings
+    if settings.device.startswith('npu'):
+        settings = replace(settings, notes=settings.notes + list(npu_notes))
+    from seresnet_timm.launch import checks, describe
+    settings = pull_model(settings, plan.dry_run)
+    changes = []
+    if not settings.script.is_bundled:
+        from seresnet_timm.timm_scripts.load import check as check_script
+        changes = check_script(settings.script)
+    checks.check(settings, plan.dry_run, plan.problems)
+    if plan.node.is_first or plan.dry_run:
+        describe.print_plan(settings, plan.node, changes)
+    if not plan.dry_run and settings.args.get('pretrained') and settings.world_size > 1:
+        download_pretrained(settings)
+    return settings
+
+
+def pull_model(settings: RunSettings, dry_run: bool) -> RunSettings:
+    """Pull a model of the Hub, once a node; only its configuration in a dry run."""
+    name = settings.args['model']
+    if not name.startswith('hf-hub:'):
+        return settings
+    from seresnet_timm.hub.pull import pull
+    args = settings.args
+    needs_weights = args.get('pretrained') or settings.verb == 'validate' and not args.get('checkpoint')
+    pulled = pull(name.partition(':')[2], with_weights=bool(needs_weights) and not dry_run)
+    return replace(settings, model_folder=str(pulled.folder), model_commit=pulled.commit)
+
+
+def download_pretrained(settings: RunSettings) -> None:
+    """Get pretrained weights into the cache once, before the ranks start: they load them from there.
+
+    Raises:
+        RunError: The weights cannot be downloaded.
+    """
+    if settings.model_folder or settings.args.get('pretrained_path') or settings.args.get('checkpoint'):
+        return
+    import timm
+    try:
+        timm.create_model(settings.args['model'], pretrained=True)
+    except Exception as e:  # HTTP clients and the file system have their own
+        raise RunError(f'The pretrained weights of {settings.args["model"]} cannot be loaded ({first_line(e)}): check '
+                       'the connection, or name a file with --pretrained-path.') from e
+    os.environ['HF_HUB_OFFLINE'] = '1'  # what the ranks need is in the cache
+
+
+def start_ranks(settings: RunSettings, node: Node) -> None:
+    """From settings to running ranks: in this process, or by torchrun for several.
+
+    Raises:
+        UsageError: A rank refused its settings.
+        RunError: A rank failed.
+    """
+    if node.is_rank or settings.world_size == 1:
+        from seresnet_timm.launch import rank
+        if not node.is_rank:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
-        os.environ.update((plan.job.rank_env or {}) if plan.job else {})
-        worker.execute(planning.settings_of(plan))
+        elif node.job.rank_env:
+            os.environ.update(node.job.rank_env)
+        rank.run(settings)
     else:
+        from seresnet_timm.launch import processes
         gc.enable()
-        processes.run(plan)
-    if plan.recipe and plan.rank('RANK') == 0 and plan.node_rank == 0:
-        finish_recipe(plan, time.time() - start)
-
-
-def print_help(verb: str, recipe_name: Optional[str]) -> None:
-    parser = planning.bundled_parser(verb, f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}')
-    options.add_launcher_help(parser)
-    parser.print_help()
-
-
-def print_plan(plan: planning.Plan) -> None:
-    """Print every decision once, with its reason, before anything starts."""
-    print(f'Plan: {plan.verb} {plan.args.model}', file=sys.stderr)
-    for label, text in planning.describe(plan):
-        print(f'  {label:<14} {text}', file=sys.stderr)
-    for note in plan.notes:
-        print(f'  note           {note}', file=sys.stderr)
-    sys.stderr.flush()
-
-
-def finish_recipe(plan: planning.Plan, seconds: float) -> None:
-    """Print the ModelZoo's closing lines and write its log."""
-    from seresnet_timm.launch import recipes as recipe
-    if plan.verb == 'train':
-        folder = plan.output_dir
-        result = recipe.train_result(folder, seconds)
-    else:
-        folder = Path(plan.record)
-        result = recipe.eval_result(plan.record, seconds)
-    print('\n'.join(recipe.final_lines(result)))
-    log = recipe.write_log(folder, plan.world_size, plan.images_a_step, result)
-    print(f'Log: {log}', file=sys.stderr)
+        processes.run(settings, node)

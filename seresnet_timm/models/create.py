@@ -248,7 +248,7 @@ def _create(
     except WRONG_ARGUMENT as e:
         text = str(e)
         key = text.rsplit("'", 2)[1] if isinstance(e, TypeError) and 'unexpected keyword argument' in text else None
-        if key is None and (not explain_all or kwargs.get('pretrained')):
+        if key is None and (kwargs.get('pretrained') or not explain_all and source is None):
             raise
         what = f"does not take '{printable(key)}'" if key else f'cannot be made ({printable(first_line(e))})'
         advice = remedy(key)

@@ -13,7 +13,7 @@ Paper: `Squeeze-and-Excitation Networks` - https://arxiv.org/abs/1709.01507
 """
 import re
 from functools import partial
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 import torch.nn as nn
@@ -47,7 +47,7 @@ class SEResNet(ResNet):
                 m.fc2.reset_parameters()
 
 
-def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, torch.Tensor]:
+def checkpoint_filter_fn(state_dict: Dict[str, Any], model: Optional[nn.Module]) -> Dict[str, torch.Tensor]:
     """Rename the weights of any known SE-ResNet checkpoint to timm's names.
 
     Accepts timm's names, torchvision-style names with linear SE layers (`layer1.0.se.fc.0.weight`: ModelZoo,

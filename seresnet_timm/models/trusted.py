@@ -56,7 +56,7 @@ WORDS = frozenset("""
     downsample version fc_act_layer dw_act_layer rel_pos_type
 """.split())
 
-MAX_COUNT = 1000
+MAX_COUNT = 256  # making a network of four times as many blocks takes seconds
 MAX_SIZE = 65536
 MAX_CLASSES = 1_000_000
 MAX_ITEMS = 64  # of a list

@@ -48,7 +48,7 @@ def fetch(
     """
     tag = tag or known.tag_for_installed_timm()[0]
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]*', tag):
-        raise UsageError(f"{tag!r} is not a release tag of timm: tags look like {known.NEWEST}.")
+        raise UsageError(f'{tag!r} is not a release tag of timm: tags look like {known.NEWEST}.')
     expected = known.SHA256.get(tag) or sha256
     if not expected:
         raise UsageError(f'The scripts of timm {tag} are not known here (known: {", ".join(known.SHA256)}): give their '
@@ -161,8 +161,8 @@ class _LimitedFile:
 
     def _check(self, position: int) -> None:
         if position > MAX_ARCHIVE_BYTES:
-            raise UsageError(f'--from {self._source} has more than {MAX_ARCHIVE_BYTES} bytes when unpacked, more than an '
-                             "archive of timm can have: name timm's train.py and validate.py themselves.")
+            raise UsageError(f'--from {self._source} has more than {MAX_ARCHIVE_BYTES} bytes when unpacked, more than '
+                             "an archive of timm can have: name timm's train.py and validate.py themselves.")
 
     def tell(self) -> int:
         return self._file.tell()

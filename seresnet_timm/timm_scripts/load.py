@@ -4,7 +4,7 @@ import ast
 import functools
 import sys
 from types import ModuleType
-from typing import Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.settings import RunSettings, Script
@@ -54,8 +54,6 @@ def run(settings: RunSettings, before_main: Optional[Callable[[], None]] = None)
     Raises:
         UsageError: A change does not fit the script, or the script refuses its flags.
     """
-    from seresnet_timm.timm_scripts.overrides import make_overrides
-
     module = _execute(settings.script)
     module.parser.error = _refuse
     overrides = make_overrides(settings)
@@ -64,6 +62,15 @@ def run(settings: RunSettings, before_main: Optional[Callable[[], None]] = None)
         before_main()
     module.main()
     overrides.finish()
+
+
+def make_overrides(settings: RunSettings) -> Any:
+    """The replacements for the names of the script that the settings name: TrainOverrides or ValidateOverrides."""
+    if settings.script.name == 'train.py':
+        from seresnet_timm.timm_scripts.train_overrides import TrainOverrides
+        return TrainOverrides(settings)
+    from seresnet_timm.timm_scripts.validate_overrides import ValidateOverrides
+    return ValidateOverrides(settings)
 
 
 def _refuse(message: str) -> None:
@@ -116,8 +123,6 @@ def _read(script: Script) -> ast.Module:
 
 def _checks_of_names(script: Script) -> List[Tuple[str, Callable[[ast.Module], str]]]:
     """For every name that is replaced, a check that the script uses it as expected."""
-    from seresnet_timm.timm_scripts.overrides import make_overrides
-
     overrides = make_overrides(RunSettings(verb='', script=script, args={}))
 
     def check_name(name: str, tree: ast.Module) -> str:
@@ -141,7 +146,7 @@ def _check_tasks(tree: ast.Module) -> str:
         raise ScriptMismatch('main() does not call `task.prepare_distributed`')
 
     def prepare_distributed(device_ids=None, **ddp_kwargs):
-        """As in `TrainOverrides.task_class`."""
+        """As in `train_overrides`."""
     for call in calls:
         check_call(call, 'task.prepare_distributed', prepare_distributed)
     return REPLACED

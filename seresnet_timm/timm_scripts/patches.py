@@ -61,7 +61,7 @@ def fold_batch_norm(tree: ast.Module) -> str:
     Checked by: test_fuse_bn.py, equal results with and without.
     """
     replace_once(find_function(tree, 'validate'), 'model.to(device=device, dtype=model_dtype)',
-                 '_seresnet_timm.fold_batch_norm(model, device).to(device=device, dtype=model_dtype)')
+                 '_seresnet_timm.fold_batch_norm(model).to(device=device, dtype=model_dtype)')
     return APPLIED
 
 

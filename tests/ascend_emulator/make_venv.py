@@ -51,7 +51,7 @@ def check_cpu_build(install: list) -> None:
         give_up(f'pip does not find torch {TORCH} for this machine: {report.stderr.strip().splitlines()[-1]}')
     names = {item['metadata']['name'].lower() for item in json.loads(report.stdout)['install']}
     if any(name.startswith(('nvidia', 'cuda-', 'triton')) for name in names):
-        give_up(f'pip finds a CUDA build of torch {TORCH} only, beside which torch_npu does not import. Name an index '
+        give_up(f'pip finds a CUDA build of torch {TORCH} only, with which torch_npu does not import. Name an index '
                 "with CPU builds, PyTorch's own or a mirror of it: NPU_PIP_ARGS='--index-url URL' make test-npu")
 
 

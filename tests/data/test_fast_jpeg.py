@@ -72,7 +72,7 @@ def test_crops_are_timms():
         size = chance.randint(1, 700), chance.randint(1, 700)
         scale, ratio = ((0.08, 1.0), (3 / 4, 4 / 3)) if i % 2 else ((0.5, 0.9), (0.9, 1.1))
         random.seed(i)
-        expected = RandomResizedCropAndInterpolation.get_params(fast_jpeg.stand_in(*size), scale, ratio)
+        expected = RandomResizedCropAndInterpolation.get_params(fast_jpeg.image_of_size(*size), scale, ratio)
         assert fast_jpeg.random_resized_crop(*size, scale, ratio, random.Random(i)) == expected
 
 
@@ -191,7 +191,7 @@ def test_repeated_augmentation_differs(photos):
     dataset = make_loader(photos, DECODERS[0]).dataset
     a, b = (torch.as_tensor(image) for image, _ in dataset.__getitems__([3, 3]))
     assert not torch.equal(a, b)
-    assert SampleSeeds(7, stream=1).sample(3) != SampleSeeds(7, stream=0).sample(3)
+    assert SampleSeeds(7, stream=1).of_sample(3) != SampleSeeds(7, stream=0).of_sample(3)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_choice_and_its_reason(monkeypatch):
     assert decoder is jpeg.decoders()[0] or decoder == jpeg.decoders()[0]
     assert fast_jpeg.decoder_for('off') == (None, '--fast-jpeg off')
     for arguments, reason in (
-            (dict(dataset='tfds/mnist'), '--dataset tfds/mnist decodes for itself'),
+            (dict(dataset='tfds/mnist'), '--dataset tfds/mnist decodes images itself'),
             (dict(image_mode='L'), 'images are read as L'), (dict(multi_epochs=True), 'before their epoch begins')):
         decoder, why = fast_jpeg.decoder_for('auto', **arguments)
         assert decoder is None and reason in why

@@ -20,7 +20,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from seresnet_timm.cli import main as cli
-from seresnet_timm.datasets import prepare as room
+from seresnet_timm.datasets import prepare
 
 SIDE = 160
 
@@ -95,10 +95,10 @@ def test_copy_is_what_timm_would_see(tree, tmp_path, capsys):
     dst = tmp_path / 'copy'
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])
     printed = capsys.readouterr()
-    assert '4 images copied as they were, 12 made smaller' in printed.out and 'other pixels' in printed.out
-    assert '1 files are not images and are left out, e.g. classes.txt' in printed.err
+    assert '4 images copied unchanged, 12 made smaller' in printed.out and 'other pixels' in printed.out
+    assert '1 files are not images and are not copied, e.g. classes.txt' in printed.err
     assert digest(tree) == before
-    assert set(room.EXTENSIONS) == get_img_extensions(as_set=True)
+    assert set(prepare.EXTENSIONS) == get_img_extensions(as_set=True)
 
     for split in ('train', 'val'):  # files, classes and their numbers in timm's order
         (old, old_classes), (new, new_classes) = (find_images_and_targets(str(r / split)) for r in (tree, dst))
@@ -128,7 +128,7 @@ def test_second_run_does_only_what_is_missing(tree, tmp_path, capsys):
     cli.main(argv)
     first = images(dst)
     cli.main(argv)
-    assert images(dst) == first and '16 were there already' in capsys.readouterr().out
+    assert images(dst) == first and '16 were done before' in capsys.readouterr().out
 
     (dst / 'train/n2/large.JPEG').unlink()
     os.truncate(dst / 'train/n10/tall.jpg', 1000)
@@ -143,7 +143,7 @@ def test_second_run_does_only_what_is_missing(tree, tmp_path, capsys):
     again = images(dst)
     assert {p for p in again if again[p] != first.get(p)} == {
         'train/n2/large.JPEG', 'train/n10/tall.jpg', 'train/n2/small.png', 'val/n2/new.jpg'}
-    assert '12 were there already' in printed.out and 'no longer in' in printed.err and 'val/n10/v.jpg' in printed.err
+    assert '12 were done before' in printed.out and 'no longer in' in printed.err and 'val/n10/v.jpg' in printed.err
     assert Image.open(dst / 'train/n2/small.png').size == (160, 107)
     cli.main(argv)
     assert images(dst) == again
@@ -160,14 +160,14 @@ def test_unreadable_images(tree, tmp_path, capsys):
     bad = ['train/n2/large.JPEG', 'train/n2/small.JPEG', 'val/n10/link.jpg', 'val/a b/v.jpg']
     for path in bad:
         assert text.count(f'{tree / path}: cannot be read: ') == 1 and not (dst / path).exists()
-    assert '4 of 17 images could not be read' in text and 'No image is left of val/a b' in text
+    assert '4 of 17 images could not be read' in text and 'No image of val/a b is left' in text
     assert len(images(dst)) == 13 and json.loads((dst / 'prepare.json').read_text())['finished'] is False
 
     (tree / 'train/n2/large.JPEG').write_bytes(whole)
     for path in bad[1:]:
         (tree / path).unlink()
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])
-    assert '13 were there already' in capsys.readouterr().out and len(images(dst)) == 14
+    assert '13 were done before' in capsys.readouterr().out and len(images(dst)) == 14
     assert json.loads((dst / 'prepare.json').read_text())['finished'] is True
 
 
@@ -200,7 +200,7 @@ def test_killed_at_any_time(photos, tmp_path):
         assert set(done) <= set(there) and all(there[p] == kept[p] for p in kept)
         kept = {p: there[p] for p in done}
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0 and f'{len(kept)} were there already' in result.stdout, result.stderr
+    assert result.returncode == 0 and f'{len(kept)} were done before' in result.stdout, result.stderr
     there = images(dst)
     assert len(there) == 400 and all((dst / p).read_bytes() == reference.read_bytes() for p in there)
     assert all(there[p] == kept[p] for p in kept)
@@ -216,7 +216,7 @@ def test_disk_full(tree, tmp_path, capsys):
         text = fail(capsys, tree, dst, '--max-side', SIDE, code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert f'Cannot write to {dst} (File too large)' in text and 'which goes on' in text
+    assert f'Cannot write to {dst} (File too large)' in text and 'run the same command again to continue' in text
     assert all(Image.open(dst / p).convert('RGB') for p in images(dst)) and not list(dst.rglob('*.part'))
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])
     assert len(images(dst)) == 16
@@ -226,14 +226,14 @@ def test_source_cannot_be_written_to(tree, tmp_path, capsys):
     before = digest(tree)
     (tmp_path / 'link').symlink_to(tree)
     for dst in (tree, tree / 'copy', tmp_path / 'link', tmp_path / 'link' / 'x' / 'y', tmp_path):
-        assert 'needs a folder of its own' in fail(capsys, tree, dst)
+        assert 'the copy needs a' in fail(capsys, tree, dst)
     assert not (tree / 'copy').exists() and digest(tree) == before
 
     dst = tmp_path / 'copy'  # a folder of the copy that leads into the source
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])
     shutil.rmtree(dst / 'train')
     (dst / 'train').symlink_to(tree / 'train')
-    assert f'leads out of the copy, to {tree}/train' in fail(capsys, tree, dst, '--max-side', SIDE)
+    assert f'leads to {tree}/train' in fail(capsys, tree, dst, '--max-side', SIDE)
     (dst / 'train').unlink()
     (dst / 'train/n2').mkdir(parents=True)
     (dst / 'train/n2/large.JPEG').symlink_to(tree / 'train/n2/large.JPEG')  # a file of it, likewise: replaced
@@ -261,8 +261,8 @@ def test_refused(tree, tmp_path, capsys):
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])
     before = digest(dst)
     for argv in ((tree, dst), (tree, dst, '--max-side', SIDE, '--quality', 90)):
-        assert 'go on with the same, or name another folder' in fail(capsys, *argv)
-    assert 'was begun with source' in fail(capsys, tree / 'train', dst, '--max-side', SIDE)
+        assert 'use the same settings, or name another folder' in fail(capsys, *argv)
+    assert 'was made with source' in fail(capsys, tree / 'train', dst, '--max-side', SIDE)
     with open(dst / '.prepare/lock') as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         assert 'another prepare' in fail(capsys, tree, dst, '--max-side', SIDE)
@@ -276,7 +276,7 @@ def test_refused(tree, tmp_path, capsys):
             ((tree, tmp_path / 'full' / 'x'), 'is a file'),
             ((tree, tmp_path / 'broken'), 'cannot be read'),
             ((tmp_path / 'no', tmp_path / 'new'), 'does not exist'),
-            ((tmp_path / 'empty', tmp_path / 'new'), 'has no image in it'),
+            ((tmp_path / 'empty', tmp_path / 'new'), 'contains no image'),
             ((tree, tmp_path / 'new', '--quality', '0'), 'invalid choice'),
     ):
         assert message in fail(capsys, *argv)

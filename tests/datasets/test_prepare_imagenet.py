@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_images
 from torchvision.datasets import ImageNet
 
 from seresnet_timm.cli import main as cli
-from seresnet_timm.datasets import prepare_imagenet as room
+from seresnet_timm.datasets import prepare_imagenet
 
-TRAIN, VAL, DEVKIT = (room.ARCHIVES[name][0] for name in ('train', 'val', 'devkit'))
+TRAIN, VAL, DEVKIT = (prepare_imagenet.ARCHIVES[name][0] for name in ('train', 'val', 'devkit'))
 # number in the devkit, WordNet id, names, children, training images; numbers are not in the order of the ids
 SYNSETS = (
     (1, 'n02119789', 'kit fox, Vulpes macrotis', 0, 3),
@@ -117,7 +117,7 @@ def test_equals_torchvisions_parser(archives, tmp_path, monkeypatch, capsys):
     theirs = tmp_path / 'torchvision'
     shutil.copytree(archives, theirs)
     monkeypatch.setattr(torchvision_imagenet, 'ARCHIVE_META', {
-        k: (name, torchvision_imagenet.ARCHIVE_META[k][1]) for k, (name, _) in room.ARCHIVES.items()})
+        k: (name, torchvision_imagenet.ARCHIVE_META[k][1]) for k, (name, _) in prepare_imagenet.ARCHIVES.items()})
     monkeypatch.setattr(torchvision_imagenet, 'check_integrity', lambda path, md5=None: os.path.isfile(path))
     for split in ('train', 'val'):
         expected, ours = ImageNet(theirs, split), ImageNet(dst, split)
@@ -129,7 +129,7 @@ def test_equals_torchvisions_parser(archives, tmp_path, monkeypatch, capsys):
 
 
 def test_names_and_sums_are_torchvisions():
-    assert room.ARCHIVES == torchvision_imagenet.ARCHIVE_META
+    assert prepare_imagenet.ARCHIVES == torchvision_imagenet.ARCHIVE_META
 
 
 def test_goes_on_where_it_stopped(archives, tmp_path, capsys):
@@ -209,7 +209,7 @@ def test_hostile_archives(kind, where, archives, tmp_path, capsys):
     before = set(tmp_path.rglob('*'))
     dst = tmp_path / 'deep' / 'down' / 'ImageNet'
     text = fail(capsys, '--from', archives, dst, '--split', 'val' if where == 'val' else 'train')
-    assert 'it is not the official file' in text or 'of another class' in text
+    assert 'which the official archive does not contain' in text or 'of another class' in text
     new = set(tmp_path.rglob('*')) - before
     assert all(p == dst or dst in p.parents or p in dst.parents for p in new)
     assert not tree(dst) and not any(p.is_symlink() for p in new) and not [p for p in new if p.name.endswith('.JPEG')]
@@ -228,7 +228,7 @@ def test_bad_requests(archives, tmp_path, capsys, monkeypatch):
         assert 'pip install "seresnet-timm[imagenet]"' in fail(capsys, '--from', archives, dst, code=2)
     size = (archives / TRAIN).stat().st_size
     os.truncate(archives / TRAIN, 10 << 40)  # sparse: ten TiB by its size
-    assert 'GB free: make room' in fail(capsys, '--from', archives, dst, code=2)
+    assert 'GB free: free disk space' in fail(capsys, '--from', archives, dst, code=2)
     os.truncate(archives / TRAIN, size)
     (archives / DEVKIT).write_bytes((archives / DEVKIT).read_bytes()[:-100])
     assert 'is damaged, or not the development kit' in fail(capsys, '--from', archives, dst)

@@ -120,7 +120,7 @@ def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
     result = run_cli('doctor', '--seconds', 0.2, env=env)
     if torch.version.cuda is not None:
         assert result.returncode == 0, result.stderr
-        assert 'is a CUDA build, beside which torch_npu' in result.stdout
+        assert 'is a CUDA build, with which torch_npu' in result.stdout
         assert '-> install the CPU build' in result.stdout
         assert 'A training on cpu runs here.' in result.stdout
         for device, expected in (('auto', f'{tmp_path} has no'), ('npu', '--device npu cannot be used here: torch ')):
@@ -142,7 +142,7 @@ def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
     ('raise ImportError("libtorch_npu.so: undefined symbol: _ZN3c10")', {}, 'undefined symbol', 'torch==2.9.0'),
     ('import os; os.abort()', {}, 'does not import: killed by SIGABRT', 'torch_npu==2.9.0.post9'),
     (SMALL_TORCH_NPU, dict(torch_version='2.10.0+cu128', cuda='12.8', version='2.10.0.post7'),
-     'torch 2.10.0+cu128 is a CUDA build, beside which torch_npu 2.10.0.post7 aborts', 'pip install torch==2.10.0'),
+     'torch 2.10.0+cu128 is a CUDA build, with which torch_npu 2.10.0.post7 aborts', 'pip install torch==2.10.0'),
 ), ids=('no CANN', 'no module', 'other torch', 'abort', 'CUDA build'))
 def test_torch_npu_that_does_not_load(torch_npu, versions, problem, remedy, tmp_path):
     """An error where the NPU is asked for, a warning where a training would take the CPU."""
@@ -250,9 +250,18 @@ def test_error_summary(text, words):
     ('os.kill(os.getpid(), 9)', 'killed by SIGKILL'), ('time.sleep(99)', 'not finished after'),
 ), ids=('killed', 'hangs'))
 def test_smoke_test_ends_when_a_rank_does_not(act, failure, tmp_path):
-    """Rank 1 goes away, or hangs: rank 0, which waits for it in the all-reduce, is ended too."""
-    write(tmp_path, **{'sitecustomize.py': f'import os, time\nif os.environ.get("RANK") == "1": {act}\n'})
-    timeout = 60 if 'kill' in act else 6
+    """Rank 1 is killed or hangs in the all-reduce: rank 0, which waits for it there, is ended too."""
+    write(tmp_path, **{'sitecustomize.py': f'''
+import os, sys, time
+class Output:
+    def write(self, text):
+        sys.__stdout__.write(text)
+        sys.__stdout__.flush()
+        if os.environ.get('RANK') == '1' and 'all-reduce' in text: {act}
+    def flush(self): pass
+sys.stdout = Output()
+'''})
+    timeout = 60 if 'kill' in act else 15
     ranks = run_smoke_test('cpu', [0, 1], clean_environ(PYTHONPATH=tmp_path), seconds=0.2, timeout=timeout)
     assert ranks[1].failure.startswith(failure), ranks
     assert ranks[0].data['tflops'] > 0 and ranks[0].data['phase'] == 'all-reduce'

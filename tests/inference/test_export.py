@@ -15,6 +15,7 @@ from seresnet_timm.cli import main as cli
 from seresnet_timm.errors import RunError
 from seresnet_timm.inference.export import export
 from seresnet_timm.inference.load import LoadedModel
+from seresnet_timm.models.info import ModelInfo
 
 
 def random_model(num_classes: int = 5) -> torch.nn.Module:
@@ -130,10 +131,11 @@ def test_wrong_outputs_are_not_written(network, before, tmp_path):
     out = tmp_path / 'model.onnx'
     if before:
         out.write_bytes(before)
-    config = dict(input_size=(3, 8, 8), crop_pct=1.0, crop_mode='center', interpolation='bilinear',
-                  mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    info = ModelInfo(
+        name='x', num_classes=3, input_size=[3, 8, 8], crop_pct=1.0, crop_mode='center', interpolation='bilinear',
+        mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
     with pytest.raises(RunError, match='was not written: with a batch of 1 its outputs are up to'):
-        export(LoadedModel(network, 'x', 'made here', config, None, None, ''), str(out))
+        export(LoadedModel(network, info, 'made here'), str(out))
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from seresnet_timm.models.info import ModelInfo
 
 @pytest.fixture(scope='module')
 def run_folder(few_digits, tmp_path_factory):
-    """Folder of a run on the digits, as timm leaves it, and its model."""
+    """Folder of a run on the digits, and its model."""
     torch.manual_seed(0)
     model = timm.create_model('seresnet18_ascend', num_classes=10)
     torch.nn.init.normal_(model.fc.weight)  # else all classes are about as likely
@@ -55,7 +56,7 @@ def test_equals_timms_evaluation(run_folder, few_digits, capsys):
     folder, model = run_folder
     printed = run(capsys, folder, few_digits / 'val', '--json', '-b', 16)
     results = json.loads(printed.out)
-    assert all(x in printed.err for x in ('names of the classes it was trained on', 'epoch 7', 'Device: cpu'))
+    assert 'names from the file' in printed.err and 'epoch 7' in printed.err and 'Device: cpu' in printed.err
 
     dataset = create_dataset('', root=str(few_digits), split='val')
     loader = create_loader(
@@ -185,6 +186,132 @@ def test_names_from_other_places(run_folder, few_digits, tmp_path, capsys):
     expected = json.loads(run(capsys, folder, image, '--json').out)
     assert rows[0]['predictions'][0] == {**expected[0]['predictions'][0], 'label': rows[0]['predictions'][0]['label']}
     assert rows[0]['predictions'][0]['label'] == f'digit {rows[0]["predictions"][0]["index"]}'
+
+
+def save(checkpoint: dict, path, **changes):
+    """Save a changed checkpoint; None removes an entry."""
+    changed = {k: v for k, v in {**checkpoint, **changes}.items() if v is not None}
+    torch.save(changed, path)
+    return path
+
+
+def test_names_travel_in_the_file(run_folder, few_digits, tmp_path, capsys):
+    """A run that was moved, whose data were renamed, extended or deleted, gives the same names."""
+    folder, _ = run_folder
+    image = next((few_digits / 'val' / '0').iterdir())
+    checkpoint = read_checkpoint(folder / 'model_best.pth.tar').content
+    data = tmp_path / 'data'
+    for name in ('c1', 'c2', 'c10', 'C11', 'd', 'n01440764', 'n9', 'x', 'y', 'z'):  # as many as the model has
+        (data / 'train' / name).mkdir(parents=True)
+        shutil.copy(image, data / 'train' / name)
+    args = argparse.Namespace(**{**vars(checkpoint['args']), 'data_dir': str(data)})
+    expected = json.loads(run(capsys, folder, image, '--json', '--topk', 10).out)
+    (tmp_path / 'moved').mkdir()
+    save(checkpoint, tmp_path / 'moved' / 'last.pth.tar', args=args)
+    for there in (True, False):
+        if not there:
+            shutil.rmtree(data)
+        printed = run(capsys, tmp_path / 'moved', image, '--json', '--topk', 10)
+        assert json.loads(printed.out) == expected and 'Classes: 10, names from the file' in printed.err
+
+    # an older file: its data folder is not looked into, and the remedy is named
+    old = save(checkpoint, tmp_path / 'old.pth.tar', args=checkpoint['args'], model_info=None)
+    printed = run(capsys, old, image, '--json', '--topk', 10)
+    assert 'names unknown' in printed.err and '--class-names FILE' in printed.err
+    assert [{k: v for k, v in p.items() if k != 'label'} for p in expected[0]['predictions']] == (
+        json.loads(printed.out)[0]['predictions'])
+
+
+def test_flags_override_the_file(run_folder, few_digits, tmp_path, capsys):
+    folder, _ = run_folder
+    image = next((few_digits / 'val' / '0').iterdir())
+    (tmp_path / 'names.txt').write_text('\n'.join(f'digit {i}' for i in range(10)))
+    assert 'From the command line' not in run(capsys, folder, image).err
+    printed = run(capsys, folder, image, '--img-size', 48, '--crop-pct', 0.9, '--class-names', tmp_path / 'names.txt')
+    assert 'resize and crop to 48 x 48 (bilinear, crop 0.9, center)' in printed.err
+    assert f'names from {tmp_path}/names.txt' in printed.err and 'digit ' in printed.out
+    assert 'From the command line, not from the file: --img-size 48, --crop-pct 0.9, --class-names' in printed.err
+
+
+def test_everything_comes_from_the_file(few_digits, tmp_path, capsys):
+    """Model, arguments, channels, size, mean, std, interpolation and crop of `model_info`, not of today's defaults."""
+    torch.manual_seed(0)
+    model = timm.create_model('seresnet18_ascend', num_classes=4, in_chans=1, channels=[8, 16, 32, 64])
+    torch.nn.init.normal_(model.fc.weight)
+    info = ModelInfo.of_model(
+        model, dict(input_size=(1, 40, 48), mean=(0.3, 0.4, 0.5), std=(0.2, 0.2, 0.2), interpolation='bicubic',
+                    crop_pct=0.8, crop_mode='squash'), ['a', 'b', 'c', 'd'])
+    torch.save({'state_dict': model.state_dict(), 'model_info': info.to_dict()}, tmp_path / 'c.pth.tar')
+    image = next((few_digits / 'val' / '0').iterdir())
+    printed = run(capsys, tmp_path / 'c.pth.tar', image, '--json')
+    assert '40 x 48 (bicubic, crop 0.8, squash), mean 0.4, std 0.2' in printed.err
+    transform = create_transform(
+        (1, 40, 48), interpolation='bicubic', crop_pct=0.8, crop_mode='squash', mean=(0.4,), std=(0.2,))
+    with torch.inference_mode():
+        expected = model.eval()(transform(Image.open(image).convert('L'))[None]).softmax(1)[0]
+    predictions = json.loads(printed.out)[0]['predictions']
+    assert {p['label']: p['probability'] for p in predictions} == pytest.approx(
+        {name: expected[i].item() for i, name in enumerate('abcd')}, abs=1e-5)
+
+
+class Opens:
+    """Records what this process opens or asks the network for, by Python's audit events."""
+    recording: list = []
+    is_on = False
+
+
+def _audit(event: str, arguments: tuple) -> None:
+    if Opens.is_on and event in ('open', 'os.listdir', 'os.scandir', 'socket.connect', 'socket.getaddrinfo'):
+        Opens.recording.append(str(arguments[1] if event == 'socket.connect' else arguments[0]))
+
+
+def test_a_file_of_a_stranger_reaches_nothing(run_folder, few_digits, tmp_path, capsys):
+    """Arguments with which timm would read a file, fetch an address or write a cache are refused by name; a folder of
+    data that a file names is never opened, nor the network used."""
+    folder, _ = run_folder
+    image = next((few_digits / 'val' / '0').iterdir())
+    checkpoint = read_checkpoint(folder / 'model_best.pth.tar').content
+    cache, secret = tmp_path / 'cache', tmp_path / 'secret'
+    (secret / 'train' / 'a').mkdir(parents=True)
+    hostile = {
+        'pretrained_cfg_overlay': {'url': 'http://127.0.0.1:9/x', 'file': str(secret)}, 'cache_dir': str(cache),
+        'checkpoint_path': str(secret / 'x'), 'pretrained_cfg': {'file': str(secret / 'x')}, 'pretrained': True}
+    sys.addaudithook(_audit)
+    Opens.is_on = True
+    try:
+        for key, value in hostile.items():
+            args = argparse.Namespace(**{**vars(checkpoint['args']), 'model_kwargs': {key: value},
+                                         'data_dir': str(secret)})
+            by_args = save(checkpoint, tmp_path / 'a.pth.tar', args=args, model_info=None)
+            by_info = save(checkpoint, tmp_path / 'i.pth.tar', args=None,
+                           model_info={**checkpoint['model_info'], 'kwargs': {key: value}})
+            for file in (by_args, by_info):
+                for argv in (('predict', '--device', 'cpu', file, image), ('export', file, tmp_path / 'm.onnx')):
+                    with pytest.raises(SystemExit) as e:
+                        cli.main([str(a) for a in argv])
+                    assert e.value.code == 2 and f"'{key}'" in capsys.readouterr().err
+        args = argparse.Namespace(**{**vars(checkpoint['args']), 'data_dir': str(secret)})
+        run(capsys, save(checkpoint, tmp_path / 'd.pth.tar', args=args, model_info=None), image)
+    finally:
+        Opens.is_on = False
+    assert not cache.exists() and not (tmp_path / 'm.onnx').exists()
+    assert not [o for o in Opens.recording if str(secret) in o or '127.0.0.1' in o]
+    assert any(str(image) in o for o in Opens.recording)  # the record works
+
+
+def test_names_never_reach_the_terminal_as_commands(run_folder, few_digits, tmp_path, capsys):
+    folder, _ = run_folder
+    image = tmp_path / 'a\x1b[31m\u202eb.jpg'
+    shutil.copy(next((few_digits / 'val' / '0').iterdir()), image)
+    (tmp_path / 'bad\x1b[2J.jpg').write_bytes(b'')
+    checkpoint = read_checkpoint(folder / 'model_best.pth.tar').content
+    info = {**checkpoint['model_info'], 'class_names': [f'\x1b[{i}m\x9b\u202e\n{i}' for i in range(10)]}
+    file = save(checkpoint, tmp_path / 'c.pth.tar', model_info=info)
+    for more in ((), ('--json',)):
+        printed = run(capsys, file, tmp_path, *more, code=1)
+        assert not set('\x1b\x9b\u202e') & set(printed.out + printed.err), more
+        assert r'\x0a' in printed.out or r'\\x0a' in printed.out
+    assert json.loads(printed.out)[0]['file'] == str(image)
 
 
 def test_bad_requests(run_folder, few_digits, tmp_path, capsys):

@@ -1,4 +1,5 @@
 """Bad input: one clear sentence, exit code 2, nothing written."""
+import importlib.util
 import logging
 import os
 import shutil
@@ -101,7 +102,7 @@ def test_image_outside_the_classes(capsys, tree, tmp_path, path):
     """timm would number it as a class of its own and shift the labels of that split."""
     shutil.copy(next((tree / 'val' / '0').iterdir()), tree / path)
     message = refuse_train(capsys, tree, tmp_path)
-    assert f'{tree}/{path} lies outside the class folders' in message
+    assert f'{tree}/{path} is outside the class folders' in message
 
 
 @pytest.mark.parametrize('folder', ('.ipynb_checkpoints', '0/more'))
@@ -137,6 +138,8 @@ def test_no_images(capsys, tree, tmp_path):
 def test_more_classes_than_outputs(capsys, tree, tmp_path):
     message = refuse_train(capsys, tree, tmp_path, '--num-classes', 9)
     assert 'has 10 classes, the model 9 outputs: give --num-classes 10' in message
+    message = refuse_train(capsys, tree, tmp_path, '--num-classes', 1000)
+    assert '--num-classes 1000, but the data has 10 classes: give --num-classes 10' in message
 
 
 @pytest.mark.parametrize('name, hint', (
@@ -167,9 +170,38 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('--amp', '--model-dtype', 'float16'), '--amp needs float32 weights'),
     (('--jsd-loss',), '--aug-splits'),
     (('--mixup', '0.2', '-b', '15'), 'even batch size'),
+    (('--aug-splits', '1'), '--aug-splits is 0 or at least 2, got 1'),
+    (('-b', '4096'), 'One training batch needs 4096 images'),
+    (('-b', '0'), '-b 0 is not a batch size'),
+    (('--log-wandb',), '--log-wandb needs wandb: pip install wandb'),
+    (('--amp', '--amp-level', 'O2', '--model', 'test_vit', '--img-size', '160'), 'use --amp-level O1'),
+    (('--model-kwargs', 'nonsense=1'), 'leave out nonsense=1 of --model-kwargs'),
+    (('--num-classes', '20'), '--num-classes 20, but the data has 10 classes'),
 ))
-def test_wrong_flags(capsys, tree, tmp_path, flags, hint):
-    assert hint in refuse_train(capsys, tree, tmp_path, *flags)
+@pytest.mark.parametrize('dry_run', ((), ('--dry-run',)), ids=('run', 'dry run'))
+def test_wrong_flags(capsys, tree, tmp_path, flags, hint, dry_run):
+    """Refused before anything starts, by a dry run too."""
+    if importlib.util.find_spec('wandb') and '--log-wandb' in flags:
+        pytest.skip('wandb is installed')
+    assert hint in refuse_train(capsys, tree, tmp_path, *flags, *dry_run)
+
+
+def test_dry_run_imports_no_module(capsys, tree, tmp_path, monkeypatch):
+    """A config of a stranger can name any module: it is shown, and imported by a real run only."""
+    (tmp_path / 'evil_module.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")')
+    (tmp_path / 'c.yaml').write_text('device_modules: [evil_module]\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cli.main([str(a) for a in train_flags(tree, tmp_path / 'out', '-c', tmp_path / 'c.yaml', '--dry-run')])
+    assert 'evil_module (--device-modules, imported when the run starts)' in capsys.readouterr().err
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_dry_run_executes_no_unknown_script(capsys, tree, tmp_path):
+    script = tmp_path / 'scripts' / 'train.py'
+    script.parent.mkdir()
+    script.write_text(f'open({str(tmp_path / "ran")!r}, "w")\n')
+    message = refuse_train(capsys, tree, tmp_path, '--scripts', script.parent, '--dry-run')
+    assert str(script) in message and not (tmp_path / 'ran').exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
@@ -215,7 +247,6 @@ def test_all_config_problems_at_once(capsys, tree, tmp_path):
 def test_missing_config_and_preset(capsys, tree, tmp_path):
     assert 'No such file' in refuse_train(capsys, tree, tmp_path, '-c', tmp_path / 'nowhere.yaml')
     assert 'did you mean seresnet50_ascend?' in refuse_train(capsys, tree, tmp_path, '--preset', 'seresnet50_asend')
-    assert 'both name a config' in refuse_train(capsys, tree, tmp_path, '--preset', 'digits_demo', '-c', 'x.yaml')
 
 
 @pytest.fixture(scope='module')
@@ -279,6 +310,8 @@ def test_every_problem_is_named(capsys, tmp_path):
     (('--model', 'resnet1*'), 'the bundled validate.py evaluates one model'),
     (('--valid-labels', 'nowhere.txt'), '--valid-labels nowhere.txt does not exist'),
     (('--real-labels', 'nowhere.json'), '--real-labels nowhere.json does not exist'),
+    (('--pretrained', '--metrics-avg', 'macro', '--nproc', '2'), 'needs all predictions in one place'),
+    (('--amp', '--model-dtype', 'float16'), '--amp needs float32 weights'),
 ))
 def test_validate(capsys, tree, flags, hint):
     assert hint in refuse(capsys, 'validate', '--data-dir', tree, '--model', 'seresnet18_ascend', '--num-classes', 10,

@@ -82,12 +82,12 @@ def test_dry_run_of_eight_ranks(few_digits, tmp_path, device):
     assert plan['output'].startswith(f'{tmp_path}/out/')
     if device == 'npu':
         assert plan['device'].startswith('npu (asked for with --device; not on this machine: ')
-        assert plan['batch'] == '1024 images a step: 128 x 8' and plan['precision'] == 'amp float16'
+        assert plan['batch'] == 'global batch size 1024 = 128 x 8 process(es)' and plan['precision'] == 'amp float16'
         assert plan['learning rate'] == '0.6, momentum, cosine over 100 epochs, 5 of warm-up'
         assert plan['loss scaler'] == "static 1024, torch_npu's: ranks agree on overflow"
         assert plan['workers'].startswith('8 loader workers for each of 8')
     else:
-        assert plan['batch'] == '256 images a step: 32 x 8' and 'shrinks' in plan['note']
+        assert plan['batch'] == 'global batch size 256 = 32 x 8 process(es)' and 'shrinks' in plan['note']
     assert result.stdout == 'Dry run: nothing was started.\n' and not (tmp_path / 'out').exists()
 
 
@@ -95,7 +95,7 @@ def test_plan_names_script_hash_and_patches(few_digits, tmp_path):
     result = run_cli(*train_flags(few_digits, tmp_path, '--scripts', ROOT / 'tests' / 'small_scripts', '--dry-run'))
     plan = plan_of(result)
     assert re.search(r'sha256 [0-9a-f]{12} \(--scripts ', plan['script'])
-    assert 'scale_loss_on_npu' in plan['patches'] and 'seed_shuffle' in plan['patches']
+    assert 'scale_loss_on_npu' in plan['changes'] and 'create_loader' in plan['changes']
 
 
 @pytest.mark.parametrize('flags, precision, rate', (
@@ -111,18 +111,19 @@ def test_config_is_the_base_of_everything(few_digits, tmp_path, flags, precision
     result = run_cli('train', '-c', tmp_path / 'c.yaml', '--data-dir', few_digits, '--dry-run', *flags)
     plan = plan_of(result)
     assert (plan['precision'], plan['learning rate']) == (precision, rate), result.stderr
-    assert plan['batch'] == '8 images a step: 8 x 1' and plan['device'].startswith('cpu (asked for')
+    assert plan['batch'] == 'global batch size 8 = 8 x 1 process(es)' and plan['device'].startswith('cpu (asked for')
     assert result.stderr.startswith('Plan: train resnet18')
 
 
-def test_recipe_with_a_config_of_the_users(few_digits, tmp_path):
+def test_recipe_with_a_config(few_digits, tmp_path):
     (tmp_path / 'c.yaml').write_text(
         'epochs: 3\nwarmup_epochs: 1\nlr: 0.01\nbatch_size: 8\nimg_size: 64\namp: true\n')
     result = run_cli('recipe', 'train_1p', f'--data_path={few_digits}', '--config', tmp_path / 'c.yaml',
                      '--device', 'cpu', '--dry-run')
     plan = plan_of(result)
-    assert plan['batch'] == '8 images a step: 8 x 1' and plan['precision'] == 'amp float16', result.stderr
-    assert plan['learning rate'] == '0.01, sgd, cosine over 3 epochs, 1 of warm-up'
+    assert plan['batch'] == 'global batch size 8 = 8 x 1 process(es)', result.stderr
+    assert plan['precision'] == 'amp float16'
+    assert plan['learning rate'] == '0.01, momentum, cosine over 4 epochs, 1 of warm-up'  # 1 before the 3
     assert 'img_size' not in plan['note'] and 'amp' not in plan['note'].split(':')[0]
 
 
@@ -296,8 +297,10 @@ def test_core_binding(few_digits, tmp_path):
 def test_cores_are_bound_on_npus_unless_torch_npu_does_it(device, environ, bound):
     """By default; the binding of a real process."""
     code = ('import os, sys; sys.orig_argv = ["python", "seresnet-timm"]\n'
-            'from seresnet_timm.launch.rank import bind_cores\n'
-            f'bind_cores(dict(device={device!r}, cpu_affinity="auto"))\nprint(sorted(os.sched_getaffinity(0)))')
+            'from seresnet_timm.launch.rank import set_cpu_affinity\n'
+            'from seresnet_timm.runs.settings import RunSettings, Script\n'
+            f'set_cpu_affinity(RunSettings("train", Script("train.py"), {{}}, device={device!r}))\n'
+            'print(sorted(os.sched_getaffinity(0)))')
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip('one core')
@@ -399,12 +402,12 @@ def test_gloos_group_outlives_its_last_reference(monkeypatch):
     """Python must not destroy it: the destructor can wait for ever for a thread that waits for Python's lock."""
     import torch.distributed as dist
 
-    from seresnet_timm.launch.rank import keep_gloo_alive
+    from seresnet_timm.launch.rank import never_destroy_gloo_group
     references = []
     for keep in (False, True):
         monkeypatch.setattr(dist, 'destroy_process_group', dist.destroy_process_group)
         if keep:
-            keep_gloo_alive()
+            never_destroy_gloo_group()
         dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
         group = dist.group.WORLD
         dist.destroy_process_group()

@@ -14,17 +14,16 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torchvision import transforms
 
 from seresnet_timm.data import loaders
-from seresnet_timm.engine.flags import train_parser
 from seresnet_timm.engine.loss import training_loss
-from seresnet_timm.launch import flags as options
-from seresnet_timm.launch.config_file import parse_args
+from seresnet_timm.launch.parse import parse
+from seresnet_timm.launch.plan import collect, merge
+from seresnet_timm.launch.recipes import recipe_path
 
 
 @pytest.fixture(scope='module')
 def args() -> Namespace:
-    opts, rest = options.split(['--preset', 'seresnet50_ascend', '--data-dir', 'x'])
-    flags = options.as_flags(options.settings_for('train', opts, world_size=8)) + rest
-    return parse_args(train_parser(), flags)[0]
+    line = parse('train', ['--preset', 'seresnet50_ascend', '--data-dir', 'x'])
+    return Namespace(**merge(line, collect(line, recipe_name=None), 'npu', world_size=8))
 
 
 @pytest.fixture(scope='module')
@@ -124,6 +123,6 @@ def test_training_transform_has_the_references_distribution(args, model, images)
 
 
 def test_header_names_source_command_and_published_numbers():
-    text = options.preset_path('seresnet50_ascend').read_text()
+    text = recipe_path('seresnet50_ascend').read_text()
     for word in ('Source:', 'Command:', '77.521', '5,306.66', 'not yet', 'measured'):
         assert word in text

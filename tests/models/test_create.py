@@ -111,7 +111,7 @@ def test_arguments_that_are_never_taken_from_a_file(key):
 
 @pytest.mark.parametrize('kwargs', [
     {'act_layer': '../../x'}, {'act_layer': 'os.system()'}, {'act_layer': 'a\n'}, {'norm_layer': 'x' * 41},
-    {'channels': {'a': 1}}, {'channels': [1] * 65}, {'channels': [[1]]}, {'channels': 65537}, {'depths': [1001]},
+    {'channels': {'a': 1}}, {'channels': [1] * 65}, {'channels': [[1]]}, {'channels': 65537}, {'depths': [257]},
     {'num_classes': 10 ** 7}, {'num_classes': '5'}, {'drop_rate': float('nan')}, {'bn_eps': float('inf')},
     {'bn_eps': '1'}, {'qkv_bias': 'yes'}, {'layers': [float('nan')]}, {'img_size': 1 << 70}, {'img_size': -70000},
     {'drop_rate': 1e300}, {'global_pool': ['avg']}, {'global_pool': 3},
@@ -124,7 +124,7 @@ def test_values_that_are_never_taken_from_a_file(kwargs):
 
 
 @pytest.mark.parametrize('values', [
-    {'channels': [65536] * 4}, {'num_classes': 10 ** 6, 'channels': [65536] * 4}, {'layers': [1000] * 4, 'x': 1},
+    {'channels': [65536] * 4}, {'num_classes': 10 ** 6, 'channels': [65536] * 4}, {'layers': [256] * 4, 'x': 1},
     {'channels': 0}, {'channels': [8, 8, 8, -8]}, {'channels': []}, {'stem_type': 'none such'},
     {'act_layer': 'none_such'}, {'output_stride': 7},
 ], ids=repr)
@@ -189,7 +189,9 @@ def test_hub_folder(tmp_path):
     for change, message in (
             (dict(model_args={'pretrained_cfg_overlay': {'url': 'http://127.0.0.1/'}}), 'pretrained_cfg_overlay'),
             (dict(model_args={'checkpoint_path': '/etc/passwd'}), 'checkpoint_path'),
-            (dict(architecture=3), 'names no architecture'), (dict(pretrained_cfg=3), 'not a table'),
+            (dict(pretrained_cfg={**config['pretrained_cfg'], 'input_size': 'x'}), 'cannot be made'),
+            (dict(architecture='no_such_model'), 'cannot be made'), (dict(architecture=3), 'names no architecture'),
+            (dict(pretrained_cfg=3), 'not a table'),
             (dict(pretrained_cfg={**config['pretrained_cfg'], 'custom_load': 'hf'}), 'custom_load')):
         (tmp_path / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match=message):

@@ -87,7 +87,7 @@ OVERFLOW = """
 import logging, timm, seresnet_timm
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler
-from seresnet_timm.device import create_loss_scaler
+from seresnet_timm.step.loss_scaler import create_loss_scaler
 from seresnet_timm.ascend.setup import set_up
 device = torch.device('npu', rank)
 set_up(f'npu:{rank}')

@@ -126,7 +126,8 @@ def main():
             output_dir=output_dir, amp_autocast=amp_autocast, loss_scaler=loss_scaler)
         if args.distributed and args.dist_bn:
             utils.distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
-        eval_metrics = validate(task.get_eval_model(), loader_eval, nn.CrossEntropyLoss(), args, device, amp_autocast)
+        eval_metrics = validate(task.get_eval_model(), loader_eval, nn.CrossEntropyLoss(), args, device=device,
+                                amp_autocast=amp_autocast)
         if output_dir is not None:
             utils.update_summary(
                 epoch, train_metrics, eval_metrics, filename=os.path.join(output_dir, 'summary.csv'),

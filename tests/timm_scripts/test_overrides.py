@@ -14,11 +14,12 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.timm_scripts import load
 from seresnet_timm.timm_scripts.find import find
-from seresnet_timm.timm_scripts.overrides import TrainOverrides, ValidateOverrides, make_overrides
+from seresnet_timm.timm_scripts.train_overrides import TrainOverrides
 
 
 def overrides_of(name: str, **settings):
-    return make_overrides(RunSettings(verb='train', script=Script(name), args=settings.pop('args', {}), **settings))
+    args = settings.pop('args', {})
+    return load.make_overrides(RunSettings(verb='train', script=Script(name), args=args, **settings))
 
 
 def check_source(tmp_path, name: str, source: str):
@@ -52,17 +53,16 @@ def test_known_scripts_are_accepted(tag, file):
     ('train.py', 'from timm.models import create_model', 'from timm import models',
      'create_model', 'is not defined at module level'),
     ('train.py', 'model = create_model(', 'model = make_model(', 'create_model', 'main() does not call `create_model`'),
-    ('train.py', "    device = utils.init", "    create_loader = partial(create_loader)\n    device = utils.init",
+    ('train.py', '    device = utils.init', '    create_loader = partial(create_loader)\n    device = utils.init',
      'create_loader', 'has a local `create_loader`'),
     ('train.py', 'saver = utils.CheckpointSaver(', 'saver = Saver(', 'utils.CheckpointSaver', 'does not call'),
-    ('train.py', 'utils.CheckpointSaver(\n            model=model, optimizer', 'utils.CheckpointSaver(\n            model, '
-     'optimizer', 'utils.CheckpointSaver', 'calls `utils.CheckpointSaver` in another way'),
+    ('train.py', 'CheckpointSaver(\n            model=model,', 'CheckpointSaver(\n            model,',
+     'utils.CheckpointSaver', 'calls `utils.CheckpointSaver` in another way'),
     ('train.py', 'args=args, amp_scaler', 'amp_scaler', 'utils.CheckpointSaver', "'args'"),
     ('train.py', 'utils.update_summary(', 'write_summary(', 'utils.update_summary', 'does not call'),
     ('train.py', 'epoch, model, loader_train,', 'model, loader_train,', 'train_one_epoch', "'args'"),
     ('train.py', 'output_dir=output_dir, amp', 'amp', 'train_one_epoch', "'output_dir'"),
-    ('train.py', 'CrossEntropyLoss(), args, device, amp_autocast)', 'CrossEntropyLoss(), args)', 'validate',
-     "'device'"),
+    ('train.py', 'CrossEntropyLoss(), args, device=device,', 'CrossEntropyLoss(), args,', 'validate', "'device'"),
     ('train.py', 'task = ClassificationTask(', 'task = make_task(', 'prepare_distributed', 'creates no task'),
     ('train.py', 'task.prepare_distributed(', 'task.wrap(', 'prepare_distributed', 'does not call'),
     ('train.py', 'prepare_distributed(device_ids', 'prepare_distributed(device, device_ids', 'prepare_distributed',
@@ -92,7 +92,7 @@ def test_arguments_known_only_at_run_time_are_accepted(tmp_path):
 
 def test_a_script_that_is_not_known_is_checked_without_executing_it(tmp_path, monkeypatch):
     source = (SMALL / 'train.py').read_text().replace(
-        "_logger = logging", "open('executed', 'w').close()\n_logger = logging", 1)
+        '_logger = logging', "open('executed', 'w').close()\n_logger = logging", 1)
     monkeypatch.chdir(tmp_path)
     check_source(tmp_path, 'train.py', source)
     script = find('train.py', str(tmp_path))
@@ -145,7 +145,7 @@ def test_a_saver_without_a_task(tmp_path):
     """The scripts up to v1.0.26 give model and moving average to the saver."""
     model = timm.create_model('resnet18', num_classes=3)
     ema = utils.ModelEmaV3(model)
-    args = Namespace(model='resnet18', resume='', start_epoch=None, model_kwargs={}, num_classes=3)
+    args = Namespace(model='resnet18', resume='', start_epoch=None, batch_size=1, amp=False, model_dtype=None)
     overrides = overrides_of('train.py', args=vars(args))
     overrides._originals = {'create_model': lambda name: model}
     overrides.create_model('resnet18')
@@ -162,17 +162,16 @@ def test_a_saver_without_a_task(tmp_path):
 
 def test_interrupted_runs_are_not_finished():
     """The script's `main` returns after Ctrl-C."""
-    overrides = overrides_of('train.py', args={'model': 'resnet18'})
+    args = Namespace(resume='', world_size=1)
+    overrides = overrides_of('train.py', args=vars(args))
     finished = []
     overrides._record = Namespace(finish=lambda: finished.append(True))
 
     def train_one_epoch(*args, **kwargs):
         raise KeyboardInterrupt
     overrides._originals = {'train_one_epoch': train_one_epoch}
-    args = Namespace(resume='', world_size=1)
     with pytest.raises(KeyboardInterrupt):
         overrides.train_one_epoch(
             0, None, Namespace(dataset=None), None, args, device=torch.device('cpu'), output_dir=None)
     overrides.finish()
     assert not finished
-    assert isinstance(overrides_of('validate.py'), ValidateOverrides)

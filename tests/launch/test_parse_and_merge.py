@@ -1,5 +1,6 @@
 """The ModelZoo's names, presets and schedules, translated to timm's flags."""
 import math
+from argparse import Namespace
 
 import pytest
 import timm
@@ -7,17 +8,19 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from seresnet_timm.engine.flags import train_parser, validate_parser
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch import cluster
-from seresnet_timm.launch import flags as options
-from seresnet_timm.launch.config_file import parse_args
+from seresnet_timm.launch import modelzoo
+from seresnet_timm.launch.flags import MODELZOO
+from seresnet_timm.launch.parse import parse
+from seresnet_timm.launch.plan import collect, merge
+from seresnet_timm.launch.recipes import load_recipe, recipes_dir
 
 
 def translate(*argv, verb='train', world_size=8):
-    opts, rest = options.split(list(argv))
-    flags = options.as_flags(options.settings_for(verb, opts, world_size)) + rest
-    return parse_args(train_parser() if verb == 'train' else validate_parser(), flags)[0], opts
+    """The script's arguments and the launcher's options."""
+    line = parse(verb, argv)
+    sources = collect(line, recipe_name=None)
+    return Namespace(**merge(line, sources, 'npu', world_size)), Namespace(**sources.options)
 
 
 def test_modelzoo_command_line():
@@ -68,14 +71,52 @@ def test_preset_for_evaluation():
 
 
 def test_evaluate_is_validate():
-    assert options.evaluate_flags(['--resume', 'a', '--resume=b', '-b', '1']) == [
-        '--checkpoint', 'a', '--checkpoint=b', '-b', '1']
+    line = parse('train', ['--evaluate', '--resume=a', '-b', '1'])
+    assert line.verb == 'validate' and line.flags == {'checkpoint': 'a', 'batch_size': 1}
+    assert parse('train', ['-e', '--resume', 'a']).flags == {'checkpoint': 'a'}
+
+
+@pytest.mark.parametrize('typed, full', (
+    (('--batch-siz', '8'), ('-b', '8')), (('-b8',), ('-b', '8')), (('--batch-size=8',), ('-b', '8')),
+    (('--conf', 'c.yaml'), ('-c', 'c.yaml')), (('-cc.yaml',), ('-c', 'c.yaml')),
+    (('--confi=c.yaml',), ('-c', 'c.yaml')),
+    (('--see', '3'), ('--seed', '3')), (('--dry',), ('--dry-run',)), (('--loss', '2'), ('--loss-scale', '2')),
+))
+def test_every_spelling_that_argparse_takes_means_the_full_flag(typed, full):
+    found, expected = parse('train', typed), parse('train', full)
+    assert (found.flags, found.options, found.modelzoo) == (expected.flags, expected.options, expected.modelzoo)
+    assert found.flags or found.options
+
+
+@pytest.mark.parametrize('typed', ('--batch', '--lr-', '--nod', '--warm'))
+def test_ambiguous_abbreviation_is_refused_with_the_full_flags(typed):
+    with pytest.raises(UsageError, match=f'Ambiguous option: {typed} could match --'):
+        parse('train', [typed, '8'])
+
+
+def test_config_is_read_whatever_its_flag_is_called(tmp_path):
+    (tmp_path / 'c.yaml').write_text('batch_size: 8\nlr: 0.5\n')
+    for flags in (('-c', tmp_path / 'c.yaml'), (f'-c{tmp_path}/c.yaml',), ('--conf', tmp_path / 'c.yaml')):
+        args, _ = translate(*map(str, flags))
+        assert (args.batch_size, args.lr) == (8, 0.5)
+
+
+def test_preset_then_config_then_command_line(tmp_path):
+    (tmp_path / 'c.yaml').write_text('batch_size: 8\nlr: 0.5\n')
+    args, _ = translate('--preset', 'seresnet50_ascend', '-c', str(tmp_path / 'c.yaml'), '--lr', '0.25')
+    assert (args.model, args.batch_size, args.lr) == ('seresnet50_ascend', 8, 0.25)
+
+
+def test_evaluation_takes_the_config_of_a_training(tmp_path):
+    (tmp_path / 'args.yaml').write_text('epochs: 3\nmodel: resnet18\nval_split: val\nlr: 0.1\nimg_size: 64\n')
+    args, _ = translate('-c', str(tmp_path / 'args.yaml'), verb='validate')
+    assert (args.model, args.split, args.img_size) == ('resnet18', 'val', 64) and not hasattr(args, 'epochs')
 
 
 def test_devices():
     _, opts = translate('--device_list', '0,1,5,7')
     assert opts.nproc == '4'
-    assert options.visible_devices(opts) == {
+    assert modelzoo.visible_devices(parse('train', ['--device_list=0,1,5,7']).modelzoo) == {
         'ASCEND_RT_VISIBLE_DEVICES': '0,1,5,7', 'CUDA_VISIBLE_DEVICES': '0,1,5,7'}
     assert translate('--device=gpu', '--gpu=3')[1].device == 'cuda:3'
     assert translate('--loss-scale', '-1')[1].loss_scale is None
@@ -84,6 +125,9 @@ def test_devices():
 @pytest.mark.parametrize('argv, hint', (
     (('--batch_size=10', '-b', '3'), '--batch_size counts the images of all processes, -b those of one'),
     (('--batch_size=10', '-b3'), 'give one of them'),
+    (('--batch_size=10', '--batch-siz', '3'), 'give one of them'),
+    (('--mom=0.8', '--momentum', '0.9'), '--mom and --momentum mean the same'),
+    (('--data_path=a', '--data-dir', 'b'), '--data_path and --data-dir mean the same'),
     (('--batch_size=1000', '--batch-size=3'), 'give one of them'),
     (('--batch_size=1001',), '--batch_size 1001 does not divide by 8 processes: try 1000 or 1008'),
     (('--train_epochs=2', '--epochs=3'), 'give one of them'),
@@ -103,64 +147,10 @@ def test_contradictions(argv, hint):
 
 
 def test_table_is_what_the_parser_takes():
-    flags = options.launcher_flags()
-    assert all(name in flags for name in options.MODELZOO)
-
-
-# --- who started this process -----------------------------------------------------------------------------------------
-
-def test_plain_shell():
-    assert cluster.detect({'HOME': '/root', 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}) is None
-
-
-def test_slurm_batch_script_is_not_a_task():
-    env = {'SLURM_NTASKS': '16', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0', 'SLURM_NNODES': '2'}
-    assert cluster.detect(env) is None
-    cluster.forget(env)  # timm would take this process for rank 0 of 16 and wait for the others
-    assert env == {'SLURM_NNODES': '2'}
-
-
-def test_torchrun():
-    env = {'RANK': '3', 'LOCAL_RANK': '1', 'WORLD_SIZE': '4', 'MASTER_ADDR': 'a', 'TORCHELASTIC_RUN_ID': 'x'}
-    assert cluster.detect(env).is_rank
-    env.pop('TORCHELASTIC_RUN_ID')  # started by hand
-    assert cluster.detect(env).is_rank
-
-
-def test_mindcluster():
-    """RANK is the node's, WORLD_SIZE counts all NPUs, LOCAL_RANK lists this node's."""
-    job = cluster.detect({
-        'RANK': '1', 'LOCAL_RANK': '0,1,2,3,4,5,6,7', 'WORLD_SIZE': '16', 'LOCAL_WORLD_SIZE': '8',
-        'MASTER_ADDR': '10.0.0.1', 'MASTER_PORT': '2222'})
-    assert (job.kind, job.is_rank, job.nnodes, job.node_rank, job.nproc) == ('MindCluster', False, 2, 1, 8)
-    assert (job.master_addr, job.master_port) == ('10.0.0.1', 2222)
-    with pytest.raises(UsageError, match='different numbers of NPUs'):
-        cluster.detect({'RANK': '1', 'LOCAL_RANK': '0,1,2', 'WORLD_SIZE': '16'})
-
-
-SLURM = {'SLURM_JOB_ID': '123456', 'SLURM_NNODES': '2', 'SLURM_NODEID': '1', 'SLURM_PROCID': '1', 'SLURM_LOCALID': '0',
-         'SLURM_JOB_NODELIST': 'npu[03-04]'}
-
-
-def test_slurm_one_task_a_node():
-    job = cluster.detect({**SLURM, 'SLURM_STEP_NUM_TASKS': '2'})
-    assert (job.kind, job.is_rank, job.nnodes, job.node_rank, job.nproc) == ('SLURM', False, 2, 1, None)
-    assert (job.master_addr, job.master_port) == ('npu03', 29500 + 456)
-
-
-def test_slurm_one_task_a_rank():
-    job = cluster.detect({**SLURM, 'SLURM_STEP_NUM_TASKS': '16', 'SLURM_PROCID': '9', 'SLURM_LOCALID': '1'})
-    assert job.is_rank and job.rank_env == {
-        'RANK': '9', 'LOCAL_RANK': '1', 'WORLD_SIZE': '16', 'MASTER_ADDR': 'npu03', 'MASTER_PORT': '29956'}
-
-
-@pytest.mark.parametrize('nodelist, first', (
-    ('node1', 'node1'), ('a,b', 'a'), ('node[03-05,9],gpu1', 'node03'), ('n[7]', 'n7'), ('n[1-2]-ib,x', 'n1-ib')))
-def test_slurm_node_list(nodelist, first):
-    assert cluster.first_host(nodelist) == first
+    assert set(MODELZOO) <= set(parse('train', []).parser._option_string_actions)
 
 
 def test_flags_of_every_preset_parse():
-    for path in options.recipes_dir().glob('*.yaml'):
+    for path in recipes_dir().glob('*.yaml'):
         args, _ = translate('--preset', path.stem)
-        assert timm.is_model(args.model)
+        assert timm.is_model(args.model) and load_recipe(path.stem).settings['model'] == args.model

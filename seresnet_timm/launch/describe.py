@@ -1,0 +1,125 @@
+"""The plan as lines of label and text, each decision with its reason."""
+import os
+import sys
+from pathlib import Path
+from typing import List, Tuple
+
+from seresnet_timm.errors import printable
+from seresnet_timm.launch.plan import Node
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.version import __version__
+
+
+def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) -> None:
+    """Print every decision once, with its reason, before anything starts.
+
+    Args:
+        settings: Settings of the run.
+        node: This node's part.
+        changes: Changes to timm's script, and the outcome of each; empty for the bundled one.
+    """
+    print(f'Plan: {settings.verb} {printable(settings.args["model"])}', file=sys.stderr)
+    lines = describe(settings, node, changes) + [('note', note) for note in settings.notes]
+    for label, text in lines:
+        print(f'  {label:<14} {printable(text)}', file=sys.stderr)
+    sys.stderr.flush()
+
+
+def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
+    """The plan as lines of label and text."""
+    args, reasons = settings.args, settings.reasons
+    each = f'{settings.nproc} on each of {settings.nnodes} nodes; ' if settings.nnodes > 1 and not node.is_rank else ''
+    lines = [
+        ('package', f'seresnet_timm {__version__} from {Path(__file__).resolve().parent.parent}'),
+        ('device', f'{settings.device} ({reasons["device"]})'),
+        ('processes', f'{settings.world_size} ({each}{reasons["nproc"]})'),
+        ('script', settings.script.describe()),
+    ]
+    if changes:
+        lines.append(('changes', ', '.join(n if o == 'applied' else f'{n} ({o})' for n, o in changes)))
+    if args.get('device_modules'):
+        lines.append(('modules', f'{", ".join(args["device_modules"])} (--device-modules, imported when the run '
+                                 'starts)'))
+    lines += [('data', data(settings)), ('classes', classes(settings)), ('weights', weights(settings))]
+    accumulated = f' x {args["grad_accum_steps"]} accumulated' if (args.get('grad_accum_steps') or 1) > 1 else ''
+    lines.append(('batch', f'global batch size {settings.global_batch_size} = {args["batch_size"]} x '
+                           f'{settings.world_size} process(es){accumulated}'))
+    if settings.verb == 'train':
+        lines.append(('learning rate', learning_rate(settings)))
+    lines += [('precision', settings.precision), *step(settings)]
+    pinned = '; pinned memory, so that the host need not wait for copies' if args['pin_mem'] else ''
+    lines.append(('workers', f'{args["workers"]} loader workers for each of {settings.world_size}, '
+                             f'{reasons.get("workers", f"{os.cpu_count()} cores on this node")}{pinned}'))
+    lines.append(('images', images(settings)))
+    if settings.device.startswith('npu'):
+        from seresnet_timm.ascend.setup import describe as describe_npu
+        lines.append(('torch_npu', describe_npu()))
+    if settings.output is not None:
+        lines.append(('output', settings.output))
+    return lines
+
+
+def data(settings: RunSettings) -> str:
+    args = settings.args
+    where = args.get('dataset') or args.get('data_dir') or ''
+    if args.get('dataset') and args.get('data_dir'):
+        where += f' in {args["data_dir"]}'
+    names = {'train': 'training', 'val': 'validation'}
+    counts = ' and '.join(f'{count:,} {names[split]} images' for split, count in settings.num_images.items())
+    return f'{where}: {counts}' if counts else where
+
+
+def classes(settings: RunSettings) -> str:
+    """Outputs of the model, why that many, and the first and last name."""
+    outputs, names = settings.args.get('num_classes'), settings.class_names
+    text = f'{outputs} outputs' if outputs else "the model's own number of outputs"
+    reason = settings.reasons.get('num_classes', '--num-classes, or the recipe' if outputs else '')
+    if reason:
+        text += f' ({reason})'
+    if names:
+        first_last = names[0] if len(names) == 1 else f'{names[0]} to {names[-1]}'
+        text += f'; {len(names)} classes in the data, {first_last}'
+    return text
+
+
+def weights(settings: RunSettings) -> str:
+    """What the model starts from, or is evaluated with."""
+    args = settings.args
+    for flag in ('resume', 'checkpoint', 'initial_checkpoint', 'pretrained_path'):
+        if args.get(flag):
+            average = ', the moving average' if args.get('use_ema') else ''
+            taken = [k for k in ('model', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes')
+                     if settings.reasons.get(k, '').startswith('from ')]
+            told = f'; {", ".join(taken)} are those of the file' if taken else ''
+            return f'--{flag.replace("_", "-")} {args[flag]}{average}{told}'
+    if settings.model_commit:
+        return f'{args["model"]}, commit {settings.model_commit}, verified'
+    is_pretrained = args.get('pretrained') or settings.verb == 'validate'
+    return 'pretrained' if is_pretrained else f'random, seed {args["seed"]}'
+
+
+def learning_rate(settings: RunSettings) -> str:
+    args = settings.namespace()
+    if args.lr:
+        lr = f'{args.lr:g}'
+    else:
+        from seresnet_timm.step.learning_rate import scaled_lr
+        lr, reason = scaled_lr(args, settings.global_batch_size)
+        lr = f'{lr:g} ({reason})'
+    epochs = args.epochs + (args.warmup_epochs if args.warmup_prefix else 0) + args.cooldown_epochs
+    return f'{lr}, {args.opt}, {args.sched} over {epochs} epochs, {args.warmup_epochs} of warm-up'
+
+
+def step(settings: RunSettings) -> List[Tuple[str, str]]:
+    from seresnet_timm.step import fast, loss_scaler
+    args = settings.namespace()
+    lines = [('step', fast.describe(settings.verb, args, settings.device, settings.world_size, settings.fast_step))]
+    if settings.verb == 'train':
+        _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
+        lines.append(('loss scaler', scaler))
+    return lines
+
+
+def images(settings: RunSettings) -> str:
+    from seresnet_timm.data.fast_jpeg import choose_decoder
+    return choose_decoder(settings.namespace(), settings.fast_jpeg)[1]

@@ -1,0 +1,108 @@
+"""The only reader of a command line of train and validate: what was typed, and nothing else
+
+One parser holds the flags of the script, the launcher's and the ModelZoo's. All its defaults are suppressed, so that
+the result holds only what was typed, under full names: argparse resolves abbreviations and glued forms, and refuses
+what could mean several flags.
+"""
+import argparse
+from dataclasses import dataclass
+from typing import Any, Dict, Sequence, Tuple
+
+from seresnet_timm.argument_parser import ArgumentParser, unknown_flag_message
+from seresnet_timm.engine.flags import train_parser, validate_parser
+from seresnet_timm.errors import UsageError
+from seresnet_timm.launch.flags import PREFIX, add_launcher_flags, add_modelzoo_flags
+from seresnet_timm.runs.settings import Script
+from seresnet_timm.timm_scripts.find import find
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed.
+
+    Attributes:
+        verb: 'train' or 'validate'.
+        script: The script that will run.
+        parser: Parser of its flags and of all others, without defaults.
+        defaults: The script's default of every flag.
+        flags: The script's flags that were typed, by timm's names.
+        options: The launcher's options that were typed.
+        modelzoo: What was typed under the ModelZoo's names, without the prefix of their `dest`.
+    """
+    verb: str
+    script: Script
+    parser: argparse.ArgumentParser
+    defaults: Dict[str, Any]
+    flags: Dict[str, Any]
+    options: Dict[str, Any]
+    modelzoo: Dict[str, Any]
+
+
+def parse(verb: str, argv: Sequence[str]) -> CommandLine:
+    """Parse a command line.
+
+    Args:
+        verb: 'train' or 'validate'. The ModelZoo's `--evaluate` makes it 'validate'.
+        argv: Command line after the verb.
+
+    Raises:
+        UsageError: A flag is unknown, ambiguous or has a wrong value; or there is no such script.
+    """
+    choice, evaluate, dry_run = _look_ahead(argv)
+    if evaluate:
+        verb = 'validate'
+    script = find(f'{verb}.py', choice)
+    parser = _script_parser(verb, script, dry_run)
+    defaults = vars(parser.parse_args([]))
+    names = set(defaults) | {a.dest for a in parser._actions}
+    _complete(parser, resume_means_checkpoint=evaluate)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    parser._defaults.clear()
+    typed, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UsageError(unknown_flag_message(list(parser._option_string_actions), unknown))
+    typed = vars(typed)
+    if (typed.get('scripts', 'auto'), typed.get(PREFIX + 'evaluate', False)) != (choice, evaluate):
+        raise UsageError('--scripts and --evaluate decide which flags there are: write them in full.')
+    modelzoo = {k[len(PREFIX):]: typed.pop(k) for k in list(typed) if k.startswith(PREFIX)}
+    flags = {k: typed.pop(k) for k in list(typed) if k in names}
+    return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo)
+
+
+def help_parser(verb: str, prog: str) -> argparse.ArgumentParser:
+    """Parser whose help lists the bundled script's flags and all others."""
+    parser = train_parser(prog) if verb == 'train' else validate_parser(prog)
+    _complete(parser)
+    return parser
+
+
+def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
+    """What decides on the parser: --scripts, --evaluate, --dry-run."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument('--scripts', default='auto')
+    parser.add_argument('-e', '--evaluate', action='store_true')
+    parser.add_argument('--dry-run', action='store_true')
+    found = parser.parse_known_args(argv)[0]
+    return found.scripts, found.evaluate, found.dry_run
+
+
+def _complete(parser: argparse.ArgumentParser, resume_means_checkpoint: bool = False) -> None:
+    """Add to a script's parser what is not the script's."""
+    parser.conflict_handler = 'resolve'  # our --device replaces the script's
+    add_launcher_flags(parser)
+    add_modelzoo_flags(parser)
+    if '--config' not in parser._option_string_actions:
+        parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of defaults for the flags')
+    if resume_means_checkpoint:
+        parser.add_argument('--resume', dest='checkpoint', metavar='PATH', help='the checkpoint to evaluate')
+
+
+def _script_parser(verb: str, script: Script, dry_run: bool) -> argparse.ArgumentParser:
+    """Parser of the script that runs."""
+    if not script.is_bundled:
+        from seresnet_timm.timm_scripts.load import is_known, parser_of
+        # a dry run does not execute a file that nobody has verified
+        if not dry_run or is_known(script):
+            return parser_of(script)
+    return train_parser() if verb == 'train' else validate_parser()

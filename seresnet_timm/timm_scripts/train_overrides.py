@@ -1,0 +1,282 @@
+"""Names of timm's train.py that are replaced, and why: see `overrides`"""
+import time
+from types import ModuleType
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import yaml
+from timm import utils
+from timm.data import create_loader, resolve_data_config
+from timm.task import TrainingTask
+from timm.utils.summary import trim_summary
+from torch.utils.data import Dataset
+
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.random_state import capture_rng
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.data import loading
+from seresnet_timm.data.loaders import seed_sampler, start_workers
+from seresnet_timm.engine import evaluate
+from seresnet_timm.engine import train as engine
+from seresnet_timm.engine.forward import Forward
+from seresnet_timm.engine.meters import Throughput, report_epoch
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step import loss_scaler as loss_scalers
+from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
+from seresnet_timm.timm_scripts.meters import TimedLoader
+from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
+
+
+class TrainOverrides(Overrides):
+    """Replacements in train.py."""
+
+    def __init__(self, settings: RunSettings):
+        super().__init__(settings)
+        self._model: Optional[torch.nn.Module] = None
+        self._dataset: Optional[Dataset] = None
+        self._evaluates = False  # the script evaluates after epochs: its last random state is that after evaluation
+        self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
+        self._trained = 0.  # time at which its training ended
+        self._interrupted = False
+        self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
+        self._has_started = False
+        self._rng: Optional[List[Dict[str, Any]]] = None  # of all ranks, at the end of the epoch
+
+    def names(self) -> Dict[str, Override]:
+        return {name: Override('main', replacement) for name, replacement in (
+            ('_parse_args', self.parse_args),
+            ('create_model', self.create_model),
+            ('create_loader', self.create_loader),
+            ('create_optimizer_v2', self.create_optimizer),
+            ('utils.CheckpointSaver', self.create_saver),
+            ('utils.update_summary', self.update_summary),
+            ('train_one_epoch', self.train_one_epoch),
+            ('validate', self.validate),
+        )}
+
+    def install(self, module: ModuleType) -> None:
+        super().install(module)
+        tasks = {name: value for name, value in vars(module).items()
+                 if isinstance(value, type) and issubclass(value, TrainingTask)}
+        replace_names(module, {name: self.task_class(cls) for name, cls in tasks.items()})
+
+    def parse_args(self) -> Tuple[Any, str]:
+        """Take the flags from the settings (`_parse_args`, line 443).
+
+        Without: every rank would read the command line and the config file again.
+        Checked by: test_runs.py, a run under flags that `sys.argv` does not have.
+        """
+        return self.args, yaml.safe_dump(vars(self.args), default_flow_style=False)
+
+    def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
+        """As for both scripts, and with fp16 weights and float32 masters for `--amp-level O2` (line 519).
+
+        Without: O1 (autocast) only.
+        Checked by: test_half_weights.py runs both scripts with it.
+        """
+        self._model = super().create_model(model_name, *args, **kwargs)
+        return use_half_weights(self._model) if self.settings.half_weights else self._model
+
+    def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:
+        """Create a loader that decodes fast, shuffles by `--seed`, and starts its workers early (lines 788 and 823).
+
+        Without: two to three times the time for an image, and a resumed run augments differently; runs of different
+        seeds on several processes see the images in the same order, as timm leaves the seed of its DistributedSampler
+        at 0; about once in a hundred runs on gloo a worker deadlocks, see `loaders.start_workers`.
+        Checked by: test_runs.py and test_fast_jpeg.py, equal losses with the bundled script.
+        """
+        if is_training:
+            check_planned_classes(self.settings, dataset)
+            if self.args.resume:
+                engine.refuse_other_classes(self._resumed(), dataset, self.args)
+            self._dataset = dataset
+        loader = create_loader(self._decode_fast(dataset, is_training), *args, is_training=is_training, **kwargs)
+        if is_training:
+            loader = seed_sampler(loader, self.args.seed)
+        loader = loading.seed_and_speed_up(loader, self.args.seed)
+        # the shuffle depends on the epoch, and a run that resumes learns its first one only later
+        knows_epoch = not self.args.resume and not self.args.start_epoch
+        if not self.args.distributed or is_training and not knows_epoch:
+            return loader
+        return start_workers(loader, keep_rng=not is_training)
+
+    def create_optimizer(self, model: torch.nn.Module, **kwargs) -> torch.optim.Optimizer:
+        """Use torch's fused optimizers, where `step.fast` says so (line 916).
+
+        Without: the step is slower; nothing is wrong.
+        Checked by: test_fast_step.py, the optimizer of timm's script.
+        """
+        return fast_step.create_optimizer(model, fast=self.settings.fast_step, **kwargs)
+
+    def task_class(self, cls: type) -> type:
+        """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
+
+        DDP takes no device ids on the CPU; it gets gradients as views of its buckets, and exchanges fp16 gradients of
+        fp16 weights.
+        Without: `--device cpu` on several processes ends with a ValueError of DDP.
+        Checked by: test_runs.py, a run of two processes.
+        """
+        overrides = self
+
+        def prepare_distributed(self, device_ids=None, **ddp_kwargs):
+            if self.device.type == 'cpu':
+                device_ids = None
+            ddp_kwargs.update(fast_step.ddp_arguments(self.device, overrides.settings.fast_step))
+            result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
+            if overrides.settings.half_weights:
+                exchange_in_half(self.get_trainable_module())
+            return result
+        replaced = type(cls.__name__, (cls,), {'prepare_distributed': prepare_distributed, '__module__': __name__})
+        return replaced
+
+    def create_saver(
+            self, *, model, optimizer, args, checkpoint_dir, task=None, model_ema=None, **kwargs) -> '_Saver':
+        """Save atomically, continue the history of the run's own folder, and keep its run.json (line 994).
+
+        Without: a crash or a full disk while saving can lose `last` and `model_best`, as timm unlinks them before it
+        renames; a resumed run replaces `model_best` by a worse one; no run.json.
+        Checked by: test_checkpoints.py kills a saving process; test_runs.py resumes a run.
+        """
+        saver = _Saver(
+            self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir,
+            task=task or _ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
+            **kwargs,
+        )
+        data_config = resolve_data_config(vars(args), model=self._model)
+        saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
+        folder, start_epoch = RunFolder(checkpoint_dir), 0
+        if args.resume and folder.owns(args.resume):
+            checkpoint = self._resumed()
+            if checkpoint.content.get('saver'):
+                saver.load_state_dict(checkpoint.content['saver'])
+            start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
+        trim_summary(str(folder.summary), start_epoch)
+        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
+        self._record.continue_from(start_epoch)
+        return saver
+
+    def update_summary(self, *args, write_header=None, **kwargs) -> None:
+        """Write one header into summary.csv (line 1131).
+
+        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet.
+        Checked by: test_runs.py resumes a run.
+        """
+        utils.update_summary(*args, **kwargs)
+
+    def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
+        """Measure images/s by the reference's definition, and keep the random state for a resumed run (line 1183).
+
+        Without: no FPS for the results table and the final lines; a resumed run draws other numbers, e.g. for dropout.
+        Checked by: test_recipes.py reads them; test_runs.py resumes a run with dropout.
+        """
+        self._add_epoch()
+        if not self._has_started:
+            self._start(device)
+        if loading.is_fast(loader.dataset):
+            loading.set_epoch(loader, epoch)
+        throughput = Throughput()
+        try:
+            metrics = self._originals['train_one_epoch'](
+                epoch, model, TimedLoader(loader, throughput, args.world_size), optimizer, args, device=device,
+                output_dir=output_dir, **kwargs)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            raise
+        if output_dir is not None:  # the primary process
+            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
+        self._trained = time.perf_counter()
+        if not self._evaluates:
+            self._rng = capture_rng(device)
+        return metrics
+
+    def validate(self, model, loader, loss_fn, args, device, log_suffix='', **_precision):
+        """Evaluate with the package's loop: every image once on any number of ranks (lines 1382-1469).
+
+        Without: top-1 depends on the number of processes, as the script averages the ranks' averages and counts the
+        images that pad uneven ranks twice; the host waits for the device every batch.
+        Checked by: test_runs.py, equal results with the bundled script on one and two processes.
+        """
+        args.no_prefetcher = not args.prefetcher
+        try:
+            metrics = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            raise
+        self._evaluates, self._rng = True, capture_rng(device)
+        return metrics
+
+    def _start(self, device: torch.device) -> None:
+        """Continue with the random state of the run to resume from, before the first epoch."""
+        if self.args.resume and not getattr(self.args, 'no_resume_opt', False):
+            engine.restore_random_state(self._resumed(), self.args, device)
+        self._has_started, self._checkpoint = True, None
+
+    def _resumed(self) -> Checkpoint:
+        if self._checkpoint is None:
+            self._checkpoint = read_checkpoint(self.args.resume)
+        return self._checkpoint
+
+    def run_state(self, epoch: int) -> Dict[str, Any]:
+        """What a checkpoint needs for an exact resume beside weights and optimizer."""
+        return dict(epoch=epoch + 1, rng=self._rng, world_size=self.args.world_size)
+
+    def saved(self, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
+        """Complete the record of an epoch whose checkpoint has been saved."""
+        self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
+        self._add_epoch()
+        if best_metric is not None:
+            self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+
+    def _add_epoch(self) -> None:
+        if self._figures is not None:
+            self._record.add_epoch(self._figures)
+            self._figures = None
+
+    def finish(self) -> None:
+        self._add_epoch()
+        if not self._interrupted:  # the script's `main` returns after Ctrl-C too
+            super().finish()
+
+    # called by patched code
+
+    def scales_loss(self, device: torch.device) -> bool:
+        return device.type != 'cpu' or self.settings.loss_scale is not None
+
+    def create_loss_scaler(self, device: torch.device):
+        return loss_scalers.create_loss_scaler(
+            device, amp=True, amp_dtype='float16', loss_scale=self.settings.loss_scale)[0]
+
+
+class _Saver(AtomicCheckpointSaver):
+    """The package's saver, which reports to the overrides of the run."""
+
+    def __init__(self, overrides: TrainOverrides, **kwargs):
+        super().__init__(**kwargs)
+        self._overrides = overrides
+
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        self.run_state = {}  # the middle of an epoch: resumed from its next one, as in timm
+        super().save_recovery(epoch, batch_idx)
+
+    def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
+        self.run_state = self._overrides.run_state(epoch)
+        best = super().save_checkpoint(epoch, metric)
+        self._overrides.saved(*best)
+        return best
+
+
+class _ModelState:
+    """Weights and their moving average as timm's tasks give them to a saver."""
+
+    def __init__(self, model: torch.nn.Module, model_ema: Optional[torch.nn.Module]):
+        self._model, self._model_ema = model, model_ema
+
+    def get_checkpoint_state(self, ema: bool = False, unwrap_fn=utils.unwrap_model) -> Dict[str, Any]:
+        model = self._model_ema if ema else self._model
+        key = 'state_dict_ema' if ema else 'state_dict'
+        return {} if model is None else {key: utils.get_state_dict(model, unwrap_fn)}

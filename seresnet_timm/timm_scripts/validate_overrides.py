@@ -1,0 +1,149 @@
+"""Names of timm's validate.py that are replaced, and why: see `overrides`"""
+import logging
+import time
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+from timm import utils
+from timm.data import create_loader, resolve_data_config
+from torch.utils.data import Dataset, IterableDataset
+
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.data import loading
+from seresnet_timm.data.classes import names_of_dataset
+from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
+from seresnet_timm.errors import UsageError
+from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.fuse_bn import apply_fuse_bn
+from seresnet_timm.timm_scripts.meters import DeviceMeter
+from seresnet_timm.timm_scripts.overrides import Override, Overrides
+
+_logger = logging.getLogger('validate')
+
+
+class ValidateOverrides(Overrides):
+    """Replacements in validate.py."""
+
+    def __init__(self, settings: RunSettings):
+        super().__init__(settings)
+        self._model: Optional[torch.nn.Module] = None
+        self._dataset: Optional[Dataset] = None
+        self._checkpoint: Optional[Checkpoint] = None  # until its classes have been compared with those of the data
+
+    def names(self) -> Dict[str, Override]:
+        return {
+            'parser.parse_args': Override('main', self.parse_args),
+            'create_model': Override('validate', self.create_model),
+            'load_checkpoint': Override('validate', self.load_checkpoint),
+            'create_loader': Override('validate', self.create_loader),
+            'write_results': Override('main', self.write_results),
+        }
+
+    def parse_args(self) -> Any:
+        """Take the flags from the settings (line 487).
+
+        Without: every rank would read the command line again.
+        Checked by: test_runs.py, an evaluation under flags that `sys.argv` does not have.
+        """
+        return self.args
+
+    def load_checkpoint(self, model: torch.nn.Module, checkpoint_path: str, use_ema: bool = True) -> None:
+        """Load ModelZoo and torchvision-style checkpoints into the SE-ResNets (line 236).
+
+        Without: the weights that ModelZoo users have cannot be evaluated, as timm knows its own names only.
+        Checked by: test_runs.py evaluates one.
+        """
+        self._checkpoint = read_checkpoint(checkpoint_path)
+        load_weights(model, self._checkpoint, self.args.model, use_ema=use_ema)
+
+    def create_loader(self, dataset: Dataset, *args, **kwargs) -> Any:
+        """Create a loader of this rank's share of the images, which decodes fast (line 329).
+
+        Without: every rank would evaluate all images, and an image takes three times the time.
+        Checked by: test_runs.py and test_fast_jpeg.py, equal results with the bundled script.
+        """
+        check_planned_classes(self.settings, dataset)
+        difference = self._checkpoint and describe_other_classes(
+            self._checkpoint, names_of_dataset(dataset), self.args)
+        if difference:
+            raise UsageError(difference)
+        self._dataset, self._checkpoint = dataset, None
+        dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
+        return loading.seed_and_speed_up(create_loader(dataset, *args, **kwargs), getattr(self.args, 'seed', 0))
+
+    def _share_of_rank(self, dataset: Dataset) -> Dataset:
+        if not self.args.distributed:
+            return dataset
+        if isinstance(dataset, IterableDataset):
+            raise UsageError('An iterable dataset cannot be shared among processes exactly: run it on one process.')
+        return _Share(dataset, self.args.rank, self.args.world_size)
+
+    def write_results(self, results_file: str, results: Any, format: str = 'csv') -> None:
+        """Write the results on rank 0 only (line 553).
+
+        Without: all ranks write the same file at once.
+        Checked by: test_runs.py, the file of an evaluation of three processes.
+        """
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self._originals['write_results'](results_file, results, format=format)
+
+    # called by patched code
+
+    def init_distributed(self, args) -> torch.device:
+        if dist.is_initialized():
+            return torch.device(args.device)  # the script evaluates several checkpoints
+        device = utils.init_distributed_device(args)
+        if args.distributed:
+            for flag in ('real_labels', 'metrics_avg'):
+                if getattr(args, flag):
+                    raise UsageError(
+                        f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process.')
+        return device
+
+    def fold_batch_norm(self, model: torch.nn.Module) -> torch.nn.Module:
+        self._model = model
+        return apply_fuse_bn(model, self.settings, _logger if utils.is_primary(self.args) else None)
+
+    def means_over_ranks(self, top1: DeviceMeter, top5: DeviceMeter, losses: DeviceMeter) -> Tuple[float, float]:
+        """top1 and top5 over the images of all ranks; the run's folder, if there is one, gets a record of them."""
+        sums = [top1.avg * top1.count, top5.avg * top1.count, losses.avg * top1.count, top1.count]
+        if dist.is_initialized():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, sums)
+            sums = [sum(column) for column in zip(*gathered)]
+        count = max(1, sums[3])
+        if self.settings.output and (not dist.is_initialized() or dist.get_rank() == 0):
+            data_config = resolve_data_config(
+                vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))
+            info = model_info_of(self._model, data_config, self._dataset).to_dict()
+            self._record = RunRecord(self.settings, self.settings.output, info)
+            self._record.set_evaluation(dict(
+                images=sums[3], seconds=round(time.perf_counter() - losses.created, 3), top1=sums[0] / count,
+                top5=sums[1] / count, loss=sums[2] / count))
+        return sums[0] / count, sums[1] / count
+
+
+class _Share(Dataset):
+    """Every n-th image of a dataset, from this rank's on: together the ranks have each image once."""
+
+    def __init__(self, dataset: Dataset, rank: int, world_size: int):
+        self.dataset = dataset
+        self._indices = range(rank, len(dataset), world_size)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int):
+        return self.dataset[self._indices[index]]
+
+    @property
+    def transform(self):
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform) -> None:
+        self.dataset.transform = transform  # timm's create_loader sets it

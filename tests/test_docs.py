@@ -1,0 +1,50 @@
+"""The files that the documents name exist; the picture of the layers shows what the code imports."""
+import importlib.util
+import re
+
+import pytest
+from conftest import ROOT
+
+PLACES = [ROOT, ROOT / 'seresnet_timm', *(p for p in (ROOT / 'seresnet_timm').iterdir() if p.is_dir())]
+
+
+@pytest.mark.parametrize('document', ['CONTRIBUTING.md', 'docs/architecture.md'])
+def test_named_files_exist(document):
+    text = (ROOT / document).read_text(encoding='utf-8')
+    names = re.findall(r'`([\w/.]+(?:/|\.(?:py|c|j2|json|yaml|md|svg)))`|\]\((?!http|#)([^)]+)\)', text)
+    named = {name or str(link).removeprefix('../') for name, link in names} - {'engine.train.py', 'cli/VERB.py'}
+    assert len(named) > 20
+    missing = [n for n in named if 'NAME' not in n and not any((p / n).exists() for p in [*PLACES, ROOT / 'docs'])]
+    assert not missing
+
+
+@pytest.fixture
+def draw_layers():
+    spec = importlib.util.spec_from_file_location('draw_layers', ROOT / 'docs' / 'draw_layers.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_arrows_that_others_imply_are_not_drawn(draw_layers):
+    chain = {('cli', 'launch'), ('launch', 'hub'), ('hub', 'models')}
+    implied = {('cli', 'hub'), ('cli', 'models'), ('launch', 'models')}
+    assert draw_layers.without_implied(chain | implied | {('cli', 'runs')}) == chain | {('cli', 'runs')}
+
+
+def test_a_picture_that_does_not_agree_is_reported(draw_layers, tmp_path):
+    for name in ('cli', 'hub', 'lost'):
+        (tmp_path / 'seresnet_timm' / name).mkdir(parents=True)
+        (tmp_path / 'seresnet_timm' / name / '__init__.py').touch()
+    draw_layers.ROOT, draw_layers.PICTURE = tmp_path, tmp_path / 'layers.svg'
+    draw_layers.DECIDES = {'cli': 'verbs', 'hub': 'push, pull'}
+    layers, edges = [['cli'], ['hub'], ['gone']], {('cli', 'hub'), ('hub', 'cli')}
+    assert draw_layers.check(layers, edges) == [
+        'lost is in no layer of pyproject.toml', 'gone of pyproject.toml does not exist',
+        'gone is in DECIDES or in pyproject.toml only', 'hub imports cli, which is not below it',
+        'layers.svg is out of date: run python docs/draw_layers.py']
+    pytest.importorskip('matplotlib')
+    (tmp_path / 'seresnet_timm' / 'lost' / '__init__.py').unlink()
+    layers, edges = [['cli'], ['hub']], {('cli', 'hub')}
+    draw_layers.draw(layers, edges, draw_layers.PICTURE)
+    assert draw_layers.check(layers, edges) == []
