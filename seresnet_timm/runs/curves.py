@@ -6,11 +6,12 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.files import atomic_path
 
 
-def draw_curves(run: Dict[str, Any], path: Path) -> None:
+def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path) -> None:
     """Draw loss, top-1, learning rate and images/s over epochs as PNG.
 
     Args:
-        run: As from `report.read_run`.
+        record: The run's record, as from `read_record`.
+        rows: Rows of its summary.csv, as numbers by column; at least one.
         path: The picture.
 
     Raises:
@@ -23,7 +24,6 @@ def draw_curves(run: Dict[str, Any], path: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    record, rows = run['record'], run['rows']
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout='constrained')
     (loss, top1), (lr, fps) = axes
     x = [row['epoch'] for row in rows]

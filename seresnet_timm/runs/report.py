@@ -1,5 +1,6 @@
 """Results of runs: the ModelZoo's table, and the curves."""
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Dict, List, Union
@@ -14,22 +15,32 @@ AMP_TYPES = {'float32': 'O0', 'amp float16': 'O1', 'amp bfloat16': 'O1 (bf16)', 
 COLUMNS = ('NAME', 'Acc@1', 'FPS', 'Epochs', 'AMP_Type', 'Torch_Version')
 
 
+@dataclass(frozen=True)
+class Run:
+    """A training that has finished an epoch.
+
+    Attributes:
+        folder: Its folder.
+        record: Its record, as from `read_record`.
+        rows: Rows of summary.csv, as numbers by column.
+    """
+    folder: RunFolder
+    record: Dict[str, Any]
+    rows: List[Dict[str, float]]
+
+
 def report(run_dirs: List[str]) -> None:
     """Print the table of runs, draw the curves of each into its folder, and print where they are."""
     runs = [read_run(d) for d in run_dirs]
     print(format_table([table_row(run) for run in runs]))
     print()
     for run in runs:
-        path = RunFolder(run['dir']).curves
-        draw_curves(run, path)
-        print(f'Curves: {path}')
+        draw_curves(run.record, run.rows, run.folder.curves)
+        print(f'Curves: {run.folder.curves}')
 
 
-def read_run(run_dir: Union[str, Path]) -> Dict[str, Any]:
-    """Read a training that has finished an epoch.
-
-    Returns:
-        `dir`, its folder; `record`, as from `read_record`; `rows`, those of summary.csv as numbers by column.
+def read_run(run_dir: Union[str, Path]) -> Run:
+    """Read a training: its record, of any schema, and its summary.
 
     Raises:
         UsageError: The folder is not that of a training, or the training has not finished an epoch.
@@ -50,21 +61,21 @@ def read_run(run_dir: Union[str, Path]) -> Dict[str, Any]:
         raise UsageError(f'{folder.summary} is not the summary of a run: it lacks the column epoch, train_loss or lr.')
     if not rows:
         raise UsageError(f'{folder.summary} has no epoch in it yet.')
-    return {'dir': str(run_dir), 'record': record, 'rows': rows}
+    return Run(folder, record, rows)
 
 
-def table_row(run: Dict[str, Any]) -> Dict[str, str]:
+def table_row(run: Run) -> Dict[str, str]:
     """A run as a row of the ModelZoo's table. Acc@1 is the best epoch's, FPS the median of the epochs'."""
-    record, settings = run['record'], run['record']['settings']
-    top1 = [row['eval_top1'] for row in run['rows'] if 'eval_top1' in row]
-    fps = [e['fps'] for e in record['epochs'] if e['fps'] is not None]
+    settings = run.record['settings']
+    top1 = [row['eval_top1'] for row in run.rows if 'eval_top1' in row]
+    fps = [e['fps'] for e in run.record['epochs'] if e['fps'] is not None]
     return {
         'NAME': f'{settings["world_size"]}p-{settings["device"].split(":")[0].upper()}',
         'Acc@1': f'{max(top1):.3f}' if top1 else '-',
         'FPS': f'{median(fps):.2f}' if fps else '-',
-        'Epochs': str(len(record['epochs'])),
+        'Epochs': str(len(run.record['epochs'])),
         'AMP_Type': AMP_TYPES.get(settings['precision'].split(':')[0], settings['precision']),
-        'Torch_Version': (record['versions'].get('torch') or '-').split('+')[0],
+        'Torch_Version': (run.record['versions'].get('torch') or '-').split('+')[0],
     }
 
 

@@ -2,8 +2,8 @@
 
 What apex's O2 does, in the reference's recipe, without apex. The model's parameters stay float32: they are the masters
 that the optimizer, the moving average and checkpoints see. Every convolution and linear layer computes with an fp16
-copy of its weights, which is made in each forward pass; the network runs in fp16 from the first layer to the logits, BatchNorm's
-parameters and statistics excepted; and DDP exchanges gradients as fp16, half the bytes.
+copy of its weights, which is made in each forward pass; the network runs in fp16 from the first layer to the logits,
+except for BatchNorm's parameters and statistics; and DDP exchanges gradients as fp16, half the bytes.
 """
 import torch
 import torch.nn as nn

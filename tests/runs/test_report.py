@@ -56,7 +56,7 @@ def test_several_runs(run):
 
 def test_run_from_before_the_number_of_the_schema():
     """A folder that the last version before run.json had a schema number wrote; the picture goes beside its copy."""
-    rows = report.read_run(OLD_RUN)['rows']
+    rows = report.read_run(OLD_RUN).rows
     best = max(row['eval_top1'] for row in rows)
     table = report.table_row(report.read_run(OLD_RUN))
     assert table['NAME'] == '1p-CPU' and table['Acc@1'] == f'{best:.3f}' and table['Epochs'] == str(len(rows))
