@@ -1,4 +1,4 @@
-"""One place that knows cpu, cuda and npu: which to use and why, precision, loss scaling, synchronisation."""
+"""Devices: which of cpu, cuda and npu to use and why; precision, synchronisation, memory, random state."""
 import platform
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +15,7 @@ def select_device(requested: str = 'auto', must_exist: bool = True) -> Tuple[str
 
     Args:
         requested: 'auto', or a device with or without an index, e.g. 'npu', 'cuda:1', 'cpu'.
-        must_exist: Refuse a named device that is not here; a dry run does not.
+        must_exist: Refuse a named device that this machine lacks; a dry run does not.
 
     Returns:
         Device string for torch, and the reason for the choice.
@@ -90,7 +90,7 @@ def autocast(device: torch.device, amp: bool, amp_dtype: str) -> Callable[[], An
 
 
 def peak_memory(device: torch.device) -> Optional[Dict[str, float]]:
-    """Memory of the device in GiB: the most that tensors took so far, and all there is; None on the CPU."""
+    """Memory of the device in GiB: the peak of what tensors used so far, and the total; None on the CPU."""
     module = device_module(device.type)
     if module is None:
         return None

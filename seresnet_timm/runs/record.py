@@ -183,25 +183,30 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
     """A record from before the number of the schema, in the shape of schema 1."""
     plan = dict(old['plan'])
     world_size, nnodes = plan['world_size'], plan.get('nnodes') or 1
-    batch_size = None if plan.get('global_batch_size') is None else plan['global_batch_size'] // world_size
+    batch_size = plan['global_batch_size'] // world_size  # accumulated steps included
+    precision = plan['precision']
+    amp = precision.startswith(('amp ', 'O2'))
     texts = ('device_reason', 'loss scaler', 'loss_scaler', 'learning rate', 'images', 'step', 'patches')
     settings: Dict[str, Any] = {f.name: None for f in fields(RunSettings)}
     settings.update(
         verb='train',
         script=dict(name='train.py', path=None, reason=plan.get('script') or '', sha256='', tag=None),
         args={'model': plan['model'], 'batch_size': batch_size, 'lr': plan.get('lr'), 'epochs': plan.get('epochs'),
-              'workers': plan.get('workers'), 'device': plan['device']},
+              'workers': plan.get('workers'), 'device': plan['device'], 'amp': amp,
+              'amp_dtype': precision[len('amp '):] if precision.startswith('amp ') else 'float16',
+              'model_dtype': None if amp or precision == 'float32' else precision},
         command=_command_0(old.get('command')),
         device=plan['device'],
         nnodes=nnodes,
         nproc=world_size // nnodes,
         world_size=world_size,
+        amp_level='O2' if precision.startswith('O2') else None,
         output=plan.get('output'),
         num_images={},
         reasons={k: str(plan[k]) for k in texts if k in plan},
         notes=[],
-        precision=plan['precision'],
-        global_batch_size=plan.get('global_batch_size'),
+        precision=precision,
+        global_batch_size=plan['global_batch_size'],
     )
     return {
         'schema': SCHEMA,

@@ -6,7 +6,7 @@ plain. What differs from node to node (its number, its address) is not in it. Th
 import argparse
 import copy
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -125,7 +125,9 @@ class RunSettings:
 
     @classmethod
     def from_dict(cls, values: Dict[str, Any]) -> 'RunSettings':
-        return cls(**dict(values, script=Script(**values['script'])))
+        """Settings from `asdict`, or from `settings` of a run.json, which holds more."""
+        own = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        return cls(**dict(own, script=Script(**values['script'])))
 
     @classmethod
     def read(cls, path: Path) -> 'RunSettings':

@@ -1,15 +1,15 @@
-"""The fastest correct set-up of a step on each device, as measured in `benchmarks/`; `--fast-step off` is timm's own
+"""The fastest correct set-up of a step on each device, as measured in `benchmarks/`; `--fast-step off` is timm's set-up
 
 | what | where | why |
 |---|---|---|
-| channels_last | timm's ResNets on cpu and cuda | the convolutions' own layout; operators of npu refuse it |
-| fused optimizer | cpu and cuda | one pass over the weights, where torch has one; cuda: no wait for the loss scale |
+| channels_last | timm's ResNets on cpu and cuda | the native layout of convolutions; operators of npu refuse it |
+| fused optimizer, if torch has one | cpu and cuda | one pass over the weights; cuda: no wait for the loss scale |
 | gradients as bucket views | DDP on cpu and cuda | no second copy of the gradients |
 | freed memory is kept | cpu | no page faults for activations in every step |
 | memory-saving SE blocks | the SE-ResNets of this package, everywhere | see `lean_se` |
 
-What stays off: torch.compile (`--torchcompile` turns it on), DDP's static graph (it saves the search for unused
-parameters, which timm's scripts do not ask for), flushing of denormals (no difference measured).
+Not used: torch.compile (`--torchcompile` turns it on), DDP's static graph (it saves the search for unused parameters,
+which timm's scripts do not request), flushing of denormals (no difference measured).
 Flags and config files override this: `--channels-last`, `channels_last: false`, `--opt-kwargs fused=False`.
 """
 import ctypes
@@ -31,7 +31,7 @@ def wants_channels_last(model: str, device: str) -> Tuple[bool, str]:
         return False, f'operators of {kind} take contiguous tensors only'
     if not is_resnet(model):
         return False, "measured for timm's ResNets only"
-    return True, "the convolutions' own layout"
+    return True, 'the native layout of convolutions'
 
 
 def is_resnet(model: str) -> bool:

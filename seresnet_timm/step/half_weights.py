@@ -2,8 +2,8 @@
 
 What apex's O2 does, in the reference's recipe, without apex. The model's parameters stay float32: they are the masters
 that the optimizer, the moving average and checkpoints see. Every convolution and linear layer computes with an fp16
-copy of its weights, made once a forward pass; the network runs in fp16 from the first layer to the logits, BatchNorm's
-parameters and statistics excepted; and DDP exchanges gradients as fp16, half the bytes.
+copy of its weights, which is made in each forward pass; the network runs in fp16 from the first layer to the logits,
+except for BatchNorm's parameters and statistics; and DDP exchanges gradients as fp16, half the bytes.
 """
 import torch
 import torch.nn as nn
@@ -40,18 +40,27 @@ def use_half_weights(model: nn.Module) -> nn.Module:
     Raises:
         UsageError: The model has parameters in other layers.
     """
-    for name, module in model.named_modules():
-        if type(module) in _HALF or isinstance(module, nn.modules.batchnorm._BatchNorm):
-            continue
-        if any(True for _ in module.parameters(recurse=False)):
-            raise UsageError(f'--amp-level O2 is for networks of convolutions, BatchNorm and linear layers; '
-                             f'{name or "it"} is a {type(module).__name__}: use --amp-level O1.')
+    check_half_weights(model)
     for module in model.modules():
         if type(module) in _HALF:
             module.__class__ = _HALF[type(module)]
     model.register_forward_pre_hook(_input_to_half)
     model.register_forward_hook(_output_to_float)
     return model
+
+
+def check_half_weights(model: nn.Module) -> None:
+    """Check that a model can compute in fp16; it may be one without memory.
+
+    Raises:
+        UsageError: The model has parameters in other layers.
+    """
+    for name, module in model.named_modules():
+        if type(module) in _HALF or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if any(True for _ in module.parameters(recurse=False)):
+            raise UsageError(f'--amp-level O2 is for networks of convolutions, BatchNorm and linear layers; '
+                             f'{name or "the model"} is a {type(module).__name__}: use --amp-level O1.')
 
 
 def _input_to_half(_module: nn.Module, args: tuple) -> tuple:

@@ -7,10 +7,10 @@ def scaled_lr(args, global_batch_size: int) -> Tuple[float, str]:
 
     Args:
         args: Flags; `lr_base`, `lr_base_size`, `lr_base_scale` and `opt` are read.
-        global_batch_size: Images a step, of all processes.
+        global_batch_size: Images of an optimizer step, of all processes.
 
     Returns:
-        The learning rate, and how it came about.
+        The learning rate, and how it was computed.
     """
     scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
     ratio = global_batch_size / args.lr_base_size

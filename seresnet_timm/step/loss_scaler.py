@@ -26,7 +26,7 @@ class LossScaler(NativeScaler):
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         if self._loss_scale is not None:
-            state_dict = dict(state_dict, scale=self._loss_scale)  # what is asked for, not what was saved
+            state_dict = dict(state_dict, scale=self._loss_scale)  # that of this run, not the saved one
         super().load_state_dict(state_dict)
 
 

@@ -30,7 +30,7 @@ from seresnet_timm.engine.epoch import Training, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.flags import train_parser
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.launch.config_file import load_config, parse_args
+from seresnet_timm.launch.config_file import load_config
 
 
 @pytest.fixture(scope='module')
@@ -90,20 +90,11 @@ def test_run_record(run):
 
 def test_args_yaml_is_a_config(run):
     folder, _ = run
-    args, text = parse_args(train_parser(), ['-c', str(folder / 'args.yaml')])
-    assert text == (folder / 'args.yaml').read_text()
-    assert yaml.safe_load(text)['opt'] == 'momentum'
-
-
-def test_config_and_flags(tmp_path):
-    (tmp_path / 'c.yaml').write_text('lr: 1e-3\nscale: [5e-1, 1]\nepochs: 7\nopt_kwargs: {nesterov: true}\n'
-                                     'naflex_loader: false\nmomentum: 1\n')
-    args, _ = parse_args(train_parser(), ['--config', str(tmp_path / 'c.yaml'), '--epochs', '9'])
-    assert (args.lr, args.scale, args.epochs, args.momentum) == (1e-3, [0.5, 1.0], 9, 1)
-    assert args.opt_kwargs == {'nesterov': True}
-    assert load_config(str(tmp_path / 'c.yaml'), train_parser())['scale'] == [0.5, 1.0]
-    args, _ = parse_args(train_parser(), ['--opt-kwargs', 'a=1', 'b=text', 'c=[1, 2]'])
-    assert args.opt_kwargs == {'a': 1, 'b': 'text', 'c': [1, 2]}
+    text = (folder / 'args.yaml').read_text()
+    parser = train_parser()
+    config = load_config(str(folder / 'args.yaml'), parser, vars(parser.parse_args([])))
+    assert {k: v for k, v in yaml.safe_load(text).items() if k not in ('data', 'local_rank')} == config
+    assert config['opt'] == 'momentum' and config['data_dir']
 
 
 def test_validate_reproduces_the_best_checkpoint(run, few_digits, tmp_path):
@@ -313,7 +304,7 @@ def batches(count: int):
 
 @pytest.mark.parametrize('log_interval, log_points', ((4, 4), (100, 2)))
 def test_host_waits_for_the_device_at_log_points_only(count_reads, log_interval, log_points):
-    args, _ = parse_args(train_parser(), ['--log-interval', str(log_interval), '--clip-grad', '1.0'])
+    args = train_parser().parse_args(['--log-interval', str(log_interval), '--clip-grad', '1.0'])
     args.prefetcher, args.distributed, args.world_size, args.rank = True, False, 1, 0
     model = timm.create_model('seresnet18_ascend', num_classes=10)
     forward = Forward(torch.device('cpu'), nullcontext)

@@ -101,6 +101,17 @@ def test_config_is_read_whatever_its_flag_is_called(tmp_path):
         assert (args.batch_size, args.lr) == (8, 0.5)
 
 
+def test_values_of_a_config_and_of_flags(tmp_path):
+    """YAML reads 1e-3 as text; a list of numbers; a mapping; a flag of timm that is off."""
+    (tmp_path / 'c.yaml').write_text('lr: 1e-3\nscale: [5e-1, 1]\nepochs: 7\nopt_kwargs: {nesterov: true}\n'
+                                     'naflex_loader: false\nmomentum: 1\n')
+    args, _ = translate('--config', str(tmp_path / 'c.yaml'), '--epochs', '9')
+    assert (args.lr, args.scale, args.epochs, args.momentum) == (1e-3, [0.5, 1.0], 9, 1)
+    assert args.opt_kwargs == {'nesterov': True}
+    args, _ = translate('--opt-kwargs', 'a=1', 'b=text', 'c=[1, 2]')
+    assert args.opt_kwargs == {'a': 1, 'b': 'text', 'c': [1, 2]}
+
+
 def test_preset_then_config_then_command_line(tmp_path):
     (tmp_path / 'c.yaml').write_text('batch_size: 8\nlr: 0.5\n')
     args, _ = translate('--preset', 'seresnet50_ascend', '-c', str(tmp_path / 'c.yaml'), '--lr', '0.25')

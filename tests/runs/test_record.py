@@ -52,9 +52,7 @@ def test_record_of_a_training(tmp_path):
 def test_settings_can_be_read_back(tmp_path):
     """To repeat a run, its run.json is enough."""
     RunRecord(SETTINGS, tmp_path).continue_from(0)
-    settings = read_record(tmp_path)['settings']
-    names = {f.name for f in fields(RunSettings)}
-    assert RunSettings.from_dict({k: v for k, v in settings.items() if k in names}) == SETTINGS
+    assert RunSettings.from_dict(read_record(tmp_path)['settings']) == SETTINGS
 
 
 def test_resumed_record_keeps_what_came_before(tmp_path):
@@ -86,6 +84,11 @@ def test_older_record_in_the_shape_of_the_newest(tmp_path):
     assert (settings['world_size'], settings['device'], settings['precision'], settings['global_batch_size']) == (
         8, 'npu:0', 'amp float16', 1024)
     assert settings['args']['model'] == 'seresnet50_ascend' and settings['args']['batch_size'] == 128
+    for precision in ('amp float16', 'amp bfloat16', 'float32', 'O2: fp16 weights, float32 masters and BatchNorm'):
+        (tmp_path / 'run.json').write_text(json.dumps(dict(SCHEMA_0, plan=dict(SCHEMA_0['plan'], precision=precision))))
+        again = RunSettings.from_dict(read_record(tmp_path)['settings'])
+        assert again.precision == precision and again.global_batch_size == 1024
+    (tmp_path / 'run.json').write_text(json.dumps(SCHEMA_0))
     assert record['epochs'][0]['peak_gib'] is None and record['best']['value'] == 12.5
     resumed = RunRecord(SETTINGS, tmp_path)
     resumed.continue_from(1)
