@@ -40,7 +40,8 @@ def test_plan_on_a_cpu():
     plan = plan_of('--nproc', '2')
     assert plan.args.channels_last and plan.script_argv.count('--channels-last') == 1
     text = step_of(plan)
-    for words in ('channels_last (', 'fused sgd', 'bucket views', 'memory-saving SE blocks', 'not compiled', 'keeps freed memory'):
+    for words in ('channels_last (', 'fused sgd', 'bucket views', 'memory-saving SE blocks', 'not compiled',
+                  'keeps freed memory'):
         assert words in text
     assert plan_of(verb='validate').args.channels_last
 
