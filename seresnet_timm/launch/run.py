@@ -97,9 +97,9 @@ def download_pretrained(settings: RunSettings) -> None:
     """
     if settings.model_folder or settings.args.get('pretrained_path') or settings.args.get('checkpoint'):
         return
-    import timm
+    from seresnet_timm.models.create import create_model
     try:
-        timm.create_model(settings.args['model'], pretrained=True)
+        create_model(settings.args['model'], pretrained=True)
     except Exception as e:  # HTTP clients and the file system have their own
         raise RunError(f'The pretrained weights of {settings.args["model"]} cannot be loaded ({first_line(e)}): check '
                        'the connection, or name a file with --pretrained-path.') from e

@@ -134,8 +134,8 @@ def test_data_folder_is_not_looked_into(tmp_path):
     kwargs = {k: v for k, v in TINY.items() if k != 'num_classes'}
     torch.save({'state_dict': model.state_dict(), 'args': Namespace(
         model='seresnet18_ascend', data_dir=str(tmp_path / 'data'), model_kwargs=kwargs)}, tmp_path / 'c.pth')
-    assert load_model(str(tmp_path / 'c.pth')).labels is None
-    assert read_source(tmp_path / 'c.pth').labels is None
+    assert load_model(str(tmp_path / 'c.pth')).info.class_names is None
+    assert read_source(tmp_path / 'c.pth').info.class_names is None
 
 
 def test_memory_is_not_taken_before_weights_fit(tmp_path, monkeypatch):
