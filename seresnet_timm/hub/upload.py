@@ -1,4 +1,4 @@
-"""What is pushed, as read from a run or a checkpoint."""
+"""What is pushed, as read from a run or a checkpoint"""
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -83,16 +83,7 @@ def read_source(
     if num_classes is not None and num_classes != info.num_classes:
         info = replace(info, num_classes=num_classes, class_names=None)
 
-    evaluates_ema = bool(args.get('model_ema')) and not args.get('model_ema_force_cpu')
-    if use_ema and not checkpoint.has_ema:
-        raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
-    takes_ema = use_ema if use_ema is not None else bool(run) and checkpoint.has_ema and evaluates_ema
-    if checkpoint.has_ema:
-        chosen = 'moving average of the weights' if takes_ema else 'raw weights'
-        why = (', whose top-1 the run reports; --no-use-ema takes the raw weights' if takes_ema else
-               '; --use-ema takes their moving average')
-        notes.append(f'weights: the {chosen}{why if use_ema is None else ""}')
-
+    takes_ema, is_evaluated = _choose_weights(checkpoint, args, run is not None, use_ema, notes)
     shapes: Any = create_from_info(info, str(path), meta=True, folder=folder_of(name, with_weights=False))
     weights = weights_for(checkpoint, shapes, takes_ema)
     misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(name))
@@ -104,7 +95,7 @@ def read_source(
         notes.append('class names: unknown, as the file does not hold them; --class-names FILE adds them')
 
     row = None
-    if run and not (checkpoint.has_ema and takes_ema != evaluates_ema):
+    if run and is_evaluated:
         row = next((r for r in run.rows if r['epoch'] == checkpoint.epoch), None)
     started_from = str(args.get('model') or '')
     return Source(
@@ -119,6 +110,27 @@ def read_source(
         weights_are='moving average of the weights' if takes_ema else '',
         notes=notes,
     )
+
+
+def _choose_weights(
+        checkpoint: Checkpoint,
+        args: Dict[str, Any],
+        is_run: bool,
+        use_ema: Optional[bool],
+        notes: List[str],
+) -> Tuple[bool, bool]:
+    """Whether the moving average is taken, and whether the run evaluated what is taken; adds a note on the choice."""
+    if use_ema and not checkpoint.has_ema:
+        raise UsageError(f'{checkpoint.path} holds no moving average: leave out --use-ema.')
+    if not checkpoint.has_ema:
+        return False, True
+    evaluates_ema = bool(args.get('model_ema')) and not args.get('model_ema_force_cpu')
+    takes_ema = use_ema if use_ema is not None else is_run and evaluates_ema
+    chosen = 'moving average of the weights' if takes_ema else 'raw weights'
+    why = (', whose top-1 the run reports; --no-use-ema takes the raw weights' if takes_ema else
+           '; --use-ema takes their moving average')
+    notes.append(f'weights: the {chosen}{why if use_ema is None else ""}')
+    return takes_ema, takes_ema == evaluates_ema
 
 
 def _find_checkpoint(source: Path) -> Tuple[Path, Optional[report.Run], List[str]]:

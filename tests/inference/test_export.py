@@ -69,6 +69,8 @@ def test_onnx(checkpoint, model, tmp_path, capsys):
     assert properties['model'] == 'seresnet18_ascend' and preprocessing['input_size'] == [3, 64, 64]
     assert preprocessing['mean'] == pytest.approx(IMAGENET_DEFAULT_MEAN)
     assert preprocessing['std'] == pytest.approx(IMAGENET_DEFAULT_STD)
+    info = ModelInfo.from_dict(json.loads(properties['model_info']), str(out))
+    assert (info.name, info.num_classes, info.input_size, info.crop_pct) == ('seresnet18_ascend', 5, [3, 64, 64], 1)
 
     session = onnxruntime.InferenceSession(out)
     for batch_size in (1, 3, 8):
