@@ -136,6 +136,21 @@ def test_recipe_of_a_checkout_runs_the_installed_package(source, venv, few_digit
         assert package_of(result) == str(installed(venv)), folder
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 takes a package from the current folder first')
+def test_ranks_run_the_package_of_the_launcher(venv, few_digits, tmp_path):
+    """Not another copy in the current folder, which `python -m` would take."""
+    (tmp_path / 'seresnet_timm').mkdir()
+    (tmp_path / 'seresnet_timm' / '__init__.py').write_text('raise SystemExit("the package of the current folder")')
+    start = 'import sys; sys.path.pop(0); from seresnet_timm.cli.main import main; main(sys.argv[1:])'
+    result = subprocess.run(
+        [venv / 'bin' / 'python', '-c', start, 'train', '--preset', 'digits_demo', '--model', 'seresnet18_ascend',
+         '--data-dir', few_digits, '--output', 'out', '--experiment', 'run', '--epochs', '1', '--workers', '0',
+         '--device', 'cpu', '--nproc', '2'],
+        cwd=tmp_path, env=outside(), capture_output=True, text=True)
+    assert result.returncode == 0 and (tmp_path / 'out' / 'run' / 'model_best.pth.tar').exists(), result.stderr
+
+
 def test_recipe_of_a_checkout_runs_the_checkout_where_nothing_is_installed(source, few_digits, tmp_path):
     venv_module.create(tmp_path / 'venv', symlinks=True)
     site = Path(sysconfig.get_path('purelib', vars={'base': str(tmp_path / 'venv')}))

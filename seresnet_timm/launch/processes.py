@@ -82,6 +82,10 @@ def _torchrun_argv(settings: RunSettings, node: Node, log_dir: Path) -> List[str
 def _set_environment(settings: RunSettings, node: Node) -> None:
     """Environment of the ranks; what the user has set stays."""
     cluster.forget(os.environ)
+    # a rank is started with -m, which looks in the current folder first: not for another copy of this package
+    other = Path('seresnet_timm')
+    if other.is_dir() and not other.samefile(Path(__file__).resolve().parents[1]):
+        os.environ.setdefault('PYTHONSAFEPATH', '1')
     cores = len(os.sched_getaffinity(0))
     # the CPU computes with all cores; elsewhere a rank's own threads have little to do
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores // settings.nproc)) if settings.device == 'cpu' else '1')
