@@ -262,7 +262,7 @@ def _add_data_source(group) -> None:
     arg('--data-dir', metavar='DIR', help='root of the dataset: train/<class>/*, val/<class>/*')
     arg('--dataset', metavar='NAME', default='', help="'<type>/<name>'; empty for folders of images")
     arg('--dataset-download', action='store_true', help='download torch/ and tfds/ datasets')
-    arg('--class-map', metavar='FILE', default='', help='class name to index')
+    arg('--class-map', metavar='FILE', default='', help='file with the folder of every class, a name a line')
     arg('--input-img-mode', metavar='MODE', help="PIL mode of the images, e.g. 'RGB'")
     arg('--input-key', metavar='KEY')
     arg('--target-key', metavar='KEY')

@@ -3,7 +3,7 @@ from typing import Any, Dict, List, Optional
 
 import torch.nn as nn
 
-from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.checkpoint import INFO_KEY, Checkpoint
 from seresnet_timm.data.classes import describe_difference, names_of_dataset
 from seresnet_timm.errors import RunError, printable
 from seresnet_timm.models.info import ModelInfo
@@ -48,7 +48,7 @@ def describe_other_classes(checkpoint: Checkpoint, names: Optional[List[str]], a
         names: Names of the data's classes, by index; None if not known.
         args: Flags: `data_dir`, `class_map`, and `valid_labels` of validate.py.
     """
-    known = checkpoint.info.class_names
+    known = _class_names_in(checkpoint)
     if known is None or names is None:
         return None
     if getattr(args, 'valid_labels', None):
@@ -64,6 +64,13 @@ def describe_other_classes(checkpoint: Checkpoint, names: Optional[List[str]], a
             f'has ({difference}): name its own data with --data-dir; or rename the class folders; or, if they are '
             'the same classes under other names, list the folders in the order of the checkpoint in a file for '
             '--class-map.')
+
+
+def _class_names_in(checkpoint: Checkpoint) -> Optional[List[str]]:
+    """Class names in a file, if any. The rest of its `model_info` does not matter where flags describe the model."""
+    info = checkpoint.content.get(INFO_KEY)
+    names = info.get('class_names') if isinstance(info, dict) else None
+    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
 
 
 def read_valid_labels(path: str) -> List[int]:

@@ -9,7 +9,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 
 class _Lines:
-    """No terminal: every log line is printed."""
+    """Without a terminal: every log line is printed."""
 
     def __init__(self, logger: Any):
         self._logger = logger
@@ -23,7 +23,7 @@ class _Lines:
 
 
 class _Bar:
-    """A terminal: the bar shows the latest figures, the last line of a pass is printed."""
+    """On a terminal: the bar shows the latest figures; the last line of a pass is printed."""
 
     def __init__(self, bar: tqdm, logger: Any):
         self._bar, self._logger = bar, logger
@@ -39,7 +39,7 @@ class _Bar:
 
 
 def _is_terminal() -> bool:
-    """True if stderr is a terminal that says how wide it is (some containers' do not: no bar would show)."""
+    """True if stderr is a terminal whose width is known. In some containers it is not, and no bar would show."""
     return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
@@ -49,7 +49,7 @@ def progress_bar(total: int, name: str, logger: Any) -> Iterator[Any]:
 
     Args:
         total: Number of batches.
-        name: What the bar is called.
+        name: Label of the bar.
         logger: Where lines go; None on ranks that do not log.
     """
     if logger is None or not _is_terminal():

@@ -124,6 +124,17 @@ def checkpoint_of(names) -> Checkpoint:
     return Checkpoint('a.pth.tar', 'zip', {'model_info': info.to_dict(), 'state_dict': {}})
 
 
+def test_names_are_compared_whatever_else_the_file_holds():
+    """A run with an argument of the network that is not taken from files can be resumed: flags describe the network."""
+    checkpoint = checkpoint_of(['a', 'b'])
+    checkpoint.content['model_info']['kwargs'] = {'act_layer': 'silu', 'no_such': {}}
+    flags = Namespace(data_dir='D', class_map='')
+    assert describe_other_classes(checkpoint, ['a', 'b'], flags) is None
+    assert 'another order' in describe_other_classes(checkpoint, ['b', 'a'], flags)
+    checkpoint.content['model_info']['class_names'] = 'ab'  # damaged
+    assert describe_other_classes(checkpoint, ['b', 'a'], flags) is None
+
+
 @pytest.mark.parametrize('names, flags, refused', (
     (None, {}, None),
     (['a', 'b', 'c'], {}, None),
