@@ -5,7 +5,7 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, Mapping, Union
 
 import torch
 from safetensors import safe_open
@@ -76,6 +76,12 @@ def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
         raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
     _check_weights(path, checkpoint, kind)
     return Checkpoint(path, kind, checkpoint)
+
+
+def read_once(path: Union[str, Path], read: Mapping[str, Checkpoint]) -> Checkpoint:
+    """As `read_checkpoint`; a file that this process has read and checked before is taken from `read`, by its path."""
+    found = read.get(str(path))
+    return read_checkpoint(path) if found is None else found
 
 
 def file_format(path: str) -> str:

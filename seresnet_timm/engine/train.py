@@ -17,7 +17,7 @@ import json
 import logging
 import math
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -34,7 +34,7 @@ from timm.utils.summary import trim_summary
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
-from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
@@ -61,11 +61,12 @@ from seresnet_timm.step.loss_scaler import create_loss_scaler
 _logger = logging.getLogger('train')
 
 
-def main(settings: RunSettings) -> None:
+def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] = None) -> None:
     """Run a training: one rank of it.
 
     Args:
         settings: Settings of the run; nothing is decided here.
+        checkpoints: Checkpoints that this process has read, by their path.
 
     Raises:
         UsageError: A checkpoint does not belong to this run; nothing has been written.
@@ -82,7 +83,7 @@ def main(settings: RunSettings) -> None:
     utils.random_seed(args.seed, args.rank)
 
     # model
-    model = create_model(settings, args)
+    model = create_model(settings, args, checkpoints or {})
     data_config = resolve_data_config(vars(args), model=model, verbose=is_primary)
     model = place_model(model, args, forward)
     task = ClassificationTask(
@@ -96,7 +97,7 @@ def main(settings: RunSettings) -> None:
     optimizer = create_optimizer(settings, args, model)
 
     # resume
-    checkpoint = read_checkpoint(args.resume) if args.resume else None
+    checkpoint = read_once(args.resume, checkpoints or {}) if args.resume else None
     resume_epoch = resume(checkpoint, task, optimizer, loss_scaler, args) if checkpoint else None
     if args.model_ema:
         set_up_ema(checkpoint, task, args)
@@ -149,7 +150,7 @@ def main(settings: RunSettings) -> None:
 
 # --- model ------------------------------------------------------------------------------------------------------------
 
-def create_model(settings: RunSettings, args) -> nn.Module:
+def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoint]) -> nn.Module:
     """Create the model, with the initial weights that the flags ask for."""
     if args.fast_norm:
         set_fast_norm()
@@ -168,7 +169,7 @@ def create_model(settings: RunSettings, args) -> nn.Module:
         **overlay,
     )
     if args.initial_checkpoint:
-        load_weights(model, read_checkpoint(args.initial_checkpoint), args.model, use_ema=True)
+        load_weights(model, read_once(args.initial_checkpoint, checkpoints), args.model, use_ema=True)
     with torch.no_grad():
         classifier = model.get_classifier()
         if args.head_init_scale is not None:

@@ -14,7 +14,7 @@ import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from timm import utils
@@ -24,7 +24,7 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
-from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
@@ -54,10 +54,12 @@ class Evaluation:
         settings: Settings of the run.
         args: Flags of validate.py, with what was decided for this rank.
         forward: Device, precision and memory format.
+        checkpoints: Checkpoints that this process has read, by their path.
     """
     settings: RunSettings
     args: Any
     forward: Forward
+    checkpoints: Mapping[str, Checkpoint]
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,12 @@ class Result:
     model_info: Dict[str, Any]
 
 
-def main(settings: RunSettings) -> None:
+def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] = None) -> None:
     """Run an evaluation: one rank of it. Rank 0 prints its results as JSON, and writes `--results-file` and run.json.
 
     Args:
         settings: Settings of the run; nothing is decided here. With `output`, run.json is written there.
+        checkpoints: Checkpoints that this process has read, by their path.
 
     Raises:
         UsageError: A checkpoint cannot be evaluated on the data.
@@ -88,13 +91,13 @@ def main(settings: RunSettings) -> None:
     args = settings.namespace()
     args.pretrained = args.pretrained or not args.checkpoint
     device = set_up_device(args)
-    run = Evaluation(settings, args, Forward.from_args(args, device))
+    run = Evaluation(settings, args, Forward.from_args(args, device), checkpoints or {})
 
     if os.path.isdir(args.checkpoint):
         results = evaluate_folder(run, args.checkpoint)
         rows: Union[Dict, List[Dict]] = [r.row for r in results]
     else:
-        results = [evaluate_with_retry(run, read_checkpoint(args.checkpoint) if args.checkpoint else None)]
+        results = [evaluate_with_retry(run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None)]
         rows = results[0].row
 
     if args.distributed:
@@ -119,7 +122,7 @@ def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:
     results = []
     for path in sorted(paths, key=utils.natural_key):
         try:
-            results.append(evaluate_with_retry(run, read_checkpoint(path)))
+            results.append(evaluate_with_retry(run, read_once(path, run.checkpoints)))
             results[-1].row['checkpoint'] = path
         except UsageError as e:
             _logger.error(f'Left out: {e}')

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from timm.layers import convert_splitbn_model
 from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name
@@ -15,7 +15,7 @@ from timm.optim import list_optimizers
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.read import read_checkpoint, read_once
 from seresnet_timm.engine.model_info import describe_other_classes
 from seresnet_timm.errors import UsageError, did_you_mean
 from seresnet_timm.models.create import check_model_name, create_from_args
@@ -30,27 +30,40 @@ class Checked:
 
     Attributes:
         settings: Settings of the run.
+        checkpoints: Checkpoints that were read, by their path.
         args: Flags of the script.
         model: The network without memory; None where its name or arguments are wrong.
     """
 
-    def __init__(self, settings: RunSettings):
+    def __init__(self, settings: RunSettings, checkpoints: Dict[str, Checkpoint]):
         self.settings = settings
+        self.checkpoints = checkpoints
         self.args = settings.namespace()
         self.model: Optional[Any] = None
+
+    def read(self, path: str) -> Checkpoint:
+        """A checkpoint, read once."""
+        self.checkpoints[path] = read_once(path, self.checkpoints)
+        return self.checkpoints[path]
 
     def flag(self, name: str) -> Any:
         """Value of a flag; None where the script has no such flag."""
         return getattr(self.args, name, None)
 
 
-def check(settings: RunSettings, dry_run: bool = False, problems: Optional[List[str]] = None) -> None:
+def check(
+        settings: RunSettings,
+        dry_run: bool = False,
+        problems: Optional[List[str]] = None,
+        checkpoints: Optional[Dict[str, Checkpoint]] = None,
+) -> None:
     """Check a run against the machine, the data and the files that it names.
 
     Args:
         settings: Settings of the run.
         dry_run: Import no module that `--device-modules` names.
         problems: What was found before.
+        checkpoints: Checkpoints that were read before, by their path; those that are read here are added.
 
     Raises:
         UsageError: Something is wrong; every problem found is named.
@@ -63,7 +76,7 @@ def check(settings: RunSettings, dry_run: bool = False, problems: Optional[List[
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
         return  # timm's script finds the models, and what they need
-    run = Checked(settings)
+    run = Checked(settings, {} if checkpoints is None else checkpoints)
     found = []
     knows_models = not (dry_run and modules)  # a module may register models, optimizers
     for function in CHECKS[settings.verb]:
@@ -110,8 +123,9 @@ def check_model(run: Checked) -> Iterator[str]:
         if run.settings.verb == 'validate' and not args.checkpoint and not args.pretrained and not has_weights:
             yield f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.'
     rates = {} if run.settings.verb == 'validate' else dict(
-        drop_rate=args.drop, drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
-        drop_block_rate=args.drop_block, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps)
+        drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
+        drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
+        bn_momentum=run.flag('bn_momentum'), bn_eps=run.flag('bn_eps'))
     run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know
@@ -122,7 +136,7 @@ def check_train_weights(run: Checked) -> Iterator[str]:
     for flag in ('resume', 'initial_checkpoint'):
         path = run.flag(flag)
         if path:
-            checkpoint = read_checkpoint(path)
+            checkpoint = run.read(path)
             yield from _misfit(run, checkpoint, flag, use_ema=flag == 'initial_checkpoint')
             if flag == 'resume':
                 yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
@@ -133,7 +147,7 @@ def check_train_weights(run: Checked) -> Iterator[str]:
 def check_checkpoint(run: Checked) -> Iterator[str]:
     path = run.args.checkpoint
     if path and not os.path.isdir(path):
-        checkpoint = read_checkpoint(path)
+        checkpoint = run.read(path)
         yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
         yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
 

@@ -68,11 +68,13 @@ class Plan:
         node: This node's part.
         dry_run: Check and print everything, start nothing.
         problems: Faults of the data, each a sentence.
+        checkpoints: Checkpoints that were read, by their path.
     """
     settings: RunSettings
     node: Node
     dry_run: bool
     problems: List[str]
+    checkpoints: Dict[str, Any]
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Sources:
         options: The launcher's options.
         reasons: Why a value is what it is.
         notes: Sentences for the plan.
+        checkpoints: Checkpoints that were read, by their path.
     """
     recipe: Optional[Recipe]
     preset: Dict[str, Any]
@@ -97,6 +100,7 @@ class Sources:
     options: Dict[str, Any]
     reasons: Dict[str, str] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
+    checkpoints: Dict[str, Any] = field(default_factory=dict)
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
@@ -152,7 +156,7 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         notes=sources.notes,
     )
     node = replace(node, knows_output=is_named or node.rank == 0)
-    return Plan(settings, node, bool(options.get('dry_run')), problems)
+    return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
@@ -265,6 +269,7 @@ def apply_checkpoint(sources: Sources) -> None:
         checkpoint = read_checkpoint(file)
     except UsageError:
         return  # likewise
+    sources.checkpoints[str(file)] = checkpoint
     info = checkpoint.info
     asked_model = sources.flags.get('model') or sources.config.get('model')
     is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any, Mapping, Optional
 
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch.explain import explain
@@ -13,8 +14,12 @@ from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 
 
-def run(settings: RunSettings) -> None:
+def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) -> None:
     """Run the script in this process.
+
+    Args:
+        settings: Settings of the run.
+        checkpoints: Checkpoints that this process has read, by their path.
 
     Raises:
         UsageError: The device refused the settings.
@@ -41,7 +46,7 @@ def run(settings: RunSettings) -> None:
     # timm reads --initial-checkpoint and --pretrained-path itself
     with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()):
         try:
-            _run_script(settings)
+            _run_script(settings, checkpoints or {})
         except RuntimeError as e:  # torch.OutOfMemoryError is one
             explained = explain(e, settings)
             if explained is None:
@@ -50,17 +55,17 @@ def run(settings: RunSettings) -> None:
             raise RunError(explained + hint) from e
 
 
-def _run_script(settings: RunSettings) -> None:
+def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts import load
-        load.run(settings, before_main=resume_garbage_collection)
+        load.run(settings, before_main=resume_garbage_collection, checkpoints=checkpoints)
         return
     from timm.utils import setup_default_logging
 
     from seresnet_timm.engine import train, validate
     resume_garbage_collection()
     setup_default_logging()
-    (train if settings.verb == 'train' else validate).main(settings)
+    (train if settings.verb == 'train' else validate).main(settings, checkpoints)
 
 
 def dtypes(settings: RunSettings) -> list:

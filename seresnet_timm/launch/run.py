@@ -3,7 +3,7 @@ import gc
 import os
 import time
 from dataclasses import replace
-from typing import Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.errors import RunError, first_line
@@ -40,6 +40,7 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     start = time.time()
     job = cluster.detect(os.environ)
     if job is not None and job.is_rank and job.variable('LOCAL_RANK') != 0:
+        npu_setup.set_environment(os.environ)
         settings = handover.receive(job)  # local rank 0 plans and checks, once a node
         if settings is not None:
             start_ranks(settings, Node(job=job))
@@ -52,7 +53,7 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
             print('Dry run: nothing was started.')
             return
         give(settings)
-    start_ranks(settings, plan.node)
+    start_ranks(settings, plan.node, plan.checkpoints)
     if recipe_name and plan.node.is_first:
         from seresnet_timm.launch import modelzoo_report
         modelzoo_report.finish(settings, time.time() - start)
@@ -69,7 +70,7 @@ def prepare(plan: Plan, npu_notes: Sequence[str]) -> RunSettings:
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
-    checks.check(settings, plan.dry_run, plan.problems)
+    checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run:
         describe.print_plan(settings, plan.node, changes)
@@ -107,8 +108,13 @@ def download_pretrained(settings: RunSettings) -> None:
     os.environ['HF_HUB_OFFLINE'] = '1'  # what the ranks need is in the cache
 
 
-def start_ranks(settings: RunSettings, node: Node) -> None:
+def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[str, Any]] = None) -> None:
     """From settings to running ranks: in this process, or by torchrun for several.
+
+    Args:
+        settings: Settings of the run.
+        node: This node's part.
+        checkpoints: Checkpoints that this process has read, by their path.
 
     Raises:
         UsageError: A rank refused its settings.
@@ -120,7 +126,7 @@ def start_ranks(settings: RunSettings, node: Node) -> None:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
         elif node.job.rank_env:
             os.environ.update(node.job.rank_env)
-        rank.run(settings)
+        rank.run(settings, checkpoints)
     else:
         from seresnet_timm.launch import processes
         gc.enable()

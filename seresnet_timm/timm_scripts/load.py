@@ -4,7 +4,7 @@ import ast
 import functools
 import sys
 from types import ModuleType
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Tuple
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.settings import RunSettings, Script
@@ -44,12 +44,17 @@ def parser_of(script: Script) -> argparse.ArgumentParser:
     return parser
 
 
-def run(settings: RunSettings, before_main: Optional[Callable[[], None]] = None) -> None:
+def run(
+        settings: RunSettings,
+        before_main: Optional[Callable[[], None]] = None,
+        checkpoints: Optional[Mapping[str, Any]] = None,
+) -> None:
     """Run timm's script in this process, with the flags that the settings hold.
 
     Args:
         settings: Settings of the run.
         before_main: Called when everything is imported, before the script starts.
+        checkpoints: Checkpoints that this process has read, by their path.
 
     Raises:
         UsageError: A change does not fit the script, or the script refuses its flags.
@@ -57,6 +62,7 @@ def run(settings: RunSettings, before_main: Optional[Callable[[], None]] = None)
     module = _execute(settings.script)
     module.parser.error = _refuse
     overrides = make_overrides(settings)
+    overrides.checkpoints = dict(checkpoints or {})
     overrides.install(module)
     if before_main is not None:
         before_main()

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional
 import torch
 from torch.utils.data import Dataset
 
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.loaders import sample_seeds
 from seresnet_timm.runs.record import RunRecord
@@ -45,11 +46,13 @@ class Overrides:
     Attributes:
         settings: Settings of the run.
         args: The flags as the script has them, which it adds to (`rank`, `world_size`, `distributed` ...).
+        checkpoints: Checkpoints that this process has read, by their path.
     """
 
     def __init__(self, settings: RunSettings):
         self.settings = settings
         self.args = settings.namespace()
+        self.checkpoints: Dict[str, Checkpoint] = {}
         self._originals: Dict[str, Any] = {}
         self._record: Optional[RunRecord] = None
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.random_state import capture_rng
-from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loading
 from seresnet_timm.data.loaders import seed_sampler, start_workers
@@ -218,7 +218,7 @@ class TrainOverrides(Overrides):
 
     def _resumed(self) -> Checkpoint:
         if self._checkpoint is None:
-            self._checkpoint = read_checkpoint(self.args.resume)
+            self._checkpoint = read_once(self.args.resume, self.checkpoints)
         return self._checkpoint
 
     def run_state(self, epoch: int) -> Dict[str, Any]:

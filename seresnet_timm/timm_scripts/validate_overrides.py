@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
-from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loading
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
@@ -57,7 +57,7 @@ class ValidateOverrides(Overrides):
         Without: the weights that ModelZoo users have cannot be evaluated, as timm knows its own names only.
         Checked by: test_runs.py evaluates one.
         """
-        self._checkpoint = read_checkpoint(checkpoint_path)
+        self._checkpoint = read_once(checkpoint_path, self.checkpoints)
         load_weights(model, self._checkpoint, self.args.model, use_ema=use_ema)
 
     def create_loader(self, dataset: Dataset, *args, **kwargs) -> Any:
