@@ -123,8 +123,9 @@ def check_model(run: Checked) -> Iterator[str]:
         if run.settings.verb == 'validate' and not args.checkpoint and not args.pretrained and not has_weights:
             yield f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.'
     rates = {} if run.settings.verb == 'validate' else dict(
-        drop_rate=args.drop, drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
-        drop_block_rate=args.drop_block, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps)
+        drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
+        drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
+        bn_momentum=run.flag('bn_momentum'), bn_eps=run.flag('bn_eps'))
     run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know

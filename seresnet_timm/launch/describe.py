@@ -2,7 +2,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
@@ -118,6 +118,13 @@ def step(settings: RunSettings) -> List[Tuple[str, str]]:
         _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
         lines.append(('loss scaler', scaler))
     return lines
+
+
+def choices(settings: RunSettings) -> Dict[str, str]:
+    """What is used for speed and why, by the names of the settings, for run.json."""
+    lines = dict(step(settings))
+    found = {'fast_step': lines['step'], 'fast_jpeg': images(settings), 'loss_scale': lines.get('loss scaler')}
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def images(settings: RunSettings) -> str:

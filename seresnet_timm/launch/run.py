@@ -71,6 +71,7 @@ def prepare(plan: Plan, npu_notes: Sequence[str]) -> RunSettings:
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
     checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
+    settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run:
         describe.print_plan(settings, plan.node, changes)
     if not plan.dry_run and settings.args.get('pretrained') and settings.world_size > 1:

@@ -97,7 +97,10 @@ def test_both_scripts_use_it_and_run_json_holds_it(few_digits, tmp_path, monkeyp
                             '-b', 20, '--lr', 1e-4)
         main([str(f) for f in flags])
         assert bool(created[-1].param_groups[0]['fused']) == (mode == 'auto'), (scripts, mode)
-        assert valid_record(tmp_path / str(i) / 'run')['settings']['fast_step'] == (mode == 'auto')
+        settings = valid_record(tmp_path / str(i) / 'run')['settings']
+        assert settings['fast_step'] == (mode == 'auto')
+        assert ('fused momentum' if mode == 'auto' else "timm's own") in settings['reasons']['fast_step']
+        assert settings['reasons']['fast_jpeg'] and settings['reasons']['loss_scale']
         checkpoint = read_checkpoint(str(tmp_path / str(i) / 'run' / 'last.pth.tar')).content
         assert all(v.is_contiguous() for v in checkpoint['state_dict'].values())
         losses.append((tmp_path / str(i) / 'run' / 'summary.csv').read_text().splitlines()[1].split(',')[1])
