@@ -174,7 +174,7 @@ def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> I
 
 def check_precision(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
-    if args.amp and run.flag('model_dtype') not in (None, 'float32'):
+    if run.flag('amp') and run.flag('model_dtype') not in (None, 'float32'):
         yield f'--amp needs float32 weights, but --model-dtype is {args.model_dtype}: leave out one of the two.'
     if settings.half_weights and args.amp_dtype != 'float16':
         yield f'--amp-level O2 computes in float16, --amp-dtype is {args.amp_dtype}: leave one out.'
@@ -183,18 +183,18 @@ def check_precision(run: Checked) -> Iterator[str]:
 
 
 def check_augmentation(run: Checked) -> Iterator[str]:
-    args = run.args
-    mixup = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-    if args.aug_splits == 1:
+    mixup = (run.flag('mixup') or 0) > 0 or (run.flag('cutmix') or 0) > 0 or run.flag('cutmix_minmax') is not None
+    splits = run.flag('aug_splits') or 0
+    if splits == 1:
         yield '--aug-splits is 0 or at least 2, got 1.'
-    if args.jsd_loss and not args.aug_splits:
+    if run.flag('jsd_loss') and not splits:
         yield '--jsd-loss compares augmentation splits: add --aug-splits 3.'
-    if run.flag('split_bn') and not (args.aug_splits or args.resplit):
+    if run.flag('split_bn') and not (splits or run.flag('resplit')):
         yield '--split-bn needs --aug-splits or --resplit.'
-    if mixup and args.aug_splits and not args.no_prefetcher:
+    if mixup and splits and not run.flag('no_prefetcher'):
         yield 'Mixup and --aug-splits exclude each other: leave out one, or add --no-prefetcher.'
-    if mixup and args.batch_size % 2:
-        yield f'Mixup pairs images, but -b {args.batch_size} is odd: use an even batch size.'
+    if mixup and run.args.batch_size % 2:
+        yield f'Mixup pairs images, but -b {run.args.batch_size} is odd: use an even batch size.'
 
 
 def check_batch(run: Checked) -> Iterator[str]:
@@ -209,6 +209,7 @@ def check_batch(run: Checked) -> Iterator[str]:
 
 
 def check_optimizer(run: Checked) -> Iterator[str]:
+    """The names of optimizer, schedule and metric, which every train.py has."""
     args = run.args
     if args.eval_metric not in ('loss', 'top1', 'top5'):
         yield f"Unknown --eval-metric '{args.eval_metric}': there are top1, top5 and loss."

@@ -100,6 +100,9 @@ def _read_split(root: Path, flag: str, split: str, args: Dict[str, Any]) -> Tupl
     if not tree.names:
         raise UsageError(f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check '
                          '--data-dir.')
+    if tree.class_map and tree.unmapped and not tree.num_images:
+        raise UsageError(f'Class map {tree.class_map} names none of the folders with images in {folder}: check '
+                         '--class-map.')
     if tree.ties:
         # timm sorts them as equals, in an order that differs from process to process
         pairs = ', '.join(f'{a} and {b}' for a, b in tree.ties[:MAX_NAMED])

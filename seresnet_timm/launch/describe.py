@@ -19,7 +19,8 @@ def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]
         changes: Changes to timm's script, and the outcome of each; empty for the bundled one.
     """
     print(f'Plan: {settings.verb} {printable(settings.args["model"])}', file=sys.stderr)
-    lines = describe(settings, node, changes) + [('note', note) for note in settings.notes]
+    notes = settings.notes + without_effect(settings)
+    lines = describe(settings, node, changes) + [('note', note) for note in notes]
     for label, text in lines:
         print(f'  {label:<14} {printable(text)}', file=sys.stderr)
     sys.stderr.flush()
@@ -57,6 +58,15 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     if settings.output is not None:
         lines.append(('output', settings.output))
     return lines
+
+
+def without_effect(settings: RunSettings) -> List[str]:
+    """Flags that were given and change nothing."""
+    args = settings.args
+    soft = args.get('mixup') or args.get('cutmix') or args.get('cutmix_minmax') or args.get('smoothing')
+    if args.get('bce_loss') and not soft and not args.get('jsd_loss'):
+        return ['--bce-loss has no effect without mixup, cutmix or smoothing (as in timm): the loss is cross entropy.']
+    return []
 
 
 def data(settings: RunSettings) -> str:

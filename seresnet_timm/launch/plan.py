@@ -270,16 +270,26 @@ def apply_checkpoint(sources: Sources) -> None:
     except UsageError:
         return  # likewise
     sources.checkpoints[str(file)] = checkpoint
-    info = checkpoint.info
     asked_model = sources.flags.get('model') or sources.config.get('model')
+    try:
+        info = checkpoint.info
+    except UsageError as e:  # the flags alone describe the network
+        if not asked_model:
+            raise
+        sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
+        return
+    if info.name is None and not asked_model and 'model' not in sources.preset:
+        raise UsageError(f'{file} does not say which network it holds: name it with --model.')
     is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])
     found = dict(
         mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
         crop_mode=info.crop_mode,
         input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
     if not is_other:
+        kwargs = dict(info.kwargs)
         found.update(
-            model=info.name, num_classes=info.num_classes, in_chans=info.in_chans, model_kwargs=info.kwargs or None)
+            model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
+            gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
     for name in taken:
         sources.reasons[name] = f'from {file}'
