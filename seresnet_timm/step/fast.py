@@ -61,7 +61,8 @@ def has_fused(opt: str) -> bool:
 
 def wants_fused(opt: str, opt_kwargs: Mapping[str, Any], device: Any) -> bool:
     asked_for = any(opt_kwargs.get(k) is not None for k in ('fused', 'foreach', 'capturable', 'differentiable'))
-    return kind_of(device) in FAST_DEVICES and not asked_for and has_fused(opt)
+    # with dampening the first step differs from later ones, see `_start_momentum`
+    return kind_of(device) in FAST_DEVICES and not asked_for and not opt_kwargs.get('dampening') and has_fused(opt)
 
 
 def create_optimizer(model, opt: str = 'sgd', fast: bool = True, **kwargs):
@@ -73,16 +74,33 @@ def create_optimizer(model, opt: str = 'sgd', fast: bool = True, **kwargs):
         fast: False for the implementation that timm chooses.
         kwargs: Further arguments of timm's function.
     """
+    import torch
     from timm.optim import create_optimizer_v2
     weight = next(model.parameters())
     if fast and weight.is_floating_point() and wants_fused(opt, kwargs, weight.device):
         kwargs['fused'] = True
     optimizer = create_optimizer_v2(model, opt=opt, **kwargs)
+    if optimizer.defaults.get('fused') and isinstance(optimizer, torch.optim.SGD):
+        _start_momentum(optimizer)
     if 'fused' in optimizer.defaults:
         optimizer.register_state_dict_post_hook(_save_as_timms)
         optimizer.register_load_state_dict_pre_hook(_keep_implementation)
         optimizer.register_load_state_dict_post_hook(_match_layout)
     return optimizer
+
+
+def _start_momentum(optimizer) -> None:
+    """Begin with momentum of zero, which gives the same first step.
+
+    torch's fused SGD takes uninitialised memory for the momentum at its first step, and fills it in that step. If a
+    loss scaler skips the step because gradients overflow, as is usual for the first one in fp16, the next step
+    computes with what was in that memory: weights become NaN (torch 2.11 and 2.14, cuda and cpu).
+    """
+    import torch
+    for group in optimizer.param_groups:
+        if group['momentum'] and not group['dampening']:
+            for param in group['params']:
+                optimizer.state[param]['momentum_buffer'] = torch.zeros_like(param)
 
 
 def _save_as_timms(_optimizer, state_dict: Dict[str, Any]) -> Dict[str, Any]:

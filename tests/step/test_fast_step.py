@@ -206,3 +206,31 @@ print(sum(before), sum([faults() for _ in range(4)][-2:]))
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     before, after = map(int, result.stdout.split())
     assert after < 0.5 * before, (before, after)
+
+
+def test_first_step_that_overflows():
+    """The loss scaler skips it; the steps after it are those of plain SGD, whatever was in memory before."""
+    weights = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(1000, 10)
+        optimizer = fast_step.create_optimizer(model, 'momentum', fast=fast, lr=0.1, momentum=0.9)
+        assert bool(optimizer.defaults['fused']) == fast
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.**16)
+        memory = [torch.full((10, 1000), float('nan')) for _ in range(20)]
+        del memory
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 1000)).pow(2).mean() * (float('inf') if step == 0 else 1.)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(model.weight.detach().clone())
+    assert weights[0].isfinite().all()
+    torch.testing.assert_close(*weights)
+
+
+def test_dampening_is_left_to_torchs_plain_sgd():
+    """Its first step is not that of a momentum of zero."""
+    assert not fast_step.wants_fused('momentum', {'dampening': 0.1}, 'cpu')
+    assert fast_step.wants_fused('momentum', {'dampening': 0.}, 'cpu')
