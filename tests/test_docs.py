@@ -18,6 +18,21 @@ def test_named_files_exist(document):
     assert not missing
 
 
+def test_architecture_lists_every_module():
+    text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+    tree = re.search(r'## Every file\n\n```\n(.*?)```', text, re.S)[1]
+    listed, folder = [], ''
+    for line in tree.splitlines():
+        if re.fullmatch(r'\w+/', line):
+            folder = line
+        else:
+            listed += [folder + name for name in re.match(r' *((?:\w+\.py *)+)', line)[1].split()]
+    package = ROOT / 'seresnet_timm'
+    modules = {str(p.relative_to(package)) for p in package.rglob('*.py')
+               if p.name != '__init__.py' and 'recipes' not in p.parts} | {'__init__.py'}
+    assert sorted(listed) == sorted(modules)
+
+
 @pytest.fixture
 def draw_layers():
     spec = importlib.util.spec_from_file_location('draw_layers', ROOT / 'docs' / 'draw_layers.py')

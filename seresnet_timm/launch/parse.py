@@ -38,12 +38,13 @@ class CommandLine:
     modelzoo: Dict[str, Any]
 
 
-def parse(verb: str, argv: Sequence[str]) -> CommandLine:
+def parse(verb: str, argv: Sequence[str], is_recipe: bool = False) -> CommandLine:
     """Parse a command line.
 
     Args:
         verb: 'train' or 'validate'. The ModelZoo's `--evaluate` makes it 'validate'.
         argv: Command line after the verb.
+        is_recipe: A recipe runs, whose `--resume` names the checkpoint to evaluate, as in the ModelZoo.
 
     Raises:
         UsageError: A flag is unknown, ambiguous or has a wrong value; or there is no such script.
@@ -55,7 +56,7 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
     parser = _script_parser(verb, script, dry_run)
     defaults = vars(parser.parse_args([]))
     names = set(defaults) | {a.dest for a in parser._actions}
-    _complete(parser, resume_means_checkpoint=evaluate)
+    _complete(parser, resume_means_checkpoint=evaluate or is_recipe and verb == 'validate')
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()

@@ -121,7 +121,7 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     Raises:
         UsageError: The command line contradicts itself or the machine.
     """
-    line = parse(verb, argv)
+    line = parse(verb, argv, is_recipe=recipe_name is not None)
     sources = collect(line, recipe_name)
     node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
     device, nproc, world_size = resolve_processes(sources, node, nnodes)

@@ -76,6 +76,11 @@ def test_evaluate_is_validate():
     assert parse('train', ['-e', '--resume', 'a']).flags == {'checkpoint': 'a'}
 
 
+def test_recipe_of_an_evaluation_takes_resume():
+    assert parse('validate', ['--resume=a'], is_recipe=True).flags == {'checkpoint': 'a'}
+    assert parse('train', ['--resume=a'], is_recipe=True).flags == {'resume': 'a'}
+
+
 @pytest.mark.parametrize('typed, full', (
     (('--batch-siz', '8'), ('-b', '8')), (('-b8',), ('-b', '8')), (('--batch-size=8',), ('-b', '8')),
     (('--conf', 'c.yaml'), ('-c', 'c.yaml')), (('-cc.yaml',), ('-c', 'c.yaml')),
