@@ -15,8 +15,7 @@ demo: $(VENV)/.ready
 	rm -rf $(DEMO)
 	$(BIN)/seresnet-timm demo-data $(DEMO)/digits
 	$(BIN)/seresnet-timm train --preset digits_demo --data-dir $(DEMO)/digits --output $(DEMO) --experiment run
-	$(BIN)/seresnet-timm validate --model seresnet50_ascend --num-classes 10 --img-size 32 --crop-pct 1.0 --workers 1 \
-		--data-dir $(DEMO)/digits --checkpoint $(DEMO)/run/model_best.pth.tar
+	$(BIN)/seresnet-timm validate --data-dir $(DEMO)/digits --checkpoint $(DEMO)/run/model_best.pth.tar
 	$(BIN)/seresnet-timm report $(DEMO)/run
 
 test: test-cpu test-npu

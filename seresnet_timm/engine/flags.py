@@ -1,4 +1,4 @@
-"""Flags of the bundled train.py and validate.py: timm's names and defaults, and YAML configs checked key by key.
+"""Flags of the bundled train.py and validate.py: timm's names and defaults.
 
 The flags are those of timm v1.0.28's scripts. One default differs: `--device` is `auto` (npu, else cuda, else cpu; the
 choice is printed with its reason), where timm has `cuda`. Flags of timm's that the bundled scripts do not implement are

@@ -140,6 +140,9 @@ def decide_classes(verb: str, sources: Any, args: Dict[str, Any], data: DataFact
         return []
     count = len(data.class_names)
     asked = sources.asked('num_classes')
+    if args.get('num_classes'):
+        sources.reasons.setdefault('num_classes', '--num-classes' if 'num_classes' in sources.flags else (
+            '--config' if asked else 'the preset'))
     outputs = args.get('num_classes') or _outputs_of(args['model'])
     if verb == 'train' and not asked and not data.mapped:
         if outputs != count:

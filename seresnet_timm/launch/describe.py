@@ -83,7 +83,7 @@ def classes(settings: RunSettings) -> str:
     """Outputs of the model, why that many, and the first and last name."""
     outputs, names = settings.args.get('num_classes'), settings.class_names
     text = f'{outputs} outputs' if outputs else "the model's own number of outputs"
-    reason = settings.reasons.get('num_classes', '--num-classes, or the recipe' if outputs else '')
+    reason = settings.reasons.get('num_classes')
     if reason:
         text += f' ({reason})'
     if names:

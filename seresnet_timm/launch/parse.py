@@ -71,10 +71,10 @@ def parse(verb: str, argv: Sequence[str], is_recipe: bool = False) -> CommandLin
     return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo)
 
 
-def help_parser(verb: str, prog: str) -> argparse.ArgumentParser:
+def help_parser(verb: str, prog: str, is_recipe: bool = False) -> argparse.ArgumentParser:
     """Parser whose help lists the bundled script's flags and all others."""
     parser = train_parser(prog) if verb == 'train' else validate_parser(prog)
-    _complete(parser)
+    _complete(parser, resume_means_checkpoint=is_recipe and verb == 'validate')
     return parser
 
 

@@ -293,6 +293,12 @@ def apply_checkpoint(sources: Sources) -> None:
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
     for name in taken:
         sources.reasons[name] = f'from {file}'
+    given = {**sources.config, **sources.flags}
+    overridden = [k for k, v in found.items() if v is not None and k in given and plain(given[k]) != plain(v)]
+    if info.input_size and sources.asked('img_size', 'input_size'):
+        overridden.append('input_size')
+    if overridden:
+        sources.notes.append(f'From the command line or --config, not from the checkpoint: {", ".join(overridden)}.')
     if 'input_size' in taken:
         sources.preset.pop('img_size', None)
     sources.preset.update(taken)

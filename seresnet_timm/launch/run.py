@@ -26,7 +26,8 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
     """
     if any(a in ('-h', '--help') for a in argv):
         from seresnet_timm.launch.parse import help_parser
-        help_parser(verb, f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}').print_help()
+        prog = f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}'
+        help_parser(verb, prog, is_recipe=recipe_name is not None).print_help()
         return
     gc.disable()  # imports make a million objects that stay: the rank switches it on after them
     try:

@@ -64,7 +64,7 @@ def test_plan_has_lines_for_data_classes_and_weights(tree, tmp_path):
     assert result.returncode == 0, result.stderr
     lines = {line[2:16].strip(): line[17:] for line in result.stderr.splitlines() if line.startswith('  ')}
     assert lines['data'] == f'{tree}: 20 training images and 20 validation images'
-    assert lines['classes'] == '10 outputs (--num-classes, or the recipe); 10 classes in the data, 0 to 9'
+    assert lines['classes'] == '10 outputs (--num-classes); 10 classes in the data, 0 to 9'
     assert lines['weights'] == 'random, seed 42'
     assert 'seresnet_timm' in lines['package']
 
@@ -114,6 +114,7 @@ def test_a_flag_overrides_the_checkpoint(run, few_digits):
     args = settings.args
     assert (args['img_size'], args['input_size'], args['mean']) == (48, None, [0.5, 0.5, 0.5])
     assert args['model'] == 'seresnet18_ascend' and args['std'] == [0.2, 0.2, 0.2] and args['crop_pct'] == 0.9
+    assert settings.notes == ['From the command line or --config, not from the checkpoint: mean, input_size.']
 
 
 def test_checkpoint_of_other_classes_is_told_apart(run, few_digits, tmp_path):
