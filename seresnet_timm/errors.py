@@ -48,12 +48,8 @@ def printable(text: object) -> str:
 
     A name in a file of unknown origin may contain terminal commands, or marks that show the text in another order.
     """
-    return ''.join(_escape(c) if _is_control(c) else c for c in str(text))
+    return ''.join(c.encode('unicode_escape').decode() if _is_control(c) else c for c in str(text))
 
 
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in _JOINERS
-
-
-def _escape(char: str) -> str:
-    return f'\\x{ord(char):02x}' if ord(char) < 256 else f'\\u{ord(char):04x}'

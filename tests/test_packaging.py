@@ -111,9 +111,9 @@ def test_installed_package_trains_from_its_preset(venv, few_digits, tmp_path):
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'out' / 'run' / 'model_best.pth.tar').exists()
     where = subprocess.run(
-        [venv / 'bin' / 'python', '-c', 'import seresnet_timm.launch.flags as o; print(o.__file__, o.recipes_dir())'],
+        [venv / 'bin' / 'python', '-c', 'import seresnet_timm.launch.recipes as o; print(o.__file__, o.recipes_dir())'],
         cwd=tmp_path, env=outside(), capture_output=True, text=True).stdout
-    assert where.split() == [f'{installed(venv)}/launch/flags.py', f'{installed(venv)}/recipes']
+    assert where.split() == [f'{installed(venv)}/launch/recipes.py', f'{installed(venv)}/recipes']
 
 
 def package_of(result) -> str:

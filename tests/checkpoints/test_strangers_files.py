@@ -167,7 +167,7 @@ def test_control_characters_never_reach_the_terminal(tmp_path, capsys):
         inspect(str(tmp_path / 'nothing.pth'))
     printed = ''.join(capsys.readouterr()) + str(e.value) + str(nothing.value)
     assert not {c for c in printed if not c.isprintable()} - {'\n'}
-    assert r'\x1b]0;owned\x07\x1b[2J\x0a\u202e' in printed
+    assert r'\x1b]0;owned\x07\x1b[2J\n\u202e' in printed
     assert all('\n' not in line for line in describe(inspect(str(tmp_path / 'c.pth'))))
 
 

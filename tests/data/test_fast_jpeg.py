@@ -300,7 +300,7 @@ def test_resumed_run_with_workers_equals_an_unbroken_one(few_digits, tmp_path, c
     log = run(capfd, *train_flags(few_digits, tmp_path / 'whole', *flags, '--workers', 2))
     assert 'images         fast JPEG decoding by' in log and 'Data: ' in log
     record = json.loads((tmp_path / 'whole' / 'run' / 'run.json').read_text())
-    assert record['plan']['images'].startswith('fast JPEG decoding by')
+    assert record['settings']['reasons']['fast_jpeg'].startswith('fast JPEG decoding by')
     whole = load(tmp_path / 'whole' / 'run' / 'last.pth.tar')['state_dict']
     for workers in (2, 0):
         output = tmp_path / str(workers)

@@ -95,11 +95,11 @@ def test_nothing_in_a_checkpoint_writes_into_the_card(hub, client, checkpoint, t
 
 def test_command_of_older_records(tmp_path):
     """What a rank of an older version recorded, an internal file, is not shown."""
-    plan = dict(model='m', device='cpu', world_size=2, precision='float32')
+    plan = dict(model='m', device='cpu', world_size=2, precision='float32', global_batch_size=4)
     typed = ['/home/me/bin/seresnet-timm', 'train', '--data-dir', '/data/me/digits', '--output=/tmp/me/out',
              'a\n```\n<b>']
     for argv, shown in (
-            (typed, r"seresnet-timm train --data-dir digits --output=out 'a\x0a```\x0a<b>'"),
+            (typed, r"seresnet-timm train --data-dir digits --output=out 'a\n```\n<b>'"),
             (['/x/seresnet_timm/worker.py', '/tmp/seresnet-1/job.json'], None), (None, None)):
         record = dict(plan=plan, command=argv, versions={}, started='', epochs=[], best=None)
         (tmp_path / 'run.json').write_text(json.dumps(record))

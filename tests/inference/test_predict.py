@@ -310,7 +310,7 @@ def test_names_never_reach_the_terminal_as_commands(run_folder, few_digits, tmp_
     for more in ((), ('--json',)):
         printed = run(capsys, file, tmp_path, *more, code=1)
         assert not set('\x1b\x9b\u202e') & set(printed.out + printed.err), more
-        assert r'\x0a' in printed.out or r'\\x0a' in printed.out
+        assert r'\n' in printed.out or r'\\n' in printed.out
     assert json.loads(printed.out)[0]['file'] == str(image)
 
 

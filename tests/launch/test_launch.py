@@ -70,10 +70,10 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('device', ('cpu', 'npu'))
-def test_dry_run_of_eight_ranks(few_digits, tmp_path, device):
+def test_dry_run_of_eight_ranks(digits, tmp_path, device):
     """Validates a plan for a machine that is not here; starts and writes nothing."""
     result = run_cli(
-        'recipe', 'train_8p', f'--data_path={few_digits}', '--device', device, '--nproc', 8,
+        'recipe', 'train_8p', f'--data_path={digits}', '--device', device, '--nproc', 8,
         '--output', tmp_path / 'out', '--loss-scale', 1024, '--dry-run')
     assert result.returncode == 0, result.stderr
     plan = plan_of(result)

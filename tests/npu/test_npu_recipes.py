@@ -57,7 +57,7 @@ def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     assert [r['lr'] for r in rows(folder)] == pytest.approx([0.06 * (e + 1) / 6 for e in (0, 1)])
     for on_npu, on_cpu in zip(rows(folder), rows(trained_on_cpu)):
         assert on_npu == pytest.approx(on_cpu, rel=1e-5)
-    assert json.loads((folder / 'run.json').read_text())['plan']['device'] == 'npu'
+    assert json.loads((folder / 'run.json').read_text())['settings']['device'] == 'npu'
 
     for nproc in (1, 2) if scripts == 'bundled' else (2,):
         result = recipe('eval_8p', f'--data_path={few_digits}', *SMALL[:6], *FLOAT32, '--device', 'npu',
