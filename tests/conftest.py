@@ -19,14 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'benchmarks'))
 
 
-# Until every module that wants it says `pytestmark = pytest.mark.preloaded`, the tests without the marker have it too
-PRELOADED_WITHOUT_MARKER = True
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Choose how command lines start, before the fixtures, which may run some too."""
-    preloaded.wanted = PRELOADED_WITHOUT_MARKER or item.get_closest_marker('preloaded') is not None
+    preloaded.wanted = item.get_closest_marker('preloaded') is not None
 
 
 def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=None):

@@ -22,6 +22,8 @@ from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.models.create import create_from_info
 from seresnet_timm.models.info import ModelInfo
 
+pytestmark = pytest.mark.preloaded
+
 GOLDEN = Path(__file__).resolve().parent.parent / 'golden' / 'run_before_restructuring'
 EXPECTED = json.loads((GOLDEN / 'expected.json').read_text())
 

@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 from seresnet_timm.datasets.demo import write_demo_data
 from seresnet_timm.errors import UsageError
 
+pytestmark = pytest.mark.preloaded
+
 
 def digest(root) -> str:
     h = hashlib.sha256()

@@ -14,6 +14,8 @@ from seresnet_timm.ascend import hccl_network, installation
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.doctor.probe_processes import error_summary, run_smoke_test
 
+pytestmark = pytest.mark.preloaded
+
 # A torch of a few lines, for machines that are about torch_npu; `import torch` loads backends as torch's does.
 SMALL_TORCH = '''
 import importlib.metadata, os

@@ -19,6 +19,8 @@ from timm_scripts import TIMM_SCRIPTS, load_script, parser_flags, run_script
 
 from seresnet_timm.engine.flags import TIMM_ONLY_TRAIN, TIMM_ONLY_VALIDATE, TimmOnly, train_parser, validate_parser
 
+pytestmark = pytest.mark.preloaded
+
 needs_timm_scripts = pytest.mark.skipif(
     not TIMM_SCRIPTS, reason="TIMM_SCRIPTS does not name a folder with timm's train.py and validate.py")
 

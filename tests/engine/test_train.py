@@ -32,6 +32,8 @@ from seresnet_timm.engine.flags import train_parser
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.launch.config_file import load_config
 
+pytestmark = pytest.mark.preloaded
+
 
 @pytest.fixture(scope='module')
 def run(few_digits, tmp_path_factory):

@@ -12,6 +12,8 @@ from conftest import run_cli, subset, train_flags
 
 from seresnet_timm.cli import main as cli
 
+pytestmark = pytest.mark.preloaded
+
 
 @pytest.fixture
 def tree(few_digits, tmp_path) -> Path:

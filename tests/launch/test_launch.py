@@ -16,6 +16,8 @@ import torch
 from conftest import ROOT, run_cli, subset, train_flags
 from training import load
 
+pytestmark = pytest.mark.preloaded
+
 
 def plan_of(result) -> dict:
     return {line[2:16].strip(): line[17:] for line in result.stderr.splitlines() if line.startswith('  ')}

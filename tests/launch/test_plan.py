@@ -13,6 +13,8 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.plan import make_plan, plain
 from seresnet_timm.runs.settings import RunSettings
 
+pytestmark = pytest.mark.preloaded
+
 
 @pytest.fixture
 def tree(few_digits, tmp_path):

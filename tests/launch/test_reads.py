@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import run_cli, train_flags
 
+pytestmark = pytest.mark.preloaded
+
 COUNT = '''
 import json, sys
 from seresnet_timm.checkpoints import read

@@ -11,6 +11,8 @@ from recipe_runs import SCRIPTS, final_lines, recipe, rows
 
 from seresnet_timm.launch.recipes import runnable_recipes
 
+pytestmark = pytest.mark.preloaded
+
 RECIPES = runnable_recipes()
 COMMON = ('--device', 'cpu', '--model', 'seresnet18_ascend', '--output', 'out', '--experiment', 'run')
 

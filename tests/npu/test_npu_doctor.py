@@ -6,6 +6,8 @@ from test_torch_npu_contract import test_extract_is_what_the_wheels_say  # noqa:
 
 from npu.ranks import npu_cli
 
+pytestmark = pytest.mark.preloaded
+
 
 def test_doctor_computes_on_every_npu():
     result = npu_cli('doctor', '--json', '--seconds', 0.3, devices=2)

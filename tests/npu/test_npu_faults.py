@@ -7,6 +7,8 @@ from recipe_runs import rows
 
 from npu.ranks import npu_cli
 
+pytestmark = pytest.mark.preloaded
+
 
 def train(data, output, *flags, nproc=1, env=None, **settings):
     return npu_cli(*train_flags(data, output, '--device', 'npu', '--nproc', nproc, '--epochs', 3, *flags),

@@ -14,6 +14,8 @@ from npu.ranks import npu_cli, run_ranks
 from seresnet_timm.step import loss_scaler as devices_loss_scaler
 from seresnet_timm.step.half_weights import use_half_weights
 
+pytestmark = pytest.mark.preloaded
+
 
 def gradients(model, device: str, amp: bool):
     """Logits, and gradients of the scaled loss as one vector, unscaled."""

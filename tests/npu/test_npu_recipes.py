@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from recipe_runs import SCRIPTS, final_lines, recipe, rows
 
+pytestmark = pytest.mark.preloaded
+
 # small images and batches; float32, so that losses can be compared
 SMALL = ('--model', 'seresnet18_ascend', '--img-size', 32, '-j', 1, '--output', 'out', '--experiment', 'run')
 FLOAT32 = ('--amp-level', 'O0')

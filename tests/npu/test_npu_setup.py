@@ -2,11 +2,14 @@
 import json
 import os
 
+import pytest
 from conftest import train_flags
 
 from npu.ranks import npu_cli
 from seresnet_timm.ascend.environment import VARIABLES
 from seresnet_timm.ascend.setup import set_environment
+
+pytestmark = pytest.mark.preloaded
 
 # loaded by every rank with --device-modules; says at the end what the training had
 FACTS = """

@@ -14,6 +14,8 @@ from npu.ranks import npu_cli, run_ranks
 from seresnet_timm.ascend import optim  # noqa: F401  (registers itself)
 from seresnet_timm.engine import epoch, evaluate, train
 
+pytestmark = pytest.mark.preloaded
+
 
 def run(device, data, output: Path, *flags, **kwargs) -> list:
     """Train in this process; rows of the summary."""

@@ -12,6 +12,8 @@ from seresnet_timm.runs import report
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
 
+pytestmark = pytest.mark.preloaded
+
 OLD_RUN = ROOT / 'tests' / 'golden' / 'run_before_restructuring' / 'run'
 
 

@@ -20,6 +20,8 @@ from seresnet_timm.launch.plan import make_plan
 from seresnet_timm.models import lean_se
 from seresnet_timm.step import fast as fast_step
 
+pytestmark = pytest.mark.preloaded
+
 
 @pytest.fixture(autouse=True)
 def fast():

@@ -13,6 +13,8 @@ from training import load
 from seresnet_timm.errors import UsageError
 from seresnet_timm.step.half_weights import use_half_weights
 
+pytestmark = pytest.mark.preloaded
+
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 4
 

@@ -20,6 +20,8 @@ from seresnet_timm.timm_scripts import fetch as fetching
 from seresnet_timm.timm_scripts import find as finding
 from seresnet_timm.timm_scripts import known
 
+pytestmark = pytest.mark.preloaded
+
 FILES = {'train.py': b"print('train')\n", 'validate.py': b"print('validate')\n"}
 HASHES = {name: known.sha256_of(data) for name, data in FILES.items()}
 TAG = 'v9.9.9'

@@ -11,6 +11,8 @@ from seresnet_timm.timm_scripts import patches
 from seresnet_timm.timm_scripts.find import find
 from seresnet_timm.timm_scripts.load import check
 
+pytestmark = pytest.mark.preloaded
+
 
 @pytest.mark.parametrize('folder', SCRIPTS)
 @pytest.mark.parametrize('name', patches.PATCHES)

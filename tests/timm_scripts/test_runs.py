@@ -16,6 +16,8 @@ from training import train as run
 
 from seresnet_timm.timm_scripts import known
 
+pytestmark = pytest.mark.preloaded
+
 
 def shape_of(value):
     """Keys and types of a JSON value, whatever its numbers are."""
