@@ -37,7 +37,7 @@ from seresnet_timm.errors import UsageError
 
 _logger = logging.getLogger(__name__)
 
-MODES = ('auto', 'on', 'off')
+
 
 
 def decoder_for(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epochs: bool = False) -> Tuple[

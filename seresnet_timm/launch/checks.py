@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
+from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
 from timm.layers import convert_splitbn_model
 from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name
 from timm.optim import list_optimizers
@@ -17,7 +19,7 @@ from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint, read_once
 from seresnet_timm.engine.model_info import describe_other_classes
-from seresnet_timm.errors import UsageError, did_you_mean
+from seresnet_timm.errors import UsageError, did_you_mean, first_line
 from seresnet_timm.models.create import check_model_name, create_from_args
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
@@ -75,6 +77,7 @@ def check(
         if settings.script.is_bundled:
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
+        _raise(problems or [])
         return  # timm's script finds the models, and what they need
     run = Checked(settings, {} if checkpoints is None else checkpoints)
     found = []
@@ -87,10 +90,14 @@ def check(
         except UsageError as e:
             found.append(str(e))
     found = found[:1] + (problems or []) + found[1:] if run.model is None else (problems or []) + found
-    if len(found) == 1:
-        raise UsageError(found[0])
-    if found:
-        raise UsageError(f'{len(found)} problems:\n' + '\n'.join(f'  - {p}' for p in found))
+    _raise(found)
+
+
+def _raise(problems: List[str]) -> None:
+    if len(problems) == 1:
+        raise UsageError(problems[0])
+    if problems:
+        raise UsageError(f'{len(problems)} problems:\n' + '\n'.join(f'  - {p}' for p in problems))
 
 
 def import_modules(modules: List[str]) -> None:
@@ -118,10 +125,10 @@ def check_model(run: Checked) -> Iterator[str]:
         check_model_name(name)
         cfg = get_pretrained_cfg(name, allow_unregistered=True)
         has_weights = cfg is not None and cfg.has_weights
-        if args.pretrained and not run.flag('pretrained_path') and not run.flag('checkpoint') and not has_weights:
-            yield f'There are no pretrained weights for {args.model}: leave out --pretrained.'
-        if run.settings.verb == 'validate' and not args.checkpoint and not args.pretrained and not has_weights:
+        if run.settings.verb == 'validate' and not args.checkpoint and not has_weights:
             yield f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.'
+        elif args.pretrained and not run.flag('pretrained_path') and not run.flag('checkpoint') and not has_weights:
+            yield f'There are no pretrained weights for {args.model}: leave out --pretrained.'
     rates = {} if run.settings.verb == 'validate' else dict(
         drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
         drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
@@ -195,6 +202,35 @@ def check_augmentation(run: Checked) -> Iterator[str]:
         yield 'Mixup and --aug-splits exclude each other: leave out one, or add --no-prefetcher.'
     if mixup and run.args.batch_size % 2:
         yield f'Mixup pairs images, but -b {run.args.batch_size} is odd: use an even batch size.'
+
+
+def check_numbers(run: Checked) -> Iterator[str]:
+    """Numbers without meaning, which a script would meet as an error of its own, or not at all."""
+    for flag, least in (('log_interval', 1), ('log_freq', 1), ('val_interval', 1), ('checkpoint_hist', 1),
+                        ('grad_accum_steps', 0), ('workers', 0), ('epochs', 0), ('warmup_epochs', 0)):
+        value = run.flag(flag)
+        if value is not None and value < least:
+            yield f'--{flag.replace("_", "-")} {value} is too small: give at least {least}.'
+    if not 0 <= (run.flag('smoothing') or 0) < 1:
+        yield f'--smoothing {run.args.smoothing} is not a share: give 0 or more, and less than 1.'
+    if run.flag('crop_pct') is not None and run.args.crop_pct <= 0:
+        yield f'--crop-pct {run.args.crop_pct} is not a share of the image: give more than 0, e.g. 0.875.'
+
+
+def check_transforms(run: Checked) -> Iterator[str]:
+    """Names of filters and augmentations, by timm's own transforms."""
+    for flag, training in (('interpolation', {}), ('train_interpolation', {}), ('aa', {'is_training': True})):
+        value = run.flag(flag)
+        if not value:
+            continue
+        try:
+            if flag == 'aa':
+                create_transform(32, auto_augment=value, **training)
+            elif value != 'random':
+                str_to_interp_mode(value)
+        except (AssertionError, KeyError, ValueError, IndexError) as e:
+            reason = f' ({first_line(e)})' if str(e) and not isinstance(e, KeyError) else ''
+            yield f'--{flag.replace("_", "-")} {value} is not one that timm knows{reason}: see timm.data.'
 
 
 def check_batch(run: Checked) -> Iterator[str]:
@@ -283,8 +319,9 @@ def check_labels(run: Checked) -> Iterator[str]:
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
-    'train': [check_model, check_precision, check_augmentation, check_batch, check_optimizer, check_packages,
+    'train': [check_model, check_precision, check_numbers, check_transforms, check_augmentation, check_batch,
+              check_optimizer, check_packages,
               check_output, check_train_weights],
-    'validate': [check_model, check_precision, check_packages, check_processes, check_results_file, check_labels,
-                 check_checkpoint],
+    'validate': [check_model, check_precision, check_numbers, check_transforms, check_packages, check_processes,
+                 check_results_file, check_labels, check_checkpoint],
 }

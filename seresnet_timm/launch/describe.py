@@ -61,8 +61,13 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
 
 
 def without_effect(settings: RunSettings) -> List[str]:
-    """Flags that were given and change nothing."""
+    """Flags that change nothing, or less than one would expect."""
+    from seresnet_timm.models.trusted import why_untrusted
     args = settings.args
+    unsafe = [k for k, v in (args.get('model_kwargs') or {}).items() if why_untrusted(k, v)]
+    if unsafe and settings.verb == 'train':
+        return [f'--model-kwargs {", ".join(unsafe)}: not taken from a file later, so that predict, export and push '
+                'cannot use the checkpoints of this run; validate can, with the same flags.']
     soft = args.get('mixup') or args.get('cutmix') or args.get('cutmix_minmax') or args.get('smoothing')
     if args.get('bce_loss') and not soft and not args.get('jsd_loss'):
         return ['--bce-loss has no effect without mixup, cutmix or smoothing (as in timm): the loss is cross entropy.']
@@ -102,7 +107,7 @@ def weights(settings: RunSettings) -> str:
                      if settings.reasons.get(k, '').startswith('from ')]
             told = f'; {", ".join(taken)} are those of the file' if taken else ''
             return f'--{flag.replace("_", "-")} {args[flag]}{average}{told}'
-    if settings.model_commit:
+    if settings.model_commit and (args.get('pretrained') or settings.verb == 'validate'):
         return f'{args["model"]}, commit {settings.model_commit}, verified'
     is_pretrained = args.get('pretrained') or settings.verb == 'validate'
     return 'pretrained' if is_pretrained else f'random, seed {args["seed"]}'

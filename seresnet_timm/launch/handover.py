@@ -1,113 +1,92 @@
-"""Settings from local rank 0 to the other ranks of a node, where torchrun, srun or a user started the ranks
+"""Settings from local rank 0 to the other ranks of a node, where the user started the ranks by torchrun
 
-Local rank 0 parses, plans, pulls and checks; the others wait for its outcome and decide nothing. The outcome is a file
-in the temporary folder, named after the process that started the ranks.
+Local rank 0 parses, plans, pulls and checks; the others wait for its outcome and decide nothing. The outcome goes
+through the store that torchrun runs for its ranks. Where srun or a script starts the ranks there is no such store:
+every rank then makes the same settings from the same command line.
 """
-import hashlib
 import json
 import os
 import sys
-import tempfile
-import time
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Callable, Iterator, Optional
+from datetime import timedelta
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.files import write_json
 from seresnet_timm.launch.cluster import Cluster
 from seresnet_timm.runs.settings import RunSettings
 
 TIMEOUT = 1800  # seconds; a model may have to be downloaded
+KEY = 'settings'
+# what the plan sets in the environment of its own process
+VARIABLES = ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES', 'HF_HUB_OFFLINE')
 
 
-def _file(job: Cluster) -> Path:
-    """The file of this job on this node; another for each start of the ranks."""
-    parent = os.getppid()
-    names = ('TORCHELASTIC_RUN_ID', 'TORCHELASTIC_RESTART_COUNT', 'MASTER_ADDR', 'MASTER_PORT', 'SLURM_JOB_ID',
-             'SLURM_STEP_ID')
-    environ = {**os.environ, **(job.rank_env or {})}
-    parts = [str(os.getuid()), str(parent), _start_time(parent), *(environ.get(n, '') for n in names)]
-    digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:24]
-    return Path(tempfile.gettempdir()) / f'seresnet_timm-{digest}.json'
+def receives(job: Optional[Cluster], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a rank that gets its settings from local rank 0."""
+    return job is not None and job.is_rank and _has_store(environ) and job.variable('LOCAL_RANK') != 0
 
 
-def _start_time(pid: int) -> str:
-    """When a process started, which tells it from an earlier one of the same number."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
-    except (OSError, IndexError):
-        return ''
+def _has_store(environ: Mapping[str, str]) -> bool:
+    return environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether the file is there, and was written by this user: the temporary folder belongs to all."""
-    try:
-        return path.stat(follow_symlinks=False).st_uid == os.getuid()
-    except FileNotFoundError:
-        return False
+def _store() -> Any:
+    """The store of torchrun's agent, with keys of this node and this start of its ranks."""
+    from torch.distributed import PrefixStore, TCPStore
+    store = TCPStore(
+        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
+        timeout=timedelta(seconds=TIMEOUT))
+    node, start = os.environ.get('GROUP_RANK', '0'), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    return PrefixStore(f'seresnet_timm/{node}/{start}', store)
 
 
 @contextmanager
 def give_to_other_ranks(job: Optional[Cluster]) -> Iterator[Callable[[RunSettings], None]]:
-    """Function that gives the settings to the other ranks of this node; an error or nothing ends them as well.
+    """Function that gives the settings to the other ranks of this node; an error, or nothing given, ends them too.
 
     Args:
-        job: Who started this process; nothing is given where it is not one of several ranks of a node.
+        job: Who started this process; nothing is given where it is not one of several ranks of torchrun.
     """
-    others = job.variable('LOCAL_WORLD_SIZE', job.variable('WORLD_SIZE')) - 1 if job and job.is_rank else 0
-    if others < 1:
+    is_alone = job is None or not job.is_rank or not _has_store(os.environ) or job.variable('LOCAL_WORLD_SIZE', 1) == 1
+    if is_alone:
         yield lambda settings: None
         return
-    path = _file(job)
-    given = False
+    store = _store()
+    outcome = {'exit_code': 1}
 
     def give(settings: RunSettings) -> None:
-        nonlocal given
-        given = True
-        write_json(path, {'settings': asdict(settings), 'readers': others})
+        outcome.clear()
+        outcome.update(
+            settings=asdict(settings), environ={k: os.environ[k] for k in VARIABLES if k in os.environ})
+        store.set(KEY, json.dumps(outcome))
 
     try:
         yield give
+        if 'settings' not in outcome:
+            outcome['exit_code'] = 0
     except (UsageError, RunError) as e:
-        write_json(path, {'exit_code': e.exit_code, 'readers': others})
+        outcome['exit_code'] = e.exit_code
         raise
-    if not given:
-        write_json(path, {'exit_code': 0, 'readers': others})
+    finally:
+        if 'settings' not in outcome:
+            store.set(KEY, json.dumps(outcome))
 
 
-def receive(job: Cluster) -> Optional[RunSettings]:
+def receive() -> Optional[RunSettings]:
     """Settings that local rank 0 gives; None if there is nothing to run.
 
     Raises:
-        RunError: Local rank 0 did not answer in time.
+        RunError: Local rank 0 did not answer in time, or has ended.
         SystemExit: It refused the run, and has said why.
     """
-    path = _file(job)
-    deadline = time.monotonic() + TIMEOUT
-    parent = os.getppid()
-    while not _is_ours(path):
-        if os.getppid() != parent:
-            sys.exit(1)  # whoever started the ranks has ended
-        if time.monotonic() > deadline:
-            raise RunError(f'Local rank 0 gave no settings within {TIMEOUT} s: start all ranks of a node by the same '
-                           'program, and look at the log of that rank.')
-        time.sleep(0.02)
-    answer = json.loads(path.read_text())
-    _remove_after_last(path, answer['readers'])
-    if 'settings' in answer:
-        return RunSettings.from_dict(answer['settings'])
-    if answer['exit_code']:
-        sys.exit(answer['exit_code'])
+    try:
+        outcome = json.loads(_store().get(KEY))
+    except RuntimeError as e:  # torch.distributed's errors of stores
+        raise RunError(f'Local rank 0 gave no settings ({str(e).splitlines()[0]}): its own log says why.')
+    if 'settings' in outcome:
+        os.environ.update(outcome['environ'])
+        return RunSettings.from_dict(outcome['settings'])
+    if outcome['exit_code']:
+        sys.exit(outcome['exit_code'])
     return None
-
-
-def _remove_after_last(path: Path, readers: int) -> None:
-    """Remove the file once all ranks have read it: each leaves a mark."""
-    mark = path.with_suffix(f'.{os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")}')
-    mark.touch()
-    marks = [p for p in path.parent.glob(f'{path.stem}.*') if p != path]
-    if len(marks) >= readers:
-        for p in (path, *marks):
-            p.unlink(missing_ok=True)

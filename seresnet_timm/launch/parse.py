@@ -38,13 +38,12 @@ class CommandLine:
     modelzoo: Dict[str, Any]
 
 
-def parse(verb: str, argv: Sequence[str], is_recipe: bool = False) -> CommandLine:
+def parse(verb: str, argv: Sequence[str]) -> CommandLine:
     """Parse a command line.
 
     Args:
         verb: 'train' or 'validate'. The ModelZoo's `--evaluate` makes it 'validate'.
         argv: Command line after the verb.
-        is_recipe: A recipe runs, whose `--resume` names the checkpoint to evaluate, as in the ModelZoo.
 
     Raises:
         UsageError: A flag is unknown, ambiguous or has a wrong value; or there is no such script.
@@ -56,7 +55,7 @@ def parse(verb: str, argv: Sequence[str], is_recipe: bool = False) -> CommandLin
     parser = _script_parser(verb, script, dry_run)
     defaults = vars(parser.parse_args([]))
     names = set(defaults) | {a.dest for a in parser._actions}
-    _complete(parser, resume_means_checkpoint=evaluate or is_recipe and verb == 'validate')
+    _complete(parser, verb)
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
@@ -71,10 +70,10 @@ def parse(verb: str, argv: Sequence[str], is_recipe: bool = False) -> CommandLin
     return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo)
 
 
-def help_parser(verb: str, prog: str, is_recipe: bool = False) -> argparse.ArgumentParser:
+def help_parser(verb: str, prog: str) -> argparse.ArgumentParser:
     """Parser whose help lists the bundled script's flags and all others."""
     parser = train_parser(prog) if verb == 'train' else validate_parser(prog)
-    _complete(parser, resume_means_checkpoint=is_recipe and verb == 'validate')
+    _complete(parser, verb)
     return parser
 
 
@@ -88,15 +87,16 @@ def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
     return found.scripts, found.evaluate, found.dry_run
 
 
-def _complete(parser: argparse.ArgumentParser, resume_means_checkpoint: bool = False) -> None:
+def _complete(parser: argparse.ArgumentParser, verb: str) -> None:
     """Add to a script's parser what is not the script's."""
     parser.conflict_handler = 'resolve'  # our --device replaces the script's
     add_launcher_flags(parser)
     add_modelzoo_flags(parser)
     if '--config' not in parser._option_string_actions:
         parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of defaults for the flags')
-    if resume_means_checkpoint:
-        parser.add_argument('--resume', dest='checkpoint', metavar='PATH', help='the checkpoint to evaluate')
+    if verb == 'validate':
+        parser.add_argument(
+            '--resume', dest='checkpoint', metavar='PATH', help="the same as --checkpoint, the ModelZoo's name for it")
 
 
 def _script_parser(verb: str, script: Script, dry_run: bool) -> argparse.ArgumentParser:

@@ -58,6 +58,11 @@ class Node:
         """This process speaks for the run: the launcher of node 0, or rank 0."""
         return self.job.variable('RANK') == 0 if self.is_rank else self.rank == 0
 
+    @property
+    def is_first_of_node(self) -> bool:
+        """This process checks and pulls for its node: the launcher, or local rank 0."""
+        return not self.is_rank or self.job.variable('LOCAL_RANK') == 0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -121,7 +126,7 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     Raises:
         UsageError: The command line contradicts itself or the machine.
     """
-    line = parse(verb, argv, is_recipe=recipe_name is not None)
+    line = parse(verb, argv)
     sources = collect(line, recipe_name)
     node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
@@ -217,6 +222,10 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     args['device'] = device
     if 'data' in line.defaults:
         args['data'] = None
+    if args['model'].startswith('hf_hub:'):  # timm's older spelling
+        args['model'] = 'hf-hub:' + args['model'].partition(':')[2]
+    if line.verb == 'validate':
+        args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
     return args
 
 
@@ -262,7 +271,9 @@ def apply_checkpoint(sources: Sources) -> None:
         return
     from seresnet_timm.checkpoints.read import read_checkpoint
     from seresnet_timm.runs.folder import RunFolder
-    file = RunFolder(path).checkpoint() if Path(path).is_dir() else Path(path)
+    file = Path(path)
+    if file.is_dir():  # all of its checkpoints are of one network
+        file = RunFolder(path).checkpoint() or next(iter(sorted(file.glob('*.pth*'))), None)
     if file is None or not file.is_file():
         return  # the checks say so
     try:

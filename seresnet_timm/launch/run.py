@@ -27,7 +27,7 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
     if any(a in ('-h', '--help') for a in argv):
         from seresnet_timm.launch.parse import help_parser
         prog = f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}'
-        help_parser(verb, prog, is_recipe=recipe_name is not None).print_help()
+        help_parser(verb, prog).print_help()
         return
     gc.disable()  # imports make a million objects that stay: the rank switches it on after them
     try:
@@ -40,9 +40,9 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     from seresnet_timm.launch import handover
     start = time.time()
     job = cluster.detect(os.environ)
-    if job is not None and job.is_rank and job.variable('LOCAL_RANK') != 0:
+    if handover.receives(job):
         npu_setup.set_environment(os.environ)
-        settings = handover.receive(job)  # local rank 0 plans and checks, once a node
+        settings = handover.receive()  # local rank 0 plans and checks, once a node
         if settings is not None:
             start_ranks(settings, Node(job=job))
         return
@@ -50,6 +50,8 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
         npu_notes = npu_setup.set_environment(os.environ)
         plan = make_plan(verb, argv, recipe_name)
         settings = prepare(plan, npu_notes)
+        if plan.dry_run and not plan.node.is_first_of_node:
+            return
         if plan.dry_run:
             print('Dry run: nothing was started.')
             return
@@ -71,11 +73,12 @@ def prepare(plan: Plan, npu_notes: Sequence[str]) -> RunSettings:
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
-    checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
+    if plan.node.is_first_of_node:
+        checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
-    if plan.node.is_first or plan.dry_run:
+    if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
         describe.print_plan(settings, plan.node, changes)
-    if not plan.dry_run and settings.args.get('pretrained') and settings.world_size > 1:
+    if not plan.dry_run and settings.args.get('pretrained') and plan.node.is_first_of_node:
         download_pretrained(settings)
     return settings
 
@@ -131,4 +134,6 @@ def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[st
     else:
         from seresnet_timm.launch import processes
         gc.enable()
+        if checkpoints:
+            checkpoints.clear()  # the ranks read them themselves
         processes.run(settings, node)

@@ -179,6 +179,14 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('--amp', '--amp-level', 'O2', '--model', 'test_vit', '--img-size', '160'), 'use --amp-level O1'),
     (('--model-kwargs', 'nonsense=1'), 'leave out nonsense=1 of --model-kwargs'),
     (('--num-classes', '20'), '--num-classes 20, but the data has 10 classes'),
+    (('--log-interval', '0'), '--log-interval 0 is too small: give at least 1'),
+    (('--val-interval', '0'), '--val-interval 0 is too small'),
+    (('--smoothing', '2'), '--smoothing 2.0 is not a share'),
+    (('--aa', 'nonsense'), '--aa nonsense is not one that timm knows'),
+    (('--train-interpolation', 'foo'), '--train-interpolation foo is not one that timm knows'),
+    (('--interpolation', 'foo'), '--interpolation foo is not one that timm knows'),
+    (('--crop-pct', '0'), '--crop-pct 0.0 is not a share of the image'),
+    (('-j', '-1'), '--workers -1 is too small: give at least 0'),
 ))
 @pytest.mark.parametrize('dry_run', ((), ('--dry-run',)), ids=('run', 'dry run'))
 def test_wrong_flags(capsys, tree, tmp_path, flags, hint, dry_run):

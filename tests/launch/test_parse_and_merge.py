@@ -74,11 +74,12 @@ def test_evaluate_is_validate():
     line = parse('train', ['--evaluate', '--resume=a', '-b', '1'])
     assert line.verb == 'validate' and line.flags == {'checkpoint': 'a', 'batch_size': 1}
     assert parse('train', ['-e', '--resume', 'a']).flags == {'checkpoint': 'a'}
+    assert parse('validate', ['--resume', 'a']).flags == {'checkpoint': 'a'}
 
 
 def test_recipe_of_an_evaluation_takes_resume():
-    assert parse('validate', ['--resume=a'], is_recipe=True).flags == {'checkpoint': 'a'}
-    assert parse('train', ['--resume=a'], is_recipe=True).flags == {'resume': 'a'}
+    assert parse('validate', ['--resume=a']).flags == {'checkpoint': 'a'}
+    assert parse('train', ['--resume=a']).flags == {'resume': 'a'}
 
 
 @pytest.mark.parametrize('typed, full', (
