@@ -37,6 +37,7 @@ test-slow:
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/python docs/draw_layers.py --check
 	$(BIN)/shellcheck recipes/*.sh .ci/run
 	$(BIN)/mypy
 
