@@ -21,8 +21,9 @@ with temporary_folder(sys.argv[1], '.x[1].pull-') as folder:
 
 
 def holder(parent: Path) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, '-c', 'import sys; sys.orig_argv = ["seresnet-timm"]\n' + HOLD, parent],
-                               cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = 'import sys; sys.orig_argv = ["python", "seresnet-timm"]\n' + HOLD  # which imports no torch
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, parent], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     process.folder = Path(process.stdout.readline().strip())
     return process
 

@@ -151,6 +151,7 @@ def test_ranks_run_the_package_of_the_launcher(venv, few_digits, tmp_path):
     assert result.returncode == 0 and (tmp_path / 'out' / 'run' / 'model_best.pth.tar').exists(), result.stderr
 
 
+@pytest.mark.slow
 def test_recipe_of_a_checkout_runs_the_checkout_where_nothing_is_installed(source, few_digits, tmp_path):
     venv_module.create(tmp_path / 'venv', symlinks=True)
     site = Path(sysconfig.get_path('purelib', vars={'base': str(tmp_path / 'venv')}))

@@ -107,14 +107,17 @@ def test_moving_average_and_dtype(model, tmp_path, capsys):
 def test_same_bytes_twice(model, tmp_path):
     """What is written depends on the weights and the flags alone, not on the name, the process or its hash seed."""
     source = save_run(model, tmp_path)
+    code = 'from seresnet_timm.checkpoints.convert import convert\n'
+    pairs = []
     for suffix in ('.safetensors', '.pth', '.modelzoo'):
         to = 'modelzoo' if suffix == '.modelzoo' else None
-        files = [tmp_path / f'{name}{suffix}' for name in ('a', 'another name')]
-        convert(str(source), str(files[0]), to)
-        code = (f'from seresnet_timm.checkpoints.convert import convert\n'
-                f'convert({str(source)!r}, {str(files[1])!r}, {to!r})')
-        subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
-        assert files[0].read_bytes() == files[1].read_bytes(), suffix
+        here, elsewhere = (tmp_path / f'{name}{suffix}' for name in ('a', 'another name'))
+        convert(str(source), str(here), to)
+        code += f'convert({str(source)!r}, {str(elsewhere)!r}, {to!r})\n'
+        pairs.append((here, elsewhere))
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+    for here, elsewhere in pairs:
+        assert here.read_bytes() == elsewhere.read_bytes(), here.suffix
     assert read_checkpoint(tmp_path / 'a.safetensors').info.class_names == ['a', 'b', 'c']
 
 

@@ -294,6 +294,7 @@ def run(capfd, *flags) -> str:
     return capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_resumed_run_with_workers_equals_an_unbroken_one(few_digits, tmp_path, capfd):
     """Weights bit for bit, with dropout, auto-augment, mixup and two worker processes; and with none."""
     flags = ('--epochs', 2, '--drop', 0.2, '--mixup', 0.2, '--aa', 'rand-m5-mstd0.5', '--fast-jpeg', 'on')
@@ -310,6 +311,7 @@ def test_resumed_run_with_workers_equals_an_unbroken_one(few_digits, tmp_path, c
         assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
+@pytest.mark.slow
 def test_timms_script_loads_as_the_bundled_one(few_digits, tmp_path, capfd):
     """Equal losses with threads or processes on one side and none on the other; `off` is another path."""
     from recipe_runs import SMALL

@@ -111,6 +111,7 @@ def test_a_cpu_passes():
     assert 'bundled train.py' in checks['data', 'train.py']['value']
 
 
+@pytest.mark.slow
 def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
     """The real torch, which loads a torch_npu that aborts: doctor ends well, with the remedy.
 
@@ -249,8 +250,9 @@ def test_error_summary(text, words):
 
 
 @pytest.mark.parametrize('act, failure', (
-    ('os.kill(os.getpid(), 9)', 'killed by SIGKILL'), ('time.sleep(99)', 'not finished after'),
-), ids=('killed', 'hangs'))
+    pytest.param('os.kill(os.getpid(), 9)', 'killed by SIGKILL', id='killed'),
+    pytest.param('time.sleep(99)', 'not finished after', id='hangs', marks=pytest.mark.slow),
+))
 def test_smoke_test_ends_when_a_rank_does_not(act, failure, tmp_path):
     """Rank 1 is killed or hangs in the all-reduce: rank 0, which waits for it there, is ended too."""
     write(tmp_path, **{'sitecustomize.py': f'''

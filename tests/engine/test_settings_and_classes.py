@@ -65,7 +65,7 @@ def test_nothing_on_the_command_line_counts(run, few_digits, tmp_path, monkeypat
     assert len(record['epochs']) == 1 and record['command'] == command
 
 
-@pytest.mark.parametrize('processes', (1, 2))
+@pytest.mark.parametrize('processes', (1, pytest.param(2, marks=pytest.mark.slow)))
 def test_record_of_an_evaluation(run, few_digits, tmp_path, processes):
     settings = evaluation_of(run / 'last.pth.tar', few_digits, output=str(tmp_path / 'eval'))
     if processes == 1:

@@ -264,7 +264,7 @@ def validate_on(processes: int, folder: Path, data: Path) -> dict:
     return json.loads(result.stdout.split('--result')[1])
 
 
-@pytest.mark.parametrize('processes', (2, 3))
+@pytest.mark.parametrize('processes', (2, pytest.param(3, marks=pytest.mark.slow)))
 def test_validation_counts_every_image_once(run, few_digits, one_process_result, processes):
     result = validate_on(processes, run[0], few_digits)
     assert result == pytest.approx(one_process_result, abs=2e-6)
@@ -334,6 +334,7 @@ def test_amp(few_digits, tmp_path):
     assert load(tmp_path / 'run' / 'last.pth.tar')['state_dict']['conv1.weight'].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_progress_bar_on_a_terminal(few_digits, tmp_path):
     """A real pseudo-terminal."""
     master, slave = pty.openpty()

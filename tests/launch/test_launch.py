@@ -256,6 +256,7 @@ def test_signals_end_every_process(few_digits, tmp_path, nproc, signum):
     assert_none_left(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_launcher_killed(few_digits, tmp_path):
     """SIGKILL leaves the launcher no time to stop its ranks: the kernel does."""
     process = start_cli(*train_flags(
@@ -313,6 +314,7 @@ def test_cores_are_bound_on_npus_unless_torch_npu_does_it(device, environ, bound
     assert json.loads(result.stdout) == (cores[share:2 * share] if bound else cores)
 
 
+@pytest.mark.slow
 def test_profile(few_digits, tmp_path):
     data = subset(few_digits, tmp_path / 'data', 10, 1)
     result = run_cli(*train_flags(data, tmp_path, '-b', 4, '--epochs', 1, '--prof', tmp_path / 'prof'))
@@ -381,6 +383,7 @@ def test_two_machines(few_digits, tmp_path, port):
     assert not (tmp_path / 'node1' / 'summary.csv').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('killed', (0, pytest.param(1, marks=pytest.mark.slow)))
 def test_one_machine_dies(few_digits, tmp_path, port, killed):
     """The other ends within the time-out, with a clear message, and no process is left on either."""

@@ -30,7 +30,8 @@ def last(few_digits, tmp_path_factory):
     return folder / 'run' / 'last.pth.tar'
 
 
-@pytest.mark.parametrize('kind', ('resume', 'initial', 'validate'))
+@pytest.mark.parametrize('kind', (
+    pytest.param('resume', marks=pytest.mark.slow), pytest.param('initial', marks=pytest.mark.slow), 'validate'))
 def test_a_checkpoint_is_read_once(few_digits, tmp_path, last, kind):
     argv = {
         'resume': train_flags(few_digits, last.parent.parent, '--resume', last),

@@ -69,7 +69,8 @@ def test_eval_8p(trained, few_digits, tmp_path, scripts):
     assert len(list((tmp_path / 'output' / 'validate').glob('*/SE_Resnet50_bs96_3p_acc.log'))) == 1
 
 
-@pytest.mark.parametrize('name, batch, processes, epochs', (('train_1p', 32, 1, 1), ('train_performance_8p', 64, 2, 2)))
+@pytest.mark.parametrize('name, batch, processes, epochs', (
+    ('train_1p', 32, 1, 1), pytest.param('train_performance_8p', 64, 2, 2, marks=pytest.mark.slow)))
 def test_performance(few_digits, tmp_path, name, batch, processes, epochs):
     nproc = ('--nproc', processes) if processes > 1 else ()
     result = recipe(name, f'--data_path={few_digits}', *COMMON, *nproc, cwd=tmp_path)

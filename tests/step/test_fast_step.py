@@ -193,6 +193,7 @@ def test_checkpoints_do_not_carry_the_implementation():
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
 def test_freed_memory_faults_in_once():
     code = """
