@@ -83,6 +83,7 @@ def test_train_1p_as_it_is(few_digits, tmp_path, scripts):
     assert epoch['peak_gib'] > 2 * 4 * 11e6 / 2**30, 'less than the weights and gradients take'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, num_ranks', [
     ('train_1p', 2), ('train_8p', 1), ('train_performance_8p', 1), ('train_performance_8p', 2)])
 def test_other_numbers_of_npus(few_digits, tmp_path, name, num_ranks):
@@ -97,6 +98,7 @@ def test_other_numbers_of_npus(few_digits, tmp_path, name, num_ranks):
     assert f'RankSize = {num_ranks}' in log.read_text() and 'BatchSize = 32' in log.read_text()
 
 
+@pytest.mark.slow
 def test_train_performance_8p_on_eight_npus(few_digits, tmp_path):
     """All eight NPUs, as the recipe chooses them; the ModelZoo's O2 at its fixed loss scale, and its log."""
     result = recipe('train_performance_8p', f'--data_path={few_digits}', *SMALL[:4], '-j', 0, *SMALL[6:],
