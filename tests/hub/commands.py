@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Sequence
 
+import pytest
 import timm
 import torch
 from conftest import ROOT
@@ -124,3 +126,10 @@ def sha(path: Path) -> str:
 def git_oid(path: Path) -> str:
     data = path.read_bytes()
     return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
+
+
+def mostly_slow(cases: Sequence, every: int = 4) -> list:
+    """Parameters of a test: `make test` runs every fourth, the others are variants for `make test-slow`."""
+    return [case if i % every == 0 else pytest.param(*(case if isinstance(case, tuple) else (case,)),
+                                                     marks=pytest.mark.slow)
+            for i, case in enumerate(cases)]

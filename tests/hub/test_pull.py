@@ -23,6 +23,7 @@ from hub.commands import (
     git_oid,
     logits,
     logits_of,
+    mostly_slow,
     one_sentence,
     sha,
     wait_for,
@@ -52,7 +53,7 @@ def test_an_old_pickle_is_left_alone(pushed, client):
     assert result.code == 0 and 'pytorch_model.bin' not in result.out
 
 
-@pytest.mark.parametrize('fault, parts', (
+@pytest.mark.parametrize('fault, parts', mostly_slow((
     (Fault(INFO, status=401, message='Invalid credentials in Authorization header'), ('token', 'HF_TOKEN')),
     (Fault(INFO, status=403, message='Forbidden'), ('me/x', '403', 'may not read')),
     (Fault(INFO, status=403, code='GatedRepo'), ('me/x', 'gated')),
@@ -76,7 +77,7 @@ def test_an_old_pickle_is_left_alone(pushed, client):
     (Fault(CDN, 'length'), ('me/x', 'a length that is not the one on the Hub')),
     (Fault(CDN, 'drop'), ('me/x', 'broke off')),
     (Fault(CDN, 'redirect'), ('me/x',)),
-), ids=lambda f: f'{f.where.split("/")[1]}-{f.kind}-{f.status}{f.code}' if isinstance(f, Fault) else '')
+)), ids=lambda f: f'{f.where.split("/")[1]}-{f.kind}-{f.status}{f.code}' if isinstance(f, Fault) else '')
 def test_pull_fault(pushed, client, checkpoint, fault, parts, tmp_path):
     """One sentence, nothing written, and the next pull is whole; a fault of one request is got over where it can be."""
     client.forget()
@@ -94,11 +95,11 @@ def test_pull_fault(pushed, client, checkpoint, fault, parts, tmp_path):
     assert torch.equal(logits(model), logits_of(checkpoint, num_classes=3, **SMALL))
 
 
-@pytest.mark.parametrize('fault', (
+@pytest.mark.parametrize('fault', mostly_slow((
     Fault(INFO, status=503, times=1), Fault(CDN, 'drop', times=1), Fault(CDN, 'truncate', times=2),
     Fault(CDN, 'flip', times=1), Fault(CDN, 'trickle', times=1, seconds=5), Fault(HEAD, 'hash', times=1),
     Fault('GET /me/x/resolve/.*/config.json', 'flip', times=1),
-), ids=lambda f: f'{f.where.split("/")[1]}-{f.kind}')
+)), ids=lambda f: f'{f.where.split("/")[1]}-{f.kind}')
 def test_pull_gets_over(pushed, client, fault):
     client.forget()
     fault.hits = 0
@@ -193,7 +194,7 @@ def test_disk_full(pushed, client, checkpoint, tmp_path):
     assert client.run('pull', 'me/x', tmp_path / 'out').code == 0
 
 
-@pytest.mark.parametrize('files, parts', (
+@pytest.mark.parametrize('files, parts', mostly_slow((
     ({'config.json': b'{"num_classes": 3}', 'model.safetensors': b'x'}, ('me/z', 'names no architecture')),
     ({'config.json': b'{"architecture": "vit_of_mine", "requires": "import vits"}', 'model.safetensors': b'x'},
      ("me/z is a 'vit_of_mine'", '`import vits`')),
@@ -201,7 +202,7 @@ def test_disk_full(pushed, client, checkpoint, tmp_path):
     ({'config.json': b'not json', 'model.safetensors': b'x'}, ('me/z', 'not JSON')),
     ({'config.json': b'{"architecture": "resnet18"}'}, ('me/z', 'no weights')),
     ({'model.safetensors': b'x'}, ('me/z', 'no config.json')),
-), ids=('no architecture', 'plugin', 'unknown architecture', 'no json', 'no weights', 'no config'))
+)), ids=('no architecture', 'plugin', 'unknown architecture', 'no json', 'no weights', 'no config'))
 def test_repository_that_is_no_model(hub, client, tmp_path, files, parts):
     hub.write('me/z', files)
     one_sentence(client.run('pull', 'me/z', tmp_path / 'out'), 1, *parts)
@@ -228,7 +229,7 @@ def test_commit_that_leads_outside(pushed, client):
     assert not list(client.folder.rglob('*escaped*'))
 
 
-@pytest.mark.parametrize('ref', ('../../../../x', '/etc', 'main', '\x1b[31m'))
+@pytest.mark.parametrize('ref', mostly_slow(('../../../../x', '/etc', 'main', '\x1b[31m')))
 def test_damaged_ref_in_the_cache(pushed, client, ref):
     """What a revision is, as the cache says, is a commit or nothing."""
     assert client.run('pull', 'me/x').code == 0

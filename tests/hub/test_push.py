@@ -26,6 +26,7 @@ from hub.commands import (
     SMALL,
     TOKEN,
     USE,
+    mostly_slow,
     one_sentence,
     wait_for,
 )
@@ -121,7 +122,7 @@ def test_tag_that_exists(pushed, client, checkpoint):
     one_sentence(client.run('push', checkpoint, 'me/x', '--tag', 'v1'), 2, 'me/x', 'tag v1')
 
 
-@pytest.mark.parametrize('fault, parts', (
+@pytest.mark.parametrize('fault, parts', mostly_slow((
     (Fault('.', status=401, message='Invalid credentials in Authorization header'), ('token', 'HF_TOKEN', 'me/x')),
     (Fault(CREATE, status=403, message='No rights'), ('403', 'write to me')),
     (Fault(CREATE, status=429, headers={'Retry-After': '55'}), ('me/x', '429', 'wait 55 s')),
@@ -142,7 +143,7 @@ def test_tag_that_exists(pushed, client, checkpoint):
     (Fault(COMMIT, 'garbage'), ('me/x', 'not a Hub')),
     (Fault(COMMIT, 'redirect'), ('me/x',)),
     (Fault(INFO + '/revision', 'hash'), ('me/x', 'is not what was sent')),
-), ids=lambda f: f'{f.where.strip("/").replace("/", "-")}-{f.kind}-{f.status}' if isinstance(f, Fault) else '')
+)), ids=lambda f: f'{f.where.strip("/").replace("/", "-")}-{f.kind}-{f.status}' if isinstance(f, Fault) else '')
 def test_push_fault(hub, client, checkpoint, fault, parts):
     fault.hits = 0
     hub.faults.append(fault)

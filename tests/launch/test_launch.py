@@ -369,6 +369,7 @@ def port() -> int:
     return free_port()
 
 
+@pytest.mark.slow
 def test_two_machines(few_digits, tmp_path, port):
     """Two launchers on two loopback addresses train one model; node 0 has the outputs and the closing lines."""
     nodes = [start_node(rank, few_digits, tmp_path, port, fresh=False) for rank in range(2)]
