@@ -29,7 +29,7 @@ test-npu:
 	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" tests/npu; \
 	elif [ $$code = 3 ] && [ -z "$$CI" ]; then exit 0; else exit $$code; fi
 
-# further variants of the same tests, three minutes more
+# further variants of the same tests, about six minutes more
 test-slow:
 	$(MAKE) test TESTS=slow
 
