@@ -174,3 +174,12 @@ def test_a_crash_of_local_rank_0_ends_the_others(few_digits, tmp_path):
     result = run_cli(*train_flags(few_digits, tmp_path / 'out', '--device-modules', 'crash'),
                      torchrun=2, env={'PYTHONPATH': str(tmp_path)}, timeout=60)
     assert result.returncode != 0 and 'in a module of the user' in result.stderr
+
+
+def test_nproc_of_another_number_than_the_ranks_that_were_started(tree, tmp_path, monkeypatch):
+    for name, value in (('SLURM_STEP_NUM_TASKS', '8'), ('SLURM_NNODES', '1'), ('SLURM_PROCID', '0'),
+                        ('SLURM_LOCALID', '0'), ('SLURM_JOB_NODELIST', 'localhost')):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match='SLURM started this process as one of 8 ranks, --nproc 1 on 1 node'):
+        plan(*flags(tree, tmp_path, '--nproc', 1, '--nnodes', 1))
+    assert plan(*flags(tree, tmp_path, '-b', 1, '--nproc', 8)).settings.world_size == 8
