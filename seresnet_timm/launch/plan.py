@@ -351,7 +351,8 @@ def resolve_processes(sources: Sources, node: Node, nnodes: int) -> Tuple[str, i
         if asked != 'auto' and int(asked) * nnodes != world_size:
             raise UsageError(
                 f'{node.job.kind} started this process as one of {world_size} ranks, --nproc {asked} on {nnodes} '
-                f'node(s) asks for {int(asked) * nnodes}: leave out --nproc, or start as many ranks with {node.job.kind}.')
+                f'node(s) asks for {int(asked) * nnodes}: leave out --nproc, or start as many ranks with '
+                f'{node.job.kind}.')
         return device, node.job.variable('LOCAL_WORLD_SIZE', world_size // nnodes), world_size
     kind, _, index = device.partition(':')
     available = 0 if devices.why_unavailable(kind) else devices.device_count(kind)
