@@ -34,6 +34,20 @@ class LoaderSetup:
     def image_mode(self) -> str:
         return self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
 
+    def dataset_kwargs(self) -> Dict[str, Any]:
+        """Arguments of timm's `create_dataset` for both datasets."""
+        args = self.args
+        return dict(
+            name=args.dataset,
+            root=args.data_dir,
+            class_map=args.class_map,
+            download=args.dataset_download,
+            input_img_mode=self.image_mode,
+            input_key=args.input_key,
+            target_key=args.target_key,
+            trust_remote_code=args.dataset_trust_remote_code,
+        )
+
     def common_kwargs(self) -> Dict[str, Any]:
         """Arguments of timm's `create_loader` for both loaders."""
         return dict(
@@ -52,20 +66,13 @@ def train_loader(setup: LoaderSetup) -> Tuple[Any, Optional[Callable]]:
     """Training loader, and the mixup function to apply to its batches where the loader does not do it itself."""
     args = setup.args
     dataset = create_dataset(
-        args.dataset,
-        root=args.data_dir,
         split=args.train_split,
         is_training=True,
-        class_map=args.class_map,
-        download=args.dataset_download,
         batch_size=args.batch_size,
         seed=args.seed,
         repeats=args.epoch_repeats,
-        input_img_mode=setup.image_mode,
-        input_key=args.input_key,
-        target_key=args.target_key,
         num_samples=args.train_num_samples,
-        trust_remote_code=args.dataset_trust_remote_code,
+        **setup.dataset_kwargs(),
     )
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
@@ -138,19 +145,7 @@ def eval_loader(
     """
     args = setup.args
     dataset = create_dataset(
-        args.dataset,
-        root=args.data_dir,
-        split=split,
-        is_training=False,
-        class_map=args.class_map,
-        download=args.dataset_download,
-        batch_size=batch_size,
-        input_img_mode=setup.image_mode,
-        input_key=args.input_key,
-        target_key=args.target_key,
-        num_samples=num_samples,
-        trust_remote_code=args.dataset_trust_remote_code,
-    )
+        split=split, is_training=False, batch_size=batch_size, num_samples=num_samples, **setup.dataset_kwargs())
     workers = args.workers
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding

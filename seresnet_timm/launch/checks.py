@@ -80,7 +80,7 @@ def check(
         _raise(problems or [])
         return  # timm's script finds the models, and what they need
     run = Checked(settings, {} if checkpoints is None else checkpoints)
-    found = []
+    found = list(problems or [])
     knows_models = not (dry_run and modules)  # a module may register models, optimizers
     for function in CHECKS[settings.verb]:
         if not knows_models and function in (check_model, check_optimizer):
@@ -89,7 +89,6 @@ def check(
             found += list(function(run))
         except UsageError as e:
             found.append(str(e))
-    found = found[:1] + (problems or []) + found[1:] if run.model is None else (problems or []) + found
     _raise(found)
 
 

@@ -107,10 +107,9 @@ def weights(settings: RunSettings) -> str:
                      if settings.reasons.get(k, '').startswith('from ')]
             told = f'; {", ".join(taken)} are those of the file' if taken else ''
             return f'--{flag.replace("_", "-")} {args[flag]}{average}{told}'
-    if settings.model_commit and (args.get('pretrained') or settings.verb == 'validate'):
-        return f'{args["model"]}, commit {settings.model_commit}, verified'
-    is_pretrained = args.get('pretrained') or settings.verb == 'validate'
-    return 'pretrained' if is_pretrained else f'random, seed {args["seed"]}'
+    if not args.get('pretrained'):
+        return f'random, seed {args["seed"]}'
+    return f'{args["model"]}, commit {settings.model_commit}, verified' if settings.model_commit else 'pretrained'
 
 
 def learning_rate(settings: RunSettings) -> str:

@@ -89,9 +89,7 @@ def pull_model(settings: RunSettings, dry_run: bool) -> RunSettings:
     if not name.startswith('hf-hub:'):
         return settings
     from seresnet_timm.hub.pull import pull
-    args = settings.args
-    needs_weights = args.get('pretrained') or settings.verb == 'validate' and not args.get('checkpoint')
-    pulled = pull(name.partition(':')[2], with_weights=bool(needs_weights) and not dry_run)
+    pulled = pull(name.partition(':')[2], with_weights=bool(settings.args.get('pretrained')) and not dry_run)
     return replace(settings, model_folder=str(pulled.folder), model_commit=pulled.commit)
 
 
@@ -109,7 +107,8 @@ def download_pretrained(settings: RunSettings) -> None:
     except Exception as e:  # HTTP clients and the file system have their own
         raise RunError(f'The pretrained weights of {settings.args["model"]} cannot be loaded ({first_line(e)}): check '
                        'the connection, or name a file with --pretrained-path.') from e
-    os.environ['HF_HUB_OFFLINE'] = '1'  # what the ranks need is in the cache
+    if not settings.args.get('dataset'):  # which may be on the Hub too
+        os.environ['HF_HUB_OFFLINE'] = '1'  # what the ranks need is in the cache
 
 
 def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[str, Any]] = None) -> None:

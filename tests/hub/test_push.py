@@ -60,7 +60,7 @@ def test_timms_own_architectures(hub, client, tmp_path):
     code = ('import timm, torch\nm = timm.create_model("hf-hub:me/r", pretrained=True)\n'
             'torch.save(m.state_dict(), "w.pt")')
     assert client.python(code).code == 0
-    for k, v in torch.load(client.folder / 'w.pt').items():
+    for k, v in torch.load(client.folder / 'w.pt', weights_only=True).items():
         assert torch.equal(v, model.state_dict()[k])
 
 

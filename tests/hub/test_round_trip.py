@@ -26,7 +26,7 @@ def test_push_then_timm_then_pull(hub, client, checkpoint):
     client.forget()
     expected = logits_of(checkpoint, num_classes=3, **SMALL)
     assert client.python(USE.format(name='hf-hub:me/x')).code == 0
-    assert torch.equal(torch.load(client.folder / 'logits.pt'), expected)
+    assert torch.equal(torch.load(client.folder / 'logits.pt', weights_only=True), expected)
 
     client.forget()
     result = client.run('pull', 'me/x')

@@ -11,6 +11,7 @@ from timm import utils
 from timm_scripts import SCRIPTS, SMALL, known_files
 from training import valid_record
 
+from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.settings import RunSettings, Script
@@ -156,7 +157,7 @@ def test_a_saver_without_a_task(tmp_path):
         checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path), decreasing=False, max_history=2)
     nn.init.constant_(ema.module.fc.weight, 0.5)
     saver.save_recovery(0, 3)
-    checkpoint = torch.load(tmp_path / 'recovery-0-3.pth.tar', weights_only=False)
+    checkpoint = read_checkpoint(tmp_path / 'recovery-0-3.pth.tar').content
     assert checkpoint['state_dict'].keys() == checkpoint['state_dict_ema'].keys() == model.state_dict().keys()
     assert torch.equal(checkpoint['state_dict']['fc.weight'], model.fc.weight)
     assert (checkpoint['state_dict_ema']['fc.weight'] == 0.5).all()
