@@ -6,7 +6,10 @@ import os
 import sys
 from typing import Sequence
 
+from seresnet_timm import old_names
 from seresnet_timm.version import __version__  # noqa: F401
+
+old_names.register()
 
 
 def _starts_our_command_line(orig_argv: Sequence[str]) -> bool:

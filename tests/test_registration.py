@@ -80,3 +80,22 @@ def test_a_strangers_package_finds_the_models(tmp_path, launcher):
     result = subprocess.run([sys.executable, '-m', *launcher, 'pkg.x'], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 10_000_000
+
+
+def test_modules_are_found_under_their_old_names_with_a_warning():
+    program = (
+        'import warnings; warnings.simplefilter("error"); import seresnet_timm, sys\n'
+        'try: import seresnet_timm.preflight\n'
+        'except DeprecationWarning as e: print(e)\n'
+        'warnings.simplefilter("ignore")\n'
+        'from seresnet_timm.old_names import OLD_NAMES; from importlib import import_module\n'
+        'for old, new in OLD_NAMES.items():\n'
+        '    assert import_module(f"seresnet_timm.{old}") is import_module(f"seresnet_timm.{new}"), old\n'
+        'from seresnet_timm import checkpoints\n'
+        'print(checkpoints.read_checkpoint.__module__)\n'
+        'try: import seresnet_timm.nonsense\n'
+        'except ModuleNotFoundError as e: print(e)\n')
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert result.stdout.splitlines() == [
+        'seresnet_timm.preflight is now seresnet_timm.launch.checks: import that',
+        'seresnet_timm.checkpoints.read', "No module named 'seresnet_timm.nonsense'"], result.stderr

@@ -196,6 +196,11 @@ def _info_of_args(
     }
 
 
+def state_dict_of(checkpoint: Checkpoint, use_ema: bool = False) -> Dict[str, Any]:
+    """`Checkpoint.weights_or_ema`, by its name of version 0.1."""
+    return checkpoint.weights_or_ema(use_ema)
+
+
 def weights_sha256(weights: Dict[str, torch.Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and values of weights, in the order of their names."""
     digest = hashlib.sha256()

@@ -1,12 +1,14 @@
 """Whether weights fit a model, and why not; loads them all or not at all"""
 import logging
-from typing import Any, Dict, List, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
 from timm.models import clean_state_dict
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.models.create import create_from_info
 from seresnet_timm.models.info import ModelInfo
@@ -74,7 +76,7 @@ def classifier_keys(model: nn.Module) -> List[str]:
 
 def load_weights(
         model: nn.Module,
-        checkpoint: Checkpoint,
+        checkpoint: Union[Checkpoint, str, Path],
         model_name: str,
         use_ema: bool = False,
         adapt_head: bool = False,
@@ -83,7 +85,7 @@ def load_weights(
 
     Args:
         model: The model.
-        checkpoint: As from `read_checkpoint`.
+        checkpoint: As from `read_checkpoint`, or a file.
         model_name: timm's name of the model, for messages.
         use_ema: Take the moving average if there is one.
         adapt_head: Keep the model's own classifier where the checkpoint's has another number of classes.
@@ -91,6 +93,8 @@ def load_weights(
     Raises:
         UsageError: The weights do not fit the model.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
     path = checkpoint.path
     weights = weights_for(checkpoint, model, use_ema)
     if adapt_head:
