@@ -1,4 +1,4 @@
-"""Modules under the names that they had in version 0.1: `import seresnet_timm.preflight` gives `seresnet_timm.launch.checks`.
+"""Modules under the names that they had in version 0.1: `seresnet_timm.preflight` is `seresnet_timm.launch.checks`.
 
 Scripts of users that import them go on working, with a DeprecationWarning. Nothing in this package uses these names.
 """

@@ -19,8 +19,7 @@ import matplotlib.pyplot  # noqa: E402, F401
 import timm  # noqa: E402, F401
 import torch  # noqa: E402
 
-from seresnet_timm import hub  # noqa: E402, F401
-from seresnet_timm.cli import main as cli  # noqa: E402
+from seresnet_timm import cli, hub  # noqa: E402, F401
 from seresnet_timm.engine import train, validate  # noqa: E402, F401
 
 

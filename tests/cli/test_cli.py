@@ -32,7 +32,7 @@ def parse(verb: str, *argv):
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda c: ' '.join(c) or 'top')
 def test_help_loads_neither_torch_nor_timm(command):
-    code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]; from seresnet_timm.cli import main as cli\n'
+    code = ('import sys; sys.orig_argv = ["python", "seresnet-timm"]; from seresnet_timm import cli\n'
             f'try: cli.main({[*command, "--help"]})\n'
             'except SystemExit as e: assert not e.code\n'
             'assert not {"torch", "timm", "numpy"} & set(sys.modules)')

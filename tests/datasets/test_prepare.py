@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from seresnet_timm.cli import main as cli
+from seresnet_timm import cli
 from seresnet_timm.datasets import prepare
 
 SIDE = 160

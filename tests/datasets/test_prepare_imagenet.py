@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision.datasets import ImageNet
 
-from seresnet_timm.cli import main as cli
+from seresnet_timm import cli
 from seresnet_timm.datasets import prepare_imagenet
 
 TRAIN, VAL, DEVKIT = (prepare_imagenet.ARCHIVES[name][0] for name in ('train', 'val', 'devkit'))

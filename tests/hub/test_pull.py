@@ -140,7 +140,7 @@ def test_offline_in_a_fresh_process(pushed, client):
     env = {**client.environment, 'HF_HUB_OFFLINE': '1'}
     code = '''if True:
         import time
-        from seresnet_timm.cli import main as cli
+        from seresnet_timm import cli
         cli.main(['pull', 'me/x'])
         import seresnet_timm, timm
         assert timm.create_model('hf-hub:me/x', pretrained=True).num_classes == 3
@@ -163,7 +163,7 @@ def test_nothing_answers(client):
         s.bind(('127.0.0.1', 0))
         endpoint = f'http://user:password@127.0.0.1:{s.getsockname()[1]}'  # bound, not listening
         code = (f'from huggingface_hub import constants\nconstants.ENDPOINT = {endpoint!r}\n'
-                'from seresnet_timm.cli import main as cli\ncli.main(["pull", "me/x"])')
+                'from seresnet_timm import cli\ncli.main(["pull", "me/x"])')
         start = time.time()
         result = client.python(code)
     assert time.time() - start < 5

@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from seresnet_timm.cli import main as cli
+from seresnet_timm import cli
 from seresnet_timm.errors import RunError
 from seresnet_timm.inference.export import export
 from seresnet_timm.inference.load import LoadedModel

@@ -16,8 +16,8 @@ from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.models import save_for_hf
 
+from seresnet_timm import cli
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.cli import main as cli
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.models.info import ModelInfo
 

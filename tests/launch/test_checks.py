@@ -10,7 +10,7 @@ import timm
 import torch
 from conftest import run_cli, subset, train_flags
 
-from seresnet_timm.cli import main as cli
+from seresnet_timm import cli
 
 pytestmark = pytest.mark.preloaded
 
