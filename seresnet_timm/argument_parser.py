@@ -5,6 +5,8 @@ from typing import List, Sequence
 
 from seresnet_timm.errors import UsageError, did_you_mean
 
+HELP_FLAGS = frozenset(('-h', '--help'))
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser; an error is one sentence (UsageError) without the usage text."""

@@ -6,9 +6,9 @@ what could mean several flags.
 """
 import argparse
 from dataclasses import dataclass
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
-from seresnet_timm.argument_parser import ArgumentParser, unknown_flag_message
+from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, unknown_flag_message
 from seresnet_timm.engine.flags import train_parser, validate_parser
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.flags import PREFIX, add_launcher_flags, add_modelzoo_flags
@@ -70,11 +70,19 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
     return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo)
 
 
-def help_parser(verb: str, prog: str) -> argparse.ArgumentParser:
-    """Parser whose help lists the bundled script's flags and all others."""
+def print_help_if_asked(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> bool:
+    """List the bundled script's flags and all others where -h or --help is given.
+
+    Returns:
+        Whether it was.
+    """
+    if not HELP_FLAGS.intersection(argv):
+        return False
+    prog = f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}'
     parser = train_parser(prog) if verb == 'train' else validate_parser(prog)
     _complete(parser, verb)
-    return parser
+    parser.print_help()
+    return True
 
 
 def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
