@@ -25,6 +25,12 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self.model_info: Dict[str, Any] = {}
         self.task = _WithRunState(task, self)
 
+    def save_last(self, epoch: int) -> None:
+        """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""
+        tmp = os.path.join(self.checkpoint_dir, f'tmp{self.extension}')
+        self._save(tmp, epoch)
+        self._replace(tmp, os.path.join(self.checkpoint_dir, f'last{self.extension}'))
+
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
         super()._save(save_path, epoch, metric)
         fsync(save_path)

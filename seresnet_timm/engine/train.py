@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import time
+from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -31,21 +32,34 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 
+from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
-from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loading import set_epoch
+from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.epoch import Outputs, Training, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
+from seresnet_timm.engine.run_state import (
+    Place,
+    Resumed,
+    restore_loader,
+    restore_rank,
+    restore_schedule,
+    resume_from,
+    run_state,
+    state_of_rank,
+)
+from seresnet_timm.engine.saving import Saving
+from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import atomic_path
 from seresnet_timm.models.create import create_from_args
@@ -96,25 +110,6 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # optimizer
     optimizer = create_optimizer(settings, args, model)
 
-    # resume
-    checkpoint = read_once(args.resume, checkpoints or {}) if args.resume else None
-    resume_epoch = resume(checkpoint, task, optimizer, loss_scaler, args) if checkpoint else None
-    if args.model_ema:
-        set_up_ema(checkpoint, task, args)
-    start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
-    if checkpoint:
-        refuse_other_classes(checkpoint, train_loader.dataset, args)
-        if not args.no_resume_opt:
-            restore_random_state(checkpoint, args, device)
-
-    # processes: of the loaders, then of the training
-    set_epoch(train_loader, start_epoch)
-    switch_mixup_off(train_loader, mixup_fn, start_epoch, args)  # workers that start now keep what they see now
-    train_loader = loaders.start_workers(train_loader)
-    if eval_loader is not None:
-        eval_loader = loaders.start_workers(eval_loader, keep_rng=True)
-    compile_and_distribute(settings, task, args, device)
-
     run = Training(
         args=args, forward=forward, task=task, optimizer=optimizer, train_loader=train_loader, eval_loader=eval_loader,
         mixup_fn=mixup_fn, loss_scaler=loss_scaler,
@@ -122,8 +117,24 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         eval_metric=args.eval_metric if eval_loader is not None else 'loss',
     )
 
+    # resume
+    checkpoint = read_once(args.resume, checkpoints or {}) if args.resume else None
+    resume_epoch = resume(checkpoint, task, optimizer, loss_scaler, args) if checkpoint else None
+    if args.model_ema:
+        set_up_ema(checkpoint, task, args)
+    if checkpoint:
+        refuse_other_classes(checkpoint, train_loader.dataset, args)
+    resumed = resume_from(checkpoint, args, resume_epoch)
+    run.has_evaluated = resumed.state.get('has_evaluated', False)
+
+    # processes: of the loaders, then of the training
+    start_loaders(run, resumed)
+    compile_and_distribute(settings, task, args, device)
+    restore_rank(run, resumed)
+
     # schedule
-    num_epochs = set_up_schedule(run, start_epoch)
+    start_epoch = resumed.place.epoch
+    num_epochs = set_up_schedule(run, resumed)
 
     # outputs
     if is_primary:
@@ -133,12 +144,20 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
 
     # epochs
     try:
-        results = train_epochs(run, start_epoch, num_epochs)
+        with StopSignals() as signals:
+            agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+            run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
+            results = train_epochs(run, resumed, num_epochs)
     except KeyboardInterrupt:
         if is_primary:
             hint = run.outputs.folder.resume_hint() or ' No epoch was finished.'
             _logger.info(f'Interrupted.{hint}')
         raise SystemExit(130)
+    except Stopped as e:
+        if is_primary:
+            _logger.info(f'Stopped by {e.name}; everything is saved.{run.outputs.folder.resume_hint()}')
+        agreement.wait_until_saved()
+        raise SystemExit(e.exit_code)
 
     # finish
     if args.distributed:
@@ -281,19 +300,20 @@ def refuse_other_classes(checkpoint: Checkpoint, dataset: Any, args) -> None:
         raise UsageError(difference)
 
 
-def restore_random_state(checkpoint: Checkpoint, args, device: torch.device) -> None:
-    """Continue with the random generators of the run that saved the checkpoint, if it had as many ranks."""
-    run_state = checkpoint.run_state
-    if not run_state:
-        return  # a checkpoint of timm's own script
-    if run_state['world_size'] == args.world_size:
-        restore_rng(run_state['rng'], args.rank, device)
-    elif utils.is_primary(args):
-        _logger.info(f'Random state not restored: saved by {run_state["world_size"]} process(es), '
-                     f'this run has {args.world_size}.')
-
-
 # --- processes and schedule -------------------------------------------------------------------------------------------
+
+def start_loaders(run: Training, resumed: Resumed) -> None:
+    """Bring the loaders to the place where the run starts, and start their worker processes."""
+    args, place = run.args, resumed.place
+    epoch = place.epoch + place.is_trained  # that of the next batch
+    set_epoch(run.train_loader, epoch)
+    switch_mixup_off(run.train_loader, run.mixup_fn, epoch, args)  # workers that start now keep what they see now
+    restore_loader(run, resumed)
+    if args.distributed or not place.is_trained:  # else the evaluation comes first, and draws before the shuffle
+        run.train_loader = loaders.start_workers(run.train_loader)
+    if run.eval_loader is not None:
+        run.eval_loader = loaders.start_workers(run.eval_loader, keep_rng=True, draws=not run.has_evaluated)
+
 
 def compile_and_distribute(settings: RunSettings, task, args, device: torch.device) -> None:
     """Compile the model, then wrap it in DDP, so that evaluation can use the compiled model."""
@@ -311,7 +331,7 @@ def compile_and_distribute(settings: RunSettings, task, args, device: torch.devi
             exchange_in_half(task.get_trainable_module())
 
 
-def set_up_schedule(run: Training, start_epoch: int) -> int:
+def set_up_schedule(run: Training, resumed: Resumed) -> int:
     """Create the scheduler of the learning rate, at the epoch where the run starts; the number of epochs."""
     args = run.args
     scheduler, num_epochs = create_scheduler_v2(
@@ -319,18 +339,14 @@ def set_up_schedule(run: Training, start_epoch: int) -> int:
         **scheduler_kwargs(args, decreasing_metric=run.eval_metric == 'loss'),
         updates_per_epoch=run.updates_per_epoch,
     )
-    if scheduler is not None and start_epoch > 0:
-        if args.sched_on_updates:
-            scheduler.step_update(start_epoch * run.updates_per_epoch)
-        else:
-            scheduler.step(start_epoch)
     run.lr_scheduler = scheduler
+    restore_schedule(run, resumed)
     if utils.is_primary(args):
         warmup = 'warm-up, epochs and cool-down' if args.warmup_prefix else 'epochs with warm-up in them, and cool-down'
         stepped = 'epoch' if scheduler is None or scheduler.t_in_epochs else 'update'
         _logger.info(f'Scheduled epochs: {num_epochs} ({warmup}). LR stepped per {stepped}.')
-        if start_epoch >= num_epochs:
-            _logger.info(f'Nothing left to train: {start_epoch} of {num_epochs} epochs are done.')
+        if resumed.place.epoch >= num_epochs:
+            _logger.info(f'Nothing left to train: {resumed.place.epoch} of {num_epochs} epochs are done.')
     return num_epochs
 
 
@@ -389,16 +405,16 @@ def start_wandb(args, name: str) -> None:
 
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
-def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[str, Any]]:
-    """Train, evaluate and save epoch by epoch; the metrics of each."""
+def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[str, Any]]:
+    """Train, evaluate and save epoch by epoch; the metrics of each.
+
+    Raises:
+        Stopped: A signal stopped the run; its state is saved.
+    """
     args, results = run.args, []
-    for epoch in range(start_epoch, num_epochs):
-        set_epoch(run.train_loader, epoch)
-        train_metrics, figures = train_one_epoch(run, epoch)
-        if utils.is_primary(args):
-            figures = report_epoch(figures, epoch, args.workers, run.device)
-        if args.distributed and args.dist_bn:
-            average_batch_norm(run.task.get_trainable_module(), args)
+    for epoch in range(resumed.place.epoch, num_epochs):
+        train_metrics, figures = train_epoch(run, epoch, resumed)
+        run.saving.after_training(run, epoch, train_metrics, figures)
 
         is_evaluated = (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs
         if not is_evaluated:
@@ -412,16 +428,32 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
         eval_start = time.perf_counter()
         eval_metrics = evaluate_epoch(run) if run.eval_loader is not None else None
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
-        rng = capture_rng(run.device)
+        ranks = run.saving.agreement.gather(state_of_rank(run, Place(epoch + 1)))
         if run.outputs:
-            save_epoch(run, epoch, rng, train_metrics, eval_metrics)
+            state = run_state(run, Place(epoch + 1), ranks, metric=latest_metric)
+            save_epoch(run, epoch, state, train_metrics, eval_metrics)
             run.outputs.record.add_epoch(dict(figures, eval_seconds=round(time.perf_counter() - eval_start, 3)))
+        run.saving.after_epoch()
         if run.lr_scheduler is not None:
             run.lr_scheduler.step(epoch + 1, latest_metric)
         results.append(dict(epoch=epoch, train=train_metrics))
         if eval_metrics is not None:
             results[-1]['validation'] = eval_metrics
     return results
+
+
+def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, float], Dict[str, Any]]:
+    """Train an epoch, or what is left of it: its metrics, and figures for run.json."""
+    args, start = run.args, resumed.start_of(epoch, run.args.rank)
+    if start and resumed.place.is_trained:
+        return start['trained']['metrics'], start['trained']['figures']
+    set_epoch(run.train_loader, epoch)
+    train_metrics, figures = train_one_epoch(run, epoch, start)
+    if utils.is_primary(args):
+        figures = report_epoch(figures, epoch, args.workers, run.device)
+    if args.distributed and args.dist_bn:
+        average_batch_norm(run.task.get_trainable_module(), args)
+    return train_metrics, figures
 
 
 def average_batch_norm(module: nn.Module, args) -> None:
@@ -434,22 +466,29 @@ def average_batch_norm(module: nn.Module, args) -> None:
 def evaluate_epoch(run: Training) -> Dict[str, float]:
     """Metrics on the validation split: of the moving average if there is one on the device, else of the model."""
     args, task = run.args, run.task
-    metrics = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
-    if task.has_ema() and not args.model_ema_force_cpu:
-        if args.distributed and args.dist_bn:
-            utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-        metrics = validate(task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
+    agreement = run.saving.agreement
+    try:
+        metrics = validate(task.get_eval_model(), run.eval_loader, run.forward, args, agreement=agreement)
+        if task.has_ema() and not args.model_ema_force_cpu:
+            if args.distributed and args.dist_bn:
+                utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
+            metrics = validate(
+                task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)', agreement=agreement)
+    except Stopped:
+        run.saving.save_trained(run)
+        raise
+    run.has_evaluated = True
     return metrics
 
 
 def save_epoch(
         run: Training,
         epoch: int,
-        rng: Optional[List[Dict[str, Any]]],
+        state: Dict[str, Any],
         train_metrics: Dict[str, float],
         eval_metrics: Optional[Dict[str, float]],
 ) -> None:
-    """Write a row of summary.csv and a checkpoint."""
+    """Write a row of summary.csv and a checkpoint, with its run state."""
     outputs = run.outputs
     utils.update_summary(
         epoch,
@@ -459,7 +498,7 @@ def save_epoch(
         lr=run.lr,
         log_wandb=run.args.log_wandb,
     )
-    outputs.saver.run_state = dict(epoch=epoch + 1, rng=rng, world_size=run.args.world_size)
+    outputs.saver.run_state = state
     best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=(eval_metrics or train_metrics)[
         run.eval_metric])
     outputs.record.set_best(run.eval_metric, best_metric, best_epoch)

@@ -4,6 +4,7 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 """
 import importlib
 import importlib.util
+import math
 import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
@@ -216,6 +217,14 @@ def check_numbers(run: Checked) -> Iterator[str]:
         yield f'--crop-pct {run.args.crop_pct} is not a share of the image: give more than 0, e.g. 0.875.'
 
 
+def check_saving(run: Checked) -> Iterator[str]:
+    minutes = run.settings.checkpoint_minutes
+    if not (0 <= minutes < math.inf):
+        yield f'--checkpoint-minutes {minutes:g} is not a time: give minutes, e.g. 10 or 0.5, or 0 for never.'
+    if (run.flag('recovery_interval') or 0) < 0:
+        yield f'--recovery-interval {run.args.recovery_interval} is too small: give updates, or 0 for never.'
+
+
 def check_transforms(run: Checked) -> Iterator[str]:
     """Names of filters and augmentations, by timm's own transforms."""
     for flag, training in (('interpolation', {}), ('train_interpolation', {}), ('aa', {'is_training': True})):
@@ -318,7 +327,8 @@ def check_labels(run: Checked) -> Iterator[str]:
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
-    'train': [check_model, check_precision, check_numbers, check_transforms, check_augmentation, check_batch,
+    'train': [check_model, check_precision, check_numbers, check_saving, check_transforms, check_augmentation,
+              check_batch,
               check_optimizer, check_packages,
               check_output, check_train_weights],
     'validate': [check_model, check_precision, check_numbers, check_transforms, check_packages, check_processes,

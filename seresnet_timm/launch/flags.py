@@ -57,6 +57,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
              '(auto)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
+    arg('--checkpoint-minutes', metavar='MIN', type=float,
+        help='train: save the state in the middle of an epoch every MIN minutes, fractions allowed; 0: never (10)')
     arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 

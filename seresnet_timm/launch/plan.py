@@ -154,6 +154,7 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
         prof=options.get('prof'),
+        checkpoint_minutes=options.get('checkpoint_minutes', 10.),
         output=output,
         class_names=data.class_names,
         num_images=data.num_images,

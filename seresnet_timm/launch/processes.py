@@ -6,8 +6,9 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, List, Optional, Tuple
 
+from seresnet_timm.engine.signals import STOPPING
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
@@ -36,6 +37,8 @@ def run(settings: RunSettings, node: Node) -> None:
         check_port(node.master_port or DEFAULT_PORT)
     _set_environment(settings, node)
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says is said below
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):  # torchrun hands on the other ones by itself
+        signal.signal(signum, _hand_on(SignalException))
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1:
         print(f'  logs           {log_dir} (all ranks but the first)', file=sys.stderr)
@@ -47,14 +50,32 @@ def run(settings: RunSettings, node: Node) -> None:
         try:
             torchrun.run(args)
         except ChildFailedError as e:
+            stopped = _stopped_by(e.get_first_failure()[1].exitcode)
+            if stopped is not None:
+                raise _stop(settings, stopped)
             raise _failure(settings, node, *e.get_first_failure(), log_dir)
         except SignalException as e:
-            name = signal.Signals(e.sigval).name
-            print(f'Stopped by {name}: all processes of this node have ended.' + _hint(settings),
-                  file=sys.stderr)
-            raise SystemExit(128 + e.sigval)
+            raise _stop(settings, e.sigval)
         except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
             raise RunError(_rendezvous_failure(settings, node, e))
+
+
+def _hand_on(error: type) -> Any:
+    """Handler of a signal that torchrun then sends to its ranks, waiting for them to end."""
+    def handle(signum: int, _frame: Any) -> None:
+        raise error(f'signal {signum}', sigval=signal.Signals(signum))
+    return handle
+
+
+def _stopped_by(exit_code: int) -> Optional[int]:
+    """The signal after which a rank saved its state and ended; None if it ended otherwise."""
+    return exit_code - 128 if exit_code - 128 in STOPPING else None
+
+
+def _stop(settings: RunSettings, signum: int) -> SystemExit:
+    print(f'Stopped by {signal.Signals(signum).name}: all processes of this node have ended.' + _hint(settings),
+          file=sys.stderr)
+    return SystemExit(128 + signum)
 
 
 def _hint(settings: RunSettings) -> str:

@@ -64,6 +64,7 @@ class RunSettings:
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         prof: Folder of a profile of five training steps; None for no profile.
+        checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
         class_names: Names of the classes by index, where the data are folders of images; else None.
         num_images: Images by split ('train', 'val'), where the data are folders of images.
@@ -88,6 +89,7 @@ class RunSettings:
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     prof: Optional[str] = None
+    checkpoint_minutes: float = 10.
     output: Optional[str] = None
     class_names: Optional[List[str]] = None
     num_images: Dict[str, int] = field(default_factory=dict)
