@@ -1,5 +1,6 @@
 """Atomic writes, locks, and temporary folders."""
 import errno
+import fcntl
 import glob
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any, Iterator, Optional, Union
 from filelock import FileLock, Timeout
 
 LOCK_SUFFIX = '.lock'
+FICLONE = 0x40049409  # ioctl of Linux: share the blocks of a file
 
 
 @contextmanager
@@ -99,6 +101,15 @@ def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
     except Timeout:
         return None
     return lock if lock.is_locked else None
+
+
+def copy_file(source: Union[str, Path], target: Union[str, Path]) -> None:
+    """Copy a file to a new one that shares its blocks where the file system can (Btrfs, XFS), and no fate."""
+    with open(source, 'rb') as src, open(target, 'wb') as dst:
+        try:
+            fcntl.ioctl(dst.fileno(), FICLONE, src.fileno())
+        except OSError:
+            shutil.copyfileobj(src, dst, 16 << 20)
 
 
 def fsync(path: Union[str, Path]) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional
 from timm.utils import CheckpointSaver
 
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, weights_sha256
-from seresnet_timm.files import fsync
+from seresnet_timm.files import copy_file, fsync
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
@@ -28,8 +28,22 @@ class AtomicCheckpointSaver(CheckpointSaver):
     def save_last(self, epoch: int) -> None:
         """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""
         tmp = os.path.join(self.checkpoint_dir, f'tmp{self.extension}')
+        last = os.path.join(self.checkpoint_dir, f'last{self.extension}')
         self._save(tmp, epoch)
-        self._replace(tmp, os.path.join(self.checkpoint_dir, f'last{self.extension}'))
+        if os.path.exists(last):
+            self._duplicate(last, self._previous)
+        self._replace(tmp, last)
+
+    def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
+        """As timm's; what `save_last` kept of the state before is removed."""
+        best = super().save_checkpoint(epoch, metric)
+        if os.path.exists(self._previous):
+            os.unlink(self._previous)
+        return best
+
+    @property
+    def _previous(self) -> str:
+        return os.path.join(self.checkpoint_dir, f'previous{self.extension}')
 
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
         super()._save(save_path, epoch, metric)
@@ -43,7 +57,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         tmp = dst + '.tmp'
         if os.path.exists(tmp):
             os.unlink(tmp)
-        super()._duplicate(src, tmp)
+        copy_file(src, tmp)  # not a link: what damages one file must not damage all of them
         fsync(tmp)
         self._replace(tmp, dst)
 

@@ -9,12 +9,15 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from timm import utils
+from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
+from timm.task import resume_task_checkpoint
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.random_state import own_state, set_own_state
 from seresnet_timm.data.position import resumable
 from seresnet_timm.engine.epoch import Training
+from seresnet_timm.errors import UsageError
 
 _logger = logging.getLogger('train')
 PLATEAU = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
@@ -251,3 +254,31 @@ def restore_schedule(run: Training, resumed: Resumed) -> None:
             scheduler.step_update(updates)
     elif place.epoch > 0:
         scheduler.step(place.epoch)
+
+
+def resume(checkpoint: Checkpoint, task, optimizer, loss_scaler, args) -> Optional[int]:
+    """Load weights, optimizer and loss scaler of a run; the epoch to continue with."""
+    try:
+        return resume_task_checkpoint(
+            task,
+            checkpoint.path,
+            optimizer=None if args.no_resume_opt else optimizer,
+            loss_scaler=None if args.no_resume_opt else loss_scaler,
+            log_info=utils.is_primary(args),
+        )
+    except (ValueError, KeyError) as e:
+        raise UsageError(f'The optimizer state in {checkpoint.path} is not one of --opt {args.opt} ({e}): name the '
+                         'optimizer of that run, or leave its state out with --no-resume-opt.')
+
+
+def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
+    """Start the moving average of the weights: at those of the checkpoint to resume from, if there is one."""
+    task.setup_ema(
+        decay=args.model_ema_decay,
+        use_warmup=args.model_ema_warmup,
+        device='cpu' if args.model_ema_force_cpu else None,
+    )
+    if checkpoint:
+        state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
+        task.load_checkpoint_state(
+            clean_state_dict(checkpoint.weights_or_ema(use_ema=True)), checkpoint.content.get(state), ema=True)

@@ -26,10 +26,10 @@ import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import clean_state_dict, safe_model_name
+from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, resume_task_checkpoint
+from timm.task import ClassificationTask
 from timm.utils.summary import trim_summary
 
 from seresnet_timm import device as devices
@@ -54,8 +54,10 @@ from seresnet_timm.engine.run_state import (
     restore_loader,
     restore_rank,
     restore_schedule,
+    resume,
     resume_from,
     run_state,
+    set_up_ema,
     state_of_rank,
 )
 from seresnet_timm.engine.saving import Saving
@@ -264,34 +266,6 @@ def create_optimizer(settings: RunSettings, args, model: nn.Module) -> torch.opt
         _logger.info(f'Created {type(optimizer).__name__} ({args.opt}) optimizer: '
                      + ', '.join(f'{k}: {v}' for k, v in defaults.items()))
     return optimizer
-
-
-def resume(checkpoint: Checkpoint, task, optimizer, loss_scaler, args) -> Optional[int]:
-    """Load weights, optimizer and loss scaler of a run; the epoch to continue with."""
-    try:
-        return resume_task_checkpoint(
-            task,
-            checkpoint.path,
-            optimizer=None if args.no_resume_opt else optimizer,
-            loss_scaler=None if args.no_resume_opt else loss_scaler,
-            log_info=utils.is_primary(args),
-        )
-    except (ValueError, KeyError) as e:
-        raise UsageError(f'The optimizer state in {checkpoint.path} is not one of --opt {args.opt} ({e}): name the '
-                         'optimizer of that run, or leave its state out with --no-resume-opt.')
-
-
-def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
-    """Start the moving average of the weights: at those of the checkpoint to resume from, if there is one."""
-    task.setup_ema(
-        decay=args.model_ema_decay,
-        use_warmup=args.model_ema_warmup,
-        device='cpu' if args.model_ema_force_cpu else None,
-    )
-    if checkpoint:
-        state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
-        task.load_checkpoint_state(
-            clean_state_dict(checkpoint.weights_or_ema(use_ema=True)), checkpoint.content.get(state), ema=True)
 
 
 def refuse_other_classes(checkpoint: Checkpoint, dataset: Any, args) -> None:

@@ -18,6 +18,7 @@ from seresnet_timm.launch.config_file import load_config, read_yaml
 from seresnet_timm.launch.dataset import decide_classes, examine
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
+from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 
 # flags of a training preset or config that evaluation shares
@@ -134,6 +135,8 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
+    if line.verb == 'train' and args.get('resume') == 'auto':
+        args['resume'] = resolve_resume(sources, output)
     data = examine(line.verb, args)
     problems = data.problems + decide_classes(line.verb, sources, args, data)
     options = sources.options
@@ -271,7 +274,6 @@ def apply_checkpoint(sources: Sources) -> None:
     if not path:
         return
     from seresnet_timm.checkpoints.read import read_checkpoint
-    from seresnet_timm.runs.folder import RunFolder
     file = Path(path)
     if file.is_dir():  # all of its checkpoints are of one network
         file = RunFolder(path).checkpoint() or next(iter(sorted(file.glob('*.pth*'))), None)
@@ -406,6 +408,19 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
         args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def resolve_resume(sources: Sources, output: str) -> str:
+    """What `--resume auto` means: the newest valid checkpoint in the folder of the run; '' if there is none."""
+    from seresnet_timm.checkpoints.newest import newest_checkpoint
+    checkpoint, notes = newest_checkpoint(RunFolder(output))
+    sources.notes += notes
+    if checkpoint is None:
+        sources.notes.append(f'--resume auto: {output} has no checkpoint to go on from; the run starts anew.')
+        return ''
+    sources.checkpoints[checkpoint.path] = checkpoint
+    sources.notes.append(f'--resume auto: the run goes on from {checkpoint.path}.')
+    return checkpoint.path
 
 
 def typed_command(
