@@ -57,6 +57,8 @@ class Training:
         eval_metric: Metric by which checkpoints are ranked.
         outputs: What rank 0 writes; None on other ranks.
         saving: Saves the state in the middle of an epoch, see `saving`; None to save at its end only.
+        begun: Where the next epoch goes on, if it was begun before: `batches` that are done, and the states of the
+            meters, `losses` and `throughput`.
         has_evaluated: The validation split has been evaluated, in this run or in the one that it continues.
     """
     args: Any
@@ -72,6 +74,7 @@ class Training:
     eval_metric: str = 'loss'
     outputs: Optional[Outputs] = None
     saving: Optional[Any] = None
+    begun: Optional[Mapping[str, Any]] = None
     has_evaluated: bool = False
 
     @property
@@ -85,18 +88,8 @@ class Training:
         return sum(rates) / len(rates)
 
 
-def train_one_epoch(
-        run: Training,
-        epoch: int,
-        start: Optional[Mapping[str, Any]] = None,
-) -> Tuple[Dict[str, float], Dict[str, Any]]:
-    """Train one epoch.
-
-    Args:
-        run: The training.
-        epoch: Number of the epoch.
-        start: Where the epoch goes on, if it was begun before: `batches` that are done, and the states of the meters,
-            `losses` and `throughput`.
+def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
+    """Train one epoch, or what is left of it.
 
     Returns:
         Metrics (`loss`), and figures of the epoch for run.json.
@@ -112,10 +105,11 @@ def train_one_epoch(
     losses = LossMeter(run.device, args.distributed)
     throughput = Throughput()
     first = 0
-    if start:
-        first = start['batches']
-        losses.load_state_dict(start['losses'])
-        throughput.load_state_dict(start['throughput'])
+    if run.begun is not None:
+        first = run.begun['batches']
+        losses.load_state_dict(run.begun['losses'])
+        throughput.load_state_dict(run.begun['throughput'])
+        run.begun = None
     num_updates = epoch * run.updates_per_epoch + first // args.grad_accum_steps
     update_images = 0
     loss_avg = float('nan')

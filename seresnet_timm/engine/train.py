@@ -6,8 +6,8 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
   * evaluation counts every image once on any number of processes
   * DDP works on the CPU; the shuffle of several processes follows --seed
   * of a JPEG only what its crop needs is decoded; augmentation depends on seed, epoch and index alone, see `data/`
-  * a run resumed into its own folder keeps its best metric, its history and one CSV header, and continues with the
-    random state it had
+  * a run goes on where it was saved, also in the middle of an epoch, with the random state it had; into its own folder
+    it keeps its best metric, its history and one CSV header; a signal stops it after a step that is saved
   * a loss that is no longer finite ends the run before anything is saved
 
 `main` is the training, stage by stage; each stage is a function below it. `epoch` trains, `evaluate` evaluates.
@@ -135,12 +135,11 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     restore_rank(run, resumed)
 
     # schedule
-    start_epoch = resumed.place.epoch
     num_epochs = set_up_schedule(run, resumed)
 
     # outputs
     if is_primary:
-        run.outputs = create_outputs(settings, run, model, info, checkpoint, start_epoch)
+        run.outputs = create_outputs(settings, run, model, info, checkpoint, resumed.place.epoch)
         if args.log_wandb:
             start_wandb(args, args.experiment)
 
@@ -418,29 +417,24 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
 
 def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, float], Dict[str, Any]]:
     """Train an epoch, or what is left of it: its metrics, and figures for run.json."""
-    args, start = run.args, resumed.start_of(epoch, run.args.rank)
-    if start and resumed.place.is_trained:
-        return start['trained']['metrics'], start['trained']['figures']
+    args, run.begun = run.args, resumed.start_of(epoch, run.args.rank)
+    if run.begun and resumed.place.is_trained:
+        trained, run.begun = run.begun['trained'], None
+        return trained['metrics'], trained['figures']
     set_epoch(run.train_loader, epoch)
-    train_metrics, figures = train_one_epoch(run, epoch, start)
+    train_metrics, figures = train_one_epoch(run, epoch)
     if utils.is_primary(args):
         figures = report_epoch(figures, epoch, args.workers, run.device)
     if args.distributed and args.dist_bn:
-        average_batch_norm(run.task.get_trainable_module(), args)
+        if utils.is_primary(args):
+            _logger.info('Distributing BatchNorm running means and vars')
+        utils.distribute_bn(run.task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
     return train_metrics, figures
-
-
-def average_batch_norm(module: nn.Module, args) -> None:
-    """Give all ranks the same running statistics of BatchNorm, as `--dist-bn` says."""
-    if utils.is_primary(args):
-        _logger.info('Distributing BatchNorm running means and vars')
-    utils.distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
 
 
 def evaluate_epoch(run: Training) -> Dict[str, float]:
     """Metrics on the validation split: of the moving average if there is one on the device, else of the model."""
-    args, task = run.args, run.task
-    agreement = run.saving.agreement
+    args, task, agreement = run.args, run.task, run.saving.agreement
     try:
         metrics = validate(task.get_eval_model(), run.eval_loader, run.forward, args, agreement=agreement)
         if task.has_ema() and not args.model_ema_force_cpu:

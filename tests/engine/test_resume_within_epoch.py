@@ -103,8 +103,8 @@ def test_recovery_file_and_evaluation(few_digits, tmp_path, monkeypatch):
         path = tmp_path / str(i) / 'run' / path.name
         assert run(few_digits, tmp_path / str(i), *flags, '--resume', path, monkeypatch=monkeypatch) == 0
         path.unlink()
-        assert_same_weights = load(tmp_path / str(i) / 'run' / 'last.pth.tar')['state_dict']
-        assert all(torch.equal(v, assert_same_weights[k]) for k, v in load(whole / 'last.pth.tar')['state_dict'].items())
+        a, b = (load(f / 'last.pth.tar')['state_dict'] for f in (whole, tmp_path / str(i) / 'run'))
+        assert all(torch.equal(a[k], b[k]) for k in a)
         assert summary(tmp_path / str(i) / 'run') == summary(whole)
 
 
