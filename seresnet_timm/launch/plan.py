@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.dataset import decide_classes, examine, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
 from seresnet_timm.runs.settings import RunSettings
@@ -134,7 +134,7 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
-    data = examine(line.verb, args)
+    data = name_outputs(line.verb, sources, args, examine(line.verb, args))
     problems = data.problems + decide_classes(line.verb, sources, args, data)
     options = sources.options
     settings = RunSettings(
