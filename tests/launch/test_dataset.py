@@ -71,7 +71,7 @@ def test_a_class_map_says_what_counts(tmp_path):
     assert "leaves out 3 folder(s) with 4 images: 'ant', 'bee', 'day'" in text
     assert "1 name(s) of --class-map have no folder with images: 'zebra'" in text
     path.write_text('Ant\nBee\n')
-    assert "names none of the folders with images in" in train(root, class_map=str(path)).problems[0]
+    assert 'names none of the folders with images in' in train(root, class_map=str(path)).problems[0]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_a_class_map_says_what_counts(tmp_path):
     (('1.png', 'a/1.png'), 'outside the class folders'),
     (('a/1.png', 'b/notes.txt'), 'has no image in it'),
     (('²/1.png', 'a/1.png'), "cannot sort a class called '²'"),
-    (('a/²/1.png', 'a/3/²'), "cannot sort"),
+    (('a/²/1.png', 'a/3/²'), 'cannot sort'),
 ))
 def test_classes_that_are_not_what_their_owner_means(tmp_path, files, problem):
     """Each is refused in training and in an evaluation, and nothing else is."""
@@ -100,7 +100,7 @@ def test_classes_that_are_not_what_their_owner_means(tmp_path, files, problem):
 def test_letters_of_another_alphabet_are_told(tmp_path):
     facts = validate(both(tmp_path, 'cat/1.png', 'сat/1.png', 'dog/1.png'))
     assert facts.problems == [] and len(facts.class_names) == 3
-    assert "letters of another alphabet: U+0063 and U+0441" in facts.notes[0]
+    assert 'letters of another alphabet: U+0063 and U+0441' in facts.notes[0]
 
 
 @pytest.mark.parametrize('train_name, val_name, told', (
