@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Sequence
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.errors import RunError, first_line
 from seresnet_timm.launch import cluster
+from seresnet_timm.launch.dataset import name_outputs_of_hub
 from seresnet_timm.launch.plan import Node, Plan, make_plan
 from seresnet_timm.runs.settings import RunSettings
 
@@ -68,13 +69,13 @@ def prepare(plan: Plan, npu_notes: Sequence[str]) -> RunSettings:
     if settings.device.startswith('npu'):
         settings = replace(settings, notes=settings.notes + list(npu_notes))
     from seresnet_timm.launch import checks, describe
-    settings = pull_model(settings, plan.dry_run)
+    settings, other_classes = name_outputs_of_hub(pull_model(settings, plan.dry_run))
     changes = []
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
     if plan.node.is_first_of_node:
-        checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
+        checks.check(settings, plan.dry_run, plan.problems + other_classes, plan.checkpoints)
         settings = replace(settings, notes=settings.notes + checks.unnamed_classes(settings, plan.checkpoints))
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
