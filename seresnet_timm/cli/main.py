@@ -31,6 +31,7 @@ VERBS: Dict[str, str] = {
     'prepare-imagenet': 'unpack the official tar files of ImageNet',
     'push': 'push a run or a checkpoint to the Hugging Face Hub',
     'pull': 'download a model from the Hugging Face Hub and verify it',
+    'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
     'bench': 'compare the loader, a training step or a whole training with timm',
     'report': "print a run's results table and draw its curves",
 }

@@ -78,6 +78,10 @@ def _split_at(text: str) -> Tuple[str, Optional[str]]:
     return re.sub(r'(?<=[^/])/\Z', '', repo_id), given if at else None
 
 
+def _host(address: str) -> Optional[str]:
+    return urllib.parse.urlsplit(address).hostname
+
+
 def _is_address(text: str) -> bool:
     return '://' in text or text.partition('/')[0].lower() in HOSTS
 
@@ -91,7 +95,7 @@ def _split_address(text: str) -> Tuple[str, Optional[str]]:
     parts = [urllib.parse.unquote(p) for p in address.path.strip('/').split('/')]
     if address.scheme == 'hf':
         parts = [address.netloc, *parts]
-    elif (address.hostname or '').removeprefix('www.') not in {*HOSTS, urllib.parse.urlsplit(constants.ENDPOINT).hostname}:
+    elif (address.hostname or '').removeprefix('www.') not in {*HOSTS, _host(constants.ENDPOINT)}:
         return text, None
     if parts[0] == 'models' and len(parts) > 2:
         del parts[0]

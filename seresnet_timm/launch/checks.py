@@ -24,6 +24,11 @@ from seresnet_timm.models.create import check_model_name, create_from_args
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
+# kind of --dataset -> module of its reader, and the package that has it
+DATASET_PACKAGES = {
+    'hfds': ('datasets', 'datasets'), 'hfids': ('datasets', 'datasets'), 'wds': ('webdataset', 'webdataset'),
+    'tfds': ('tensorflow_datasets', 'tensorflow-datasets'),
+}
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
 
 
@@ -73,7 +78,7 @@ def check(
     modules = settings.args.get('device_modules') or []
     if not dry_run:
         import_modules(modules)
-    if settings.verb == 'validate' and _names_several_models(settings.args['model']):
+    if settings.verb == 'validate' and names_several_models(settings.args['model']):
         if settings.script.is_bundled:
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
@@ -108,7 +113,7 @@ def import_modules(modules: List[str]) -> None:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
 
 
-def _names_several_models(model: str) -> bool:
+def names_several_models(model: str) -> bool:
     return model == 'all' or bool(set('*?[') & set(model)) or os.path.isfile(model)
 
 
@@ -262,6 +267,10 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 def check_packages(run: Checked) -> Iterator[str]:
     if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
         yield '--log-wandb needs wandb: pip install wandb.'
+    kind = (run.args.dataset or '').partition('/')[0].lower()
+    module, package = DATASET_PACKAGES.get(kind, (None, None)) if '/' in (run.args.dataset or '') else (None, None)
+    if module and importlib.util.find_spec(module) is None:
+        yield f'--dataset {run.args.dataset} needs the package {package}: pip install {package}.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 
