@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
 from seresnet_timm.version import __version__
 
@@ -108,4 +109,5 @@ def make_parser(verb: str = '', module: Optional[ModuleType] = None) -> Argument
         verb_parser = verbs.add_parser(name, help=text, prog=f'seresnet-timm {name}')
         if name == verb:
             module.add_arguments(verb_parser)
+            parser.rules = rules_of(verb)
     return parser

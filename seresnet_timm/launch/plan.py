@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
+from seresnet_timm.launch.combinations import find_contradictions, uses_mixup
 from seresnet_timm.launch.config_file import load_config, read_yaml
 from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
 from seresnet_timm.runs.settings import RunSettings
@@ -93,6 +95,7 @@ class Sources:
         flags: What was typed, by timm's names.
         modelzoo: What was typed under the ModelZoo's names, and what a recipe says in their terms.
         options: The launcher's options.
+        typed_modelzoo: The ModelZoo's names that were typed.
         reasons: Why a value is what it is.
         notes: Sentences for the plan.
         checkpoints: Checkpoints that were read, by their path.
@@ -103,6 +106,7 @@ class Sources:
     flags: Dict[str, Any]
     modelzoo: Dict[str, Any]
     options: Dict[str, Any]
+    typed_modelzoo: Sequence[str] = ()
     reasons: Dict[str, str] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
     checkpoints: Dict[str, Any] = field(default_factory=dict)
@@ -110,6 +114,10 @@ class Sources:
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
         return any(n in self.flags or n in self.config for n in names)
+
+    def asked_or_typed(self, *names: str) -> bool:
+        """Likewise, or under a ModelZoo name."""
+        return self.asked(*names) or any(n in self.typed_modelzoo for n in names)
 
     def base(self) -> Dict[str, Any]:
         return {**self.preset, **self.config}
@@ -127,15 +135,28 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         UsageError: The command line contradicts itself or the machine.
     """
     line = parse(verb, argv)
+    try:
+        return _make_plan(line, verb, argv, recipe_name)
+    except UsageError as e:
+        refuse([*line.problems, e])
+        raise
+
+
+def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
     sources = collect(line, recipe_name)
     node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     data = examine(line.verb, args)
-    problems = data.problems + decide_classes(line.verb, sources, args, data)
+    if line.verb == 'train':
+        fit_batch_to_data(line, sources, args, data.num_images.get('train'), world_size)
+    problems = [
+        *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
+        *decide_classes(line.verb, sources, args, data)]
     options = sources.options
     settings = RunSettings(
         verb=line.verb,
@@ -183,7 +204,7 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if line.verb == 'validate':
         settings = for_validation(settings)
     config = load_config_of(line, config_path) if config_path else {}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options)
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo))
 
 
 def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
@@ -391,6 +412,23 @@ def decide_for_device(
     is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
     if is_open and sources.options.get('fast_step', 'auto') == 'auto':
         args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
+
+
+def fit_batch_to_data(
+        line: CommandLine, sources: Sources, args: Dict[str, Any], images: Optional[int], world_size: int) -> None:
+    """Lower a batch size that nobody asked for, where the training split has fewer images than one batch."""
+    fits = (images or 0) // world_size
+    if uses_mixup(args):
+        fits -= fits % 2
+    before = args['batch_size']
+    if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
+        return
+    args['batch_size'] = fits
+    sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
+    # a recipe's learning rate goes with its batch
+    if 'learning_rate' in sources.modelzoo and not sources.asked_or_typed('learning_rate') and 'lr' not in line.flags:
+        for name in ('lr', 'warmup_lr'):
+            args[name] *= fits / before
 
 
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:

@@ -100,8 +100,11 @@ def test_flags_of_a_verb(capsys):
     assert "Unknown flag '--tga': did you mean --tag?" in refused(capsys, 'scripts', 'fetch', '--tga', 'v1')
     assert "Unexpected argument 'b'" in refused(capsys, 'demo-data', 'a', 'b')
     assert 'required: FILE.' in refused(capsys, 'inspect')
-    for value in ('0', '-1', '1.5', 'x', ''):
-        assert f"--topk: '{value}' is not a positive whole number" in refused(
+    for value in ('0', '-1'):
+        assert f'--topk {value} is too small: give at least 1.' in refused(
+            capsys, 'predict', 'm', 'i.jpg', f'--topk={value}')
+    for value in ('1.5', 'x', ''):
+        assert f"--topk '{value}' is not a whole number: give at least 1." in refused(
             capsys, 'predict', 'm', 'i.jpg', f'--topk={value}')
 
 
