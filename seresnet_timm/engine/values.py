@@ -186,7 +186,7 @@ VALUES: Dict[str, Rule] = {
     'clip_grad': POSITIVE, 'clip_mode': Names(('norm', 'value', 'agc')), 'layer_decay': SHARE_ABOVE_ZERO,
     'layer_decay_min_scale': SHARE, 'layer_decay_no_opt_scale': SHARE, 'grad_accum_steps': COUNT,
     # schedule
-    'sched': Names(SCHEDULES), 'lr': NOT_NEGATIVE, 'lr_base': POSITIVE, 'lr_base_size': COUNT,
+    'sched': Names(SCHEDULES), 'lr': POSITIVE, 'lr_base': POSITIVE, 'lr_base_size': COUNT,
     'lr_base_scale': Names(('linear', 'sqrt'), empty=True), 'lr_noise': Number(0, counts=(1, 2), ascending=True),
     'lr_noise_pct': NOT_NEGATIVE, 'lr_noise_std': NOT_NEGATIVE, 'lr_cycle_mul': POSITIVE, 'lr_cycle_decay': SHARE,
     'lr_cycle_limit': COUNT, 'lr_k_decay': POSITIVE, 'warmup_lr': NOT_NEGATIVE, 'min_lr': NOT_NEGATIVE,

@@ -161,7 +161,7 @@ def test_contradictions(argv, hint):
 
 
 @pytest.mark.parametrize('argv, problem', (
-    (('--amp-level=O3',), '--amp-level O3 is unknown: did you mean O2?'),
+    (('--amp-level=O3',), '--amp-level O3 is unknown: there are O0, O1, O2.'),
     (('--nproc', 'many'), '--nproc many is not a whole number: give at least 1, or auto.'),
     (('--nproc', '0'), '--nproc 0 is too small: give at least 1, or auto.'),
 ))
