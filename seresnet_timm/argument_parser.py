@@ -88,6 +88,8 @@ SIMILAR = 0.65  # of a flag that is suggested for a misspelt one
 KINDS = {int: 'a whole number', float: 'a number'}
 WRONG = object()  # stands for a value that is refused, until all are known
 
+HELP_FLAGS = frozenset(('-h', '--help'))
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser. Its errors are sentences, and all of a command line are found at once.

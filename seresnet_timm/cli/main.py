@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
-from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
 from seresnet_timm.version import __version__
@@ -91,8 +91,9 @@ def dispatch(argv: List[str]) -> None:
         raise UsageError(f"Unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
     module = importlib.import_module(f'seresnet_timm.cli.{verb.replace("-", "_")}')
     args = make_parser(verb, module).parse_args(argv)
-    from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu  # not for --help: 25 ms
-    disable_incompatible_torch_npu()
+    if not HELP_FLAGS.intersection(argv):
+        from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu  # 25 ms
+        disable_incompatible_torch_npu()
     module.run(args)
 
 

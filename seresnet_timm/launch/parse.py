@@ -6,9 +6,10 @@ what could mean several flags.
 """
 import argparse
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.argument_parser import (
+    HELP_FLAGS,
     WRONG,
     ArgumentParser,
     collected_problems,
@@ -97,11 +98,19 @@ def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> T
     return typed, problems
 
 
-def help_parser(verb: str, prog: str) -> argparse.ArgumentParser:
-    """Parser whose help lists the bundled script's flags and all others."""
+def print_help_if_asked(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> bool:
+    """List the bundled script's flags and all others where -h or --help is given.
+
+    Returns:
+        Whether it was.
+    """
+    if not HELP_FLAGS.intersection(argv):
+        return False
+    prog = f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}'
     parser = train_parser(prog) if verb == 'train' else validate_parser(prog)
     _complete(parser, verb)
-    return parser
+    parser.print_help()
+    return True
 
 
 def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:

@@ -24,11 +24,6 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
         UsageError: The command line, the machine, the data or a checkpoint is wrong; all that was found is named.
         RunError: A process failed.
     """
-    if any(a in ('-h', '--help') for a in argv):
-        from seresnet_timm.launch.parse import help_parser
-        prog = f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}'
-        help_parser(verb, prog).print_help()
-        return
     gc.disable()  # imports make a million objects that stay: the rank switches it on after them
     try:
         _run(verb, argv, recipe_name)

@@ -109,10 +109,10 @@ def test_flags_of_a_verb(capsys):
 
 
 def test_the_moving_average_has_one_flag_and_its_old_names():
-    for verb in ('convert', 'push'):
+    for verb, name in (('convert', 'b.pth'), ('push', 'b/c')):
         for flag, value in (('--use-ema', True), ('--ema', True), ('--no-use-ema', False), ('--no-ema', False)):
-            assert parse(verb, 'a', 'b/c', flag).use_ema is value
-        assert parse(verb, 'a', 'b/c').use_ema is None
+            assert parse(verb, 'a', name, flag).use_ema is value
+        assert parse(verb, 'a', name).use_ema is None
 
 
 def test_arguments_of_train_reach_the_launcher_unchanged():
