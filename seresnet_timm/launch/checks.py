@@ -87,6 +87,9 @@ def check(
             found += list(function(run))
         except UsageError as e:
             found.append(str(e))
+    if not found:
+        from seresnet_timm.launch.sample import check_sample
+        found = list(check_sample(run))
     refuse(found)
 
 

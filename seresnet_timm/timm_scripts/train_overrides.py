@@ -95,7 +95,8 @@ class TrainOverrides(Overrides):
             if self.args.resume:
                 engine.refuse_other_classes(self._resumed(), dataset, self.args)
             self._dataset = dataset
-        loader = create_loader(self._decode_fast(dataset, is_training), *args, is_training=is_training, **kwargs)
+        loader = create_loader(
+            self._decode_fast(dataset, is_training), *args, is_training=is_training, **self.normalization(kwargs))
         if is_training:
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)
