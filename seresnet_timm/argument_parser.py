@@ -57,8 +57,8 @@ MEANINGS: Dict[str, str] = {
     '--model-ema': 'ema useema emadecay',
     '--use-ema': 'ema',
     '--resume': 'resumefrom continue loadcheckpoint continuefrom',
-    '--initial-checkpoint': 'weights loadfrom load init finetune finetunefrom initweights pretrainedmodel '
-                            'pretrainedweights loadweights ckpt checkpoint',
+    '--pretrained-path': 'pretrainedmodel pretrainedweights pretrainedcheckpoint finetune finetunefrom',
+    '--initial-checkpoint': 'weights loadfrom load init initweights loadweights ckpt checkpoint',
     '--checkpoint': 'weights ckpt loadfrom load modelpath resumefrom pretrainedmodel pth checkpointpath',
     '--pretrained': 'usepretrained imagenetweights',
     '--config': 'configfile cfg conf yaml configpath',
@@ -100,7 +100,7 @@ class ArgumentParser(argparse.ArgumentParser):
     rules: Mapping[str, Any] = {}
 
     def error(self, message: str):
-        raise UsageError(f'{message[:1].upper()}{message[1:]}.')
+        raise UsageError(f'{message[:1].upper()}{message[1:]}{_meant(message, self.flags())}.'.replace('?.', '?'))
 
     def parse_known_args(self, args=None, namespace=None):
         is_last = not any(isinstance(a, argparse._SubParsersAction) for a in self._actions)
@@ -259,6 +259,13 @@ def unknown_flag_message(flags: Sequence[str], name: str) -> str:
     return f"Unknown flag '{printable(name)}': {hint}"
 
 
+def _meant(message: str, flags: Sequence[str]) -> str:
+    """The end of argparse's sentence on an abbreviation of several flags, where one of them is meant."""
+    match = re.match(r'ambiguous option: (--[\w-]+)', message)
+    flag = match and _by_meaning(_letters(match[1]), flags)
+    return f'; did you mean {flag}?' if flag else ''
+
+
 def nearest_flag(name: str, flags: Sequence[str]) -> Optional[str]:
     """The flag that was meant: by its letters, by its meaning, else a similar one."""
     # timm's names, which have hyphens, come before the ModelZoo's
@@ -266,11 +273,12 @@ def nearest_flag(name: str, flags: Sequence[str]) -> Optional[str]:
     letters = _letters(name)
     if letters in by_letters:
         return by_letters[letters]
-    for flag, words in MEANINGS.items():
-        if letters in words.split() and flag in flags:
-            return flag
     close = difflib.get_close_matches(letters, by_letters, n=1, cutoff=SIMILAR)
-    return by_letters[close[0]] if close else None
+    return _by_meaning(letters, flags) or (by_letters[close[0]] if close else None)
+
+
+def _by_meaning(letters: str, flags: Sequence[str]) -> Optional[str]:
+    return next((f for f, words in MEANINGS.items() if letters in words.split() and f in flags), None)
 
 
 def _letters(flag: str) -> str:

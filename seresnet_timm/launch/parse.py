@@ -139,8 +139,8 @@ def _complete(parser: argparse.ArgumentParser, verb: str) -> None:
 def _script_parser(verb: str, script: Script, dry_run: bool) -> argparse.ArgumentParser:
     """Parser of the script that runs."""
     if not script.is_bundled:
-        from seresnet_timm.timm_scripts.load import is_known, parser_of
+        from seresnet_timm.timm_scripts.load import can_read_parser, is_known, parser_of
         # a dry run does not execute a file that nobody has verified
-        if not dry_run or is_known(script):
+        if not dry_run or is_known(script) or can_read_parser(script):
             return parser_of(script)
     return train_parser() if verb == 'train' else validate_parser()
