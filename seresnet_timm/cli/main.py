@@ -6,6 +6,7 @@ inside `run` only, so that `--help` is quick.
 import argparse
 import functools
 import importlib
+import io
 import os
 import sys
 from types import ModuleType
@@ -44,6 +45,9 @@ REQUIRED_PACKAGES = (
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # a name may have letters that a terminal has not
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
     except (UsageError, RunError) as e:

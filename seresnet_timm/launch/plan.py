@@ -16,7 +16,7 @@ from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions, uses_mixup
 from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.dataset import decide_classes, examine, name_outputs
 from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
@@ -151,7 +151,7 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
-    data = examine(line.verb, args)
+    data = name_outputs(line.verb, sources, args, examine(line.verb, args))
     if line.verb == 'train':
         fit_batch_to_data(line, sources, args, data.num_images.get('train'), world_size)
     problems = [

@@ -51,6 +51,7 @@ class TrainOverrides(Overrides):
         return {name: Override('main', replacement) for name, replacement in (
             ('_parse_args', self.parse_args),
             ('create_model', self.create_model),
+            ('create_dataset', self.create_dataset),
             ('create_loader', self.create_loader),
             ('create_optimizer_v2', self.create_optimizer),
             ('utils.CheckpointSaver', self.create_saver),
