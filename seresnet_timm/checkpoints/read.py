@@ -12,13 +12,12 @@ from safetensors import safe_open
 
 from seresnet_timm.checkpoints import safe_pickle
 from seresnet_timm.checkpoints.checkpoint import (
-    EMA_KEYS,
     INFO_KEY,
     SHA256_KEY,
-    WEIGHTS_KEYS,
     Checkpoint,
     weights_sha256,
 )
+from seresnet_timm.checkpoints.layout import EMA_KEYS, TIMM_KEYS, WEIGHTS_KEYS, find_weights
 from seresnet_timm.errors import UsageError, first_line, first_names, printable
 
 MAX_NAMED = 4  # names that one sentence lists
@@ -127,7 +126,9 @@ def _check_zip(path: str) -> None:
 def _check_weights(path: str, checkpoint: Dict[str, Any], kind: str) -> None:
     """Check the weights in a checkpoint: they have names, memory of their own, and the SHA-256 that was saved."""
     known = checkpoint.get(SHA256_KEY)
-    found = {k: checkpoint[k] for k in WEIGHTS_KEYS + EMA_KEYS if isinstance(checkpoint.get(k), dict)}
+    found = {k: checkpoint[k] for k in TIMM_KEYS if isinstance(checkpoint.get(k), dict)}
+    others = (find_weights(checkpoint, WEIGHTS_KEYS), find_weights(checkpoint, EMA_KEYS))
+    found.update(pair for pair in others if pair)
     for key, weights in (found or {'': checkpoint}).items():
         if not all(isinstance(k, str) for k in weights):
             raise UsageError(f'{path} does not name its weights: it is not the checkpoint of a model.')
