@@ -23,7 +23,7 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        format: 'zip' (torch.save since 1.6), 'legacy' (before), 'python2' (likewise, with byte strings) or 'safetensors'.
+        format: 'zip' (torch.save since 1.6), 'legacy' (before), 'python2' (likewise, of Python 2) or 'safetensors'.
         content: The file's dictionary: a state dict, or one that holds it under `state_dict` or another usual key.
     """
     path: str

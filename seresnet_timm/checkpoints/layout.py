@@ -7,15 +7,15 @@ import torch
 from seresnet_timm.errors import UsageError, first_names, printable
 
 # what tools call a network's weights, the usual first, and their moving average
-WEIGHTS_KEYS = ('state_dict', 'model', 'model_state_dict', 'model_state', 'net', 'network', 'weights', 'module', 'params',
-                'net_state_dict', 'network_state_dict', 'base_model')
+WEIGHTS_KEYS = ('state_dict', 'model', 'model_state_dict', 'model_state', 'net', 'network', 'weights', 'module',
+                'params', 'net_state_dict', 'network_state_dict', 'base_model')
 EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'model_ema_state_dict', 'model_ema_state', 'ema_model',
             'ema_state', 'ema', 'params_ema', 'averaged_model')
 TIMM_KEYS = WEIGHTS_KEYS[:2] + EMA_KEYS[:2]
 WRAPPERS = ('module.', '_orig_mod.')  # of DDP and torch.compile, at any depth of nesting
 # names under which tools hold the network; taken off where all weights share them, even if the network is not known
-NETWORK_WORDS = ('model', 'net', 'network', 'backbone', 'encoder', 'student', 'teacher', 'ema_model', 'model_ema', 'ema',
-                 'base_model', 'online_network', 'classifier_model', 'averaged_model', 'trunk')
+NETWORK_WORDS = ('model', 'net', 'network', 'backbone', 'encoder', 'student', 'teacher', 'ema_model', 'model_ema',
+                 'ema', 'base_model', 'online_network', 'classifier_model', 'averaged_model', 'trunk')
 COUNTERS = ('n_averaged',)  # of torch's AveragedModel
 SPLIT_BN = '.aux_bn.'  # BatchNorm of the further augmentation splits, which only training uses
 MAX_DEPTH = 3  # of nesting, and of prefixes
@@ -217,5 +217,5 @@ def several_networks(origin: str, prefixes: Sequence[str], keys: bool = False) -
 
 def _how_to_choose(origin: str, name: str) -> str:
     path = origin.removeprefix('Checkpoint ')
-    return (f'Choose one: `seresnet-timm convert {path} OUT.safetensors --network {printable(name.rstrip("."))}` writes '
-            'it alone.')
+    return (f'Choose one: `seresnet-timm convert {path} OUT.safetensors --network {printable(name.rstrip("."))}` '
+            'writes it alone.')
