@@ -128,7 +128,9 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     """
     line = parse(verb, argv)
     sources = collect(line, recipe_name)
-    node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+    sources.notes += [note] if note else []
+    node, nnodes = resolve_nodes(sources.options, job)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
@@ -316,6 +318,14 @@ def apply_checkpoint(sources: Sources) -> None:
 
 
 # --- machine ----------------------------------------------------------------------------------------------------------
+
+def what_was_asked(options: Dict[str, Any]) -> cluster.Asked:
+    """Processes and nodes that were typed. A device with an index, as in `cuda:1`, is one process."""
+    nproc = None if options['nproc'] == 'auto' else int(options['nproc'])
+    if nproc is None and ':' in (options['device'] or ''):
+        nproc = 1
+    return cluster.Asked(nproc, options.get('nnodes'))
+
 
 def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tuple[Node, int]:
     """Nodes, and how they meet: options, else what the scheduler says."""
