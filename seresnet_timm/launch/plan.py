@@ -144,7 +144,9 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
 
 def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
     sources = collect(line, recipe_name)
-    node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+    sources.notes += [note] if note else []
+    node, nnodes = resolve_nodes(sources.options, job)
     refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
@@ -337,6 +339,14 @@ def apply_checkpoint(sources: Sources) -> None:
 
 
 # --- machine ----------------------------------------------------------------------------------------------------------
+
+def what_was_asked(options: Dict[str, Any]) -> cluster.Asked:
+    """Processes and nodes that were typed. A device with an index, as in `cuda:1`, is one process."""
+    nproc = None if options['nproc'] == 'auto' else int(options['nproc'])
+    if nproc is None and ':' in (options['device'] or ''):
+        nproc = 1
+    return cluster.Asked(nproc, options.get('nnodes'))
+
 
 def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tuple[Node, int]:
     """Nodes, and how they meet: options, else what the scheduler says."""

@@ -5,13 +5,17 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Iterator, List, Tuple
 
-from seresnet_timm.errors import RunError, UsageError
+import psutil
+
+from seresnet_timm.errors import RunError, UsageError, first_names
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
 from seresnet_timm.launch.plan import Node
+from seresnet_timm.launch.waiting import printed
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 
@@ -45,7 +49,8 @@ def run(settings: RunSettings, node: Node) -> None:
         file.write_text(settings.to_json(), encoding='utf-8')
         args = torchrun.get_args_parser().parse_args(_torchrun_argv(settings, node, log_dir) + [str(file)])
         try:
-            torchrun.run(args)
+            with waiting_for_nodes(settings, node):
+                torchrun.run(args)
         except ChildFailedError as e:
             raise _failure(settings, node, *e.get_first_failure(), log_dir)
         except SignalException as e:
@@ -55,6 +60,24 @@ def run(settings: RunSettings, node: Node) -> None:
             raise SystemExit(128 + e.sigval)
         except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
             raise RunError(_rendezvous_failure(settings, node, e))
+
+
+@contextmanager
+def waiting_for_nodes(settings: RunSettings, node: Node) -> Iterator[None]:
+    """Print for which nodes this one waits, until it starts its ranks."""
+    if settings.nnodes == 1:
+        yield
+        return
+    others = [str(i) for i in range(settings.nnodes) if i != node.rank]
+    whom = 'node 0 at' if node.rank else f'node{"s" if len(others) > 1 else ""} {first_names(others, 8)} to come to'
+    this = psutil.Process()
+    before = len(this.children())
+    with printed(f'{whom} {_address(node)}', node.rdzv_timeout, lambda: len(this.children()) > before):
+        yield
+
+
+def _address(node: Node) -> str:
+    return f'{node.master_addr or "127.0.0.1"}:{node.master_port or DEFAULT_PORT}'
 
 
 def _hint(settings: RunSettings) -> str:
@@ -141,7 +164,7 @@ def _read_error(error_file: str) -> Tuple[str, str]:
 
 
 def _rendezvous_failure(settings: RunSettings, node: Node, error: RuntimeError) -> str:
-    address = f'{node.master_addr or "127.0.0.1"}:{node.master_port or DEFAULT_PORT}'
+    address = _address(node)
     if settings.nnodes == 1:
         return f'torchrun could not start the processes: {str(error).splitlines()[0]}'
     if node.rank == 0:

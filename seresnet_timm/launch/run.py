@@ -9,6 +9,7 @@ from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.errors import RunError, first_line
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.plan import Node, Plan, make_plan
+from seresnet_timm.launch.waiting import wait_for_ranks
 from seresnet_timm.runs.settings import RunSettings
 
 
@@ -123,9 +124,11 @@ def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[st
         from seresnet_timm.launch import rank
         if not node.is_rank:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
-        elif node.job.rank_env:
-            os.environ.update(node.job.rank_env)
+        else:
+            os.environ.update(node.job.rank_env or {})
+        store = wait_for_ranks(node.job, node.rdzv_timeout) if node.is_rank else None
         rank.run(settings, checkpoints)
+        del store  # of rank 0: the other ranks need it until here
     else:
         from seresnet_timm.launch import processes
         gc.enable()
