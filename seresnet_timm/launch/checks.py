@@ -275,6 +275,13 @@ def check_processes(run: Checked) -> Iterator[str]:
             yield f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process (--nproc 1).'
 
 
+def check_restarts(run: Checked) -> Iterator[str]:
+    for flag in ('max_restarts', 'hang_timeout'):
+        value = getattr(run.settings, flag)
+        if not 0 <= value < float('inf'):
+            yield f'--{flag.replace("_", "-")} {value} is out of range: it is 0 or more.'
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def _check_writable(path: Path, flag: str) -> None:
@@ -320,7 +327,7 @@ Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
     'train': [check_model, check_precision, check_numbers, check_transforms, check_augmentation, check_batch,
               check_optimizer, check_packages,
-              check_output, check_train_weights],
+              check_restarts, check_output, check_train_weights],
     'validate': [check_model, check_precision, check_numbers, check_transforms, check_packages, check_processes,
-                 check_results_file, check_labels, check_checkpoint],
+                 check_restarts, check_results_file, check_labels, check_checkpoint],
 }

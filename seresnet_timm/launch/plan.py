@@ -134,9 +134,13 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
+    options = sources.options
+    restarts = options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
+    if restarts and nnodes > 1 and not is_named:
+        raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
+                         'there for the last checkpoint.')
     data = examine(line.verb, args)
     problems = data.problems + decide_classes(line.verb, sources, args, data)
-    options = sources.options
     settings = RunSettings(
         verb=line.verb,
         script=line.script,
@@ -153,6 +157,8 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_restarts=restarts,
+        hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         output=output,
         class_names=data.class_names,

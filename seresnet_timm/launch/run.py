@@ -119,12 +119,13 @@ def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[st
         RunError: A rank failed.
     """
     if node.is_rank or settings.world_size == 1:
-        from seresnet_timm.launch import rank
+        from seresnet_timm.launch import rank, watch
         if not node.is_rank:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
         elif node.job.rank_env:
             os.environ.update(node.job.rank_env)
-        rank.run(settings, checkpoints)
+        with watch.watch_this_process(settings):
+            rank.run(settings, checkpoints)
     else:
         from seresnet_timm.launch import processes
         gc.enable()
