@@ -160,6 +160,7 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]
     options = sources.options
+    restarts = max_restarts(sources, nnodes, is_named)
     settings = RunSettings(
         verb=line.verb,
         script=line.script,
@@ -176,6 +177,8 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_restarts=restarts,
+        hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         output=output,
         class_names=data.class_names,
@@ -453,6 +456,15 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
         args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
+    """How often the processes are restarted after a failure, at most."""
+    value = sources.options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
+    if value and nnodes > 1 and not is_named:
+        raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
+                         'there for the last checkpoint.')
+    return value
 
 
 def typed_command(

@@ -121,13 +121,14 @@ def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[st
         RunError: A rank failed.
     """
     if node.is_rank or settings.world_size == 1:
-        from seresnet_timm.launch import rank
+        from seresnet_timm.launch import rank, watch
         if not node.is_rank:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
         else:
             os.environ.update(node.job.rank_env or {})
         store = wait_for_ranks(node.job, node.rdzv_timeout) if node.is_rank else None
-        rank.run(settings, checkpoints)
+        with watch.watch_this_process(settings):
+            rank.run(settings, checkpoints)
         del store  # of rank 0: the other ranks need it until here
     else:
         from seresnet_timm.launch import processes
