@@ -11,8 +11,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         'fetch', help='from the Hub, a mirror or a file',
         description=(
             'Put the pretrained weights of a model into the cache, from the Hub (HF_ENDPOINT), a mirror or a file. '
-            'Their SHA-256 is compared with --sha256, else with what the Hub or the mirror names, else with the hash in '
-            'the name of the file. Where nothing tells the hash, it is printed.'))
+            'Their SHA-256 is compared with --sha256, else with what the Hub or the mirror names, else with the hash '
+            'in the name of the file. Where nothing tells the hash, it is printed.'))
     fetch.add_argument('name', metavar='NAME', help="timm's name, e.g. seresnet50.ra2_in1k, or hf-hub:org/name")
     fetch.add_argument('--from', dest='source', metavar='FILE',
                        help='read a file, or the folder that holds it, instead of a download; for hf-hub:org/name the '

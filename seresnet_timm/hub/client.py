@@ -23,7 +23,7 @@ MAX_REVISION = 200  # characters; the revision becomes the name of a file in the
 MAX_SHOWN = 120  # characters of a name in a sentence
 SOURCE = re.compile(r'(hf-hub|hf_hub):', re.IGNORECASE)  # timm's two spellings
 # hosts of addresses that people paste, also where they use a mirror
-HOSTS = {urllib.parse.urlsplit(constants._HF_DEFAULT_ENDPOINT).hostname, 'hf.co'}
+HOSTS = {urllib.parse.urlsplit(constants._HF_DEFAULT_ENDPOINT).hostname}
 
 
 def split_name(name: str, revision: Optional[str] = None) -> Tuple[str, Optional[str]]:

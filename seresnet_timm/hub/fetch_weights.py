@@ -22,7 +22,7 @@ from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import atomic_path, temporary_folder
 from seresnet_timm.hub.cache import cache_folder, commit_of, examine, keep_hashes, remove_file, set_ref
 from seresnet_timm.hub.client import hub_name, say, split_name
-from seresnet_timm.hub.errors import explained, is_unreachable, redact
+from seresnet_timm.hub.errors import explained, is_unreachable, reason, redact, status_of
 from seresnet_timm.hub.pull import Source, ask_for_files, commit_of_answer, pull
 from seresnet_timm.hub.repository import CONFIG, WEIGHTS, choose_files, digest_of, is_commit
 from seresnet_timm.hub.weights import (
@@ -200,10 +200,11 @@ def _ask_hub(source: Pretrained) -> Tuple[Optional[str], Dict[str, str]]:
         return None, {}
     hub = Source(source.repo_id)
     try:
-        with explained(source.repo_id, 'download'):
-            info = ask_for_files(hub, source.revision)
-    except RunError as e:
-        say(f'{e} The hash is not asked for.')
+        info = ask_for_files(hub, source.revision)
+    except Exception as e:
+        if not is_unreachable(e) and status_of(e) is None:
+            raise
+        say(f'The Hub does not tell the hash of {source.name}: {reason(e)}.')
         return None, {}
     hashes = {s.rfilename: s.lfs['sha256'] for s in info.siblings or [] if s.lfs is not None}
     return commit_of_answer(hub, info), {f: hashes[f] for f in source.files if f in hashes}
@@ -230,7 +231,7 @@ def _check_that_timm_loads(source: Pretrained, path: Path, name: str, origin: st
         raise
     except Exception as e:  # torch, safetensors and timm have their own
         raise UsageError(f'The file {origin} does not load as the weights of {source.name} '
-                         f'({printable(first_line(e)[:200])}): nothing was kept.') from e
+                         f'({printable(first_line(e)[:200].rstrip(":"))}): nothing was kept.') from e
 
 
 def _put(source: Pretrained, path: Path, name: str, commit: str) -> Path:

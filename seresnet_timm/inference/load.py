@@ -16,7 +16,7 @@ from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_t
 
 from seresnet_timm.checkpoints.fit import model_of
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import read_class_names
+from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, printable
 from seresnet_timm.hub import weights
 from seresnet_timm.hub.client import hub_name
@@ -113,7 +113,6 @@ def load_model(
     else:
         names, descriptions, names_origin = _guess_names(model.num_classes)
     if names is not None:
-        names = [printable(n) for n in names]
         descriptions = descriptions or _wordnet(names)
     given = (('--model', model_name), ('--img-size', img_size), ('--crop-pct', crop_pct),
              ('--class-names', class_names))
@@ -122,7 +121,7 @@ def load_model(
         info=replace(ModelInfo.of_model(model, data_config, names), name=name, num_classes=model.num_classes,
                      class_names=names),
         origin=origin,
-        class_descriptions=None if descriptions is None else [printable(d) for d in descriptions],
+        class_descriptions=descriptions,
         class_names_origin=names_origin,
         flags=[f'{flag} {value}' for flag, value in given if value is not None],
     )
@@ -178,7 +177,9 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
     commit = f'{name.split("@")[0]}@{folder.name}' if folder else ''
     where = {'hf-hub': f'pretrained, from {commit} on the Hub', 'local-dir': f'from {name}'}
     own_name = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
-    return model, own_name or name, where.get(kind or cfg.get('source'), f'pretrained, {cfg.get("url")}')
+    source = weights.source_of(name) if kind is None else None
+    from_timm = f'pretrained, from {source.where}' if source else 'pretrained'
+    return model, own_name or name, where.get(kind or cfg.get('source'), from_timm)
 
 
 def _load_file(

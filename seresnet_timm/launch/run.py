@@ -9,6 +9,7 @@ from typing import Any, Dict, Optional, Sequence
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.plan import Node, Plan, make_plan
+from seresnet_timm.launch.waiting import wait_for_ranks
 from seresnet_timm.runs.settings import RunSettings
 
 
@@ -24,11 +25,6 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
         UsageError: The command line, the machine, the data or a checkpoint is wrong; all that was found is named.
         RunError: A process failed, or what the run needs cannot be downloaded.
     """
-    if any(a in ('-h', '--help') for a in argv):
-        from seresnet_timm.launch.parse import help_parser
-        prog = f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}'
-        help_parser(verb, prog).print_help()
-        return
     gc.disable()  # imports make a million objects that stay: the rank switches it on after them
     try:
         _run(verb, argv, recipe_name)
@@ -82,6 +78,7 @@ def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack) -> RunSettin
         changes = check_script(settings.script)
     if plan.node.is_first_of_node:
         checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
+        settings = replace(settings, notes=settings.notes + checks.unnamed_classes(settings, plan.checkpoints))
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
         describe.print_plan(settings, plan.node, changes)
@@ -103,12 +100,15 @@ def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[st
         RunError: A rank failed.
     """
     if node.is_rank or settings.world_size == 1:
-        from seresnet_timm.launch import rank
+        from seresnet_timm.launch import rank, watch
         if not node.is_rank:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
-        elif node.job.rank_env:
-            os.environ.update(node.job.rank_env)
-        rank.run(settings, checkpoints)
+        else:
+            os.environ.update(node.job.rank_env or {})
+        store = wait_for_ranks(node.job, node.rdzv_timeout) if node.is_rank else None
+        with watch.watch_this_process(settings):
+            rank.run(settings, checkpoints)
+        del store  # of rank 0: the other ranks need it until here
     else:
         from seresnet_timm.launch import processes
         gc.enable()
