@@ -17,9 +17,11 @@ def flags_of(verb):
 
 
 @pytest.mark.parametrize('typed, meant', (
-    ('--optimizer', '--opt'), ('--batchsize', '--batch-size'), ('--batch-sise', '--batch-size'), ('--bs', '--batch-size'),
+    ('--optimizer', '--opt'), ('--batchsize', '--batch-size'), ('--batch-sise', '--batch-size'),
+    ('--bs', '--batch-size'),
     ('--learningrate', '--learning-rate'), ('--base-lr', '--lr'), ('--gpus', '--nproc'), ('--num_gpus', '--nproc'),
-    ('--num-workers', '--workers'), ('--data', '--data-dir'), ('--dataset-dir', '--data-dir'), ('--save-dir', '--output'),
+    ('--num-workers', '--workers'), ('--data', '--data-dir'), ('--dataset-dir', '--data-dir'),
+    ('--save-dir', '--output'),
     ('--output_dir', '--output'), ('--arch', '--model'), ('--image-size', '--img-size'), ('--num-epochs', '--epochs'),
     ('--label-smoothing', '--smoothing'), ('--lr-scheduler', '--sched'), ('--dropout', '--drop'), ('--fp16', '--amp'),
     ('--weight-dacay', '--weight-decay'), ('--npproc', '--nproc'), ('--seeed', '--seed'), ('--GPUs', '--nproc'),

@@ -58,7 +58,8 @@ def test_defaults_and_the_settings_of_all_recipes_are_right():
 
 @pytest.mark.parametrize('dest, right', (
     ('loss_scale', (-1., 1024., 0.5)), ('nproc', ('auto', '1', '8')), ('aug_splits', (0, 2, 3)), ('momentum', (0., 1.)),
-    ('warmup_epochs', (0,)), ('val_interval', (1,)), ('recovery_interval', (0,)), ('tta', (0,)), ('mixup_off_epoch', (0,)),
+    ('warmup_epochs', (0,)), ('val_interval', (1,)), ('recovery_interval', (0,)), ('tta', (0,)),
+    ('mixup_off_epoch', (0,)),
     ('clip_grad', (0.01,)), ('weight_decay', (0.,)), ('opt_eps', (0.,)), ('seed', (0, 2 ** 32 - 1)), ('workers', (0,)),
     ('remode', ('const', 'PIXEL', '')), ('aa', ('rand-m9-mstd0.5-inc1', 'augmix-m5-w4', 'originalr', 'v0-mstd0.5', '')),
     ('device', ('auto', 'npu', 'npu:3', 'cuda:0', 'gpu', 'cpu')), ('scale', (1., 1.3)), ('smoothing', (0., 0.99)),
@@ -68,8 +69,9 @@ def test_values_with_a_meaning_are_accepted(dest, right):
 
 
 @pytest.mark.parametrize('dest, refused', (
-    ('batch_size', (0, -4)), ('validation_batch_size', (0,)), ('epochs', (0, -3)), ('lr', (-1., 0., math.nan, math.inf)),
-    ('workers', (-1,)), ('smoothing', (2., -0.5, 1.)), ('img_size', (0, -32)), ('input_size', (0,)), ('drop', (1.5, 1.)),
+    ('batch_size', (0, -4)), ('validation_batch_size', (0,)), ('epochs', (0, -3)),
+    ('lr', (-1., 0., math.nan, math.inf)), ('workers', (-1,)), ('smoothing', (2., -0.5, 1.)), ('img_size', (0, -32)), ('input_size', (0,)),
+    ('drop', (1.5, 1.)),
     ('drop_path', (-0.2,)), ('momentum', (3., -0.1)), ('num_classes', (0, -5)), ('weight_decay', (-1., math.nan)),
     ('crop_pct', (0., 1.5)), ('reprob', (2.,)), ('hflip', (7.,)), ('mixup', (-1.,)), ('model_ema_decay', (1.5, 1.)),
     ('grad_accum_steps', (0,)), ('warmup_epochs', (-1,)), ('log_interval', (0,)), ('in_chans', (0,)),
@@ -106,8 +108,8 @@ def test_names_are_timms():
     assert all(f"'{name}'" in source for name in values.SCHEDULES if name != 'none')
 
 
-@pytest.mark.parametrize('dest', ('data_dir', 'resume', 'class_map', 'config', 'output', 'prof', 'model', 'image', 'out',
-                                  'src', 'modelzoo_data_path'))
+@pytest.mark.parametrize('dest', (
+    'data_dir', 'resume', 'class_map', 'config', 'output', 'prof', 'model', 'image', 'out', 'src', 'modelzoo_data_path'))
 def test_a_tilde_is_the_home_folder(dest, monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert checked('~/x', VALUES[dest])[0] == f'{tmp_path}/x'
