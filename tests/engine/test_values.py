@@ -70,7 +70,8 @@ def test_values_with_a_meaning_are_accepted(dest, right):
 
 @pytest.mark.parametrize('dest, refused', (
     ('batch_size', (0, -4)), ('validation_batch_size', (0,)), ('epochs', (0, -3)),
-    ('lr', (-1., 0., math.nan, math.inf)), ('workers', (-1,)), ('smoothing', (2., -0.5, 1.)), ('img_size', (0, -32)), ('input_size', (0,)),
+    ('lr', (-1., 0., math.nan, math.inf)), ('workers', (-1,)),
+    ('smoothing', (2., -0.5, 1.)), ('img_size', (0, -32)), ('input_size', (0,)),
     ('drop', (1.5, 1.)),
     ('drop_path', (-0.2,)), ('momentum', (3., -0.1)), ('num_classes', (0, -5)), ('weight_decay', (-1., math.nan)),
     ('crop_pct', (0., 1.5)), ('reprob', (2.,)), ('hflip', (7.,)), ('mixup', (-1.,)), ('model_ema_decay', (1.5, 1.)),
@@ -109,7 +110,8 @@ def test_names_are_timms():
 
 
 @pytest.mark.parametrize('dest', (
-    'data_dir', 'resume', 'class_map', 'config', 'output', 'prof', 'model', 'image', 'out', 'src', 'modelzoo_data_path'))
+    'data_dir', 'resume', 'class_map', 'config', 'output', 'prof', 'model', 'image', 'out', 'src',
+    'modelzoo_data_path'))
 def test_a_tilde_is_the_home_folder(dest, monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert checked('~/x', VALUES[dest])[0] == f'{tmp_path}/x'
