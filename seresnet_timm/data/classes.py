@@ -60,18 +60,23 @@ class ClassTree:
         return sum(self.counts.values())
 
 
-def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> ClassTree:
+def read_classes(
+        folder: Union[str, Path],
+        class_map: Optional[str] = None,
+        files: Optional[Dict[Optional[str], List[str]]] = None,
+) -> ClassTree:
     """List the classes of one split, as timm's reader of image folders finds them.
 
     Args:
         folder: Folder of the class folders.
         class_map: File with the folders that count, in the order of their indices (`--class-map`); timm looks for it
             in `folder` too.
+        files: Gets the paths of the images of each class, and under None those of all other files.
 
     Raises:
         UsageError: The folder or the class map cannot be read.
     """
-    walk = _Walk(get_img_extensions(as_set=True))
+    walk = _Walk(get_img_extensions(as_set=True), files)
     try:
         walk.visit(str(folder), '', tuple(_identity(p) for p in Path(folder).resolve().parents))
     except OSError as e:
@@ -90,6 +95,8 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
         names = _by_index(indices)
         unmapped = [n for n in found if n not in indices]
         missing = [str(n) for n in indices if n not in walk.counts]
+        for name in unmapped:
+            (files or {}).pop(name, None)
     return ClassTree(
         folder=Path(folder),
         names=names,
@@ -109,8 +116,8 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
 class _Walk:
     """One walk through a folder: what `ClassTree` holds, before it is sorted."""
 
-    def __init__(self, extensions: Set[str]):
-        self._extensions = extensions
+    def __init__(self, extensions: Set[str], files: Optional[Dict[Optional[str], List[str]]] = None):
+        self._extensions, self._files = extensions, files
         self.counts: Dict[str, int] = {}
         self.empty: List[str] = []
         self.stray: List[str] = []
@@ -137,11 +144,15 @@ class _Walk:
                     subfolders.append(entry.name)
                 elif os.path.splitext(entry.name)[1].lower() in self._extensions:
                     images.append(entry.path)
+                elif self._files is not None:
+                    self._files.setdefault(None, []).append(entry.path)
         parts = relative.split(os.sep) if relative else []
         hidden = any(p.startswith('.') or p in FOREIGN_FOLDERS for p in parts)
         if images:
             name = parts[-1] if parts else ''
             self.counts[name] = self.counts.get(name, 0) + len(images)
+            if self._files is not None:
+                self._files.setdefault(name, []).extend(images)
             if not parts:
                 self.stray += images
             if hidden:
