@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, ContextManager, Mapping, Optional
 
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch.explain import explain
@@ -44,7 +45,8 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
 
     from seresnet_timm.checkpoints import safe_pickle
     # timm reads --initial-checkpoint and --pretrained-path itself
-    with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()):
+    with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()), \
+            output_folder(settings):
         try:
             _run_script(settings, checkpoints or {})
         except RuntimeError as e:  # torch.OutOfMemoryError is one
@@ -53,6 +55,12 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
                 raise
             hint = RunFolder(settings.output).resume_hint() if settings.output else ''
             raise RunError(explained + hint) from e
+
+
+def output_folder(settings: RunSettings) -> ContextManager[None]:
+    """Keep other trainings out of the folder of a training: rank 0 does, which writes into it."""
+    is_primary = int(os.environ.get('RANK', 0)) == 0
+    return RunFolder(settings.output).exclusive() if settings.verb == 'train' and is_primary else nullcontext()
 
 
 def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:
