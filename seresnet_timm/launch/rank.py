@@ -44,12 +44,14 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
     import torch
 
     from seresnet_timm.checkpoints import safe_pickle
+    from seresnet_timm.data.worker_errors import end_worker_at_queue_error
+    end_worker_at_queue_error()
     # timm reads --initial-checkpoint and --pretrained-path itself
     with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()), \
             output_folder(settings):
         try:
             _run_script(settings, checkpoints or {})
-        except RuntimeError as e:  # torch.OutOfMemoryError is one
+        except (RuntimeError, OSError) as e:  # torch.OutOfMemoryError is a RuntimeError
             explained = explain(e, settings)
             if explained is None:
                 raise

@@ -2,15 +2,11 @@
 import errno
 import os
 import resource
-import subprocess
-import sys
 from contextlib import contextmanager
 
-import preloaded
 import pytest
 import timm
 import torch
-from conftest import ROOT
 from timm.task import ClassificationTask
 
 from seresnet_timm.checkpoints.read import read_checkpoint

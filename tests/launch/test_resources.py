@@ -9,9 +9,11 @@ import time
 
 import pytest
 from conftest import run_cli, train_flags
+from torch.utils.data import DataLoader, Dataset
 from training import summary, valid_record
 
 from seresnet_timm import cli
+from seresnet_timm.data.worker_errors import end_worker_at_queue_error, explain
 from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.folder import RunFolder
 
@@ -140,7 +142,8 @@ def test_full_disk(few_digits, tmp_path, script):
     flags = train_flags(few_digits, out, '--epochs', 4, '--checkpoint-hist', 1,
                         '--scripts', 'bundled' if script == 'bundled' else SMALL)
     command = f'''mount -t tmpfs -o size=120M tmpfs {out} || exit 77
-(while ! grep -q "could not be saved" {out}/run/run.json 2>/dev/null; do sleep 0.02; done; mount -o remount,size=400M {out}) &
+(while ! grep -q "could not be saved" {out}/run/run.json 2>/dev/null; do sleep 0.02; done
+mount -o remount,size=400M {out}) &
 {sys.executable} -m seresnet_timm {" ".join(map(str, flags))}; code=$?
 ls -A {out}/run > {tmp_path}/names; cp {out}/run/run.json {out}/run/summary.csv {tmp_path}; exit $code'''
     result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True,
@@ -151,3 +154,65 @@ ls -A {out}/run > {tmp_path}/names; cp {out}/run/run.json {out}/run/summary.csv 
     assert [row['epoch'] for row in summary(tmp_path)] == ['0', '1', '2', '3']
     assert valid_record(tmp_path)['faults'][0]['epoch'] == 1
     assert not [n for n in (tmp_path / 'names').read_text().split() if 'tmp' in n]
+
+
+# --- loader workers ---------------------------------------------------------------------------------------------------
+
+class _Killed(Dataset):
+    """A dataset whose worker kills itself, or meets an error where it hands over a batch."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if isinstance(self.how, int):
+            os.kill(os.getpid(), self.how)
+        return _Unsendable(self.how)
+
+
+class _Unsendable:
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize('how, words', (
+    (signal.SIGKILL, 'was killed, most likely because memory ran out'),
+    (signal.SIGBUS, '/dev/shm is full'),
+    (signal.SIGSEGV, 'was ended by a signal (Segmentation fault'),
+    (RuntimeError('unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)'),
+     '/dev/shm is full'),
+    (OSError(24, 'Too many open files'), 'ulimit -n'),
+), ids=('killed', 'bus', 'segv', 'shm', 'files'))
+def test_dead_worker_is_explained(how, words):
+    """Real worker processes; without `end_worker_at_queue_error` the last two wait for ever."""
+    end_worker_at_queue_error()
+    loader = DataLoader(_Killed(how), num_workers=1, batch_size=2, collate_fn=list, timeout=60)
+    with pytest.raises((RuntimeError, OSError)) as e:
+        list(loader)
+    text = explain(e.value, 8)
+    assert words in text and '-j 4 instead of 8' in text or how == signal.SIGSEGV
+
+
+def test_other_errors_are_not_of_workers():
+    for error in (RuntimeError('CUDA error'), OSError(2, 'No such file'), OSError(28, 'No space left', 'a.txt')):
+        assert explain(error, 2) is None
+    assert '-j 0' in explain(RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), 1)
+    assert 'process 7, 8' in explain(RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason='needs the right to mount')
+def test_small_shared_memory(few_digits, tmp_path):
+    """A real /dev/shm that does not take a batch: one sentence, where the run waited for ever."""
+    flags = train_flags(few_digits, tmp_path, '-j', 2, '--fast-jpeg', 'off', '-b', 32)
+    command = f'''mount -t tmpfs -o size=400k tmpfs /dev/shm || exit 77
+exec {sys.executable} -m seresnet_timm {" ".join(map(str, flags))}'''
+    result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True, timeout=200,
+                            env={**os.environ, 'TIMM_SCRIPTS': ''})
+    assert result.returncode == 1 and '/dev/shm is full' in result.stderr and 'Traceback' not in result.stderr
