@@ -176,3 +176,39 @@ def write_json(path: Union[str, Path], value: Any) -> None:
         with open(tmp, 'w') as f:
             json.dump(value, f, indent=2)
             f.write('\n')
+
+
+# file systems of the kernel, which hold no files of users
+_KERNEL = ('/proc', '/sys', '/sys/fs/cgroup', '/dev/pts')
+
+
+def why_not_writable(path: Union[str, Path], is_folder: bool = True) -> Optional[str]:
+    """Why a file or folder cannot be made at a path, as a clause; None if it can. Nothing is created.
+
+    Args:
+        path: The path. Folders above a folder may not exist yet.
+        is_folder: It is to be a folder. A file replaces one that exists.
+    """
+    path = Path(path).absolute()
+    try:
+        if path.exists():
+            if is_folder != path.is_dir():
+                return f'{path} is {"a file, not a folder" if is_folder else "a folder, not a file"}'
+            if not is_folder and not path.is_file():
+                return None  # a pipe or a device
+        if not is_folder and not path.parent.exists():
+            return f'the folder {path.parent} does not exist'
+        parent = next(p for p in ((path, *path.parents) if is_folder else path.parents) if os.path.lexists(p))
+        if not parent.is_dir():
+            return f'{parent} is not a folder'
+        if any(os.path.isdir(k) and os.stat(k).st_dev == os.stat(parent).st_dev for k in _KERNEL):
+            return f'{parent} is a file system of the kernel, which holds no files'
+        if os.statvfs(parent).f_flag & os.ST_RDONLY:
+            return f'{parent} is read-only'
+        if not os.access(parent, os.W_OK | os.X_OK):
+            return f'{parent} is not writable'
+        longest = os.pathconf(parent, 'PC_NAME_MAX')
+        name = next((p for p in path.relative_to(parent).parts if len(os.fsencode(p)) > longest), None)
+        return f'a name in it is longer than {longest} bytes' if name else None
+    except OSError as e:
+        return (e.strerror or str(e)).lower()

@@ -6,12 +6,14 @@ inside `run` only, so that `--help` is quick.
 import argparse
 import functools
 import importlib
+import io
 import os
 import sys
 from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
+from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
 from seresnet_timm.version import __version__
 
@@ -44,6 +46,9 @@ REQUIRED_PACKAGES = (
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # a name may have letters that a terminal has not
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
     except (UsageError, RunError) as e:
@@ -110,4 +115,5 @@ def make_parser(verb: str = '', module: Optional[ModuleType] = None) -> Argument
         verb_parser = verbs.add_parser(name, help=text, prog=f'seresnet-timm {name}')
         if name == verb:
             module.add_arguments(verb_parser)
+            parser.rules = rules_of(verb)
     return parser

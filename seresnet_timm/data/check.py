@@ -299,7 +299,7 @@ def _class_findings(root: Path, trees: Dict[str, ClassTree], min_images: int) ->
         for path in tree.stray:
             add('odd-folder', None, path, 'an image outside of all class folders, which timm makes a class')
         for path in tree.hidden:
-            add('odd-folder', None, path, 'other programs seem to have left it; timm makes it a class')
+            add('left-out', None, path, 'another program seems to have left this folder')
         for path in tree.loops:
             add('odd-folder', None, path, 'a link to a folder above it, which timm follows without end')
         for pair in tree.ties:

@@ -218,7 +218,7 @@ def create_loaders(
         RunError: The classes are not those of the plan.
     """
     decoder, _ = choose_decoder(args, settings.fast_jpeg)
-    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder)
+    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder, settings.class_names)
     train_loader, mixup_fn = loaders.train_loader(setup)
     if len(train_loader) == 0:  # of a dataset whose size only its reader knows
         raise UsageError(

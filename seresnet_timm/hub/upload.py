@@ -9,7 +9,7 @@ import yaml
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import read_class_names
+from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
 from seresnet_timm.hub.pull import folder_of
 from seresnet_timm.models.create import check_model_name, create_from_info

@@ -16,7 +16,7 @@ from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_t
 
 from seresnet_timm.checkpoints.fit import model_of
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import read_class_names
+from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, printable
 from seresnet_timm.hub.pull import folder_of
 from seresnet_timm.models.create import check_model_name, create_model
@@ -111,7 +111,6 @@ def load_model(
     else:
         names, descriptions, names_origin = _guess_names(model.num_classes)
     if names is not None:
-        names = [printable(n) for n in names]
         descriptions = descriptions or _wordnet(names)
     given = (('--model', model_name), ('--img-size', img_size), ('--crop-pct', crop_pct),
              ('--class-names', class_names))
@@ -120,7 +119,7 @@ def load_model(
         info=replace(ModelInfo.of_model(model, data_config, names), name=name, num_classes=model.num_classes,
                      class_names=names),
         origin=origin,
-        class_descriptions=None if descriptions is None else [printable(d) for d in descriptions],
+        class_descriptions=descriptions,
         class_names_origin=names_origin,
         flags=[f'{flag} {value}' for flag, value in given if value is not None],
     )

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, ContextManager, Mapping, Optional
 
 from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step import heartbeat
 
 
 def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) -> None:
@@ -153,11 +155,16 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
+    """A rank that torchrun started: settings, heartbeats and the folder of the stacks are named on its command line."""
     gc.disable()  # until everything is imported
     _die_with_parent()
+    local_rank = int(os.environ['LOCAL_RANK'])
+    watch.write_stacks_on_signal(Path(sys.argv[3]) / f'rank{local_rank}.txt')
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     try:
-        run(RunSettings.read(Path(sys.argv[1])))
+        settings = RunSettings.read(Path(sys.argv[1]))
+        heartbeat.start(Path(sys.argv[2]), local_rank)
+        run(settings)
     except (UsageError, RunError) as e:
         # the launcher shows the first rank's error, once
         get_error_handler().record_exception(e)

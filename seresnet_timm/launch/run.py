@@ -9,6 +9,7 @@ from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.errors import RunError, first_line
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.plan import Node, Plan, make_plan
+from seresnet_timm.launch.waiting import wait_for_ranks
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 
@@ -74,6 +75,7 @@ def prepare(plan: Plan, npu_notes: Sequence[str]) -> RunSettings:
         if settings.verb == 'train' and plan.node.is_first:  # on other nodes rank 0 of this run may hold it already
             problems += filter(None, [RunFolder(settings.output).why_busy()])
         checks.check(settings, plan.dry_run, problems, plan.checkpoints)
+        settings = replace(settings, notes=settings.notes + checks.unnamed_classes(settings, plan.checkpoints))
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
         describe.print_plan(settings, plan.node, changes)
@@ -123,12 +125,15 @@ def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[st
         RunError: A rank failed.
     """
     if node.is_rank or settings.world_size == 1:
-        from seresnet_timm.launch import rank
+        from seresnet_timm.launch import rank, watch
         if not node.is_rank:
             cluster.forget(os.environ)  # one process, whatever a scheduler's variables say
-        elif node.job.rank_env:
-            os.environ.update(node.job.rank_env)
-        rank.run(settings, checkpoints)
+        else:
+            os.environ.update(node.job.rank_env or {})
+        store = wait_for_ranks(node.job, node.rdzv_timeout) if node.is_rank else None
+        with watch.watch_this_process(settings):
+            rank.run(settings, checkpoints)
+        del store  # of rank 0: the other ranks need it until here
     else:
         from seresnet_timm.launch import processes
         gc.enable()

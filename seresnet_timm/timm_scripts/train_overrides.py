@@ -56,6 +56,7 @@ class TrainOverrides(Overrides):
         return {name: Override('main', replacement) for name, replacement in (
             ('_parse_args', self.parse_args),
             ('create_model', self.create_model),
+            ('create_dataset', self.create_dataset),
             ('create_loader', self.create_loader),
             ('create_optimizer_v2', self.create_optimizer),
             ('utils.CheckpointSaver', self.create_saver),
@@ -100,7 +101,8 @@ class TrainOverrides(Overrides):
             if self.args.resume:
                 engine.refuse_other_classes(self._resumed(), dataset, self.args)
             self._dataset = dataset
-        loader = create_loader(self._decode_fast(dataset, is_training), *args, is_training=is_training, **kwargs)
+        loader = create_loader(
+            self._decode_fast(dataset, is_training), *args, is_training=is_training, **self.normalization(kwargs))
         if is_training:
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)

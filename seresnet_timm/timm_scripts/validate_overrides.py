@@ -39,6 +39,7 @@ class ValidateOverrides(Overrides):
             'parser.parse_args': Override('main', self.parse_args),
             'create_model': Override('validate', self.create_model),
             'load_checkpoint': Override('validate', self.load_checkpoint),
+            'create_dataset': Override('validate', self.create_dataset),
             'create_loader': Override('validate', self.create_loader),
             'write_results': Override('main', self.write_results),
         }
@@ -73,7 +74,8 @@ class ValidateOverrides(Overrides):
             raise UsageError(difference)
         self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
-        return loading.seed_and_speed_up(create_loader(dataset, *args, **kwargs), getattr(self.args, 'seed', 0))
+        loader = create_loader(dataset, *args, **self.normalization(kwargs))
+        return loading.seed_and_speed_up(loader, getattr(self.args, 'seed', 0))
 
     def _share_of_rank(self, dataset: Dataset) -> Dataset:
         if not self.args.distributed:
