@@ -10,6 +10,7 @@ from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.plan import Node, Plan, make_plan
 from seresnet_timm.launch.waiting import wait_for_ranks
+from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 
 
@@ -77,7 +78,10 @@ def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack) -> RunSettin
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
     if plan.node.is_first_of_node:
-        checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
+        problems = list(plan.problems)
+        if settings.verb == 'train' and plan.node.is_first:  # on other nodes rank 0 of this run may hold it already
+            problems += filter(None, [RunFolder(settings.output).why_busy()])
+        checks.check(settings, plan.dry_run, problems, plan.checkpoints)
         settings = replace(settings, notes=settings.notes + checks.unnamed_classes(settings, plan.checkpoints))
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
