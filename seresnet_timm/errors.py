@@ -1,19 +1,42 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
 import difflib
 import unicodedata
-from typing import Iterable, Optional
+from typing import Iterable, List, Optional, Sequence, Union
 
 
 class UsageError(Exception):
-    """The request is wrong: what, where, and what to do. Exit code 2."""
+    """The request is wrong: what, where, and what to do. Exit code 2.
+
+    Attributes:
+        problems: The sentences, where there are several.
+    """
 
     exit_code = 2
+    problems: Sequence[str] = ()
 
 
 class RunError(Exception):
     """The request was right and the run failed: what happened, and what to do. Exit code 1."""
 
     exit_code = 1
+
+
+def refuse(problems: Iterable[Union[str, UsageError]]) -> None:
+    """Refuse a request for all its problems at once; do nothing if there are none.
+
+    Raises:
+        UsageError: There is a problem.
+    """
+    found: List[str] = []
+    for problem in problems:
+        found += [problem] if isinstance(problem, str) else problem.problems or [str(problem)]
+    found = list(dict.fromkeys(found))
+    if len(found) == 1:
+        raise UsageError(found[0])
+    if found:
+        error = UsageError(f'{len(found)} problems:\n' + '\n'.join(f'  - {p}' for p in found))
+        error.problems = tuple(found)
+        raise error
 
 
 def did_you_mean(name: str, known: Iterable[str], fallback: Optional[str] = None) -> str:

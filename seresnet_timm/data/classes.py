@@ -100,18 +100,23 @@ class _Folder:
     identity: Optional[Tuple[int, int]]
 
 
-def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> ClassTree:
+def read_classes(
+        folder: Union[str, Path],
+        class_map: Optional[str] = None,
+        files: Optional[Dict[Optional[str], List[str]]] = None,
+) -> ClassTree:
     """List the classes of one split, as timm's reader of image folders or tars finds them.
 
     Args:
         folder: Folder of the class folders, or a tar of them.
         class_map: File with the folders that count, in the order of their indices (`--class-map`); timm looks for it
             in `folder` too.
+        files: Gets the paths of the images of each class, and under None those of all other files; not of a tar.
 
     Raises:
         UsageError: The folder or the class map cannot be read.
     """
-    walk = _Walk()
+    walk = _Walk(files is not None)
     try:
         if os.path.isfile(folder):
             walk.visit_tar(str(folder))
@@ -130,6 +135,10 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
     keys = _sort_keys(by_name, folder)
     natural = sorted(by_name, key=lambda name: (keys[name], name))
     used = [f for f in folders if indices is None or (f.parts[-1] if f.parts else '') in indices]
+    if files is not None:
+        files[None] = walk.paths.get(None, [])
+        for f in used:
+            files.setdefault(f.parts[-1] if f.parts else '', []).extend(walk.paths[f.parts])
     with_images = {f.parts for f in used}
     counts = {n: sum(f.images for f in by_name[n]) for n in natural}
     return ClassTree(
@@ -186,8 +195,10 @@ def is_foreign(parts: Sequence[str], named: Collection[str] = ()) -> bool:
 class _Walk:
     """One walk through a folder or a tar: what `ClassTree` holds, before it is sorted."""
 
-    def __init__(self):
+    def __init__(self, keeps_paths: bool = False):
         self._extensions = get_img_extensions(as_set=True)
+        self._keeps_paths = keeps_paths
+        self.paths: Dict[Optional[Tuple[str, ...]], List[str]] = {}  # of images by folder, of other files under None
         self.folders: List[_Folder] = []
         self.stray: List[str] = []
         self.loops: List[str] = []
@@ -211,7 +222,11 @@ class _Walk:
             for entry in entries:
                 if is_folder(entry):
                     subfolders.append(entry.name)
-                elif self._is_image(entry.name):
+                    continue
+                is_image = self._is_image(entry.name)
+                if self._keeps_paths:
+                    self.paths.setdefault(parts if is_image else None, []).append(entry.path)
+                if is_image:
                     images += 1
                     if not parts:
                         self.stray.append(entry.path)

@@ -57,10 +57,11 @@ class LoaderSetup:
 
     def common_kwargs(self) -> Dict[str, Any]:
         """Arguments of timm's `create_loader` for both loaders."""
+        size = self.data_config['input_size']
         return dict(
-            input_size=self.data_config['input_size'],
-            mean=self.data_config['mean'],
-            std=self.data_config['std'],
+            input_size=size,
+            mean=loading.for_channels(self.data_config['mean'], size[0]),
+            std=loading.for_channels(self.data_config['std'], size[0]),
             pin_memory=self.args.pin_mem,
             img_dtype=self.dtype or torch.float32,
             device=self.device,
@@ -97,10 +98,15 @@ def create_dataset(name: str, root: str, split: str, class_map: str, class_names
     return dataset
 
 
-def train_loader(setup: LoaderSetup) -> Tuple[Any, Optional[Callable]]:
-    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself."""
+def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any, Optional[Callable]]:
+    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself.
+
+    Args:
+        setup: What the loaders of the run have in common.
+        dataset: Dataset to load, for that of the flags.
+    """
     args = setup.args
-    dataset = create_dataset(
+    dataset = dataset or create_dataset(
         split=args.train_split,
         is_training=True,
         batch_size=args.batch_size,
@@ -167,6 +173,7 @@ def eval_loader(
         split: str,
         batch_size: int,
         num_samples: Optional[int] = None,
+        dataset: Optional[Any] = None,
         **loader_kwargs,
 ) -> Any:
     """Evaluation loader: every image of the split once, padded by the sampler where ranks would be uneven.
@@ -176,10 +183,11 @@ def eval_loader(
         split: Name of the split.
         batch_size: Images of a batch.
         num_samples: Number of images of a dataset that does not tell it.
+        dataset: Dataset to load, for that of the flags.
         loader_kwargs: Further arguments of timm's `create_loader`.
     """
     args = setup.args
-    dataset = create_dataset(
+    dataset = dataset or create_dataset(
         split=split, is_training=False, batch_size=batch_size, num_samples=num_samples, **setup.dataset_kwargs())
     workers = args.workers
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):

@@ -434,3 +434,13 @@ def _outputs_of(model: str) -> Optional[int]:
         return None
     cfg = get_pretrained_cfg(arch, allow_unregistered=True)
     return cfg.num_classes if cfg else None
+
+
+def missing_root(verb: str, args: Dict[str, Any]) -> List[str]:
+    """The fault of the data folder's name, if it has one, as a sentence. Needs no timm."""
+    try:
+        if not args.get('dataset'):
+            _root(verb, args)
+    except UsageError as e:
+        return [str(e)]
+    return []

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.data import loaders
+from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -92,6 +92,13 @@ class Overrides:
     def _decode_fast(self, dataset: Dataset, is_training: bool) -> Dataset:
         decoder, _ = choose_decoder(self.args, self.settings.fast_jpeg)
         return with_fast_decoding(dataset, decoder, loaders.sample_seeds(self.args) if is_training else None)
+
+    def normalization(self, kwargs: Dict[str, Any]) -> Dict[str, Any]:
+        """Arguments of `create_loader` whose mean and standard deviation have as many values as the input channels."""
+        size = kwargs.get('input_size')
+        channels = size[0] if isinstance(size, (tuple, list)) and len(size) == 3 else 3
+        return {**kwargs, **{name: loading.for_channels(kwargs[name], channels)
+                             for name in ('mean', 'std') if kwargs.get(name) is not None}}
 
     def finish(self) -> None:
         """Complete the run's record, when the script's `main` has returned."""

@@ -74,7 +74,8 @@ class ValidateOverrides(Overrides):
             raise UsageError(difference)
         self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
-        return loading.seed_and_speed_up(create_loader(dataset, *args, **kwargs), getattr(self.args, 'seed', 0))
+        loader = create_loader(dataset, *args, **self.normalization(kwargs))
+        return loading.seed_and_speed_up(loader, getattr(self.args, 'seed', 0))
 
     def _share_of_rank(self, dataset: Dataset) -> Dataset:
         if not self.args.distributed:
