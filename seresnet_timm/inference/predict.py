@@ -35,7 +35,8 @@ def find_images(paths: Sequence[str]) -> List[str]:
     files: List[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found = sorted(_images_below(path, extensions, set()))
+            above = {(s.st_dev, s.st_ino) for s in map(os.stat, Path(path).resolve().parents)}
+            found = sorted(_images_below(path, extensions, above))
             if not found:
                 raise UsageError(f'{path} has no image in it ({", ".join(sorted(extensions))}).')
             try:
@@ -51,7 +52,13 @@ def find_images(paths: Sequence[str]) -> List[str]:
 
 
 def _images_below(folder: str, extensions: Set[str], seen: Set[Tuple[int, int]]) -> Iterator[str]:
-    """Images in a folder at any depth, each folder once whatever links lead to it; not what other programs left."""
+    """Images in a folder at any depth, each folder once whatever links lead to it; not what other programs left.
+
+    Args:
+        folder: The folder.
+        extensions: Of image files.
+        seen: Folders to pass by, by device and inode: those above, so that no link leads out, and those visited.
+    """
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in seen:
         return
