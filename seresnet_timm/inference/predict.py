@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
-from seresnet_timm.errors import RunError, UsageError, printable
+from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.inference.load import LoadedModel
 
@@ -36,7 +36,14 @@ def find_images(paths: Sequence[str]) -> List[str]:
     for path in paths:
         if os.path.isdir(path):
             above = {(s.st_dev, s.st_ino) for s in map(os.stat, Path(path).resolve().parents)}
-            found = sorted(_images_below(path, extensions, above))
+            left_out: List[str] = []
+            try:
+                found = sorted(_images_below(path, extensions, above, left_out))
+            except OSError as e:
+                raise UsageError(f'{path} cannot be read ({first_line(e)}).')
+            if left_out:
+                print(printable(f'Left out, as other programs have made them: {first_names(sorted(left_out), 3)}'),
+                      file=sys.stderr)
             if not found:
                 raise UsageError(f'{path} has no image in it ({", ".join(sorted(extensions))}).')
             try:
@@ -51,13 +58,15 @@ def find_images(paths: Sequence[str]) -> List[str]:
     return files
 
 
-def _images_below(folder: str, extensions: Set[str], seen: Set[Tuple[int, int]]) -> Iterator[str]:
+def _images_below(
+        folder: str, extensions: Set[str], seen: Set[Tuple[int, int]], left_out: List[str]) -> Iterator[str]:
     """Images in a folder at any depth, each folder once whatever links lead to it; not what other programs left.
 
     Args:
         folder: The folder.
         extensions: Of image files.
         seen: Folders to pass by, by device and inode: those above, so that no link leads out, and those visited.
+        left_out: Gets the folders and files of other programs.
     """
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in seen:
@@ -68,11 +77,16 @@ def _images_below(folder: str, extensions: Set[str], seen: Set[Tuple[int, int]])
         for entry in entries:
             if is_folder(entry):
                 (links if entry.is_symlink() else folders).append(entry)
-            elif os.path.splitext(entry.name)[1].lower() in extensions and not entry.name.startswith(FOREIGN_FILES):
-                yield entry.path
+            elif os.path.splitext(entry.name)[1].lower() in extensions:
+                if entry.name.startswith(FOREIGN_FILES):
+                    left_out.append(entry.path)
+                else:
+                    yield entry.path
     for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
-        if not is_foreign([entry.name]):
-            yield from _images_below(entry.path, extensions, seen)
+        if is_foreign([entry.name]):
+            left_out.append(entry.path)
+        else:
+            yield from _images_below(entry.path, extensions, seen, left_out)
 
 
 class _Images(Dataset):
