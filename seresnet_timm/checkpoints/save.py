@@ -1,4 +1,5 @@
 """Saves checkpoints atomically, with all that a resumed run and a later reader need"""
+import math
 import os
 from typing import Any, Dict, Optional
 
@@ -24,6 +25,19 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self.run_state: Dict[str, Any] = {}
         self.model_info: Dict[str, Any] = {}
         self.task = _WithRunState(task, self)
+
+    def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
+        """As timm's; a metric that is not finite ranks last and is never the best, which nothing could replace."""
+        if metric is None or math.isfinite(metric):
+            return super().save_checkpoint(epoch, metric)
+        worst = math.inf if self.decreasing else -math.inf
+        has_best = self.best_metric is not None
+        if not has_best:
+            self.best_metric = worst
+        super().save_checkpoint(epoch, worst)
+        if not has_best:
+            self.best_metric = None
+        return (self.best_metric, self.best_epoch) if has_best else (None, None)
 
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
         super()._save(save_path, epoch, metric)

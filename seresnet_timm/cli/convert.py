@@ -19,5 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
     from seresnet_timm.checkpoints.convert import convert
+    from seresnet_timm.errors import note_replaced
+    note_replaced(args.target)
     facts = convert(args.source, args.target, args.to, bool(args.use_ema), args.dtype, args.model)
     print('\n'.join(inspection.describe(facts)))

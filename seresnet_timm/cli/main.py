@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import ArgumentParser
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable
 from seresnet_timm.version import __version__
 
 # verb -> its line in `seresnet-timm --help`
@@ -43,6 +43,7 @@ REQUIRED_PACKAGES = (
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
+    print_any_text()
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
     except (UsageError, RunError) as e:

@@ -17,8 +17,8 @@ from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import atomic_path
+from seresnet_timm.errors import RunError, UsageError, note_replaced, printable
+from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.inference.load import LoadedModel
 
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
@@ -153,6 +153,7 @@ def run(
     if output is not None and (os.path.isdir(output) or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f'--output {output}: ' + (
             'it is a folder, name a file.' if os.path.isdir(output) else 'its folder does not exist.'))
+    note_replaced(output, '--output')
     bad = 0
     results = predict(loaded, files, **kwargs)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
@@ -214,7 +215,7 @@ def _writer(format: str, out: Any):
 
 def _as_json(result: Dict[str, Any]) -> str:
     """JSON with readable letters; what a terminal would interpret is escaped."""
-    text = json.dumps(result, ensure_ascii=False)
+    text = as_json(result, ensure_ascii=False)
     return ''.join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 

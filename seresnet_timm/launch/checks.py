@@ -5,6 +5,7 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 import importlib
 import importlib.util
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -21,6 +22,8 @@ from seresnet_timm.checkpoints.read import read_checkpoint, read_once
 from seresnet_timm.engine.model_info import describe_other_classes
 from seresnet_timm.errors import UsageError, did_you_mean, first_line
 from seresnet_timm.models.create import check_model_name, create_from_args
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
@@ -289,8 +292,17 @@ def _check_writable(path: Path, flag: str) -> None:
 
 
 def check_output(run: Checked) -> Iterator[str]:
-    _check_writable(Path(run.settings.output).absolute(), '--output')
-    return iter(())
+    folder, resume = RunFolder(run.settings.output), run.args.resume
+    _check_writable(folder.path.absolute(), '--output')
+    if folder.is_in_use():
+        yield f'Another run writes into {folder.path} now: wait for its end, or name another folder with --experiment.'
+    elif resume and folder.owns(resume):
+        if folder.record.exists():
+            read_record(folder.path)  # refuses a damaged one, which the run continues
+    elif folder.holds_a_run():
+        start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
+        yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
+               f'that run by --resume {shlex.quote(str(start))}.')
 
 
 def check_results_file(run: Checked) -> Iterator[str]:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, print_any_text
 from seresnet_timm.launch.explain import explain
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 
 
@@ -51,8 +51,7 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             explained = explain(e, settings)
             if explained is None:
                 raise
-            hint = RunFolder(settings.output).resume_hint() if settings.output else ''
-            raise RunError(explained + hint) from e
+            raise RunError(explained + resume_hint(settings)) from e
 
 
 def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:
@@ -145,6 +144,7 @@ def _die_with_parent() -> None:
 def main() -> None:
     gc.disable()  # until everything is imported
     _die_with_parent()
+    print_any_text()
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     try:
         run(RunSettings.read(Path(sys.argv[1])))

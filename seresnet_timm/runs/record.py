@@ -3,7 +3,6 @@
 `run.schema.json` describes it. A value that is not known is null, never left out. This file does not import torch.
 """
 import json
-import math
 import os
 import platform
 import time
@@ -12,8 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
+from filelock import FileLock, Timeout
+
 from seresnet_timm.errors import UsageError, first_line
-from seresnet_timm.files import write_json
+from seresnet_timm.files import acquire_lock, write_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.version import __version__
@@ -41,6 +42,7 @@ class RunRecord:
             model_info: Optional[Dict[str, Any]] = None,
     ):
         self.folder = RunFolder(folder)
+        self._lock: Optional[FileLock] = None  # of the folder, while a training writes into it
         self.content: Dict[str, Any] = {
             'schema': SCHEMA,
             'command': list(settings.command),
@@ -51,6 +53,7 @@ class RunRecord:
             'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
             'started': _now(),
             'finished': None,
+            'diverged': None,
             'epochs': [],
             'best': None,
             'evaluation': None,
@@ -60,8 +63,14 @@ class RunRecord:
         """Begin at an epoch; the epochs before it, `started` and `best` are those of the folder's record, if any.
 
         Raises:
-            UsageError: The folder's record is damaged.
+            UsageError: The folder's record is damaged, or another run writes into the folder.
         """
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = acquire_lock(self.folder.lock)
+        except Timeout:
+            raise UsageError(f'Another run writes into {self.folder.path} now: wait for its end, or name another '
+                             'folder with --experiment.')
         if start_epoch > 0 and self.folder.record.exists():
             old = read_record(self.folder.path)
             self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
@@ -91,22 +100,31 @@ class RunRecord:
         self.content['evaluation'] = {k: figures.get(k) for k in EVALUATION_FIELDS}
         self._write()
 
+    def set_diverged(self, reason: str) -> None:
+        """Note that the run ends because loss or weights are no longer finite numbers.
+
+        Args:
+            reason: A sentence.
+        """
+        self.content['diverged'] = reason
+        self._write()
+        self.release()
+
     def finish(self) -> None:
         self.content['finished'] = _now()
         self._write()
+        self.release()
+
+    def release(self) -> None:
+        """Let other runs write into the folder."""
+        if self._lock is not None:
+            self.folder.lock.unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
 
     def _write(self) -> None:
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder.record, _finite(self.content))
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_json(self.folder.record, self.content)
 
 
 def _versions() -> Dict[str, Optional[str]]:
@@ -153,6 +171,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         if schema == 0:
             record = _from_schema_0(record)
         _check(record)
+        record.setdefault('diverged', None)  # a later field of schema 1
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise UsageError(f'{path} is not the record of a run ({what}).')
@@ -217,6 +236,7 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
         'machine': {'system': None, 'cpus': None, **(old.get('machine') or {})},
         'started': old['started'],
         'finished': old.get('finished'),
+        'diverged': None,
         'epochs': [{k: e.get(k) for k in EPOCH_FIELDS} for e in old['epochs']],
         'best': old['best'],
         'evaluation': None,
