@@ -6,15 +6,22 @@ timm numbers the classes of a folder by the names of all folders with images in 
 """
 import os
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from timm.data.readers.class_map import load_class_map
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from seresnet_timm.errors import UsageError, first_line, first_names, printable
+from seresnet_timm.images import (
+    TIMM_EXTENSIONS,
+    count_by_suffix,
+    describe_kinds,
+    describe_left_out,
+    is_image,
+)
 
 TRAIN_NAMES = ('train', 'training')
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
@@ -41,6 +48,8 @@ class ClassTree:
         loops: Links that lead back to a folder above them. They are not followed here; timm follows them.
         unmapped: Names of folders with images that the class map leaves out.
         missing: Names in the class map for which there is no folder with images.
+        suffixes: Number of images by suffix.
+        left_out: Number of files by suffix that are no images by their suffix.
     """
     folder: Path
     names: List[str]
@@ -54,10 +63,18 @@ class ClassTree:
     loops: List[str]
     unmapped: List[str]
     missing: List[str]
+    suffixes: Dict[str, int]
+    left_out: Dict[str, int]
 
     @property
     def num_images(self) -> int:
         return sum(self.counts.values())
+
+    def describe_files(self) -> str:
+        """Images that timm alone would leave out, and files that are left out, as a clause; '' for neither."""
+        more = {suffix: n for suffix, n in self.suffixes.items() if suffix not in TIMM_EXTENSIONS}
+        clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
+        return '; '.join(clauses + [describe_left_out(self.left_out)] * bool(self.left_out))
 
 
 def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> ClassTree:
@@ -71,7 +88,7 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
     Raises:
         UsageError: The folder or the class map cannot be read.
     """
-    walk = _Walk(get_img_extensions(as_set=True))
+    walk = _Walk()
     try:
         walk.visit(str(folder), '', tuple(_identity(p) for p in Path(folder).resolve().parents))
     except OSError as e:
@@ -103,20 +120,23 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
         loops=sorted(walk.loops),
         unmapped=unmapped,
         missing=missing,
+        suffixes=dict(walk.suffixes),
+        left_out=dict(walk.left_out),
     )
 
 
 class _Walk:
     """One walk through a folder: what `ClassTree` holds, before it is sorted."""
 
-    def __init__(self, extensions: Set[str]):
-        self._extensions = extensions
+    def __init__(self):
         self.counts: Dict[str, int] = {}
         self.empty: List[str] = []
         self.stray: List[str] = []
         self.hidden: List[str] = []
         self.nested: List[str] = []
         self.loops: List[str] = []
+        self.suffixes: Counter = Counter()
+        self.left_out: Counter = Counter()
 
     def visit(self, path: str, relative: str, above: Tuple[Tuple[int, int], ...]) -> None:
         """Visit a folder.
@@ -130,13 +150,15 @@ class _Walk:
         if identity in above:
             self.loops.append(path)
             return
-        images, subfolders = [], []
+        images, others, subfolders = [], [], []
         with os.scandir(path) as entries:
             for entry in entries:
                 if _is_folder(entry):
                     subfolders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in self._extensions:
-                    images.append(entry.path)
+                else:
+                    (images if is_image(entry.name) else others).append(entry.path)
+        self.suffixes.update(count_by_suffix(images))
+        self.left_out.update(count_by_suffix(others))
         parts = relative.split(os.sep) if relative else []
         hidden = any(p.startswith('.') or p in FOREIGN_FOLDERS for p in parts)
         if images:

@@ -9,8 +9,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from seresnet_timm.data import fast_jpeg, loading
+from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.seeding import SampleSeeds
+from seresnet_timm.images import extend_timm
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class LoaderSetup:
 
     def dataset_kwargs(self) -> Dict[str, Any]:
         """Arguments of timm's `create_dataset` for both datasets."""
+        extend_timm()
         args = self.args
         return dict(
             name=args.dataset,
@@ -76,7 +79,8 @@ def train_loader(setup: LoaderSetup) -> Tuple[Any, Optional[Callable]]:
     )
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    dataset = fast_jpeg.with_fast_decoding(dataset, setup.decoder, sample_seeds(args))
+    dataset = fast_jpeg.with_fast_decoding(
+        count_unreadable(dataset, is_training=True), setup.decoder, sample_seeds(args))
 
     mixup_fn = collate_fn = None
     if mixup_active(args):
@@ -150,7 +154,7 @@ def eval_loader(
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
     loader = create_loader(
-        fast_jpeg.with_fast_decoding(dataset, setup.decoder),
+        fast_jpeg.with_fast_decoding(count_unreadable(dataset, is_training=False), setup.decoder),
         batch_size=batch_size,
         is_training=False,
         interpolation=setup.data_config['interpolation'],

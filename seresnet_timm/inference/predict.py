@@ -3,47 +3,78 @@ import csv
 import io
 import json
 import os
+import re
 import sys
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import atomic_path
+from seresnet_timm.images import (
+    EXTENSIONS,
+    UnreadableImage,
+    count_by_suffix,
+    describe_left_out,
+    is_image,
+    read_image,
+    silence_pillow,
+)
 from seresnet_timm.inference.load import LoadedModel
 
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
 def find_images(paths: Sequence[str]) -> List[str]:
-    """The files that are named, and the images (by timm's extensions) in folders that are named, at any depth.
+    """The files that are named, and the images in folders that are named, at any depth.
+
+    What a folder has besides is told on stderr.
 
     Raises:
-        UsageError: A path does not exist, or a folder has no image in it.
+        UsageError: A path does not exist, or a folder cannot be read or has no image in it.
     """
-    extensions = get_img_extensions(as_set=True)
     files: List[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found = [os.path.join(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names
-                     if os.path.splitext(name)[1].lower() in extensions]
+            found, others = _list_folder(path)
+            left_out = count_by_suffix(others)
             if not found:
-                raise UsageError(f'{path} has no image in it ({", ".join(sorted(extensions))}).')
-            files += sorted(found, key=natural_key)
-        elif os.path.exists(path):
+                told = f'; {describe_left_out(left_out)}' if left_out else ''
+                raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told}.')
+            if left_out:
+                print(printable(f'{path}: {describe_left_out(left_out)}'), file=sys.stderr)
+            files += sorted(found, key=_natural_key)
+        elif os.path.lexists(path):
             files.append(path)
         else:
             raise UsageError(f'Image {path} does not exist.')
     return files
+
+
+def _list_folder(folder: str) -> Tuple[List[str], List[str]]:
+    """Images and other files below a folder. Links are followed, those to a folder above them are not."""
+    def refuse(error: OSError) -> None:
+        raise UsageError(f'{error.filename} cannot be read ({error.strerror}).')
+
+    images, others = [], []
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        above = os.path.realpath(root)
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
+        folders[:] = [name for name in folders if os.path.commonpath([real[name], above]) != real[name]]
+        for name in names:
+            (images if is_image(name) else others).append(os.path.join(root, name))
+    return images, others
+
+
+def _natural_key(path: str) -> Tuple[List[Tuple[int, str]], str]:
+    """timm's order, numbers by their value, for names of any characters."""
+    parts = re.split(r'(\d+)', path.lower())
+    return [(int(part), '') if i % 2 else (0, part) for i, part in enumerate(parts)], path
 
 
 class _Images(Dataset):
@@ -53,20 +84,20 @@ class _Images(Dataset):
         self.files = files
         self.mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
         self.transform = create_transform(**data_config, is_training=False)
+        silence_pillow()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tuple[int, Union[torch.Tensor, str]]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # Pillow's, on odd but readable files
-                with Image.open(self.files[index]) as image:
-                    return index, self.transform(image.convert(self.mode))
-        except UnidentifiedImageError:
-            return index, 'it is not an image, or its format is unknown'
-        except Exception as e:  # Pillow's decoders raise many types for a damaged file; it must not stop the others
-            return index, (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
+            image = read_image(self.files[index], self.mode)
+        except UnreadableImage as e:
+            return index, str(e)
+        try:
+            return index, self.transform(image)
+        except MemoryError:
+            return index, f'there is too little memory to resize it ({image.width} x {image.height} pixels)'
 
 
 def _collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from seresnet_timm.errors import UsageError, first_names
+from seresnet_timm.images import EXTENSIONS, describe_left_out
 
 MAX_NAMED = 3  # names of classes that one sentence lists
 
@@ -15,11 +16,13 @@ class DataFacts:
     Attributes:
         class_names: Names of the classes by index; None where the data are not folders of images.
         num_images: Images by split: 'train', 'val'.
+        files: What is to say on the files of a split, as from `ClassTree.describe_files`.
         problems: Faults, each a sentence.
         mapped: A class map says which folders count, and as what.
     """
     class_names: Optional[List[str]] = None
     num_images: Dict[str, int] = field(default_factory=dict)
+    files: Dict[str, str] = field(default_factory=dict)
     problems: List[str] = field(default_factory=list)
     mapped: bool = False
 
@@ -43,6 +46,7 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
     return DataFacts(
         class_names=list(names.get('train') or names['val']),
         num_images={split: tree.num_images for split, (_, tree) in trees.items()},
+        files={split: tree.describe_files() for split, (_, tree) in trees.items()},
         problems=problems,
         mapped=mapped,
     )
@@ -78,8 +82,6 @@ def _read_splits(verb: str, root: Path, args: Dict[str, Any]) -> Dict[str, Tuple
 
 
 def _read_split(root: Path, flag: str, split: str, args: Dict[str, Any]) -> Tuple[Path, Any]:
-    from timm.data.readers.img_extensions import get_img_extensions
-
     from seresnet_timm.data.classes import read_classes, split_folder, split_names
     folder = split_folder(root, split)
     if folder is None:
@@ -98,8 +100,8 @@ def _read_split(root: Path, flag: str, split: str, args: Dict[str, Any]) -> Tupl
         # timm makes them a class of their own, before all others
         raise UsageError(f'{tree.stray[0]} is outside the class folders of {folder}: move it into one, or away.')
     if not tree.names:
-        raise UsageError(f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check '
-                         '--data-dir.')
+        others = f'; {describe_left_out(tree.left_out)}' if tree.left_out else ''
+        raise UsageError(f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: check --data-dir.')
     if tree.class_map and tree.unmapped and not tree.num_images:
         raise UsageError(f'Class map {tree.class_map} names none of the folders with images in {folder}: check '
                          '--class-map.')

@@ -135,6 +135,7 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     data = examine(line.verb, args)
+    sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     problems = data.problems + decide_classes(line.verb, sources, args, data)
     options = sources.options
     settings = RunSettings(

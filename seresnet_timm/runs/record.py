@@ -21,6 +21,7 @@ from seresnet_timm.version import __version__
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
                 'total_gib')
+EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
 
@@ -73,9 +74,11 @@ class RunRecord:
         """Append an epoch.
 
         Args:
-            figures: `epoch`, and what is known of `EPOCH_FIELDS`.
+            figures: `epoch`, and what is known of `EPOCH_FIELDS`; and of `EPOCH_UNREADABLE`, each an object with
+                `count` and `files`.
         """
-        self.content['epochs'].append({k: figures.get(k) for k in EPOCH_FIELDS})
+        unreadable = {k: _unreadable(figures.get(k)) for k in EPOCH_UNREADABLE}
+        self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable})
         self._write()
 
     def set_best(self, metric: str, value: float, epoch: int) -> None:
@@ -86,9 +89,10 @@ class RunRecord:
         """Set the result of an evaluation.
 
         Args:
-            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent.
+            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent; and `unreadable`, as in an epoch.
         """
-        self.content['evaluation'] = {k: figures.get(k) for k in EVALUATION_FIELDS}
+        self.content['evaluation'] = {
+            **{k: figures.get(k) for k in EVALUATION_FIELDS}, 'unreadable': _unreadable(figures.get('unreadable'))}
         self._write()
 
     def finish(self) -> None:
@@ -98,6 +102,10 @@ class RunRecord:
     def _write(self) -> None:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         write_json(self.folder.record, _finite(self.content))
+
+
+def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
+    return None if images is None else {'count': images.count, 'files': list(images.files)}
 
 
 def _finite(value: Any) -> Any:
@@ -153,10 +161,20 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         if schema == 0:
             record = _from_schema_0(record)
         _check(record)
+        _add_later_fields(record)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise UsageError(f'{path} is not the record of a run ({what}).')
     return record
+
+
+def _add_later_fields(record: Dict[str, Any]) -> None:
+    """Set the fields to null that a record of the same schema did not have at first."""
+    for epoch in record['epochs']:
+        for key in EPOCH_UNREADABLE:
+            epoch.setdefault(key, None)
+    if record['evaluation']:
+        record['evaluation'].setdefault('unreadable', None)
 
 
 def _check(record: Dict[str, Any]) -> None:
@@ -177,6 +195,8 @@ def _check(record: Dict[str, Any]) -> None:
         if not isinstance(epoch['epoch'], int) or any(
                 not isinstance(epoch[k], (int, float, type(None))) for k in EPOCH_FIELDS):
             raise ValueError('an epoch holds something else than numbers')
+        if any(not isinstance(epoch.get(k), (dict, type(None))) for k in EPOCH_UNREADABLE):
+            raise ValueError('an epoch holds something else than its unreadable images')
 
 
 def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:

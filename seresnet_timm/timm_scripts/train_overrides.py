@@ -16,6 +16,7 @@ from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loading
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
@@ -187,8 +188,9 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
         if output_dir is not None:  # the primary process
-            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
+            self._figures = report_epoch(figures, epoch, args.workers, device)
         self._trained = time.perf_counter()
         if not self._evaluates:
             self._rng = capture_rng(device)
@@ -203,11 +205,13 @@ class TrainOverrides(Overrides):
         """
         args.no_prefetcher = not args.prefetcher
         try:
-            metrics = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
+            metrics, unreadable = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
         except KeyboardInterrupt:
             self._interrupted = True
             raise
         self._evaluates, self._rng = True, capture_rng(device)
+        if self._figures is not None:
+            self._figures['unreadable_val'] = unreadable
         return metrics
 
     def _start(self, device: torch.device) -> None:
