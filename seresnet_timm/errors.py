@@ -15,6 +15,12 @@ class RunError(Exception):
 
     exit_code = 1
 
+    def __init__(self, text: str = ''):
+        # torch raises the error of a loader's worker process again, with the worker's traceback as its text
+        if text.startswith('Caught RunError in '):
+            text = text.rpartition(f'{__name__}.RunError: ')[2].strip()
+        super().__init__(text)
+
 
 def did_you_mean(name: str, known: Iterable[str], fallback: Optional[str] = None) -> str:
     """The end of a sentence on an unknown name: the nearest known one, else `fallback`, else all known ones."""

@@ -197,10 +197,10 @@ def why(error: BaseException, data: Optional[bytes] = None) -> str:
         return 'there is too little memory to decode it'
     if isinstance(error, UnidentifiedImageError):
         return _what_else(data) if data is not None else 'it is not an image, or its format is unknown'
-    if isinstance(error, OSError):
-        return error.strerror or first_line(error)
-    text = first_line(error)
-    return text if isinstance(error, (SyntaxError, Image.DecompressionBombError)) else f'it is damaged ({text})'
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    what = 'too large' if isinstance(error, Image.DecompressionBombError) else 'damaged'
+    return f'it is {what} ({first_line(error)})'
 
 
 def _what_else(data: bytes) -> str:

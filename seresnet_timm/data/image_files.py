@@ -15,24 +15,13 @@ from timm.data.dataset import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from seresnet_timm import images
-from seresnet_timm.errors import RunError, first_names, printable
+from seresnet_timm.errors import RunError, printable
 from seresnet_timm.images import UnreadableImage
 
 IGNORED_TARGET = -100  # of an image that cannot be read: no class, and torch's losses leave it out
 MAX_TRIES = 1000  # images in a row; more than a damaged class folder, less than a dataset whose disk is gone
 MAX_LISTED = 20  # names in run.json
 MAX_SAID = 5  # names in a log line
-
-
-class NothingReadable(RunError):
-    """No image can be read that would replace another one.
-
-    A DataLoader raises an error of a worker process again with its traceback as the text, whose last line this takes.
-    """
-
-    def __init__(self, text: str):
-        last_line = text.strip().split('\n')[-1]
-        super().__init__(last_line.partition(f'{__name__}.{type(self).__name__}: ')[2] or last_line)
 
 
 class ImageFiles(ImageDataset):
@@ -68,7 +57,7 @@ class ImageFiles(ImageDataset):
             make: Makes the input of the model from the bytes of a file, or from a picture; raises UnreadableImage.
 
         Raises:
-            NothingReadable: No image can take its place.
+            RunError: No image can take its place.
         """
         for i in self._candidates(index):
             try:
@@ -84,7 +73,7 @@ class ImageFiles(ImageDataset):
             elif self.target_transform is not None:
                 target = self.target_transform(target)
             return (made, target) if self.additional_features is None else (made, target, *features)
-        raise NothingReadable(self._nothing_readable(index))
+        raise RunError(self._nothing_readable(index))
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The image itself, then those after it that are not known to be unreadable."""
@@ -170,18 +159,18 @@ class Unreadable:
     num_new: int
     files: List[str]
 
-    def describe(self, consequence: str) -> str:
+    def describe(self, where: str, consequence: str) -> str:
         """A sentence on their number and the new names.
 
         Args:
+            where: Such as 'of epoch 3'; may be empty.
             consequence: What follows, such as 'others take their place'.
         """
-        what = f'{self.count} of {self.total} images cannot be read, {consequence}'
+        what = ' '.join(f'{self.count} of {self.total} images {where} cannot be read, {consequence}'.split())
         if not self.num_new:
             return f'{what} (named before)'
         more = self.num_new - min(len(self.new), MAX_SAID)
-        names = first_names(self.new[:MAX_SAID], MAX_SAID) + (f' and {more} more' if more else '')
-        return f'{what}: {names}'
+        return f'{what}: {", ".join(self.new[:MAX_SAID])}' + (f' and {more} more' if more else '')
 
 
 def take_unreadable(dataset: Any) -> Optional[Unreadable]:

@@ -2,8 +2,8 @@
 
 Paths, names and classes stay the same. Small images are copied byte for byte; larger ones are decoded as a training
 does (`images.read_image`: EXIF orientation and colour profiles are ignored, alpha is dropped), resized, and saved in
-the format of their name; those in a format that would lose too much, such as GIF, are copied too. This changes the pixels
-of a training.
+the format of their name; those in a format that would lose too much, such as GIF, are copied too. This changes the
+pixels of a training.
 
 A file gets its name when it is complete and has been read back; then it is entered in `.prepare/journal.jsonl`, once it
 has reached the disk. The next run repeats all images that are not in the journal.

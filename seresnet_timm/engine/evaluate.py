@@ -136,9 +136,9 @@ def report_unreadable(loader: Any, logger: Optional[logging.Logger]) -> Optional
     if unreadable is None or not unreadable.count:
         return unreadable
     if unreadable.count == unreadable.total:
-        raise RunError(f'No image can be evaluated: {unreadable.describe("no other is there")}.')
+        raise RunError(unreadable.describe('to evaluate', 'so that there is no result') + '.')
     if logger is not None:
-        logger.warning(f'Test: {unreadable.describe("they count as wrong, and the loss leaves them out")}')
+        logger.warning('Test: ' + unreadable.describe('', 'they count as wrong, and the loss leaves them out'))
     return unreadable
 
 

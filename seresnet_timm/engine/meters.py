@@ -27,7 +27,7 @@ def report_epoch(figures: Dict[str, Any], epoch: int, workers: int, device: torc
     _logger.info(describe_wait(epoch, figures, workers))
     unreadable = figures['unreadable_train']
     if unreadable is not None and unreadable.count:
-        _logger.warning(f'Data: {unreadable.describe("others took their place")} in epoch {epoch}')
+        _logger.warning('Data: ' + unreadable.describe(f'of epoch {epoch}', 'others took their place'))
     memory = devices.peak_memory(device) or {}
     if memory:
         _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')

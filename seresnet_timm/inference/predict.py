@@ -27,6 +27,7 @@ from seresnet_timm.images import (
 )
 from seresnet_timm.inference.load import LoadedModel
 
+ANY_NAME = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # a name comes back byte for byte
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
@@ -188,7 +189,7 @@ def run(
     results = predict(loaded, files, **kwargs)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
     bar = tqdm(total=len(files), unit='image', disable=shown or None, leave=False)
-    with bar, _destination(output) as out:
+    with bar, _destination(output, format) as out:
         write = _writer(format, out)
         for result in results:
             bar.update()
@@ -203,13 +204,21 @@ def run(
 
 
 @contextmanager
-def _destination(output: Optional[str]) -> Iterator[Any]:
-    if output is None:
-        yield sys.stdout
-        return
-    with atomic_path(output) as tmp:
-        with open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+def _destination(output: Optional[str], format: str) -> Iterator[Any]:
+    """The stream for the result: a file, or stdout, which takes names of any bytes meanwhile."""
+    if output is not None:
+        with atomic_path(output) as tmp, open(tmp, 'w', newline='', **ANY_NAME) as f:
             yield f
+        return
+    before = {'encoding': sys.stdout.encoding, 'errors': sys.stdout.errors}
+    if format == 'table' or sys.stdout.isatty():
+        sys.stdout.reconfigure(errors='backslashreplace')  # in its own encoding
+    else:
+        sys.stdout.reconfigure(**ANY_NAME)  # the bytes that --output writes
+    try:
+        yield sys.stdout
+    finally:
+        sys.stdout.reconfigure(**before)
 
 
 def _writer(format: str, out: Any):
