@@ -32,6 +32,7 @@ KNOWN_STARTS = (  # of files that are often called like images
     (b'\x00\x05\x16\x07', 'it is a companion file of macOS (AppleDouble), not an image'),
     (b'version https://git-lfs', 'it is a pointer of Git LFS, not the image: git lfs pull brings it'),
     (b'%PDF', 'it is a PDF, not an image'),
+    *((start, 'it is damaged at its beginning') for start in (PNG_START, b'\xff\xd8\xff', b'GIF8', b'RIFF')),
 )
 
 
