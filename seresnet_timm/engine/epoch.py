@@ -14,6 +14,7 @@ from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
@@ -165,7 +166,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict(loss=loss_avg), throughput.summary()
+    figures = dict(throughput.summary(), unreadable_train=take_unreadable(run.train_loader.dataset))
+    return OrderedDict(loss=loss_avg), figures
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:
