@@ -123,6 +123,10 @@ class RunRecord:
         self.content['diverged'] = reason
         self._write()
 
+    def finish(self) -> None:
+        self.content['finished'] = _now()
+        self._write()
+
     def _write(self) -> None:
         """Write the file; if that fails, for example because the disk is full, the next call writes all of it."""
         try:
