@@ -183,9 +183,6 @@ def test_no_empty_repository_remains(hub, client, checkpoint, where):
     client.run('push', checkpoint, 'me/x', *FLAGS)
     hub.faults.clear()
     assert 'me/x' in hub.repos and client.run('push', checkpoint, 'me/x', *FLAGS).code == 0  # continues
-    hub.faults.append(Fault(where, status=403, message='Forbidden'))
-    one_sentence(client.run('push', checkpoint, 'me/x', '--revision', 'dev'), 1, '403')
-    assert set(hub.repos['me/x'].files()) == EVERY_PUSH
 
 
 def test_a_commit_without_an_answer_is_kept(hub, client, checkpoint):
