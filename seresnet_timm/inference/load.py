@@ -19,7 +19,9 @@ from seresnet_timm.checkpoints.fit import MAX_NAMED, model_of, not_finite
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, first_names, printable
-from seresnet_timm.hub.pull import folder_of
+from seresnet_timm.hub import weights
+from seresnet_timm.hub.client import hub_name
+from seresnet_timm.hub.pull import folder_of, network_of
 from seresnet_timm.hub.repository import WEIGHTS
 from seresnet_timm.models.create import check_model_name, create_model, read_model_config
 from seresnet_timm.models.info import ModelInfo
@@ -182,10 +184,13 @@ def _resolve(source: str) -> Tuple[str, Optional[Path]]:
     """timm's name of a model and None, or the argument and the checkpoint file that it means."""
     path = Path(source)
     if not path.exists():
+        repository = hub_name(source)
+        if repository is not None:
+            return f'hf-hub:{repository}', None
         if timm.is_model(split_model_name_tag(source)[0]) or ':' in source:
             return source, None
         looks_like_path = os.sep in source or '.' in source
-        hint = 'check the path' if looks_like_path else did_you_mean(
+        hint = 'check the path, or write hf-hub:org/name for a model on the Hub' if looks_like_path else did_you_mean(
             source, timm.list_models(), 'timm knows no such name.')
         raise UsageError(f"There is no file and no model '{printable(source)}': {hint.rstrip('.')}.")
     if not path.is_dir():
@@ -214,12 +219,13 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
                              f'{source} if the file does not name the model.')
     folder = folder_of(source)
     try:
-        model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
-    except UsageError:
+        with weights.downloaded(source):
+            model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
+    except (UsageError, RunError):
         raise
-    except Exception as e:  # of the download: HTTP clients and the file system have their own
-        raise RunError(f'{printable(source)} cannot be loaded ({printable(first_line(e))}): check the name and the '
-                       'connection, or download the weights elsewhere and name the file.') from e
+    except Exception as e:  # torch, safetensors and timm have their own
+        raise RunError(f'The weights of {printable(source)} do not load ({printable(first_line(e))}): if they are '
+                       'damaged, remove them from the cache.') from e
     bad = not_finite(model.state_dict())
     if bad:
         raise UsageError(f'{printable(source)} has weights that are not finite (NaN or infinity): '
@@ -228,7 +234,9 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
     commit = f'{name.split("@")[0]}@{folder.name}' if folder else ''
     where = {'hf-hub': f'pretrained, from {commit} on the Hub', 'local-dir': f'from {name}'}
     own_name = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
-    return model, own_name or name, where.get(kind or cfg.get('source'), f'pretrained, {cfg.get("url")}')
+    source = weights.source_of(name) if kind is None else None
+    from_timm = f'pretrained, from {source.where}' if source else 'pretrained'
+    return model, own_name or name, where.get(kind or cfg.get('source'), from_timm)
 
 
 def _load_file(
@@ -246,7 +254,7 @@ def _load_file(
         info = replace(info, name=model_name)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
-    folder = folder_of(info.name, with_weights=False) if info.name else None
+    info, folder = network_of(checkpoint, info)
     model, info = model_of(
         checkpoint, info, use_ema, num_classes=num_classes, img_size=img_size, folder=folder, exportable=True)
     parts = [f'from {path}'] + ([f'epoch {checkpoint.epoch}'] if checkpoint.epoch is not None else [])

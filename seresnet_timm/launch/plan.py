@@ -4,6 +4,7 @@ Settings come from the script's defaults, then recipe or preset, then the checkp
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
 import datetime
+import itertools
 import os
 import re
 import sys
@@ -144,7 +145,9 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
 
 def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
     sources = collect(line, recipe_name)
-    node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+    sources.notes += [note] if note else []
+    node, nnodes = resolve_nodes(sources.options, job)
     refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
@@ -152,12 +155,14 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     data = name_outputs(line.verb, sources, args, examine(line.verb, args))
+    sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     if line.verb == 'train':
         fit_batch_to_data(line, sources, args, data.num_images.get('train'), world_size)
     problems = [
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]
     options = sources.options
+    restarts = max_restarts(sources, nnodes, is_named)
     settings = RunSettings(
         verb=line.verb,
         script=line.script,
@@ -174,6 +179,8 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_restarts=restarts,
+        hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         output=output,
         class_names=data.class_names,
@@ -196,6 +203,11 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
         raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
                          'is the folder with train/ and val/ in it.')
+    has_nodes = 'nnodes' in line.options or 'world_size' in line.modelzoo
+    if recipe_name == 'train_multinode' and not has_nodes and cluster.detect(os.environ) is None:
+        raise UsageError('--nnodes is missing: how many machines train together. Start the recipe on each of them with '
+                         'the same --nnodes=N and --master_addr=HOST, and its own --node_rank=R (0 to N-1); on one '
+                         'machine use recipes/train_8p.sh.')
     modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
     options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
     recipe = load_recipe(recipe_name) if recipe_name else None
@@ -243,8 +255,10 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     args['device'] = device
     if 'data' in line.defaults:
         args['data'] = None
-    if args['model'].startswith('hf_hub:'):  # timm's older spelling
-        args['model'] = 'hf-hub:' + args['model'].partition(':')[2]
+    if set(':/') & set(args['model']):
+        from seresnet_timm.hub.client import hub_name
+        repository = hub_name(args['model'])
+        args['model'] = args['model'] if repository is None else f'hf-hub:{repository}'
     if line.verb == 'validate':
         args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
     return args
@@ -349,6 +363,14 @@ def apply_checkpoint(sources: Sources) -> None:
 
 # --- machine ----------------------------------------------------------------------------------------------------------
 
+def what_was_asked(options: Dict[str, Any]) -> cluster.Asked:
+    """Processes and nodes that were typed. A device with an index, as in `cuda:1`, is one process."""
+    nproc = None if options['nproc'] == 'auto' else int(options['nproc'])
+    if nproc is None and ':' in (options['device'] or ''):
+        nproc = 1
+    return cluster.Asked(nproc, options.get('nnodes'))
+
+
 def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tuple[Node, int]:
     """Nodes, and how they meet: options, else what the scheduler says."""
     nnodes = options.get('nnodes', job.nnodes if job else 1)
@@ -452,8 +474,20 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         # timm's own name for it, decided here so that the plan can show the folder
         size = args.get('img_size') or (args.get('input_size') or [224])[-1]
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-        args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        name = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        parent = Path(args['output'] or './output/train')
+        names = (f'{name}-{i}' if i else name for i in itertools.count())
+        args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
+    """How often the processes are restarted after a failure, at most."""
+    value = sources.options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
+    if value and nnodes > 1 and not is_named:
+        raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
+                         'there for the last checkpoint.')
+    return value
 
 
 def typed_command(
