@@ -320,10 +320,14 @@ def apply_checkpoint(sources: Sources) -> None:
     try:
         info = checkpoint.info
     except UsageError as e:  # the flags alone describe the network
-        if not asked_model:
-            raise
-        sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
-        return
+        repeated = sources.asked('model_kwargs') and checkpoint.info_without_kwargs()
+        if not repeated and not asked_model:
+            raise UsageError(f'{str(e).rstrip(".")}. Name the network yourself: --model NAME --model-kwargs KEY=VALUE.')
+        if not repeated:
+            sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
+            return
+        sources.notes.append(f'{str(e).rstrip(".")}: the arguments of --model-kwargs are taken instead.')
+        info = repeated
     if info.name is None and not asked_model and 'model' not in sources.preset:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
     is_other = bool(asked_model and info.name and asked_model.split('.')[0] not in (info.name.split('.')[0], checkpoint.arch))
@@ -336,7 +340,14 @@ def apply_checkpoint(sources: Sources) -> None:
         found.update(
             model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
             gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
+        for given in (sources.config, sources.flags):
+            if isinstance(given.get('model_kwargs'), dict):  # those that were not given stay the file's
+                given['model_kwargs'] = {**kwargs, **given['model_kwargs']}
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
+    unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
+    if unknown:
+        sources.notes.append(f"{file} does not hold its preprocessing ({', '.join(unknown)}): the model's own is taken; "
+                             'flags change it.')
     for name in taken:
         sources.reasons[name] = f'from {file}'
     given = {**sources.config, **sources.flags}
