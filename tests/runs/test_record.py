@@ -76,7 +76,8 @@ def test_record_of_an_evaluation(tmp_path):
     record = RunRecord(replace(SETTINGS, verb='validate'), tmp_path)
     record.set_evaluation(dict(images=70, seconds=2., top1=50., loss=1.))
     record.finish()
-    assert valid_record(tmp_path)['evaluation'] == dict(images=70, seconds=2., top1=50., top5=None, loss=1., unreadable=None)
+    assert valid_record(tmp_path)['evaluation'] == dict(
+        images=70, seconds=2., top1=50., top5=None, loss=1., unreadable=None)
 
 
 def test_record_from_before_unreadable_images(tmp_path):
@@ -85,9 +86,9 @@ def test_record_from_before_unreadable_images(tmp_path):
     record.add_epoch(dict(epoch=0, **FIGURES))
     record.set_evaluation(dict(images=70))
     content = json.loads((tmp_path / 'run.json').read_text())
-    for holder, fields in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
-                           (content['evaluation'], ('unreadable',))):
-        for name in fields:
+    for holder, later in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
+                          (content['evaluation'], ('unreadable',))):
+        for name in later:
             assert holder.pop(name) is None
     (tmp_path / 'run.json').write_text(json.dumps(content))
     read = read_record(tmp_path)
