@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import measure
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 
@@ -41,6 +42,7 @@ def main(argv: List[str]) -> None:
         prog='seresnet-timm bench data',
         description="Measure images/s per core of the loader against timm's loader in the same run, on ImageNet-like "
                     'JPEGs (nine of ten about 500x375 near 100 KB, the tenth 1600x1200) or on your own images.')
+    parser.rules = rules_of('bench')
     parser.add_argument('--data-dir', metavar='DIR', help='your own images: an ImageNet-style tree, its train folder')
     parser.add_argument('--images', type=int, default=200, metavar='N', help='number of images (200)')
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds; medians are over them (5)')

@@ -15,6 +15,7 @@ from seresnet_timm.data.image_files import IGNORED_TARGET, Unreadable, take_unre
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
+from seresnet_timm.step import heartbeat
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def evaluate(
                 on_output(output, target)
             num_images += output.shape[0]
             bar.update()
+            heartbeat.beat()
 
             if log_now:
                 batch_metrics = _metrics(*(now - then for now, then in zip(_sums(evaluator), before)))

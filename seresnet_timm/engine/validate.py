@@ -8,7 +8,6 @@ Same flags, log lines and results as timm's validate.py. What it does differentl
 """
 import csv
 import glob
-import json
 import logging
 import os
 import time
@@ -29,16 +28,16 @@ from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
+from seresnet_timm.data.label_files import read_valid_labels
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.model_info import (
     check_planned_classes,
     describe_other_classes,
     model_info_of,
-    read_valid_labels,
 )
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.files import atomic_path, write_json
+from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -110,7 +109,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
             record.finish()
         if args.results_file:
             write_results(args.results_file, rows, args.results_format)
-        print(f'--result\n{json.dumps(rows, indent=4)}')
+        print(f'--result\n{as_json(rows, indent=4)}')
 
 
 def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:
@@ -274,7 +273,8 @@ def create_loader(run: Evaluation, data_config: Dict[str, Any], crop_pct: float,
     args = run.args
     decoder, _ = choose_decoder(args, run.settings.fast_jpeg)
     return loaders.eval_loader(
-        loaders.LoaderSetup(args, data_config, run.forward.device, run.forward.dtype, decoder),
+        loaders.LoaderSetup(
+            args, data_config, run.forward.device, run.forward.dtype, decoder, run.settings.class_names),
         args.split,
         batch_size,
         num_samples=args.num_samples,

@@ -3,19 +3,20 @@ import csv
 import io
 import json
 import os
-import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from timm.data import create_transform
+from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import atomic_path
+from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
+from seresnet_timm.errors import RunError, UsageError, note_replaced, printable
+from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.images import (
     EXTENSIONS,
     UnreadableImage,
@@ -27,7 +28,6 @@ from seresnet_timm.images import (
 )
 from seresnet_timm.inference.load import LoadedModel
 
-ANY_NAME = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # a name comes back byte for byte
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
@@ -42,14 +42,23 @@ def find_images(paths: Sequence[str]) -> List[str]:
     files: List[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found, others = _list_folder(path)
-            left_out = count_by_suffix(others)
+            found: List[str] = []
+            others: List[str] = []
+            try:
+                _list_folder(path, found, others, set())
+            except OSError as e:
+                raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
+            told = describe_left_out(count_by_suffix(others))
             if not found:
-                told = f'; {describe_left_out(left_out)}' if left_out else ''
-                raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told}.')
-            if left_out:
-                print(printable(f'{path}: {describe_left_out(left_out)}'), file=sys.stderr)
-            files += sorted(found, key=_natural_key)
+                raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told and "; " + told}.')
+            if told:
+                print(printable(f'{path}: {told}'), file=sys.stderr)
+            found.sort()
+            try:
+                found.sort(key=natural_key)
+            except ValueError:  # of '²' and the like: digits, and no numbers for timm
+                pass
+            files += found
         elif os.path.lexists(path):
             files.append(path)
         else:
@@ -57,25 +66,23 @@ def find_images(paths: Sequence[str]) -> List[str]:
     return files
 
 
-def _list_folder(folder: str) -> Tuple[List[str], List[str]]:
-    """Images and other files below a folder. Links are followed, those to a folder above them are not."""
-    def refuse(error: OSError) -> None:
-        raise UsageError(f'{error.filename} cannot be read ({error.strerror}).')
-
-    images, others = [], []
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        above = os.path.realpath(root)
-        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
-        folders[:] = [name for name in folders if os.path.commonpath([real[name], above]) != real[name]]
-        for name in names:
-            (images if is_image(name) else others).append(os.path.join(root, name))
-    return images, others
-
-
-def _natural_key(path: str) -> Tuple[List[Tuple[int, str]], str]:
-    """timm's order, numbers by their value, for names of any characters."""
-    parts = re.split(r'(\d+)', path.lower())
-    return [(int(part), '') if i % 2 else (0, part) for i, part in enumerate(parts)], path
+def _list_folder(folder: str, images: List[str], others: List[str], seen: Set[Tuple[int, int]]) -> None:
+    """List a folder at any depth, each folder once whatever links lead to it; not what other programs left."""
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    links, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                (links if entry.is_symlink() else folders).append(entry)
+            else:
+                counts = is_image(entry.name) and not entry.name.startswith(FOREIGN_FILES)
+                (images if counts else others).append(entry.path)
+    for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
+        if not is_foreign([entry.name]):
+            _list_folder(entry.path, images, others, seen)
 
 
 class _Images(Dataset):
@@ -185,6 +192,7 @@ def run(
     if output is not None and (os.path.isdir(output) or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f'--output {output}: ' + (
             'it is a folder, name a file.' if os.path.isdir(output) else 'its folder does not exist.'))
+    note_replaced(output, '--output')
     bad = 0
     results = predict(loaded, files, **kwargs)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
@@ -205,20 +213,36 @@ def run(
 
 @contextmanager
 def _destination(output: Optional[str], format: str) -> Iterator[Any]:
-    """The stream for the result: a file, or stdout, which takes names of any bytes meanwhile."""
-    if output is not None:
-        with atomic_path(output) as tmp, open(tmp, 'w', newline='', **ANY_NAME) as f:
-            yield f
+    if output is None and format == 'csv' and not sys.stdout.isatty():
+        yield from _as_bytes(sys.stdout)
         return
-    before = {'encoding': sys.stdout.encoding, 'errors': sys.stdout.errors}
-    if format == 'table' or sys.stdout.isatty():
-        sys.stdout.reconfigure(errors='backslashreplace')  # in its own encoding
-    else:
-        sys.stdout.reconfigure(**ANY_NAME)  # the bytes that --output writes
+    if output is None:
+        errors = getattr(sys.stdout, 'errors', None)
+        if hasattr(sys.stdout, 'reconfigure'):
+            sys.stdout.reconfigure(errors='backslashreplace')  # letters that its encoding does not have
+        try:
+            yield sys.stdout
+        finally:
+            if hasattr(sys.stdout, 'reconfigure'):
+                sys.stdout.reconfigure(errors=errors)
+        return
+    with atomic_path(output) as tmp:
+        with open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+            yield f
+
+
+def _as_bytes(stream: Any) -> Iterator[Any]:
+    """A text stream in UTF-8 that gives back names of any bytes, whatever the encoding of `stream`."""
+    if not hasattr(stream, 'buffer'):  # replaced, by a test for instance
+        yield stream
+        return
+    stream.flush()
+    text = io.TextIOWrapper(stream.buffer, encoding='utf-8', errors='surrogateescape', newline='')
     try:
-        yield sys.stdout
+        yield text
+        text.flush()
     finally:
-        sys.stdout.reconfigure(**before)
+        text.detach()
 
 
 def _writer(format: str, out: Any):
@@ -237,8 +261,8 @@ def _writer(format: str, out: Any):
             writer.writeheader()
             started = True
         for rank, row in enumerate((result or {}).get('predictions', ()), 1):
-            file = printable(result['file']) if out.isatty() else result['file']
-            writer.writerow({'file': file, 'rank': rank, **row})
+            row = {'file': result['file'], 'rank': rank, **row}
+            writer.writerow({k: printable(v) for k, v in row.items()} if out.isatty() else row)
         out.write(text.getvalue())
 
     def write_json(result: Optional[Dict[str, Any]]) -> None:
@@ -246,16 +270,20 @@ def _writer(format: str, out: Any):
         if result is None:
             out.write('\n]\n' if started else '[]\n')
             return
-        out.write((',\n' if started else '[\n') + _as_json(result))
+        out.write((',\n' if started else '[\n') + _as_json(result, _takes_letters(out)))
         started = True
 
     return {'table': write_table, 'csv': write_csv, 'json': write_json}[format]
 
 
-def _as_json(result: Dict[str, Any]) -> str:
-    """JSON with readable letters; what a terminal would interpret is escaped."""
-    text = json.dumps(result, ensure_ascii=False)
+def _as_json(result: Dict[str, Any], takes_letters: bool = True) -> str:
+    """JSON with readable letters if the output takes them; what a terminal would interpret is escaped."""
+    text = as_json(result, ensure_ascii=not takes_letters)
     return ''.join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
+def _takes_letters(stream: Any) -> bool:
+    return (getattr(stream, 'encoding', None) or 'utf-8').lower().replace('-', '').startswith('utf')
 
 
 def format_table(result: Dict[str, Any]) -> str:
@@ -263,5 +291,5 @@ def format_table(result: Dict[str, Any]) -> str:
     lines = [printable(result['file'])]
     for p in result['predictions']:
         names = [p[k] for k in ('label', 'description') if k in p and (k == 'label' or p[k] != p.get('label'))]
-        lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(names)}'.rstrip())
+        lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(map(printable, names))}'.rstrip())
     return '\n'.join(lines)

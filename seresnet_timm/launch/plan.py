@@ -4,6 +4,7 @@ Settings come from the script's defaults, then recipe or preset, then the checkp
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
 import datetime
+import itertools
 import os
 import re
 import sys
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
+from seresnet_timm.launch.combinations import find_contradictions, uses_mixup
 from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.dataset import decide_classes, examine, name_outputs
+from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
 from seresnet_timm.runs.settings import RunSettings
@@ -93,6 +96,7 @@ class Sources:
         flags: What was typed, by timm's names.
         modelzoo: What was typed under the ModelZoo's names, and what a recipe says in their terms.
         options: The launcher's options.
+        typed_modelzoo: The ModelZoo's names that were typed.
         reasons: Why a value is what it is.
         notes: Sentences for the plan.
         checkpoints: Checkpoints that were read, by their path.
@@ -103,6 +107,7 @@ class Sources:
     flags: Dict[str, Any]
     modelzoo: Dict[str, Any]
     options: Dict[str, Any]
+    typed_modelzoo: Sequence[str] = ()
     reasons: Dict[str, str] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
     checkpoints: Dict[str, Any] = field(default_factory=dict)
@@ -110,6 +115,10 @@ class Sources:
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
         return any(n in self.flags or n in self.config for n in names)
+
+    def asked_or_typed(self, *names: str) -> bool:
+        """Likewise, or under a ModelZoo name."""
+        return self.asked(*names) or any(n in self.typed_modelzoo for n in names)
 
     def base(self) -> Dict[str, Any]:
         return {**self.preset, **self.config}
@@ -127,17 +136,33 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         UsageError: The command line contradicts itself or the machine.
     """
     line = parse(verb, argv)
+    try:
+        return _make_plan(line, verb, argv, recipe_name)
+    except UsageError as e:
+        refuse([*line.problems, e])
+        raise
+
+
+def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
     sources = collect(line, recipe_name)
-    node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+    sources.notes += [note] if note else []
+    node, nnodes = resolve_nodes(sources.options, job)
+    refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
-    data = examine(line.verb, args)
+    data = name_outputs(line.verb, sources, args, examine(line.verb, args))
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
-    problems = data.problems + decide_classes(line.verb, sources, args, data)
+    if line.verb == 'train':
+        fit_batch_to_data(line, sources, args, data.num_images.get('train'), world_size)
+    problems = [
+        *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
+        *decide_classes(line.verb, sources, args, data)]
     options = sources.options
+    restarts = max_restarts(sources, nnodes, is_named)
     settings = RunSettings(
         verb=line.verb,
         script=line.script,
@@ -154,6 +179,8 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_restarts=restarts,
+        hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         output=output,
         class_names=data.class_names,
@@ -176,6 +203,11 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
         raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
                          'is the folder with train/ and val/ in it.')
+    has_nodes = 'nnodes' in line.options or 'world_size' in line.modelzoo
+    if recipe_name == 'train_multinode' and not has_nodes and cluster.detect(os.environ) is None:
+        raise UsageError('--nnodes is missing: how many machines train together. Start the recipe on each of them with '
+                         'the same --nnodes=N and --master_addr=HOST, and its own --node_rank=R (0 to N-1); on one '
+                         'machine use recipes/train_8p.sh.')
     modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
     options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
     recipe = load_recipe(recipe_name) if recipe_name else None
@@ -184,7 +216,7 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if line.verb == 'validate':
         settings = for_validation(settings)
     config = load_config_of(line, config_path) if config_path else {}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options)
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo))
 
 
 def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
@@ -223,8 +255,10 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     args['device'] = device
     if 'data' in line.defaults:
         args['data'] = None
-    if args['model'].startswith('hf_hub:'):  # timm's older spelling
-        args['model'] = 'hf-hub:' + args['model'].partition(':')[2]
+    if set(':/') & set(args['model']):
+        from seresnet_timm.hub.client import hub_name
+        repository = hub_name(args['model'])
+        args['model'] = args['model'] if repository is None else f'hf-hub:{repository}'
     if line.verb == 'validate':
         args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
     return args
@@ -318,6 +352,14 @@ def apply_checkpoint(sources: Sources) -> None:
 
 # --- machine ----------------------------------------------------------------------------------------------------------
 
+def what_was_asked(options: Dict[str, Any]) -> cluster.Asked:
+    """Processes and nodes that were typed. A device with an index, as in `cuda:1`, is one process."""
+    nproc = None if options['nproc'] == 'auto' else int(options['nproc'])
+    if nproc is None and ':' in (options['device'] or ''):
+        nproc = 1
+    return cluster.Asked(nproc, options.get('nnodes'))
+
+
 def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tuple[Node, int]:
     """Nodes, and how they meet: options, else what the scheduler says."""
     nnodes = options.get('nnodes', job.nnodes if job else 1)
@@ -394,6 +436,23 @@ def decide_for_device(
         args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
 
 
+def fit_batch_to_data(
+        line: CommandLine, sources: Sources, args: Dict[str, Any], images: Optional[int], world_size: int) -> None:
+    """Lower a batch size that nobody asked for, where the training split has fewer images than one batch."""
+    fits = (images or 0) // world_size
+    if uses_mixup(args):
+        fits -= fits % 2
+    before = args['batch_size']
+    if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
+        return
+    args['batch_size'] = fits
+    sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
+    # a recipe's learning rate goes with its batch
+    if 'learning_rate' in sources.modelzoo and not sources.asked_or_typed('learning_rate') and 'lr' not in line.flags:
+        for name in ('lr', 'warmup_lr'):
+            args[name] *= fits / before
+
+
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:
     """Folder of the run, and whether the user named it."""
     if verb == 'validate':
@@ -404,8 +463,20 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         # timm's own name for it, decided here so that the plan can show the folder
         size = args.get('img_size') or (args.get('input_size') or [224])[-1]
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-        args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        name = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        parent = Path(args['output'] or './output/train')
+        names = (f'{name}-{i}' if i else name for i in itertools.count())
+        args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
+    """How often the processes are restarted after a failure, at most."""
+    value = sources.options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
+    if value and nnodes > 1 and not is_named:
+        raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
+                         'there for the last checkpoint.')
+    return value
 
 
 def typed_command(

@@ -1,4 +1,5 @@
 """Names of timm's validate.py that are replaced, and why: see `overrides`"""
+import json
 import logging
 import time
 from typing import Any, Dict, Optional, Tuple
@@ -19,6 +20,7 @@ from seresnet_timm.engine.evaluate import report_unreadable
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
 from seresnet_timm.engine.validate import refuse_unreadable
 from seresnet_timm.errors import UsageError
+from seresnet_timm.files import as_json
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
@@ -43,8 +45,10 @@ class ValidateOverrides(Overrides):
             'parser.parse_args': Override('main', self.parse_args),
             'create_model': Override('validate', self.create_model),
             'load_checkpoint': Override('validate', self.load_checkpoint),
+            'create_dataset': Override('validate', self.create_dataset),
             'create_loader': Override('validate', self.create_loader),
             'write_results': Override('main', self.write_results),
+            'json.dumps': Override('main', as_json),
         }
 
     def parse_args(self) -> Any:
@@ -77,7 +81,7 @@ class ValidateOverrides(Overrides):
             raise UsageError(difference)
         self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
-        self._loader = create_loader(dataset, *args, **kwargs)
+        self._loader = create_loader(dataset, *args, **self.normalization(kwargs))
         return loading.seed_and_speed_up(self._loader, getattr(self.args, 'seed', 0))
 
     def _share_of_rank(self, dataset: Dataset) -> Dataset:
@@ -94,7 +98,8 @@ class ValidateOverrides(Overrides):
         Checked by: test_runs.py, the file of an evaluation of three processes.
         """
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self._originals['write_results'](results_file, results, format=format)
+            finite = json.loads(as_json(results)) if format == 'json' else results
+            self._originals['write_results'](results_file, finite, format=format)
 
     # called by patched code
 

@@ -278,7 +278,7 @@ def test_refused(tree, tmp_path, capsys):
             ((tree, tmp_path / 'broken'), 'cannot be read'),
             ((tmp_path / 'no', tmp_path / 'new'), 'does not exist'),
             ((tmp_path / 'empty', tmp_path / 'new'), 'contains no image'),
-            ((tree, tmp_path / 'new', '--quality', '0'), 'invalid choice'),
+            ((tree, tmp_path / 'new', '--quality', '0'), '--quality 0 is too small: give 1 to 100'),
     ):
         assert message in fail(capsys, *argv)
     assert digest(dst) == before and not (tmp_path / 'new').exists()

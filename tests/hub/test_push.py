@@ -157,10 +157,10 @@ def test_push_fault(hub, client, checkpoint, fault, parts):
     assert all(torch.equal(v, sent[k]) for k, v in expected.items())
 
 
-@pytest.mark.parametrize('fault', (
+@pytest.mark.parametrize('fault', mostly_slow((
     Fault(PUT, 'drop', times=1), Fault(PUT, status=500, times=1), Fault(PUT, status=503, times=1),
     Fault(PUT, status=429, headers={'Retry-After': '1'}, times=1), Fault(CREATE, status=503, times=1),
-), ids=lambda f: f'{f.where.strip("/").replace("/", "-")}-{f.kind}-{f.status}')
+)), ids=lambda f: f'{f.where.strip("/").replace("/", "-")}-{f.kind}-{f.status}')
 def test_push_gets_over(hub, client, checkpoint, fault):
     fault.hits = 0
     hub.faults.append(fault)
