@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
-from seresnet_timm.images import EXTENSIONS, describe_left_out
+from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
 
 MAX_NAMED = 3  # names of classes that one sentence lists
 # timm's readers of --dataset by the part before the slash, and the package that each needs
@@ -21,7 +21,7 @@ class DataFacts:
     Attributes:
         class_names: Names of the classes by index; None where the data are not folders of images.
         num_images: Images by split: 'train', 'val'.
-        files: What is to say on the files of a split, as from `ClassTree.describe_files`.
+        files: Suffixes of a split that may surprise, by split, as a clause.
         problems: Faults, each a sentence.
         notes: What a user may not expect, each a sentence.
         mapped: A class map says which folders count, and as what.
@@ -67,7 +67,7 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
     return DataFacts(
         class_names=list(names.get('train') or names['val']),
         num_images={split: tree.num_images for split, tree in trees.items()},
-        files={split: tree.describe_files() for split, tree in trees.items()},
+        files={split: _describe_files(tree) for split, tree in trees.items()},
         problems=list(dict.fromkeys(problems)),
         notes=[note for tree in trees.values() for note in _notes(tree)],
         mapped=bool(args.get('class_map')),
@@ -191,6 +191,13 @@ def _hint(root: Path, flag: str, split: str) -> str:
     return " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
 
 
+def _describe_files(tree: Any) -> str:
+    """Images that timm alone would leave out, and files that are left out; '' for neither."""
+    more = {suffix: n for suffix, n in tree.suffixes.items() if suffix not in TIMM_EXTENSIONS}
+    clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
+    return '; '.join(clauses + [describe_left_out(tree.left_out)] * bool(tree.left_out))
+
+
 def _faults(tree: Any) -> Iterator[str]:
     """Why the classes of one split are not what its owner means, each a sentence."""
     folder = printable(tree.folder)
@@ -253,7 +260,8 @@ def _notes(tree: Any) -> Iterator[str]:
         yield (f'{folder}: {len(tree.hidden)} folder(s) of other programs are left out: '
                f'{first_names(tree.hidden, MAX_NAMED)}. To keep one, name it in a file for --class-map.')
     if tree.foreign_files:
-        yield f'{folder}: {tree.foreign_files} file(s) of a Mac are left out (their name begins with ._).'
+        yield (f'{folder}: {len(tree.foreign_files)} file(s) of a Mac are left out (their name begins with ._): '
+               f'{first_names(tree.foreign_files, MAX_NAMED)}.')
     if tree.nested:
         yield (f'{folder}: the last folder is the class, not the first: {first_names(tree.nested, MAX_NAMED)}.')
     if tree.unmapped:
