@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import did_you_mean
-from seresnet_timm.files import why_not_writable
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
@@ -137,6 +136,7 @@ class Output(FilePath):
     def wrong(self, value: Any) -> Optional[str]:
         if super().wrong(value):
             return super().wrong(value)
+        from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
         reason = why_not_writable(value, self.is_folder) if value else None
         return f'cannot be written: {reason}; name another' if reason else None
 
