@@ -42,7 +42,8 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     return {
         'file': checkpoint.path,
-        'format': {'zip': 'torch.save', 'legacy': 'torch.save from before torch 1.6'}.get(
+        'format': {'zip': 'torch.save', 'legacy': 'torch.save from before torch 1.6',
+                   'python2': 'torch.save of Python 2'}.get(
             checkpoint.format, checkpoint.format),
         'written_by': checkpoint.written_by,
         'architecture': checkpoint.arch,

@@ -1,15 +1,19 @@
 """Datasets and loaders of the bundled scripts, from their flags, by timm's factories."""
+import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import timm.data
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from seresnet_timm.data import fast_jpeg, loading
+from seresnet_timm.data.classes import name_classes, split_folder
 from seresnet_timm.data.jpeg import Decoder
+from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.seeding import SampleSeeds
 
 
@@ -23,21 +27,24 @@ class LoaderSetup:
         device: Device that the batches go to.
         dtype: Dtype of the images there; None for float32.
         decoder: Fast decoder, as from `fast_jpeg.choose_decoder`; None loads as timm does.
+        class_names: Name of every class, by index, as planned; None for timm's order.
     """
     args: Any
     data_config: Dict[str, Any]
     device: torch.device
     dtype: Optional[torch.dtype] = None
     decoder: Optional[Decoder] = None
+    class_names: Optional[List[str]] = None
 
     @property
     def image_mode(self) -> str:
         return self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
 
     def dataset_kwargs(self) -> Dict[str, Any]:
-        """Arguments of timm's `create_dataset` for both datasets."""
+        """Arguments of `create_dataset` for both datasets."""
         args = self.args
         return dict(
+            class_names=self.class_names,
             name=args.dataset,
             root=args.data_dir,
             class_map=args.class_map,
@@ -61,6 +68,34 @@ class LoaderSetup:
             distributed=self.args.distributed,
             use_prefetcher=not self.args.no_prefetcher,
         )
+
+
+def is_folder_dataset(name: Optional[str]) -> bool:
+    """True for a dataset of folders of images, or of a tar: any name without timm's word for another reader."""
+    return '/' not in (name or '')
+
+
+def create_dataset(name: str, root: str, split: str, class_map: str, class_names: Optional[List[str]], **kwargs) -> Any:
+    """timm's dataset, with its classes numbered as planned, and without what other programs left in its folder.
+
+    Args:
+        name: As `--dataset` names it.
+        root: Folder of the dataset.
+        split: Name of the split.
+        class_map: File that numbers the classes; it is read here, so that a byte order mark is not a part of a name.
+        class_names: Name of every class, by index; not used with a class map.
+        kwargs: Further arguments of timm's `create_dataset`.
+    """
+    is_folder = is_folder_dataset(name)
+    indices = None
+    if class_map:
+        folder = (split_folder(root, split) or root) if is_folder else root
+        found = os.listdir(folder) if is_folder and os.path.isdir(folder) else ()
+        indices = read_class_map(class_map, str(folder or ''), found)
+    dataset = timm.data.create_dataset(name, root=root, split=split, class_map=indices, **kwargs)
+    if is_folder:
+        name_classes(dataset, class_names, indices)
+    return dataset
 
 
 def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any, Optional[Callable]]:

@@ -24,8 +24,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, TextIO,
 import PIL
 from filelock import Timeout
 from PIL import Image
-from tqdm import tqdm
 
+from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import acquire_lock, write_json
 from seresnet_timm.version import __version__
@@ -33,7 +33,6 @@ from seresnet_timm.version import __version__
 SETTINGS_FILE = 'prepare.json'
 STATE_FOLDER = '.prepare'
 EXTENSIONS = ('.png', '.jpg', '.jpeg')  # timm's
-SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
 
 
 class Item(NamedTuple):
@@ -335,7 +334,7 @@ def _copy_all(
             progress.step()
 
     pool = ThreadPoolExecutor(workers)
-    with _Progress(len(items), len(already)) as progress, warnings.catch_warnings():
+    with ImageProgress(len(items), len(already)) as progress, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of Pillow, on unusual but readable files
         try:
             for number, item in enumerate(items):
@@ -425,27 +424,3 @@ def _megabytes(size: int) -> str:
 def _write_failed(dst: str, error: OSError) -> str:
     return (f'Cannot write to {dst} ({error.strerror or error}): all files copied so far are complete; free disk space '
             'or fix the problem, and run the same command again to continue.')
-
-
-class _Progress:
-    """A progress bar on a terminal, else a line every few seconds."""
-
-    def __init__(self, total: int, start: int):
-        self._bar = tqdm(total=total, initial=start, unit='image', disable=None, dynamic_ncols=True)
-        self._count, self._total, self._said = start, total, time.monotonic()
-
-    def __enter__(self) -> '_Progress':
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-
-    def step(self) -> None:
-        self._count += 1
-        self._bar.update()
-        if self._bar.disable and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            print(f'{self._count} of {self._total} images', file=sys.stderr, flush=True)
-
-    def line(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)

@@ -4,7 +4,7 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -21,6 +21,7 @@ from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.summary import Summary
 
 _logger = logging.getLogger('train')
 
@@ -33,10 +34,12 @@ class Outputs:
         folder: Folder of the run.
         saver: Saves checkpoints.
         record: Writes run.json.
+        summary: Writes summary.csv.
     """
     folder: RunFolder
     saver: AtomicCheckpointSaver
     record: RunRecord
+    summary: Summary = field(default_factory=Summary)
 
 
 @dataclass
@@ -79,6 +82,14 @@ class Training:
         """Learning rate now, on average over the parameter groups."""
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
+
+
+def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Summary) -> None:
+    """End a training that is finished with an error if something of its last epoch could not be saved."""
+    errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
+    if errors:
+        raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Free disk space.'
+                       f'{record.folder.resume_hint()}')
 
 
 def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:

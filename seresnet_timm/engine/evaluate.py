@@ -12,6 +12,7 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.progress import progress_bar
+from seresnet_timm.step import heartbeat
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def evaluate(
                 on_output(output, target)
             num_images += output.shape[0]
             bar.update()
+            heartbeat.beat()
 
             if log_now:
                 batch_metrics = _metrics(evaluator.loss_sum - before[0], evaluator.counts - before[1])

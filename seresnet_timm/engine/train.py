@@ -36,11 +36,12 @@ from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine.epoch import Outputs, Training, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
@@ -146,6 +147,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     if is_primary:
         run.outputs.record.finish()
         print_results(run, results)
+        refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ def create_loaders(
         RunError: The classes are not those of the plan.
     """
     decoder, _ = choose_decoder(args, settings.fast_jpeg)
-    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder)
+    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder, settings.class_names)
     train_loader, mixup_fn = loaders.train_loader(setup)
     if len(train_loader) == 0:  # of a dataset whose size only its reader knows
         raise UsageError(
@@ -359,7 +361,7 @@ def create_outputs(
         max_history=args.checkpoint_hist,
         task=run.task,
     )
-    saver.model_info = info.to_dict()
+    saver.model_info, saver.errors = info.to_dict(), SaveErrors()
     continues = checkpoint is not None and folder.owns(checkpoint.path)
     if continues:
         if checkpoint.content.get('saver'):
@@ -451,18 +453,21 @@ def save_epoch(
 ) -> None:
     """Write a row of summary.csv and a checkpoint."""
     outputs = run.outputs
-    utils.update_summary(
-        epoch,
-        train_metrics,
-        eval_metrics,
+    outputs.summary.add(
         filename=str(outputs.folder.summary),
+        epoch=epoch,
+        train_metrics=train_metrics,
+        eval_metrics=eval_metrics,
         lr=run.lr,
         log_wandb=run.args.log_wandb,
     )
     outputs.saver.run_state = dict(epoch=epoch + 1, rng=rng, world_size=run.args.world_size)
     best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=(eval_metrics or train_metrics)[
         run.eval_metric])
-    outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
+    if best_metric is not None:
+        outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
+    if outputs.saver.errors.last:
+        outputs.record.add_fault('save', epoch, outputs.saver.errors.last)
 
 
 def print_results(run: Training, results: List[Dict[str, Any]]) -> None:

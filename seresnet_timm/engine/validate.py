@@ -28,13 +28,13 @@ from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.label_files import read_valid_labels
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.model_info import (
     check_planned_classes,
     describe_other_classes,
     model_info_of,
-    read_valid_labels,
 )
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import atomic_path, write_json
@@ -264,7 +264,8 @@ def create_loader(run: Evaluation, data_config: Dict[str, Any], crop_pct: float,
     args = run.args
     decoder, _ = choose_decoder(args, run.settings.fast_jpeg)
     return loaders.eval_loader(
-        loaders.LoaderSetup(args, data_config, run.forward.device, run.forward.dtype, decoder),
+        loaders.LoaderSetup(
+            args, data_config, run.forward.device, run.forward.dtype, decoder, run.settings.class_names),
         args.split,
         batch_size,
         num_samples=args.num_samples,

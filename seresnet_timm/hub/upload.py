@@ -9,9 +9,9 @@ import yaml
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import read_class_names
+from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
-from seresnet_timm.hub.pull import folder_of
+from seresnet_timm.hub.pull import network_of
 from seresnet_timm.models.create import check_model_name, create_from_info
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs import report
@@ -84,7 +84,8 @@ def read_source(
         info = replace(info, num_classes=num_classes, class_names=None)
 
     takes_ema, is_evaluated = _choose_weights(checkpoint, args, run is not None, use_ema, notes)
-    shapes: Any = create_from_info(info, str(path), meta=True, folder=folder_of(name, with_weights=False))
+    info, folder = network_of(checkpoint, info)
+    shapes: Any = create_from_info(info, str(path), meta=True, folder=folder)
     weights = weights_for(checkpoint, shapes, takes_ema)
     misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(name))
     if misfit:

@@ -16,9 +16,11 @@ from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_t
 
 from seresnet_timm.checkpoints.fit import model_of
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import read_class_names
+from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, printable
-from seresnet_timm.hub.pull import folder_of
+from seresnet_timm.hub import weights
+from seresnet_timm.hub.client import hub_name
+from seresnet_timm.hub.pull import folder_of, network_of
 from seresnet_timm.models.create import check_model_name, create_model
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
@@ -111,7 +113,6 @@ def load_model(
     else:
         names, descriptions, names_origin = _guess_names(model.num_classes)
     if names is not None:
-        names = [printable(n) for n in names]
         descriptions = descriptions or _wordnet(names)
     given = (('--model', model_name), ('--img-size', img_size), ('--crop-pct', crop_pct),
              ('--class-names', class_names))
@@ -120,7 +121,7 @@ def load_model(
         info=replace(ModelInfo.of_model(model, data_config, names), name=name, num_classes=model.num_classes,
                      class_names=names),
         origin=origin,
-        class_descriptions=None if descriptions is None else [printable(d) for d in descriptions],
+        class_descriptions=descriptions,
         class_names_origin=names_origin,
         flags=[f'{flag} {value}' for flag, value in given if value is not None],
     )
@@ -130,10 +131,13 @@ def _resolve(source: str) -> Tuple[str, Optional[Path]]:
     """timm's name of a model and None, or the argument and the checkpoint file that it means."""
     path = Path(source)
     if not path.exists():
+        repository = hub_name(source)
+        if repository is not None:
+            return f'hf-hub:{repository}', None
         if timm.is_model(split_model_name_tag(source)[0]) or ':' in source:
             return source, None
         looks_like_path = os.sep in source or '.' in source
-        hint = 'check the path' if looks_like_path else did_you_mean(
+        hint = 'check the path, or write hf-hub:org/name for a model on the Hub' if looks_like_path else did_you_mean(
             source, timm.list_models(), 'timm knows no such name.')
         raise UsageError(f"There is no file and no model '{printable(source)}': {hint.rstrip('.')}.")
     if not path.is_dir():
@@ -162,17 +166,20 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
                              f'{source} if the file does not name the model.')
     folder = folder_of(source)
     try:
-        model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
-    except UsageError:
+        with weights.downloaded(source):
+            model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
+    except (UsageError, RunError):
         raise
-    except Exception as e:  # of the download: HTTP clients and the file system have their own
-        raise RunError(f'{printable(source)} cannot be loaded ({printable(first_line(e))}): check the name and the '
-                       'connection, or download the weights elsewhere and name the file.') from e
+    except Exception as e:  # torch, safetensors and timm have their own
+        raise RunError(f'The weights of {printable(source)} do not load ({printable(first_line(e))}): if they are '
+                       'damaged, remove them from the cache.') from e
     cfg = model.pretrained_cfg
     commit = f'{name.split("@")[0]}@{folder.name}' if folder else ''
     where = {'hf-hub': f'pretrained, from {commit} on the Hub', 'local-dir': f'from {name}'}
     own_name = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
-    return model, own_name or name, where.get(kind or cfg.get('source'), f'pretrained, {cfg.get("url")}')
+    source = weights.source_of(name) if kind is None else None
+    from_timm = f'pretrained, from {source.where}' if source else 'pretrained'
+    return model, own_name or name, where.get(kind or cfg.get('source'), from_timm)
 
 
 def _load_file(
@@ -190,7 +197,7 @@ def _load_file(
         info = replace(info, name=model_name)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
-    folder = folder_of(info.name, with_weights=False) if info.name else None
+    info, folder = network_of(checkpoint, info)
     model, info = model_of(
         checkpoint, info, use_ema, num_classes=num_classes, img_size=img_size, folder=folder, exportable=True)
     parts = [f'from {path}'] + ([f'epoch {checkpoint.epoch}'] if checkpoint.epoch is not None else [])

@@ -7,7 +7,7 @@ import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -17,6 +17,7 @@ from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
 from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.inference.load import LoadedModel
@@ -34,16 +35,37 @@ def find_images(paths: Sequence[str]) -> List[str]:
     files: List[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found = [os.path.join(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names
-                     if os.path.splitext(name)[1].lower() in extensions]
+            found = sorted(_images_below(path, extensions, set()))
             if not found:
                 raise UsageError(f'{path} has no image in it ({", ".join(sorted(extensions))}).')
-            files += sorted(found, key=natural_key)
+            try:
+                found.sort(key=natural_key)
+            except ValueError:  # of '²' and the like: digits, and no numbers for timm
+                pass
+            files += found
         elif os.path.exists(path):
             files.append(path)
         else:
             raise UsageError(f'Image {path} does not exist.')
     return files
+
+
+def _images_below(folder: str, extensions: Set[str], seen: Set[Tuple[int, int]]) -> Iterator[str]:
+    """Images in a folder at any depth, each folder once whatever links lead to it; not what other programs left."""
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    links, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                (links if entry.is_symlink() else folders).append(entry)
+            elif os.path.splitext(entry.name)[1].lower() in extensions and not entry.name.startswith(FOREIGN_FILES):
+                yield entry.path
+    for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
+        if not is_foreign([entry.name]):
+            yield from _images_below(entry.path, extensions, seen)
 
 
 class _Images(Dataset):
@@ -157,7 +179,7 @@ def run(
     results = predict(loaded, files, **kwargs)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
     bar = tqdm(total=len(files), unit='image', disable=shown or None, leave=False)
-    with bar, _destination(output) as out:
+    with bar, _destination(output, format) as out:
         write = _writer(format, out)
         for result in results:
             bar.update()
@@ -172,13 +194,30 @@ def run(
 
 
 @contextmanager
-def _destination(output: Optional[str]) -> Iterator[Any]:
+def _destination(output: Optional[str], format: str) -> Iterator[Any]:
+    if output is None and format == 'csv' and not sys.stdout.isatty():
+        yield from _as_bytes(sys.stdout)
+        return
     if output is None:
         yield sys.stdout
         return
     with atomic_path(output) as tmp:
         with open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
             yield f
+
+
+def _as_bytes(stream: Any) -> Iterator[Any]:
+    """A text stream in UTF-8 that gives back names of any bytes, whatever the encoding of `stream`."""
+    if not hasattr(stream, 'buffer'):  # replaced, by a test for instance
+        yield stream
+        return
+    stream.flush()
+    text = io.TextIOWrapper(stream.buffer, encoding='utf-8', errors='surrogateescape', newline='')
+    try:
+        yield text
+        text.flush()
+    finally:
+        text.detach()
 
 
 def _writer(format: str, out: Any):
@@ -197,8 +236,8 @@ def _writer(format: str, out: Any):
             writer.writeheader()
             started = True
         for rank, row in enumerate((result or {}).get('predictions', ()), 1):
-            file = printable(result['file']) if out.isatty() else result['file']
-            writer.writerow({'file': file, 'rank': rank, **row})
+            row = {'file': result['file'], 'rank': rank, **row}
+            writer.writerow({k: printable(v) for k, v in row.items()} if out.isatty() else row)
         out.write(text.getvalue())
 
     def write_json(result: Optional[Dict[str, Any]]) -> None:
@@ -206,16 +245,20 @@ def _writer(format: str, out: Any):
         if result is None:
             out.write('\n]\n' if started else '[]\n')
             return
-        out.write((',\n' if started else '[\n') + _as_json(result))
+        out.write((',\n' if started else '[\n') + _as_json(result, _takes_letters(out)))
         started = True
 
     return {'table': write_table, 'csv': write_csv, 'json': write_json}[format]
 
 
-def _as_json(result: Dict[str, Any]) -> str:
-    """JSON with readable letters; what a terminal would interpret is escaped."""
-    text = json.dumps(result, ensure_ascii=False)
+def _as_json(result: Dict[str, Any], takes_letters: bool = True) -> str:
+    """JSON with readable letters if the output takes them; what a terminal would interpret is escaped."""
+    text = json.dumps(result, ensure_ascii=not takes_letters)
     return ''.join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
+def _takes_letters(stream: Any) -> bool:
+    return (getattr(stream, 'encoding', None) or 'utf-8').lower().replace('-', '').startswith('utf')
 
 
 def format_table(result: Dict[str, Any]) -> str:
@@ -223,5 +266,5 @@ def format_table(result: Dict[str, Any]) -> str:
     lines = [printable(result['file'])]
     for p in result['predictions']:
         names = [p[k] for k in ('label', 'description') if k in p and (k == 'label' or p[k] != p.get('label'))]
-        lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(names)}'.rstrip())
+        lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(map(printable, names))}'.rstrip())
     return '\n'.join(lines)

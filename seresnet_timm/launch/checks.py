@@ -17,13 +17,19 @@ from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint, read_once
-from seresnet_timm.engine.model_info import describe_other_classes
+from seresnet_timm.data.label_files import check_real_labels, read_valid_labels, valid_labels_of_timm
+from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, refuse
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.models.create import check_model_name, create_from_args
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
+# kind of --dataset -> module of its reader, and the package that has it
+DATASET_PACKAGES = {
+    'hfds': ('datasets', 'datasets'), 'hfids': ('datasets', 'datasets'), 'wds': ('webdataset', 'webdataset'),
+    'tfds': ('tensorflow_datasets', 'tensorflow-datasets'),
+}
 
 class Checked:
     """A run that is checked: its settings, and what several checks need.
@@ -71,7 +77,7 @@ def check(
     modules = settings.args.get('device_modules') or []
     if not dry_run:
         import_modules(modules)
-    if settings.verb == 'validate' and _names_several_models(settings.args['model']):
+    if settings.verb == 'validate' and names_several_models(settings.args['model']):
         if settings.script.is_bundled:
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
@@ -102,7 +108,7 @@ def import_modules(modules: List[str]) -> None:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
 
 
-def _names_several_models(model: str) -> bool:
+def names_several_models(model: str) -> bool:
     return model == 'all' or bool(set('*?[') & set(model)) or os.path.isfile(model)
 
 
@@ -138,8 +144,8 @@ def check_train_weights(run: Checked) -> Iterator[str]:
         if path:
             checkpoint = run.read(path)
             yield from _misfit(run, checkpoint, flag, use_ema=flag == 'initial_checkpoint')
-            if flag == 'resume':
-                yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
+            describe = describe_other_classes if flag == 'resume' else describe_other_start
+            yield from filter(None, [describe(checkpoint, run.settings.class_names, args)])
     if args.pretrained_path:
         read_checkpoint(args.pretrained_path)  # the head adapts, timm checks the rest
 
@@ -150,6 +156,12 @@ def check_checkpoint(run: Checked) -> Iterator[str]:
         checkpoint = run.read(path)
         yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
         yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
+
+
+def unnamed_classes(settings: RunSettings, checkpoints: Dict[str, Checkpoint]) -> List[str]:
+    """Which checkpoints of a run hold no class names, a sentence each."""
+    paths = [settings.args.get(flag) for flag in ('resume', 'initial_checkpoint', 'checkpoint')]
+    return [s for s in (describe_unnamed(p, checkpoints[p], settings) for p in paths if p in checkpoints) if s]
 
 
 def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Iterator[str]:
@@ -216,6 +228,10 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 def check_packages(run: Checked) -> Iterator[str]:
     if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
         yield '--log-wandb needs wandb: pip install wandb.'
+    kind = (run.args.dataset or '').partition('/')[0].lower()
+    module, package = DATASET_PACKAGES.get(kind, (None, None)) if '/' in (run.args.dataset or '') else (None, None)
+    if module and importlib.util.find_spec(module) is None:
+        yield f'--dataset {run.args.dataset} needs the package {package}: pip install {package}.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 
@@ -245,17 +261,17 @@ def check_results_file(run: Checked) -> Iterator[str]:
 
 
 def check_labels(run: Checked) -> Iterator[str]:
-    valid = run.flag('valid_labels')
-    for flag, path in (('--real-labels', run.flag('real_labels')), ('--valid-labels', valid)):
-        if path and not os.path.isfile(path):
-            raise UsageError(f'{flag} {path} does not exist.')
+    valid, real = run.flag('valid_labels'), run.flag('real_labels')
     if valid:
-        with open(valid) as f:
-            lines = [line.strip() for line in f if line.strip()]
-        count = run.args.num_classes or (run.model.num_classes if run.model is not None else None)
-        bad = next((x for x in lines if not x.isdigit() or count is not None and int(x) >= count), None)
-        if bad is not None or not lines:
-            yield f"--valid-labels {valid}: class indices below {count}, one a line, got '{bad}'."
+        read_valid_labels(valid, run.args.num_classes or (run.model.num_classes if run.model is not None else None))
+        if not run.settings.script.is_bundled and not valid_labels_of_timm(valid):
+            yield (f"timm's validate.py cannot read --valid-labels {valid}: save it as UTF-8 without a byte order "
+                   'mark, with one index a line and no empty lines.')
+    if real:
+        count, images = len(check_real_labels(real)), run.settings.num_images.get('val')
+        if images is not None and images != count:
+            yield (f'--real-labels {real} has labels of {count:,} images, the data has {images:,}: it is for the whole '
+                   'validation split of ImageNet.')
 
 
 Check = Callable[[Checked], Iterator[str]]

@@ -53,7 +53,7 @@ def read_yaml(path: str) -> Dict[Any, Any]:
     import yaml  # here, so that --help and a Python without it get their answer
 
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, 'rb') as f:  # bytes: yaml takes UTF-16 and a byte order mark
             config = yaml.safe_load(f)
     except OSError as e:
         raise UsageError(f'Cannot read config {path}: {e.strerror}.')

@@ -93,7 +93,8 @@ def classes(settings: RunSettings) -> str:
         text += f' ({reason})'
     if names:
         first_last = names[0] if len(names) == 1 else f'{names[0]} to {names[-1]}'
-        text += f'; {len(names)} classes in the data, {first_last}'
+        in_data = settings.reasons.get('class_names') or f'{len(names)} classes in the data'
+        text += f'; {in_data}, {first_last}'
     return text
 
 

@@ -16,7 +16,7 @@ from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions, uses_mixup
 from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.dataset import decide_classes, examine, name_outputs
 from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
@@ -144,20 +144,23 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
 
 def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
     sources = collect(line, recipe_name)
-    node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+    sources.notes += [note] if note else []
+    node, nnodes = resolve_nodes(sources.options, job)
     refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
-    data = examine(line.verb, args)
+    data = name_outputs(line.verb, sources, args, examine(line.verb, args))
     if line.verb == 'train':
         fit_batch_to_data(line, sources, args, data.num_images.get('train'), world_size)
     problems = [
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]
     options = sources.options
+    restarts = max_restarts(sources, nnodes, is_named)
     settings = RunSettings(
         verb=line.verb,
         script=line.script,
@@ -174,6 +177,8 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_restarts=restarts,
+        hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         output=output,
         class_names=data.class_names,
@@ -243,8 +248,10 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     args['device'] = device
     if 'data' in line.defaults:
         args['data'] = None
-    if args['model'].startswith('hf_hub:'):  # timm's older spelling
-        args['model'] = 'hf-hub:' + args['model'].partition(':')[2]
+    if set(':/') & set(args['model']):
+        from seresnet_timm.hub.client import hub_name
+        repository = hub_name(args['model'])
+        args['model'] = args['model'] if repository is None else f'hf-hub:{repository}'
     if line.verb == 'validate':
         args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
     return args
@@ -337,6 +344,14 @@ def apply_checkpoint(sources: Sources) -> None:
 
 
 # --- machine ----------------------------------------------------------------------------------------------------------
+
+def what_was_asked(options: Dict[str, Any]) -> cluster.Asked:
+    """Processes and nodes that were typed. A device with an index, as in `cuda:1`, is one process."""
+    nproc = None if options['nproc'] == 'auto' else int(options['nproc'])
+    if nproc is None and ':' in (options['device'] or ''):
+        nproc = 1
+    return cluster.Asked(nproc, options.get('nnodes'))
+
 
 def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tuple[Node, int]:
     """Nodes, and how they meet: options, else what the scheduler says."""
@@ -443,6 +458,15 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
         args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
+    """How often the processes are restarted after a failure, at most."""
+    value = sources.options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
+    if value and nnodes > 1 and not is_named:
+        raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
+                         'there for the last checkpoint.')
+    return value
 
 
 def typed_command(

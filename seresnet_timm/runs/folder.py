@@ -1,8 +1,14 @@
 """RunFolder: the names and places of a run's files"""
 import os
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
+from typing import Iterator, Optional, Union
+
+from filelock import Timeout
+
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.files import exclusive, is_locked
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class RunFolder:
         return self.path / 'run.json'
 
     @property
+    def lock(self) -> Path:
+        """Locked while a training writes into the folder."""
+        return self.path / '.run.lock'
+
+    @property
     def args(self) -> Path:
         """Flags of the script, as a file for `--config`."""
         return self.path / 'args.yaml'
@@ -51,6 +62,38 @@ class RunFolder:
     def curves(self) -> Path:
         """Picture of the run, see `curves`."""
         return self.path / 'curves.png'
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other trainings out of the folder while the block runs.
+
+        Raises:
+            UsageError: Another training writes into it.
+            RunError: It cannot be written to.
+        """
+        with ExitStack() as held:
+            try:
+                if not self.path.is_dir():
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    held.callback(self._remove_if_empty)  # after the lock is gone
+                held.enter_context(exclusive(self.lock))
+            except Timeout:
+                raise UsageError(self.busy())
+            except OSError as e:
+                raise RunError(f'Cannot write to {self.path} ({e.strerror}): name another folder with --output.')
+            yield
+
+    def _remove_if_empty(self) -> None:
+        with suppress(OSError):
+            self.path.rmdir()  # of a run that was refused before it wrote anything
+
+    def why_busy(self) -> Optional[str]:
+        """A sentence if another training writes into the folder. Nothing is written."""
+        return self.busy() if is_locked(self.lock) else None
+
+    def busy(self) -> str:
+        return (f'Another training is writing into {self.path}: wait until it has ended, or name another folder with '
+                '--experiment or --output.')
 
     def checkpoint(self) -> Optional[Path]:
         """The checkpoint to use: the best, else the last; None if the run has saved none."""

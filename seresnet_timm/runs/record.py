@@ -3,6 +3,7 @@
 `run.schema.json` describes it. A value that is not known is null, never left out. This file does not import torch.
 """
 import json
+import logging
 import math
 import os
 import platform
@@ -12,12 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
-from seresnet_timm.errors import UsageError, first_line
+from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import write_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.version import __version__
 
+_logger = logging.getLogger('train')
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
                 'total_gib')
@@ -54,20 +56,26 @@ class RunRecord:
             'epochs': [],
             'best': None,
             'evaluation': None,
+            'faults': [],
         }
+        self.error: Optional[str] = None  # of the last write; None if it succeeded
 
     def continue_from(self, start_epoch: int) -> None:
         """Begin at an epoch; the epochs before it, `started` and `best` are those of the folder's record, if any.
 
         Raises:
             UsageError: The folder's record is damaged.
+            RunError: The file cannot be written.
         """
         if start_epoch > 0 and self.folder.record.exists():
             old = read_record(self.folder.path)
             self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
             self.content['started'] = old['started']
             self.content['best'] = old['best']
+            self.content['faults'] = old['faults']
         self._write()
+        if self.error:
+            raise RunError(self.error)
 
     def add_epoch(self, figures: Dict[str, Any]) -> None:
         """Append an epoch.
@@ -76,6 +84,17 @@ class RunRecord:
             figures: `epoch`, and what is known of `EPOCH_FIELDS`.
         """
         self.content['epochs'].append({k: figures.get(k) for k in EPOCH_FIELDS})
+        self._write()
+
+    def add_fault(self, kind: str, epoch: Optional[int], text: str) -> None:
+        """Append something that went wrong and did not end the run, or the reason why it ended.
+
+        Args:
+            kind: 'save' or 'bad_steps'.
+            epoch: Epoch in which it happened.
+            text: A sentence.
+        """
+        self.content['faults'].append({'time': _now(), 'kind': kind, 'epoch': epoch, 'text': text})
         self._write()
 
     def set_best(self, metric: str, value: float, epoch: int) -> None:
@@ -96,8 +115,15 @@ class RunRecord:
         self._write()
 
     def _write(self) -> None:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder.record, _finite(self.content))
+        """Write the file; if that fails, for example because the disk is full, the next call writes all of it."""
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder.record, _finite(self.content))
+        except OSError as e:
+            self.error = f'{self.folder.record} could not be written ({e.strerror}).'
+            _logger.error(f'NOT SAVED: {self.error} It is tried again after the next epoch.')
+        else:
+            self.error = None
 
 
 def _finite(value: Any) -> Any:
@@ -152,6 +178,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     try:
         if schema == 0:
             record = _from_schema_0(record)
+        record.setdefault('faults', [])  # of before they were recorded
         _check(record)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
@@ -220,6 +247,7 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
         'epochs': [{k: e.get(k) for k in EPOCH_FIELDS} for e in old['epochs']],
         'best': old['best'],
         'evaluation': None,
+        'faults': [],
     }
 
 

@@ -15,16 +15,19 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
+from seresnet_timm.engine.epoch import refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
@@ -41,6 +44,8 @@ class TrainOverrides(Overrides):
         self._dataset: Optional[Dataset] = None
         self._evaluates = False  # the script evaluates after epochs: its last random state is that after evaluation
         self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
+        self._summary = Summary()
+        self._saver: Optional['_Saver'] = None
         self._trained = 0.  # time at which its training ended
         self._interrupted = False
         self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
@@ -51,6 +56,7 @@ class TrainOverrides(Overrides):
         return {name: Override('main', replacement) for name, replacement in (
             ('_parse_args', self.parse_args),
             ('create_model', self.create_model),
+            ('create_dataset', self.create_dataset),
             ('create_loader', self.create_loader),
             ('create_optimizer_v2', self.create_optimizer),
             ('utils.CheckpointSaver', self.create_saver),
@@ -149,6 +155,7 @@ class TrainOverrides(Overrides):
             **kwargs,
         )
         data_config = resolve_data_config(vars(args), model=self._model)
+        self._saver, saver.errors = saver, SaveErrors()
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
         if args.resume and folder.owns(args.resume):
@@ -161,13 +168,15 @@ class TrainOverrides(Overrides):
         self._record.continue_from(start_epoch)
         return saver
 
-    def update_summary(self, *args, write_header=None, **kwargs) -> None:
-        """Write one header into summary.csv (line 1131).
+    def update_summary(self, epoch, train_metrics, eval_metrics, filename, write_header=None, **kwargs) -> None:
+        """Write one header into summary.csv, and a row later if it cannot be written now (line 1131).
 
-        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet.
-        Checked by: test_runs.py resumes a run.
+        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet; a full
+        disk ends the run.
+        Checked by: test_runs.py resumes a run; test_resources.py.
         """
-        utils.update_summary(*args, **kwargs)
+        self._summary.add(
+            filename=filename, epoch=epoch, train_metrics=train_metrics, eval_metrics=eval_metrics, **kwargs)
 
     def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
         """Measure images/s by the reference's definition, and keep the random state for a resumed run (line 1183).
@@ -226,12 +235,14 @@ class TrainOverrides(Overrides):
         """What a checkpoint needs for an exact resume beside weights and optimizer."""
         return dict(epoch=epoch + 1, rng=self._rng, world_size=self.args.world_size)
 
-    def saved(self, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
+    def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
         self._add_epoch()
         if best_metric is not None:
             self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+        if self._saver.errors.last:
+            self._record.add_fault('save', epoch, self._saver.errors.last)
 
     def _add_epoch(self) -> None:
         if self._figures is not None:
@@ -242,6 +253,8 @@ class TrainOverrides(Overrides):
         self._add_epoch()
         if not self._interrupted:  # the script's `main` returns after Ctrl-C too
             super().finish()
+            if self._record is not None:
+                refuse_unsaved(self._saver, self._record, self._summary)
 
     # called by patched code
 
@@ -267,7 +280,7 @@ class _Saver(AtomicCheckpointSaver):
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
         self.run_state = self._overrides.run_state(epoch)
         best = super().save_checkpoint(epoch, metric)
-        self._overrides.saved(*best)
+        self._overrides.saved(epoch, *best)
         return best
 
 

@@ -39,6 +39,7 @@ class ValidateOverrides(Overrides):
             'parser.parse_args': Override('main', self.parse_args),
             'create_model': Override('validate', self.create_model),
             'load_checkpoint': Override('validate', self.load_checkpoint),
+            'create_dataset': Override('validate', self.create_dataset),
             'create_loader': Override('validate', self.create_loader),
             'write_results': Override('main', self.write_results),
         }
