@@ -231,7 +231,8 @@ VALUES: Dict[str, Rule] = {
     'seconds': POSITIVE, 'timeout': POSITIVE, 'images': COUNT, 'rounds': COUNT,
     'dtype': Names(DTYPES), 'to': Names(('timm', 'modelzoo', 'safetensors')),
     'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
-    'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False), 'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
+    'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
+    'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
     'bench.target': POSITIVE, 'bench.json': Output(is_folder=False),
 }
