@@ -5,6 +5,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
 from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
+from seresnet_timm.launch.combinations import uses_mixup
 
 MAX_NAMED = 3  # names of classes that one sentence lists
 # timm's readers of --dataset by the part before the slash, and the package that each needs
@@ -396,11 +397,33 @@ def _outputs_of(model: str) -> Optional[int]:
     return cfg.num_classes if cfg else None
 
 
-def missing_root(args: Dict[str, Any]) -> List[str]:
+def missing_root(verb: str, args: Dict[str, Any]) -> List[str]:
     """The fault of the data folder's name, if it has one, as a sentence. Needs no timm."""
     try:
         if not args.get('dataset'):
-            _root(args)
+            _root(verb, args)
     except UsageError as e:
         return [str(e)]
     return []
+
+
+def fit_batch(sources: Any, args: Dict[str, Any], data: DataFacts, world_size: int) -> None:
+    """Lower a batch size that nobody asked for, where the training split has fewer images than one batch.
+
+    Args:
+        sources: Where the settings come from, as in `plan`; a note is added.
+        args: Flags of the script; `batch_size` may be lowered, and with it a recipe's learning rate.
+        data: What the data folder holds.
+        world_size: Processes of all nodes.
+    """
+    images, before = data.num_images.get('train'), args['batch_size']
+    fits = (images or 0) // world_size
+    if uses_mixup(args):
+        fits -= fits % 2
+    if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
+        return
+    args['batch_size'] = fits
+    sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
+    if sources.lr_of_recipe:  # which goes with its batch
+        for name in ('lr', 'warmup_lr'):
+            args[name] *= fits / before
