@@ -5,6 +5,7 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 import importlib
 import importlib.util
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -20,14 +21,11 @@ from seresnet_timm.errors import UsageError, did_you_mean, first_line, refuse
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
 from seresnet_timm.models.create import check_model_name, create_from_args
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
-# kind of --dataset -> module of its reader, and the package that has it
-DATASET_PACKAGES = {
-    'hfds': ('datasets', 'datasets'), 'hfids': ('datasets', 'datasets'), 'wds': ('webdataset', 'webdataset'),
-    'tfds': ('tensorflow_datasets', 'tensorflow-datasets'),
-}
 
 class Checked:
     """A run that is checked: its settings, and what several checks need.
@@ -168,8 +166,9 @@ def check_batch(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
     images, step = settings.num_images.get('train'), args.batch_size * settings.world_size
     if images is not None and step > images:
+        files = f' ({settings.reasons["images_train"]})' if 'images_train' in settings.reasons else ''
         yield (f'One training batch needs {step} images (-b {args.batch_size} on {settings.world_size} process(es)), '
-               f'the training split has {images}: lower -b.')
+               f'the training split has {images}{files}: lower -b.')
 
 
 def check_optimizer(run: Checked) -> Iterator[str]:
@@ -187,10 +186,6 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 def check_packages(run: Checked) -> Iterator[str]:
     if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
         yield '--log-wandb needs wandb: pip install wandb.'
-    kind = (run.args.dataset or '').partition('/')[0].lower()
-    module, package = DATASET_PACKAGES.get(kind, (None, None)) if '/' in (run.args.dataset or '') else (None, None)
-    if module and importlib.util.find_spec(module) is None:
-        yield f'--dataset {run.args.dataset} needs the package {package}: pip install {package}.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 
@@ -207,9 +202,17 @@ def check_processes(run: Checked) -> Iterator[str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def check_output(run: Checked) -> Iterator[str]:
-    reason = why_not_writable(run.settings.output)
+    folder, resume = RunFolder(run.settings.output), run.args.resume
+    reason = why_not_writable(folder.path)
     if reason:
-        yield f'Cannot write to {run.settings.output}: {reason}; name another with --output or --experiment.'
+        yield f'Cannot write to {folder.path}: {reason}; name another with --output or --experiment.'
+    elif resume and folder.owns(resume):
+        if folder.record.exists():
+            read_record(folder.path)  # refuses a damaged one, which the run continues
+    elif folder.holds_a_run():
+        start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
+        yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
+               f'that run by --resume {shlex.quote(str(start))}.')
 
 
 def check_results_file(run: Checked) -> Iterator[str]:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
+from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
+from seresnet_timm.launch.combinations import uses_mixup
 from seresnet_timm.runs.settings import RunSettings
 
 MAX_NAMED = 3  # names of classes that one sentence lists
@@ -21,6 +23,7 @@ class DataFacts:
     Attributes:
         class_names: Names of the classes by index; None where the data are not folders of images.
         num_images: Images by split: 'train', 'val'.
+        files: Suffixes of a split that may surprise, by split, as a clause.
         problems: Faults, each a sentence.
         notes: What a user may not expect, each a sentence.
         mapped: A class map says which folders count, and as what.
@@ -28,6 +31,7 @@ class DataFacts:
     """
     class_names: Optional[List[str]] = None
     num_images: Dict[str, int] = field(default_factory=dict)
+    files: Dict[str, str] = field(default_factory=dict)
     problems: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
     mapped: bool = False
@@ -65,6 +69,7 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
     return DataFacts(
         class_names=list(names.get('train') or names['val']),
         num_images={split: tree.num_images for split, tree in trees.items()},
+        files={split: _describe_files(tree) for split, tree in trees.items()},
         problems=list(dict.fromkeys(problems)),
         notes=[note for tree in trees.values() for note in _notes(tree)],
         mapped=bool(args.get('class_map')),
@@ -188,9 +193,15 @@ def _hint(root: Path, flag: str, split: str) -> str:
     return " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
 
 
+def _describe_files(tree: Any) -> str:
+    """Images that timm alone would leave out, and files that are left out; '' for neither."""
+    more = {suffix: n for suffix, n in tree.suffixes.items() if suffix not in TIMM_EXTENSIONS}
+    clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
+    return '; '.join(clauses + [describe_left_out(tree.left_out)] * bool(tree.left_out))
+
+
 def _faults(tree: Any) -> Iterator[str]:
     """Why the classes of one split are not what its owner means, each a sentence."""
-    from timm.data.readers.img_extensions import get_img_extensions
     folder = printable(tree.folder)
     by_map = 'list the classes in a file for --class-map: class folders that it names are taken as they are'
     if tree.stray:
@@ -199,7 +210,8 @@ def _faults(tree: Any) -> Iterator[str]:
     elif not tree.names:
         tars = (f' .tar files in a folder, such as {tree.tars[0]}, are not read: unpack them, or put all classes of '
                 'the split into one tar.' if tree.tars else '')
-        yield f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check --data-dir.{tars}'
+        others = f'; {describe_left_out(tree.left_out)}' if tree.left_out else ''
+        yield f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: check --data-dir.{tars}'
     elif tree.class_map and not tree.num_images:
         yield (f'Class map {tree.class_map} names none of the folders with images in {folder} (it names '
                f'{_named(tree.missing)}, there are {_named(tree.unmapped)}): check --class-map.')
@@ -250,7 +262,8 @@ def _notes(tree: Any) -> Iterator[str]:
         yield (f'{folder}: {len(tree.hidden)} folder(s) of other programs are left out: '
                f'{first_names(tree.hidden, MAX_NAMED)}. To keep one, name it in a file for --class-map.')
     if tree.foreign_files:
-        yield f'{folder}: {tree.foreign_files} file(s) of a Mac are left out (their name begins with ._).'
+        yield (f'{folder}: {len(tree.foreign_files)} file(s) of a Mac are left out (their name begins with ._): '
+               f'{first_names(tree.foreign_files, MAX_NAMED)}.')
     if tree.nested:
         yield (f'{folder}: the last folder is the class, not the first: {first_names(tree.nested, MAX_NAMED)}.')
     if tree.unmapped:
@@ -444,3 +457,25 @@ def missing_root(verb: str, args: Dict[str, Any]) -> List[str]:
     except UsageError as e:
         return [str(e)]
     return []
+
+
+def fit_batch(sources: Any, args: Dict[str, Any], data: DataFacts, world_size: int) -> None:
+    """Lower a batch size that nobody asked for, where the training split has fewer images than one batch.
+
+    Args:
+        sources: Where the settings come from, as in `plan`; a note is added.
+        args: Flags of the script; `batch_size` may be lowered, and with it a recipe's learning rate.
+        data: What the data folder holds.
+        world_size: Processes of all nodes.
+    """
+    images, before = data.num_images.get('train'), args['batch_size']
+    fits = (images or 0) // world_size
+    if uses_mixup(args):
+        fits -= fits % 2
+    if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
+        return
+    args['batch_size'] = fits
+    sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
+    if sources.lr_of_recipe:  # which goes with its batch
+        for name in ('lr', 'warmup_lr'):
+            args[name] *= fits / before
