@@ -17,8 +17,9 @@ from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine, fit_batch, name_outputs
+from seresnet_timm.launch.dataset import examine, fit_batch
 from seresnet_timm.launch.first_look import refuse_wrong_values
+from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
 from seresnet_timm.runs.settings import RunSettings
