@@ -45,7 +45,8 @@ def find_images(paths: Sequence[str]) -> List[str]:
             found: List[str] = []
             others: List[str] = []
             try:
-                _list_folder(path, found, others, set())
+                above = {(s.st_dev, s.st_ino) for s in map(os.stat, Path(path).resolve().parents)}
+                _list_folder(path, found, others, above)
             except OSError as e:
                 raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
             told = describe_left_out(count_by_suffix(others))
@@ -67,7 +68,14 @@ def find_images(paths: Sequence[str]) -> List[str]:
 
 
 def _list_folder(folder: str, images: List[str], others: List[str], seen: Set[Tuple[int, int]]) -> None:
-    """List a folder at any depth, each folder once whatever links lead to it; not what other programs left."""
+    """List a folder at any depth, each folder once whatever links lead to it; not what other programs left.
+
+    Args:
+        folder: The folder.
+        images: Gets the image files.
+        others: Gets the other files.
+        seen: Folders to pass by, by device and inode: those above, so that no link leads out, and those visited.
+    """
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in seen:
         return
