@@ -4,6 +4,7 @@ Settings come from the script's defaults, then recipe or preset, then the checkp
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
 import datetime
+import itertools
 import os
 import re
 import sys
@@ -155,6 +156,7 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     data = name_outputs(line.verb, sources, args, examine(line.verb, args))
+    sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)
     problems = [
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
@@ -200,6 +202,11 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
         raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
                          'is the folder with train/ and val/ in it.')
+    has_nodes = 'nnodes' in line.options or 'world_size' in line.modelzoo
+    if recipe_name == 'train_multinode' and not has_nodes and cluster.detect(os.environ) is None:
+        raise UsageError('--nnodes is missing: how many machines train together. Start the recipe on each of them with '
+                         'the same --nnodes=N and --master_addr=HOST, and its own --node_rank=R (0 to N-1); on one '
+                         'machine use recipes/train_8p.sh.')
     modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
     options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
     recipe = load_recipe(recipe_name) if recipe_name else None
@@ -313,13 +320,17 @@ def apply_checkpoint(sources: Sources) -> None:
     try:
         info = checkpoint.info
     except UsageError as e:  # the flags alone describe the network
-        if not asked_model:
-            raise
-        sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
-        return
+        repeated = sources.asked('model_kwargs') and checkpoint.info_without_kwargs()
+        if not repeated and not asked_model:
+            raise UsageError(f'{str(e).rstrip(".")}. Name the network yourself: --model NAME --model-kwargs KEY=VALUE.')
+        if not repeated:
+            sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
+            return
+        sources.notes.append(f'{str(e).rstrip(".")}: the arguments of --model-kwargs are taken instead.')
+        info = repeated
     if info.name is None and not asked_model and 'model' not in sources.preset:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
-    is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])
+    is_other = bool(asked_model and info.name and asked_model.split('.')[0] not in (info.name.split('.')[0], checkpoint.arch))
     found = dict(
         mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
         crop_mode=info.crop_mode,
@@ -329,7 +340,14 @@ def apply_checkpoint(sources: Sources) -> None:
         found.update(
             model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
             gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
+        for given in (sources.config, sources.flags):
+            if isinstance(given.get('model_kwargs'), dict):  # those that were not given stay the file's
+                given['model_kwargs'] = {**kwargs, **given['model_kwargs']}
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
+    unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
+    if unknown:
+        sources.notes.append(f"{file} does not hold its preprocessing ({', '.join(unknown)}): the model's own is taken; "
+                             'flags change it.')
     for name in taken:
         sources.reasons[name] = f'from {file}'
     given = {**sources.config, **sources.flags}
@@ -439,7 +457,10 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         # timm's own name for it, decided here so that the plan can show the folder
         size = args.get('img_size') or (args.get('input_size') or [224])[-1]
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-        args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        name = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        parent = Path(args['output'] or './output/train')
+        names = (f'{name}-{i}' if i else name for i in itertools.count())
+        args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
 
 
