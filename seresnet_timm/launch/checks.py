@@ -26,7 +26,6 @@ from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
-
 # flags of train.py that are arguments of the network too
 RATES = ('drop', 'drop_path', 'drop_connect', 'drop_block', 'bn_momentum', 'bn_eps')
 
