@@ -5,6 +5,7 @@ Three kinds of findings: on a file (`check_file`), on files with the same conten
 goes on; a check that has ended leaves no journal, and the next one reads every file again. The dataset is only read.
 """
 import hashlib
+import io
 import json
 import os
 import stat
@@ -21,10 +22,11 @@ from filelock import Timeout
 from PIL import Image
 
 from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
-from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders, open_image
+from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
 from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import acquire_lock
+from seresnet_timm.images import UnreadableImage, is_readable, read_image
 
 MAX_BYTES = 1 << 30  # of a file; larger ones are not read
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
@@ -219,19 +221,21 @@ def check_file(path: Path) -> Entry:
 def _check_image(data: bytes, suffix: str) -> Tuple[str, str]:
     """Kind of the finding and its detail; ('', '') for a sound image."""
     try:
-        image = open_image(data, None)
+        image = Image.open(io.BytesIO(data))
         width, height = image.size
         if width * height > MAX_PIXELS:
             return 'giant', f'{width} x {height} pixels'
         is_clean = _decodes_cleanly(data) if image.format == 'JPEG' else None
         if not is_clean:
-            open_image(data, 'RGB')
+            read_image(data)
     except Image.DecompressionBombError:
         return 'giant', 'so many pixels that Pillow refuses to decode it'
-    except PIL.UnidentifiedImageError:
-        return _not_an_image(data)
+    except UnreadableImage as e:
+        return 'damaged', first_line(e.__cause__ or e)
     except Exception as e:  # decoders raise anything on a damaged file
-        return 'damaged', first_line(e)
+        if is_readable(data):  # by other means than Pillow's alone
+            return '', ''
+        return _not_an_image(data) if isinstance(e, PIL.UnidentifiedImageError) else ('damaged', first_line(e))
     wanted = FORMATS.get(suffix)
     if wanted and image.format not in (wanted, 'MPO' if wanted == 'JPEG' else wanted):  # MPO: JPEG of several pictures
         return 'wrong-type', f'it is a {image.format}'

@@ -86,9 +86,9 @@ def test_record_from_before_unreadable_images(tmp_path):
     record.add_epoch(dict(epoch=0, **FIGURES))
     record.set_evaluation(dict(images=70))
     content = json.loads((tmp_path / 'run.json').read_text())
-    for holder, names in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
+    for holder, later in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
                           (content['evaluation'], ('unreadable',))):
-        for name in names:
+        for name in later:
             assert holder.pop(name) is None
     (tmp_path / 'run.json').write_text(json.dumps(content))
     read = read_record(tmp_path)
