@@ -347,8 +347,8 @@ def apply_checkpoint(sources: Sources) -> None:
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
     unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
     if unknown:
-        sources.notes.append(f"{file} does not hold its preprocessing ({', '.join(unknown)}): the model's own is taken; "
-                             'flags change it.')
+        sources.notes.append(f"{file} does not hold its preprocessing ({', '.join(unknown)}): the model's own is "
+                             'taken; flags change it.')
     for name in taken:
         sources.reasons[name] = f'from {file}'
     given = {**sources.config, **sources.flags}
