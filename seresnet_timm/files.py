@@ -2,11 +2,13 @@
 import errno
 import glob
 import json
+import math
 import os
 import secrets
 import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterator, Optional, Union
 
@@ -101,6 +103,66 @@ def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
     return lock if lock.is_locked else None
 
 
+@contextmanager
+def exclusive(path: Union[str, Path]) -> Iterator[None]:
+    """Hold a lock file while the block runs, and remove it then; a process that is killed gives its lock back too.
+
+    Loader workers that this process forks do not keep the lock.
+
+    Raises:
+        filelock.Timeout: Another process holds it.
+    """
+    tries = 3
+    while True:
+        try:
+            lock = acquire_lock(path)
+        except Timeout:  # perhaps `is_locked` of another process, for an instant
+            tries -= 1
+            if not tries:
+                raise
+            time.sleep(0.1)
+            continue
+        if not lock.is_locked or _locks(lock, path):
+            break
+        lock.release()  # its holder removed the file meanwhile
+    fd = lock._context.lock_file_fd if lock.is_locked else None
+    identity = os.fstat(fd)[1:3] if fd is not None else None  # inode and device
+
+    def forget() -> None:  # filelock does so itself since version 4
+        with suppress(OSError):
+            if fd is not None and lock.is_locked and os.fstat(fd)[1:3] == identity:
+                os.close(fd)
+    os.register_at_fork(after_in_child=forget)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(path).unlink(missing_ok=True)
+        lock.release()
+
+
+def _locks(lock: FileLock, path: Union[str, Path]) -> bool:
+    """Whether a lock is on the file that has the name now."""
+    fd = lock._context.lock_file_fd
+    try:
+        return fd is None or os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def is_locked(path: Union[str, Path]) -> bool:
+    """Whether another process holds a lock file. Nothing is created."""
+    if not os.path.exists(path):
+        return False
+    try:
+        acquire_lock(path).release()
+    except Timeout:
+        return True
+    except OSError:  # somebody else's file
+        return False
+    return False
+
+
 def fsync(path: Union[str, Path]) -> None:
     """Flush a file, or the entries of a folder, to disk."""
     fd = os.open(path, os.O_RDONLY)
@@ -110,11 +172,23 @@ def fsync(path: Union[str, Path]) -> None:
         os.close(fd)
 
 
+def as_json(value: Any, **kwargs: Any) -> str:
+    """JSON that every reader takes: null for NaN and infinity, which JSON does not have."""
+    return json.dumps(_finite(value), allow_nan=False, **kwargs)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Union[str, Path], value: Any) -> None:
     with atomic_path(path) as tmp:
         with open(tmp, 'w') as f:
-            json.dump(value, f, indent=2)
-            f.write('\n')
+            f.write(as_json(value, indent=2) + '\n')
 
 
 # file systems of the kernel, which hold no files of users

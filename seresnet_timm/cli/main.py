@@ -6,7 +6,6 @@ inside `run` only, so that `--help` is quick.
 import argparse
 import functools
 import importlib
-import io
 import os
 import sys
 from types import ModuleType
@@ -14,7 +13,7 @@ from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
 from seresnet_timm.engine.values import rules_of
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable
 from seresnet_timm.version import __version__
 
 # verb -> its line in `seresnet-timm --help`
@@ -29,6 +28,7 @@ VERBS: Dict[str, str] = {
     'doctor': 'check versions, CANN, devices and network, and compute on every device',
     'export': 'write a model as ONNX or torch.export program, for example for Ascend inference',
     'predict': 'print the most likely classes of images',
+    'check-data': 'list the damaged images, duplicates and odd classes of a dataset',
     'prepare': 'copy a dataset and reduce its large images, for faster training',
     'prepare-imagenet': 'unpack the official tar files of ImageNet',
     'push': 'push a run or a checkpoint to the Hugging Face Hub',
@@ -46,9 +46,7 @@ REQUIRED_PACKAGES = (
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors='backslashreplace')  # a name may have letters that a terminal has not
+    print_any_text()
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
     except (UsageError, RunError) as e:

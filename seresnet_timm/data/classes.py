@@ -9,16 +9,17 @@ import os
 import re
 import tarfile
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Collection, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from seresnet_timm.data.label_files import quote, read_class_map
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
+from seresnet_timm.images import count_by_suffix, is_image
 
 TRAIN_NAMES = ('train', 'training')
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
@@ -44,7 +45,7 @@ class ClassTree:
         hidden: Folders with images that other programs seem to have left: their name begins with a full stop, or is one
             of `FOREIGN_FOLDERS`, or a folder above them is so called. They are no classes, unless a class map names
             them.
-        foreign_files: Number of files of a Mac that are called like images; they are left out.
+        foreign_files: Files of a Mac that are called like images; they are left out.
         nested: Folders with images that are below the first level. timm takes the last folder's name for the class.
         inside: Folders with images inside of a class folder that holds images too: classes of their own for timm.
         merged: Several folders by their name, which is one class for timm.
@@ -56,6 +57,8 @@ class ClassTree:
         unmapped: Names of folders with images that the class map leaves out, and their number of images.
         missing: Names in the class map for which there is no folder with images.
         identities: Every class folder by device and inode.
+        suffixes: Number of images by suffix, those that a class map leaves out included.
+        left_out: Number of files by suffix that are no images by their suffix.
     """
     folder: Path
     names: List[str]
@@ -64,7 +67,7 @@ class ClassTree:
     empty: List[str]
     stray: List[str]
     hidden: List[str]
-    foreign_files: int
+    foreign_files: List[str]
     nested: List[str]
     inside: List[str]
     merged: Dict[str, List[str]]
@@ -76,6 +79,8 @@ class ClassTree:
     unmapped: Dict[str, int]
     missing: List[str]
     identities: Dict[Tuple[int, int], str]
+    suffixes: Dict[str, int]
+    left_out: Dict[str, int]
 
     @property
     def num_images(self) -> int:
@@ -100,18 +105,23 @@ class _Folder:
     identity: Optional[Tuple[int, int]]
 
 
-def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> ClassTree:
+def read_classes(
+        folder: Union[str, Path],
+        class_map: Optional[str] = None,
+        files: Optional[Dict[Optional[str], List[str]]] = None,
+) -> ClassTree:
     """List the classes of one split, as timm's reader of image folders or tars finds them.
 
     Args:
         folder: Folder of the class folders, or a tar of them.
         class_map: File with the folders that count, in the order of their indices (`--class-map`); timm looks for it
             in `folder` too.
+        files: Gets the paths of the images of each class, and under None those of all other files; not of a tar.
 
     Raises:
         UsageError: The folder or the class map cannot be read.
     """
-    walk = _Walk()
+    walk = _Walk(files is not None)
     try:
         if os.path.isfile(folder):
             walk.visit_tar(str(folder))
@@ -130,6 +140,10 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
     keys = _sort_keys(by_name, folder)
     natural = sorted(by_name, key=lambda name: (keys[name], name))
     used = [f for f in folders if indices is None or (f.parts[-1] if f.parts else '') in indices]
+    if files is not None:
+        files[None] = walk.paths.get(None, [])
+        for f in used:
+            files.setdefault(f.parts[-1] if f.parts else '', []).extend(walk.paths[f.parts])
     with_images = {f.parts for f in used}
     counts = {n: sum(f.images for f in by_name[n]) for n in natural}
     return ClassTree(
@@ -140,7 +154,7 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
         empty=sorted(f.path for f in own if not f.images and f.is_end and f.parts),
         stray=sorted(walk.stray),
         hidden=sorted(hidden),
-        foreign_files=walk.foreign_files,
+        foreign_files=sorted(walk.foreign_files),
         nested=sorted(f.path for f in used if len(f.parts) > 1),
         inside=sorted(f.path for f in used if any(f.parts[:i] in with_images for i in range(1, len(f.parts)))),
         merged={n: sorted(f.path for f in by_name[n]) for n in natural
@@ -153,6 +167,8 @@ def read_classes(folder: Union[str, Path], class_map: Optional[str] = None) -> C
         unmapped={n: c for n, c in counts.items() if indices is not None and n not in indices},
         missing=[str(n) for n in indices or () if n not in by_name],
         identities={f.identity: f.path for f in used if f.identity},
+        suffixes=dict(walk.suffixes),
+        left_out=dict(walk.left_out),
     )
 
 
@@ -186,13 +202,16 @@ def is_foreign(parts: Sequence[str], named: Collection[str] = ()) -> bool:
 class _Walk:
     """One walk through a folder or a tar: what `ClassTree` holds, before it is sorted."""
 
-    def __init__(self):
-        self._extensions = get_img_extensions(as_set=True)
+    def __init__(self, keeps_paths: bool = False):
+        self._keeps_paths = keeps_paths
+        self.paths: Dict[Optional[Tuple[str, ...]], List[str]] = {}  # of images by folder, of other files under None
         self.folders: List[_Folder] = []
         self.stray: List[str] = []
         self.loops: List[str] = []
         self.tars: List[str] = []
-        self.foreign_files = 0
+        self.foreign_files: List[str] = []
+        self.suffixes: Counter = Counter()
+        self.left_out: Counter = Counter()
 
     def visit(self, path: str, parts: Tuple[str, ...], above: Tuple[Tuple[int, int], ...]) -> None:
         """Visit a folder.
@@ -206,21 +225,28 @@ class _Walk:
         if identity in above:
             self.loops.append(path)
             return
-        images, subfolders = 0, []
+        names, others, subfolders = [], [], []
         with os.scandir(path) as entries:
             for entry in entries:
                 if is_folder(entry):
                     subfolders.append(entry.name)
-                elif self._is_image(entry.name):
-                    images += 1
+                    continue
+                counts = self._is_image(entry.path, entry.name)
+                if self._keeps_paths:
+                    self.paths.setdefault(parts if counts else None, []).append(entry.path)
+                (names if counts else others).append(entry.name)
+                if counts:
                     if not parts:
                         self.stray.append(entry.path)
                     if not entry.name.isascii():
                         _check_sortable(entry.path)
                 elif entry.name.lower().endswith('.tar'):
                     self.tars.append(entry.path)
-        if images or not subfolders:
-            self.folders.append(_Folder(path, parts, images, not subfolders, identity))
+        if not is_foreign(parts):
+            self.suffixes.update(count_by_suffix(names))
+            self.left_out.update(count_by_suffix(others))
+        if names or not subfolders:
+            self.folders.append(_Folder(path, parts, len(names), not subfolders, identity))
         for name in subfolders:
             self.visit(os.path.join(path, name), parts + (name,), above + (identity,))
 
@@ -239,18 +265,18 @@ class _Walk:
             if not member.isfile():
                 continue
             folder, name = os.path.split(member.path)
-            if self._is_image(name):
+            if self._is_image(member.path, name):
+                self.suffixes.update(count_by_suffix([name]))
                 yield above + tuple(p for p in folder.split('/') if p not in ('', '.')), member.path
             elif name.lower().endswith('.tar') and not above:
                 with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as child:
                     yield from self._files_of_tar(child, (name[:-len('.tar')],))
 
-    def _is_image(self, name: str) -> bool:
-        is_image = os.path.splitext(name)[1].lower() in self._extensions
-        if is_image and name.startswith(FOREIGN_FILES):
-            self.foreign_files += 1
+    def _is_image(self, path: str, name: str) -> bool:
+        if is_image(name) and name.startswith(FOREIGN_FILES):
+            self.foreign_files.append(path)
             return False
-        return is_image
+        return is_image(name)
 
 
 def _check_sortable(path: str) -> None:

@@ -4,7 +4,7 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -14,6 +14,7 @@ from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
@@ -21,6 +22,7 @@ from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.summary import Summary
 
 _logger = logging.getLogger('train')
 
@@ -33,10 +35,12 @@ class Outputs:
         folder: Folder of the run.
         saver: Saves checkpoints.
         record: Writes run.json.
+        summary: Writes summary.csv.
     """
     folder: RunFolder
     saver: AtomicCheckpointSaver
     record: RunRecord
+    summary: Summary = field(default_factory=Summary)
 
 
 @dataclass
@@ -75,10 +79,22 @@ class Training:
         return self.forward.device
 
     @property
+    def record(self) -> Optional[RunRecord]:
+        return self.outputs.record if self.outputs else None
+
+    @property
     def lr(self) -> float:
         """Learning rate now, on average over the parameter groups."""
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
+
+
+def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Summary) -> None:
+    """End a training that is finished with an error if something of its last epoch could not be saved."""
+    errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
+    if errors:
+        raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Free disk space.'
+                       f'{record.folder.resume_hint()}')
 
 
 def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
@@ -136,7 +152,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
             if update_idx % args.log_interval == 0 or is_last:
                 loss_now, loss_avg = losses.read()  # the host waits for the device here
-                refuse_infinite_loss(loss_now, loss_avg, epoch, update_idx)
+                refuse_infinite_loss(run, (loss_now, loss_avg), epoch, update_idx)
                 line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
                 bar.log(line, short=short, is_last=is_last)
                 if args.save_images and run.outputs:
@@ -150,7 +166,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict(loss=loss_avg), throughput.summary()
+    figures = dict(throughput.summary(), unreadable_train=take_unreadable(run.train_loader.dataset))
+    return OrderedDict(loss=loss_avg), figures
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:
@@ -162,11 +179,24 @@ def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args
             mixup_fn.mixup_enabled = False
 
 
-def refuse_infinite_loss(loss_now: float, loss_avg: float, epoch: int, update_idx: int) -> None:
-    if not math.isfinite(loss_avg):
-        raise RunError(
-            f'The loss became {loss_now} at epoch {epoch}, update {update_idx}: lower the learning rate, use a longer '
-            'warm-up, or clip gradients (--clip-grad 1). No checkpoint was written after that.')
+def refuse_infinite_loss(run: Training, losses: Tuple[float, float], epoch: int, update_idx: int) -> None:
+    if not math.isfinite(losses[1]):
+        raise diverged(run.record, f'The loss became {losses[0]} at epoch {epoch}, update {update_idx}')
+
+
+def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False) -> RunError:
+    """The error that ends a run without finite numbers; it is noted in run.json.
+
+    Args:
+        record: The run's record, on the rank that writes it.
+        what: What is not finite, and since when: the beginning of the sentence.
+        is_saved: A checkpoint of this state was written.
+    """
+    text = (f'{what}: lower the learning rate, use a longer warm-up, or clip gradients (--clip-grad 1).'
+            + ('' if is_saved else ' No checkpoint was written after that.'))
+    if record is not None:
+        record.set_diverged(text)
+    return RunError(text)
 
 
 def describe_step(

@@ -13,7 +13,6 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
 `main` is the training, stage by stage; each stage is a function below it. `epoch` trains, `evaluate` evaluates.
 """
 import copy
-import json
 import logging
 import math
 import time
@@ -25,32 +24,41 @@ import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import clean_state_dict, safe_model_name
+from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.fit import load_weights, named_for, weights_for
 from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine.epoch import Outputs, Training, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.epoch import (
+    Outputs,
+    Training,
+    diverged,
+    refuse_unsaved,
+    switch_mixup_off,
+    train_one_epoch,
+)
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.errors import UsageError
-from seresnet_timm.files import atomic_path
+from seresnet_timm.errors import UsageError, first_line
+from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.models.info import ModelInfo
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
@@ -136,7 +144,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         results = train_epochs(run, start_epoch, num_epochs)
     except KeyboardInterrupt:
         if is_primary:
-            hint = run.outputs.folder.resume_hint() or ' No epoch was finished.'
+            hint = resume_hint(settings) or ' No epoch was finished.'
             _logger.info(f'Interrupted.{hint}')
         raise SystemExit(130)
 
@@ -146,6 +154,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     if is_primary:
         run.outputs.record.finish()
         print_results(run, results)
+        refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
+    refuse_infinite_result(results, run)
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -156,7 +166,7 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         set_fast_norm()
     overlay = {}
     if args.pretrained_path:
-        overlay['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
+        overlay['pretrained_cfg_overlay'] = pretrained_overlay(args, settings.model_folder, checkpoints)
     model = create_from_args(
         args,
         folder=settings.model_folder,
@@ -184,6 +194,17 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         num_params = sum(p.numel() for p in model.parameters())
         _logger.info(f'Model {safe_model_name(args.model)} created, param count:{num_params}')
     return model
+
+
+def pretrained_overlay(args, folder: Optional[str], checkpoints: Mapping[str, Checkpoint]) -> Dict[str, Any]:
+    """What `--pretrained-path` tells timm: the file, or its weights where timm does not find them under their names."""
+    overlay = dict(num_classes=-1)  # adapt the head
+    if not args.pretrained_path.endswith(('.npz', '.npy')):  # which timm's models read
+        checkpoint = read_once(args.pretrained_path, checkpoints)
+        named = named_for(checkpoint, create_from_args(args, folder=folder, meta=True), use_ema=True)
+        if named.prefixes or checkpoint.format == 'python2' or not checkpoint.has_timms_keys:
+            return dict(overlay, state_dict=named.weights)
+    return dict(overlay, file=args.pretrained_path)
 
 
 def place_model(model: nn.Module, args, forward: Forward) -> nn.Module:
@@ -258,8 +279,9 @@ def resume(checkpoint: Checkpoint, task, optimizer, loss_scaler, args) -> Option
             log_info=utils.is_primary(args),
         )
     except (ValueError, KeyError) as e:
-        raise UsageError(f'The optimizer state in {checkpoint.path} is not one of --opt {args.opt} ({e}): name the '
-                         'optimizer of that run, or leave its state out with --no-resume-opt.')
+        what = ('has other parameter groups than this run' if 'group' in str(e) else f'is not one of --opt {args.opt}')
+        raise UsageError(f'The optimizer state in {checkpoint.path} {what} ({first_line(e)}): give the flags of that '
+                         'run, or leave its state out with --no-resume-opt.')
 
 
 def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
@@ -272,7 +294,8 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(
-            clean_state_dict(checkpoint.weights_or_ema(use_ema=True)), checkpoint.content.get(state), ema=True)
+            weights_for(checkpoint, task.get_trainable_module(ema=True), use_ema=True), checkpoint.content.get(state),
+            ema=True)
 
 
 def refuse_other_classes(checkpoint: Checkpoint, dataset: Any, args) -> None:
@@ -347,7 +370,6 @@ def create_outputs(
     """Create the run's folder, or continue the one that holds the checkpoint to resume from."""
     args = run.args
     folder = RunFolder(settings.output)
-    folder.path.mkdir(parents=True, exist_ok=True)
     saver = AtomicCheckpointSaver(
         model=model,
         optimizer=run.optimizer,
@@ -359,18 +381,18 @@ def create_outputs(
         max_history=args.checkpoint_hist,
         task=run.task,
     )
-    saver.model_info = info.to_dict()
+    saver.model_info, saver.errors = info.to_dict(), SaveErrors()
     continues = checkpoint is not None and folder.owns(checkpoint.path)
     if continues:
         if checkpoint.content.get('saver'):
             saver.load_state_dict(checkpoint.content['saver'])
         else:
             _logger.warning(f'{checkpoint.path} holds no ranking of checkpoints: it starts again.')
+    record = RunRecord(settings, folder.path, saver.model_info)
+    record.continue_from(start_epoch if continues else 0)
     trim_summary(str(folder.summary), start_epoch if continues else 0)
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
         yaml.safe_dump(settings.args, f, default_flow_style=False)
-    record = RunRecord(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch if continues else 0)
     _logger.info(f'Output: {folder.path}')
     return Outputs(folder, saver, record)
 
@@ -410,12 +432,14 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
             continue
 
         eval_start = time.perf_counter()
-        eval_metrics = evaluate_epoch(run) if run.eval_loader is not None else None
+        eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
+        refuse_infinite_weights(run, epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)
         if run.outputs:
             save_epoch(run, epoch, rng, train_metrics, eval_metrics)
-            run.outputs.record.add_epoch(dict(figures, eval_seconds=round(time.perf_counter() - eval_start, 3)))
+            run.outputs.record.add_epoch(dict(
+                figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable))
         if run.lr_scheduler is not None:
             run.lr_scheduler.step(epoch + 1, latest_metric)
         results.append(dict(epoch=epoch, train=train_metrics))
@@ -431,15 +455,20 @@ def average_batch_norm(module: nn.Module, args) -> None:
     utils.distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
 
 
-def evaluate_epoch(run: Training) -> Dict[str, float]:
-    """Metrics on the validation split: of the moving average if there is one on the device, else of the model."""
+def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable]]:
+    """Metrics on the validation split: of the moving average if there is one on the device, else of the model.
+
+    Returns:
+        The metrics; the images that could not be read, None if not known.
+    """
     args, task = run.args, run.task
-    metrics = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
+    metrics, unreadable = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
     if task.has_ema() and not args.model_ema_force_cpu:
         if args.distributed and args.dist_bn:
             utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-        metrics = validate(task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
-    return metrics
+        metrics, unreadable = validate(
+            task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
+    return metrics, unreadable
 
 
 def save_epoch(
@@ -451,18 +480,48 @@ def save_epoch(
 ) -> None:
     """Write a row of summary.csv and a checkpoint."""
     outputs = run.outputs
-    utils.update_summary(
-        epoch,
-        train_metrics,
-        eval_metrics,
+    outputs.summary.add(
         filename=str(outputs.folder.summary),
+        epoch=epoch,
+        train_metrics=train_metrics,
+        eval_metrics=eval_metrics,
         lr=run.lr,
         log_wandb=run.args.log_wandb,
     )
     outputs.saver.run_state = dict(epoch=epoch + 1, rng=rng, world_size=run.args.world_size)
     best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=(eval_metrics or train_metrics)[
         run.eval_metric])
-    outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
+    if best_metric is not None:
+        outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
+    if outputs.saver.errors.last:
+        outputs.record.add_fault('save', epoch, outputs.saver.errors.last)
+
+
+def refuse_infinite_weights(run: Training, epoch: int, eval_metrics: Optional[Dict[str, float]]) -> None:
+    """End the run before the epoch is saved, if the last update has made weights infinite.
+
+    Raises:
+        RunError: They are; the loss of the evaluation is not finite, or there is no evaluation that would show it.
+    """
+    if eval_metrics is not None and math.isfinite(eval_metrics['loss']):
+        return
+    if not has_finite_weights(run.task.get_trainable_module()):
+        raise diverged(run.record, f'Weights are no longer finite after epoch {epoch}')
+
+
+def has_finite_weights(module: nn.Module) -> bool:
+    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
+
+
+def refuse_infinite_result(results: List[Dict[str, Any]], run: Training) -> None:
+    """End a run with an error whose last evaluation has no finite loss.
+
+    Raises:
+        RunError: It has not.
+    """
+    loss = results[-1].get('validation', results[-1]['train'])['loss'] if results else 0.
+    if not math.isfinite(loss):
+        raise diverged(run.record, f'The loss of the last evaluation is {loss}', is_saved=True)
 
 
 def print_results(run: Training, results: List[Dict[str, Any]]) -> None:
@@ -472,4 +531,4 @@ def print_results(run: Training, results: List[Dict[str, Any]]) -> None:
         _logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
     results.sort(key=lambda r: r.get('validation', r['train']).get(run.eval_metric, 0),
                  reverse=run.eval_metric == 'loss')
-    print(f'--result\n{json.dumps(results[-10:], indent=4)}')
+    print(f'--result\n{as_json(results[-10:], indent=4)}')

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
+from seresnet_timm.checkpoints.fit import describe_misfit, describe_not_finite, weights_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
@@ -73,7 +73,7 @@ def read_source(
     args = _arguments(checkpoint, run)
     if not checkpoint.args and args:
         checkpoint = replace(checkpoint, content=dict(checkpoint.content, args=args))
-    info = checkpoint.info
+    info = checkpoint.typed_info()
     if model is not None:
         check_model_name(model)
         info = replace(info, name=model)
@@ -90,6 +90,12 @@ def read_source(
     misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(name))
     if misfit:
         raise UsageError(f'Checkpoint {path} does not fit {name}: {misfit}.')
+    not_finite = describe_not_finite(checkpoint, weights)
+    if not_finite:
+        raise UsageError(not_finite)
+    unknown = info.unknown_preprocessing()
+    if unknown:
+        notes.append(f"preprocessing: not in the file, timm's values of {name} are taken: {', '.join(unknown)}")
     if class_names is not None:
         info = replace(info, class_names=read_class_names(class_names, shapes.num_classes))
     elif info.class_names is None:

@@ -5,23 +5,24 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 import importlib
 import importlib.util
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from timm.data import create_transform
-from timm.layers import convert_splitbn_model
-from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name
+from timm.models import get_pretrained_cfg, parse_model_name
 from timm.optim import list_optimizers
 
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
-from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.read import read_checkpoint, read_once
+from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data.label_files import check_real_labels, read_valid_labels, valid_labels_of_timm
-from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, refuse
 from seresnet_timm.files import why_not_writable
+from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
 from seresnet_timm.models.create import check_model_name, create_from_args
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
@@ -34,6 +35,7 @@ class Checked:
         checkpoints: Checkpoints that were read, by their path.
         args: Flags of the script.
         model: The network without memory; None where its name or arguments are wrong.
+        notes: What is said of the run, though it is not refused; each a sentence.
     """
 
     def __init__(self, settings: RunSettings, checkpoints: Dict[str, Checkpoint]):
@@ -41,6 +43,7 @@ class Checked:
         self.checkpoints = checkpoints
         self.args = settings.namespace()
         self.model: Optional[Any] = None
+        self.notes: List[str] = []
 
     def read(self, path: str) -> Checkpoint:
         """A checkpoint, read once."""
@@ -57,7 +60,7 @@ def check(
         dry_run: bool = False,
         problems: Optional[List[str]] = None,
         checkpoints: Optional[Dict[str, Checkpoint]] = None,
-) -> None:
+) -> List[str]:
     """Check a run against the machine, the data and the files that it names.
 
     Args:
@@ -65,6 +68,9 @@ def check(
         dry_run: Import no module that `--device-modules` names.
         problems: What was found before.
         checkpoints: Checkpoints that were read before, by their path; those that are read here are added.
+
+    Returns:
+        Notes for the plan, each a sentence.
 
     Raises:
         UsageError: Something is wrong; every problem found is named.
@@ -77,7 +83,7 @@ def check(
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
         refuse(problems or [])
-        return  # timm's script finds the models, and what they need
+        return []  # timm's script finds the models, and what they need
     run = Checked(settings, {} if checkpoints is None else checkpoints)
     found = list(problems or [])
     knows_models = not (dry_run and modules)  # a module may register models, optimizers
@@ -92,6 +98,7 @@ def check(
         from seresnet_timm.launch.sample import check_sample
         found = list(check_sample(run))
     refuse(found)
+    return run.notes + unnamed_classes(settings, run.checkpoints)
 
 
 def import_modules(modules: List[str]) -> None:
@@ -132,51 +139,6 @@ def check_model(run: Checked) -> Iterator[str]:
         use_half_weights(run.model)  # refuses what it does not know
 
 
-def check_train_weights(run: Checked) -> Iterator[str]:
-    args = run.args
-    for flag in ('resume', 'initial_checkpoint'):
-        path = run.flag(flag)
-        if path:
-            checkpoint = run.read(path)
-            yield from _misfit(run, checkpoint, flag, use_ema=flag == 'initial_checkpoint')
-            describe = describe_other_classes if flag == 'resume' else describe_other_start
-            yield from filter(None, [describe(checkpoint, run.settings.class_names, args)])
-    if args.pretrained_path:
-        read_checkpoint(args.pretrained_path)  # the head adapts, timm checks the rest
-
-
-def check_checkpoint(run: Checked) -> Iterator[str]:
-    path = run.args.checkpoint
-    if path and not os.path.isdir(path):
-        checkpoint = run.read(path)
-        yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
-        yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
-
-
-def unnamed_classes(settings: RunSettings, checkpoints: Dict[str, Checkpoint]) -> List[str]:
-    """Which checkpoints of a run hold no class names, a sentence each."""
-    paths = [settings.args.get(flag) for flag in ('resume', 'initial_checkpoint', 'checkpoint')]
-    return [s for s in (describe_unnamed(p, checkpoints[p], settings) for p in paths if p in checkpoints) if s]
-
-
-def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Iterator[str]:
-    """Weights that do not fit the model, or whose optimizer state does not carry over."""
-    if run.model is None:
-        return
-    args, model = run.args, run.model
-    if flag == 'resume' and run.flag('split_bn'):
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    weights = fit.weights_for(checkpoint, model, use_ema)
-    misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
-    if misfit:
-        new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
-                    if flag == 'initial_checkpoint' and misfit.startswith('it has ') else '')
-        yield f'Checkpoint {checkpoint.path} does not fit {args.model}: {misfit}{new_head}.'
-    elif flag == 'resume' and weights.keys() != clean_state_dict(checkpoint.weights).keys():
-        yield (f'Checkpoint {checkpoint.path} names its weights as the ModelZoo does, whose optimizer state does not '
-               'carry over: start from it with --initial-checkpoint instead of --resume.')
-
-
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 def check_precision(run: Checked) -> Iterator[str]:
@@ -204,8 +166,9 @@ def check_batch(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
     images, step = settings.num_images.get('train'), args.batch_size * settings.world_size
     if images is not None and step > images:
+        files = f' ({settings.reasons["images_train"]})' if 'images_train' in settings.reasons else ''
         yield (f'One training batch needs {step} images (-b {args.batch_size} on {settings.world_size} process(es)), '
-               f'the training split has {images}: lower -b.')
+               f'the training split has {images}{files}: lower -b.')
 
 
 def check_optimizer(run: Checked) -> Iterator[str]:
@@ -239,9 +202,17 @@ def check_processes(run: Checked) -> Iterator[str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def check_output(run: Checked) -> Iterator[str]:
-    reason = why_not_writable(run.settings.output)
+    folder, resume = RunFolder(run.settings.output), run.args.resume
+    reason = why_not_writable(folder.path)
     if reason:
-        yield f'Cannot write to {run.settings.output}: {reason}; name another with --output or --experiment.'
+        yield f'Cannot write to {folder.path}: {reason}; name another with --output or --experiment.'
+    elif resume and folder.owns(resume):
+        if folder.record.exists():
+            read_record(folder.path)  # refuses a damaged one, which the run continues
+    elif folder.holds_a_run():
+        start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
+        yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
+               f'that run by --resume {shlex.quote(str(start))}.')
 
 
 def check_results_file(run: Checked) -> Iterator[str]:

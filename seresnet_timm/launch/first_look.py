@@ -39,7 +39,7 @@ def _others(line: CommandLine, sources: Any, args: Dict[str, Any]) -> Iterator[s
         args = {**args, **modelzoo.translate(sources.modelzoo, sources.base(), line.verb, 1)}
     except UsageError as e:
         yield str(e)
-    yield from missing_root(args)
+    yield from missing_root(line.verb, args)
     yield from find_contradictions(line.verb, args, sources.asked_or_typed)
 
 
@@ -50,7 +50,7 @@ def _is_model(name: str) -> bool:
 
 def _is_optimizer(name: str) -> bool:
     name = name.lower().removeprefix('lookahead_')
-    return name.isidentifier() and _is_in(fr"name=['\"]{name}['\"]", 'optim/*.py')
+    return name.isidentifier() and _is_in(fr"['\"]{name}['\"]", 'optim/*.py')
 
 
 def _is_in(pattern: str, files: str) -> bool:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
+from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.meters import DeviceMeter
@@ -91,6 +92,7 @@ class Overrides:
 
     def _decode_fast(self, dataset: Dataset, is_training: bool) -> Dataset:
         decoder, _ = choose_decoder(self.args, self.settings.fast_jpeg)
+        dataset = count_unreadable(dataset, is_training)
         return with_fast_decoding(dataset, decoder, loaders.sample_seeds(self.args) if is_training else None)
 
     def normalization(self, kwargs: Dict[str, Any]) -> Dict[str, Any]:

@@ -1,4 +1,5 @@
 """Names of timm's train.py that are replaced, and why: see `overrides`"""
+import math
 import time
 from types import ModuleType
 from typing import Any, Dict, List, Optional, Tuple
@@ -12,19 +13,25 @@ from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
+from seresnet_timm.engine.epoch import diverged, refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
+from seresnet_timm.files import as_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
@@ -41,8 +48,11 @@ class TrainOverrides(Overrides):
         self._dataset: Optional[Dataset] = None
         self._evaluates = False  # the script evaluates after epochs: its last random state is that after evaluation
         self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
+        self._summary = Summary()
+        self._saver: Optional['_Saver'] = None
         self._trained = 0.  # time at which its training ended
         self._interrupted = False
+        self._eval_loss = 0.  # of the last evaluation
         self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
         self._has_started = False
         self._rng: Optional[List[Dict[str, Any]]] = None  # of all ranks, at the end of the epoch
@@ -54,10 +64,12 @@ class TrainOverrides(Overrides):
             ('create_dataset', self.create_dataset),
             ('create_loader', self.create_loader),
             ('create_optimizer_v2', self.create_optimizer),
+            ('create_scheduler_v2', self.create_scheduler),
             ('utils.CheckpointSaver', self.create_saver),
             ('utils.update_summary', self.update_summary),
             ('train_one_epoch', self.train_one_epoch),
             ('validate', self.validate),
+            ('json.dumps', as_json),
         )}
 
     def install(self, module: ModuleType) -> None:
@@ -75,12 +87,21 @@ class TrainOverrides(Overrides):
         return self.args, yaml.safe_dump(vars(self.args), default_flow_style=False)
 
     def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
-        """As for both scripts, and with fp16 weights and float32 masters for `--amp-level O2` (line 519).
+        """As for both scripts, from checkpoints of other tools too, and with fp16 weights for O2 (line 519).
 
-        Without: O1 (autocast) only.
-        Checked by: test_half_weights.py runs both scripts with it.
+        `--initial-checkpoint` and `--pretrained-path` take what they take in the bundled script; `--amp-level O2` has
+        float32 masters.
+        Without: O1 (autocast) only; timm leaves out weights whose names have a prefix, and `--pretrained-path` without
+        `--pretrained`.
+        Checked by: test_half_weights.py runs both scripts with it; test_runs.py starts from a file with a prefix.
         """
+        if self.args.pretrained_path:
+            kwargs.update(pretrained=True, pretrained_cfg_overlay=engine.pretrained_overlay(
+                self.args, self.settings.model_folder, self.checkpoints))
+        initial = kwargs.pop('checkpoint_path', None)
         self._model = super().create_model(model_name, *args, **kwargs)
+        if initial:
+            load_weights(self._model, read_once(initial, self.checkpoints), self.args.model, use_ema=True)
         return use_half_weights(self._model) if self.settings.half_weights else self._model
 
     def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:
@@ -114,6 +135,15 @@ class TrainOverrides(Overrides):
         Checked by: test_fast_step.py, the optimizer of timm's script.
         """
         return fast_step.create_optimizer(model, fast=self.settings.fast_step, **kwargs)
+
+    def create_scheduler(self, *args, **kwargs) -> Tuple[Any, int]:
+        """Keep the learning rate with `--sched none` (line 1024).
+
+        Without: an AttributeError, as the script asks a scheduler that does not exist in which units it steps.
+        Checked by: test_runs.py, a run with `--sched none`.
+        """
+        scheduler, num_epochs = self._originals['create_scheduler_v2'](*args, **kwargs)
+        return scheduler or _NoScheduler(), num_epochs
 
     def task_class(self, cls: type) -> type:
         """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
@@ -150,6 +180,7 @@ class TrainOverrides(Overrides):
             **kwargs,
         )
         data_config = resolve_data_config(vars(args), model=self._model)
+        self._saver, saver.errors = saver, SaveErrors()
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
         if args.resume and folder.owns(args.resume):
@@ -157,18 +188,20 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'])
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        trim_summary(str(folder.summary), start_epoch)
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch)
+        trim_summary(str(folder.summary), start_epoch)
         return saver
 
-    def update_summary(self, *args, write_header=None, **kwargs) -> None:
-        """Write one header into summary.csv (line 1131).
+    def update_summary(self, epoch, train_metrics, eval_metrics, filename, write_header=None, **kwargs) -> None:
+        """Write one header into summary.csv, and a row later if it cannot be written now (line 1131).
 
-        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet.
-        Checked by: test_runs.py resumes a run.
+        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet; a full
+        disk ends the run.
+        Checked by: test_runs.py resumes a run; test_resources.py.
         """
-        utils.update_summary(*args, **kwargs)
+        self._summary.add(
+            filename=filename, epoch=epoch, train_metrics=train_metrics, eval_metrics=eval_metrics, **kwargs)
 
     def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
         """Measure images/s by the reference's definition, and keep the random state for a resumed run (line 1183).
@@ -189,8 +222,13 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
+        if not math.isfinite(metrics['loss']):  # of all ranks
+            raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
+        if not self.args.val_split and not engine.has_finite_weights(model):
+            raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
         if output_dir is not None:  # the primary process
-            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
+            self._figures = report_epoch(figures, epoch, args.workers, device)
         self._trained = time.perf_counter()
         if not self._evaluates:
             self._rng = capture_rng(device)
@@ -205,11 +243,16 @@ class TrainOverrides(Overrides):
         """
         args.no_prefetcher = not args.prefetcher
         try:
-            metrics = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
+            metrics, unreadable = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
         except KeyboardInterrupt:
             self._interrupted = True
             raise
         self._evaluates, self._rng = True, capture_rng(device)
+        if self._figures is not None:
+            self._figures['unreadable_val'] = unreadable
+        self._eval_loss = metrics['loss']
+        if not math.isfinite(self._eval_loss) and not engine.has_finite_weights(model):
+            raise diverged(self._record, 'Weights are no longer finite after the last epoch')
         return metrics
 
     def _start(self, device: torch.device) -> None:
@@ -227,12 +270,14 @@ class TrainOverrides(Overrides):
         """What a checkpoint needs for an exact resume beside weights and optimizer."""
         return dict(epoch=epoch + 1, rng=self._rng, world_size=self.args.world_size)
 
-    def saved(self, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
+    def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
         self._add_epoch()
         if best_metric is not None:
             self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+        if self._saver.errors.last:
+            self._record.add_fault('save', epoch, self._saver.errors.last)
 
     def _add_epoch(self) -> None:
         if self._figures is not None:
@@ -243,6 +288,10 @@ class TrainOverrides(Overrides):
         self._add_epoch()
         if not self._interrupted:  # the script's `main` returns after Ctrl-C too
             super().finish()
+            if self._record is not None:
+                refuse_unsaved(self._saver, self._record, self._summary)
+            if not math.isfinite(self._eval_loss):
+                raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
 
     # called by patched code
 
@@ -268,8 +317,18 @@ class _Saver(AtomicCheckpointSaver):
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
         self.run_state = self._overrides.run_state(epoch)
         best = super().save_checkpoint(epoch, metric)
-        self._overrides.saved(*best)
+        self._overrides.saved(epoch, *best)
         return best
+
+
+class _NoScheduler:
+    """A scheduler that leaves the learning rate as it is."""
+    t_in_epochs = True
+
+    def step(self, *args, **kwargs) -> None:
+        pass
+
+    step_update = step
 
 
 class _ModelState:
