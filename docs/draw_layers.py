@@ -37,6 +37,7 @@ DECIDES: Dict[str, str] = {
     'argument_parser': 'flags and\ntheir errors',
     'errors': 'one-sentence errors',
     'files': 'atomic writes, locks',
+    'time_limit': 'a time limit',
     'version': 'the version',
 }
 WIDTH, HEIGHT, ROW = 2.05, 0.66, 1.05  # of a box; from a layer to the next

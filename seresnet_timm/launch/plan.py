@@ -331,7 +331,8 @@ def apply_checkpoint(sources: Sources) -> None:
         info = repeated
     if info.name is None and not asked_model and 'model' not in sources.preset:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
-    is_other = bool(asked_model and info.name and asked_model.split('.')[0] not in (info.name.split('.')[0], checkpoint.arch))
+    own_names = (info.name.split('.')[0], checkpoint.arch) if info.name else ()
+    is_other = bool(asked_model and own_names and asked_model.split('.')[0] not in own_names)
     found = dict(
         mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
         crop_mode=info.crop_mode,
