@@ -1,6 +1,5 @@
 """One epoch of training"""
 import logging
-import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
@@ -22,6 +22,7 @@ from seresnet_timm.errors import RunError
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.summary import Summary
+from seresnet_timm.step.bad_steps import BadSteps, Figures
 
 _logger = logging.getLogger('train')
 
@@ -59,6 +60,9 @@ class Training:
         updates_per_epoch: Optimizer steps of an epoch.
         eval_metric: Metric by which checkpoints are ranked.
         outputs: What rank 0 writes; None on other ranks.
+        max_bad_steps: Bad steps in a row that end the run.
+        bad_steps: Skips them; made in the first epoch.
+        figures: Of the last log point.
     """
     args: Any
     forward: Forward
@@ -72,6 +76,9 @@ class Training:
     updates_per_epoch: int = 0
     eval_metric: str = 'loss'
     outputs: Optional[Outputs] = None
+    max_bad_steps: int = 20
+    bad_steps: Optional[BadSteps] = None
+    figures: Optional[Figures] = None
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +106,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
         Metrics (`loss`), and figures of the epoch for run.json.
 
     Raises:
-        RunError: The loss is no longer finite.
+        RunError: Too many steps had a loss or gradients that are not finite.
     """
     args, task, optimizer = run.args, run.task, run.optimizer
     switch_mixup_off(run.train_loader, run.mixup_fn, epoch, args)
@@ -107,7 +114,10 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     num_batches = len(run.train_loader)
     full_groups_end = num_batches - num_batches % args.grad_accum_steps  # later batches make a smaller group
     num_updates = epoch * run.updates_per_epoch
-    losses = LossMeter(run.device, args.distributed)
+    losses = LossMeter(run.device, args.distributed, only_finite=True)
+    bad_steps = run.bad_steps = run.bad_steps or BadSteps(
+        task.get_trainable_module(), optimizer, run.device, run.loss_scaler)
+    bad_steps.start_epoch()
     throughput = Throughput()
     update_images = 0
     loss_avg = float('nan')
@@ -131,7 +141,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                     loss = task(input, target)['loss']
                 losses.update(loss, input.shape[0])
                 backward(loss / accum_steps if accum_steps > 1 else loss, task, optimizer, args, run.loss_scaler,
-                         need_update=need_update)
+                         need_update=need_update, bad_steps=bad_steps)
             update_images += input.shape[0] * args.world_size
             bar.update()
             if not need_update:
@@ -139,6 +149,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                 continue
 
             num_updates += 1
+            bad_steps.count()
             optimizer.zero_grad()
             task.update_ema(step=num_updates)
             if args.synchronize_step:
@@ -146,8 +157,9 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
             throughput.step(update_images)
 
             if update_idx % args.log_interval == 0 or is_last:
-                loss_now, loss_avg = losses.read()  # the host waits for the device here
-                refuse_infinite_loss(loss_now, loss_avg, epoch, update_idx)
+                # the host waits for the device here
+                loss_now, loss_avg, figures = losses.read_with(bad_steps.figures())
+                check_steps(run, (epoch, update_idx), loss_now, figures, is_last)
                 line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
                 bar.log(line, short=short, is_last=is_last)
                 if args.save_images and run.outputs:
@@ -161,7 +173,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict(loss=loss_avg), throughput.summary()
+    return OrderedDict(loss=loss_avg), dict(throughput.summary(), bad_steps=int(run.figures.total))
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:
@@ -171,13 +183,6 @@ def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args
             loader.mixup_enabled = False
         elif mixup_fn is not None:
             mixup_fn.mixup_enabled = False
-
-
-def refuse_infinite_loss(loss_now: float, loss_avg: float, epoch: int, update_idx: int) -> None:
-    if not math.isfinite(loss_avg):
-        raise RunError(
-            f'The loss became {loss_now} at epoch {epoch}, update {update_idx}: lower the learning rate, use a longer '
-            'warm-up, or clip gradients (--clip-grad 1). No checkpoint was written after that.')
 
 
 def describe_step(

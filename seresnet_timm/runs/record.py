@@ -22,7 +22,7 @@ from seresnet_timm.version import __version__
 _logger = logging.getLogger('train')
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
-                'total_gib')
+                'total_gib', 'bad_steps')
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
 
@@ -179,6 +179,8 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         if schema == 0:
             record = _from_schema_0(record)
         record.setdefault('faults', [])  # of before they were recorded
+        for epoch in record['epochs']:
+            epoch.setdefault('bad_steps', None)
         _check(record)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
