@@ -58,6 +58,12 @@ class Checkpoint:
         """Key in the file that holds the weights; None where the file is a bare state dict."""
         return self._found[0]
 
+    @property
+    def has_timms_keys(self) -> bool:
+        """timm itself finds the weights in the file."""
+        return self.weights_key in (None, *layout.TIMM_KEYS) and not any(
+            k in self.content for k in layout.EMA_KEYS if k not in layout.TIMM_KEYS)
+
     @cached_property
     def network(self) -> layout.Named:
         """The weights under the names of their network, as far as they show without knowing it."""
@@ -173,7 +179,8 @@ class Checkpoint:
     def others(self) -> List[str]:
         """Keys of what else is in the file."""
         key = (self.weights_key or '').partition('.')[0]
-        known = {key, *layout.EMA_KEYS, SHA256_KEY, INFO_KEY}
+        known = {key, *layout.EMA_KEYS, SHA256_KEY, INFO_KEY, 'arch', 'epoch', 'epochs', 'metric', 'version',
+                 'optimizer'}
         return [] if self.weights is self.content else [str(k) for k in self.content if k not in known]
 
     @property

@@ -4,6 +4,7 @@ A verb's file has `add_arguments(parser)` and `run(args)`. It is imported when i
 inside `run` only, so that `--help` is quick.
 """
 import argparse
+import contextlib
 import functools
 import importlib
 import io
@@ -34,6 +35,7 @@ VERBS: Dict[str, str] = {
     'prepare-imagenet': 'unpack the official tar files of ImageNet',
     'push': 'push a run or a checkpoint to the Hugging Face Hub',
     'pull': 'download a model from the Hugging Face Hub and verify it',
+    'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
     'bench': 'compare the loader, a training step or a whole training with timm',
     'report': "print a run's results table and draw its curves",
 }
@@ -48,7 +50,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors='backslashreplace')  # a name may have letters that a terminal has not
+            with contextlib.suppress(OSError):  # a stream whose file was replaced
+                stream.reconfigure(errors='backslashreplace')  # a name may have letters that a terminal has not
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
     except (UsageError, RunError) as e:

@@ -25,14 +25,14 @@ import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import clean_state_dict, safe_model_name
+from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.fit import load_weights, named_for, weights_for
 from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
@@ -48,7 +48,7 @@ from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, first_line
 from seresnet_timm.files import atomic_path
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.models.info import ModelInfo
@@ -160,7 +160,7 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         set_fast_norm()
     overlay = {}
     if args.pretrained_path:
-        overlay['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
+        overlay['pretrained_cfg_overlay'] = pretrained_overlay(args, settings.model_folder, checkpoints)
     model = create_from_args(
         args,
         folder=settings.model_folder,
@@ -188,6 +188,17 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         num_params = sum(p.numel() for p in model.parameters())
         _logger.info(f'Model {safe_model_name(args.model)} created, param count:{num_params}')
     return model
+
+
+def pretrained_overlay(args, folder: Optional[str], checkpoints: Mapping[str, Checkpoint]) -> Dict[str, Any]:
+    """What `--pretrained-path` tells timm: the file, or its weights where timm does not find them under their names."""
+    overlay = dict(num_classes=-1)  # adapt the head
+    if not args.pretrained_path.endswith(('.npz', '.npy')):  # which timm's models read
+        checkpoint = read_once(args.pretrained_path, checkpoints)
+        named = named_for(checkpoint, create_from_args(args, folder=folder, meta=True), use_ema=True)
+        if named.prefixes or checkpoint.format == 'python2' or not checkpoint.has_timms_keys:
+            return dict(overlay, state_dict=named.weights)
+    return dict(overlay, file=args.pretrained_path)
 
 
 def place_model(model: nn.Module, args, forward: Forward) -> nn.Module:
@@ -262,8 +273,9 @@ def resume(checkpoint: Checkpoint, task, optimizer, loss_scaler, args) -> Option
             log_info=utils.is_primary(args),
         )
     except (ValueError, KeyError) as e:
-        raise UsageError(f'The optimizer state in {checkpoint.path} is not one of --opt {args.opt} ({e}): name the '
-                         'optimizer of that run, or leave its state out with --no-resume-opt.')
+        what = ('has other parameter groups than this run' if 'group' in str(e) else f'is not one of --opt {args.opt}')
+        raise UsageError(f'The optimizer state in {checkpoint.path} {what} ({first_line(e)}): give the flags of that '
+                         'run, or leave its state out with --no-resume-opt.')
 
 
 def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
@@ -276,7 +288,8 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(
-            clean_state_dict(checkpoint.weights_or_ema(use_ema=True)), checkpoint.content.get(state), ema=True)
+            weights_for(checkpoint, task.get_trainable_module(ema=True), use_ema=True), checkpoint.content.get(state),
+            ema=True)
 
 
 def refuse_other_classes(checkpoint: Checkpoint, dataset: Any, args) -> None:

@@ -193,9 +193,9 @@ def pull_from_cache(repo_id: str, revision: Optional[str], error: BaseException,
     if commit is None or CONFIG not in names or with_weights and not any(n in names for n in WEIGHTS):
         wanted = f'{repo_id}@{revision}' if revision else repo_id
         raise RunError(
-            f'{wanted} is not in the cache ({constants.HF_HUB_CACHE}), and {why}. {remedy(error)} Without the Hub, copy '
-            f'{cache_folder(repo_id).name} from the cache of a machine that has pulled it, or put its {CONFIG} and '
-            'weights into a folder and name this as local-dir:FOLDER.')
+            f'{wanted} is not in the cache ({constants.HF_HUB_CACHE}), and {why}. {remedy(error)} Without the Hub, '
+            f'copy {cache_folder(repo_id).name} from the cache of a machine that has pulled it, or put its {CONFIG} '
+            'and weights into a folder and name this as local-dir:FOLDER.')
     sha256, unknown = {}, []
     for name in choose_files(repo_id, names, with_weights):
         copy = examine(repo_id, commit, name)
@@ -211,5 +211,7 @@ def pull_from_cache(repo_id: str, revision: Optional[str], error: BaseException,
         sha256[name] = copy.sha256
     what = 'verified copy' if not unknown else 'copy'
     but = f'; the hash of {" and ".join(unknown)} is not known' if unknown else ''
+    by_hand = comment_on(repo_id, commit)
+    what, but = (what, but) if by_hand is None else ('copy', f'; it came {by_hand}')
     say(f'Using the {what} of {repo_id} in the cache, commit {commit}: {why}{but}.')
     return Pulled(repo_id, commit, folder, sha256, read_config(repo_id, folder), cached=why, unverified=unknown)

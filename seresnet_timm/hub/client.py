@@ -23,7 +23,7 @@ MAX_REVISION = 200  # characters; the revision becomes the name of a file in the
 MAX_SHOWN = 120  # characters of a name in a sentence
 SOURCE = re.compile(r'(hf-hub|hf_hub):', re.IGNORECASE)  # timm's two spellings
 # hosts of addresses that people paste, also where they use a mirror
-HOSTS = {urllib.parse.urlsplit(constants._HF_DEFAULT_ENDPOINT).hostname, 'hf.co'}
+HOSTS = {urllib.parse.urlsplit(constants._HF_DEFAULT_ENDPOINT).hostname}
 
 
 def split_name(name: str, revision: Optional[str] = None) -> Tuple[str, Optional[str]]:
@@ -78,6 +78,10 @@ def _split_at(text: str) -> Tuple[str, Optional[str]]:
     return re.sub(r'(?<=[^/])/\Z', '', repo_id), given if at else None
 
 
+def _host(address: str) -> Optional[str]:
+    return urllib.parse.urlsplit(address).hostname
+
+
 def _is_address(text: str) -> bool:
     return '://' in text or text.partition('/')[0].lower() in HOSTS
 
@@ -91,7 +95,7 @@ def _split_address(text: str) -> Tuple[str, Optional[str]]:
     parts = [urllib.parse.unquote(p) for p in address.path.strip('/').split('/')]
     if address.scheme == 'hf':
         parts = [address.netloc, *parts]
-    elif (address.hostname or '').removeprefix('www.') not in {*HOSTS, urllib.parse.urlsplit(constants.ENDPOINT).hostname}:
+    elif (address.hostname or '').removeprefix('www.') not in {*HOSTS, _host(constants.ENDPOINT)}:
         return text, None
     if parts[0] == 'models' and len(parts) > 2:
         del parts[0]

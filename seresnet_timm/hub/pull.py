@@ -2,14 +2,16 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Tuple, Union
 
 import timm
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import ModelInfo as Listing
 
-from seresnet_timm.errors import RunError, UsageError, printable
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import fsync, temporary_folder
 from seresnet_timm.hub.cache import keep_hashes, pull_from_cache, remove_file, remove_leftovers, set_ref
 from seresnet_timm.hub.client import first_answer, hub_name, make_api, say, split_name
@@ -29,7 +31,11 @@ from seresnet_timm.hub.repository import (
     read_config,
 )
 from seresnet_timm.models.create import trusted_kwargs
+from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.version import __version__
+
+# what a checkpoint of its own needs beside its network
+PREPROCESSING = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 def pull(
@@ -88,6 +94,39 @@ def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
     return None if name is None else pull(name, with_weights=with_weights).folder
 
 
+def network_of(checkpoint: Checkpoint, info: ModelInfo) -> Tuple[ModelInfo, Optional[Path]]:
+    """The network of a checkpoint, and the folder of the model on the Hub that it is made from; None for none.
+
+    Older files hold the name of that model, and nothing of its configuration.
+    """
+    name = hub_name(info.name or '')
+    if name is None:
+        return info, None
+    try:
+        return info, pull(name, with_weights=False).folder
+    except RunError as e:
+        architecture = architecture_without(checkpoint, e)
+        say(f'{first_line(e)}: the network is made as {architecture}, which the weights in {checkpoint.path} are of.')
+        return replace(info, name=architecture), None
+
+
+def architecture_without(checkpoint: Checkpoint, error: RunError) -> str:
+    """Architecture of a checkpoint whose model on the Hub cannot be had, if the file holds all else.
+
+    Raises:
+        RunError: It does not; what is missing is named.
+    """
+    info, architecture = checkpoint.info, checkpoint.arch
+    missing = [k for k in PREPROCESSING if getattr(info, k) is None]
+    if architecture is not None and not missing:
+        return architecture
+    what = ', '.join(missing) if architecture is not None else 'architecture'
+    remedy = (f"--model {architecture} takes timm's own" if architecture is not None else
+              'name the architecture with --model')
+    raise RunError(f'{error} Checkpoint {checkpoint.path} was trained from {printable(info.name)} and does not hold '
+                   f'its {what}: {remedy}.')
+
+
 def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
     """Lines that create a pulled model in Python, and evaluate it; `name` is as it was typed."""
     repo_id, revision = split_name(name)
@@ -114,14 +153,14 @@ class Source(NamedTuple):
     endpoint: Optional[str] = None
 
 
-def ask_for_files(source: Source, revision: Optional[str]) -> ModelInfo:
+def ask_for_files(source: Source, revision: Optional[str]) -> Listing:
     """What the Hub says of a repository: its commit, and its files with their hashes."""
     api = make_api(source.token, source.endpoint)
     return first_answer(lambda: api.model_info(
         source.repo_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT))
 
 
-def commit_of_answer(source: Source, info: ModelInfo) -> str:
+def commit_of_answer(source: Source, info: Listing) -> str:
     commit = info.sha or ''
     if not is_commit(commit):
         raise RunError(f'{source.repo_id}: the Hub at {source.endpoint or constants.ENDPOINT} names no commit: use '
@@ -129,7 +168,7 @@ def commit_of_answer(source: Source, info: ModelInfo) -> str:
     return commit
 
 
-def _pull_from_hub(source: Source, info: ModelInfo, with_weights: bool) -> Pulled:
+def _pull_from_hub(source: Source, info: Listing, with_weights: bool) -> Pulled:
     repo_id, commit = source.repo_id, commit_of_answer(source, info)
     siblings = {s.rfilename: s for s in info.siblings or []}
     sha256, folder = {}, Path()

@@ -9,22 +9,25 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from timm.data import create_transform
-from timm.layers import convert_splitbn_model
-from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name
+from timm.models import get_pretrained_cfg, parse_model_name
 from timm.optim import list_optimizers
 
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
-from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.read import read_checkpoint, read_once
+from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data.label_files import check_real_labels, read_valid_labels, valid_labels_of_timm
-from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, refuse
 from seresnet_timm.files import why_not_writable
+from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
 from seresnet_timm.models.create import check_model_name, create_from_args
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
+# kind of --dataset -> module of its reader, and the package that has it
+DATASET_PACKAGES = {
+    'hfds': ('datasets', 'datasets'), 'hfids': ('datasets', 'datasets'), 'wds': ('webdataset', 'webdataset'),
+    'tfds': ('tensorflow_datasets', 'tensorflow-datasets'),
+}
 
 class Checked:
     """A run that is checked: its settings, and what several checks need.
@@ -34,6 +37,7 @@ class Checked:
         checkpoints: Checkpoints that were read, by their path.
         args: Flags of the script.
         model: The network without memory; None where its name or arguments are wrong.
+        notes: What is said of the run, though it is not refused; each a sentence.
     """
 
     def __init__(self, settings: RunSettings, checkpoints: Dict[str, Checkpoint]):
@@ -41,6 +45,7 @@ class Checked:
         self.checkpoints = checkpoints
         self.args = settings.namespace()
         self.model: Optional[Any] = None
+        self.notes: List[str] = []
 
     def read(self, path: str) -> Checkpoint:
         """A checkpoint, read once."""
@@ -57,7 +62,7 @@ def check(
         dry_run: bool = False,
         problems: Optional[List[str]] = None,
         checkpoints: Optional[Dict[str, Checkpoint]] = None,
-) -> None:
+) -> List[str]:
     """Check a run against the machine, the data and the files that it names.
 
     Args:
@@ -66,18 +71,21 @@ def check(
         problems: What was found before.
         checkpoints: Checkpoints that were read before, by their path; those that are read here are added.
 
+    Returns:
+        Notes for the plan, each a sentence.
+
     Raises:
         UsageError: Something is wrong; every problem found is named.
     """
     modules = settings.args.get('device_modules') or []
     if not dry_run:
         import_modules(modules)
-    if settings.verb == 'validate' and _names_several_models(settings.args['model']):
+    if settings.verb == 'validate' and names_several_models(settings.args['model']):
         if settings.script.is_bundled:
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
         refuse(problems or [])
-        return  # timm's script finds the models, and what they need
+        return []  # timm's script finds the models, and what they need
     run = Checked(settings, {} if checkpoints is None else checkpoints)
     found = list(problems or [])
     knows_models = not (dry_run and modules)  # a module may register models, optimizers
@@ -92,6 +100,7 @@ def check(
         from seresnet_timm.launch.sample import check_sample
         found = list(check_sample(run))
     refuse(found)
+    return run.notes + unnamed_classes(settings, run.checkpoints)
 
 
 def import_modules(modules: List[str]) -> None:
@@ -103,7 +112,7 @@ def import_modules(modules: List[str]) -> None:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
 
 
-def _names_several_models(model: str) -> bool:
+def names_several_models(model: str) -> bool:
     return model == 'all' or bool(set('*?[') & set(model)) or os.path.isfile(model)
 
 
@@ -130,51 +139,6 @@ def check_model(run: Checked) -> Iterator[str]:
     run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know
-
-
-def check_train_weights(run: Checked) -> Iterator[str]:
-    args = run.args
-    for flag in ('resume', 'initial_checkpoint'):
-        path = run.flag(flag)
-        if path:
-            checkpoint = run.read(path)
-            yield from _misfit(run, checkpoint, flag, use_ema=flag == 'initial_checkpoint')
-            describe = describe_other_classes if flag == 'resume' else describe_other_start
-            yield from filter(None, [describe(checkpoint, run.settings.class_names, args)])
-    if args.pretrained_path:
-        read_checkpoint(args.pretrained_path)  # the head adapts, timm checks the rest
-
-
-def check_checkpoint(run: Checked) -> Iterator[str]:
-    path = run.args.checkpoint
-    if path and not os.path.isdir(path):
-        checkpoint = run.read(path)
-        yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
-        yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
-
-
-def unnamed_classes(settings: RunSettings, checkpoints: Dict[str, Checkpoint]) -> List[str]:
-    """Which checkpoints of a run hold no class names, a sentence each."""
-    paths = [settings.args.get(flag) for flag in ('resume', 'initial_checkpoint', 'checkpoint')]
-    return [s for s in (describe_unnamed(p, checkpoints[p], settings) for p in paths if p in checkpoints) if s]
-
-
-def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Iterator[str]:
-    """Weights that do not fit the model, or whose optimizer state does not carry over."""
-    if run.model is None:
-        return
-    args, model = run.args, run.model
-    if flag == 'resume' and run.flag('split_bn'):
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    weights = fit.weights_for(checkpoint, model, use_ema)
-    misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
-    if misfit:
-        new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
-                    if flag == 'initial_checkpoint' and misfit.startswith('it has ') else '')
-        yield f'Checkpoint {checkpoint.path} does not fit {args.model}: {misfit}{new_head}.'
-    elif flag == 'resume' and weights.keys() != clean_state_dict(checkpoint.weights).keys():
-        yield (f'Checkpoint {checkpoint.path} names its weights as the ModelZoo does, whose optimizer state does not '
-               'carry over: start from it with --initial-checkpoint instead of --resume.')
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -223,6 +187,10 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 def check_packages(run: Checked) -> Iterator[str]:
     if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
         yield '--log-wandb needs wandb: pip install wandb.'
+    kind = (run.args.dataset or '').partition('/')[0].lower()
+    module, package = DATASET_PACKAGES.get(kind, (None, None)) if '/' in (run.args.dataset or '') else (None, None)
+    if module and importlib.util.find_spec(module) is None:
+        yield f'--dataset {run.args.dataset} needs the package {package}: pip install {package}.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 

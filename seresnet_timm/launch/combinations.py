@@ -82,8 +82,10 @@ def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:
         yield '--jsd-loss and mixup exclude each other, as mixed images have no single label: leave out one.'
     if args.get('split_bn') and not (splits or args.get('resplit')):
         yield '--split-bn needs --aug-splits or --resplit.'
-    if mixup and splits and not args.get('no_prefetcher'):
-        yield 'Mixup and --aug-splits exclude each other: leave out one, or add --no-prefetcher.'
+    if mixup and splits:
+        yield 'Mixup and --aug-splits exclude each other: leave out one.'
+    if splits and args.get('no_prefetcher'):
+        yield '--aug-splits does not go with --no-prefetcher: leave out one.'
     if mixup and args['batch_size'] % 2:
         yield f'Mixup pairs images, but -b {args["batch_size"]} is odd: use an even batch size.'
     if mixup and args.get('mixup_mode') == 'half' and args.get('no_prefetcher'):

@@ -50,7 +50,7 @@ def _is_model(name: str) -> bool:
 
 def _is_optimizer(name: str) -> bool:
     name = name.lower().removeprefix('lookahead_')
-    return name.isidentifier() and _is_in(fr"name=['\"]{name}['\"]", 'optim/*.py')
+    return name.isidentifier() and _is_in(fr"['\"]{name}['\"]", 'optim/*.py')
 
 
 def _is_in(pattern: str, files: str) -> bool:

@@ -39,7 +39,8 @@ FLAGS: Dict[str, Tuple[str, ...]] = {
                  'scale', 'ratio', 'reprob', 'remode', 'recount', 'resplit', 'aug_splits', 'mixup', 'cutmix',
                  'cutmix_minmax', 'mixup_mode', 'train_interpolation', 'no_aug', *_INPUT),
     'validation': ('crop_pct', 'crop_mode', 'crop_border_pixels', 'interpolation', *_INPUT),
-    'network': ('img_size', 'input_size', 'in_chans', 'batch_size', 'gp', 'model_kwargs', 'aug_splits', 'split_bn'),
+    'network': ('img_size', 'input_size', 'in_chans', 'input_img_mode', 'batch_size', 'gp', 'model_kwargs',
+                'aug_splits', 'split_bn'),
     'loss': ('jsd_loss', 'bce_loss', 'mixup', 'cutmix', 'cutmix_minmax', 'smoothing', 'aug_splits', 'num_classes',
              'bce_target_thresh', 'bce_pos_weight'),
     'optimizer': ('opt', 'opt_betas', 'opt_eps', 'opt_kwargs', 'momentum', 'weight_decay', 'layer_decay'),
@@ -98,9 +99,9 @@ def _check_training(run: Any, args: Namespace) -> None:
         images, targets = next(iter(loader))
         if mixup_fn is not None:
             images, targets = mixup_fn(images, targets)
+        size = images.shape[1:]
     batch_size = run.args.batch_size * (run.settings.world_size if args.sync_bn else 1)  # whose statistics are one
-    shape = (batch_size * max(1, args.aug_splits), *images.shape[1:])
-    outputs = _outputs(run, args, shape)
+    outputs = _outputs(run, args, (batch_size * max(1, args.aug_splits), *size))
     if outputs is not None:
         with _explained(run, 'loss', 'The loss cannot be computed'):
             training_loss(args)(torch.zeros(images.shape[0], *outputs[1:]), targets)

@@ -12,6 +12,7 @@ from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
@@ -80,12 +81,21 @@ class TrainOverrides(Overrides):
         return self.args, yaml.safe_dump(vars(self.args), default_flow_style=False)
 
     def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
-        """As for both scripts, and with fp16 weights and float32 masters for `--amp-level O2` (line 519).
+        """As for both scripts, from checkpoints of other tools too, and with fp16 weights for O2 (line 519).
 
-        Without: O1 (autocast) only.
-        Checked by: test_half_weights.py runs both scripts with it.
+        `--initial-checkpoint` and `--pretrained-path` take what they take in the bundled script; `--amp-level O2` has
+        float32 masters.
+        Without: O1 (autocast) only; timm leaves out weights whose names have a prefix, and `--pretrained-path` without
+        `--pretrained`.
+        Checked by: test_half_weights.py runs both scripts with it; test_runs.py starts from a file with a prefix.
         """
+        if self.args.pretrained_path:
+            kwargs.update(pretrained=True, pretrained_cfg_overlay=engine.pretrained_overlay(
+                self.args, self.settings.model_folder, self.checkpoints))
+        initial = kwargs.pop('checkpoint_path', None)
         self._model = super().create_model(model_name, *args, **kwargs)
+        if initial:
+            load_weights(self._model, read_once(initial, self.checkpoints), self.args.model, use_ema=True)
         return use_half_weights(self._model) if self.settings.half_weights else self._model
 
     def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:

@@ -3,6 +3,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -19,6 +20,7 @@ from timm.models import save_for_hf
 from seresnet_timm import cli
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.classes import names_of_dataset
+from seresnet_timm.inference.predict import find_images
 from seresnet_timm.models.info import ModelInfo
 
 
@@ -333,3 +335,72 @@ def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
     ):
         printed = run(capsys, *argv, code=code)
         assert message in printed.err and printed.out == ''
+
+
+# --- names of any characters, folders of any shape --------------------------------------------------------------------
+
+ODD_NAMES = ['hot, dog', 'say "hi"', '-dash', '🐱 кот', 'two\nlines', '\x1b[31mred', os.fsdecode(b'caf\xe9'), ' a ',
+             "it's", 'ü']
+
+
+@pytest.fixture(scope='module')
+def odd(run_folder, few_digits, tmp_path_factory):
+    """A checkpoint whose classes have odd names, and an image in a folder with one."""
+    folder = tmp_path_factory.mktemp('odd')
+    content = torch.load(run_folder[0] / 'model_best.pth.tar', weights_only=False)
+    content['model_info']['class_names'] = ODD_NAMES
+    torch.save(content, folder / 'odd.pth.tar')
+    (folder / ODD_NAMES[6]).mkdir()
+    image = folder / ODD_NAMES[6] / '1.jpg'
+    shutil.copy(next((few_digits / 'val' / '0').iterdir()), image)
+    return folder / 'odd.pth.tar', image
+
+
+def test_names_come_back_unchanged(odd, tmp_path, capsys):
+    """In a file as UTF-8, any bytes of a name included; on the terminal without what it would interpret."""
+    flags = (*odd, '--topk', 10)
+    run(capsys, *flags, '--csv', '--output', tmp_path / 'p.csv')
+    with open(tmp_path / 'p.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
+        rows = list(csv.DictReader(f))
+    assert {r['label'] for r in rows} == set(ODD_NAMES) and {r['file'] for r in rows} == {str(odd[1])}
+    run(capsys, *flags, '--json', '--output', tmp_path / 'p.json')
+    entry, = json.loads((tmp_path / 'p.json').read_text(encoding='utf-8'))
+    assert {p['label'] for p in entry['predictions']} == set(ODD_NAMES) and entry['file'] == str(odd[1])
+    assert '🐱 кот' in (tmp_path / 'p.json').read_text(encoding='utf-8')
+    table = run(capsys, *flags).out
+    assert '\x1b' not in table and 'two\\nlines' in table and len(table.splitlines()) == 11
+
+
+@pytest.mark.parametrize('encoding', ('ascii', 'latin-1', 'utf-8'))
+def test_a_strict_stdout(odd, capsys, monkeypatch, encoding):
+    """Of a terminal without these letters: CSV and JSON are read as they are in a file, the table does not crash."""
+    for format in ('--csv', '--json', None):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, encoding=encoding, errors='strict'))
+        run(capsys, *odd, '--topk', 10, *filter(None, [format]))
+        sys.stdout.flush()
+        text = raw.getvalue().decode('utf-8' if format == '--csv' else encoding, 'surrogateescape')
+        if format == '--csv':
+            assert {r['label'] for r in csv.DictReader(io.StringIO(text, newline=''))} == set(ODD_NAMES)
+        elif format == '--json':
+            assert {p['label'] for p in json.loads(text)[0]['predictions']} == set(ODD_NAMES)
+        else:
+            assert len(text.splitlines()) == 11
+        sys.stdout.detach()
+
+
+def test_every_image_once_whatever_links_lead_to_it(few_digits, tmp_path):
+    root = tmp_path / 'val'
+    shutil.copytree(few_digits / 'val', root)
+    expected = find_images([str(root)])
+    assert len(expected) == 70 and expected[0].endswith('/0/' + sorted(os.listdir(root / '0'))[0])
+    for name, target in (('0/up', '..'), ('1/top', '../..'), ('2/self', '.'), ('again', '3'), ('3/lost', 'nowhere')):
+        (root / name).symlink_to(target)
+    for folder in ('.ipynb_checkpoints', '@eaDir'):
+        shutil.copytree(root / '9', root / folder)
+    (root / '0' / '._1.jpg').write_bytes(b'')
+    assert find_images([str(root)]) == expected
+    assert len(find_images([str(root / 'again')])) == 7
+    (root / '²').mkdir()
+    shutil.copy(expected[0], root / '²' / '1.jpg')
+    assert len(find_images([str(root)])) == 71

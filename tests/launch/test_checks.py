@@ -107,11 +107,12 @@ def test_image_outside_the_classes(capsys, tree, tmp_path, path):
     assert f'{tree}/{path} is outside the class folders' in message
 
 
-@pytest.mark.parametrize('folder', ('.ipynb_checkpoints', '0/more'))
-def test_hidden_and_nested_folders_count_as_timm_counts_them(capsys, tree, tmp_path, folder):
-    (tree / 'train' / folder).mkdir()
+@pytest.mark.parametrize('folder', ('0/more', '0/9/8'))
+def test_folder_that_only_timm_takes_for_a_class(capsys, tree, tmp_path, folder):
+    (tree / 'train' / folder).mkdir(parents=True)
     shutil.copy(next((tree / 'val' / '0').iterdir()), tree / 'train' / folder)
-    assert f'{Path(folder).name} only in {tree}/train' in refuse_train(capsys, tree, tmp_path)
+    message = refuse_train(capsys, tree, tmp_path)
+    assert f'{tree}/train/{folder} has images and is inside of a class folder' in message and '--class-map' in message
 
 
 def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
@@ -122,7 +123,7 @@ def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
 
 
 @pytest.mark.parametrize('content, message', [
-    ('\ufeff0\n1\n', 'begins with a byte order mark'), ('0\n\n1\n', 'has an empty line'),
+    ('\ufeff0\n1\n0\n', "names '0' more than once"), ('0\t1000000\n', 'indices begin at 0'),
     ('zero\tone\n', 'names none of the folders with images in'),
 ])
 def test_class_map_that_leaves_classes_out(capsys, tree, tmp_path, content, message):
