@@ -19,6 +19,7 @@ from seresnet_timm.data.label_files import check_real_labels, read_valid_labels,
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, refuse
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
+from seresnet_timm.launch.resources import check_resources
 from seresnet_timm.models.create import check_model_name, create_from_args
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
@@ -237,7 +238,7 @@ Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
     'train': [check_model, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
-              check_output, check_train_weights],
+              check_output, check_train_weights, check_resources],
     'validate': [check_model, check_precision, check_transforms, check_packages, check_processes,
-                 check_results_file, check_labels, check_checkpoint],
+                 check_results_file, check_labels, check_checkpoint, check_resources],
 }

@@ -78,16 +78,11 @@ def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack) -> RunSettin
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
     if plan.node.is_first_of_node:
-<<<<<<< HEAD
         problems = list(plan.problems)
         if settings.verb == 'train' and plan.node.is_first:  # on other nodes rank 0 of this run may hold it already
             problems += filter(None, [RunFolder(settings.output).why_busy()])
-        checks.check(settings, plan.dry_run, problems, plan.checkpoints)
-        settings = replace(settings, notes=settings.notes + checks.unnamed_classes(settings, plan.checkpoints))
-=======
-        notes = checks.check(settings, plan.dry_run, plan.problems, plan.checkpoints)
+        notes = checks.check(settings, plan.dry_run, problems, plan.checkpoints)
         settings = replace(settings, notes=settings.notes + notes)
->>>>>>> ckpts
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
         describe.print_plan(settings, plan.node, changes)

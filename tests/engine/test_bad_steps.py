@@ -41,7 +41,7 @@ def test_skipped_steps_are_counted(run, caplog):
     tensors = [*checkpoint['state_dict'].values(),
                *(s['momentum_buffer'] for s in checkpoint['optimizer']['state'].values())]
     assert all(torch.isfinite(t).all() for t in tensors)
-    assert 'Skipped 1 step(s) whose loss or gradients are not finite (0 in a row until now, 1 in epoch 0)' in caplog.text
+    assert 'Skipped 1 step(s) whose loss or gradients are not finite (0 in a row until now, 1 in' in caplog.text
     assert 'Skipped 2 step(s)' in caplog.text and valid_record(folder)['faults'] == []
 
 
