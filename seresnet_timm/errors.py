@@ -1,5 +1,7 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
 import difflib
+import os
+import sys
 import unicodedata
 from typing import Iterable, List, Optional, Sequence, Union
 
@@ -61,6 +63,13 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip('.') if lines else type(error).__name__
 
 
+def print_any_text() -> None:
+    """Let stdout and stderr print text that their encoding does not have, such as names of any bytes: as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+
+
 # controls (C0, C1, DEL), invisible marks such as those that reorder text, line and paragraph separators, surrogates
 _ESCAPED_CATEGORIES = ('Cc', 'Cf', 'Zl', 'Zp', 'Cs')
 _JOINERS = '\u200c\u200d'  # words of several languages hold them
@@ -76,3 +85,9 @@ def printable(text: object) -> str:
 
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in _JOINERS
+
+
+def note_replaced(path: Optional[str], flag: str = '') -> None:
+    """Say on stderr that a file exists which a command is about to replace."""
+    if path and os.path.isfile(path):
+        print(f'Note: {flag} {printable(path)} exists and is replaced.'.replace('  ', ' '), file=sys.stderr)

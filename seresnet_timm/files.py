@@ -2,6 +2,7 @@
 import errno
 import glob
 import json
+import math
 import os
 import secrets
 import shutil
@@ -171,11 +172,23 @@ def fsync(path: Union[str, Path]) -> None:
         os.close(fd)
 
 
+def as_json(value: Any, **kwargs: Any) -> str:
+    """JSON that every reader takes: null for NaN and infinity, which JSON does not have."""
+    return json.dumps(_finite(value), allow_nan=False, **kwargs)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Union[str, Path], value: Any) -> None:
     with atomic_path(path) as tmp:
         with open(tmp, 'w') as f:
-            json.dump(value, f, indent=2)
-            f.write('\n')
+            f.write(as_json(value, indent=2) + '\n')
 
 
 # file systems of the kernel, which hold no files of users

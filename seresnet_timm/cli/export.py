@@ -22,9 +22,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.errors import note_replaced
     from seresnet_timm.inference import export
     soc = export.check_soc(args.soc) if args.soc else None
     loaded = load_model(args)
+    note_replaced(args.out)
     out = export.export(loaded, args.out, args.format, args.opset, args.uint8)
     is_onnx = (args.format or export.SUFFIXES.get(out.suffix)) == 'onnx'
     kind = f'ONNX opset {args.opset}' if is_onnx else 'torch.export program'

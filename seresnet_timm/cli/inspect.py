@@ -1,9 +1,9 @@
 """`seresnet-timm inspect`: what a checkpoint contains, and whether it is complete."""
 import argparse
-import json
 
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError
+from seresnet_timm.files import as_json
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -25,6 +25,6 @@ def run(args: argparse.Namespace) -> None:
         if args.model:
             facts['misfits'] = inspection.misfits(checkpoint, args.model)
             misfits += len(facts['misfits'])
-        print(json.dumps(facts) if args.json else '\n'.join(inspection.describe(facts)))
+        print(as_json(facts) if args.json else '\n'.join(inspection.describe(facts)))
     if misfits:
         raise RunError(f'{misfits} weight(s) do not fit {args.model}.')

@@ -4,10 +4,8 @@ A verb's file has `add_arguments(parser)` and `run(args)`. It is imported when i
 inside `run` only, so that `--help` is quick.
 """
 import argparse
-import contextlib
 import functools
 import importlib
-import io
 import os
 import sys
 from types import ModuleType
@@ -15,7 +13,7 @@ from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
 from seresnet_timm.engine.values import rules_of
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable
 from seresnet_timm.version import __version__
 
 # verb -> its line in `seresnet-timm --help`
@@ -48,10 +46,7 @@ REQUIRED_PACKAGES = (
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(OSError):  # a stream whose file was replaced
-                stream.reconfigure(errors='backslashreplace')  # a name may have letters that a terminal has not
+    print_any_text()
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
     except (UsageError, RunError) as e:

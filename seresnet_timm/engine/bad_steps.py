@@ -5,11 +5,11 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from seresnet_timm.data.batch_files import files_of_batch
 from seresnet_timm.errors import RunError, first_names, printable
+from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.step.bad_steps import MIN_LOSS_SCALE, Figures
 
 _logger = logging.getLogger('train')
 MAX_NAMED = 3  # files of a batch
-ADVICE = 'lower the learning rate, use a longer warm-up, or clip gradients (--clip-grad 1)'
 
 
 def check_steps(run: Any, place: Tuple[int, int], loss: float, figures: List[float], is_last: bool) -> None:
@@ -57,16 +57,32 @@ def _ended(run: Any, place: Tuple[int, int], loss: float) -> RunError:
     what = f'The loss became {loss}' if not math.isfinite(loss) else 'The gradients became infinite or NaN'
     if figures.loss_scale < MIN_LOSS_SCALE:
         what = f'The loss scale fell to {figures.loss_scale:g}, because gradients overflow again and again,'
-    text = (f'{what} at epoch {place[0]}, update {place[1]} ({int(figures.longest)} steps in a row were skipped): '
-            f'{ADVICE}.')
-    files = None
-    if place[1] - figures.began < run.updates_per_epoch:
+    what += f' at epoch {place[0]}, update {place[1]} ({int(figures.longest)} steps in a row were skipped)'
+    more, files = '', None
+    if figures.began < run.updates_per_epoch:
         files = files_of_batch(run.train_loader, place[0], int(figures.began) * run.args.grad_accum_steps)
     if files:
-        text += (f' The first of them was update {int(figures.began)}, with the images '
-                 f'{first_names(map(printable, files), MAX_NAMED)}.')
-    if run.outputs:
-        last = run.outputs.folder.last
-        text += f' The last good checkpoint is {last}.' if last.exists() else ' No checkpoint was written.'
-        run.outputs.record.add_fault('bad_steps', place[0], text)
+        more = (f' The first of them was update {int(figures.began)}, with the images '
+                f'{first_names(map(printable, files), MAX_NAMED)}.')
+    if run.outputs and run.outputs.folder.last.exists():
+        more += f' The last good checkpoint is {run.outputs.folder.last}.'
+    error = diverged(run.record, what, is_saved=bool(run.outputs and run.outputs.folder.last.exists()), more=more)
+    if run.record is not None:
+        run.record.add_fault('bad_steps', place[0], str(error))
+    return error
+
+
+def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False, more: str = '') -> RunError:
+    """The error that ends a run without finite numbers; it is noted in run.json.
+
+    Args:
+        record: The run's record, on the rank that writes it.
+        what: What is not finite, and since when: the beginning of the sentence.
+        is_saved: A checkpoint of this state was written, or another sentence says which one to use.
+        more: Further sentences, with a space before each.
+    """
+    text = (f'{what}: lower the learning rate, use a longer warm-up, or clip gradients (--clip-grad 1).'
+            + ('' if is_saved else ' No checkpoint was written after that.') + more)
+    if record is not None:
+        record.set_diverged(text)
     return RunError(text)

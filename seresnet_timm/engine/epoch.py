@@ -85,6 +85,10 @@ class Training:
         return self.forward.device
 
     @property
+    def record(self) -> Optional[RunRecord]:
+        return self.outputs.record if self.outputs else None
+
+    @property
     def lr(self) -> float:
         """Learning rate now, on average over the parameter groups."""
         rates = [group['lr'] for group in self.optimizer.param_groups]

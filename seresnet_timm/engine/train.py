@@ -13,7 +13,6 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
 `main` is the training, stage by stage; each stage is a function below it. `epoch` trains, `evaluate` evaluates.
 """
 import copy
-import json
 import logging
 import math
 import time
@@ -41,7 +40,7 @@ from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine.bad_steps import check_epoch, is_bad_epoch
+from seresnet_timm.engine.bad_steps import check_epoch, diverged, is_bad_epoch
 from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
@@ -49,10 +48,10 @@ from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
 from seresnet_timm.errors import UsageError, first_line
-from seresnet_timm.files import atomic_path
+from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.models.info import ModelInfo
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
@@ -139,7 +138,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         results = train_epochs(run, start_epoch, num_epochs)
     except KeyboardInterrupt:
         if is_primary:
-            hint = run.outputs.folder.resume_hint() or ' No epoch was finished.'
+            hint = resume_hint(settings) or ' No epoch was finished.'
             _logger.info(f'Interrupted.{hint}')
         raise SystemExit(130)
 
@@ -150,6 +149,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         run.outputs.record.finish()
         print_results(run, results)
         refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
+    refuse_infinite_result(results, run)
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -364,7 +364,6 @@ def create_outputs(
     """Create the run's folder, or continue the one that holds the checkpoint to resume from."""
     args = run.args
     folder = RunFolder(settings.output)
-    folder.path.mkdir(parents=True, exist_ok=True)
     saver = AtomicCheckpointSaver(
         model=model,
         optimizer=run.optimizer,
@@ -383,11 +382,11 @@ def create_outputs(
             saver.load_state_dict(checkpoint.content['saver'])
         else:
             _logger.warning(f'{checkpoint.path} holds no ranking of checkpoints: it starts again.')
+    record = RunRecord(settings, folder.path, saver.model_info)
+    record.continue_from(start_epoch if continues else 0)
     trim_summary(str(folder.summary), start_epoch if continues else 0)
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
         yaml.safe_dump(settings.args, f, default_flow_style=False)
-    record = RunRecord(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch if continues else 0)
     _logger.info(f'Output: {folder.path}')
     return Outputs(folder, saver, record)
 
@@ -429,6 +428,7 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
         eval_start = time.perf_counter()
         eval_metrics = evaluate_epoch(run) if run.eval_loader is not None else None
         check_epoch(run, epoch, eval_metrics)
+        refuse_infinite_weights(run, epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)
         if run.outputs:
@@ -487,6 +487,33 @@ def save_epoch(
         outputs.record.add_fault('save', epoch, outputs.saver.errors.last)
 
 
+def refuse_infinite_weights(run: Training, epoch: int, eval_metrics: Optional[Dict[str, float]]) -> None:
+    """End the run before the epoch is saved, if the last update has made weights infinite.
+
+    Raises:
+        RunError: They are; the loss of the evaluation is not finite, or there is no evaluation that would show it.
+    """
+    if eval_metrics is not None and math.isfinite(eval_metrics['loss']):
+        return
+    if not has_finite_weights(run.task.get_trainable_module()):
+        raise diverged(run.record, f'Weights are no longer finite after epoch {epoch}')
+
+
+def has_finite_weights(module: nn.Module) -> bool:
+    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
+
+
+def refuse_infinite_result(results: List[Dict[str, Any]], run: Training) -> None:
+    """End a run with an error whose last evaluation has no finite loss.
+
+    Raises:
+        RunError: It has not.
+    """
+    loss = results[-1].get('validation', results[-1]['train'])['loss'] if results else 0.
+    if not math.isfinite(loss):
+        raise diverged(run.record, f'The loss of the last evaluation is {loss}', is_saved=True)
+
+
 def print_results(run: Training, results: List[Dict[str, Any]]) -> None:
     """Print the ten best epochs as timm's train.py does."""
     saver = run.outputs.saver
@@ -494,4 +521,4 @@ def print_results(run: Training, results: List[Dict[str, Any]]) -> None:
         _logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
     results.sort(key=lambda r: r.get('validation', r['train']).get(run.eval_metric, 0),
                  reverse=run.eval_metric == 'loss')
-    print(f'--result\n{json.dumps(results[-10:], indent=4)}')
+    print(f'--result\n{as_json(results[-10:], indent=4)}')

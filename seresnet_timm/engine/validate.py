@@ -8,7 +8,6 @@ Same flags, log lines and results as timm's validate.py. What it does differentl
 """
 import csv
 import glob
-import json
 import logging
 import os
 import time
@@ -37,7 +36,7 @@ from seresnet_timm.engine.model_info import (
     model_info_of,
 )
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.files import atomic_path, write_json
+from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -109,7 +108,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
             record.finish()
         if args.results_file:
             write_results(args.results_file, rows, args.results_format)
-        print(f'--result\n{json.dumps(rows, indent=4)}')
+        print(f'--result\n{as_json(rows, indent=4)}')
 
 
 def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:

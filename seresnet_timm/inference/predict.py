@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
-from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import atomic_path
+from seresnet_timm.errors import RunError, UsageError, note_replaced, printable
+from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.inference.load import LoadedModel
 
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
@@ -175,6 +175,7 @@ def run(
     if output is not None and (os.path.isdir(output) or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f'--output {output}: ' + (
             'it is a folder, name a file.' if os.path.isdir(output) else 'its folder does not exist.'))
+    note_replaced(output, '--output')
     bad = 0
     results = predict(loaded, files, **kwargs)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
@@ -253,7 +254,7 @@ def _writer(format: str, out: Any):
 
 def _as_json(result: Dict[str, Any], takes_letters: bool = True) -> str:
     """JSON with readable letters if the output takes them; what a terminal would interpret is escaped."""
-    text = json.dumps(result, ensure_ascii=not takes_letters)
+    text = as_json(result, ensure_ascii=not takes_letters)
     return ''.join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 

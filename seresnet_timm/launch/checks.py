@@ -5,6 +5,7 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 import importlib
 import importlib.util
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -21,6 +22,8 @@ from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
 from seresnet_timm.launch.resources import check_resources
 from seresnet_timm.models.create import check_model_name, create_from_args
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
@@ -208,9 +211,17 @@ def check_processes(run: Checked) -> Iterator[str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 def check_output(run: Checked) -> Iterator[str]:
-    reason = why_not_writable(run.settings.output)
+    folder, resume = RunFolder(run.settings.output), run.args.resume
+    reason = why_not_writable(folder.path)
     if reason:
-        yield f'Cannot write to {run.settings.output}: {reason}; name another with --output or --experiment.'
+        yield f'Cannot write to {folder.path}: {reason}; name another with --output or --experiment.'
+    elif resume and folder.owns(resume):
+        if folder.record.exists():
+            read_record(folder.path)  # refuses a damaged one, which the run continues
+    elif folder.holds_a_run():
+        start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
+        yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
+               f'that run by --resume {shlex.quote(str(start))}.')
 
 
 def check_results_file(run: Checked) -> Iterator[str]:

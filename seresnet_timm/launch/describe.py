@@ -20,6 +20,8 @@ def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]
     """
     print(f'Plan: {settings.verb} {printable(settings.args["model"])}', file=sys.stderr)
     notes = settings.notes + without_effect(settings)
+    if os.path.isfile(settings.args.get('results_file') or ''):
+        notes.append(f'--results-file {settings.args["results_file"]} exists and is replaced.')
     lines = describe(settings, node, changes) + [('note', note) for note in notes]
     for label, text in lines:
         print(f'  {label:<14} {printable(text)}', file=sys.stderr)

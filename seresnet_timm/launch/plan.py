@@ -4,6 +4,7 @@ Settings come from the script's defaults, then recipe or preset, then the checkp
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
 import datetime
+import itertools
 import os
 import re
 import sys
@@ -202,6 +203,11 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
         raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
                          'is the folder with train/ and val/ in it.')
+    has_nodes = 'nnodes' in line.options or 'world_size' in line.modelzoo
+    if recipe_name == 'train_multinode' and not has_nodes and cluster.detect(os.environ) is None:
+        raise UsageError('--nnodes is missing: how many machines train together. Start the recipe on each of them with '
+                         'the same --nnodes=N and --master_addr=HOST, and its own --node_rank=R (0 to N-1); on one '
+                         'machine use recipes/train_8p.sh.')
     modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
     options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
     recipe = load_recipe(recipe_name) if recipe_name else None
@@ -457,7 +463,10 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         # timm's own name for it, decided here so that the plan can show the folder
         size = args.get('img_size') or (args.get('input_size') or [224])[-1]
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-        args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        name = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        parent = Path(args['output'] or './output/train')
+        names = (f'{name}-{i}' if i else name for i in itertools.count())
+        args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
 
 

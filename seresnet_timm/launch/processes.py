@@ -19,7 +19,7 @@ from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.launch.waiting import printed
 from seresnet_timm.launch.watch import Watch, end_ranks
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import heartbeat
 
@@ -50,7 +50,7 @@ def run(settings: RunSettings, node: Node) -> None:
             return
         if not failure.can_restart or len(settings.restarts) >= settings.max_restarts:
             raise failure.error
-        reason = str(failure.error).splitlines()[0].replace(_hint(settings), '')
+        reason = str(failure.error).splitlines()[0].replace(resume_hint(settings), '')
         settings = restarted(settings, node, reason)
         resume = settings.args.get('resume')
         print(f'{settings.restarts[-1]}\nRestart {len(settings.restarts)} of {settings.max_restarts}, from '
@@ -107,13 +107,13 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
         made_steps = any(beat.steps for beat in heartbeat.read(beats))
         if watch.sentence:
             error = RunError(f'{watch.sentence}; the stacks of all ranks of this node are in {log_dir / "stacks"}.'
-                             f'{_hint(settings)}')
+                             f'{resume_hint(settings)}')
             return Failure(error, made_steps)
         error = _failure(settings, node, *e.get_first_failure(), log_dir)
         return Failure(error, made_steps and not _is_final(e.get_first_failure()[1]))
     except SignalException as e:
         name = signal.Signals(e.sigval).name
-        print(f'Stopped by {name}: all processes of this node have ended.' + _hint(settings), file=sys.stderr)
+        print(f'Stopped by {name}: all processes of this node have ended.' + resume_hint(settings), file=sys.stderr)
         raise SystemExit(128 + e.sigval)
     except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
         raise RunError(_rendezvous_failure(settings, node, e))
@@ -154,10 +154,6 @@ def waiting_for_nodes(settings: RunSettings, node: Node) -> Iterator[None]:
 
 def _address(node: Node) -> str:
     return f'{node.master_addr or "127.0.0.1"}:{node.master_port or DEFAULT_PORT}'
-
-
-def _hint(settings: RunSettings) -> str:
-    return RunFolder(settings.output).resume_hint() if settings.output else ''
 
 
 def _torchrun_argv(settings: RunSettings, node: Node, log_dir: Path) -> List[str]:
@@ -211,7 +207,7 @@ def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ' (out of memory? `dmesg` tells)' if name == 'SIGKILL' else ''
-        return RunError(f'Rank {rank} was killed by {name}{hint}.{_hint(settings)}')
+        return RunError(f'Rank {rank} was killed by {name}{hint}.{resume_hint(settings)}')
     kind, text = _read_error(failure.error_file)
     if kind == 'UsageError':
         return UsageError(text)
@@ -219,10 +215,10 @@ def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir
         return RunError(text)
     if settings.nnodes > 1 and any(words in text for words in LOST_PEER):
         return RunError(f'Node {node.rank} lost contact with another node, which has ended or cannot be reached '
-                        f'any more: its own log says why.{_hint(settings)}\n{text.strip().splitlines()[-1]}')
+                        f'any more: its own log says why.{resume_hint(settings)}\n{text.strip().splitlines()[-1]}')
     where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'
     return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.'
-                    f'{_hint(settings)}\n{text}'.rstrip())
+                    f'{resume_hint(settings)}\n{text}'.rstrip())
 
 
 def _read_error(error_file: str) -> Tuple[str, str]:

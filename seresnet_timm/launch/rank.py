@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ContextManager, Mapping, Optional
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, print_any_text
 from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import heartbeat
 
@@ -57,8 +57,7 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             explained = explain(e, settings)
             if explained is None:
                 raise
-            hint = RunFolder(settings.output).resume_hint() if settings.output else ''
-            raise RunError(explained + hint) from e
+            raise RunError(explained + resume_hint(settings)) from e
 
 
 def output_folder(settings: RunSettings) -> ContextManager[None]:
@@ -158,6 +157,7 @@ def main() -> None:
     """A rank that torchrun started: settings, heartbeats and the folder of the stacks are named on its command line."""
     gc.disable()  # until everything is imported
     _die_with_parent()
+    print_any_text()
     local_rank = int(os.environ['LOCAL_RANK'])
     watch.write_stacks_on_signal(Path(sys.argv[3]) / f'rank{local_rank}.txt')
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler

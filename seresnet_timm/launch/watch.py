@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional
 
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import heartbeat
 
@@ -115,7 +115,7 @@ def watch_this_process(settings: RunSettings) -> Iterator[None]:
                 faulthandler.dump_traceback(f)
         else:
             faulthandler.dump_traceback(sys.stderr)
-        hint = RunFolder(settings.output).resume_hint() if settings.output else ''
+        hint = resume_hint(settings)
         where = f'; the stacks are in {stacks}' if stacks else ''
         print(f'seresnet-timm: error: {watch.sentence}{where}.{hint}', file=sys.stderr, flush=True)
         os._exit(1)  # whatever holds up the main thread

@@ -4,7 +4,6 @@
 """
 import json
 import logging
-import math
 import os
 import platform
 import time
@@ -53,6 +52,7 @@ class RunRecord:
             'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
             'started': _now(),
             'finished': None,
+            'diverged': None,
             'epochs': [],
             'best': None,
             'evaluation': None,
@@ -110,29 +110,25 @@ class RunRecord:
         self.content['evaluation'] = {k: figures.get(k) for k in EVALUATION_FIELDS}
         self._write()
 
-    def finish(self) -> None:
-        self.content['finished'] = _now()
+    def set_diverged(self, reason: str) -> None:
+        """Note that the run ends because loss or weights are no longer finite numbers.
+
+        Args:
+            reason: A sentence.
+        """
+        self.content['diverged'] = reason
         self._write()
 
     def _write(self) -> None:
         """Write the file; if that fails, for example because the disk is full, the next call writes all of it."""
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder.record, _finite(self.content))
+            write_json(self.folder.record, self.content)
         except OSError as e:
             self.error = f'{self.folder.record} could not be written ({e.strerror}).'
             _logger.error(f'NOT SAVED: {self.error} It is tried again after the next epoch.')
         else:
             self.error = None
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> Dict[str, Optional[str]]:
@@ -182,6 +178,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         for epoch in record['epochs']:
             epoch.setdefault('bad_steps', None)
         _check(record)
+        record.setdefault('diverged', None)  # a later field of schema 1
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise UsageError(f'{path} is not the record of a run ({what}).')
@@ -246,6 +243,7 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
         'machine': {'system': None, 'cpus': None, **(old.get('machine') or {})},
         'started': old['started'],
         'finished': old.get('finished'),
+        'diverged': None,
         'epochs': [{k: e.get(k) for k in EPOCH_FIELDS} for e in old['epochs']],
         'best': old['best'],
         'evaluation': None,

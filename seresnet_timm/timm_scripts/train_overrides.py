@@ -1,4 +1,5 @@
 """Names of timm's train.py that are replaced, and why: see `overrides`"""
+import math
 import time
 from types import ModuleType
 from typing import Any, Dict, List, Optional, Tuple
@@ -21,10 +22,12 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
+from seresnet_timm.engine.bad_steps import diverged
 from seresnet_timm.engine.epoch import refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
+from seresnet_timm.files import as_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -49,6 +52,7 @@ class TrainOverrides(Overrides):
         self._saver: Optional['_Saver'] = None
         self._trained = 0.  # time at which its training ended
         self._interrupted = False
+        self._eval_loss = 0.  # of the last evaluation
         self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
         self._has_started = False
         self._rng: Optional[List[Dict[str, Any]]] = None  # of all ranks, at the end of the epoch
@@ -60,10 +64,12 @@ class TrainOverrides(Overrides):
             ('create_dataset', self.create_dataset),
             ('create_loader', self.create_loader),
             ('create_optimizer_v2', self.create_optimizer),
+            ('create_scheduler_v2', self.create_scheduler),
             ('utils.CheckpointSaver', self.create_saver),
             ('utils.update_summary', self.update_summary),
             ('train_one_epoch', self.train_one_epoch),
             ('validate', self.validate),
+            ('json.dumps', as_json),
         )}
 
     def install(self, module: ModuleType) -> None:
@@ -130,6 +136,15 @@ class TrainOverrides(Overrides):
         """
         return fast_step.create_optimizer(model, fast=self.settings.fast_step, **kwargs)
 
+    def create_scheduler(self, *args, **kwargs) -> Tuple[Any, int]:
+        """Keep the learning rate with `--sched none` (line 1024).
+
+        Without: an AttributeError, as the script asks a scheduler that does not exist in which units it steps.
+        Checked by: test_runs.py, a run with `--sched none`.
+        """
+        scheduler, num_epochs = self._originals['create_scheduler_v2'](*args, **kwargs)
+        return scheduler or _NoScheduler(), num_epochs
+
     def task_class(self, cls: type) -> type:
         """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
 
@@ -173,9 +188,9 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'])
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        trim_summary(str(folder.summary), start_epoch)
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch)
+        trim_summary(str(folder.summary), start_epoch)
         return saver
 
     def update_summary(self, epoch, train_metrics, eval_metrics, filename, write_header=None, **kwargs) -> None:
@@ -207,6 +222,10 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        if not math.isfinite(metrics['loss']):  # of all ranks
+            raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
+        if not self.args.val_split and not engine.has_finite_weights(model):
+            raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
         if output_dir is not None:  # the primary process
             self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
         self._trained = time.perf_counter()
@@ -228,6 +247,9 @@ class TrainOverrides(Overrides):
             self._interrupted = True
             raise
         self._evaluates, self._rng = True, capture_rng(device)
+        self._eval_loss = metrics['loss']
+        if not math.isfinite(self._eval_loss) and not engine.has_finite_weights(model):
+            raise diverged(self._record, 'Weights are no longer finite after the last epoch')
         return metrics
 
     def _start(self, device: torch.device) -> None:
@@ -265,6 +287,8 @@ class TrainOverrides(Overrides):
             super().finish()
             if self._record is not None:
                 refuse_unsaved(self._saver, self._record, self._summary)
+            if not math.isfinite(self._eval_loss):
+                raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
 
     # called by patched code
 
@@ -292,6 +316,16 @@ class _Saver(AtomicCheckpointSaver):
         best = super().save_checkpoint(epoch, metric)
         self._overrides.saved(epoch, *best)
         return best
+
+
+class _NoScheduler:
+    """A scheduler that leaves the learning rate as it is."""
+    t_in_epochs = True
+
+    def step(self, *args, **kwargs) -> None:
+        pass
+
+    step_update = step
 
 
 class _ModelState:

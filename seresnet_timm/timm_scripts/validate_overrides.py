@@ -1,4 +1,5 @@
 """Names of timm's validate.py that are replaced, and why: see `overrides`"""
+import json
 import logging
 import time
 from typing import Any, Dict, Optional, Tuple
@@ -16,6 +17,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
 from seresnet_timm.errors import UsageError
+from seresnet_timm.files import as_json
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
@@ -42,6 +44,7 @@ class ValidateOverrides(Overrides):
             'create_dataset': Override('validate', self.create_dataset),
             'create_loader': Override('validate', self.create_loader),
             'write_results': Override('main', self.write_results),
+            'json.dumps': Override('main', as_json),
         }
 
     def parse_args(self) -> Any:
@@ -91,7 +94,8 @@ class ValidateOverrides(Overrides):
         Checked by: test_runs.py, the file of an evaluation of three processes.
         """
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self._originals['write_results'](results_file, results, format=format)
+            finite = json.loads(as_json(results)) if format == 'json' else results
+            self._originals['write_results'](results_file, finite, format=format)
 
     # called by patched code
 
