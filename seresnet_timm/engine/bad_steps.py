@@ -59,7 +59,7 @@ def _ended(run: Any, place: Tuple[int, int], loss: float) -> RunError:
         what = f'The loss scale fell to {figures.loss_scale:g}, because gradients overflow again and again,'
     what += f' at epoch {place[0]}, update {place[1]} ({int(figures.longest)} steps in a row were skipped)'
     more, files = '', None
-    if figures.began < run.updates_per_epoch:
+    if figures.began >= 0:
         files = files_of_batch(run.train_loader, place[0], int(figures.began) * run.args.grad_accum_steps)
     if files:
         more = (f' The first of them was update {int(figures.began)}, with the images '

@@ -29,7 +29,7 @@ class Figures(NamedTuple):
         total: Steps that were skipped.
         row: Skipped steps in a row until now.
         longest: The most in a row.
-        began: Step, from 0 in the epoch, that began the last row.
+        began: Step, from 0 in the epoch, that began the last row; -1 if an earlier epoch did.
         loss_scale: Dynamic loss scale; 1 without one.
     """
     total: float
@@ -90,6 +90,7 @@ class BadSteps:
     def start_epoch(self) -> None:
         """Begin to count anew; a row of bad steps goes on."""
         self._total, self._longest, self._step = torch.zeros_like(self._total), self._row, 0
+        self._began = torch.where(self._row > 0, -self._one, self._began)
         self._good_statistics = self._flat_statistics()
 
     def poison(self, loss: torch.Tensor) -> torch.Tensor:
