@@ -22,6 +22,12 @@ class RunError(Exception):
 
     exit_code = 1
 
+    def __init__(self, text: str = ''):
+        # torch raises the error of a loader's worker process again, with the worker's traceback as its text
+        if text.startswith('Caught RunError in '):
+            text = text.rpartition(f'{__name__}.RunError: ')[2].strip()
+        super().__init__(text)
+
 
 def refuse(problems: Iterable[Union[str, UsageError]]) -> None:
     """Refuse a request for all its problems at once; do nothing if there are none.

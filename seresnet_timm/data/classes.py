@@ -9,16 +9,17 @@ import os
 import re
 import tarfile
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Collection, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from seresnet_timm.data.label_files import quote, read_class_map
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
+from seresnet_timm.images import TIMM_EXTENSIONS, count_by_suffix, describe_kinds, describe_left_out, is_image
 
 TRAIN_NAMES = ('train', 'training')
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
@@ -56,6 +57,8 @@ class ClassTree:
         unmapped: Names of folders with images that the class map leaves out, and their number of images.
         missing: Names in the class map for which there is no folder with images.
         identities: Every class folder by device and inode.
+        suffixes: Number of images by suffix.
+        left_out: Number of files by suffix that are no images by their suffix.
     """
     folder: Path
     names: List[str]
@@ -76,10 +79,18 @@ class ClassTree:
     unmapped: Dict[str, int]
     missing: List[str]
     identities: Dict[Tuple[int, int], str]
+    suffixes: Dict[str, int]
+    left_out: Dict[str, int]
 
     @property
     def num_images(self) -> int:
         return sum(self.counts.values())
+
+    def describe_files(self) -> str:
+        """Images that timm alone would leave out, and files that are left out, as a clause; '' for neither."""
+        more = {suffix: n for suffix, n in self.suffixes.items() if suffix not in TIMM_EXTENSIONS}
+        clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
+        return '; '.join(clauses + [describe_left_out(self.left_out)] * bool(self.left_out))
 
 
 @dataclass
@@ -162,6 +173,8 @@ def read_classes(
         unmapped={n: c for n, c in counts.items() if indices is not None and n not in indices},
         missing=[str(n) for n in indices or () if n not in by_name],
         identities={f.identity: f.path for f in used if f.identity},
+        suffixes=dict(walk.suffixes),
+        left_out=dict(walk.left_out),
     )
 
 
@@ -196,7 +209,6 @@ class _Walk:
     """One walk through a folder or a tar: what `ClassTree` holds, before it is sorted."""
 
     def __init__(self, keeps_paths: bool = False):
-        self._extensions = get_img_extensions(as_set=True)
         self._keeps_paths = keeps_paths
         self.paths: Dict[Optional[Tuple[str, ...]], List[str]] = {}  # of images by folder, of other files under None
         self.folders: List[_Folder] = []
@@ -204,6 +216,8 @@ class _Walk:
         self.loops: List[str] = []
         self.tars: List[str] = []
         self.foreign_files = 0
+        self.suffixes: Counter = Counter()
+        self.left_out: Counter = Counter()
 
     def visit(self, path: str, parts: Tuple[str, ...], above: Tuple[Tuple[int, int], ...]) -> None:
         """Visit a folder.
@@ -217,25 +231,30 @@ class _Walk:
         if identity in above:
             self.loops.append(path)
             return
-        images, subfolders = 0, []
+        images, others, subfolders = [], [], []
         with os.scandir(path) as entries:
             for entry in entries:
                 if is_folder(entry):
                     subfolders.append(entry.name)
-                    continue
-                is_image = self._is_image(entry.name)
-                if self._keeps_paths:
-                    self.paths.setdefault(parts if is_image else None, []).append(entry.path)
-                if is_image:
-                    images += 1
+                elif self._is_image(entry.name):
+                    images.append(entry.path)
                     if not parts:
                         self.stray.append(entry.path)
                     if not entry.name.isascii():
                         _check_sortable(entry.path)
-                elif entry.name.lower().endswith('.tar'):
-                    self.tars.append(entry.path)
+                else:
+                    others.append(entry.path)
+                    if entry.name.lower().endswith('.tar'):
+                        self.tars.append(entry.path)
+        if self._keeps_paths:
+            self.paths.setdefault(parts, []).extend(images)
+            self.paths.setdefault(None, []).extend(others)
+        if not is_foreign(parts):
+            self.suffixes.update(count_by_suffix(images))
+            own = [f for f in others if not os.path.basename(f).startswith(FOREIGN_FILES)]
+            self.left_out.update(count_by_suffix(own))
         if images or not subfolders:
-            self.folders.append(_Folder(path, parts, images, not subfolders, identity))
+            self.folders.append(_Folder(path, parts, len(images), not subfolders, identity))
         for name in subfolders:
             self.visit(os.path.join(path, name), parts + (name,), above + (identity,))
 
@@ -261,11 +280,11 @@ class _Walk:
                     yield from self._files_of_tar(child, (name[:-len('.tar')],))
 
     def _is_image(self, name: str) -> bool:
-        is_image = os.path.splitext(name)[1].lower() in self._extensions
-        if is_image and name.startswith(FOREIGN_FILES):
+        found = is_image(name)
+        if found and name.startswith(FOREIGN_FILES):
             self.foreign_files += 1
             return False
-        return is_image
+        return found
 
 
 def _check_sortable(path: str) -> None:

@@ -12,9 +12,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 from seresnet_timm.data import fast_jpeg, loading
 from seresnet_timm.data.classes import name_classes, split_folder
+from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.seeding import SampleSeeds
+from seresnet_timm.images import extend_timm
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class LoaderSetup:
 
     def dataset_kwargs(self) -> Dict[str, Any]:
         """Arguments of `create_dataset` for both datasets."""
+        extend_timm()
         args = self.args
         return dict(
             class_names=self.class_names,
@@ -117,7 +120,8 @@ def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any
     )
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    dataset = fast_jpeg.with_fast_decoding(dataset, setup.decoder, sample_seeds(args))
+    dataset = fast_jpeg.with_fast_decoding(
+        count_unreadable(dataset, is_training=True), setup.decoder, sample_seeds(args))
 
     mixup_fn = collate_fn = None
     if mixup_active(args):
@@ -193,7 +197,7 @@ def eval_loader(
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
     loader = create_loader(
-        fast_jpeg.with_fast_decoding(dataset, setup.decoder),
+        fast_jpeg.with_fast_decoding(count_unreadable(dataset, is_training=False), setup.decoder),
         batch_size=batch_size,
         is_training=False,
         interpolation=setup.data_config['interpolation'],

@@ -13,6 +13,7 @@ from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
@@ -177,7 +178,9 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict(loss=loss_avg), dict(throughput.summary(), bad_steps=int(run.figures.total))
+    figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
+                   unreadable_train=take_unreadable(run.train_loader.dataset))
+    return OrderedDict(loss=loss_avg), figures
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:

@@ -39,6 +39,7 @@ from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine.bad_steps import check_epoch, diverged, is_bad_epoch
 from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
@@ -426,14 +427,15 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
             continue
 
         eval_start = time.perf_counter()
-        eval_metrics = evaluate_epoch(run) if run.eval_loader is not None else None
+        eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
         check_epoch(run, epoch, eval_metrics)
         refuse_infinite_weights(run, epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)
         if run.outputs:
             save_epoch(run, epoch, rng, train_metrics, eval_metrics)
-            run.outputs.record.add_epoch(dict(figures, eval_seconds=round(time.perf_counter() - eval_start, 3)))
+            run.outputs.record.add_epoch(dict(
+                figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable))
         if run.lr_scheduler is not None:
             run.lr_scheduler.step(epoch + 1, latest_metric)
         results.append(dict(epoch=epoch, train=train_metrics))
@@ -449,15 +451,20 @@ def average_batch_norm(module: nn.Module, args) -> None:
     utils.distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
 
 
-def evaluate_epoch(run: Training) -> Dict[str, float]:
-    """Metrics on the validation split: of the moving average if there is one on the device, else of the model."""
+def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable]]:
+    """Metrics on the validation split: of the moving average if there is one on the device, else of the model.
+
+    Returns:
+        The metrics; the images that could not be read, None if not known.
+    """
     args, task = run.args, run.task
-    metrics = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
+    metrics, unreadable = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
     if task.has_ema() and not args.model_ema_force_cpu:
         if args.distributed and args.dist_bn:
             utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-        metrics = validate(task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
-    return metrics
+        metrics, unreadable = validate(
+            task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
+    return metrics, unreadable
 
 
 def save_epoch(

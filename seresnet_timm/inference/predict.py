@@ -3,69 +3,94 @@ import csv
 import io
 import json
 import os
+import re
 import sys
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
 from seresnet_timm.errors import RunError, UsageError, note_replaced, printable
 from seresnet_timm.files import as_json, atomic_path
+from seresnet_timm.images import (
+    EXTENSIONS,
+    UnreadableImage,
+    count_by_suffix,
+    describe_left_out,
+    is_image,
+    read_image,
+    silence_pillow,
+)
 from seresnet_timm.inference.load import LoadedModel
 
+ANY_NAME = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # a name comes back byte for byte
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
 def find_images(paths: Sequence[str]) -> List[str]:
-    """The files that are named, and the images (by timm's extensions) in folders that are named, at any depth.
+    """The files that are named, and the images in folders that are named, at any depth.
+
+    What a folder has besides is told on stderr.
 
     Raises:
-        UsageError: A path does not exist, or a folder has no image in it.
+        UsageError: A path does not exist, or a folder cannot be read or has no image in it.
     """
-    extensions = get_img_extensions(as_set=True)
     files: List[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found = sorted(_images_below(path, extensions, set()))
+            found, others = _list_folder(path)
+            left_out = count_by_suffix(others)
             if not found:
-                raise UsageError(f'{path} has no image in it ({", ".join(sorted(extensions))}).')
-            try:
-                found.sort(key=natural_key)
-            except ValueError:  # of '²' and the like: digits, and no numbers for timm
-                pass
-            files += found
-        elif os.path.exists(path):
+                told = f'; {describe_left_out(left_out)}' if left_out else ''
+                raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told}.')
+            if left_out:
+                print(printable(f'{path}: {describe_left_out(left_out)}'), file=sys.stderr)
+            files += sorted(found, key=_natural_key)
+        elif os.path.lexists(path):
             files.append(path)
         else:
             raise UsageError(f'Image {path} does not exist.')
     return files
 
 
-def _images_below(folder: str, extensions: Set[str], seen: Set[Tuple[int, int]]) -> Iterator[str]:
-    """Images in a folder at any depth, each folder once whatever links lead to it; not what other programs left."""
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    links, folders = [], []
-    with os.scandir(folder) as entries:
+def _list_folder(folder: str) -> Tuple[List[str], List[str]]:
+    """Images and other files below a folder, but for what other programs left; each folder once, whatever links."""
+    images: List[str] = []
+    others: List[str] = []
+    seen: Set[Tuple[int, int]] = set()
+
+    def visit(path: str) -> None:
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda e: e.name)
+        except OSError as e:
+            raise UsageError(f'{path} cannot be read ({e.strerror}).')
+        links, folders = [], []
         for entry in entries:
             if is_folder(entry):
                 (links if entry.is_symlink() else folders).append(entry)
-            elif os.path.splitext(entry.name)[1].lower() in extensions and not entry.name.startswith(FOREIGN_FILES):
-                yield entry.path
-    for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
-        if not is_foreign([entry.name]):
-            yield from _images_below(entry.path, extensions, seen)
+            elif not entry.name.startswith(FOREIGN_FILES):
+                (images if is_image(entry.name) else others).append(entry.path)
+        for entry in folders + links:
+            if not is_foreign([entry.name]):
+                visit(entry.path)
+    visit(folder)
+    return images, others
+
+
+def _natural_key(path: str) -> Tuple[List[Tuple[int, str]], str]:
+    """timm's order, numbers by their value, for names of any characters."""
+    parts = re.split(r'(\d+)', path.lower())
+    return [(int(part), '') if i % 2 else (0, part) for i, part in enumerate(parts)], path
 
 
 class _Images(Dataset):
@@ -75,20 +100,20 @@ class _Images(Dataset):
         self.files = files
         self.mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
         self.transform = create_transform(**data_config, is_training=False)
+        silence_pillow()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tuple[int, Union[torch.Tensor, str]]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # Pillow's, on odd but readable files
-                with Image.open(self.files[index]) as image:
-                    return index, self.transform(image.convert(self.mode))
-        except UnidentifiedImageError:
-            return index, 'it is not an image, or its format is unknown'
-        except Exception as e:  # Pillow's decoders raise many types for a damaged file; it must not stop the others
-            return index, (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
+            image = read_image(self.files[index], self.mode)
+        except UnreadableImage as e:
+            return index, str(e)
+        try:
+            return index, self.transform(image)
+        except MemoryError:
+            return index, f'there is too little memory to resize it ({image.width} x {image.height} pixels)'
 
 
 def _collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:
@@ -196,29 +221,20 @@ def run(
 
 @contextmanager
 def _destination(output: Optional[str], format: str) -> Iterator[Any]:
-    if output is None and format == 'csv' and not sys.stdout.isatty():
-        yield from _as_bytes(sys.stdout)
-        return
-    if output is None:
-        yield sys.stdout
-        return
-    with atomic_path(output) as tmp:
-        with open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+    """The stream for the result: a file, or stdout, which takes names of any bytes meanwhile."""
+    if output is not None:
+        with atomic_path(output) as tmp, open(tmp, 'w', newline='', **ANY_NAME) as f:
             yield f
-
-
-def _as_bytes(stream: Any) -> Iterator[Any]:
-    """A text stream in UTF-8 that gives back names of any bytes, whatever the encoding of `stream`."""
-    if not hasattr(stream, 'buffer'):  # replaced, by a test for instance
-        yield stream
         return
-    stream.flush()
-    text = io.TextIOWrapper(stream.buffer, encoding='utf-8', errors='surrogateescape', newline='')
+    before = {'encoding': sys.stdout.encoding, 'errors': sys.stdout.errors}
+    if format == 'table' or sys.stdout.isatty():
+        sys.stdout.reconfigure(errors='backslashreplace')  # in its own encoding
+    else:
+        sys.stdout.reconfigure(**ANY_NAME)  # the bytes that --output writes
     try:
-        yield text
-        text.flush()
+        yield sys.stdout
     finally:
-        text.detach()
+        sys.stdout.reconfigure(**before)
 
 
 def _writer(format: str, out: Any):

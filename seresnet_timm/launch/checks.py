@@ -172,8 +172,9 @@ def check_batch(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
     images, step = settings.num_images.get('train'), args.batch_size * settings.world_size
     if images is not None and step > images:
+        files = f' ({settings.reasons["images_train"]})' if 'images_train' in settings.reasons else ''
         yield (f'One training batch needs {step} images (-b {args.batch_size} on {settings.world_size} process(es)), '
-               f'the training split has {images}: lower -b.')
+               f'the training split has {images}{files}: lower -b.')
 
 
 def check_optimizer(run: Checked) -> Iterator[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
+from seresnet_timm.images import EXTENSIONS, describe_left_out
 
 MAX_NAMED = 3  # names of classes that one sentence lists
 # timm's readers of --dataset by the part before the slash, and the package that each needs
@@ -20,6 +21,7 @@ class DataFacts:
     Attributes:
         class_names: Names of the classes by index; None where the data are not folders of images.
         num_images: Images by split: 'train', 'val'.
+        files: What is to say on the files of a split, as from `ClassTree.describe_files`.
         problems: Faults, each a sentence.
         notes: What a user may not expect, each a sentence.
         mapped: A class map says which folders count, and as what.
@@ -27,6 +29,7 @@ class DataFacts:
     """
     class_names: Optional[List[str]] = None
     num_images: Dict[str, int] = field(default_factory=dict)
+    files: Dict[str, str] = field(default_factory=dict)
     problems: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
     mapped: bool = False
@@ -64,6 +67,7 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
     return DataFacts(
         class_names=list(names.get('train') or names['val']),
         num_images={split: tree.num_images for split, tree in trees.items()},
+        files={split: tree.describe_files() for split, tree in trees.items()},
         problems=list(dict.fromkeys(problems)),
         notes=[note for tree in trees.values() for note in _notes(tree)],
         mapped=bool(args.get('class_map')),
@@ -189,7 +193,6 @@ def _hint(root: Path, flag: str, split: str) -> str:
 
 def _faults(tree: Any) -> Iterator[str]:
     """Why the classes of one split are not what its owner means, each a sentence."""
-    from timm.data.readers.img_extensions import get_img_extensions
     folder = printable(tree.folder)
     by_map = 'list the classes in a file for --class-map: class folders that it names are taken as they are'
     if tree.stray:
@@ -198,7 +201,8 @@ def _faults(tree: Any) -> Iterator[str]:
     elif not tree.names:
         tars = (f' .tar files in a folder, such as {tree.tars[0]}, are not read: unpack them, or put all classes of '
                 'the split into one tar.' if tree.tars else '')
-        yield f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check --data-dir.{tars}'
+        others = f'; {describe_left_out(tree.left_out)}' if tree.left_out else ''
+        yield f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: check --data-dir.{tars}'
     elif tree.class_map and not tree.num_images:
         yield (f'Class map {tree.class_map} names none of the folders with images in {folder} (it names '
                f'{_named(tree.missing)}, there are {_named(tree.unmapped)}): check --class-map.')

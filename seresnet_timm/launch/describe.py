@@ -2,7 +2,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
@@ -82,8 +82,14 @@ def data(settings: RunSettings) -> str:
     if args.get('dataset') and args.get('data_dir'):
         where += f' in {args["data_dir"]}'
     names = {'train': 'training', 'val': 'validation'}
-    counts = ' and '.join(f'{count:,} {names[split]} images' for split, count in settings.num_images.items())
+    counts = ' and '.join(
+        f'{count:,} {names[split]} images' + _in_brackets(settings.reasons.get(f'images_{split}'))
+        for split, count in settings.num_images.items())
     return f'{where}: {counts}' if counts else where
+
+
+def _in_brackets(text: Optional[str]) -> str:
+    return f' ({text})' if text else ''
 
 
 def classes(settings: RunSettings) -> str:

@@ -155,6 +155,7 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     data = name_outputs(line.verb, sources, args, examine(line.verb, args))
+    sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     if line.verb == 'train':
         fit_batch_to_data(line, sources, args, data.num_images.get('train'), world_size)
     problems = [

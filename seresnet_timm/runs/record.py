@@ -22,6 +22,7 @@ _logger = logging.getLogger('train')
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
                 'total_gib', 'bad_steps')
+EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
 
@@ -81,9 +82,11 @@ class RunRecord:
         """Append an epoch.
 
         Args:
-            figures: `epoch`, and what is known of `EPOCH_FIELDS`.
+            figures: `epoch`, and what is known of `EPOCH_FIELDS`; and of `EPOCH_UNREADABLE`, each an object with
+                `count` and `files`.
         """
-        self.content['epochs'].append({k: figures.get(k) for k in EPOCH_FIELDS})
+        unreadable = {k: _unreadable(figures.get(k)) for k in EPOCH_UNREADABLE}
+        self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable})
         self._write()
 
     def add_fault(self, kind: str, epoch: Optional[int], text: str) -> None:
@@ -105,9 +108,10 @@ class RunRecord:
         """Set the result of an evaluation.
 
         Args:
-            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent.
+            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent; and `unreadable`, as in an epoch.
         """
-        self.content['evaluation'] = {k: figures.get(k) for k in EVALUATION_FIELDS}
+        self.content['evaluation'] = {
+            **{k: figures.get(k) for k in EVALUATION_FIELDS}, 'unreadable': _unreadable(figures.get('unreadable'))}
         self._write()
 
     def set_diverged(self, reason: str) -> None:
@@ -117,6 +121,10 @@ class RunRecord:
             reason: A sentence.
         """
         self.content['diverged'] = reason
+        self._write()
+
+    def finish(self) -> None:
+        self.content['finished'] = _now()
         self._write()
 
     def _write(self) -> None:
@@ -129,6 +137,10 @@ class RunRecord:
             _logger.error(f'NOT SAVED: {self.error} It is tried again after the next epoch.')
         else:
             self.error = None
+
+
+def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
+    return None if images is None else {'count': images.count, 'files': list(images.files)}
 
 
 def _versions() -> Dict[str, Optional[str]]:
@@ -174,15 +186,25 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     try:
         if schema == 0:
             record = _from_schema_0(record)
-        record.setdefault('faults', [])  # of before they were recorded
         for epoch in record['epochs']:
             epoch.setdefault('bad_steps', None)
         _check(record)
-        record.setdefault('diverged', None)  # a later field of schema 1
+        _add_later_fields(record)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise UsageError(f'{path} is not the record of a run ({what}).')
     return record
+
+
+def _add_later_fields(record: Dict[str, Any]) -> None:
+    """Set the fields to null that a record of the same schema did not have at first."""
+    record.setdefault('diverged', None)
+    record.setdefault('faults', [])
+    for epoch in record['epochs']:
+        for key in EPOCH_UNREADABLE:
+            epoch.setdefault(key, None)
+    if record['evaluation']:
+        record['evaluation'].setdefault('unreadable', None)
 
 
 def _check(record: Dict[str, Any]) -> None:
@@ -203,6 +225,8 @@ def _check(record: Dict[str, Any]) -> None:
         if not isinstance(epoch['epoch'], int) or any(
                 not isinstance(epoch[k], (int, float, type(None))) for k in EPOCH_FIELDS):
             raise ValueError('an epoch holds something else than numbers')
+        if any(not isinstance(epoch.get(k), (dict, type(None))) for k in EPOCH_UNREADABLE):
+            raise ValueError('an epoch holds something else than its unreadable images')
 
 
 def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
+from seresnet_timm.data.image_files import count_unreadable
+from seresnet_timm.images import extend_timm
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.meters import DeviceMeter
@@ -61,6 +63,7 @@ class Overrides:
 
     def install(self, module: ModuleType) -> None:
         """Put the replacements into the script's module."""
+        extend_timm()
         replacements = {name: override.replacement for name, override in self.names().items()}
         self._originals = {name: getattr(module, name) for name in replacements if '.' not in name}
         replace_names(module, replacements)
@@ -91,6 +94,7 @@ class Overrides:
 
     def _decode_fast(self, dataset: Dataset, is_training: bool) -> Dataset:
         decoder, _ = choose_decoder(self.args, self.settings.fast_jpeg)
+        dataset = count_unreadable(dataset, is_training)
         return with_fast_decoding(dataset, decoder, loaders.sample_seeds(self.args) if is_training else None)
 
     def normalization(self, kwargs: Dict[str, Any]) -> Dict[str, Any]:

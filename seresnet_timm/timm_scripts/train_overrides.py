@@ -19,6 +19,7 @@ from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
@@ -226,8 +227,9 @@ class TrainOverrides(Overrides):
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
         if not self.args.val_split and not engine.has_finite_weights(model):
             raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
+        figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
         if output_dir is not None:  # the primary process
-            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
+            self._figures = report_epoch(figures, epoch, args.workers, device)
         self._trained = time.perf_counter()
         if not self._evaluates:
             self._rng = capture_rng(device)
@@ -242,7 +244,7 @@ class TrainOverrides(Overrides):
         """
         args.no_prefetcher = not args.prefetcher
         try:
-            metrics = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
+            metrics, unreadable = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
         except KeyboardInterrupt:
             self._interrupted = True
             raise
@@ -250,6 +252,8 @@ class TrainOverrides(Overrides):
         self._eval_loss = metrics['loss']
         if not math.isfinite(self._eval_loss) and not engine.has_finite_weights(model):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
+        if self._figures is not None:
+            self._figures['unreadable_val'] = unreadable
         return metrics
 
     def _start(self, device: torch.device) -> None:

@@ -14,6 +14,13 @@ from seresnet_timm.data.classes import describe_difference, is_foreign, names_of
 from seresnet_timm.data.label_files import read_class_names, read_valid_labels
 from seresnet_timm.data.loaders import create_dataset as create_named
 from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.images import extend_timm
+
+
+@pytest.fixture(autouse=True)
+def timm_as_in_a_run():
+    """timm's readers take the suffixes that they take in a run."""
+    extend_timm()
 
 
 def make(root: Path, *files: str) -> Path:
@@ -34,7 +41,7 @@ TREES = {
     'same leaf': ('a/x/1.png', 'b/x/1.png', 'b/y/1.png'),
     'empty and hidden': ('a/1.png', 'b/notes.txt', '.ipynb_checkpoints/1.png', '@eaDir/a/1.png', 'c/.hidden/1.png'),
     'outside of class folders': ('a/1.png', '1.png', 'readme.txt'),
-    'other files': ('a/1.png', 'a/1.gif', 'a/png', 'a/.png', 'a/1.png.txt', 'b/1.webp'),
+    'other files': ('a/1.png', 'a/1.gif', 'a/png', 'a/.png', 'a/1.png.txt', 'b/1.webp', 'c/1.svg', 'd/2.TIFF'),
     'a folder called like an image': ('a/1.png/x.jpg', 'b/1.png'),
     'nothing': ('a/readme.txt',),
 }

@@ -110,7 +110,7 @@ def test_modelzoo_checkpoint_needs_no_name(few_digits, tmp_path, capsys):
 
 
 def test_odd_images(run_folder, tmp_path, capsys):
-    """What Pillow can read is seen as `convert('RGB')`; what it cannot is one line each."""
+    """What Pillow can read is seen as `convert('RGB')`, 16 bits scaled; what it cannot is one line each."""
     folder, model = run_folder
     china = Image.fromarray(load_sample_images().images[0])
     good, bad = tmp_path / 'a', tmp_path / 'b' / 'c'
@@ -120,7 +120,8 @@ def test_odd_images(run_folder, tmp_path, capsys):
     china.convert('RGBA').save(good / 'alpha.png')
     china.convert('L').save(good / 'grey.JPEG')
     china.quantize(16).save(good / 'palette.png')
-    Image.fromarray(np.asarray(china.convert('L')).astype(np.uint16) * 200).save(good / 'sixteen.png')
+    sixteen = np.asarray(china.convert('L')).astype(np.uint16) * 200
+    Image.fromarray(sixteen).save(good / 'sixteen.png')
     (bad / 'cut.jpg').write_bytes((good / 'grey.JPEG').read_bytes()[:20000])
     (bad / 'empty.jpg').write_bytes(b'')
     (bad / 'text.png').write_text('not an image')
@@ -130,8 +131,9 @@ def test_odd_images(run_folder, tmp_path, capsys):
     assert len(results) == 8
     transform = create_transform((3, 32, 32), interpolation='bilinear', crop_pct=1.0)
     for file in good.iterdir():
+        image = Image.open(file) if file.name != 'sixteen.png' else Image.fromarray((sixteen >> 8).astype(np.uint8))
         with torch.inference_mode():
-            expected = model(transform(Image.open(file).convert('RGB'))[None]).softmax(1)[0]
+            expected = model(transform(image.convert('RGB'))[None]).softmax(1)[0]
         first = results[str(file)]['predictions'][0]
         assert first['index'] == expected.argmax().item()
         assert first['probability'] == pytest.approx(expected.max().item(), abs=1e-5)
