@@ -1,4 +1,5 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
+import contextlib
 import difflib
 import os
 import sys
@@ -73,7 +74,8 @@ def print_any_text() -> None:
     """Let stdout and stderr print text that their encoding does not have, such as names of any bytes: as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
+            with contextlib.suppress(OSError):  # a stream whose file was replaced
+                stream.reconfigure(errors='backslashreplace')
 
 
 # controls (C0, C1, DEL), invisible marks such as those that reorder text, line and paragraph separators, surrogates

@@ -77,17 +77,14 @@ class Checkpoint:
         return None if found is None else found[1]
 
     def only(self, network: str) -> 'Checkpoint':
-        """One of several networks: the part of the file under a key, or the weights under a prefix.
+        """One of several networks: the part of the file under a key, or the weights under a prefix ('' for none).
 
         Raises:
             UsageError: There is no such key and no such prefix.
         """
         part = self.content.get(network)
         if not isinstance(part, dict):
-            prefix = network.rstrip('.') + '.'
-            part = {k: v for k, v in self.weights.items() if k.startswith(prefix)}
-            if prefix == layout.WRAPPERS[0] and not part or network == '':
-                part = {k: v for k, v in self.weights.items() if not k.startswith(layout.WRAPPERS)}
+            part = layout.part_of(self.weights, network.rstrip('.'))
         if not part:
             raise UsageError(f'{self.path} holds no network {printable(network)}: it is neither a key of the file nor '
                              'the beginning of names of weights.')
@@ -223,6 +220,31 @@ class Checkpoint:
         if self.content.get(INFO_KEY) is not None:
             return ModelInfo.from_dict(self.content[INFO_KEY], origin)
         return ModelInfo.from_dict(_info_of_args(self.args, self.arch, self.num_classes, origin), origin)
+
+    def typed_info(self) -> ModelInfo:
+        """`info`, for verbs that have no flags for the arguments of a network: they say which verb has.
+
+        Raises:
+            UsageError: As `info`.
+        """
+        try:
+            return self.info
+        except UsageError as e:
+            if self.info_without_kwargs() is None:
+                raise
+            raise UsageError(f'{str(e).rstrip(".")}. Only `seresnet-timm validate` and `train` use such a network, with '
+                             'its arguments typed again: --model NAME --model-kwargs KEY=VALUE.')
+
+    def info_without_kwargs(self) -> Optional[ModelInfo]:
+        """`info` without the arguments of the network, for a file some of whose arguments are refused."""
+        content = dict(self.content)
+        if isinstance(content.get(INFO_KEY), dict):
+            content[INFO_KEY] = dict(content[INFO_KEY], kwargs={})
+        content['args'] = dict(self.args, model_kwargs={})
+        try:
+            return replace(self, content=content).info
+        except UsageError:
+            return None
 
 
 def _info_of_args(

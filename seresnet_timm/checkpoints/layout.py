@@ -131,6 +131,17 @@ def under(weights: Dict[str, Any], prefix: str) -> Dict[str, Any]:
     return {_without_wrappers(n[len(prefix):]): v for n, v in weights.items() if n.startswith(prefix)}
 
 
+def part_of(weights: Dict[str, Any], word: str) -> Dict[str, Any]:
+    """The weights whose names begin with a prefix; for '' those that are no copy of others under a prefix."""
+    if word:
+        return under(weights, f'{word}.') or under({_without_wrappers(k): v for k, v in weights.items()}, f'{word}.')
+    groups: Dict[str, List[str]] = {}
+    for name in weights:
+        groups.setdefault(name.partition('.')[0], []).append(name)
+    copies = {word for word, names in groups.items() if all(n.partition('.')[2] in weights for n in names)}
+    return {k: v for k, v in weights.items() if k.partition('.')[0] not in copies}
+
+
 def names_for(
         weights: Dict[str, Any],
         own: Dict[str, Any],
@@ -217,5 +228,6 @@ def several_networks(origin: str, prefixes: Sequence[str], keys: bool = False) -
 
 def _how_to_choose(origin: str, name: str) -> str:
     path = origin.removeprefix('Checkpoint ')
-    return (f'Choose one: `seresnet-timm convert {path} OUT.safetensors --network {printable(name.rstrip("."))}` '
+    name = name.rstrip('.') or "''"
+    return (f'Choose one: `seresnet-timm convert {path} OUT.safetensors --network {printable(name)}` '
             'writes it alone.')

@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError, UsageError, printable
 
 
@@ -19,13 +19,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--json', nargs='?', const='-', metavar='FILE', help='write all findings as JSON, to stdout without FILE')
     arg('--csv', nargs='?', const='-', metavar='FILE', help='write all findings as CSV, to stdout without FILE')
     arg('--ignore', nargs='+', default=[], metavar='KIND', help='kinds of findings to leave out (column 1 of --csv)')
-    arg('--min-images', type=positive_int, default=10, metavar='N',
+    arg('--min-images', type=int, default=10, metavar='N',
         help='name classes with fewer training images (%(default)s)')
     arg('--train-split', default='train', metavar='NAME', help='name of the training split (%(default)s)')
     arg('--val-split', default='validation', metavar='NAME',
         help="name of the validation split (%(default)s, which finds 'val' too)")
     arg('--class-map', metavar='FILE', help='file with the folders that count, as for train')
-    arg('-j', '--workers', type=positive_int, metavar='N', help='threads (one a core)')
+    arg('-j', '--workers', type=int, metavar='N', help='threads (one a core)')
     arg('--restart', action='store_true', help='read all images again, not only those that an interrupted check left')
 
 

@@ -19,7 +19,7 @@ from timm.utils.misc import natural_key
 
 from seresnet_timm.data.label_files import quote, read_class_map
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
-from seresnet_timm.images import TIMM_EXTENSIONS, count_by_suffix, describe_kinds, describe_left_out, is_image
+from seresnet_timm.images import count_by_suffix, is_image
 
 TRAIN_NAMES = ('train', 'training')
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
@@ -45,7 +45,7 @@ class ClassTree:
         hidden: Folders with images that other programs seem to have left: their name begins with a full stop, or is one
             of `FOREIGN_FOLDERS`, or a folder above them is so called. They are no classes, unless a class map names
             them.
-        foreign_files: Number of files of a Mac that are called like images; they are left out.
+        foreign_files: Files of a Mac that are called like images; they are left out.
         nested: Folders with images that are below the first level. timm takes the last folder's name for the class.
         inside: Folders with images inside of a class folder that holds images too: classes of their own for timm.
         merged: Several folders by their name, which is one class for timm.
@@ -57,7 +57,7 @@ class ClassTree:
         unmapped: Names of folders with images that the class map leaves out, and their number of images.
         missing: Names in the class map for which there is no folder with images.
         identities: Every class folder by device and inode.
-        suffixes: Number of images by suffix.
+        suffixes: Number of images by suffix, those that a class map leaves out included.
         left_out: Number of files by suffix that are no images by their suffix.
     """
     folder: Path
@@ -67,7 +67,7 @@ class ClassTree:
     empty: List[str]
     stray: List[str]
     hidden: List[str]
-    foreign_files: int
+    foreign_files: List[str]
     nested: List[str]
     inside: List[str]
     merged: Dict[str, List[str]]
@@ -85,12 +85,6 @@ class ClassTree:
     @property
     def num_images(self) -> int:
         return sum(self.counts.values())
-
-    def describe_files(self) -> str:
-        """Images that timm alone would leave out, and files that are left out, as a clause; '' for neither."""
-        more = {suffix: n for suffix, n in self.suffixes.items() if suffix not in TIMM_EXTENSIONS}
-        clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
-        return '; '.join(clauses + [describe_left_out(self.left_out)] * bool(self.left_out))
 
 
 @dataclass
@@ -160,7 +154,7 @@ def read_classes(
         empty=sorted(f.path for f in own if not f.images and f.is_end and f.parts),
         stray=sorted(walk.stray),
         hidden=sorted(hidden),
-        foreign_files=walk.foreign_files,
+        foreign_files=sorted(walk.foreign_files),
         nested=sorted(f.path for f in used if len(f.parts) > 1),
         inside=sorted(f.path for f in used if any(f.parts[:i] in with_images for i in range(1, len(f.parts)))),
         merged={n: sorted(f.path for f in by_name[n]) for n in natural
@@ -215,7 +209,7 @@ class _Walk:
         self.stray: List[str] = []
         self.loops: List[str] = []
         self.tars: List[str] = []
-        self.foreign_files = 0
+        self.foreign_files: List[str] = []
         self.suffixes: Counter = Counter()
         self.left_out: Counter = Counter()
 
@@ -231,30 +225,28 @@ class _Walk:
         if identity in above:
             self.loops.append(path)
             return
-        images, others, subfolders = [], [], []
+        names, others, subfolders = [], [], []
         with os.scandir(path) as entries:
             for entry in entries:
                 if is_folder(entry):
                     subfolders.append(entry.name)
-                elif self._is_image(entry.name):
-                    images.append(entry.path)
+                    continue
+                counts = self._is_image(entry.path, entry.name)
+                if self._keeps_paths:
+                    self.paths.setdefault(parts if counts else None, []).append(entry.path)
+                (names if counts else others).append(entry.name)
+                if counts:
                     if not parts:
                         self.stray.append(entry.path)
                     if not entry.name.isascii():
                         _check_sortable(entry.path)
-                else:
-                    others.append(entry.path)
-                    if entry.name.lower().endswith('.tar'):
-                        self.tars.append(entry.path)
-        if self._keeps_paths:
-            self.paths.setdefault(parts, []).extend(images)
-            self.paths.setdefault(None, []).extend(others)
+                elif entry.name.lower().endswith('.tar'):
+                    self.tars.append(entry.path)
         if not is_foreign(parts):
-            self.suffixes.update(count_by_suffix(images))
-            own = [f for f in others if not os.path.basename(f).startswith(FOREIGN_FILES)]
-            self.left_out.update(count_by_suffix(own))
-        if images or not subfolders:
-            self.folders.append(_Folder(path, parts, len(images), not subfolders, identity))
+            self.suffixes.update(count_by_suffix(names))
+            self.left_out.update(count_by_suffix(others))
+        if names or not subfolders:
+            self.folders.append(_Folder(path, parts, len(names), not subfolders, identity))
         for name in subfolders:
             self.visit(os.path.join(path, name), parts + (name,), above + (identity,))
 
@@ -273,18 +265,18 @@ class _Walk:
             if not member.isfile():
                 continue
             folder, name = os.path.split(member.path)
-            if self._is_image(name):
+            if self._is_image(member.path, name):
+                self.suffixes.update(count_by_suffix([name]))
                 yield above + tuple(p for p in folder.split('/') if p not in ('', '.')), member.path
             elif name.lower().endswith('.tar') and not above:
                 with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as child:
                     yield from self._files_of_tar(child, (name[:-len('.tar')],))
 
-    def _is_image(self, name: str) -> bool:
-        found = is_image(name)
-        if found and name.startswith(FOREIGN_FILES):
-            self.foreign_files += 1
+    def _is_image(self, path: str, name: str) -> bool:
+        if is_image(name) and name.startswith(FOREIGN_FILES):
+            self.foreign_files.append(path)
             return False
-        return found
+        return is_image(name)
 
 
 def _check_sortable(path: str) -> None:

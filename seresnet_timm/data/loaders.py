@@ -44,7 +44,6 @@ class LoaderSetup:
 
     def dataset_kwargs(self) -> Dict[str, Any]:
         """Arguments of `create_dataset` for both datasets."""
-        extend_timm()
         args = self.args
         return dict(
             class_names=self.class_names,
@@ -89,6 +88,7 @@ def create_dataset(name: str, root: str, split: str, class_map: str, class_names
         class_names: Name of every class, by index; not used with a class map.
         kwargs: Further arguments of timm's `create_dataset`.
     """
+    extend_timm()
     is_folder = is_folder_dataset(name)
     indices = None
     if class_map:

@@ -20,7 +20,7 @@ from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step.bad_steps import BadSteps, Figures
@@ -101,7 +101,7 @@ def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Sum
     errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
     if errors:
         raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Free disk space.'
-                       f'{record.folder.resume_hint()}')
+                       f'{resume_hint(record.settings)}')
 
 
 def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:

@@ -27,10 +27,16 @@ def check_planned_classes(settings: RunSettings, dataset: Any) -> None:
     """Refuse a dataset whose classes are not those of the plan.
 
     Raises:
-        RunError: They differ: the folder has changed since, or the two readers of folders do not agree.
+        RunError: They differ: the folder has changed since, or the two readers of folders do not agree. Or a dataset
+            that only its own reader knows has more classes than the model has outputs.
     """
+    names, outputs = names_of_dataset(dataset), settings.args.get('num_classes')
+    if settings.class_names is None and names is not None and outputs and len(names) > outputs and not (
+            settings.args.get('valid_labels')):
+        raise RunError(f'The dataset has {len(names)} classes, the model {outputs} outputs: give --num-classes '
+                       f'{len(names)}.')
     difference = describe_difference(
-        settings.class_names, names_of_dataset(dataset), 'the plan of this run', 'the data folder now')
+        settings.class_names, names, 'the plan of this run', 'the data folder now')
     if difference:
         raise RunError(f'The classes of {printable(settings.args["data_dir"])} are not those of the plan '
                        f'({difference}): start the run again.')

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import did_you_mean
-from seresnet_timm.files import why_not_writable
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
@@ -137,6 +136,7 @@ class Output(FilePath):
     def wrong(self, value: Any) -> Optional[str]:
         if super().wrong(value):
             return super().wrong(value)
+        from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
         reason = why_not_writable(value, self.is_folder) if value else None
         return f'cannot be written: {reason}; name another' if reason else None
 
@@ -213,8 +213,8 @@ VALUES: Dict[str, Rule] = {
     'kd_teacher_feature_dim': COUNT, 'distill_loss_weight': NOT_NEGATIVE, 'task_loss_weight': NOT_NEGATIVE,
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
-    'master_port': Number(1, 65535), 'rdzv_timeout': COUNT, 'max_restarts': Number(0), 'max_bad_steps': COUNT,
-    'hang_timeout': Number(0), 'loss_scale': Number(above=0, also=(-1,)),
+    'master_port': Number(1, 65535), 'rdzv_timeout': COUNT, 'max_restarts': NOT_NEGATIVE, 'max_bad_steps': COUNT,
+    'hang_timeout': NOT_NEGATIVE, 'loss_scale': Number(above=0, also=(-1,)),
     'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
     'fast_jpeg': Names(('auto', 'on', 'off')), 'fast_step': Names(('auto', 'off')),
     'fuse_bn': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
@@ -230,7 +230,9 @@ VALUES: Dict[str, Rule] = {
     'topk': COUNT, 'max_side': COUNT, 'quality': Number(1, 100), 'opset': Number(11, 15), 'atc_batch_size': COUNT,
     'seconds': POSITIVE, 'timeout': POSITIVE, 'images': COUNT, 'rounds': COUNT,
     'dtype': Names(DTYPES), 'to': Names(('timm', 'modelzoo', 'safetensors')),
-    'prepare.workers': COUNT, 'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
+    'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
+    'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
+    'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
     'bench.target': POSITIVE, 'bench.json': Output(is_folder=False),
 }

@@ -73,7 +73,7 @@ def read_source(
     args = _arguments(checkpoint, run)
     if not checkpoint.args and args:
         checkpoint = replace(checkpoint, content=dict(checkpoint.content, args=args))
-    info = checkpoint.info
+    info = checkpoint.typed_info()
     if model is not None:
         check_model_name(model)
         info = replace(info, name=model)

@@ -248,7 +248,7 @@ def _load_file(
 ) -> Tuple[nn.Module, ModelInfo, str]:
     """A model with the weights of a checkpoint file, what it was made from, and where the weights came from."""
     checkpoint = read_checkpoint(path)
-    info = checkpoint.info
+    info = checkpoint.typed_info()
     if model_name is not None:
         check_model_name(model_name)
         info = replace(info, name=model_name)

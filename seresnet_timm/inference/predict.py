@@ -3,7 +3,6 @@ import csv
 import io
 import json
 import os
-import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Un
 
 import torch
 from timm.data import create_transform
+from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -28,7 +28,6 @@ from seresnet_timm.images import (
 )
 from seresnet_timm.inference.load import LoadedModel
 
-ANY_NAME = {'encoding': 'utf-8', 'errors': 'surrogateescape'}  # a name comes back byte for byte
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
@@ -43,14 +42,24 @@ def find_images(paths: Sequence[str]) -> List[str]:
     files: List[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found, others = _list_folder(path)
-            left_out = count_by_suffix(others)
+            found: List[str] = []
+            others: List[str] = []
+            try:
+                above = {(s.st_dev, s.st_ino) for s in map(os.stat, Path(path).resolve().parents)}
+                _list_folder(path, found, others, above)
+            except OSError as e:
+                raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
+            told = describe_left_out(count_by_suffix(others))
             if not found:
-                told = f'; {describe_left_out(left_out)}' if left_out else ''
-                raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told}.')
-            if left_out:
-                print(printable(f'{path}: {describe_left_out(left_out)}'), file=sys.stderr)
-            files += sorted(found, key=_natural_key)
+                raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told and "; " + told}.')
+            if told:
+                print(printable(f'{path}: {told}'), file=sys.stderr)
+            found.sort()
+            try:
+                found.sort(key=natural_key)
+            except ValueError:  # of '²' and the like: digits, and no numbers for timm
+                pass
+            files += found
         elif os.path.lexists(path):
             files.append(path)
         else:
@@ -58,39 +67,30 @@ def find_images(paths: Sequence[str]) -> List[str]:
     return files
 
 
-def _list_folder(folder: str) -> Tuple[List[str], List[str]]:
-    """Images and other files below a folder, but for what other programs left; each folder once, whatever links."""
-    images: List[str] = []
-    others: List[str] = []
-    seen: Set[Tuple[int, int]] = set()
+def _list_folder(folder: str, images: List[str], others: List[str], seen: Set[Tuple[int, int]]) -> None:
+    """List a folder at any depth, each folder once whatever links lead to it; not what other programs left.
 
-    def visit(path: str) -> None:
-        try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in seen:
-                return
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda e: e.name)
-        except OSError as e:
-            raise UsageError(f'{path} cannot be read ({e.strerror}).')
-        links, folders = [], []
+    Args:
+        folder: The folder.
+        images: Gets the image files.
+        others: Gets the other files.
+        seen: Folders to pass by, by device and inode: those above, so that no link leads out, and those visited.
+    """
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    links, folders = [], []
+    with os.scandir(folder) as entries:
         for entry in entries:
             if is_folder(entry):
                 (links if entry.is_symlink() else folders).append(entry)
-            elif not entry.name.startswith(FOREIGN_FILES):
-                (images if is_image(entry.name) else others).append(entry.path)
-        for entry in folders + links:
-            if not is_foreign([entry.name]):
-                visit(entry.path)
-    visit(folder)
-    return images, others
-
-
-def _natural_key(path: str) -> Tuple[List[Tuple[int, str]], str]:
-    """timm's order, numbers by their value, for names of any characters."""
-    parts = re.split(r'(\d+)', path.lower())
-    return [(int(part), '') if i % 2 else (0, part) for i, part in enumerate(parts)], path
+            else:
+                counts = is_image(entry.name) and not entry.name.startswith(FOREIGN_FILES)
+                (images if counts else others).append(entry.path)
+    for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
+        if not is_foreign([entry.name]):
+            _list_folder(entry.path, images, others, seen)
 
 
 class _Images(Dataset):
@@ -221,20 +221,36 @@ def run(
 
 @contextmanager
 def _destination(output: Optional[str], format: str) -> Iterator[Any]:
-    """The stream for the result: a file, or stdout, which takes names of any bytes meanwhile."""
-    if output is not None:
-        with atomic_path(output) as tmp, open(tmp, 'w', newline='', **ANY_NAME) as f:
-            yield f
+    if output is None and format == 'csv' and not sys.stdout.isatty():
+        yield from _as_bytes(sys.stdout)
         return
-    before = {'encoding': sys.stdout.encoding, 'errors': sys.stdout.errors}
-    if format == 'table' or sys.stdout.isatty():
-        sys.stdout.reconfigure(errors='backslashreplace')  # in its own encoding
-    else:
-        sys.stdout.reconfigure(**ANY_NAME)  # the bytes that --output writes
+    if output is None:
+        errors = getattr(sys.stdout, 'errors', None)
+        if hasattr(sys.stdout, 'reconfigure'):
+            sys.stdout.reconfigure(errors='backslashreplace')  # letters that its encoding does not have
+        try:
+            yield sys.stdout
+        finally:
+            if hasattr(sys.stdout, 'reconfigure'):
+                sys.stdout.reconfigure(errors=errors)
+        return
+    with atomic_path(output) as tmp:
+        with open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+            yield f
+
+
+def _as_bytes(stream: Any) -> Iterator[Any]:
+    """A text stream in UTF-8 that gives back names of any bytes, whatever the encoding of `stream`."""
+    if not hasattr(stream, 'buffer'):  # replaced, by a test for instance
+        yield stream
+        return
+    stream.flush()
+    text = io.TextIOWrapper(stream.buffer, encoding='utf-8', errors='surrogateescape', newline='')
     try:
-        yield sys.stdout
+        yield text
+        text.flush()
     finally:
-        sys.stdout.reconfigure(**before)
+        text.detach()
 
 
 def _writer(format: str, out: Any):

@@ -45,6 +45,7 @@ def check_checkpoint(run: Any) -> Iterator[str]:
         checkpoint = run.read(path)
         yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
         yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
+        run.notes += _other_network(run, checkpoint)
         if run.args.use_ema and not checkpoint.has_ema:
             run.notes.append(f'{path} holds no moving average (--use-ema): its weights are evaluated.')
 

@@ -27,11 +27,6 @@ from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
-# kind of --dataset -> module of its reader, and the package that has it
-DATASET_PACKAGES = {
-    'hfds': ('datasets', 'datasets'), 'hfids': ('datasets', 'datasets'), 'wds': ('webdataset', 'webdataset'),
-    'tfds': ('tensorflow_datasets', 'tensorflow-datasets'),
-}
 
 class Checked:
     """A run that is checked: its settings, and what several checks need.
@@ -192,10 +187,6 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 def check_packages(run: Checked) -> Iterator[str]:
     if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
         yield '--log-wandb needs wandb: pip install wandb.'
-    kind = (run.args.dataset or '').partition('/')[0].lower()
-    module, package = DATASET_PACKAGES.get(kind, (None, None)) if '/' in (run.args.dataset or '') else (None, None)
-    if module and importlib.util.find_spec(module) is None:
-        yield f'--dataset {run.args.dataset} needs the package {package}: pip install {package}.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 

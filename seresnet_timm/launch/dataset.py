@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
-from seresnet_timm.images import EXTENSIONS, describe_left_out
+from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
+from seresnet_timm.launch.combinations import uses_mixup
+from seresnet_timm.runs.settings import RunSettings
 
 MAX_NAMED = 3  # names of classes that one sentence lists
 # timm's readers of --dataset by the part before the slash, and the package that each needs
@@ -21,7 +23,7 @@ class DataFacts:
     Attributes:
         class_names: Names of the classes by index; None where the data are not folders of images.
         num_images: Images by split: 'train', 'val'.
-        files: What is to say on the files of a split, as from `ClassTree.describe_files`.
+        files: Suffixes of a split that may surprise, by split, as a clause.
         problems: Faults, each a sentence.
         notes: What a user may not expect, each a sentence.
         mapped: A class map says which folders count, and as what.
@@ -67,7 +69,7 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
     return DataFacts(
         class_names=list(names.get('train') or names['val']),
         num_images={split: tree.num_images for split, tree in trees.items()},
-        files={split: tree.describe_files() for split, tree in trees.items()},
+        files={split: _describe_files(tree) for split, tree in trees.items()},
         problems=list(dict.fromkeys(problems)),
         notes=[note for tree in trees.values() for note in _notes(tree)],
         mapped=bool(args.get('class_map')),
@@ -191,6 +193,13 @@ def _hint(root: Path, flag: str, split: str) -> str:
     return " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
 
 
+def _describe_files(tree: Any) -> str:
+    """Images that timm alone would leave out, and files that are left out; '' for neither."""
+    more = {suffix: n for suffix, n in tree.suffixes.items() if suffix not in TIMM_EXTENSIONS}
+    clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
+    return '; '.join(clauses + [describe_left_out(tree.left_out)] * bool(tree.left_out))
+
+
 def _faults(tree: Any) -> Iterator[str]:
     """Why the classes of one split are not what its owner means, each a sentence."""
     folder = printable(tree.folder)
@@ -253,7 +262,8 @@ def _notes(tree: Any) -> Iterator[str]:
         yield (f'{folder}: {len(tree.hidden)} folder(s) of other programs are left out: '
                f'{first_names(tree.hidden, MAX_NAMED)}. To keep one, name it in a file for --class-map.')
     if tree.foreign_files:
-        yield f'{folder}: {tree.foreign_files} file(s) of a Mac are left out (their name begins with ._).'
+        yield (f'{folder}: {len(tree.foreign_files)} file(s) of a Mac are left out (their name begins with ._): '
+               f'{first_names(tree.foreign_files, MAX_NAMED)}.')
     if tree.nested:
         yield (f'{folder}: the last folder is the class, not the first: {first_names(tree.nested, MAX_NAMED)}.')
     if tree.unmapped:
@@ -305,16 +315,67 @@ def name_outputs(verb: str, sources: Any, args: Dict[str, Any], data: DataFacts)
     if verb != 'validate' or data.class_names is None or data.problems:
         return data
     outputs, origin = _names_of_outputs(sources, args)
-    if outputs is None or data.mapped or len(set(outputs)) < len(outputs) or not set(data.class_names) <= set(outputs):
+    if outputs is None or data.mapped or not _can_name(outputs, data.class_names):
         return data
-    absent = [n for n in outputs if n not in set(data.class_names)]
-    if absent:
+    sources.notes += _numbered_by(outputs, data.class_names, origin)
+    if len(outputs) > len(data.class_names):
         sources.reasons['class_names'] = f'{len(data.class_names)} of the classes {origin} in the data'
-        sources.notes.append(f'The data has {len(data.class_names)} of the {len(outputs)} classes {origin}; they are '
-                             f'evaluated by name. Without images: {_named(absent)}.')
-    elif outputs != data.class_names:
-        sources.notes.append(f'The classes are numbered in the order {origin}, not in that of the folders.')
     return replace(data, class_names=outputs)
+
+
+def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
+    """The same for a pretrained model whose folder is there only when it was pulled.
+
+    Args:
+        settings: Settings of the run.
+
+    Returns:
+        The settings with the names of the outputs, and faults, each a sentence.
+    """
+    import json
+
+    from seresnet_timm.data.classes import describe_difference
+    args, found = settings.args, settings.class_names
+    local = args['model'].partition('local-dir:')[2]
+    folder = settings.model_folder or local
+    if settings.verb != 'validate' or args.get('checkpoint') or args.get('class_map') or not (folder and found):
+        return settings, []
+    try:
+        config = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
+        names = config.get('label_names') or config.get('pretrained_cfg', {}).get('label_names')
+    except (OSError, ValueError, AttributeError):
+        return settings, []  # the checks create the model and say so
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        return settings, []
+    if args.get('valid_labels'):
+        try:
+            from seresnet_timm.data.label_files import read_valid_labels
+            names = [names[i] for i in read_valid_labels(args['valid_labels'], len(names))]
+        except UsageError:
+            return settings, []  # the checks say so
+    if not _can_name(names, found):
+        difference = describe_difference(names, found, 'the model')
+        return settings, [f'{printable(args["model"])} was trained with other classes than {args["data_dir"]} has '
+                          f'({difference}): rename the class folders, or list them in the order of the outputs in a '
+                          'file for --class-map.'] if difference else []
+    notes = _numbered_by(names, found, 'of the model')
+    return replace(settings, class_names=names, notes=settings.notes + notes), []
+
+
+def _can_name(outputs: Sequence[str], found: Sequence[str]) -> bool:
+    """Every class of the data is one output, by its name."""
+    return len(set(outputs)) == len(outputs) and set(found) <= set(outputs)
+
+
+def _numbered_by(outputs: Sequence[str], found: Sequence[str], origin: str) -> List[str]:
+    """What is to be told where the classes are numbered by the outputs of a model."""
+    absent = [n for n in outputs if n not in set(found)]
+    if absent:
+        return [f'The data has {len(found)} of the {len(outputs)} classes {origin}; they are evaluated by name. '
+                f'Without images: {_named(absent)}.']
+    if list(outputs) != list(found):
+        return [f'The classes are numbered in the order {origin}, not in that of the folders.']
+    return []
 
 
 def _names_of_outputs(sources: Any, args: Dict[str, Any]) -> Tuple[Optional[List[str]], str]:
@@ -388,11 +449,33 @@ def _outputs_of(model: str) -> Optional[int]:
     return cfg.num_classes if cfg else None
 
 
-def missing_root(args: Dict[str, Any]) -> List[str]:
+def missing_root(verb: str, args: Dict[str, Any]) -> List[str]:
     """The fault of the data folder's name, if it has one, as a sentence. Needs no timm."""
     try:
         if not args.get('dataset'):
-            _root(args)
+            _root(verb, args)
     except UsageError as e:
         return [str(e)]
     return []
+
+
+def fit_batch(sources: Any, args: Dict[str, Any], data: DataFacts, world_size: int) -> None:
+    """Lower a batch size that nobody asked for, where the training split has fewer images than one batch.
+
+    Args:
+        sources: Where the settings come from, as in `plan`; a note is added.
+        args: Flags of the script; `batch_size` may be lowered, and with it a recipe's learning rate.
+        data: What the data folder holds.
+        world_size: Processes of all nodes.
+    """
+    images, before = data.num_images.get('train'), args['batch_size']
+    fits = (images or 0) // world_size
+    if uses_mixup(args):
+        fits -= fits % 2
+    if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
+        return
+    args['batch_size'] = fits
+    sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
+    if sources.lr_of_recipe:  # which goes with its batch
+        for name in ('lr', 'warmup_lr'):
+            args[name] *= fits / before

@@ -39,7 +39,7 @@ def _others(line: CommandLine, sources: Any, args: Dict[str, Any]) -> Iterator[s
         args = {**args, **modelzoo.translate(sources.modelzoo, sources.base(), line.verb, 1)}
     except UsageError as e:
         yield str(e)
-    yield from missing_root(args)
+    yield from missing_root(line.verb, args)
     yield from find_contradictions(line.verb, args, sources.asked_or_typed)
 
 

@@ -15,9 +15,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
-from seresnet_timm.launch.combinations import find_contradictions, uses_mixup
+from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine, name_outputs
+from seresnet_timm.launch.dataset import decide_classes, examine, fit_batch, name_outputs
 from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
@@ -100,6 +100,7 @@ class Sources:
         reasons: Why a value is what it is.
         notes: Sentences for the plan.
         checkpoints: Checkpoints that were read, by their path.
+        lr_of_recipe: The learning rate is the recipe's, for its batch.
     """
     recipe: Optional[Recipe]
     preset: Dict[str, Any]
@@ -111,6 +112,7 @@ class Sources:
     reasons: Dict[str, str] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
     checkpoints: Dict[str, Any] = field(default_factory=dict)
+    lr_of_recipe: bool = False
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
@@ -140,7 +142,6 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         return _make_plan(line, verb, argv, recipe_name)
     except UsageError as e:
         refuse([*line.problems, e])
-        raise
 
 
 def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
@@ -156,13 +157,11 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     data = name_outputs(line.verb, sources, args, examine(line.verb, args))
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
-    if line.verb == 'train':
-        fit_batch_to_data(line, sources, args, data.num_images.get('train'), world_size)
+    fit_batch(sources, args, data, world_size)
     problems = [
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]
     options = sources.options
-    restarts = max_restarts(sources, nnodes, is_named)
     settings = RunSettings(
         verb=line.verb,
         script=line.script,
@@ -180,7 +179,7 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
         max_bad_steps=options.get('max_bad_steps', 20),
-        max_restarts=restarts,
+        max_restarts=max_restarts(sources, nnodes, is_named),
         hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         output=output,
@@ -285,6 +284,7 @@ def apply_recipe(sources: Sources, recipe: Recipe, verb: str, device: str, world
         zoo['train_epochs'] = recipe.epochs
     if 'learning_rate' not in zoo and not sources.asked('lr') and 'lr_base' not in flags and recipe.lr is not None:
         zoo['learning_rate'] = recipe.lr * images / recipe.global_batch_size
+        sources.lr_of_recipe = True
 
 
 def _shrink_for_cpu(sources: Sources, cpu: Dict[str, Any]) -> None:
@@ -321,13 +321,17 @@ def apply_checkpoint(sources: Sources) -> None:
     try:
         info = checkpoint.info
     except UsageError as e:  # the flags alone describe the network
-        if not asked_model:
-            raise
-        sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
-        return
+        repeated = sources.asked('model_kwargs') and checkpoint.info_without_kwargs()
+        if not repeated and not asked_model:
+            raise UsageError(f'{str(e).rstrip(".")}. Name the network yourself: --model NAME --model-kwargs KEY=VALUE.')
+        if not repeated:
+            sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
+            return
+        sources.notes.append(f'{str(e).rstrip(".")}: the arguments of --model-kwargs are taken instead.')
+        info = repeated
     if info.name is None and not asked_model and 'model' not in sources.preset:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
-    is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])
+    is_other = bool(asked_model and info.name and asked_model.split('.')[0] not in (info.name.split('.')[0], checkpoint.arch))
     found = dict(
         mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
         crop_mode=info.crop_mode,
@@ -337,7 +341,14 @@ def apply_checkpoint(sources: Sources) -> None:
         found.update(
             model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
             gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
+        for given in (sources.config, sources.flags):
+            if isinstance(given.get('model_kwargs'), dict):  # those that were not given stay the file's
+                given['model_kwargs'] = {**kwargs, **given['model_kwargs']}
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
+    unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
+    if unknown:
+        sources.notes.append(f"{file} does not hold its preprocessing ({', '.join(unknown)}): the model's own is taken; "
+                             'flags change it.')
     for name in taken:
         sources.reasons[name] = f'from {file}'
     given = {**sources.config, **sources.flags}
@@ -435,23 +446,6 @@ def decide_for_device(
     is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
     if is_open and sources.options.get('fast_step', 'auto') == 'auto':
         args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
-
-
-def fit_batch_to_data(
-        line: CommandLine, sources: Sources, args: Dict[str, Any], images: Optional[int], world_size: int) -> None:
-    """Lower a batch size that nobody asked for, where the training split has fewer images than one batch."""
-    fits = (images or 0) // world_size
-    if uses_mixup(args):
-        fits -= fits % 2
-    before = args['batch_size']
-    if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
-        return
-    args['batch_size'] = fits
-    sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
-    # a recipe's learning rate goes with its batch
-    if 'learning_rate' in sources.modelzoo and not sources.asked_or_typed('learning_rate') and 'lr' not in line.flags:
-        for name in ('lr', 'warmup_lr'):
-            args[name] *= fits / before
 
 
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:

@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.launch import cluster
+from seresnet_timm.launch.dataset import name_outputs_of_hub
 from seresnet_timm.launch.plan import Node, Plan, make_plan
 from seresnet_timm.launch.waiting import wait_for_ranks
 from seresnet_timm.runs.folder import RunFolder
@@ -72,13 +73,13 @@ def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack) -> RunSettin
     if settings.device.startswith('npu'):
         settings = replace(settings, notes=settings.notes + list(npu_notes))
     from seresnet_timm.launch import checks, describe, downloads
-    settings = downloads.pull_model(settings, plan, stack)
+    settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack))
     changes = []
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
     if plan.node.is_first_of_node:
-        problems = list(plan.problems)
+        problems = plan.problems + other_classes
         if settings.verb == 'train' and plan.node.is_first:  # on other nodes rank 0 of this run may hold it already
             problems += filter(None, [RunFolder(settings.output).why_busy()])
         notes = checks.check(settings, plan.dry_run, problems, plan.checkpoints)

@@ -5,6 +5,7 @@ Where there is no folder of images, or an image cannot be decoded, a generated p
 data are found elsewhere. The network has shapes only (torch's meta device), which takes a hundredth of the time; what
 it refuses is tried with real numbers before it is believed. Random generators are left as they were.
 """
+import io
 import os
 import random
 import warnings
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import resolve_data_config
-from timm.data.readers.img_extensions import is_img_extension
 from timm.layers import convert_splitbn_model
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 
@@ -26,6 +26,7 @@ from seresnet_timm.data.classes import split_folder
 from seresnet_timm.engine.flags import train_parser, validate_parser
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.errors import UsageError, first_line, printable
+from seresnet_timm.images import is_image, read_file, read_image
 from seresnet_timm.models.create import create_from_args
 
 COUNT = 2  # images of a sample: mixup pairs them
@@ -150,7 +151,7 @@ def _first_images(folder: Path) -> List[str]:
     found: List[str] = []
     for i, (parent, folders, files) in enumerate(os.walk(folder, followlinks=True)):
         folders.sort()
-        found += [os.path.join(parent, f) for f in sorted(files) if is_img_extension(Path(f).suffix.lower())]
+        found += [os.path.join(parent, f) for f in sorted(files) if is_image(f)]
         if len(found) >= COUNT or i == MAX_FOLDERS:
             break
     return found[:COUNT]
@@ -159,8 +160,9 @@ def _first_images(folder: Path) -> List[str]:
 def _decoded(path: str, mode: str) -> Optional[Image.Image]:
     """An image as timm's dataset decodes it; None if that is not possible, or takes long."""
     try:
-        with Image.open(path) as image:
-            return image.convert(mode) if image.width * image.height <= MAX_PIXELS else None
+        data = read_file(path)
+        with Image.open(io.BytesIO(data)) as image:
+            return read_image(data, mode) if image.width * image.height <= MAX_PIXELS else None
     except Exception:  # decoders have many errors, which are another check's
         return None
 

@@ -16,7 +16,6 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.image_files import count_unreadable
-from seresnet_timm.images import extend_timm
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.meters import DeviceMeter
@@ -63,7 +62,6 @@ class Overrides:
 
     def install(self, module: ModuleType) -> None:
         """Put the replacements into the script's module."""
-        extend_timm()
         replacements = {name: override.replacement for name, override in self.names().items()}
         self._originals = {name: getattr(module, name) for name in replacements if '.' not in name}
         replace_names(module, replacements)

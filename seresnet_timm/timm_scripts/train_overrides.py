@@ -223,11 +223,11 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
         if not math.isfinite(metrics['loss']):  # of all ranks
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
         if not self.args.val_split and not engine.has_finite_weights(model):
             raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
-        figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
         if output_dir is not None:  # the primary process
             self._figures = report_epoch(figures, epoch, args.workers, device)
         self._trained = time.perf_counter()
@@ -249,11 +249,11 @@ class TrainOverrides(Overrides):
             self._interrupted = True
             raise
         self._evaluates, self._rng = True, capture_rng(device)
+        if self._figures is not None:
+            self._figures['unreadable_val'] = unreadable
         self._eval_loss = metrics['loss']
         if not math.isfinite(self._eval_loss) and not engine.has_finite_weights(model):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
-        if self._figures is not None:
-            self._figures['unreadable_val'] = unreadable
         return metrics
 
     def _start(self, device: torch.device) -> None:

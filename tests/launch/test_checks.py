@@ -134,7 +134,7 @@ def test_class_map_that_leaves_classes_out(capsys, tree, tmp_path, content, mess
 
 def test_no_images(capsys, tree, tmp_path):
     for file in tree.rglob('*.jpg'):
-        file.rename(file.with_suffix('.gif'))
+        file.rename(file.with_suffix('.svg'))
     assert 'has no image' in refuse_train(capsys, tree, tmp_path)
 
 

@@ -1,4 +1,5 @@
 """What a data folder holds, before a run: classes and images that count, faults, and what its owner may not expect."""
+import json
 import os
 import tarfile
 import unicodedata
@@ -8,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from timm.data import ImageNetInfo
 
-from seresnet_timm.launch.dataset import DataFacts, decide_classes, examine, name_outputs
+from seresnet_timm.launch.dataset import DataFacts, decide_classes, examine, name_outputs, name_outputs_of_hub
+from seresnet_timm.runs.settings import RunSettings, Script
 
 NFC, NFD = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
 CLASSES = ('ant/1.png', 'bee/1.png', 'cow/1.png')
@@ -252,3 +254,18 @@ def test_valid_labels_and_imagenet(tmp_path):
     for checkpoint in (sources_with(None), SimpleNamespace(checkpoints={}, reasons={}, notes=[])):
         facts = name_outputs('validate', checkpoint, {'model': 'resnet18', 'num_classes': 1000}, DataFacts(some))
         assert facts.class_names == wordnet and 'evaluated by name' in checkpoint.notes[0]
+
+
+@pytest.mark.parametrize('names, found, expected, told', (
+    (['cow', 'ant', 'bee'], ['ant', 'bee'], ['cow', 'ant', 'bee'], "Without images: 'cow'"),
+    (['cow', 'ant'], ['ant', 'cow'], ['cow', 'ant'], 'in the order of the model'),
+    (['cow', 'ant'], ['ant', 'zebra'], ['ant', 'zebra'], 'was trained with other classes'),
+    (None, ['ant'], ['ant'], None),
+))
+def test_names_of_a_model_of_the_hub(tmp_path, names, found, expected, told):
+    (tmp_path / 'config.json').write_text(json.dumps({'label_names': names} if names else {}))
+    settings = RunSettings('validate', Script('validate.py'), {'model': 'hf-hub:a/b', 'data_dir': 'D'},
+                           class_names=found, model_folder=str(tmp_path))
+    named, problems = name_outputs_of_hub(settings)
+    assert named.class_names == expected
+    assert [t for t in named.notes + problems if told in t] if told else not named.notes + problems

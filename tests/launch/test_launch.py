@@ -136,7 +136,7 @@ def test_recipe_with_a_config(few_digits, tmp_path):
     (('--smoothin', 2, '--model-emma'), "Unknown flag '--model-emma': did you mean --model-ema?"),
     (('--node_rank', 2), '--node-rank 2 is out of range: 1 node(s) have the numbers 0 to 0'),
     (('--nnodes', 2, '--node_rank', 2, '--master_addr', 'x'), '--node-rank 2 is out of range'),
-    (('--nnodes', 0), '--nnodes is at least 1'),
+    (('--nnodes', 0), '--nnodes 0 is too small: give at least 1'),
     (('--nnodes', 2), '2 nodes need --master-addr'),
     (('--nproc', 2, '--device', 'cpu:0', '--device', 'cuda:0'), '--device'),
     (('--resume', 'nowhere.pth.tar'), 'Checkpoint nowhere.pth.tar does not exist'),

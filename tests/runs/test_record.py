@@ -46,7 +46,8 @@ def test_record_of_a_training(tmp_path):
     record.finish()
     written = valid_record(tmp_path / 'run')
     assert written['epochs'] == [
-        {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None, 'unreadable_train': None,
+        {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None, 'bad_steps': None,
+         'unreadable_train': None,
          'unreadable_val': {'count': 30, 'files': ['val/a.jpg']}}]
     assert written['best'] == {'metric': 'loss', 'value': None, 'epoch': 0} and written['finished']
     assert read_record(tmp_path / 'run') == written
@@ -86,9 +87,9 @@ def test_record_from_before_unreadable_images(tmp_path):
     record.add_epoch(dict(epoch=0, **FIGURES))
     record.set_evaluation(dict(images=70))
     content = json.loads((tmp_path / 'run.json').read_text())
-    for holder, names in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
+    for holder, later in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
                           (content['evaluation'], ('unreadable',))):
-        for name in names:
+        for name in later:
             assert holder.pop(name) is None
     (tmp_path / 'run.json').write_text(json.dumps(content))
     read = read_record(tmp_path)
