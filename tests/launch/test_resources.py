@@ -14,6 +14,7 @@ from training import bundled_settings, summary, valid_record
 
 from seresnet_timm import cli
 from seresnet_timm.data.worker_errors import end_worker_at_queue_error, explain
+from seresnet_timm.engine import train as engine
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import resources
 from seresnet_timm.launch.checks import Checked
@@ -60,7 +61,7 @@ def test_second_run_in_a_folder_is_refused(few_digits, tmp_path, capsys):
             error = fail(capsys, *train_flags(few_digits, tmp_path, *flags), code=2)
             assert f'Another training is writing into {folder.path}' in error and '--experiment' in error
         # with other problems, all at once
-        error = fail(capsys, *train_flags(few_digits, tmp_path, '--smoothing', 2), code=2)
+        error = fail(capsys, *train_flags(few_digits, tmp_path, '-b', 500), code=2)
         assert '2 problems' in error and 'Another training' in error
         assert os.listdir(folder.path) == ['.run.lock']
         with pytest.raises(UsageError, match='Another training'), folder.exclusive():
@@ -112,10 +113,15 @@ def test_second_run_while_ranks_train(few_digits, tmp_path):
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
-def test_no_save_succeeds(few_digits, tmp_path, capsys):
+def test_no_save_succeeds(few_digits, tmp_path, capsys, monkeypatch):
     """Every checkpoint is larger than the limit of the process: the run trains to its end, and says what is missing."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, old[1]))
+    train_epochs = engine.train_epochs
+
+    def with_limit(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, old[1]))
+        return train_epochs(*args)
+    monkeypatch.setattr(engine, 'train_epochs', with_limit)
     try:
         error = fail(capsys, *train_flags(few_digits, tmp_path, '--scripts', 'bundled'), code=1)
     finally:
