@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import stat
 import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -17,25 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
-import PIL
 from filelock import Timeout
 from PIL import Image
 
 from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
 from seresnet_timm.datasets.progress import ImageProgress
-from seresnet_timm.errors import RunError, UsageError, first_line, printable
+from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import acquire_lock
-from seresnet_timm.images import UnreadableImage, is_readable, read_image
+from seresnet_timm.images import UnreadableImage, read_file, read_image
 
 MAX_BYTES = 1 << 30  # of a file; larger ones are not read
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
            '.bmp': 'BMP', '.gif': 'GIF', '.tif': 'TIFF', '.tiff': 'TIFF', '.ppm': 'PPM', '.pgm': 'PPM', '.pbm': 'PPM',
            '.pnm': 'PPM', '.avif': 'AVIF'}
-SIGNATURES = {b'\xff\xd8\xff': 'JPEG', b'\x89PNG': 'PNG'}
-OTHER_FILES = ((b'<!doctype html', 'a web page'), (b'<html', 'a web page'), (b'<?xml', 'XML'), (b'<svg', 'SVG'),
-               (b'pk\x03\x04', 'a zip file'), (b'%pdf', 'a PDF'), (b'\x1f\x8b', 'a gzip file'),
-               (b'version https://git-lfs', 'a pointer of Git LFS, not the file itself'))
+SIGNATURES = (b'\xff\xd8\xff', b'\x89PNG')  # of files that were images once
 
 # kind of a finding -> whether something is wrong (exit code 1) or only worth knowing, and its heading
 KINDS: Dict[str, Tuple[bool, str]] = {
@@ -199,58 +194,45 @@ def _check_files(root: Path, items: List[Item], journal: 'Journal', workers: int
 def check_file(path: Path) -> Entry:
     """Read and decode a file."""
     size = changed = 0
-    sha256 = ''
     try:
         info = os.stat(path)
         size, changed = info.st_size, info.st_mtime_ns
-        if not stat.S_ISREG(info.st_mode):
-            return Entry(size, changed, '', 'unreadable', 'it is not a file')
-        if not size:
-            return Entry(size, changed, '', 'empty', '')
-        if size > MAX_BYTES:
-            return Entry(size, changed, '', 'giant', f'{size / 2**30:.1f} GiB')
-        data = path.read_bytes()
-    except OSError as e:
-        what = f'a link to {os.readlink(path)}, which does not exist' if os.path.islink(path) and isinstance(
-            e, FileNotFoundError) else e.strerror or first_line(e)
-        return Entry(size, changed, '', 'unreadable', what)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Entry(size, changed, sha256, *_check_image(data, path.suffix.lower()))
+    except OSError:
+        pass  # `read_file` says why
+    if size > MAX_BYTES:
+        return Entry(size, changed, '', 'giant', f'{size / 2**30:.1f} GiB')
+    try:
+        data = read_file(path)
+    except UnreadableImage as e:
+        return Entry(size, changed, '', 'unreadable', str(e))
+    if not data:
+        return Entry(size, changed, '', 'empty', '')
+    return Entry(size, changed, hashlib.sha256(data).hexdigest(), *_check_image(data, path.suffix.lower()))
 
 
 def _check_image(data: bytes, suffix: str) -> Tuple[str, str]:
     """Kind of the finding and its detail; ('', '') for a sound image."""
+    kind = None
     try:
-        image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            return 'giant', f'{width} x {height} pixels'
-        is_clean = _decodes_cleanly(data) if image.format == 'JPEG' else None
-        if not is_clean:
-            read_image(data)
+        with Image.open(io.BytesIO(data)) as image:
+            kind, (width, height) = image.format, image.size
     except Image.DecompressionBombError:
         return 'giant', 'so many pixels that Pillow refuses to decode it'
-    except UnreadableImage as e:
-        return 'damaged', first_line(e.__cause__ or e)
-    except Exception as e:  # decoders raise anything on a damaged file
-        if is_readable(data):  # by other means than Pillow's alone
-            return '', ''
-        return _not_an_image(data) if isinstance(e, PIL.UnidentifiedImageError) else ('damaged', first_line(e))
+    except Exception:  # decoders raise anything; `read_image` says why, if it cannot read it either
+        pass
+    if kind is not None and width * height > MAX_PIXELS:
+        return 'giant', f'{width} x {height} pixels'
+    is_clean = _decodes_cleanly(data) if kind == 'JPEG' else None
+    if not is_clean:
+        try:
+            read_image(data)
+        except UnreadableImage as e:
+            is_image = kind is not None or data.startswith(SIGNATURES) or not data.strip(b'\0')
+            return 'damaged' if is_image else 'wrong-type', str(e)
     wanted = FORMATS.get(suffix)
-    if wanted and image.format not in (wanted, 'MPO' if wanted == 'JPEG' else wanted):  # MPO: JPEG of several pictures
-        return 'wrong-type', f'it is a {image.format}'
+    if kind is not None and wanted and kind not in (wanted, 'MPO' if wanted == 'JPEG' else wanted):
+        return 'wrong-type', f'it is a {kind}'  # MPO: a JPEG of several pictures
     return ('doubtful', '') if is_clean is False else ('', '')
-
-
-def _not_an_image(data: bytes) -> Tuple[str, str]:
-    if not data.strip(b'\0'):
-        return 'damaged', 'it holds nothing but zeros'
-    for signature, name in SIGNATURES.items():
-        if data.startswith(signature):
-            return 'damaged', f'its beginning is that of a {name}, the rest is not'
-    start = data[:200].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
-    kind = next((kind for signature, kind in OTHER_FILES if start.startswith(signature)), 'not an image')
-    return 'wrong-type', f'it is {kind}'
 
 
 def _decodes_cleanly(data: bytes) -> Optional[bool]:

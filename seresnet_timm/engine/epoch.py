@@ -1,6 +1,5 @@
 """One epoch of training"""
 import logging
-import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -15,14 +14,16 @@ from timm.task import TrainingTask
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
+from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.summary import Summary
+from seresnet_timm.step.bad_steps import BadSteps, Figures
 
 _logger = logging.getLogger('train')
 
@@ -60,6 +61,9 @@ class Training:
         updates_per_epoch: Optimizer steps of an epoch.
         eval_metric: Metric by which checkpoints are ranked.
         outputs: What rank 0 writes; None on other ranks.
+        max_bad_steps: Bad steps in a row that end the run.
+        bad_steps: Skips them; made in the first epoch.
+        figures: Of the last log point.
     """
     args: Any
     forward: Forward
@@ -73,6 +77,9 @@ class Training:
     updates_per_epoch: int = 0
     eval_metric: str = 'loss'
     outputs: Optional[Outputs] = None
+    max_bad_steps: int = 20
+    bad_steps: Optional[BadSteps] = None
+    figures: Optional[Figures] = None
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +101,7 @@ def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Sum
     errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
     if errors:
         raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Free disk space.'
-                       f'{record.folder.resume_hint()}')
+                       f'{resume_hint(record.settings)}')
 
 
 def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
@@ -104,7 +111,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
         Metrics (`loss`), and figures of the epoch for run.json.
 
     Raises:
-        RunError: The loss is no longer finite.
+        RunError: Too many steps had a loss or gradients that are not finite.
     """
     args, task, optimizer = run.args, run.task, run.optimizer
     switch_mixup_off(run.train_loader, run.mixup_fn, epoch, args)
@@ -112,7 +119,10 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     num_batches = len(run.train_loader)
     full_groups_end = num_batches - num_batches % args.grad_accum_steps  # later batches make a smaller group
     num_updates = epoch * run.updates_per_epoch
-    losses = LossMeter(run.device, args.distributed)
+    losses = LossMeter(run.device, args.distributed, only_finite=True)
+    bad_steps = run.bad_steps = run.bad_steps or BadSteps(
+        task.get_trainable_module(), optimizer, run.device, run.loss_scaler)
+    bad_steps.start_epoch()
     throughput = Throughput()
     update_images = 0
     loss_avg = float('nan')
@@ -136,7 +146,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                     loss = task(input, target)['loss']
                 losses.update(loss, input.shape[0])
                 backward(loss / accum_steps if accum_steps > 1 else loss, task, optimizer, args, run.loss_scaler,
-                         need_update=need_update)
+                         need_update=need_update, bad_steps=bad_steps)
             update_images += input.shape[0] * args.world_size
             bar.update()
             if not need_update:
@@ -144,6 +154,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                 continue
 
             num_updates += 1
+            bad_steps.count()
             optimizer.zero_grad()
             task.update_ema(step=num_updates)
             if args.synchronize_step:
@@ -151,8 +162,9 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
             throughput.step(update_images)
 
             if update_idx % args.log_interval == 0 or is_last:
-                loss_now, loss_avg = losses.read()  # the host waits for the device here
-                refuse_infinite_loss(run, (loss_now, loss_avg), epoch, update_idx)
+                # the host waits for the device here
+                loss_now, loss_avg, figures = losses.read_with(bad_steps.figures())
+                check_steps(run, (epoch, update_idx), loss_now, figures, is_last)
                 line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
                 bar.log(line, short=short, is_last=is_last)
                 if args.save_images and run.outputs:
@@ -166,7 +178,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    figures = dict(throughput.summary(), unreadable_train=take_unreadable(run.train_loader.dataset))
+    figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
+                   unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
 
 
@@ -177,26 +190,6 @@ def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args
             loader.mixup_enabled = False
         elif mixup_fn is not None:
             mixup_fn.mixup_enabled = False
-
-
-def refuse_infinite_loss(run: Training, losses: Tuple[float, float], epoch: int, update_idx: int) -> None:
-    if not math.isfinite(losses[1]):
-        raise diverged(run.record, f'The loss became {losses[0]} at epoch {epoch}, update {update_idx}')
-
-
-def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False) -> RunError:
-    """The error that ends a run without finite numbers; it is noted in run.json.
-
-    Args:
-        record: The run's record, on the rank that writes it.
-        what: What is not finite, and since when: the beginning of the sentence.
-        is_saved: A checkpoint of this state was written.
-    """
-    text = (f'{what}: lower the learning rate, use a longer warm-up, or clip gradients (--clip-grad 1).'
-            + ('' if is_saved else ' No checkpoint was written after that.'))
-    if record is not None:
-        record.set_diverged(text)
-    return RunError(text)
 
 
 def describe_step(

@@ -8,7 +8,7 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
   * of a JPEG only what its crop needs is decoded; augmentation depends on seed, epoch and index alone, see `data/`
   * a run resumed into its own folder keeps its best metric, its history and one CSV header, and continues with the
     random state it had
-  * a loss that is no longer finite ends the run before anything is saved
+  * a step whose loss or gradients are not finite is skipped; too many in a row end the run
 
 `main` is the training, stage by stage; each stage is a function below it. `epoch` trains, `evaluate` evaluates.
 """
@@ -41,14 +41,8 @@ from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine.epoch import (
-    Outputs,
-    Training,
-    diverged,
-    refuse_unsaved,
-    switch_mixup_off,
-    train_one_epoch,
-)
+from seresnet_timm.engine.bad_steps import check_epoch, diverged, is_bad_epoch
+from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
@@ -128,6 +122,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         mixup_fn=mixup_fn, loss_scaler=loss_scaler,
         updates_per_epoch=math.ceil(len(train_loader) / args.grad_accum_steps),
         eval_metric=args.eval_metric if eval_loader is not None else 'loss',
+        max_bad_steps=settings.max_bad_steps,
     )
 
     # schedule
@@ -433,6 +428,7 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
 
         eval_start = time.perf_counter()
         eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
+        check_epoch(run, epoch, eval_metrics)
         refuse_infinite_weights(run, epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)
@@ -489,8 +485,9 @@ def save_epoch(
         log_wandb=run.args.log_wandb,
     )
     outputs.saver.run_state = dict(epoch=epoch + 1, rng=rng, world_size=run.args.world_size)
-    best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=(eval_metrics or train_metrics)[
-        run.eval_metric])
+    metric = (eval_metrics or train_metrics)[run.eval_metric]
+    best_metric, best_epoch = outputs.saver.save_checkpoint(
+        epoch, metric=None if is_bad_epoch(train_metrics, eval_metrics) else metric)
     if best_metric is not None:
         outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
     if outputs.saver.errors.last:

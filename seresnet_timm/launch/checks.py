@@ -20,6 +20,7 @@ from seresnet_timm.data.label_files import check_real_labels, read_valid_labels,
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
+from seresnet_timm.launch.resources import check_resources
 from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -248,7 +249,7 @@ Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
     'train': [check_model, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
-              check_output, check_train_weights],
+              check_output, check_train_weights, check_resources],
     'validate': [check_model, check_precision, check_transforms, check_packages, check_processes,
-                 check_results_file, check_labels, check_checkpoint],
+                 check_results_file, check_labels, check_checkpoint, check_resources],
 }

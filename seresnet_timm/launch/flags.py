@@ -57,6 +57,9 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
              '(auto)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
+    arg('--max-bad-steps', metavar='N', type=int,
+        help='end a training after N steps in a row without a finite loss and gradients; such steps are skipped (20; '
+             'bundled train.py)')
     arg('--max-restarts', metavar='N', type=int,
         help='restart the processes after a failure of one, from the last checkpoint, at most N times (0; recipes '
              'for 8 devices: 3)')

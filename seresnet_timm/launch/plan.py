@@ -179,6 +179,7 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_bad_steps=options.get('max_bad_steps', 20),
         max_restarts=max_restarts(sources, nnodes, is_named),
         hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),

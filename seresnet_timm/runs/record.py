@@ -21,7 +21,7 @@ from seresnet_timm.version import __version__
 _logger = logging.getLogger('train')
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
-                'total_gib')
+                'total_gib', 'bad_steps')
 EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
@@ -42,7 +42,7 @@ class RunRecord:
             folder: Union[str, Path],
             model_info: Optional[Dict[str, Any]] = None,
     ):
-        self.folder = RunFolder(folder)
+        self.settings, self.folder = settings, RunFolder(folder)
         self.content: Dict[str, Any] = {
             'schema': SCHEMA,
             'command': list(settings.command),
@@ -186,7 +186,8 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     try:
         if schema == 0:
             record = _from_schema_0(record)
-        record.setdefault('faults', [])  # of before they were recorded
+        for epoch in record['epochs']:
+            epoch.setdefault('bad_steps', None)
         _check(record)
         _add_later_fields(record)
         record.setdefault('diverged', None)  # a later field of schema 1
@@ -198,6 +199,8 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
 
 def _add_later_fields(record: Dict[str, Any]) -> None:
     """Set the fields to null that a record of the same schema did not have at first."""
+    record.setdefault('diverged', None)
+    record.setdefault('faults', [])
     for epoch in record['epochs']:
         for key in EPOCH_UNREADABLE:
             epoch.setdefault(key, None)

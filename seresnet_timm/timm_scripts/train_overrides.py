@@ -23,7 +23,8 @@ from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.epoch import diverged, refuse_unsaved
+from seresnet_timm.engine.bad_steps import diverged
+from seresnet_timm.engine.epoch import refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of

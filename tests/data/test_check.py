@@ -139,7 +139,7 @@ def test_bad_requests(data, tmp_path, capsys):
     assert 'has no image in it' in run(capsys, tmp_path / 'nothing', code=2).err
     assert 'there are unreadable, empty' in run(capsys, data, '--ignore', 'x', code=2).err
     assert 'cannot both' in run(capsys, data, '--json', '--csv', code=2).err
-    assert 'Cannot write' in run(capsys, data, '--csv', tmp_path / 'no' / 'f.csv', code=1).err
+    assert 'f.csv cannot be written' in run(capsys, data, '--csv', tmp_path / 'no' / 'f.csv', code=2).err
     assert json.loads(run(capsys, data, '--json').out)['wrong'] == 0  # the text goes to stderr
 
 

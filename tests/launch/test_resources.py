@@ -10,11 +10,16 @@ import time
 import pytest
 from conftest import run_cli, train_flags
 from torch.utils.data import DataLoader, Dataset
-from training import summary, valid_record
+from training import bundled_settings, summary, valid_record
 
 from seresnet_timm import cli
 from seresnet_timm.data.worker_errors import end_worker_at_queue_error, explain
+from seresnet_timm.engine import train as engine
 from seresnet_timm.errors import UsageError
+from seresnet_timm.launch import resources
+from seresnet_timm.launch.checks import Checked
+from seresnet_timm.launch.resources import check_resources
+from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.folder import RunFolder
 
 pytestmark = pytest.mark.preloaded
@@ -56,7 +61,7 @@ def test_second_run_in_a_folder_is_refused(few_digits, tmp_path, capsys):
             error = fail(capsys, *train_flags(few_digits, tmp_path, *flags), code=2)
             assert f'Another training is writing into {folder.path}' in error and '--experiment' in error
         # with other problems, all at once
-        error = fail(capsys, *train_flags(few_digits, tmp_path, '--smoothing', 2), code=2)
+        error = fail(capsys, *train_flags(few_digits, tmp_path, '-b', 500), code=2)
         assert '2 problems' in error and 'Another training' in error
         assert os.listdir(folder.path) == ['.run.lock']
         with pytest.raises(UsageError, match='Another training'), folder.exclusive():
@@ -108,10 +113,15 @@ def test_second_run_while_ranks_train(few_digits, tmp_path):
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
-def test_no_save_succeeds(few_digits, tmp_path, capsys):
+def test_no_save_succeeds(few_digits, tmp_path, capsys, monkeypatch):
     """Every checkpoint is larger than the limit of the process: the run trains to its end, and says what is missing."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, old[1]))
+    train_epochs = engine.train_epochs
+
+    def with_limit(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, old[1]))
+        return train_epochs(*args)
+    monkeypatch.setattr(engine, 'train_epochs', with_limit)
     try:
         error = fail(capsys, *train_flags(few_digits, tmp_path, '--scripts', 'bundled'), code=1)
     finally:
@@ -216,3 +226,82 @@ exec {sys.executable} -m seresnet_timm {" ".join(map(str, flags))}'''
     result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True, timeout=200,
                             env={**os.environ, 'TIMM_SCRIPTS': ''})
     assert result.returncode == 1 and '/dev/shm is full' in result.stderr and 'Traceback' not in result.stderr
+
+
+# --- checked before the start -----------------------------------------------------------------------------------------
+
+GIB = 2 ** 30
+
+
+def checked(*flags, verb='train', **settings):
+    run = Checked(bundled_settings(verb, '--model', 'seresnet18_ascend', '--device', 'cpu', *flags,
+                                   **{'output': '/tmp/run', **settings} if verb == 'train' else settings), {})
+    run.model = create_from_args(run.args, meta=True)
+    return list(check_resources(run)), run.notes
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Function that says what the machine has: bytes free on the disk and in /dev/shm, open files."""
+    def set_up(disk=100 * GIB, shm=8 * GIB, files=65536, file_size=resource.RLIM_INFINITY):
+        usage = type('usage', (), {})
+        monkeypatch.setattr(resources.shutil, 'disk_usage', lambda path: (
+            setattr(usage, 'free', shm if str(path) == '/dev/shm' else disk),
+            setattr(usage, 'total', usage.free), usage)[-1])
+        monkeypatch.setattr(resources.resource, 'getrlimit', lambda kind: (
+            (file_size if kind == resource.RLIMIT_FSIZE else files),) * 2)
+    return set_up
+
+
+def test_enough_of_everything(machine):
+    machine()
+    assert checked('-j', 8, '--no-prefetcher') == ([], [])
+
+
+@pytest.mark.parametrize('flags, mib', (
+    (['--opt', 'momentum'], 90), (['--opt', 'adamw'], 135), (['--opt', 'sgd', '--momentum', '0'], 45),
+    (['--opt', 'momentum', '--model-ema'], 135)))
+def test_size_of_a_checkpoint_is_a_lower_bound(machine, flags, mib):
+    """seresnet18 has 11.9 million weights of 4 bytes."""
+    machine(disk=(mib - 5) * 10 ** 6)
+    (problem,), _ = checked(*flags)
+    assert 'A checkpoint needs at least' in problem and '--output' in problem
+    machine(disk=(mib + 10) * 10 ** 6)
+    problems, (note,) = checked(*flags)
+    assert problems == [] and '--checkpoint-hist' in note
+
+
+def test_limit_on_the_size_of_a_file(machine):
+    machine(file_size=10 ** 7)
+    (problem,), _ = checked()
+    assert 'ulimit -f' in problem
+
+
+def test_open_files(machine):
+    machine(files=100)
+    (problem,), _ = checked('-j', 16, '--no-prefetcher')
+    assert 'need at least 224 open files, the limit is 100' in problem and 'ulimit -n' in problem
+    machine(files=300)
+    problems, (note,) = checked('-j', 16, '--no-prefetcher')
+    assert problems == [] and 'At most 300 files' in note
+    assert checked('-j', 0, '--no-prefetcher') == ([], [])
+
+
+def test_shared_memory(machine):
+    machine(shm=2 * 2 ** 20)
+    flags = ('-j', 4, '-b', 256)
+    (problem,), _ = checked(*flags, fast_jpeg='off')
+    assert 'A batch has 36.8 MiB' in problem and '--shm-size' in problem and '-j 0' in problem
+    (problem,), _ = checked(*flags, fast_jpeg='off', verb='validate')
+    machine(shm=64 * 2 ** 20)  # docker's default
+    problems, (note,) = checked(*flags, fast_jpeg='off', nproc=2, world_size=2)
+    assert problems == [] and 'take up to 588 MiB' in note and '--shm-size' in note
+    assert checked('-j', 0, '-b', 256, fast_jpeg='off') == ([], [])
+
+
+def test_refused_before_the_start(few_digits, tmp_path, machine, capsys):
+    """Through the command line, with --dry-run too, and nothing written."""
+    machine(disk=10 ** 6)
+    for more in ((), ('--dry-run',)):
+        assert 'A checkpoint needs at least' in fail(capsys, *train_flags(few_digits, tmp_path, *more), code=2)
+    assert not (tmp_path / 'run').exists()
