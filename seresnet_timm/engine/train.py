@@ -302,6 +302,7 @@ def compile_and_distribute(settings: RunSettings, task, args, device: torch.devi
         if task.has_ema():
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
+        fast_step.match_gradient_strides(task.get_trainable_module())
         task.prepare_distributed(
             device_ids=None if device.type == 'cpu' else [device],  # DDP takes no device ids on the CPU
             **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
@@ -460,8 +461,9 @@ def save_epoch(
         log_wandb=run.args.log_wandb,
     )
     outputs.saver.run_state = dict(epoch=epoch + 1, rng=rng, world_size=run.args.world_size)
-    best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=(eval_metrics or train_metrics)[
-        run.eval_metric])
+    metrics = eval_metrics or train_metrics
+    metric = metrics[run.eval_metric] if math.isfinite(metrics['loss']) else math.nan  # never the best epoch
+    best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=metric)
     if best_metric is not None:
         outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
 

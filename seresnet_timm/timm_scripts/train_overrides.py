@@ -141,6 +141,7 @@ class TrainOverrides(Overrides):
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
                 device_ids = None
+            fast_step.match_gradient_strides(self.get_trainable_module())
             ddp_kwargs.update(fast_step.ddp_arguments(self.device, overrides.settings.fast_step))
             result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
             if overrides.settings.half_weights:
@@ -259,11 +260,15 @@ class TrainOverrides(Overrides):
             self._record.add_epoch(self._figures)
             self._figures = None
 
+    def is_finite(self) -> bool:
+        """Whether the last evaluation has a finite loss; otherwise its epoch is never the best."""
+        return math.isfinite(self._eval_loss)
+
     def finish(self) -> None:
         self._add_epoch()
         if not self._interrupted:  # the script's `main` returns after Ctrl-C too
             super().finish()
-            if not math.isfinite(self._eval_loss):
+            if not self.is_finite():
                 raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
 
     # called by patched code
@@ -289,7 +294,7 @@ class _Saver(AtomicCheckpointSaver):
 
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
         self.run_state = self._overrides.run_state(epoch)
-        best = super().save_checkpoint(epoch, metric)
+        best = super().save_checkpoint(epoch, metric if self._overrides.is_finite() else math.nan)
         self._overrides.saved(*best)
         return best
 
