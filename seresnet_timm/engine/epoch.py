@@ -1,6 +1,5 @@
 """One epoch of training"""
 import logging
-import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -14,11 +13,11 @@ from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.engine.divergence import refuse_infinite_loss
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
-from seresnet_timm.errors import RunError
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 
@@ -140,7 +139,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
             if update_idx % args.log_interval == 0 or is_last:
                 loss_now, loss_avg = losses.read()  # the host waits for the device here
-                refuse_infinite_loss(run, (loss_now, loss_avg), epoch, update_idx)
+                refuse_infinite_loss(run.record, (loss_now, loss_avg), epoch, update_idx)
                 line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
                 bar.log(line, short=short, is_last=is_last)
                 if args.save_images and run.outputs:
@@ -164,26 +163,6 @@ def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args
             loader.mixup_enabled = False
         elif mixup_fn is not None:
             mixup_fn.mixup_enabled = False
-
-
-def refuse_infinite_loss(run: Training, losses: Tuple[float, float], epoch: int, update_idx: int) -> None:
-    if not math.isfinite(losses[1]):
-        raise diverged(run.record, f'The loss became {losses[0]} at epoch {epoch}, update {update_idx}')
-
-
-def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False) -> RunError:
-    """The error that ends a run without finite numbers; it is noted in run.json.
-
-    Args:
-        record: The run's record, on the rank that writes it.
-        what: What is not finite, and since when: the beginning of the sentence.
-        is_saved: A checkpoint of this state was written.
-    """
-    text = (f'{what}: lower the learning rate, use a longer warm-up, or clip gradients (--clip-grad 1).'
-            + ('' if is_saved else ' No checkpoint was written after that.'))
-    if record is not None:
-        record.set_diverged(text)
-    return RunError(text)
 
 
 def describe_step(

@@ -39,7 +39,8 @@ from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine.epoch import Outputs, Training, diverged, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
+from seresnet_timm.engine.epoch import Outputs, Training, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
@@ -145,7 +146,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     if is_primary:
         run.outputs.record.finish()
         print_results(run, results)
-    refuse_infinite_result(results, run)
+    refuse_infinite_result(run.record, results)
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
 
         eval_start = time.perf_counter()
         eval_metrics = evaluate_epoch(run) if run.eval_loader is not None else None
-        refuse_infinite_weights(run, epoch, eval_metrics)
+        refuse_infinite_weights(run.record, run.task.get_trainable_module(), epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)
         if run.outputs:
@@ -466,33 +467,6 @@ def save_epoch(
     best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=metric)
     if best_metric is not None:
         outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
-
-
-def refuse_infinite_weights(run: Training, epoch: int, eval_metrics: Optional[Dict[str, float]]) -> None:
-    """End the run before the epoch is saved, if the last update has made weights infinite.
-
-    Raises:
-        RunError: They are; the loss of the evaluation is not finite, or there is no evaluation that would show it.
-    """
-    if eval_metrics is not None and math.isfinite(eval_metrics['loss']):
-        return
-    if not has_finite_weights(run.task.get_trainable_module()):
-        raise diverged(run.record, f'Weights are no longer finite after epoch {epoch}')
-
-
-def has_finite_weights(module: nn.Module) -> bool:
-    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
-
-
-def refuse_infinite_result(results: List[Dict[str, Any]], run: Training) -> None:
-    """End a run with an error whose last evaluation has no finite loss.
-
-    Raises:
-        RunError: It has not.
-    """
-    loss = results[-1].get('validation', results[-1]['train'])['loss'] if results else 0.
-    if not math.isfinite(loss):
-        raise diverged(run.record, f'The loss of the last evaluation is {loss}', is_saved=True)
 
 
 def print_results(run: Training, results: List[Dict[str, Any]]) -> None:

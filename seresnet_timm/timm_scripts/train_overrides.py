@@ -20,7 +20,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.epoch import diverged
+from seresnet_timm.engine.divergence import diverged, has_finite_weights
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
@@ -205,7 +205,7 @@ class TrainOverrides(Overrides):
             raise
         if not math.isfinite(metrics['loss']):  # of all ranks
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
-        if not self.args.val_split and not engine.has_finite_weights(model):
+        if not self.args.val_split and not has_finite_weights(model):
             raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
         if output_dir is not None:  # the primary process
             self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
@@ -229,7 +229,7 @@ class TrainOverrides(Overrides):
             raise
         self._evaluates, self._rng = True, capture_rng(device)
         self._eval_loss = metrics['loss']
-        if not math.isfinite(self._eval_loss) and not engine.has_finite_weights(model):
+        if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
         return metrics
 
