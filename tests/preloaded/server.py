@@ -120,7 +120,7 @@ def become(request: Dict[str, Any], files: List[int]) -> None:
     for name, fd in (('stdout', 1), ('stderr', 2)):  # new objects: they know whether a file or a pipe is behind them
         old = getattr(sys, name)
         stream = open(fd, 'w', encoding=old.encoding, errors=old.errors, closefd=False)
-        stream.reconfigure(line_buffering=name == 'stderr')
+        stream.reconfigure(line_buffering=old.line_buffering, write_through=old.write_through)
         setattr(sys, name, stream)
         setattr(sys, f'__{name}__', stream)
     os.setsid()
