@@ -12,8 +12,8 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import modelzoo
 from seresnet_timm.launch.flags import MODELZOO
 from seresnet_timm.launch.parse import parse
-from seresnet_timm.launch.plan import collect, merge
 from seresnet_timm.launch.recipes import load_recipe, recipes_dir
+from seresnet_timm.launch.sources import collect, merge
 
 
 def translate(*argv, verb='train', world_size=8):
