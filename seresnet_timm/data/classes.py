@@ -56,8 +56,7 @@ class ClassTree:
         unmapped: Names of folders with images that the class map leaves out, and their number of images.
         missing: Names in the class map for which there is no folder with images.
         identities: Every class folder by device and inode.
-        suffixes: Number of images by suffix, those that a class map leaves out included.
-        left_out: Number of files by suffix that are no images by their suffix.
+        suffixes, left_out: Number of images and of other files by suffix, whatever a class map leaves out.
     """
     folder: Path
     names: List[str]
@@ -231,9 +230,9 @@ class _Walk:
                     subfolders.append(entry.name)
                     continue
                 counts = self._is_image(entry.path, entry.name)
+                (names if counts else others).append(entry.name)
                 if self._keeps_paths:
                     self.paths.setdefault(parts if counts else None, []).append(entry.path)
-                (names if counts else others).append(entry.name)
                 if counts:
                     if not parts:
                         self.stray.append(entry.path)

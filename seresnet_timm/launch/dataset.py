@@ -195,8 +195,8 @@ def _hint(root: Path, flag: str, split: str) -> str:
 def _describe_files(tree: Any) -> str:
     """Images that timm alone would leave out, and files that are left out; '' for neither."""
     more = {suffix: n for suffix, n in tree.suffixes.items() if suffix not in TIMM_EXTENSIONS}
-    clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
-    return '; '.join(clauses + [describe_left_out(tree.left_out)] * bool(tree.left_out))
+    clauses = (more and f'with {describe_kinds(more)}, which timm alone leaves out', describe_left_out(tree.left_out))
+    return '; '.join(filter(None, clauses))
 
 
 def _faults(tree: Any) -> Iterator[str]:
