@@ -330,7 +330,8 @@ def apply_checkpoint(sources: Sources) -> None:
         info = repeated
     if info.name is None and not asked_model and 'model' not in sources.preset:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
-    is_other = bool(asked_model and info.name and asked_model.split('.')[0] not in (info.name.split('.')[0], checkpoint.arch))
+    is_other = bool(asked_model and info.name and asked_model.split('.')[0] not in (
+        info.name.split('.')[0], checkpoint.arch))
     found = dict(
         mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
         crop_mode=info.crop_mode,
