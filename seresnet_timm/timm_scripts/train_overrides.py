@@ -96,7 +96,7 @@ class TrainOverrides(Overrides):
         `--pretrained`.
         Checked by: test_half_weights.py runs both scripts with it; test_runs.py starts from a file with a prefix.
         """
-        if self.args.pretrained_path:
+        if getattr(self.args, 'pretrained_path', None):
             kwargs.update(pretrained=True, pretrained_cfg_overlay=engine.pretrained_overlay(
                 self.args, self.settings.model_folder, self.checkpoints))
         initial = kwargs.pop('checkpoint_path', None)
