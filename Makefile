@@ -44,7 +44,7 @@ lint: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) $(NPU_VENV) $(DEMO) build dist *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so
 
-$(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c seresnet_timm/data/_resize.h
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install -e '.[demo,test,lint]'

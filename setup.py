@@ -45,7 +45,8 @@ def can_build() -> bool:
 extensions = []
 if can_build():
     extensions.append(Extension(
-        'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'], libraries=[LIBRARY],
+        'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'],
+        depends=['seresnet_timm/data/_resize.h'], libraries=[LIBRARY],
         extra_compile_args=['-O3', '-g0'],  # without debug information, a third of the size
         optional=True))
 else:

@@ -3,7 +3,6 @@
 Scripts of users that import them go on working, with a DeprecationWarning. Nothing in this package uses these names.
 """
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 import warnings
@@ -38,7 +37,7 @@ OLD_NAMES = {
 _PACKAGE = __name__.rpartition('.')[0]
 
 
-class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _OldNames:
     """Imports the new module for an old name; asked by Python only for names that no file of the package has."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Optional[importlib.machinery.ModuleSpec]:
@@ -46,6 +45,9 @@ class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if package == _PACKAGE and name in OLD_NAMES:
             return importlib.machinery.ModuleSpec(fullname, self)
         return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None  # Python makes it
 
     def exec_module(self, module: ModuleType) -> None:
         new = f'{_PACKAGE}.{OLD_NAMES[module.__name__.rpartition(".")[2]]}'

@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 
-from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.cli.model_argument import add_model_argument, load_model
 
 
@@ -13,11 +13,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument('out', metavar='OUT', help='file to write, e.g. model.onnx or model.pt2')
     parser.add_argument('--format', choices=('onnx', 'torch'), help='default: by the suffix of OUT')
-    parser.add_argument('--opset', type=int, choices=range(11, 16), metavar='N', default=13,
+    parser.add_argument('--opset', type=int, metavar='N', default=13,
                         help='ONNX operator set, 11 to 15, which ATC reads (%(default)s)')
     parser.add_argument('--uint8', action='store_true', help='the model takes uint8 pixels and normalises them itself')
     parser.add_argument('--soc', metavar='CHIP', help='chip for the ATC command, e.g. Ascend910A, Ascend310P3')
-    parser.add_argument('--atc-batch-size', type=positive_int, nargs='+', default=[1], metavar='N',
+    parser.add_argument('--atc-batch-size', type=int, nargs='+', default=[1], metavar='N',
                         help='batch size of the .om file, or several to choose from at run time (1)')
 
 

@@ -9,5 +9,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from seresnet_timm.launch import run as launch
-    launch.run('validate', args.argv)
+    from seresnet_timm.launch.parse import print_help_if_asked
+    if not print_help_if_asked('validate', args.argv):
+        from seresnet_timm.launch import run as launch
+        launch.run('validate', args.argv)

@@ -3,7 +3,7 @@ import logging
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -13,13 +13,16 @@ from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.engine.divergence import refuse_infinite_loss
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.errors import RunError
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.summary import Summary
 
 _logger = logging.getLogger('train')
 
@@ -32,10 +35,12 @@ class Outputs:
         folder: Folder of the run.
         saver: Saves checkpoints.
         record: Writes run.json.
+        summary: Writes summary.csv.
     """
     folder: RunFolder
     saver: AtomicCheckpointSaver
     record: RunRecord
+    summary: Summary = field(default_factory=Summary)
 
 
 @dataclass
@@ -82,6 +87,14 @@ class Training:
         """Learning rate now, on average over the parameter groups."""
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
+
+
+def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Summary) -> None:
+    """End a training that is finished with an error if something of its last epoch could not be saved."""
+    errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
+    if errors:
+        raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Free disk space.'
+                       f'{resume_hint(record.settings)}')
 
 
 def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
@@ -153,7 +166,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict(loss=loss_avg), throughput.summary()
+    figures = dict(throughput.summary(), unreadable_train=take_unreadable(run.train_loader.dataset))
+    return OrderedDict(loss=loss_avg), figures
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:

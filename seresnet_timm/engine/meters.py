@@ -1,7 +1,7 @@
 """Running figures that do not make the host wait for the device."""
 import logging
 import time
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,10 @@ MOST_WAITING = 0.05  # share of an epoch; above it the loader limits the speed o
 
 
 def report_epoch(figures: Dict[str, Any], epoch: int, workers: int, device: torch.device) -> Dict[str, Any]:
-    """Log how long an epoch waited for data, and the peak memory.
+    """Log how long an epoch waited for data, which images it could not read, and the peak memory.
 
     Args:
-        figures: As from `Throughput.summary`.
+        figures: As from `Throughput.summary`; with `unreadable_train`, as from `take_unreadable`.
         epoch: Number of the epoch.
         workers: Loader workers of a process.
         device: Device of the run; the CPU has no peak memory.
@@ -25,6 +25,9 @@ def report_epoch(figures: Dict[str, Any], epoch: int, workers: int, device: torc
         The epoch for `RunRecord.add_epoch`: the figures with its number and the memory in GiB.
     """
     _logger.info(describe_wait(epoch, figures, workers))
+    unreadable = figures['unreadable_train']
+    if unreadable is not None and unreadable.count:
+        _logger.warning('Data: ' + unreadable.describe(f'of epoch {epoch}', 'others took their place'))
     memory = devices.peak_memory(device) or {}
     if memory:
         _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
@@ -57,8 +60,8 @@ class LossMeter:
         self._sum = 0.  # float64 on the host, so that an epoch's sum loses nothing
         self._count = 0
 
-    def update(self, loss: torch.Tensor, num_images: int) -> None:
-        """Add a batch's mean loss."""
+    def update(self, loss: torch.Tensor, num_images: Union[int, torch.Tensor]) -> None:
+        """Add a batch's mean loss. A number of images on the device stays there too."""
         loss = loss.detach().float()
         self._pending[0] = loss
         self._pending[1] += loss * num_images
@@ -72,7 +75,7 @@ class LossMeter:
             pending /= dist.get_world_size()
         last, interval_sum = pending.tolist()
         self._sum += interval_sum
-        self._count += self._pending_count
+        self._count += int(self._pending_count)
         self._pending[1] = 0
         self._pending_count = 0
         return last, self._sum / max(1, self._count)

@@ -24,29 +24,31 @@ import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import clean_state_dict, safe_model_name
+from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils.summary import trim_summary
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.fit import load_weights, named_for, weights_for
 from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
-from seresnet_timm.engine.epoch import Outputs, Training, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, first_line
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.models.info import ModelInfo
@@ -146,6 +148,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     if is_primary:
         run.outputs.record.finish()
         print_results(run, results)
+        refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
     refuse_infinite_result(run.record, results)
 
 
@@ -157,7 +160,7 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         set_fast_norm()
     overlay = {}
     if args.pretrained_path:
-        overlay['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
+        overlay['pretrained_cfg_overlay'] = pretrained_overlay(args, settings.model_folder, checkpoints)
     model = create_from_args(
         args,
         folder=settings.model_folder,
@@ -185,6 +188,17 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         num_params = sum(p.numel() for p in model.parameters())
         _logger.info(f'Model {safe_model_name(args.model)} created, param count:{num_params}')
     return model
+
+
+def pretrained_overlay(args, folder: Optional[str], checkpoints: Mapping[str, Checkpoint]) -> Dict[str, Any]:
+    """What `--pretrained-path` tells timm: the file, or its weights where timm does not find them under their names."""
+    overlay = dict(num_classes=-1)  # adapt the head
+    if not args.pretrained_path.endswith(('.npz', '.npy')):  # which timm's models read
+        checkpoint = read_once(args.pretrained_path, checkpoints)
+        named = named_for(checkpoint, create_from_args(args, folder=folder, meta=True), use_ema=True)
+        if named.prefixes or checkpoint.format == 'python2' or not checkpoint.has_timms_keys:
+            return dict(overlay, state_dict=named.weights)
+    return dict(overlay, file=args.pretrained_path)
 
 
 def place_model(model: nn.Module, args, forward: Forward) -> nn.Module:
@@ -217,7 +231,7 @@ def create_loaders(
         RunError: The classes are not those of the plan.
     """
     decoder, _ = choose_decoder(args, settings.fast_jpeg)
-    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder)
+    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder, settings.class_names)
     train_loader, mixup_fn = loaders.train_loader(setup)
     if len(train_loader) == 0:  # of a dataset whose size only its reader knows
         raise UsageError(
@@ -259,8 +273,9 @@ def resume(checkpoint: Checkpoint, task, optimizer, loss_scaler, args) -> Option
             log_info=utils.is_primary(args),
         )
     except (ValueError, KeyError) as e:
-        raise UsageError(f'The optimizer state in {checkpoint.path} is not one of --opt {args.opt} ({e}): name the '
-                         'optimizer of that run, or leave its state out with --no-resume-opt.')
+        what = ('has other parameter groups than this run' if 'group' in str(e) else f'is not one of --opt {args.opt}')
+        raise UsageError(f'The optimizer state in {checkpoint.path} {what} ({first_line(e)}): give the flags of that '
+                         'run, or leave its state out with --no-resume-opt.')
 
 
 def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
@@ -273,7 +288,8 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(
-            clean_state_dict(checkpoint.weights_or_ema(use_ema=True)), checkpoint.content.get(state), ema=True)
+            weights_for(checkpoint, task.get_trainable_module(ema=True), use_ema=True), checkpoint.content.get(state),
+            ema=True)
 
 
 def refuse_other_classes(checkpoint: Checkpoint, dataset: Any, args) -> None:
@@ -360,7 +376,7 @@ def create_outputs(
         max_history=args.checkpoint_hist,
         task=run.task,
     )
-    saver.model_info = info.to_dict()
+    saver.model_info, saver.errors = info.to_dict(), SaveErrors()
     continues = checkpoint is not None and folder.owns(checkpoint.path)
     if continues:
         if checkpoint.content.get('saver'):
@@ -411,13 +427,14 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
             continue
 
         eval_start = time.perf_counter()
-        eval_metrics = evaluate_epoch(run) if run.eval_loader is not None else None
+        eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
         refuse_infinite_weights(run.record, run.task.get_trainable_module(), epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)
         if run.outputs:
             save_epoch(run, epoch, rng, train_metrics, eval_metrics)
-            run.outputs.record.add_epoch(dict(figures, eval_seconds=round(time.perf_counter() - eval_start, 3)))
+            run.outputs.record.add_epoch(dict(
+                figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable))
         if run.lr_scheduler is not None:
             run.lr_scheduler.step(epoch + 1, latest_metric)
         results.append(dict(epoch=epoch, train=train_metrics))
@@ -433,15 +450,20 @@ def average_batch_norm(module: nn.Module, args) -> None:
     utils.distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
 
 
-def evaluate_epoch(run: Training) -> Dict[str, float]:
-    """Metrics on the validation split: of the moving average if there is one on the device, else of the model."""
+def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable]]:
+    """Metrics on the validation split: of the moving average if there is one on the device, else of the model.
+
+    Returns:
+        The metrics; the images that could not be read, None if not known.
+    """
     args, task = run.args, run.task
-    metrics = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
+    metrics, unreadable = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
     if task.has_ema() and not args.model_ema_force_cpu:
         if args.distributed and args.dist_bn:
             utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-        metrics = validate(task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
-    return metrics
+        metrics, unreadable = validate(
+            task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
+    return metrics, unreadable
 
 
 def save_epoch(
@@ -453,11 +475,11 @@ def save_epoch(
 ) -> None:
     """Write a row of summary.csv and a checkpoint."""
     outputs = run.outputs
-    utils.update_summary(
-        epoch,
-        train_metrics,
-        eval_metrics,
+    outputs.summary.add(
         filename=str(outputs.folder.summary),
+        epoch=epoch,
+        train_metrics=train_metrics,
+        eval_metrics=eval_metrics,
         lr=run.lr,
         log_wandb=run.args.log_wandb,
     )
@@ -467,6 +489,8 @@ def save_epoch(
     best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=metric)
     if best_metric is not None:
         outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
+    if outputs.saver.errors.last:
+        outputs.record.add_fault('save', epoch, outputs.saver.errors.last)
 
 
 def print_results(run: Training, results: List[Dict[str, Any]]) -> None:

@@ -58,6 +58,12 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
              '(auto)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
+    arg('--max-restarts', metavar='N', type=int,
+        help='restart the processes after a failure of one, from the last checkpoint, at most N times (0; recipes '
+             'for 8 devices: 3)')
+    arg('--hang-timeout', metavar='SEC', type=float,
+        help='end the processes when one has not finished a step for so long, and write the stacks of all; 0: never '
+             '(600)')
     arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 

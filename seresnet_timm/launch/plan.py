@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
+from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.dataset import decide_classes, examine, fit_batch, name_outputs
+from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.recipes import Recipe, load_recipe
 from seresnet_timm.runs.settings import RunSettings
@@ -94,9 +96,11 @@ class Sources:
         flags: What was typed, by timm's names.
         modelzoo: What was typed under the ModelZoo's names, and what a recipe says in their terms.
         options: The launcher's options.
+        typed_modelzoo: The ModelZoo's names that were typed.
         reasons: Why a value is what it is.
         notes: Sentences for the plan.
         checkpoints: Checkpoints that were read, by their path.
+        lr_of_recipe: The learning rate is the recipe's, for its batch.
     """
     recipe: Optional[Recipe]
     preset: Dict[str, Any]
@@ -104,13 +108,19 @@ class Sources:
     flags: Dict[str, Any]
     modelzoo: Dict[str, Any]
     options: Dict[str, Any]
+    typed_modelzoo: Sequence[str] = ()
     reasons: Dict[str, str] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
     checkpoints: Dict[str, Any] = field(default_factory=dict)
+    lr_of_recipe: bool = False
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
         return any(n in self.flags or n in self.config for n in names)
+
+    def asked_or_typed(self, *names: str) -> bool:
+        """Likewise, or under a ModelZoo name."""
+        return self.asked(*names) or any(n in self.typed_modelzoo for n in names)
 
     def base(self) -> Dict[str, Any]:
         return {**self.preset, **self.config}
@@ -128,17 +138,29 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         UsageError: The command line contradicts itself or the machine.
     """
     line = parse(verb, argv)
+    try:
+        return _make_plan(line, verb, argv, recipe_name)
+    except UsageError as e:
+        refuse([*line.problems, e])
+
+
+def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
     sources = collect(line, recipe_name)
     job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
     sources.notes += [note] if note else []
     node, nnodes = resolve_nodes(sources.options, job)
+    refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
-    data = examine(line.verb, args)
-    problems = data.problems + decide_classes(line.verb, sources, args, data)
+    data = name_outputs(line.verb, sources, args, examine(line.verb, args))
+    sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
+    fit_batch(sources, args, data, world_size)
+    problems = [
+        *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
+        *decide_classes(line.verb, sources, args, data)]
     options = sources.options
     settings = RunSettings(
         verb=line.verb,
@@ -156,6 +178,8 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_restarts=max_restarts(sources, nnodes, is_named),
+        hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         output=output,
         class_names=data.class_names,
@@ -191,7 +215,7 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if line.verb == 'validate':
         settings = for_validation(settings)
     config = load_config_of(line, config_path) if config_path else {}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options)
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo))
 
 
 def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
@@ -230,8 +254,10 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     args['device'] = device
     if 'data' in line.defaults:
         args['data'] = None
-    if args['model'].startswith('hf_hub:'):  # timm's older spelling
-        args['model'] = 'hf-hub:' + args['model'].partition(':')[2]
+    if set(':/') & set(args['model']):
+        from seresnet_timm.hub.client import hub_name
+        repository = hub_name(args['model'])
+        args['model'] = args['model'] if repository is None else f'hf-hub:{repository}'
     if line.verb == 'validate':
         args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
     return args
@@ -257,6 +283,7 @@ def apply_recipe(sources: Sources, recipe: Recipe, verb: str, device: str, world
         zoo['train_epochs'] = recipe.epochs
     if 'learning_rate' not in zoo and not sources.asked('lr') and 'lr_base' not in flags and recipe.lr is not None:
         zoo['learning_rate'] = recipe.lr * images / recipe.global_batch_size
+        sources.lr_of_recipe = True
 
 
 def _shrink_for_cpu(sources: Sources, cpu: Dict[str, Any]) -> None:
@@ -293,13 +320,17 @@ def apply_checkpoint(sources: Sources) -> None:
     try:
         info = checkpoint.info
     except UsageError as e:  # the flags alone describe the network
-        if not asked_model:
-            raise
-        sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
-        return
+        repeated = sources.asked('model_kwargs') and checkpoint.info_without_kwargs()
+        if not repeated and not asked_model:
+            raise UsageError(f'{str(e).rstrip(".")}. Name the network yourself: --model NAME --model-kwargs KEY=VALUE.')
+        if not repeated:
+            sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
+            return
+        sources.notes.append(f'{str(e).rstrip(".")}: the arguments of --model-kwargs are taken instead.')
+        info = repeated
     if info.name is None and not asked_model and 'model' not in sources.preset:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
-    is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])
+    is_other = bool(asked_model and info.name and asked_model.split('.')[0] not in (info.name.split('.')[0], checkpoint.arch))
     found = dict(
         mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
         crop_mode=info.crop_mode,
@@ -309,7 +340,14 @@ def apply_checkpoint(sources: Sources) -> None:
         found.update(
             model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
             gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
+        for given in (sources.config, sources.flags):
+            if isinstance(given.get('model_kwargs'), dict):  # those that were not given stay the file's
+                given['model_kwargs'] = {**kwargs, **given['model_kwargs']}
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
+    unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
+    if unknown:
+        sources.notes.append(f"{file} does not hold its preprocessing ({', '.join(unknown)}): the model's own is taken; "
+                             'flags change it.')
     for name in taken:
         sources.reasons[name] = f'from {file}'
     given = {**sources.config, **sources.flags}
@@ -424,6 +462,15 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         names = (f'{name}-{i}' if i else name for i in itertools.count())
         args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
+    """How often the processes are restarted after a failure, at most."""
+    value = sources.options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
+    if value and nnodes > 1 and not is_named:
+        raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
+                         'there for the last checkpoint.')
+    return value
 
 
 def typed_command(

@@ -3,13 +3,15 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Union
+from typing import Iterator, List, Optional, Union
 
 from filelock import Timeout
 
-from seresnet_timm.files import acquire_lock
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.files import exclusive, is_locked
 from seresnet_timm.runs.settings import RunSettings
 
 
@@ -46,6 +48,11 @@ class RunFolder:
         return self.path / 'run.json'
 
     @property
+    def lock(self) -> Path:
+        """Locked while a training writes into the folder."""
+        return self.path / '.run.lock'
+
+    @property
     def args(self) -> Path:
         """Flags of the script, as a file for `--config`."""
         return self.path / 'args.yaml'
@@ -60,6 +67,38 @@ class RunFolder:
         """Picture of the run, see `curves`."""
         return self.path / 'curves.png'
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other trainings out of the folder while the block runs.
+
+        Raises:
+            UsageError: Another training writes into it.
+            RunError: It cannot be written to.
+        """
+        with ExitStack() as held:
+            try:
+                if not self.path.is_dir():
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    held.callback(self._remove_if_empty)  # after the lock is gone
+                held.enter_context(exclusive(self.lock))
+            except Timeout:
+                raise UsageError(self.busy())
+            except OSError as e:
+                raise RunError(f'Cannot write to {self.path} ({e.strerror}): name another folder with --output.')
+            yield
+
+    def _remove_if_empty(self) -> None:
+        with suppress(OSError):
+            self.path.rmdir()  # of a run that was refused before it wrote anything
+
+    def why_busy(self) -> Optional[str]:
+        """A sentence if another training writes into the folder. Nothing is written."""
+        return self.busy() if is_locked(self.lock) else None
+
+    def busy(self) -> str:
+        return (f'Another training is writing into {self.path}: wait until it has ended, or name another folder with '
+                '--experiment or --output.')
+
     def checkpoint(self) -> Optional[Path]:
         """The checkpoint to use: the best, else the last; None if the run has saved none."""
         return next((path for path in (self.best, self.last) if path.is_file()), None)
@@ -69,21 +108,6 @@ class RunFolder:
         return self.summary.is_file() or any(
             next(self.path.glob(pattern), None)
             for pattern in (self.best.name, self.last.name, 'checkpoint-*.pth.tar', 'recovery-*.pth.tar'))
-
-    @property
-    def lock(self) -> Path:
-        """Locked by the process that writes into the folder."""
-        return self.path / '.run.lock'
-
-    def is_in_use(self) -> bool:
-        """True if a run writes into the folder now."""
-        if not self.lock.exists():
-            return False
-        try:
-            acquire_lock(self.lock).release()
-        except (Timeout, OSError) as e:
-            return isinstance(e, Timeout)
-        return False
 
     def owns(self, checkpoint: Union[str, Path]) -> bool:
         """True if a checkpoint is in this folder: to resume from it continues this run."""

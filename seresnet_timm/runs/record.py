@@ -3,6 +3,7 @@
 `run.schema.json` describes it. A value that is not known is null, never left out. This file does not import torch.
 """
 import json
+import logging
 import os
 import platform
 import time
@@ -11,17 +12,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
-from filelock import FileLock, Timeout
-
-from seresnet_timm.errors import UsageError, first_line
-from seresnet_timm.files import acquire_lock, write_json
+from seresnet_timm.errors import RunError, UsageError, first_line
+from seresnet_timm.files import write_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.version import __version__
 
+_logger = logging.getLogger('train')
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
                 'total_gib')
+EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
 
@@ -41,8 +42,7 @@ class RunRecord:
             folder: Union[str, Path],
             model_info: Optional[Dict[str, Any]] = None,
     ):
-        self.folder = RunFolder(folder)
-        self._lock: Optional[FileLock] = None  # of the folder, while a training writes into it
+        self.folder, self.settings = RunFolder(folder), settings
         self.content: Dict[str, Any] = {
             'schema': SCHEMA,
             'command': list(settings.command),
@@ -57,34 +57,47 @@ class RunRecord:
             'epochs': [],
             'best': None,
             'evaluation': None,
+            'faults': [],
         }
+        self.error: Optional[str] = None  # of the last write; None if it succeeded
 
     def continue_from(self, start_epoch: int) -> None:
         """Begin at an epoch; the epochs before it, `started` and `best` are those of the folder's record, if any.
 
         Raises:
-            UsageError: The folder's record is damaged, or another run writes into the folder.
+            UsageError: The folder's record is damaged.
+            RunError: The file cannot be written.
         """
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock = acquire_lock(self.folder.lock)
-        except Timeout:
-            raise UsageError(f'Another run writes into {self.folder.path} now: wait for its end, or name another '
-                             'folder with --experiment.')
         if start_epoch > 0 and self.folder.record.exists():
             old = read_record(self.folder.path)
             self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
             self.content['started'] = old['started']
             self.content['best'] = old['best']
+            self.content['faults'] = old['faults']
         self._write()
+        if self.error:
+            raise RunError(self.error)
 
     def add_epoch(self, figures: Dict[str, Any]) -> None:
         """Append an epoch.
 
         Args:
-            figures: `epoch`, and what is known of `EPOCH_FIELDS`.
+            figures: `epoch`, and what is known of `EPOCH_FIELDS`; and of `EPOCH_UNREADABLE`, each an object with
+                `count` and `files`.
         """
-        self.content['epochs'].append({k: figures.get(k) for k in EPOCH_FIELDS})
+        unreadable = {k: _unreadable(figures.get(k)) for k in EPOCH_UNREADABLE}
+        self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable})
+        self._write()
+
+    def add_fault(self, kind: str, epoch: Optional[int], text: str) -> None:
+        """Append something that went wrong and did not end the run, or the reason why it ended.
+
+        Args:
+            kind: 'save' or 'bad_steps'.
+            epoch: Epoch in which it happened.
+            text: A sentence.
+        """
+        self.content['faults'].append({'time': _now(), 'kind': kind, 'epoch': epoch, 'text': text})
         self._write()
 
     def set_best(self, metric: str, value: float, epoch: int) -> None:
@@ -95,9 +108,10 @@ class RunRecord:
         """Set the result of an evaluation.
 
         Args:
-            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent.
+            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent; and `unreadable`, as in an epoch.
         """
-        self.content['evaluation'] = {k: figures.get(k) for k in EVALUATION_FIELDS}
+        self.content['evaluation'] = {
+            **{k: figures.get(k) for k in EVALUATION_FIELDS}, 'unreadable': _unreadable(figures.get('unreadable'))}
         self._write()
 
     def set_diverged(self, reason: str) -> None:
@@ -108,23 +122,25 @@ class RunRecord:
         """
         self.content['diverged'] = reason
         self._write()
-        self.release()
 
     def finish(self) -> None:
         self.content['finished'] = _now()
         self._write()
-        self.release()
-
-    def release(self) -> None:
-        """Let other runs write into the folder."""
-        if self._lock is not None:
-            self.folder.lock.unlink(missing_ok=True)
-            self._lock.release()
-            self._lock = None
 
     def _write(self) -> None:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder.record, self.content)
+        """Write the file; if that fails, for example because the disk is full, the next call writes all of it."""
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder.record, self.content)
+        except OSError as e:
+            self.error = f'{self.folder.record} could not be written ({e.strerror}).'
+            _logger.error(f'NOT SAVED: {self.error} It is tried again after the next epoch.')
+        else:
+            self.error = None
+
+
+def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
+    return None if images is None else {'count': images.count, 'files': list(images.files)}
 
 
 def _versions() -> Dict[str, Optional[str]]:
@@ -170,12 +186,23 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     try:
         if schema == 0:
             record = _from_schema_0(record)
+        record.setdefault('faults', [])  # of before they were recorded
         _check(record)
+        _add_later_fields(record)
         record.setdefault('diverged', None)  # a later field of schema 1
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise UsageError(f'{path} is not the record of a run ({what}).')
     return record
+
+
+def _add_later_fields(record: Dict[str, Any]) -> None:
+    """Set the fields to null that a record of the same schema did not have at first."""
+    for epoch in record['epochs']:
+        for key in EPOCH_UNREADABLE:
+            epoch.setdefault(key, None)
+    if record['evaluation']:
+        record['evaluation'].setdefault('unreadable', None)
 
 
 def _check(record: Dict[str, Any]) -> None:
@@ -196,6 +223,8 @@ def _check(record: Dict[str, Any]) -> None:
         if not isinstance(epoch['epoch'], int) or any(
                 not isinstance(epoch[k], (int, float, type(None))) for k in EPOCH_FIELDS):
             raise ValueError('an epoch holds something else than numbers')
+        if any(not isinstance(epoch.get(k), (dict, type(None))) for k in EPOCH_UNREADABLE):
+            raise ValueError('an epoch holds something else than its unreadable images')
 
 
 def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
@@ -240,6 +269,7 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
         'epochs': [{k: e.get(k) for k in EPOCH_FIELDS} for e in old['epochs']],
         'best': old['best'],
         'evaluation': None,
+        'faults': [],
     }
 
 

@@ -1,6 +1,7 @@
 """run.json: one shape for every run, readers of all schemas, damaged files."""
 import json
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import pytest
 from training import valid_record
@@ -39,12 +40,14 @@ def test_record_of_a_training(tmp_path):
     written = valid_record(tmp_path / 'run')
     assert written['command'] == SETTINGS.command and written['finished'] is None and written['epochs'] == []
     assert written['settings'] == {**asdict(SETTINGS), 'precision': 'float32', 'global_batch_size': 16}
-    record.add_epoch(dict(epoch=0, **FIGURES))
+    unreadable = SimpleNamespace(count=30, files=['val/a.jpg'])
+    record.add_epoch(dict(epoch=0, **FIGURES, unreadable_val=unreadable))
     record.set_best('loss', float('nan'), 0)  # a diverged run: JSON has no NaN
     record.finish()
     written = valid_record(tmp_path / 'run')
     assert written['epochs'] == [
-        {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None}]
+        {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None, 'unreadable_train': None,
+         'unreadable_val': {'count': 30, 'files': ['val/a.jpg']}}]
     assert written['best'] == {'metric': 'loss', 'value': None, 'epoch': 0} and written['finished']
     assert read_record(tmp_path / 'run') == written
 
@@ -60,13 +63,11 @@ def test_resumed_record_keeps_what_came_before(tmp_path):
     for epoch in range(3):
         first.add_epoch(dict(epoch=epoch, **FIGURES))
     first.set_best('top1', 50., 1)
-    first.release()
     resumed = RunRecord(replace(SETTINGS, command=['seresnet-timm', 'train', '--resume', 'x']), tmp_path)
     resumed.continue_from(2)
     record = valid_record(tmp_path)
     assert [e['epoch'] for e in record['epochs']] == [0, 1] and record['best']['value'] == 50
     assert record['started'] == first.content['started'] and record['command'][-2:] == ['--resume', 'x']
-    resumed.release()
     RunRecord(SETTINGS, tmp_path).continue_from(0)  # another run into the same folder
     assert valid_record(tmp_path)['epochs'] == [] and valid_record(tmp_path)['best'] is None
 
@@ -75,7 +76,23 @@ def test_record_of_an_evaluation(tmp_path):
     record = RunRecord(replace(SETTINGS, verb='validate'), tmp_path)
     record.set_evaluation(dict(images=70, seconds=2., top1=50., loss=1.))
     record.finish()
-    assert valid_record(tmp_path)['evaluation'] == dict(images=70, seconds=2., top1=50., top5=None, loss=1.)
+    assert valid_record(tmp_path)['evaluation'] == dict(
+        images=70, seconds=2., top1=50., top5=None, loss=1., unreadable=None)
+
+
+def test_record_from_before_unreadable_images(tmp_path):
+    """A later field of the same schema is null."""
+    record = RunRecord(SETTINGS, tmp_path)
+    record.add_epoch(dict(epoch=0, **FIGURES))
+    record.set_evaluation(dict(images=70))
+    content = json.loads((tmp_path / 'run.json').read_text())
+    for holder, later in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
+                          (content['evaluation'], ('unreadable',))):
+        for name in later:
+            assert holder.pop(name) is None
+    (tmp_path / 'run.json').write_text(json.dumps(content))
+    read = read_record(tmp_path)
+    assert read['epochs'][0]['unreadable_val'] is None and read['evaluation']['unreadable'] is None
 
 
 def test_older_record_in_the_shape_of_the_newest(tmp_path):

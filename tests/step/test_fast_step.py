@@ -126,7 +126,8 @@ def train(model, optimizer, steps=3):
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize('opt', ('sgd', 'momentum', 'adam', 'adamw'))
+@pytest.mark.parametrize(
+    'opt', ('momentum', 'adamw', *(pytest.param(o, marks=pytest.mark.slow) for o in ('sgd', 'adam'))))
 def test_fused_optimizer_takes_timms_steps(opt):
     own, timms = networks()
     kwargs = dict(opt=opt, lr=0.01, weight_decay=1e-4, **(dict(momentum=0.9) if opt in ('sgd', 'momentum') else {}))
@@ -152,7 +153,7 @@ def test_timms_set_up_is_an_argument():
     assert fast_step.ddp_arguments('cpu') == {'gradient_as_bucket_view': True}
 
 
-@pytest.mark.parametrize('opt', ('momentum', 'adamw'))
+@pytest.mark.parametrize('opt', ('momentum', pytest.param('adamw', marks=pytest.mark.slow)))
 def test_state_of_a_run_in_another_memory_format_goes_on(opt):
     """Fused kernels walk in memory order: contiguous state on channels_last weights would be silently wrong."""
     before, _ = networks(torch.contiguous_format)
