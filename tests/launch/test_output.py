@@ -8,7 +8,6 @@ from conftest import ROOT, run_cli, train_flags
 
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import note_replaced, print_any_text
-from seresnet_timm.files import acquire_lock
 from seresnet_timm.runs.folder import RunFolder
 
 pytestmark = pytest.mark.preloaded
@@ -70,10 +69,8 @@ def test_damaged_record_is_found_before_anything_is_written(few_digits, trained,
 
 
 def test_folder_of_a_run_that_goes_on_now(few_digits, tmp_path, capsys):
-    (tmp_path / 'run').mkdir()
-    lock = acquire_lock(RunFolder(tmp_path / 'run').lock)
-    assert 'Another run writes into' in refusal(capsys, *train_flags(few_digits, tmp_path, '--dry-run'))
-    lock.release()
+    with RunFolder(tmp_path / 'run').exclusive():
+        assert str(tmp_path / 'run') in refusal(capsys, *train_flags(few_digits, tmp_path, '--dry-run'))
     main([*map(str, train_flags(few_digits, tmp_path, '--dry-run'))])
 
 

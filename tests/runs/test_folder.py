@@ -1,5 +1,4 @@
 """A run's folder: what is in it, who writes into it, and the command that goes on with it."""
-import os
 import shlex
 import subprocess
 import sys
@@ -7,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.folder import RunFolder, resume_hint
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
 
 SETTINGS = RunSettings(verb='train', script=Script('train.py'), args=dict(model='m', batch_size=8, device='cpu'))
@@ -22,18 +19,6 @@ def test_results_of_a_run(tmp_path, name, holds):
     """A run that has saved nothing leaves nothing that another one could mix with."""
     (tmp_path / name).write_text('')
     assert RunFolder(tmp_path).holds_a_run() == holds
-
-
-def test_one_run_at_a_time(tmp_path):
-    first = RunRecord(SETTINGS, tmp_path)
-    first.continue_from(0)
-    before = (tmp_path / 'run.json').read_text()
-    assert RunFolder(tmp_path).is_in_use()
-    with pytest.raises(UsageError, match='Another run writes into'):
-        RunRecord(replace(SETTINGS, command=['other']), tmp_path).continue_from(0)
-    assert (tmp_path / 'run.json').read_text() == before
-    first.finish()
-    assert not RunFolder(tmp_path).is_in_use() and os.listdir(tmp_path) == ['run.json']
 
 
 @pytest.mark.parametrize('command', (

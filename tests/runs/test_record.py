@@ -64,13 +64,11 @@ def test_resumed_record_keeps_what_came_before(tmp_path):
     for epoch in range(3):
         first.add_epoch(dict(epoch=epoch, **FIGURES))
     first.set_best('top1', 50., 1)
-    first.release()
     resumed = RunRecord(replace(SETTINGS, command=['seresnet-timm', 'train', '--resume', 'x']), tmp_path)
     resumed.continue_from(2)
     record = valid_record(tmp_path)
     assert [e['epoch'] for e in record['epochs']] == [0, 1] and record['best']['value'] == 50
     assert record['started'] == first.content['started'] and record['command'][-2:] == ['--resume', 'x']
-    resumed.release()
     RunRecord(SETTINGS, tmp_path).continue_from(0)  # another run into the same folder
     assert valid_record(tmp_path)['epochs'] == [] and valid_record(tmp_path)['best'] is None
 
