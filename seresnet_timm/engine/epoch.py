@@ -14,11 +14,7 @@ from timm.task import TrainingTask
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
-<<<<<<< HEAD
 from seresnet_timm.engine.bad_steps import check_steps
-=======
-from seresnet_timm.engine.divergence import refuse_infinite_loss
->>>>>>> runs13
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput

@@ -41,10 +41,7 @@ from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
-<<<<<<< HEAD
 from seresnet_timm.engine.bad_steps import check_epoch, is_bad_epoch
-=======
->>>>>>> runs13
 from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
 from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
@@ -433,10 +430,7 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
 
         eval_start = time.perf_counter()
         eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
-<<<<<<< HEAD
         check_epoch(run, epoch, eval_metrics)
-=======
->>>>>>> runs13
         refuse_infinite_weights(run.record, run.task.get_trainable_module(), epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)

@@ -42,11 +42,7 @@ class RunRecord:
             folder: Union[str, Path],
             model_info: Optional[Dict[str, Any]] = None,
     ):
-<<<<<<< HEAD
         self.settings, self.folder = settings, RunFolder(folder)
-=======
-        self.folder, self.settings = RunFolder(folder), settings
->>>>>>> runs13
         self.content: Dict[str, Any] = {
             'schema': SCHEMA,
             'command': list(settings.command),
