@@ -37,6 +37,8 @@ DECIDES: Dict[str, str] = {
     'argument_parser': 'flags and\ntheir errors',
     'errors': 'one-sentence errors',
     'files': 'atomic writes, locks',
+    'images': 'image files',
+    'old_names': 'names of 0.1',
     'time_limit': 'a time limit',
     'version': 'the version',
 }
