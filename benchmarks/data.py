@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import measure
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 
@@ -41,6 +42,7 @@ def main(argv: List[str]) -> None:
         prog='seresnet-timm bench data',
         description="Measure images/s per core of the loader against timm's loader in the same run, on ImageNet-like "
                     'JPEGs (nine of ten about 500x375 near 100 KB, the tenth 1600x1200) or on your own images.')
+    parser.rules = rules_of('bench')
     parser.add_argument('--data-dir', metavar='DIR', help='your own images: an ImageNet-style tree, its train folder')
     parser.add_argument('--images', type=int, default=200, metavar='N', help='number of images (200)')
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds; medians are over them (5)')
@@ -162,18 +164,19 @@ def _crops(files: List[bytes], mode: str, img_size: int, round_number: int) -> L
     from timm.data import create_transform
 
     from seresnet_timm.data.fast_jpeg import Pipeline
-    from seresnet_timm.data.jpeg import open_image
+    from seresnet_timm.images import read_image
     pipeline = Pipeline(create_transform(
         img_size, is_training=mode == 'train', color_jitter=0., interpolation='bilinear', crop_pct=0.875,
         use_prefetcher=True))
     chance = random.Random(round_number)
-    drawn = [(data, pipeline.draw(*open_image(data, None).size, chance)) for data in files]
+    drawn = [(data, pipeline.draw(*read_image(data, None).size, chance)) for data in files]
     return [(data, d[0]) for data, d in drawn if d is not None]
 
 
 def _bare_decode(args, files: List[bytes], mode: str) -> Callable[[int], None]:
     """Decode only the crops' regions at the DCT scale that suffices; without the C extension, whole images."""
     from seresnet_timm.data import jpeg
+    from seresnet_timm.images import read_image
     crops = {}
 
     def prepare(round_number: int) -> None:
@@ -186,7 +189,7 @@ def _bare_decode(args, files: List[bytes], mode: str) -> Callable[[int], None]:
             elif jpeg.simplejpeg is not None:
                 jpeg.simplejpeg.decode_jpeg(data)
             else:
-                jpeg.open_image(data, 'RGB')
+                read_image(data, 'RGB')
     run.prepare = prepare
     return run
 
@@ -218,11 +221,12 @@ def quality(files: List[bytes], decoder, img_size: int) -> Dict[str, float]:
     from photographs import psnr
 
     from seresnet_timm.data import jpeg
+    from seresnet_timm.images import read_image
     values = []
     for data, crop in _crops(files, 'train', img_size, 0):
         decoded = decoder.decode(data, crop, False)
         if decoded is not None:
-            values.append(psnr(decoded, np.asarray(jpeg.crop_and_resize(jpeg.open_image(data, 'RGB'), crop))))
+            values.append(psnr(decoded, np.asarray(jpeg.crop_and_resize(read_image(data, 'RGB'), crop))))
     if not values:
         return {'images': 0}
     return {'images': len(values), 'mean': round(statistics.mean(values), 1), 'min': round(min(values), 1)}

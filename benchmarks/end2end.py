@@ -15,6 +15,7 @@ from typing import Any, Dict, List
 import measure
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 
@@ -32,6 +33,7 @@ def main(argv: List[str]) -> None:
         prog='seresnet-timm bench end2end',
         description="Measure whole trainings against timm's train.py in the same run. Further flags of train.py come "
                     'after --, and go to both.')
+    parser.rules = rules_of('bench')
     parser.add_argument('--timm-scripts', metavar='DIR', default=os.environ.get('TIMM_SCRIPTS') or None,
                         help="folder of timm's train.py (TIMM_SCRIPTS)")
     parser.add_argument('--data-dir', metavar='DIR', help='ImageNet-style tree; default: generated JPEGs')

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List
 import measure
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 from seresnet_timm.step import loss_scaler as loss_scaler
@@ -35,6 +36,7 @@ def main(argv: List[str]) -> None:
     parser = ArgumentParser(
         prog='seresnet-timm bench step',
         description="Measure a training step, its memory and evaluation against timm's seresnet50 in the same run.")
+    parser.rules = rules_of('bench')
     parser.add_argument('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu')
     parser.add_argument('--model', default='seresnet50_ascend', metavar='M', help='model of this package')
     parser.add_argument('--timm-model', '--rival', default='seresnet50', metavar='M', help='timm model to compare with')

@@ -4,15 +4,9 @@
 """
 import os
 import sys
-from typing import Sequence
-
-from seresnet_timm import old_names
-from seresnet_timm.version import __version__  # noqa: F401
-
-old_names.register()
 
 
-def _starts_our_command_line(orig_argv: Sequence[str]) -> bool:
+def _starts_our_command_line(orig_argv: list) -> bool:
     """Whether Python was started as `python -m seresnet_timm` or with the script `seresnet-timm`.
 
     Its options are read as Python reads them: in a group of letters -c and -m end the options, and -W, -X take a value.
@@ -36,5 +30,13 @@ def _starts_our_command_line(orig_argv: Sequence[str]) -> bool:
     return False
 
 
+if _starts_our_command_line(sys.orig_argv) and not (sys.flags.isolated or getattr(sys.flags, 'safe_path', False)):
+    # `python -m` looks in the current folder first: its `profile.py` or `inspect.py` is not the standard library's
+    sys.path.append(sys.path.pop(0))
+
+from seresnet_timm import old_names  # noqa: E402
+from seresnet_timm.version import __version__  # noqa: E402, F401
+
+old_names.register()
 if not _starts_our_command_line(sys.orig_argv):  # `--help` does not wait for torch; a verb imports the models itself
     from seresnet_timm import models  # noqa: F401  (registers the models)

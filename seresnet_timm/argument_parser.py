@@ -1,32 +1,138 @@
-"""ArgumentParser whose errors are one sentence, and types of its arguments."""
+"""ArgumentParser whose errors are one sentence each, all of a command line at once; suggestions for unknown flags
+
+Which values an argument takes is a rule of `engine/values.py`, which the parser is given.
+"""
 import argparse
 import ast
-from typing import List, Sequence
+import difflib
+import functools
+import math
+import re
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
-from seresnet_timm.errors import UsageError, did_you_mean
+from seresnet_timm.errors import UsageError, did_you_mean, printable, refuse
+
+# what people write for a flag, from other programs and from habit: flag -> words, without their hyphens
+MEANINGS: Dict[str, str] = {
+    '--opt': 'optimizer optimiser optim',
+    '--batch-size': 'batchsize bs batch trainbatchsize perdevicebatchsize imagesperbatch batchsizepergpu minibatch',
+    '--validation-batch-size': 'valbatchsize evalbatchsize testbatchsize',
+    '--lr': 'learningrate learnrate baselr initlr initiallr maxlr',
+    '--warmup-lr': 'warmuplearningrate startlr',
+    '--min-lr': 'minlearningrate finallr endlr etamin',
+    '--nproc': 'gpus ngpus numgpus npus nnpus numnpus ngpu nprocpernode nprocs numproc numprocs processes numprocesses '
+               'devices numdevices procs',
+    '--nnodes': 'nodes numnodes',
+    '--node-rank': 'noderank machinerank',
+    '--workers': 'numworkers nworkers dataloadernumworkers loaderworkers threads numthreads nthreads jobs',
+    '--data-dir': 'data datadir datapath dataset dataroot datasetdir datasetpath datasetroot datafolder datadirectory '
+                  'root rootdir traindata traindir imagenet imagefolder dataurl',
+    '--output': 'savedir savepath outputdir outputpath outdir outpath out logdir workdir checkpointdir checkpointpath '
+                'ckptdir traindirout resultdir resultsdir resultpath modeldir rundir outputfile destination dest',
+    '--experiment': 'name runname expname experimentname exp jobname',
+    '--model': 'arch architecture net network backbone modelname modelarch',
+    '--img-size': 'imagesize imgsize imgsz size resolution cropsize inputresolution imsize trainsize',
+    '--input-size': 'inputshape',
+    '--num-classes': 'classes nclasses nbclasses numclass nclass numlabels classnum',
+    '--epochs': 'numepochs nepochs maxepochs numtrainepochs totalepochs epoch',
+    '--start-epoch': 'beginepoch startepochs',
+    '--warmup-epochs': 'warmup warmupepoch numwarmupepochs warmupsteps',
+    '--sched': 'scheduler schedule lrscheduler lrschedule lrpolicy lrsched',
+    '--weight-decay': 'wd decay l2 weightdecay',
+    '--smoothing': 'labelsmoothing labelsmooth ls smooth',
+    '--drop': 'dropout droprate dropoutrate',
+    '--drop-path': 'droppathrate stochasticdepth dpr',
+    '--aa': 'autoaugment randaugment randaug augment augmentation autoaug augmix',
+    '--reprob': 'randomerasing randomerase erasing erasingprob reprobability',
+    '--mixup': 'mixupalpha',
+    '--cutmix': 'cutmixalpha',
+    '--hflip': 'horizontalflip flip',
+    '--color-jitter': 'colourjitter jitter',
+    '--clip-grad': 'gradclip clip clipgradnorm maxgradnorm gradientclip gradientclipping gradclipnorm clipnorm',
+    '--grad-accum-steps': 'gradientaccumulationsteps accumulationsteps accumsteps accum gradaccum '
+                          'accumulategradbatches gradaccumulation updatefreq iterstoaccumulate',
+    '--grad-checkpointing': 'gradientcheckpointing activationcheckpointing usecheckpoint',
+    '--amp': 'fp16 half mixedprecision useamp bf16 bfloat16 precision autocast',
+    '--model-ema': 'ema useema emadecay',
+    '--use-ema': 'ema',
+    '--resume': 'resumefrom continue loadcheckpoint continuefrom',
+    '--pretrained-path': 'pretrainedmodel pretrainedweights pretrainedcheckpoint finetune finetunefrom',
+    '--initial-checkpoint': 'weights loadfrom load init initweights loadweights ckpt checkpoint',
+    '--checkpoint': 'weights ckpt loadfrom load modelpath resumefrom pretrainedmodel pth checkpointpath',
+    '--pretrained': 'usepretrained imagenetweights',
+    '--config': 'configfile cfg conf yaml configpath',
+    '--log-interval': 'logevery printevery logfreq logfrequency loggingsteps loginterval displayinterval disp',
+    '--log-freq': 'logevery printevery loginterval logfrequency',
+    '--val-interval': 'evalinterval evalevery valfreq evalfreq validateevery evaluationinterval',
+    '--checkpoint-hist': 'savetotallimit keep keepcheckpoints savefreq',
+    '--seed': 'randomseed manualseed rngseed',
+    '--evaluate': 'eval evalonly testonly validateonly test onlyeval validate',
+    '--train-interpolation': 'traininterp',
+    '--interpolation': 'interp resample',
+    '--sync-bn': 'syncbatchnorm syncbn',
+    '--torchcompile': 'compile torchcompile',
+    '--channels-last': 'nhwc memoryformat',
+    '--in-chans': 'channels inputchannels inchannels numchannels chans',
+    '--gp': 'globalpool pooling pool',
+    '--master-addr': 'masteraddress host masterip masterhost',
+    '--master-port': 'port',
+    '--crop-pct': 'croppct centercrop cropratio',
+    '--no-aug': 'noaugmentation noaugment',
+    '--topk': 'k top numtop',
+    '--dry-run': 'check noop simulate',
+    '--device': 'accelerator',
+}
+_INEXACT = 0.75  # how similar an unknown flag must be to be a misspelt one
+SIMILAR = 0.65  # of a flag that is suggested for a misspelt one
+KINDS = {int: 'a whole number', float: 'a number'}
+WRONG = object()  # stands for a value that is refused, until all are known
 
 HELP_FLAGS = frozenset(('-h', '--help'))
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser; an error is one sentence (UsageError) without the usage text."""
+    """argparse's parser. Its errors are sentences, and all of a command line are found at once.
+
+    Attributes:
+        rules: The rules for the values of its arguments, by their `dest`, as in `engine/values.py`.
+    """
+    rules: Mapping[str, Any] = {}
 
     def error(self, message: str):
-        raise UsageError(f'{message[:1].upper()}{message[1:]}.')
+        raise UsageError(f'{message[:1].upper()}{message[1:]}{_meant(message, self.flags())}.'.replace('?.', '?'))
+
+    def parse_known_args(self, args=None, namespace=None):
+        is_last = not any(isinstance(a, argparse._SubParsersAction) for a in self._actions)
+        if args is not None and is_last and self.prefix_chars == '-':
+            args = with_known_spelling(args, self._option_string_actions)
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        namespace, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            raise UsageError(unknown_flag_message(self.flags(), unknown))
+        actions = [action for parser in self.parsers() for action in parser._actions]
+        with collected_problems(actions, self.rules) as problems:
+            try:
+                namespace, unknown = self.parse_known_args(args, namespace)
+            except UsageError as e:  # argparse cannot go on
+                refuse([*problems, str(e)])
+        if args is not None and all(parser.prefix_chars == '-' for parser in self.parsers()):
+            unknown = unknown + unknown_flags_with_spaces(args, self.flags())
+        problems += unknown_flag_messages(self.flags(), unknown)
+        problems += wrong_lists(actions, self.rules, vars(namespace))
+        refuse(problems)
         return namespace
 
     def flags(self) -> List[str]:
         """Every flag of this parser and of its sub-parsers."""
-        found = [flag for action in self._actions for flag in action.option_strings]
+        return list(dict.fromkeys(flag for parser in self.parsers() for flag in parser._option_string_actions))
+
+    def parsers(self) -> Iterator['ArgumentParser']:
+        """This parser and its sub-parsers."""
+        yield self
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                found += [flag for parser in action.choices.values() for flag in parser.flags()]
-        return list(dict.fromkeys(found))
+                for parser in action.choices.values():
+                    yield from parser.parsers()
 
     def leave_unparsed(self, dest: str) -> None:
         """Store all arguments as they are, flags and --help too, for another parser."""
@@ -50,17 +156,130 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, result)
 
 
-def positive_int(text: str) -> int:
-    """Type of an argument that counts something: 1, 2, ..."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
-    return int(text)
+# --- values -----------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def collected_problems(actions: Sequence[argparse.Action], rules: Mapping[str, Any]) -> Iterator[List[str]]:
+    """Sentences on the wrong values that a parser meets, instead of an error at the first; each becomes `WRONG`."""
+    problems: List[str] = []
+    changed = [a for a in actions if a.nargs != 0 and not isinstance(a, argparse._SubParsersAction)]
+    own = [(action, action.type, action.choices) for action in changed]
+    for action, kind, choices in own:
+        action.type = functools.partial(_read, action, kind or str, choices, rules.get(action.dest), problems)
+        action.choices = None
+    try:
+        yield problems
+    finally:
+        for action, kind, choices in own:
+            action.type, action.choices = kind, choices
 
 
-def unknown_flag_message(flags: Sequence[str], unknown: Sequence[str]) -> str:
-    """One sentence on the arguments that a parser did not recognise."""
-    flag = next((u for u in unknown if u.startswith('-')), None)
-    if flag is None:
-        return f"Unexpected argument '{unknown[0]}': --help lists the flags."
-    name = flag.split('=')[0]
-    return f"Unknown flag '{name}': {did_you_mean(name, flags, '--help lists the flags.')}"
+def _read(
+        action: argparse.Action, kind: Callable, choices: Any, rule: Any, problems: List[str], text: str) -> Any:
+    if text == action.default:
+        return text  # argparse reads default texts too
+    try:
+        value = kind(text)
+    except (argparse.ArgumentTypeError, TypeError, ValueError):
+        advice = f': give {rule.advice()}' if hasattr(rule, 'advice') else ''
+        problems.append(sentence(action, f"'{text}'", f'is not {KINDS.get(kind, kind.__name__)}{advice}'))
+        return WRONG
+    value, reason = checked(value, rule, choices)
+    if reason:
+        problems.append(sentence(action, text, reason))
+        return WRONG
+    return value
+
+
+def checked(value: Any, rule: Any, choices: Any = None) -> Any:
+    """A value as its rule reads it, and why it is wrong, if it is."""
+    if choices is not None and value not in choices:
+        return value, f'is unknown: {did_you_mean(str(value), map(str, choices))}'
+    if rule is not None:
+        value = rule.read(value)
+        return value, rule.wrong(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return value, 'is not a finite number'
+    return value, None
+
+
+def wrong_lists(
+        actions: Sequence[argparse.Action], rules: Mapping[str, Any], values: Mapping[str, Any]) -> List[str]:
+    """The sentences on lists whose items are right, but not together."""
+    found = []
+    for action in actions:
+        values_of, rule = values.get(action.dest), rules.get(action.dest)
+        if rule is not None and isinstance(values_of, (list, tuple)) and WRONG not in values_of:
+            reason = rule.wrong_list(values_of)
+            if reason:
+                found.append(sentence(action, ' '.join(map(str, values_of)), reason))
+    return found
+
+
+def sentence(action: argparse.Action, value: Any, reason: str) -> str:
+    """The sentence on a wrong value of an argument."""
+    name = next((s for s in action.option_strings if s.startswith('--')), None)
+    name = name or action.option_strings and action.option_strings[0] or action.metavar or action.dest
+    return f"{name} {printable(value) or repr('')} {reason.rstrip('.')}{'' if reason.endswith('?') else '.'}"
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+def with_known_spelling(args: Sequence[str], known: Mapping[str, Any]) -> List[str]:
+    """Arguments whose flags have the known one of `-` and `_` between their words."""
+    result = []
+    for i, arg in enumerate(args):
+        if arg == '--':
+            return result + list(args[i:])
+        name, equals, value = arg.partition('=')
+        if re.fullmatch(r'--[A-Za-z0-9][\w-]*', name) and name not in known:
+            spellings = ('--' + name[2:].replace('_', '-'), '--' + name[2:].replace('-', '_'))
+            name = next((s for s in spellings if s in known), name)
+        result.append(name + equals + value)
+    return result
+
+
+def unknown_flags_with_spaces(args: Sequence[str], known: Sequence[str]) -> List[str]:
+    """Unknown flags whose value has a space in it: argparse takes them for other arguments."""
+    names = [arg.partition('=')[0] for arg in args[:args.index('--') if '--' in args else None] if ' ' in arg]
+    return [n for n in names if re.fullmatch(r'--[A-Za-z0-9][\w-]*', n) and not any(f.startswith(n) for f in known)]
+
+
+def unknown_flag_messages(flags: Sequence[str], unknown: Sequence[str]) -> List[str]:
+    """A sentence on every flag that a parser did not recognise; on the first argument, if there is no flag."""
+    names = list(dict.fromkeys(u.split('=')[0] for u in unknown if re.match('-+[A-Za-z]', u)))
+    if unknown and not names:
+        return [f"Unexpected argument '{printable(unknown[0])}': --help lists the flags."]
+    return [unknown_flag_message(flags, name) for name in names]
+
+
+def unknown_flag_message(flags: Sequence[str], name: str) -> str:
+    nearest = nearest_flag(name, flags)
+    hint = f'did you mean {nearest}?' if nearest else '--help lists the flags.'
+    return f"Unknown flag '{printable(name)}': {hint}"
+
+
+def _meant(message: str, flags: Sequence[str]) -> str:
+    """The end of argparse's sentence on an abbreviation of several flags, where one of them is meant."""
+    match = re.match(r'ambiguous option: (--[\w-]+)', message)
+    flag = match and _by_meaning(_letters(match[1]), flags)
+    return f'; did you mean {flag}?' if flag else ''
+
+
+def nearest_flag(name: str, flags: Sequence[str]) -> Optional[str]:
+    """The flag that was meant: by its letters, by its meaning, else a similar one."""
+    # timm's names, which have hyphens, come before the ModelZoo's
+    by_letters = {_letters(f): f for f in sorted(flags, key=lambda f: '_' not in f) if f.startswith('--')}
+    letters = _letters(name)
+    if letters in by_letters:
+        return by_letters[letters]
+    close = difflib.get_close_matches(letters, by_letters, n=1, cutoff=SIMILAR)
+    return _by_meaning(letters, flags) or (by_letters[close[0]] if close else None)
+
+
+def _by_meaning(letters: str, flags: Sequence[str]) -> Optional[str]:
+    return next((f for f, words in MEANINGS.items() if letters in words.split() and f in flags), None)
+
+
+def _letters(flag: str) -> str:
+    return re.sub('[-_]', '', flag).lower()

@@ -1,19 +1,51 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
+import contextlib
 import difflib
+import os
+import sys
 import unicodedata
-from typing import Iterable, Optional
+from typing import Iterable, List, Optional, Sequence, Union
 
 
 class UsageError(Exception):
-    """The request is wrong: what, where, and what to do. Exit code 2."""
+    """The request is wrong: what, where, and what to do. Exit code 2.
+
+    Attributes:
+        problems: The sentences, where there are several.
+    """
 
     exit_code = 2
+    problems: Sequence[str] = ()
 
 
 class RunError(Exception):
     """The request was right and the run failed: what happened, and what to do. Exit code 1."""
 
     exit_code = 1
+
+    def __init__(self, text: str = ''):
+        # torch raises the error of a loader's worker process again, with the worker's traceback as its text
+        if text.startswith('Caught RunError in '):
+            text = text.rpartition(f'{__name__}.RunError: ')[2].strip()
+        super().__init__(text)
+
+
+def refuse(problems: Iterable[Union[str, UsageError]]) -> None:
+    """Refuse a request for all its problems at once; do nothing if there are none.
+
+    Raises:
+        UsageError: There is a problem.
+    """
+    found: List[str] = []
+    for problem in problems:
+        found += [problem] if isinstance(problem, str) else problem.problems or [str(problem)]
+    found = list(dict.fromkeys(found))
+    if len(found) == 1:
+        raise UsageError(found[0])
+    if found:
+        error = UsageError(f'{len(found)} problems:\n' + '\n'.join(f'  - {p}' for p in found))
+        error.problems = tuple(found)
+        raise error
 
 
 def did_you_mean(name: str, known: Iterable[str], fallback: Optional[str] = None) -> str:
@@ -38,6 +70,14 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip('.') if lines else type(error).__name__
 
 
+def print_any_text() -> None:
+    """Let stdout and stderr print text that their encoding does not have, such as names of any bytes: as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            with contextlib.suppress(OSError):  # a stream whose file was replaced
+                stream.reconfigure(errors='backslashreplace')
+
+
 # controls (C0, C1, DEL), invisible marks such as those that reorder text, line and paragraph separators, surrogates
 _ESCAPED_CATEGORIES = ('Cc', 'Cf', 'Zl', 'Zp', 'Cs')
 _JOINERS = '\u200c\u200d'  # words of several languages hold them
@@ -53,3 +93,9 @@ def printable(text: object) -> str:
 
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in _JOINERS
+
+
+def note_replaced(path: Optional[str], flag: str = '') -> None:
+    """Say on stderr that a file exists which a command is about to replace."""
+    if path and os.path.isfile(path):
+        print(f'Note: {flag} {printable(path)} exists and is replaced.'.replace('  ', ' '), file=sys.stderr)

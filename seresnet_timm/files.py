@@ -3,18 +3,20 @@ import errno
 import fcntl
 import glob
 import json
+import math
 import os
 import secrets
 import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterator, Optional, Union
 
 from filelock import FileLock, Timeout
 
-LOCK_SUFFIX = '.lock'
 FICLONE = 0x40049409  # ioctl of Linux: share the blocks of a file
+LOCK_SUFFIX = '.lock'
 
 
 @contextmanager
@@ -103,6 +105,66 @@ def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
     return lock if lock.is_locked else None
 
 
+@contextmanager
+def exclusive(path: Union[str, Path]) -> Iterator[None]:
+    """Hold a lock file while the block runs, and remove it then; a process that is killed gives its lock back too.
+
+    Loader workers that this process forks do not keep the lock.
+
+    Raises:
+        filelock.Timeout: Another process holds it.
+    """
+    tries = 3
+    while True:
+        try:
+            lock = acquire_lock(path)
+        except Timeout:  # perhaps `is_locked` of another process, for an instant
+            tries -= 1
+            if not tries:
+                raise
+            time.sleep(0.1)
+            continue
+        if not lock.is_locked or _locks(lock, path):
+            break
+        lock.release()  # its holder removed the file meanwhile
+    fd = lock._context.lock_file_fd if lock.is_locked else None
+    identity = os.fstat(fd)[1:3] if fd is not None else None  # inode and device
+
+    def forget() -> None:  # filelock does so itself since version 4
+        with suppress(OSError):
+            if fd is not None and lock.is_locked and os.fstat(fd)[1:3] == identity:
+                os.close(fd)
+    os.register_at_fork(after_in_child=forget)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(path).unlink(missing_ok=True)
+        lock.release()
+
+
+def _locks(lock: FileLock, path: Union[str, Path]) -> bool:
+    """Whether a lock is on the file that has the name now."""
+    fd = lock._context.lock_file_fd
+    try:
+        return fd is None or os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def is_locked(path: Union[str, Path]) -> bool:
+    """Whether another process holds a lock file. Nothing is created."""
+    if not os.path.exists(path):
+        return False
+    try:
+        acquire_lock(path).release()
+    except Timeout:
+        return True
+    except OSError:  # somebody else's file
+        return False
+    return False
+
+
 def copy_file(source: Union[str, Path], target: Union[str, Path]) -> None:
     """Copy a file to a new one that shares its blocks where the file system can (Btrfs, XFS), and no fate."""
     with open(source, 'rb') as src, open(target, 'wb') as dst:
@@ -121,8 +183,56 @@ def fsync(path: Union[str, Path]) -> None:
         os.close(fd)
 
 
+def as_json(value: Any, **kwargs: Any) -> str:
+    """JSON that every reader takes: null for NaN and infinity, which JSON does not have."""
+    return json.dumps(_finite(value), allow_nan=False, **kwargs)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Union[str, Path], value: Any) -> None:
     with atomic_path(path) as tmp:
         with open(tmp, 'w') as f:
-            json.dump(value, f, indent=2)
-            f.write('\n')
+            f.write(as_json(value, indent=2) + '\n')
+
+
+# file systems of the kernel, which hold no files of users
+_KERNEL = ('/proc', '/sys', '/sys/fs/cgroup', '/dev/pts')
+
+
+def why_not_writable(path: Union[str, Path], is_folder: bool = True) -> Optional[str]:
+    """Why a file or folder cannot be made at a path, as a clause; None if it can. Nothing is created.
+
+    Args:
+        path: The path. Folders above a folder may not exist yet.
+        is_folder: It is to be a folder. A file replaces one that exists.
+    """
+    path = Path(path).absolute()
+    try:
+        if path.exists():
+            if is_folder != path.is_dir():
+                return f'{path} is {"a file, not a folder" if is_folder else "a folder, not a file"}'
+            if not is_folder and not path.is_file():
+                return None  # a pipe or a device
+        if not is_folder and not path.parent.exists():
+            return f'the folder {path.parent} does not exist'
+        parent = next(p for p in ((path, *path.parents) if is_folder else path.parents) if os.path.lexists(p))
+        if not parent.is_dir():
+            return f'{parent} is not a folder'
+        if any(os.path.isdir(k) and os.stat(k).st_dev == os.stat(parent).st_dev for k in _KERNEL):
+            return f'{parent} is a file system of the kernel, which holds no files'
+        if os.statvfs(parent).f_flag & os.ST_RDONLY:
+            return f'{parent} is read-only'
+        if not os.access(parent, os.W_OK | os.X_OK):
+            return f'{parent} is not writable'
+        longest = os.pathconf(parent, 'PC_NAME_MAX')
+        name = next((p for p in path.relative_to(parent).parts if len(os.fsencode(p)) > longest), None)
+        return f'a name in it is longer than {longest} bytes' if name else None
+    except OSError as e:
+        return (e.strerror or str(e)).lower()

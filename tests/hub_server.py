@@ -6,6 +6,7 @@
 Repositories live in memory, blobs in a folder. What huggingface_hub 0.36, 1.x and 2.4 ask of a Hub to push and pull:
 
     POST       /api/repos/create                         make a repository; 409 where it exists
+    DELETE     /api/repos/delete                         delete it
     GET        /api/models/{repo}[/revision/{rev}]       commit and files; ?blobs=true with their hashes
     GET        /api/models/{repo}/refs, /tree/{rev}      branches and tags; files
     POST       /api/models/{repo}/branch|tag/{rev}       make one
@@ -334,6 +335,13 @@ class Handler(BaseHTTPRequestHandler):
         self.server.repos[name] = Repo(request.get('visibility') == 'private' or request.get('private') is True)
         self.answer_json({'url': url, 'name': name})
 
+    def delete(self) -> None:
+        user, request = self.user(), json.loads(self.body)
+        name = f'{request.get("organization") or user}/{request["name"]}'
+        self.repo(name, write=True)
+        del self.server.repos[name]
+        self.answer_json({})
+
     def info(self, name: str, rev: str = 'main') -> None:
         repo = self.repo(name)
         sha = self.commit_of(repo, rev)
@@ -499,6 +507,7 @@ class Handler(BaseHTTPRequestHandler):
 _REPO, _REV = r'(?P<name>[\w.\-]+/[\w.\-]+)', r'(?P<rev>[^/]+)'
 ROUTES: List[Tuple[Tuple[str, ...], re.Pattern, Any]] = [(tuple(m.split()), re.compile(p), f) for m, p, f in (
     ('POST', r'/api/repos/create', Handler.create),
+    ('DELETE', r'/api/repos/delete', Handler.delete),
     ('POST', r'/api/validate-yaml', Handler.validate_yaml),
     ('POST', rf'/api/models/{_REPO}/preupload/{_REV}', Handler.preupload),
     ('POST', rf'/api/models/{_REPO}/commit/{_REV}', Handler.commit),

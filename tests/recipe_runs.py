@@ -4,11 +4,14 @@ import subprocess
 from pathlib import Path
 
 import preloaded
+import pytest
 from conftest import ROOT
 from timm_scripts import TIMM_SCRIPTS
 
 SMALL = ROOT / 'tests' / 'small_scripts'
-SCRIPTS = ['bundled', SMALL, *([Path(TIMM_SCRIPTS)] if TIMM_SCRIPTS else [])]
+SCRIPTS = [
+    pytest.param('bundled', id='bundled'), pytest.param(SMALL, id='small', marks=pytest.mark.slow),
+    *([pytest.param(Path(TIMM_SCRIPTS), id='timm')] if TIMM_SCRIPTS else [])]
 LINES = ('Final Performance images/sec', 'Final Train Accuracy', 'E2E Training Duration sec')
 
 

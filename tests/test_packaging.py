@@ -61,6 +61,7 @@ def test_contents(wheel):
     assert extension == {f'seresnet_timm/data/_jpeg{suffix}'} and 'none-any' not in wheel.name
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_wheel_is_pure(source, tmp_path):
     """No C compiler: the install works, for every machine, and says what it leaves out."""
     wheel = build(source, tmp_path, CC='/nonexistent/cc')
@@ -129,6 +130,7 @@ def run_recipe(source: Path, python: Path, cwd: Path, data: Path) -> subprocess.
         cwd=cwd, env={**outside(), 'PYTHON': str(python)}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 takes a package from the current folder first')
 def test_recipe_of_a_checkout_runs_the_installed_package(source, venv, few_digits, tmp_path):
     """From another folder and from the checkout itself, whose package has no compiled decoder."""

@@ -27,7 +27,7 @@ def places(tmp_path_factory) -> Path:
     package = root / 'seresnet_timm'
     for folder in (package / 'doctor', root / 'pkg', root / 'seresnet_timm_fork', root / 'folder', root / 'bin'):
         folder.mkdir(parents=True)
-    for name in ('__init__.py', 'version.py'):
+    for name in ('__init__.py', 'old_names.py', 'version.py'):
         shutil.copy(ROOT / 'seresnet_timm' / name, package)
     (package / 'models.py').write_text('print("registered")')
     for file in (package / '__main__.py', package / 'doctor' / '__init__.py', package / 'doctor' / '__main__.py',
@@ -69,8 +69,10 @@ def test_models_are_registered_in_spawned_and_embedded_processes(places):
     assert start(places, 'embedded.py') == 'registered\n'
 
 
-@pytest.mark.parametrize('launcher', ([], ['torch.distributed.run', '--standalone', '--nproc-per-node=1', '-m']),
-                         ids=('python', 'torchrun'))
+@pytest.mark.parametrize('launcher', (
+    pytest.param([], id='python'),
+    pytest.param(['torch.distributed.run', '--standalone', '--nproc-per-node=1', '-m'], id='torchrun',
+                 marks=pytest.mark.slow)))
 def test_a_strangers_package_finds_the_models(tmp_path, launcher):
     """`python -m pkg.x` and `torchrun -m pkg.x` of a package whose __init__ imports this one."""
     (tmp_path / 'pkg').mkdir()

@@ -38,6 +38,8 @@ class FixedGradScaler(DynamicGradScaler):
         scale: Loss scale, 1024 in the reference.
     """
 
+    is_fixed = True
+
     def __init__(self, scale: float):
         super().__init__(init_scale=float(scale), dynamic=False)
         self._num_overflows = None  # on the device; created with the first gradients

@@ -1,21 +1,20 @@
 """Checkpoint: a file that was read once, and what it holds"""
 import argparse
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 
+from seresnet_timm.checkpoints import layout
 from seresnet_timm.checkpoints.recognise import classifier_rows, recognise
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.models.create import is_known
 from seresnet_timm.models.info import SCHEMA, ModelInfo
 
 SHA256_KEY = 'weights_sha256'  # in our checkpoints: SHA-256 of the weights, by the key that holds them
 INFO_KEY = 'model_info'
-WEIGHTS_KEYS = ('state_dict', 'model')
-EMA_KEYS = ('state_dict_ema', 'model_ema')
 
 
 @dataclass(frozen=True)
@@ -24,22 +23,73 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        format: 'zip' (torch.save since 1.6), 'legacy' (before) or 'safetensors'.
-        content: The file's dictionary: a state dict, or one that holds it under `state_dict` or `model`.
+        format: 'zip' (torch.save since 1.6), 'legacy' (before), 'python2' (likewise, of Python 2) or 'safetensors'.
+        content: The file's dictionary: a state dict, or one that holds it under `state_dict` or another usual key.
     """
     path: str
     format: str
     content: Dict[str, Any]
 
+    @cached_property
+    def _found(self) -> Tuple[Optional[str], Dict[str, Any]]:
+        """Key of the weights, None where the file is a bare state dict, and the weights."""
+        found = layout.find_weights(self.content, layout.WEIGHTS_KEYS)
+        if found is not None:
+            return found
+        others = layout.other_networks(self.content)
+        if len(others) > 1:
+            raise layout.several_networks(f'Checkpoint {self.path}', others, keys=True)
+        if others:
+            return others[0], self.content[others[0]]
+        # an average that is alone in its file is the network of the file
+        return layout.find_weights(self.content, layout.EMA_KEYS) or (None, self.content)
+
     @property
     def weights(self) -> Dict[str, Any]:
-        """The weights under the names that they have in the file."""
-        return next((self.content[k] for k in WEIGHTS_KEYS if isinstance(self.content.get(k), dict)), self.content)
+        """The weights under the names that they have in the file.
+
+        Raises:
+            UsageError: It holds several networks.
+        """
+        return self._found[1]
+
+    @property
+    def weights_key(self) -> Optional[str]:
+        """Key in the file that holds the weights; None where the file is a bare state dict."""
+        return self._found[0]
+
+    @property
+    def has_timms_keys(self) -> bool:
+        """timm itself finds the weights in the file."""
+        return self.weights_key in (None, *layout.TIMM_KEYS) and not any(
+            k in self.content for k in layout.EMA_KEYS if k not in layout.TIMM_KEYS)
+
+    @cached_property
+    def network(self) -> layout.Named:
+        """The weights under the names of their network, as far as they show without knowing it."""
+        weights, prefix = layout.strip_network_words(layout.plain_names(self.weights, f'Checkpoint {self.path}'))
+        return layout.Named(weights, [prefix] if prefix else [])
 
     @property
     def ema(self) -> Optional[Dict[str, Any]]:
-        """The moving average of the weights, if the file holds one."""
-        return next((self.content[k] for k in EMA_KEYS if isinstance(self.content.get(k), dict)), None)
+        """The moving average of the weights under the names that it has in the file, if the file holds one."""
+        found = layout.find_weights(self.content, layout.EMA_KEYS)
+        return None if found is None else found[1]
+
+    def only(self, network: str) -> 'Checkpoint':
+        """One of several networks: the part of the file under a key, or the weights under a prefix ('' for none).
+
+        Raises:
+            UsageError: There is no such key and no such prefix.
+        """
+        part = self.content.get(network)
+        if not isinstance(part, dict):
+            part = layout.part_of(self.weights, network.rstrip('.'))
+        if not part:
+            raise UsageError(f'{self.path} holds no network {printable(network)}: it is neither a key of the file nor '
+                             'the beginning of names of weights.')
+        kept = {k: self.content[k] for k in ('arch', 'args', 'epoch', 'version', INFO_KEY) if k in self.content}
+        return replace(self, content={**kept, 'state_dict': part})
 
     @property
     def has_ema(self) -> bool:
@@ -71,7 +121,7 @@ class Checkpoint:
     @cached_property
     def arch(self) -> Optional[str]:
         """timm's name of the network: recognised by its weights, else the name in the file if timm knows it."""
-        recognised = recognise(self.weights)
+        recognised = recognise(self.network.weights)
         if recognised is not None or self.is_modelzoo:
             return recognised
         info = self.content.get(INFO_KEY)
@@ -123,6 +173,14 @@ class Checkpoint:
         return 'optimizer' in self.content
 
     @property
+    def others(self) -> List[str]:
+        """Keys of what else is in the file."""
+        key = (self.weights_key or '').partition('.')[0]
+        known = {key, *layout.EMA_KEYS, SHA256_KEY, INFO_KEY, 'arch', 'epoch', 'epochs', 'metric', 'version',
+                 'optimizer'}
+        return [] if self.weights is self.content else [str(k) for k in self.content if k not in known]
+
+    @property
     def written_by(self) -> str:
         """Who wrote the file, as far as its keys show."""
         if self.is_modelzoo:
@@ -149,7 +207,7 @@ class Checkpoint:
     @property
     def num_classes(self) -> Optional[int]:
         """Number of classes: rows of the classifier's weights."""
-        return classifier_rows(self.weights, self.arch)
+        return classifier_rows(self.network.weights, self.arch)
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -162,6 +220,31 @@ class Checkpoint:
         if self.content.get(INFO_KEY) is not None:
             return ModelInfo.from_dict(self.content[INFO_KEY], origin)
         return ModelInfo.from_dict(_info_of_args(self.args, self.arch, self.num_classes, origin), origin)
+
+    def typed_info(self) -> ModelInfo:
+        """`info`, for verbs that have no flags for the arguments of a network: they say which verb has.
+
+        Raises:
+            UsageError: As `info`.
+        """
+        try:
+            return self.info
+        except UsageError as e:
+            if self.info_without_kwargs() is None:
+                raise
+            raise UsageError(f'{str(e).rstrip(".")}. Only `seresnet-timm validate` and `train` use such a network, '
+                             'with its arguments typed again: --model NAME --model-kwargs KEY=VALUE.')
+
+    def info_without_kwargs(self) -> Optional[ModelInfo]:
+        """`info` without the arguments of the network, for a file some of whose arguments are refused."""
+        content = dict(self.content)
+        if isinstance(content.get(INFO_KEY), dict):
+            content[INFO_KEY] = dict(content[INFO_KEY], kwargs={})
+        content['args'] = dict(self.args, model_kwargs={})
+        try:
+            return replace(self, content=content).info
+        except UsageError:
+            return None
 
 
 def _info_of_args(

@@ -2,19 +2,20 @@
 import json
 import re
 from dataclasses import replace
-from typing import Any, Dict, Optional
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from safetensors.torch import save_file
 
 from seresnet_timm.checkpoints import inspect as inspection
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, Checkpoint, weights_sha256
-from seresnet_timm.checkpoints.fit import describe_misfit
+from seresnet_timm.checkpoints.fit import describe_misfit, named_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, did_you_mean
 from seresnet_timm.files import atomic_path
-from seresnet_timm.models.create import check_model_name, create_from_info
+from seresnet_timm.models.create import check_model_name, create_from_info, is_known
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
@@ -23,22 +24,24 @@ DTYPES = ('float32', 'float16', 'bfloat16')
 
 
 def convert(
-        source: str,
+        source: Union[str, Path, Checkpoint],
         target: str,
         to: Optional[str] = None,
         use_ema: bool = False,
         dtype: Optional[str] = None,
         model: Optional[str] = None,
+        network: Optional[str] = None,
 ) -> Dict[str, Any]:
     """Convert a checkpoint's weights; optimizer and random state stay behind.
 
     Args:
-        source: Any file that `checkpoints.read_checkpoint` reads.
+        source: Any file that `checkpoints.read_checkpoint` reads, or what it read.
         target: File to write; an existing one is replaced once the new one is complete.
         to: 'timm', 'modelzoo' or 'safetensors'; None takes it from the target's name.
         use_ema: Take the moving average of the weights.
         dtype: Precision of the floating point weights; None keeps them bit for bit.
         model: timm's name of the network, if the weights do not tell it.
+        network: Key or prefix of the network to take, where the file holds several.
 
     Returns:
         Facts about the written file, as `inspect.inspect` gives them.
@@ -47,17 +50,14 @@ def convert(
         UsageError: The source cannot be read or cannot be converted so.
     """
     to = _format(target, to, dtype)
-    checkpoint = read_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    source = checkpoint.path
+    if network is not None:
+        checkpoint = checkpoint.only(network)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{source} holds no moving average of the weights: leave out --use-ema.')
-    weights = checkpoint.weights_or_ema(use_ema)
-    if not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
-        raise UsageError(f'{source} holds no state_dict of tensors alone: there is nothing to convert.')
     arch = model or checkpoint.arch
-    weights = checkpoint_filter_fn(weights, None)  # timm's names
-    info = _info(checkpoint, weights, model)
-    if model is not None:
-        _check_fits(source, weights, info)
+    info, weights = _network(checkpoint, use_ema, model)
     if to == 'modelzoo' and not re.fullmatch(r'seresnet\d+_ascend', arch or ''):
         raise UsageError(f'{source} is {arch or "of an unknown architecture"}: the ModelZoo has only SE-ResNets '
                          'without bias in their SE layers.')
@@ -92,26 +92,46 @@ def _format(target: str, to: Optional[str], dtype: Optional[str]) -> str:
     return to
 
 
-def _info(checkpoint: Checkpoint, weights: Dict[str, torch.Tensor], model: Optional[str]) -> ModelInfo:
-    """Model info of the written file: that of the source, under the name that was given.
+def _network(
+        checkpoint: Checkpoint,
+        use_ema: bool,
+        model: Optional[str],
+) -> Tuple[ModelInfo, Dict[str, torch.Tensor]]:
+    """Model info of the written file, and the weights under timm's names.
 
     Raises:
-        UsageError: A setting of the source is not one that is taken from a file.
+        UsageError: The file holds no weights, or those of several networks, or they do not fit the model that was
+            named; or a setting of the source is not one that is taken from a file.
     """
     info = checkpoint.info
     if model is not None:
         check_model_name(model)
         info = replace(info, name=model)
-    rows = classifier_rows(weights, info.name)
-    if rows is None or rows == info.num_classes:
-        return info
-    return replace(info, num_classes=rows, class_names=None)
+    if info.name is not None and is_known(info.name):
+        rows = classifier_rows(checkpoint.network.weights, info.name)
+        info = _with_rows(info, rows)
+        try:
+            shapes = create_from_info(info, checkpoint.path, meta=True)
+        except UsageError:
+            if model is not None:
+                raise
+            shapes = None  # the weights can be converted all the same, under the names that they have
+        named = None if shapes is None else named_for(checkpoint, shapes, use_ema)
+        misfit = describe_misfit(named.weights, shapes) if named and shapes is not None else None
+        if misfit and model is not None:
+            raise UsageError(f'Checkpoint {checkpoint.path} does not fit {info.name}: {misfit}.')
+        if named and not misfit:
+            return info, named.weights
+    weights = Checkpoint(checkpoint.path, checkpoint.format, checkpoint.weights_or_ema(use_ema)).network.weights
+    if not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise UsageError(f'{checkpoint.path} holds no state_dict of tensors alone: there is nothing to convert.')
+    weights = checkpoint_filter_fn(weights, None)
+    return _with_rows(info, classifier_rows(weights, info.name)), weights
 
 
-def _check_fits(source: str, weights: Dict[str, torch.Tensor], info: ModelInfo) -> None:
-    misfit = describe_misfit(weights, create_from_info(info, source, meta=True))
-    if misfit:
-        raise UsageError(f'Checkpoint {source} does not fit {info.name}: {misfit}.')
+def _with_rows(info: ModelInfo, rows: Optional[int]) -> ModelInfo:
+    """Model info with as many classes as the classifier has."""
+    return info if rows in (None, info.num_classes) else replace(info, num_classes=rows, class_names=None)
 
 
 def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dict[str, str]) -> None:

@@ -5,9 +5,9 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
-from timm.models import clean_state_dict
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, names_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.models.create import create_from_info
@@ -18,16 +18,41 @@ _logger = logging.getLogger(__name__)
 MAX_NAMED = 4  # names of weights that one sentence lists
 
 
-def weights_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -> Dict[str, torch.Tensor]:
-    """The weights in a checkpoint, under the model's own names.
+def named_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -> Named:
+    """The weights in a checkpoint, under the model's own names, and what was done to their names.
 
     Args:
         checkpoint: As from `read_checkpoint`.
         model: Model to name them for; SE-ResNets accept the names of ModelZoo and torchvision.
         use_ema: Take the moving average if there is one.
+
+    Raises:
+        UsageError: The file holds several networks that fit.
     """
-    weights = checkpoint.weights_or_ema(use_ema)
-    return checkpoint_filter_fn(weights, model) if isinstance(model, SEResNet) else clean_state_dict(weights)
+    def rename(weights: Dict[str, Any]) -> Dict[str, Any]:
+        return checkpoint_filter_fn(weights, model) if isinstance(model, SEResNet) else weights
+    return names_for(checkpoint.weights_or_ema(use_ema), model.state_dict(), classifier_keys(model),
+                     f'Checkpoint {checkpoint.path}', rename)
+
+
+def weights_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -> Dict[str, torch.Tensor]:
+    """The weights of `named_for`."""
+    return named_for(checkpoint, model, use_ema).weights
+
+
+def not_finite(weights: Dict[str, Any]) -> List[str]:
+    """Names of the weights that hold NaN or infinity."""
+    return [k for k, v in weights.items()
+            if isinstance(v, torch.Tensor) and v.is_floating_point() and not bool(v.isfinite().all())]
+
+
+def describe_not_finite(checkpoint: Checkpoint, weights: Dict[str, Any]) -> Optional[str]:
+    """That weights of a checkpoint are not finite, as a sentence; None if they are."""
+    names = not_finite(weights)
+    if not names:
+        return None
+    return (f'Checkpoint {checkpoint.path} has weights that are not finite (NaN or infinity): '
+            f'{printable(first_names(names, MAX_NAMED))}. Its training diverged: take an earlier checkpoint.')
 
 
 def misfits(weights: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, List[str]]:
@@ -64,8 +89,21 @@ def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Op
         classes = weights[head[0]].shape[0]
         return f'it has {classes} classes (--num-classes {classes})'
     parts = [f'it was saved from {printable(arch)} (--model {printable(arch)})'] if arch else []
+    if any(SPLIT_BN in k for k in found['unexpected']):
+        parts.append('it was trained with --split-bn')
+    if any(SPLIT_BN in k for k in found['missing']):
+        parts.append('it was trained without --split-bn')
     parts += [f'{len(keys)} {what}: {printable(first_names(keys, MAX_NAMED))}' for what, keys in found.items() if keys]
+    prefix = shared_prefix(weights)
+    if prefix and len(found['missing']) == len(model.state_dict()):
+        parts.append(f'the names of its weights begin with {printable(prefix)}')
     return '; '.join(parts)
+
+
+def shared_prefix(weights: Dict[str, Any]) -> str:
+    """What comes before the first dot in the names of all weights, with the dot; '' if it is not the same in all."""
+    firsts = {k.partition('.')[0] for k in weights}
+    return f'{firsts.pop()}.' if len(firsts) == 1 and all('.' in k for k in weights) else ''
 
 
 def classifier_keys(model: nn.Module) -> List[str]:
@@ -91,12 +129,13 @@ def load_weights(
         adapt_head: Keep the model's own classifier where the checkpoint's has another number of classes.
 
     Raises:
-        UsageError: The weights do not fit the model.
+        UsageError: The weights do not fit the model, or are not finite.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
     path = checkpoint.path
-    weights = weights_for(checkpoint, model, use_ema)
+    named = named_for(checkpoint, model, use_ema)
+    weights = named.weights
     if adapt_head:
         own = model.state_dict()
         for key in classifier_keys(model):
@@ -105,6 +144,8 @@ def load_weights(
                 weights = dict(weights, **{key: own[key]})
     _refuse_misfit(checkpoint, weights, model, model_name)
     model.load_state_dict(weights)
+    if named.describe():
+        _logger.info(f'{path}: {named.describe()}.')
     if not checkpoint.holds_checksum:
         _logger.info(f'{path} holds no checksum: whether its values are intact is not known.')
 
@@ -144,3 +185,6 @@ def _refuse_misfit(checkpoint: Checkpoint, weights: Dict[str, Any], model: nn.Mo
     misfit = describe_misfit(weights, model, checkpoint.arch_unlike(model_name))
     if misfit:
         raise UsageError(f'Checkpoint {checkpoint.path} does not fit {model_name}: {misfit}.')
+    problem = describe_not_finite(checkpoint, weights)
+    if problem:
+        raise UsageError(problem)

@@ -3,7 +3,7 @@ import hashlib
 import os
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple, Union
 
 import torch
 
@@ -13,6 +13,8 @@ from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.models.create import check_model_name, create_from_info
+
+MAX_KEYS = 12  # of a file, in one line
 
 
 def inspect(path: str) -> Dict[str, Any]:
@@ -42,7 +44,8 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     return {
         'file': checkpoint.path,
-        'format': {'zip': 'torch.save', 'legacy': 'torch.save from before torch 1.6'}.get(
+        'format': {'zip': 'torch.save', 'legacy': 'torch.save from before torch 1.6',
+                   'python2': 'torch.save of Python 2'}.get(
             checkpoint.format, checkpoint.format),
         'written_by': checkpoint.written_by,
         'architecture': checkpoint.arch,
@@ -57,6 +60,10 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
         'moving_average': checkpoint.has_ema,
         'optimizer': checkpoint.has_optimizer,
         'loss_scale': checkpoint.loss_scale,
+        'weights_under': checkpoint.weights_key,
+        'prefix': _prefix(checkpoint),
+        'also_in_it': checkpoint.others,
+        'not_finite_weights': fit.not_finite(tensors),
         'not_finite': sum(int((~t.float().isfinite()).sum()) for t in tensors.values() if t.is_floating_point()),
         'integrity': checkpoint.integrity,
         'bytes': os.path.getsize(checkpoint.path),
@@ -72,7 +79,14 @@ def _settings(checkpoint: Checkpoint) -> Dict[str, Any]:
         return {'refused': str(e)}
     return {'class_names': info.class_names, 'model_kwargs': info.kwargs, 'input_size': info.input_size,
             'mean': info.mean, 'std': info.std, 'interpolation': info.interpolation, 'crop_pct': info.crop_pct,
-            'crop_mode': info.crop_mode, 'refused': None}
+            'crop_mode': info.crop_mode, 'refused': None,
+            'not_in_it': info.unknown_preprocessing() + (['class names'] if info.class_names is None else [])}
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    """What comes before the network's own names of the weights; '' if nothing does."""
+    first, own = next(iter(checkpoint.weights), ''), next(iter(checkpoint.network.weights), '')
+    return first[:len(first) - len(own)] if first.endswith(own) else ''
 
 
 def file_sha256(path: str) -> str:
@@ -97,17 +111,33 @@ def describe(facts: Dict[str, Any]) -> List[str]:
         *_describe_settings(facts),
         ('parameters', f'{facts["parameters"]:,}'),
         ('precision', ', '.join(f'{d} ({n:,})' for d, n in facts['dtype'].items())
-         + (f'; {facts["not_finite"]:,} values are not finite' if facts['not_finite'] else '')),
+         + (f'; {facts["not_finite"]:,} values are not finite (NaN or infinity), in '
+            + first_names(facts['not_finite_weights'], fit.MAX_NAMED) if facts['not_finite'] else '')),
         ('epochs', 'unknown' if facts['epochs'] is None else facts['epochs']),
         ('metric', 'unknown' if facts['metric'] is None else f'{facts["metric"]:.3f}'),
         ('moving average', yes(facts['moving_average'])),
         ('optimizer', yes(facts['optimizer'])
          + ('' if facts['loss_scale'] is None else f'; loss scale {facts["loss_scale"]:g}')),
+        *_describe_rest(facts),
         ('integrity', facts['integrity']),
         ('size', f'{facts["bytes"]:,} bytes'),
         ('SHA-256', facts['sha256']),
         *(('does not fit', line) for line in facts.get('misfits', [])),
     ]]
+
+
+def _describe_rest(facts: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Lines of where the weights are, of what else is in the file, and of what is not."""
+    lines = []
+    where = [f'under {facts["weights_under"]}'] if facts['weights_under'] not in (None, 'state_dict') else []
+    where += [f'their names begin with {facts["prefix"]}'] if facts['prefix'] else []
+    if where:
+        lines.append(('weights', ', '.join(where)))
+    if facts['also_in_it']:
+        lines.append(('also in it', first_names(facts['also_in_it'], MAX_KEYS)))
+    if facts.get('not_in_it'):
+        lines.append(('not in it', ', '.join(facts['not_in_it'])))
+    return lines
 
 
 def _describe_settings(facts: Dict[str, Any]) -> List[Tuple[str, str]]:
@@ -132,15 +162,16 @@ def _describe_settings(facts: Dict[str, Any]) -> List[Tuple[str, str]]:
     return lines
 
 
-def misfits(path: str, model_name: str) -> List[str]:
+def misfits(source: Union[str, Checkpoint], model_name: str) -> List[str]:
     """Every weight in a file that does not fit a model, a line each.
 
     Raises:
         UsageError: The file cannot be read, or timm does not know the model.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     check_model_name(model_name)
-    classes = classifier_rows(checkpoint.weights, model_name)
-    model = create_from_info(replace(checkpoint.info, name=model_name, num_classes=classes), path, meta=True)
+    classes = classifier_rows(checkpoint.network.weights, model_name)
+    info = replace(checkpoint.info, name=model_name, num_classes=classes)
+    model = create_from_info(info, checkpoint.path, meta=True)
     found = fit.misfits(fit.weights_for(checkpoint, model), model)
     return [f'{what}: {key}' for what, keys in found.items() for key in keys]

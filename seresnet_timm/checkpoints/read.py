@@ -5,20 +5,20 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Mapping, Union
+from typing import Any, Dict, Mapping, Tuple, Union
 
 import torch
 from safetensors import safe_open
 
 from seresnet_timm.checkpoints import safe_pickle
 from seresnet_timm.checkpoints.checkpoint import (
-    EMA_KEYS,
     INFO_KEY,
     SHA256_KEY,
-    WEIGHTS_KEYS,
     Checkpoint,
     weights_sha256,
 )
+from seresnet_timm.checkpoints.file_kind import other_kind
+from seresnet_timm.checkpoints.layout import EMA_KEYS, TIMM_KEYS, WEIGHTS_KEYS, find_weights
 from seresnet_timm.errors import UsageError, first_line, first_names, printable
 
 MAX_NAMED = 4  # names that one sentence lists
@@ -49,29 +49,22 @@ def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
         raise UsageError(f'Checkpoint {path} does not exist.')
     if os.path.getsize(path) == 0:
         raise UsageError(f'Checkpoint {path} is empty.')
-    kind = file_format(path)
+    try:
+        other = other_kind(path)
+        kind = file_format(path)
+    except OSError as e:
+        raise UsageError(f'Checkpoint {path} cannot be read: {e.strerror or first_line(e)}.') from e
+    if other is not None:
+        raise UsageError(f'Checkpoint {path} is {other}.')
     try:
         if kind == 'safetensors':
             checkpoint = _read_safetensors(path)
         else:
-            if kind == 'zip':
-                _check_zip(path)
-            with torch.serialization.safe_globals(safe_pickle.allowed()), warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # torch warns of formats that it supports nevertheless
-                # files from before torch 1.6 are no zip archives and cannot be mapped
-                checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=kind == 'zip')
+            checkpoint, kind = _unpickle(path, kind)
     except UsageError:
         raise
     except Exception as e:  # a damaged file can raise anything
-        foreign = safe_pickle.foreign_names(path) if isinstance(e, pickle.UnpicklingError) else []
-        if foreign:
-            raise UsageError(
-                f'Checkpoint {path} is refused, and no code in it was run: beside weights it holds '
-                f'{printable(first_names(foreign, MAX_NAMED))}, which only running code from the file would load. '
-                'Save the state_dict of the model instead.') from e
-        if isinstance(e, pickle.UnpicklingError):  # whose text advises to run the file
-            raise UsageError(f'{path} is not a checkpoint, or it is damaged.') from e
-        raise _damaged(path, f'{type(e).__name__}: {printable(first_line(e)[:200])}') from e
+        raise _explain(path, e) from e
     if not isinstance(checkpoint, dict):
         raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
     _check_weights(path, checkpoint, kind)
@@ -91,6 +84,46 @@ def file_format(path: str) -> str:
     if path.endswith('.safetensors') or (head[8:] == b'{' and head[5:8] == bytes(3)):
         return 'safetensors'
     return 'zip' if head[:2] == b'PK' else 'legacy'
+
+
+def _unpickle(path: str, kind: str) -> Tuple[Any, str]:
+    """Content of a file of torch.save, and its format; 'python2' where strings had to be decoded."""
+    if kind == 'zip':
+        _check_zip(path)
+    with torch.serialization.safe_globals(safe_pickle.allowed()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch warns of formats that it supports nevertheless
+        try:
+            # files from before torch 1.6 are no zip archives and cannot be mapped
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=kind == 'zip'), kind
+        except (UnicodeDecodeError, pickle.UnpicklingError):
+            decoded = safe_pickle.with_text_strings(path) if kind == 'legacy' else None
+            if decoded is None:
+                raise
+            return torch.load(decoded, map_location='cpu', weights_only=True), 'python2'
+
+
+def _explain(path: str, error: Exception) -> UsageError:
+    """Why a file could not be read."""
+    if isinstance(error, pickle.UnpicklingError):  # whose text advises to run the file
+        foreign = safe_pickle.foreign_names(path)
+        if foreign:
+            return UsageError(
+                f'Checkpoint {path} is refused, and no code in it was run: beside weights it holds '
+                f'{printable(first_names(foreign, MAX_NAMED))}, which only running code from the file would load. '
+                'Save the state_dict of the model instead.')
+        protocol = safe_pickle.protocol(path)
+        if protocol is not None and protocol > 2 and 'operand' in str(error):
+            return UsageError(f'Checkpoint {path} was pickled with protocol {protocol}, which torch reads only by '
+                              'running code from the file. Save its state_dict again without pickle_protocol.')
+        return UsageError(f'{path} is not a checkpoint, or it is damaged.')
+    if isinstance(error, OSError) and error.errno is not None:
+        return UsageError(f'Checkpoint {path} cannot be read: {error.strerror or first_line(error)}.')
+    if isinstance(error, MemoryError):
+        return UsageError(f'Checkpoint {path} does not fit into the memory of this machine.')
+    if isinstance(error, ValueError) and 'NumPy scalar' in str(error):
+        return UsageError(f'Checkpoint {path} is refused: beside weights it holds {first_line(error)}, which is not '
+                          'read. Save the state_dict of the model instead.')
+    return _damaged(path, f'{type(error).__name__}: {printable(first_line(error)[:200])}')
 
 
 def _read_safetensors(path: str) -> Dict[str, Any]:
@@ -127,13 +160,15 @@ def _check_zip(path: str) -> None:
 def _check_weights(path: str, checkpoint: Dict[str, Any], kind: str) -> None:
     """Check the weights in a checkpoint: they have names, memory of their own, and the SHA-256 that was saved."""
     known = checkpoint.get(SHA256_KEY)
-    found = {k: checkpoint[k] for k in WEIGHTS_KEYS + EMA_KEYS if isinstance(checkpoint.get(k), dict)}
+    found = {k: checkpoint[k] for k in TIMM_KEYS if isinstance(checkpoint.get(k), dict)}
+    others = (find_weights(checkpoint, WEIGHTS_KEYS), find_weights(checkpoint, EMA_KEYS))
+    found.update(pair for pair in others if pair)
     for key, weights in (found or {'': checkpoint}).items():
         if not all(isinstance(k, str) for k in weights):
             raise UsageError(f'{path} does not name its weights: it is not the checkpoint of a model.')
         if isinstance(known, dict) and key in known and weights_sha256(weights) != known[key]:
             raise _damaged(path, f'SHA-256 of {key}')
-        if kind == 'legacy':
+        if kind in ('legacy', 'python2'):
             # a damaged name of a storage lets two weights share one
             tensors = [v for v in weights.values() if isinstance(v, torch.Tensor) and v.numel()]
             if len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors):

@@ -6,6 +6,7 @@ import timm
 import torch
 from timm.models import clean_state_dict
 
+from seresnet_timm.checkpoints.layout import SPLIT_BN, prefixes_of, under
 from seresnet_timm.models.create import create_model, is_known
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
@@ -26,7 +27,18 @@ def recognise(weights: Dict[str, Any]) -> Optional[str]:
         `seresnet50_ascend` (SE without bias), `seresnet50` (with), `resnet50`, or another depth; None for any other
         network.
     """
-    weights = checkpoint_filter_fn(dict(weights), None)
+    return _recognise(weights) or _recognise_under_prefix(weights)
+
+
+def _recognise_under_prefix(weights: Dict[str, Any]) -> Optional[str]:
+    """The network beside which the file holds other weights, such as those of a loss; None if there are several."""
+    prefixes = [p for p in prefixes_of(weights, ['conv1.weight']) if p and f'{p}layer1.0.conv1.weight' in weights]
+    names = {_recognise(under(weights, p)) for p in prefixes}
+    return names.pop() if len(names) == 1 else None
+
+
+def _recognise(weights: Dict[str, Any]) -> Optional[str]:
+    weights = {k: v for k, v in checkpoint_filter_fn(dict(weights), None).items() if SPLIT_BN not in k}
     stages = []
     for stage in range(1, 5):
         blocks = {m[1] for k in weights if (m := re.match(rf'layer{stage}\.(\d+)\.', k))}
@@ -54,5 +66,8 @@ def classifier_rows(weights: Dict[str, Any], arch: Optional[str] = None) -> Opti
     if arch is not None and is_known(arch):
         config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
         name = config.classifier if config is not None and isinstance(config.classifier, str) else name
-    head = clean_state_dict(weights).get(f'{name}.weight')
-    return int(head.shape[0]) if isinstance(head, torch.Tensor) and head.ndim >= 2 else None
+    weights = clean_state_dict(weights)
+    key = f'{name}.weight'
+    heads = [weights[key]] if key in weights else [v for k, v in weights.items() if k.endswith(f'.{key}')]
+    rows = {int(h.shape[0]) for h in heads if isinstance(h, torch.Tensor) and h.ndim >= 2}
+    return rows.pop() if len(rows) == 1 else None

@@ -1,10 +1,13 @@
 """Saves checkpoints atomically, with all that a resumed run and a later reader need"""
+import functools
+import math
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from timm.utils import CheckpointSaver
 
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, weights_sha256
+from seresnet_timm.checkpoints.save_errors import SaveErrors, remove_temporary_files, torch_errors_as_oserror
 from seresnet_timm.files import copy_file, fsync
 
 
@@ -17,16 +20,52 @@ class AtomicCheckpointSaver(CheckpointSaver):
     Attributes:
         run_state: What an exact resume needs beside weights and optimizer; set it before every save.
         model_info: `ModelInfo.to_dict()` of the run's model; set it once.
+        errors: Whether the last save failed, and why; None to raise the error.
     """
 
     def __init__(self, *args, task, **kwargs):
         super().__init__(*args, task=task, **kwargs)
         self.run_state: Dict[str, Any] = {}
         self.model_info: Dict[str, Any] = {}
+        self.errors: Optional[SaveErrors] = None
         self.task = _WithRunState(task, self)
+        if self.checkpoint_dir:
+            remove_temporary_files(self.checkpoint_dir)
+
+    def save_checkpoint(self, epoch: int, metric: Optional[float] = None) -> Tuple[Optional[float], Optional[int]]:
+        """Save as timm's does, but an error of the file system need not end the run: see `errors`.
+
+        A metric that is not a finite number ranks nowhere: timm's saver would keep the first one as the best for ever.
+        What `save_last` kept of the state before is removed.
+        """
+        before = self.checkpoint_files, self.best_epoch, self.best_metric
+        self.checkpoint_files = list(self.checkpoint_files)
+        if metric is not None and not math.isfinite(metric):
+            metric = None
+        save = functools.partial(super().save_checkpoint, epoch, metric)
+        if not self._attempt(f'Epoch {epoch}', self.checkpoint_dir, save):
+            files, self.best_epoch, self.best_metric = before
+            self.checkpoint_files = [(path, m) for path, m in files if os.path.exists(path)]
+        elif os.path.exists(self._previous):
+            os.unlink(self._previous)
+        return (None, None) if self.best_metric is None else (self.best_metric, self.best_epoch)
+
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        save = functools.partial(super().save_recovery, epoch, batch_idx)
+        self._attempt(f'Update {batch_idx} of epoch {epoch}', self.recovery_dir, save)
+
+    def _attempt(self, what: str, folder: str, save: Callable[[], Any]) -> bool:
+        if self.errors is not None:
+            return self.errors.attempt(what, folder, save)
+        save()
+        return True
 
     def save_last(self, epoch: int) -> None:
         """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""
+        save = functools.partial(self._save_last, epoch)
+        self._attempt(f'The middle of epoch {epoch + 1}', self.checkpoint_dir, save)
+
+    def _save_last(self, epoch: int) -> None:
         tmp = os.path.join(self.checkpoint_dir, f'tmp{self.extension}')
         last = os.path.join(self.checkpoint_dir, f'last{self.extension}')
         self._save(tmp, epoch)
@@ -34,19 +73,13 @@ class AtomicCheckpointSaver(CheckpointSaver):
             self._duplicate(last, self._previous)
         self._replace(tmp, last)
 
-    def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
-        """As timm's; what `save_last` kept of the state before is removed."""
-        best = super().save_checkpoint(epoch, metric)
-        if os.path.exists(self._previous):
-            os.unlink(self._previous)
-        return best
-
     @property
     def _previous(self) -> str:
         return os.path.join(self.checkpoint_dir, f'previous{self.extension}')
 
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
-        super()._save(save_path, epoch, metric)
+        with torch_errors_as_oserror(save_path):
+            super()._save(save_path, epoch, metric)
         fsync(save_path)
 
     def _replace(self, src: str, dst: str) -> None:

@@ -7,17 +7,22 @@ from seresnet_timm.argument_parser import ArgumentParser
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = "Convert a checkpoint's weights between timm, the ModelZoo and safetensors, bit for bit."
     arg = parser.add_argument
-    arg('source', metavar='IN', help='any checkpoint that `seresnet-timm inspect` reads')
+    arg('source', metavar='IN', help='checkpoint, folder of a run, or hf-hub:org/name')
     arg('target', metavar='OUT', help='file to write')
     arg('--to', metavar='FORMAT', help='timm, modelzoo or safetensors; default: by the suffix of OUT')
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
         help='take the moving average of the weights, or the raw weights (raw)')
     arg('--dtype', metavar='D', help='float32, float16 or bfloat16; default: no change')
+    arg('--network', metavar='PREFIX', help='of a file with several networks, the one whose key or prefix this is')
     arg('--model', metavar='NAME', help='timm name of the model, if the weights do not tell it')
 
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
     from seresnet_timm.checkpoints.convert import convert
-    facts = convert(args.source, args.target, args.to, bool(args.use_ema), args.dtype, args.model)
+    from seresnet_timm.errors import note_replaced
+    from seresnet_timm.inference.load import read_model_file
+    note_replaced(args.target)
+    facts = convert(read_model_file(args.source), args.target, args.to, bool(args.use_ema), args.dtype, args.model,
+                    args.network)
     print('\n'.join(inspection.describe(facts)))

@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 
-from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.cli.model_argument import add_model_argument, load_model
 
 
@@ -13,18 +13,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument('out', metavar='OUT', help='file to write, e.g. model.onnx or model.pt2')
     parser.add_argument('--format', choices=('onnx', 'torch'), help='default: by the suffix of OUT')
-    parser.add_argument('--opset', type=int, choices=range(11, 16), metavar='N', default=13,
+    parser.add_argument('--opset', type=int, metavar='N', default=13,
                         help='ONNX operator set, 11 to 15, which ATC reads (%(default)s)')
     parser.add_argument('--uint8', action='store_true', help='the model takes uint8 pixels and normalises them itself')
     parser.add_argument('--soc', metavar='CHIP', help='chip for the ATC command, e.g. Ascend910A, Ascend310P3')
-    parser.add_argument('--atc-batch-size', type=positive_int, nargs='+', default=[1], metavar='N',
+    parser.add_argument('--atc-batch-size', type=int, nargs='+', default=[1], metavar='N',
                         help='batch size of the .om file, or several to choose from at run time (1)')
 
 
 def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.errors import note_replaced
     from seresnet_timm.inference import export
     soc = export.check_soc(args.soc) if args.soc else None
     loaded = load_model(args)
+    note_replaced(args.out)
     out = export.export(loaded, args.out, args.format, args.opset, args.uint8)
     is_onnx = (args.format or export.SUFFIXES.get(out.suffix)) == 'onnx'
     kind = f'ONNX opset {args.opset}' if is_onnx else 'torch.export program'

@@ -1,27 +1,30 @@
 """`seresnet-timm inspect`: what a checkpoint contains, and whether it is complete."""
 import argparse
-import json
 
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError
+from seresnet_timm.files import as_json
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (
         'Show what a checkpoint contains (architecture, classes, epoch, metric, precision) and whether it is complete.')
-    parser.add_argument('file', nargs='+', metavar='FILE', help='checkpoint: .pth.tar, .pth, .pkl or .safetensors')
+    parser.add_argument('file', nargs='+', metavar='FILE',
+                        help='checkpoint (.pth.tar, .pth, .pkl or .safetensors), folder of a run, or hf-hub:org/name')
     parser.add_argument('--model', metavar='NAME', help='list every weight that does not fit this model')
     parser.add_argument('--json', action='store_true', help='print one line of JSON for each file')
 
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
+    from seresnet_timm.inference.load import read_model_file
     misfits = 0
     for path in args.file:
-        facts = inspection.inspect(path)
+        checkpoint = read_model_file(path)
+        facts = inspection.facts_of(checkpoint)
         if args.model:
-            facts['misfits'] = inspection.misfits(path, args.model)
+            facts['misfits'] = inspection.misfits(checkpoint, args.model)
             misfits += len(facts['misfits'])
-        print(json.dumps(facts) if args.json else '\n'.join(inspection.describe(facts)))
+        print(as_json(facts) if args.json else '\n'.join(inspection.describe(facts)))
     if misfits:
         raise RunError(f'{misfits} weight(s) do not fit {args.model}.')

@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
+from seresnet_timm.engine.values import rules_of
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable
 from seresnet_timm.version import __version__
 
 # verb -> its line in `seresnet-timm --help`
@@ -27,10 +28,12 @@ VERBS: Dict[str, str] = {
     'doctor': 'check versions, CANN, devices and network, and compute on every device',
     'export': 'write a model as ONNX or torch.export program, for example for Ascend inference',
     'predict': 'print the most likely classes of images',
+    'check-data': 'list the damaged images, duplicates and odd classes of a dataset',
     'prepare': 'copy a dataset and reduce its large images, for faster training',
     'prepare-imagenet': 'unpack the official tar files of ImageNet',
     'push': 'push a run or a checkpoint to the Hugging Face Hub',
     'pull': 'download a model from the Hugging Face Hub and verify it',
+    'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
     'bench': 'compare the loader, a training step or a whole training with timm',
     'report': "print a run's results table and draw its curves",
 }
@@ -43,6 +46,7 @@ REQUIRED_PACKAGES = (
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
+    print_any_text()
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
     except (UsageError, RunError) as e:
@@ -109,4 +113,5 @@ def make_parser(verb: str = '', module: Optional[ModuleType] = None) -> Argument
         verb_parser = verbs.add_parser(name, help=text, prog=f'seresnet-timm {name}')
         if name == verb:
             module.add_arguments(verb_parser)
+            parser.rules = rules_of(verb)
     return parser

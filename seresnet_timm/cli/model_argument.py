@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.argument_parser import ArgumentParser
 
 
 def add_model_argument(parser: ArgumentParser) -> None:
@@ -10,8 +10,8 @@ def add_model_argument(parser: ArgumentParser) -> None:
                         help='timm name, hf-hub:org/name, checkpoint file, or output folder of a run')
     arg = parser.add_argument_group('for what MODEL does not tell').add_argument
     arg('--model', dest='model_name', metavar='NAME', help='architecture of the checkpoint')
-    arg('--num-classes', type=positive_int, metavar='N', help='number of classes that the checkpoint must have')
-    arg('--img-size', type=positive_int, metavar='N', help='image size in pixels')
+    arg('--num-classes', type=int, metavar='N', help='number of classes that the checkpoint must have')
+    arg('--img-size', type=int, metavar='N', help='image size in pixels')
     arg('--crop-pct', type=float, metavar='P', help='share of the resized image that is kept')
     arg('--use-ema', action='store_true', help='take the moving average of the weights')
     arg('--class-names', metavar='FILE', help='names of the classes, one a line, in the order of their indices')

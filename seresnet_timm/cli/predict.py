@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 
-from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.cli.model_argument import add_model_argument, load_model
 
 
@@ -12,8 +12,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model_argument(parser)
     arg = parser.add_argument
     arg('image', nargs='+', metavar='IMAGE|DIR', help='image files, and folders of images at any depth')
-    arg('--topk', type=positive_int, default=5, metavar='K', help='number of classes to print (%(default)s)')
-    arg('-b', '--batch-size', type=positive_int, default=32, metavar='N', help='images a batch (%(default)s)')
+    arg('--topk', type=int, default=5, metavar='K', help='number of classes to print (%(default)s)')
+    arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images a batch (%(default)s)')
     arg('-j', '--workers', type=int, metavar='N', help='loader processes (by number of images and cores)')
     arg('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
     kind = parser.add_mutually_exclusive_group()

@@ -1,7 +1,7 @@
 """`seresnet-timm prepare`: a copy of a dataset whose large images are reduced."""
 import argparse
 
-from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.argument_parser import ArgumentParser
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -11,11 +11,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg = parser.add_argument
     arg('src', metavar='SRC', help='folder of images, at any depth; it is only read')
     arg('dst', metavar='DST', help='folder of the copy')
-    arg('--max-side', type=positive_int, default=512, metavar='N',
+    arg('--max-side', type=int, default=512, metavar='N',
         help='reduce images whose longer side has more pixels than this to this size (%(default)s)')
-    arg('--quality', type=int, choices=range(1, 101), default=95, metavar='Q',
+    arg('--quality', type=int, default=95, metavar='Q',
         help='JPEG quality of the reduced images, 1 to 100 (%(default)s)')
-    arg('-j', '--workers', type=positive_int, metavar='N', help='threads (one a core)')
+    arg('-j', '--workers', type=int, metavar='N', help='threads (one a core)')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -18,5 +18,5 @@ def run(args: argparse.Namespace) -> None:
     pulled = pull(args.repo, args.out)
     print(f'{pulled.repo_id}: commit {pulled.commit}{", from the cache" if pulled.cached else ""}')
     for name, digest in pulled.sha256.items():
-        print(f'  {name:<18} sha256 {digest} verified')
+        print(f'  {name:<18} sha256 {digest} {"not verified" if name in pulled.unverified else "verified"}')
     print(f'{pulled.folder}\n\n{how_to_use(pulled, args.repo, args.out)}')

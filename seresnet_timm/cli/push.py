@@ -1,7 +1,7 @@
 """`seresnet-timm push`: a run or a checkpoint to the Hugging Face Hub."""
 import argparse
 
-from seresnet_timm.argument_parser import ArgumentParser, positive_int
+from seresnet_timm.argument_parser import ArgumentParser
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('repo', metavar='ORG/NAME', help='model on the Hub')
     arg('--license', metavar='ID', help='licence of the weights, e.g. apache-2.0; default: that of the card on the Hub')
     arg('--model', metavar='NAME', help='architecture, if the file does not tell it')
-    arg('--num-classes', type=positive_int, metavar='N', help='number of classes, if the weights do not tell it')
+    arg('--num-classes', type=int, metavar='N', help='number of classes, if the weights do not tell it')
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
         help='push the moving average of the weights, or the raw weights; default: for a run the weights whose top-1 '
              'it reports, for a file the raw ones')

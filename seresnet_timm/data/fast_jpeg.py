@@ -6,10 +6,9 @@ normalisation) are timm's and get the same input as before. Pillow decodes if th
 crop, or if the file is not an ordinary JPEG.
 """
 import copy
-import logging
 import math
 import random
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -31,13 +30,11 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from seresnet_timm.data import jpeg
+from seresnet_timm.data.image_files import ImageFiles, count_unreadable
 from seresnet_timm.data.jpeg import Crop, Decoder
 from seresnet_timm.data.seeding import Batch, DatasetWrapper, SampleSeeds, SeededDataset, global_generators, repeats
 from seresnet_timm.errors import UsageError
-
-_logger = logging.getLogger(__name__)
-
-
+from seresnet_timm.images import read_image
 
 
 def decoder_for(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epochs: bool = False) -> Tuple[
@@ -242,7 +239,7 @@ class FastJpegDataset(DatasetWrapper):
     """timm's ImageDataset with fast decoding; its `transform` is timm's, set by `create_loader`.
 
     Args:
-        dataset: timm's dataset.
+        dataset: timm's dataset, as from `count_unreadable`.
         decoder: Result of `decoder_for`.
         seeds: Seeds of the samples; None if nothing is random, or if a wrapper seeds the global generators.
 
@@ -250,9 +247,8 @@ class FastJpegDataset(DatasetWrapper):
         one_tensor: The images of a batch may be put into one tensor, `Batch.images`, for `loading.collate`.
     """
 
-    def __init__(self, dataset: ImageDataset, decoder: Decoder, seeds: Optional[SampleSeeds] = None):
+    def __init__(self, dataset: ImageFiles, decoder: Decoder, seeds: Optional[SampleSeeds] = None):
         super().__init__(copy.copy(dataset), seeds)
-        self.dataset.load_bytes = True
         self.dataset.transform = None
         self.decoder = decoder
         self.pipeline = Pipeline(dataset.transform)
@@ -299,39 +295,31 @@ class FastJpegDataset(DatasetWrapper):
             return self._load(index, None, out)
 
     def _load(self, index: int, generator: Optional[random.Random], out: Optional[np.ndarray]) -> Tuple:
-        for _ in range(self.dataset._max_retries):
-            data, *others = self.dataset[index]
-            size = self.decoder.size(data) if self.pipeline.is_known else None
-            image = None
-            if size is None:
-                try:
-                    image = jpeg.open_image(data, self.dataset.input_img_mode)
-                except OSError as e:  # what timm does with a damaged file
-                    _logger.warning(f'Skipped sample (index {index}). {e}')
-                    index = (index + 1) % len(self.dataset)
-                    continue
-                size = image.size
-            drawn = self.pipeline.draw(*size, generator) if self.pipeline.is_known else None
-            try:
-                return self._transform(data, image, drawn, out), *others
-            except _Damaged as e:
-                _logger.warning(f'Skipped sample (index {index}). {e}')
-                index = (index + 1) % len(self.dataset)
-        raise RuntimeError(f'Failed to load {self.dataset._max_retries} consecutive samples')
+        def make(source: Union[bytes, Image.Image]) -> Any:
+            size = self.decoder.size(source) if self.pipeline.is_known and isinstance(source, bytes) else None
+            image = self._open(source) if size is None else None
+            drawn = self.pipeline.draw(*(size or image.size), generator) if self.pipeline.is_known else None
+            return self._transform(source, image, drawn, out)
+        return self.dataset.load(index, make)
 
     def _transform(
-            self, data: bytes, image: Optional[Image.Image], drawn: Optional[Drawn], out: Optional[np.ndarray]) -> Any:
-        """Apply the pipeline to a file; `image` is the decoded file, if Pillow has decoded it already."""
+            self,
+            source: Union[bytes, Image.Image],
+            image: Optional[Image.Image],
+            drawn: Optional[Drawn],
+            out: Optional[np.ndarray],
+    ) -> Any:
+        """Apply the pipeline to a file or picture; `image` is the decoded file, if Pillow has decoded it already."""
         if drawn is None:
-            result, rest = image or self._open(data), [self.pipeline.transform] if self.pipeline.transform else []
+            result, rest = image or self._open(source), [self.pipeline.transform] if self.pipeline.transform else []
         else:
             crop, rest = drawn
             as_tensor = self.pipeline.accepts_tensor and rest is self.pipeline._rest
-            array = self.decoder.decode(data, crop, as_tensor, out if as_tensor else None) if image is None else None
+            array = self.decoder.decode(source, crop, as_tensor, out if as_tensor else None) if image is None else None
             if array is not None and as_tensor and out is not None:
                 return out
             if array is None:
-                result = jpeg.crop_and_resize(image or self._open(data), crop)
+                result = jpeg.crop_and_resize(image or self._open(source), crop)
             else:
                 result = torch.from_numpy(array) if as_tensor else Image.fromarray(array)
         for step in rest:
@@ -341,11 +329,8 @@ class FastJpegDataset(DatasetWrapper):
         out[...] = result.numpy()
         return out
 
-    def _open(self, data: bytes) -> Image.Image:
-        try:
-            return jpeg.open_image(data, self.dataset.input_img_mode)
-        except OSError as e:
-            raise _Damaged(str(e))
+    def _open(self, source: Union[bytes, Image.Image]) -> Image.Image:
+        return read_image(source, self.dataset.input_img_mode) if isinstance(source, bytes) else source
 
 
 def batch_memory(count: int, height: int, width: int) -> torch.Tensor:
@@ -356,22 +341,19 @@ def batch_memory(count: int, height: int, width: int) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, 3, height, width)
 
 
-class _Damaged(Exception):
-    """Pillow cannot decode the file either."""
-
-
 def with_fast_decoding(dataset: Any, decoder: Optional[Decoder], seeds: Optional[SampleSeeds] = None) -> Any:
     """Add fast decoding to a timm dataset, before it goes to `create_loader`.
 
     Args:
-        dataset: Result of timm's `create_dataset`, or an AugMixDataset of it.
+        dataset: Result of timm's `create_dataset` or of `count_unreadable`, or an AugMixDataset of it.
         decoder: Result of `decoder_for`; None leaves the dataset as it is.
         seeds: Seeds of the samples, for training.
     """
     images = dataset.dataset if isinstance(dataset, AugMixDataset) else dataset
     if decoder is None or not isinstance(images, ImageDataset) or images.load_bytes or images.input_img_mode != 'RGB':
         return dataset  # fast decoding does not apply
-    if images is dataset:
-        return FastJpegDataset(dataset, decoder, seeds)
+    images = count_unreadable(images, is_training=seeds is not None)
+    if not isinstance(dataset, AugMixDataset):
+        return FastJpegDataset(images, decoder, seeds)
     dataset.dataset = FastJpegDataset(images, decoder)
     return SeededDataset(dataset, seeds)

@@ -6,7 +6,6 @@
     simplejpeg  the whole image at the smallest sufficient DCT scale, then torch's antialiased resize (level A)
     pillow      `crop_and_resize`: as timm does it, also for every file that the other two do not decode
 """
-import io
 import math
 from typing import Callable, NamedTuple, Optional, Tuple
 
@@ -54,16 +53,6 @@ class Decoder(NamedTuple):
     size: Callable[[bytes], Optional[Tuple[int, int]]]
     decode: Callable[[bytes, Crop, bool, Optional[np.ndarray]], Optional[np.ndarray]]
     releases_gil: bool
-
-
-def open_image(data: bytes, mode: Optional[str]) -> Image.Image:
-    """Decode a file as timm's datasets do.
-
-    Raises:
-        OSError: It is not an image, or is damaged.
-    """
-    image = Image.open(io.BytesIO(data))
-    return image.convert(mode) if mode else image
 
 
 def crop_and_resize(image: Image.Image, crop: Crop) -> Image.Image:

@@ -1,17 +1,23 @@
 """Datasets and loaders of the bundled scripts, from their flags, by timm's factories."""
+import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import timm.data
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from seresnet_timm.data import fast_jpeg, loading
+from seresnet_timm.data.classes import name_classes, split_folder
+from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
+from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.position import make_resumable, outlive_signals, resumable
 from seresnet_timm.data.seeding import SampleSeeds
+from seresnet_timm.images import extend_timm
 
 
 @dataclass(frozen=True)
@@ -24,21 +30,24 @@ class LoaderSetup:
         device: Device that the batches go to.
         dtype: Dtype of the images there; None for float32.
         decoder: Fast decoder, as from `fast_jpeg.choose_decoder`; None loads as timm does.
+        class_names: Name of every class, by index, as planned; None for timm's order.
     """
     args: Any
     data_config: Dict[str, Any]
     device: torch.device
     dtype: Optional[torch.dtype] = None
     decoder: Optional[Decoder] = None
+    class_names: Optional[List[str]] = None
 
     @property
     def image_mode(self) -> str:
         return self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
 
     def dataset_kwargs(self) -> Dict[str, Any]:
-        """Arguments of timm's `create_dataset` for both datasets."""
+        """Arguments of `create_dataset` for both datasets."""
         args = self.args
         return dict(
+            class_names=self.class_names,
             name=args.dataset,
             root=args.data_dir,
             class_map=args.class_map,
@@ -51,10 +60,11 @@ class LoaderSetup:
 
     def common_kwargs(self) -> Dict[str, Any]:
         """Arguments of timm's `create_loader` for both loaders."""
+        size = self.data_config['input_size']
         return dict(
-            input_size=self.data_config['input_size'],
-            mean=self.data_config['mean'],
-            std=self.data_config['std'],
+            input_size=size,
+            mean=loading.for_channels(self.data_config['mean'], size[0]),
+            std=loading.for_channels(self.data_config['std'], size[0]),
             pin_memory=self.args.pin_mem,
             img_dtype=self.dtype or torch.float32,
             device=self.device,
@@ -63,10 +73,44 @@ class LoaderSetup:
         )
 
 
-def train_loader(setup: LoaderSetup) -> Tuple[Any, Optional[Callable]]:
-    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself."""
+def is_folder_dataset(name: Optional[str]) -> bool:
+    """True for a dataset of folders of images, or of a tar: any name without timm's word for another reader."""
+    return '/' not in (name or '')
+
+
+def create_dataset(name: str, root: str, split: str, class_map: str, class_names: Optional[List[str]], **kwargs) -> Any:
+    """timm's dataset, with its classes numbered as planned, and without what other programs left in its folder.
+
+    Args:
+        name: As `--dataset` names it.
+        root: Folder of the dataset.
+        split: Name of the split.
+        class_map: File that numbers the classes; it is read here, so that a byte order mark is not a part of a name.
+        class_names: Name of every class, by index; not used with a class map.
+        kwargs: Further arguments of timm's `create_dataset`.
+    """
+    extend_timm()
+    is_folder = is_folder_dataset(name)
+    indices = None
+    if class_map:
+        folder = (split_folder(root, split) or root) if is_folder else root
+        found = os.listdir(folder) if is_folder and os.path.isdir(folder) else ()
+        indices = read_class_map(class_map, str(folder or ''), found)
+    dataset = timm.data.create_dataset(name, root=root, split=split, class_map=indices, **kwargs)
+    if is_folder:
+        name_classes(dataset, class_names, indices)
+    return dataset
+
+
+def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any, Optional[Callable]]:
+    """Training loader, and the mixup function to apply to its batches where the loader does not do it itself.
+
+    Args:
+        setup: What the loaders of the run have in common.
+        dataset: Dataset to load, for that of the flags.
+    """
     args = setup.args
-    dataset = create_dataset(
+    dataset = dataset or create_dataset(
         split=args.train_split,
         is_training=True,
         batch_size=args.batch_size,
@@ -77,7 +121,8 @@ def train_loader(setup: LoaderSetup) -> Tuple[Any, Optional[Callable]]:
     )
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    dataset = fast_jpeg.with_fast_decoding(dataset, setup.decoder, sample_seeds(args))
+    dataset = fast_jpeg.with_fast_decoding(
+        count_unreadable(dataset, is_training=True), setup.decoder, sample_seeds(args))
 
     mixup_fn = collate_fn = None
     if mixup_active(args):
@@ -134,6 +179,7 @@ def eval_loader(
         split: str,
         batch_size: int,
         num_samples: Optional[int] = None,
+        dataset: Optional[Any] = None,
         **loader_kwargs,
 ) -> Any:
     """Evaluation loader: every image of the split once, padded by the sampler where ranks would be uneven.
@@ -143,16 +189,17 @@ def eval_loader(
         split: Name of the split.
         batch_size: Images of a batch.
         num_samples: Number of images of a dataset that does not tell it.
+        dataset: Dataset to load, for that of the flags.
         loader_kwargs: Further arguments of timm's `create_loader`.
     """
     args = setup.args
-    dataset = create_dataset(
+    dataset = dataset or create_dataset(
         split=split, is_training=False, batch_size=batch_size, num_samples=num_samples, **setup.dataset_kwargs())
     workers = args.workers
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
     loader = create_loader(
-        fast_jpeg.with_fast_decoding(dataset, setup.decoder),
+        fast_jpeg.with_fast_decoding(count_unreadable(dataset, is_training=False), setup.decoder),
         batch_size=batch_size,
         is_training=False,
         interpolation=setup.data_config['interpolation'],

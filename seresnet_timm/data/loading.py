@@ -2,8 +2,9 @@
 import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Deque, Iterator, List, Optional, Tuple
+from typing import Any, Deque, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from timm.data.loader import PrefetchLoader, fast_collate
@@ -24,6 +25,14 @@ def collate(batch: List[Tuple]) -> Tuple[torch.Tensor, torch.Tensor]:
         targets = targets.long()
     images = getattr(batch, 'images', None)
     return default_collate([sample[0] for sample in batch]) if images is None else images, targets
+
+
+def for_channels(values: Sequence[float], channels: int) -> Tuple[float, ...]:
+    """Mean or standard deviation for every channel, as timm's prefetcher has it: their average if their number differs.
+
+    timm's transforms take them as they are, and fill what a rotation of a gray image leaves empty with three values.
+    """
+    return tuple(values) if len(values) == channels else (np.mean(values).item(),) * channels
 
 
 def inner_loader(loader: Any) -> Any:

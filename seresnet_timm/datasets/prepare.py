@@ -1,8 +1,9 @@
 """`seresnet-timm prepare`: a copy of an image tree in which large images are smaller, so that training decodes less.
 
-Paths, names and classes stay the same. Small images are copied byte for byte; larger ones are decoded as timm's loader
-does (`convert('RGB')`: EXIF orientation and colour profiles are ignored, alpha is dropped), resized, and saved as JPEG
-or PNG by their name. This changes the pixels of a training.
+Paths, names and classes stay the same. Small images are copied byte for byte; larger ones are decoded as a training
+does (`images.read_image`: EXIF orientation and colour profiles are ignored, alpha is dropped), resized, and saved in
+the format of their name; those in a format that would lose too much, such as GIF, are copied too. This changes the
+pixels of a training.
 
 A file gets its name when it is complete and has been read back; then it is entered in `.prepare/journal.jsonl`, once it
 has reached the disk. The next run repeats all images that are not in the journal.
@@ -24,16 +25,28 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, TextIO,
 import PIL
 from filelock import Timeout
 from PIL import Image
-from tqdm import tqdm
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.datasets.progress import ImageProgress
+from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import acquire_lock, write_json
+from seresnet_timm.images import (
+    EXTENSIONS,
+    UnreadableImage,
+    count_by_suffix,
+    describe_left_out,
+    is_image,
+    read_file,
+    read_image,
+)
 from seresnet_timm.version import __version__
 
 SETTINGS_FILE = 'prepare.json'
 STATE_FOLDER = '.prepare'
-EXTENSIONS = ('.png', '.jpg', '.jpeg')  # timm's
-SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
+# Formats in which an image is saved when it is made smaller
+FORMATS = {
+    **dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), 'JPEG'), '.png': 'PNG', '.webp': 'WEBP', '.bmp': 'BMP',
+    **dict.fromkeys(('.tif', '.tiff'), 'TIFF'), '.ppm': 'PPM', '.pnm': 'PPM',
+}
 
 
 class Item(NamedTuple):
@@ -49,10 +62,6 @@ class Done(NamedTuple):
     changed: int
     copy_size: int
     kind: str
-
-
-class Unreadable(Exception):
-    """The source image cannot be decoded."""
 
 
 def prepare(
@@ -83,10 +92,12 @@ def prepare(
                 'resample': 'bicubic', 'subsampling': '4:2:0'}
     versions = _check_settings(target, settings)
     items, others = find_images(source, target)
+    left_out = count_by_suffix(others)
     if not items:
-        raise UsageError(f'{src} contains no image ({", ".join(EXTENSIONS)}).')
-    if others:
-        print(f'{len(others)} files are not images and are not copied, e.g. {others[0]}', file=sys.stderr)
+        told = f'; {describe_left_out(left_out)}' if left_out else ''
+        raise UsageError(f'{src} contains no image ({", ".join(EXTENSIONS)}){told}.')
+    if left_out:
+        print(printable(f'{src}: {describe_left_out(left_out)}'), file=sys.stderr)
 
     workers = workers or len(os.sched_getaffinity(0))
     try:
@@ -115,7 +126,8 @@ def prepare(
     if counts['smaller']:
         print('A training on the copy sees other pixels than one on the source: mention it with the results.')
     if stale:
-        print(f'{len(stale)} images in {dst} are no longer in {src}, e.g. {stale[0]}: remove them.', file=sys.stderr)
+        print(printable(f'{len(stale)} images in {dst} are no longer in {src}, e.g. {stale[0]}: remove them.'),
+              file=sys.stderr)
     if unreadable:
         lost = sorted({os.path.dirname(p) for p in unreadable} - {os.path.dirname(p) for p in names if p in done})
         gone = f' No image of {", ".join(lost)} is left, which changes the numbers of the classes.' if lost else ''
@@ -189,7 +201,7 @@ def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
                 name = os.path.join(relative, entry.name)
                 if entry.is_dir():
                     visit(entry.path, name, (*above, real))
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                elif is_image(entry.name):
                     try:
                         info = entry.stat()
                         images.append(Item(name, info.st_size, info.st_mtime_ns))
@@ -327,15 +339,15 @@ def _copy_all(
             item = running.pop(future)
             try:
                 journal.add(item, *future.result())
-            except Unreadable as e:
+            except UnreadableImage as e:
                 unreadable.append(item.path)
                 journal.done.pop(item.path, None)
                 (target / item.path).unlink(missing_ok=True)  # of what it was before
-                progress.line(f'{source / item.path}: cannot be read: {e}')
+                progress.line(printable(f'{source / item.path}: cannot be read: {e}'))
             progress.step()
 
     pool = ThreadPoolExecutor(workers)
-    with _Progress(len(items), len(already)) as progress, warnings.catch_warnings():
+    with ImageProgress(len(items), len(already)) as progress, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of Pillow, on unusual but readable files
         try:
             for number, item in enumerate(items):
@@ -373,25 +385,21 @@ def _copy(source: Path, target: Path, temporary: Path, max_side: int, quality: i
         Bytes of the copy; 'copied' or 'smaller'.
 
     Raises:
-        Unreadable: The image cannot be decoded.
+        UnreadableImage: The image cannot be decoded.
         OSError: The copy cannot be written.
     """
-    try:
-        data = source.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            rgb = image.convert('RGB')
-    except Exception as e:  # decoders raise anything on a damaged file, which must not stop the others
-        raise Unreadable(_reason(e)) from e
-    kind = 'copied'
-    if max(rgb.size) > max_side:
+    data = read_file(source)
+    rgb = read_image(data)
+    kind, suffix = 'copied', target.suffix.lower()
+    if max(rgb.size) > max_side and suffix in FORMATS:
         kind = 'smaller'
         scale = max_side / max(rgb.size)
         rgb = rgb.resize([max(1, round(side * scale)) for side in rgb.size], Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
-        if target.suffix.lower() == '.png':
-            rgb.save(buffer, 'PNG')
-        else:
+        if FORMATS[suffix] == 'JPEG':
             rgb.save(buffer, 'JPEG', quality=quality, subsampling='4:2:0')
+        else:
+            rgb.save(buffer, FORMATS[suffix], **({'quality': quality} if suffix == '.webp' else {}))
         data = buffer.getvalue()
     try:
         temporary.write_bytes(data)
@@ -399,23 +407,18 @@ def _copy(source: Path, target: Path, temporary: Path, max_side: int, quality: i
         if written != data:
             raise OSError(f'{target} reads back differently from what was written')
         if kind == 'smaller':
-            with Image.open(io.BytesIO(written)) as image:
-                if image.convert('RGB').size != rgb.size:
-                    raise OSError(f'{target} decodes to a size other than the written one')
+            try:
+                size = read_image(written).size
+            except UnreadableImage as e:
+                raise OSError(f'{target} does not decode: {e}') from e
+            if size != rgb.size:
+                raise OSError(f'{target} decodes to a size other than the written one')
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
     return len(data), kind
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return 'it is not an image, or of an unknown format'
-    return str(error).rstrip('.') or type(error).__name__
 
 
 def _megabytes(size: int) -> str:
@@ -425,27 +428,3 @@ def _megabytes(size: int) -> str:
 def _write_failed(dst: str, error: OSError) -> str:
     return (f'Cannot write to {dst} ({error.strerror or error}): all files copied so far are complete; free disk space '
             'or fix the problem, and run the same command again to continue.')
-
-
-class _Progress:
-    """A progress bar on a terminal, else a line every few seconds."""
-
-    def __init__(self, total: int, start: int):
-        self._bar = tqdm(total=total, initial=start, unit='image', disable=None, dynamic_ncols=True)
-        self._count, self._total, self._said = start, total, time.monotonic()
-
-    def __enter__(self) -> '_Progress':
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-
-    def step(self) -> None:
-        self._count += 1
-        self._bar.update()
-        if self._bar.disable and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            print(f'{self._count} of {self._total} images', file=sys.stderr, flush=True)
-
-    def line(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)

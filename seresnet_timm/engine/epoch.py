@@ -1,10 +1,9 @@
 """One epoch of training"""
 import logging
-import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 import torch
@@ -14,13 +13,17 @@ from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.data.image_files import take_unreadable
+from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.summary import Summary
+from seresnet_timm.step.bad_steps import BadSteps, Figures
 
 _logger = logging.getLogger('train')
 
@@ -33,10 +36,12 @@ class Outputs:
         folder: Folder of the run.
         saver: Saves checkpoints.
         record: Writes run.json.
+        summary: Writes summary.csv.
     """
     folder: RunFolder
     saver: AtomicCheckpointSaver
     record: RunRecord
+    summary: Summary = field(default_factory=Summary)
 
 
 @dataclass
@@ -60,6 +65,9 @@ class Training:
         begun: Where the next epoch goes on, if it was begun before: `batches` that are done, and the states of the
             meters, `losses` and `throughput`.
         has_evaluated: The validation split has been evaluated, in this run or in the one that it continues.
+        max_bad_steps: Bad steps in a row that end the run.
+        bad_steps: Skips them; made in the first epoch.
+        figures: Of the last log point.
     """
     args: Any
     forward: Forward
@@ -76,16 +84,31 @@ class Training:
     saving: Optional[Any] = None
     begun: Optional[Mapping[str, Any]] = None
     has_evaluated: bool = False
+    max_bad_steps: int = 20
+    bad_steps: Optional[BadSteps] = None
+    figures: Optional[Figures] = None
 
     @property
     def device(self) -> torch.device:
         return self.forward.device
 
     @property
+    def record(self) -> Optional[RunRecord]:
+        return self.outputs.record if self.outputs else None
+
+    @property
     def lr(self) -> float:
         """Learning rate now, on average over the parameter groups."""
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
+
+
+def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Summary) -> None:
+    """End a training that is finished with an error if something of its last epoch could not be saved."""
+    errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
+    if errors:
+        raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Free disk space.'
+                       f'{resume_hint(record.settings)}')
 
 
 def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
@@ -95,21 +118,17 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
         Metrics (`loss`), and figures of the epoch for run.json.
 
     Raises:
-        RunError: The loss is no longer finite.
+        RunError: Too many steps had a loss or gradients that are not finite.
     """
     args, task, optimizer = run.args, run.task, run.optimizer
     switch_mixup_off(run.train_loader, run.mixup_fn, epoch, args)
     task.get_trainable_module().train()
     num_batches = len(run.train_loader)
     full_groups_end = num_batches - num_batches % args.grad_accum_steps  # later batches make a smaller group
-    losses = LossMeter(run.device, args.distributed)
-    throughput = Throughput()
-    first = 0
-    if run.begun is not None:
-        first = run.begun['batches']
-        losses.load_state_dict(run.begun['losses'])
-        throughput.load_state_dict(run.begun['throughput'])
-        run.begun = None
+    bad_steps = run.bad_steps = run.bad_steps or BadSteps(
+        task.get_trainable_module(), optimizer, run.device, run.loss_scaler)
+    bad_steps.start_epoch(is_begun=run.begun is not None)
+    losses, throughput, first = start_meters(run)
     num_updates = epoch * run.updates_per_epoch + first // args.grad_accum_steps
     update_images = 0
     loss_avg = float('nan')
@@ -133,7 +152,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                     loss = task(input, target)['loss']
                 losses.update(loss, input.shape[0])
                 backward(loss / accum_steps if accum_steps > 1 else loss, task, optimizer, args, run.loss_scaler,
-                         need_update=need_update)
+                         need_update=need_update, bad_steps=bad_steps)
             update_images += input.shape[0] * args.world_size
             bar.update()
             if not need_update:
@@ -141,6 +160,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                 continue
 
             num_updates += 1
+            bad_steps.count()
             optimizer.zero_grad()
             task.update_ema(step=num_updates)
             if args.synchronize_step:
@@ -148,8 +168,9 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
             throughput.step(update_images)
 
             if update_idx % args.log_interval == 0 or is_last:
-                loss_now, loss_avg = losses.read()  # the host waits for the device here
-                refuse_infinite_loss(loss_now, loss_avg, epoch, update_idx)
+                # the host waits for the device here
+                loss_now, loss_avg, figures = losses.read_with(bad_steps.figures())
+                check_steps(run, (epoch, update_idx), loss_now, figures, is_last)
                 line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
                 bar.log(line, short=short, is_last=is_last)
                 if args.save_images and run.outputs:
@@ -164,7 +185,20 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    return OrderedDict(loss=loss_avg), throughput.summary()
+    figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
+                   unreadable_train=take_unreadable(run.train_loader.dataset))
+    return OrderedDict(loss=loss_avg), figures
+
+
+def start_meters(run: Training) -> Tuple[LossMeter, Throughput, int]:
+    """Meters of an epoch, and the batches of it that are done: none, unless the epoch was begun before."""
+    losses, throughput = LossMeter(run.device, run.args.distributed, only_finite=True), Throughput()
+    begun, run.begun = run.begun, None
+    if begun is None:
+        return losses, throughput, 0
+    losses.load_state_dict(begun['losses'])
+    throughput.load_state_dict(begun['throughput'])
+    return losses, throughput, begun['batches']
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:
@@ -174,13 +208,6 @@ def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args
             loader.mixup_enabled = False
         elif mixup_fn is not None:
             mixup_fn.mixup_enabled = False
-
-
-def refuse_infinite_loss(loss_now: float, loss_avg: float, epoch: int, update_idx: int) -> None:
-    if not math.isfinite(loss_avg):
-        raise RunError(
-            f'The loss became {loss_now} at epoch {epoch}, update {update_idx}: lower the learning rate, use a longer '
-            'warm-up, or clip gradients (--clip-grad 1). No checkpoint was written after that.')
 
 
 def describe_step(

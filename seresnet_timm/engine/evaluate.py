@@ -7,12 +7,16 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 from timm import utils
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
+from seresnet_timm.data.image_files import IGNORED_TARGET, Unreadable, take_unreadable
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.progress import progress_bar
+from seresnet_timm.errors import RunError
+from seresnet_timm.step import heartbeat
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ def evaluate(
         tta: int = 0,
         valid_labels: Optional[List[int]] = None,
         on_output: Optional[Callable[[torch.Tensor, torch.Tensor], None]] = None,
-) -> Dict[str, float]:
+) -> Tuple[Dict[str, float], Optional[Unreadable]]:
     """Loss, top1 and top5 (percent) over a loader.
 
-    Sums stay on the device: the host waits for it at log lines only.
+    An image that cannot be read counts as wrong; the loss leaves it out. Sums stay on the device: the host waits for it
+    at log lines only.
 
     Args:
         model: Model to evaluate; switched to eval mode.
@@ -55,12 +60,15 @@ def evaluate(
         on_output: Called with every batch's output and target.
 
     Returns:
-        `loss`, `top1`, `top5` over all images of all ranks.
+        `loss`, `top1`, `top5` over all images of all ranks; and the images that could not be read, None if not known.
 
     Raises:
+        RunError: No image could be read.
         Stopped: A signal stops the training.
     """
-    evaluator = ClassificationEvaluator(forward.device, max_samples=evaluation_sample_limit(loader))
+    criterion = _LossOfReadable(forward.device)
+    evaluator = ClassificationEvaluator(
+        forward.device, max_samples=evaluation_sample_limit(loader), criterion=criterion)
     model.eval()
     last_idx = len(loader) - 1
     start = last_time = time.perf_counter()
@@ -81,16 +89,17 @@ def evaluate(
                 output = output[:, valid_labels]
 
             log_now = log.logger is not None and (batch_idx == last_idx or batch_idx % log.interval == 0)
-            before = (evaluator.loss_sum.clone(), evaluator.counts.clone()) if log_now else None
+            before = [t.clone() for t in _sums(evaluator)] if log_now else []
             evaluator.update(output, target)
             if on_output is not None:
                 on_output(output, target)
             num_images += output.shape[0]
             bar.update()
+            heartbeat.beat()
 
             if log_now:
-                batch_metrics = _metrics(evaluator.loss_sum - before[0], evaluator.counts - before[1])
-                so_far = evaluator.summary()  # the host waits for the device here
+                batch_metrics = _metrics(*(now - then for now, then in zip(_sums(evaluator), before)))
+                so_far = _metrics(*_sums(evaluator))  # the host waits for the device here
                 now = time.perf_counter()
                 recent = (now - last_time) / (batch_idx - last_logged)
                 average = (now - start) / (batch_idx + 1)
@@ -102,7 +111,45 @@ def evaluate(
                 )
     if log.agreement is not None:
         log.agreement.vote()
-    return _metrics(*_over_all_ranks(evaluator)) if forward.distributed else evaluator.compute()
+    loss_sum, counts = _over_all_ranks(evaluator) if forward.distributed else _sums(evaluator)
+    return _metrics(loss_sum, counts), report_unreadable(loader, log.logger)
+
+
+class _LossOfReadable:
+    """Cross entropy over the images that could be read, times their share; 0 if there are none.
+
+    Attributes:
+        unreadable: Number of the others so far.
+    """
+
+    def __init__(self, device: torch.device):
+        self.unreadable = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        readable = (target != IGNORED_TARGET).sum()
+        self.unreadable += len(target) - readable
+        loss = F.cross_entropy(output, target, ignore_index=IGNORED_TARGET).double()
+        return torch.where(readable > 0, loss * readable / len(target), 0.)
+
+
+def report_unreadable(loader: Any, logger: Optional[logging.Logger]) -> Optional[Unreadable]:
+    """Name the images that an evaluation could not read. All ranks must call it together.
+
+    Args:
+        loader: Loader of the evaluation, at its end.
+        logger: Where they are named; None on ranks that do not log.
+
+    Raises:
+        RunError: No image could be read.
+    """
+    unreadable = take_unreadable(getattr(loader, 'dataset', None))
+    if unreadable is None or not unreadable.count:
+        return unreadable
+    if unreadable.count == unreadable.total:
+        raise RunError(unreadable.describe('to evaluate', 'so that there is no result') + '.')
+    if logger is not None:
+        logger.warning('Test: ' + unreadable.describe('', 'they count as wrong, and the loss leaves them out'))
+    return unreadable
 
 
 def validate(
@@ -113,7 +160,7 @@ def validate(
         log_suffix: str = '',
         logger: Optional[logging.Logger] = None,
         agreement: Optional[Agreement] = None,
-) -> Dict[str, float]:
+) -> Tuple[Dict[str, float], Optional[Unreadable]]:
     """Evaluate the model of a training, with the log lines of timm's train.py.
 
     Args:
@@ -138,19 +185,25 @@ def validate(
     return evaluate(model, loader, forward, log, tta=args.tta)
 
 
+def _sums(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the losses; numbers of images, of top1 and top5, and of images that could not be read."""
+    return evaluator.loss_sum, torch.cat([evaluator.counts, evaluator.criterion.unreadable])
+
+
 def _over_all_ranks(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, torch.Tensor]:
     """Sums of all ranks. HCCL takes no float64: the loss travels as two float32 whose sum it is."""
-    high = evaluator.loss_sum.float()
-    parts = torch.stack([high, (evaluator.loss_sum - high).float()])
+    loss_sum, counts = _sums(evaluator)
+    high = loss_sum.float()
+    parts = torch.stack([high, (loss_sum - high).float()])
     gathered = [torch.empty_like(parts) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, parts)
-    counts = evaluator.counts.clone()
     dist.all_reduce(counts)
     return torch.stack(gathered).cpu().double().sum(), counts
 
 
 def _metrics(loss_sum: torch.Tensor, counts: torch.Tensor) -> Dict[str, float]:
-    """Metrics from sums of the evaluator's."""
-    count, top1, top5 = counts.tolist()
+    """Metrics from sums."""
+    count, top1, top5, unreadable = counts.tolist()
+    loss = loss_sum.item() / max(1, count - unreadable)
     count = max(1, count)  # a batch of nothing but the sampler's padding
-    return {'loss': loss_sum.item() / count, 'top1': 100 * top1 / count, 'top5': 100 * top5 / count}
+    return {'loss': loss, 'top1': 100 * top1 / count, 'top5': 100 * top5 / count}

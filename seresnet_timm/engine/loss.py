@@ -7,6 +7,7 @@ from timm import utils
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from seresnet_timm.data.loaders import mixup_active
+from seresnet_timm.step.bad_steps import BadSteps
 
 
 def training_loss(args) -> nn.Module:
@@ -34,6 +35,7 @@ def backward(
         args,
         loss_scaler: Optional[Any],
         need_update: bool,
+        bad_steps: Optional[BadSteps] = None,
 ) -> None:
     """Backward pass; if the gradients are complete then, clip them and take the optimizer's step.
 
@@ -44,7 +46,10 @@ def backward(
         args: Flags of train.py: `clip_grad` and `clip_mode` are read.
         loss_scaler: timm's scaler; None without one.
         need_update: The gradients are complete.
+        bad_steps: Skips steps whose loss or gradients are not finite; None takes every step.
     """
+    if bad_steps is not None:
+        loss = bad_steps.poison(loss)
     create_graph = getattr(optimizer, 'is_second_order', False)
     clip_parameters = None
     if args.clip_grad is not None:
@@ -62,6 +67,8 @@ def backward(
         return
     loss.backward(create_graph=create_graph)
     if need_update:
+        if bad_steps is not None:
+            bad_steps.look()
         if args.clip_grad is not None:
             utils.dispatch_clip_grad(clip_parameters, value=args.clip_grad, mode=args.clip_mode)
-        optimizer.step()
+        (optimizer if bad_steps is None else bad_steps).step()

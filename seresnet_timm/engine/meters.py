@@ -1,7 +1,7 @@
 """Running figures that do not make the host wait for the device."""
 import logging
 import time
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,10 @@ MOST_WAITING = 0.05  # share of an epoch; above it the loader limits the speed o
 
 
 def report_epoch(figures: Dict[str, Any], epoch: int, workers: int, device: torch.device) -> Dict[str, Any]:
-    """Log how long an epoch waited for data, and the peak memory.
+    """Log how long an epoch waited for data, which images it could not read, and the peak memory.
 
     Args:
-        figures: As from `Throughput.summary`.
+        figures: As from `Throughput.summary`; with `unreadable_train`, as from `take_unreadable`.
         epoch: Number of the epoch.
         workers: Loader workers of a process.
         device: Device of the run; the CPU has no peak memory.
@@ -25,6 +25,9 @@ def report_epoch(figures: Dict[str, Any], epoch: int, workers: int, device: torc
         The epoch for `RunRecord.add_epoch`: the figures with its number and the memory in GiB.
     """
     _logger.info(describe_wait(epoch, figures, workers))
+    unreadable = figures['unreadable_train']
+    if unreadable is not None and unreadable.count:
+        _logger.warning('Data: ' + unreadable.describe(f'of epoch {epoch}', 'others took their place'))
     memory = devices.peak_memory(device) or {}
     if memory:
         _logger.info(f'Memory: {memory["peak_gib"]:.2f} GiB at the peak, of {memory["total_gib"]:.2f}')
@@ -48,34 +51,53 @@ def describe_wait(epoch: int, figures: Dict[str, Any], workers: int) -> str:
 
 
 class LossMeter:
-    """Mean loss of an epoch. Values stay on the device until `read`, the only point that waits for it."""
+    """Mean loss of an epoch. Values stay on the device until `read`, the only point that waits for it.
 
-    def __init__(self, device: torch.device, distributed: bool = False):
-        self.distributed = distributed
-        self._pending = torch.zeros(2, device=device)  # last value, sum since the last read
+    Args:
+        device: Device of the losses.
+        distributed: Of all ranks.
+        only_finite: Leave losses that are not finite out of the mean.
+    """
+
+    def __init__(self, device: torch.device, distributed: bool = False, only_finite: bool = False):
+        self.distributed, self.only_finite = distributed, only_finite
+        self._pending = torch.zeros(3, device=device)  # last value; sum, and images left out, since the last read
         self._pending_count = 0
         self._sum = 0.  # float64 on the host, so that an epoch's sum loses nothing
         self._count = 0
+        self._left_out = 0.
 
-    def update(self, loss: torch.Tensor, num_images: int) -> None:
-        """Add a batch's mean loss."""
+    def update(self, loss: torch.Tensor, num_images: Union[int, torch.Tensor]) -> None:
+        """Add a batch's mean loss. A number of images on the device stays there too."""
         loss = loss.detach().float()
         self._pending[0] = loss
-        self._pending[1] += loss * num_images
+        if self.only_finite:
+            is_finite = loss.isfinite()
+            self._pending[1] += torch.where(is_finite, loss * num_images, 0.)
+            self._pending[2] += ~is_finite * num_images
+        else:
+            self._pending[1] += loss * num_images
         self._pending_count += num_images
 
     def read(self) -> Tuple[float, float]:
         """Last batch's loss and the epoch's mean so far, over all ranks. All ranks must call it together."""
-        pending = self._pending.clone()
+        last, mean, _ = self.read_with(self._pending[:0])
+        return last, mean
+
+    def read_with(self, others: torch.Tensor) -> Tuple[float, float, List[float]]:
+        """`read`, and numbers that are equal on all ranks; the host waits once."""
+        pending = torch.cat((self._pending, others))
         if self.distributed:
             dist.all_reduce(pending)
             pending /= dist.get_world_size()
-        last, interval_sum = pending.tolist()
+        last, interval_sum, left_out, *values = pending.tolist()
         self._sum += interval_sum
-        self._count += self._pending_count
-        self._pending[1] = 0
+        self._count += int(self._pending_count)
+        self._left_out += left_out
+        self._pending[1:] = 0
         self._pending_count = 0
-        return last, self._sum / max(1, self._count)
+        counted = self._count - self._left_out
+        return last, self._sum / max(1, counted) if counted or not self._left_out else float('nan'), values
 
     @property
     def count(self) -> int:

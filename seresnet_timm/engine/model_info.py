@@ -2,9 +2,11 @@
 from typing import Any, Dict, List, Optional
 
 import torch.nn as nn
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, Checkpoint
 from seresnet_timm.data.classes import describe_difference, names_of_dataset
+from seresnet_timm.data.label_files import read_valid_labels
 from seresnet_timm.errors import RunError, printable
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.settings import RunSettings
@@ -25,10 +27,16 @@ def check_planned_classes(settings: RunSettings, dataset: Any) -> None:
     """Refuse a dataset whose classes are not those of the plan.
 
     Raises:
-        RunError: They differ: the folder has changed since, or the two readers of folders do not agree.
+        RunError: They differ: the folder has changed since, or the two readers of folders do not agree. Or a dataset
+            that only its own reader knows has more classes than the model has outputs.
     """
+    names, outputs = names_of_dataset(dataset), settings.args.get('num_classes')
+    if settings.class_names is None and names is not None and outputs and len(names) > outputs and not (
+            settings.args.get('valid_labels')):
+        raise RunError(f'The dataset has {len(names)} classes, the model {outputs} outputs: give --num-classes '
+                       f'{len(names)}.')
     difference = describe_difference(
-        settings.class_names, names_of_dataset(dataset), 'the plan of this run', 'the data folder now')
+        settings.class_names, names, 'the plan of this run', 'the data folder now')
     if difference:
         raise RunError(f'The classes of {printable(settings.args["data_dir"])} are not those of the plan '
                        f'({difference}): start the run again.')
@@ -48,16 +56,7 @@ def describe_other_classes(checkpoint: Checkpoint, names: Optional[List[str]], a
         names: Names of the data's classes, by index; None if not known.
         args: Flags: `data_dir`, `class_map`, and `valid_labels` of validate.py.
     """
-    known = _class_names_in(checkpoint)
-    if known is None or names is None:
-        return None
-    if getattr(args, 'valid_labels', None):
-        known = [known[i] for i in read_valid_labels(args.valid_labels) if i < len(known)]
-    known = known[:len(names)]
-    if args.class_map:
-        in_file, in_data = set(known), set(names)
-        known = [n if k not in in_data and n not in in_file else k for k, n in zip(known, names)]
-    difference = describe_difference(known, names)
+    difference = _difference(checkpoint, names, args)
     if not difference:
         return None
     return (f'Checkpoint {printable(checkpoint.path)} was trained with other classes than {printable(args.data_dir)} '
@@ -66,14 +65,47 @@ def describe_other_classes(checkpoint: Checkpoint, names: Optional[List[str]], a
             '--class-map.')
 
 
-def _class_names_in(checkpoint: Checkpoint) -> Optional[List[str]]:
+def describe_other_start(checkpoint: Checkpoint, names: Optional[List[str]], args: Any) -> Optional[str]:
+    """Why a training cannot start from the classifier of a checkpoint, with the remedy; None if it can."""
+    difference = _difference(checkpoint, names, args)
+    if not difference:
+        return None
+    path = printable(checkpoint.path)
+    return (f'--initial-checkpoint {path} was trained with other classes than {printable(args.data_dir)} has '
+            f'({difference}), and --initial-checkpoint keeps its classifier: to take its other weights and train a new '
+            f'classifier, give --pretrained-path {path} instead; if they are the same classes, list the folders in '
+            'the order of the checkpoint in a file for --class-map.')
+
+
+def describe_unnamed(path: str, checkpoint: Checkpoint, settings: RunSettings) -> Optional[str]:
+    """That the classes of a checkpoint cannot be compared with those of the data, as a sentence; None if they can."""
+    if class_names_in(checkpoint) is not None or settings.class_names is None:
+        return None
+    return (f'{printable(path)} holds no class names: its classes cannot be compared with those of the data; their '
+            'order is taken to be the same.')
+
+
+def _difference(checkpoint: Checkpoint, names: Optional[List[str]], args: Any) -> Optional[str]:
+    known = class_names_in(checkpoint)
+    if known is None or names is None:
+        return None
+    if getattr(args, 'valid_labels', None):
+        known = [known[i] for i in read_valid_labels(args.valid_labels) if i < len(known)]
+    known = known[:len(names)]
+    if args.class_map:
+        in_file, in_data = set(known), set(names)
+        known = [n if k not in in_data and n not in in_file else k for k, n in zip(known, names)]
+    return describe_difference(known, names)
+
+
+def class_names_in(checkpoint: Checkpoint) -> Optional[List[str]]:
     """Class names in a file, if any. The rest of its `model_info` does not matter where flags describe the model."""
     info = checkpoint.content.get(INFO_KEY)
     names = info.get('class_names') if isinstance(info, dict) else None
     return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
 
 
-def read_valid_labels(path: str) -> List[int]:
-    """Class indices that count in an evaluation, from the file of `--valid-labels`."""
-    with open(path) as f:
-        return [int(line) for line in f if line.strip()]
+def imagenet_names(num_classes: Optional[int]) -> Optional[List[str]]:
+    """Names of the classes of ImageNet, or of a larger set that timm knows, if a model has as many outputs."""
+    subset = infer_imagenet_subset({'num_classes': num_classes}) if num_classes else None
+    return None if subset is None else list(ImageNetInfo(subset).label_names())

@@ -9,15 +9,17 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from timm import utils
-from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from timm.task import resume_task_checkpoint
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.fit import weights_for
 from seresnet_timm.checkpoints.random_state import own_state, set_own_state
+from seresnet_timm.data.image_files import image_files_of
 from seresnet_timm.data.position import resumable
 from seresnet_timm.engine.epoch import Training
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, first_line
+from seresnet_timm.step.bad_steps import BadSteps, Figures
 
 _logger = logging.getLogger('train')
 PLATEAU = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
@@ -63,6 +65,7 @@ def state_of_rank(
         with_buffers: Also where those in the checkpoint are this rank's.
     """
     args, loader = run.args, resumable(run.train_loader)
+    files = image_files_of(getattr(run.train_loader, 'dataset', None))
     state = dict(
         rng=own_state(run.device),
         loader=None if loader is None else loader.state(place.batches),
@@ -70,6 +73,9 @@ def state_of_rank(
         optimizer=_generators(run.optimizer),
         buffers=None,
         ema_buffers=None,
+        bad_steps=None if run.bad_steps is None else run.bad_steps.state_dict(),
+        figures=None if run.figures is None else list(run.figures),
+        unreadable=None if files is None else files.unreadable(),
     )
     if args.rank > 0 or with_buffers and args.distributed:  # the checkpoint has those of rank 0
         if args.no_ddp_bb or not place.batches:
@@ -142,7 +148,6 @@ class Resumed:
         """`state_of_rank` of a rank, without `rng`; {} if the ranks are others, or the file is from before."""
         ranks = self.state.get('ranks')
         return ranks[rank] if ranks and self.is_exact else {}
-
 
     def start_of(self, epoch: int, rank: int) -> Optional[Dict[str, Any]]:
         """What an epoch that was begun before goes on with, for `train_one_epoch`; None for another epoch."""
@@ -231,6 +236,22 @@ def restore_rank(run: Training, resumed: Resumed) -> None:
         getattr(optimizer, name).set_state(state)
 
 
+def restore_counts(run: Training, resumed: Resumed) -> None:
+    """Go on to count steps that were skipped, the same ones on every rank, and images that could not be read."""
+    ranks, place = resumed.state.get('ranks'), resumed.place
+    if not ranks or resumed.state['epoch'] != place.epoch:
+        return
+    state = ranks[0].get('bad_steps')
+    if state is not None:
+        run.bad_steps = BadSteps(run.task.get_trainable_module(), run.optimizer, run.device, run.loss_scaler)
+        run.bad_steps.load_state_dict(state)
+        run.figures = Figures(*ranks[0]['figures']) if ranks[0].get('figures') else None
+    files = image_files_of(getattr(run.train_loader, 'dataset', None))
+    indices = resumed.of_rank(run.args.rank).get('unreadable')
+    if files is not None and indices and place.batches and not place.is_trained:
+        files.add_unreadable(indices)
+
+
 def restore_schedule(run: Training, resumed: Resumed) -> None:
     """Bring the schedule to the place."""
     scheduler, place, args = run.lr_scheduler, resumed.place, run.args
@@ -267,8 +288,9 @@ def resume(checkpoint: Checkpoint, task, optimizer, loss_scaler, args) -> Option
             log_info=utils.is_primary(args),
         )
     except (ValueError, KeyError) as e:
-        raise UsageError(f'The optimizer state in {checkpoint.path} is not one of --opt {args.opt} ({e}): name the '
-                         'optimizer of that run, or leave its state out with --no-resume-opt.')
+        what = ('has other parameter groups than this run' if 'group' in str(e) else f'is not one of --opt {args.opt}')
+        raise UsageError(f'The optimizer state in {checkpoint.path} {what} ({first_line(e)}): give the flags of that '
+                         'run, or leave its state out with --no-resume-opt.')
 
 
 def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
@@ -281,4 +303,5 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(
-            clean_state_dict(checkpoint.weights_or_ema(use_ema=True)), checkpoint.content.get(state), ema=True)
+            weights_for(checkpoint, task.get_trainable_module(ema=True), use_ema=True), checkpoint.content.get(state),
+            ema=True)

@@ -1,5 +1,6 @@
 """When a training saves its state beside the ends of its epochs: after minutes, at a signal, at a recovery interval"""
 import time
+from dataclasses import asdict
 from typing import Any, Dict, Optional
 
 from seresnet_timm.engine.agreement import Agreement
@@ -55,7 +56,9 @@ class Saving:
             Stopped: A signal stops the run; it is saved.
         """
         place = Place(epoch, len(run.train_loader), is_trained=True)
-        trained = dict(metrics=dict(metrics), figures=figures)
+        unreadable = figures['unreadable_train']
+        trained = dict(metrics=dict(metrics), figures=dict(
+            figures, unreadable_train=None if unreadable is None else asdict(unreadable)))
         # an evaluation of several ranks changes the buffers of the moving average
         own = state_of_rank(run, Place(epoch + 1), with_buffers=True)
         self._trained = dict(place=place, own=own, trained=trained)

@@ -8,12 +8,11 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
   * of a JPEG only what its crop needs is decoded; augmentation depends on seed, epoch and index alone, see `data/`
   * a run goes on where it was saved, also in the middle of an epoch, with the random state it had; into its own folder
     it keeps its best metric, its history and one CSV header; a signal stops it after a step that is saved
-  * a loss that is no longer finite ends the run before anything is saved
+  * a step whose loss or gradients are not finite is skipped; too many in a row end the run
 
 `main` is the training, stage by stage; each stage is a function below it. `epoch` trains, `evaluate` evaluates.
 """
 import copy
-import json
 import logging
 import math
 import time
@@ -22,7 +21,6 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 import torch.nn as nn
-import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
@@ -30,27 +28,30 @@ from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
-from timm.utils.summary import trim_summary
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.fit import load_weights, named_for
 from seresnet_timm.checkpoints.read import read_once
-from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine.agreement import Agreement
-from seresnet_timm.engine.epoch import Outputs, Training, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.bad_steps import check_epoch
+from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
+from seresnet_timm.engine.epoch import Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
+from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch, start_wandb
 from seresnet_timm.engine.run_state import (
     Place,
     Resumed,
+    restore_counts,
     restore_loader,
     restore_rank,
     restore_schedule,
@@ -63,11 +64,8 @@ from seresnet_timm.engine.run_state import (
 from seresnet_timm.engine.saving import Saving
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.errors import UsageError
-from seresnet_timm.files import atomic_path
 from seresnet_timm.models.create import create_from_args
-from seresnet_timm.models.info import ModelInfo
-from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
@@ -117,6 +115,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         mixup_fn=mixup_fn, loss_scaler=loss_scaler,
         updates_per_epoch=math.ceil(len(train_loader) / args.grad_accum_steps),
         eval_metric=args.eval_metric if eval_loader is not None else 'loss',
+        max_bad_steps=settings.max_bad_steps,
     )
 
     # resume
@@ -133,6 +132,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     start_loaders(run, resumed)
     compile_and_distribute(settings, task, args, device)
     restore_rank(run, resumed)
+    restore_counts(run, resumed)
 
     # schedule
     num_epochs = set_up_schedule(run, resumed)
@@ -151,12 +151,13 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
             results = train_epochs(run, resumed, num_epochs)
     except KeyboardInterrupt:
         if is_primary:
-            hint = run.outputs.folder.resume_hint() or ' No epoch was finished.'
+            hint = resume_hint(settings) or ' No epoch was finished.'
             _logger.info(f'Interrupted.{hint}')
         raise SystemExit(130)
     except Stopped as e:
         if is_primary:
-            _logger.info(f'Stopped by {e.name}; everything is saved.{run.outputs.folder.resume_hint()}')
+            _logger.info(f'Stopped by {e.name}; {run.outputs.saver.errors.last or "everything is saved."}'
+                         f'{resume_hint(settings)}')
         agreement.wait_until_saved()
         raise SystemExit(e.exit_code)
 
@@ -166,6 +167,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     if is_primary:
         run.outputs.record.finish()
         print_results(run, results)
+        refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
+    refuse_infinite_result(run.record, results)
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         set_fast_norm()
     overlay = {}
     if args.pretrained_path:
-        overlay['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)  # -1: adapt the head
+        overlay['pretrained_cfg_overlay'] = pretrained_overlay(args, settings.model_folder, checkpoints)
     model = create_from_args(
         args,
         folder=settings.model_folder,
@@ -204,6 +207,17 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
         num_params = sum(p.numel() for p in model.parameters())
         _logger.info(f'Model {safe_model_name(args.model)} created, param count:{num_params}')
     return model
+
+
+def pretrained_overlay(args, folder: Optional[str], checkpoints: Mapping[str, Checkpoint]) -> Dict[str, Any]:
+    """What `--pretrained-path` tells timm: the file, or its weights where timm does not find them under their names."""
+    overlay = dict(num_classes=-1)  # adapt the head
+    if not args.pretrained_path.endswith(('.npz', '.npy')):  # which timm's models read
+        checkpoint = read_once(args.pretrained_path, checkpoints)
+        named = named_for(checkpoint, create_from_args(args, folder=folder, meta=True), use_ema=True)
+        if named.prefixes or checkpoint.format == 'python2' or not checkpoint.has_timms_keys:
+            return dict(overlay, state_dict=named.weights)
+    return dict(overlay, file=args.pretrained_path)
 
 
 def place_model(model: nn.Module, args, forward: Forward) -> nn.Module:
@@ -236,7 +250,7 @@ def create_loaders(
         RunError: The classes are not those of the plan.
     """
     decoder, _ = choose_decoder(args, settings.fast_jpeg)
-    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder)
+    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder, settings.class_names)
     train_loader, mixup_fn = loaders.train_loader(setup)
     if len(train_loader) == 0:  # of a dataset whose size only its reader knows
         raise UsageError(
@@ -295,6 +309,7 @@ def compile_and_distribute(settings: RunSettings, task, args, device: torch.devi
         if task.has_ema():
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
+        fast_step.match_gradient_strides(task.get_trainable_module())
         task.prepare_distributed(
             device_ids=None if device.type == 'cpu' else [device],  # DDP takes no device ids on the CPU
             **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
@@ -323,59 +338,6 @@ def set_up_schedule(run: Training, resumed: Resumed) -> int:
     return num_epochs
 
 
-# --- outputs ----------------------------------------------------------------------------------------------------------
-
-def create_outputs(
-        settings: RunSettings,
-        run: Training,
-        model: nn.Module,
-        info: ModelInfo,
-        checkpoint: Optional[Checkpoint],
-        start_epoch: int,
-) -> Outputs:
-    """Create the run's folder, or continue the one that holds the checkpoint to resume from."""
-    args = run.args
-    folder = RunFolder(settings.output)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    saver = AtomicCheckpointSaver(
-        model=model,
-        optimizer=run.optimizer,
-        args=args,
-        amp_scaler=run.loss_scaler,
-        checkpoint_dir=str(folder.path),
-        recovery_dir=str(folder.path),
-        decreasing=run.eval_metric == 'loss',
-        max_history=args.checkpoint_hist,
-        task=run.task,
-    )
-    saver.model_info = info.to_dict()
-    continues = checkpoint is not None and folder.owns(checkpoint.path)
-    if continues:
-        if checkpoint.content.get('saver'):
-            saver.load_state_dict(checkpoint.content['saver'])
-        else:
-            _logger.warning(f'{checkpoint.path} holds no ranking of checkpoints: it starts again.')
-    trim_summary(str(folder.summary), start_epoch if continues else 0)
-    with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
-        yaml.safe_dump(settings.args, f, default_flow_style=False)
-    record = RunRecord(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch if continues else 0)
-    _logger.info(f'Output: {folder.path}')
-    return Outputs(folder, saver, record)
-
-
-def start_wandb(args, name: str) -> None:
-    import wandb
-    wandb.init(
-        project=args.wandb_project,
-        name=name,
-        config=vars(args),
-        tags=args.wandb_tags,
-        resume='must' if args.wandb_resume_id else None,
-        id=args.wandb_resume_id or None,
-    )
-
-
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
 def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[str, Any]]:
@@ -399,13 +361,16 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
             continue
 
         eval_start = time.perf_counter()
-        eval_metrics = evaluate_epoch(run) if run.eval_loader is not None else None
+        eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
+        check_epoch(run, epoch, eval_metrics)
+        refuse_infinite_weights(run.record, run.task.get_trainable_module(), epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         ranks = run.saving.agreement.gather(state_of_rank(run, Place(epoch + 1)))
         if run.outputs:
             state = run_state(run, Place(epoch + 1), ranks, metric=latest_metric)
             save_epoch(run, epoch, state, train_metrics, eval_metrics)
-            run.outputs.record.add_epoch(dict(figures, eval_seconds=round(time.perf_counter() - eval_start, 3)))
+            run.outputs.record.add_epoch(dict(
+                figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable))
         run.saving.after_epoch()
         if run.lr_scheduler is not None:
             run.lr_scheduler.step(epoch + 1, latest_metric)
@@ -420,7 +385,9 @@ def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, 
     args, run.begun = run.args, resumed.start_of(epoch, run.args.rank)
     if run.begun and resumed.place.is_trained:
         trained, run.begun = run.begun['trained'], None
-        return trained['metrics'], trained['figures']
+        unreadable = trained['figures']['unreadable_train']
+        return trained['metrics'], dict(
+            trained['figures'], unreadable_train=Unreadable(**unreadable) if unreadable else None)
     set_epoch(run.train_loader, epoch)
     train_metrics, figures = train_one_epoch(run, epoch)
     if utils.is_primary(args):
@@ -432,51 +399,22 @@ def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, 
     return train_metrics, figures
 
 
-def evaluate_epoch(run: Training) -> Dict[str, float]:
-    """Metrics on the validation split: of the moving average if there is one on the device, else of the model."""
+def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable]]:
+    """Metrics on the validation split: of the moving average if there is one on the device, else of the model.
+
+    Returns:
+        The metrics; the images that could not be read, None if not known.
+    """
     args, task, agreement = run.args, run.task, run.saving.agreement
     try:
-        metrics = validate(task.get_eval_model(), run.eval_loader, run.forward, args, agreement=agreement)
+        found = validate(task.get_eval_model(), run.eval_loader, run.forward, args, agreement=agreement)
         if task.has_ema() and not args.model_ema_force_cpu:
             if args.distributed and args.dist_bn:
                 utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-            metrics = validate(
+            found = validate(
                 task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)', agreement=agreement)
     except Stopped:
         run.saving.save_trained(run)
         raise
     run.has_evaluated = True
-    return metrics
-
-
-def save_epoch(
-        run: Training,
-        epoch: int,
-        state: Dict[str, Any],
-        train_metrics: Dict[str, float],
-        eval_metrics: Optional[Dict[str, float]],
-) -> None:
-    """Write a row of summary.csv and a checkpoint, with its run state."""
-    outputs = run.outputs
-    utils.update_summary(
-        epoch,
-        train_metrics,
-        eval_metrics,
-        filename=str(outputs.folder.summary),
-        lr=run.lr,
-        log_wandb=run.args.log_wandb,
-    )
-    outputs.saver.run_state = state
-    best_metric, best_epoch = outputs.saver.save_checkpoint(epoch, metric=(eval_metrics or train_metrics)[
-        run.eval_metric])
-    outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
-
-
-def print_results(run: Training, results: List[Dict[str, Any]]) -> None:
-    """Print the ten best epochs as timm's train.py does."""
-    saver = run.outputs.saver
-    if saver.best_metric is not None:
-        _logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
-    results.sort(key=lambda r: r.get('validation', r['train']).get(run.eval_metric, 0),
-                 reverse=run.eval_metric == 'loss')
-    print(f'--result\n{json.dumps(results[-10:], indent=4)}')
+    return found

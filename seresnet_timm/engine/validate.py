@@ -8,7 +8,6 @@ Same flags, log lines and results as timm's validate.py. What it does differentl
 """
 import csv
 import glob
-import json
 import logging
 import os
 import time
@@ -28,16 +27,17 @@ from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.image_files import Unreadable
+from seresnet_timm.data.label_files import read_valid_labels
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.model_info import (
     check_planned_classes,
     describe_other_classes,
     model_info_of,
-    read_valid_labels,
 )
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.files import atomic_path, write_json
+from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -109,7 +109,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
             record.finish()
         if args.results_file:
             write_results(args.results_file, rows, args.results_format)
-        print(f'--result\n{json.dumps(rows, indent=4)}')
+        print(f'--result\n{as_json(rows, indent=4)}')
 
 
 def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:
@@ -197,10 +197,11 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
         )
 
     start = time.perf_counter()
-    metrics = evaluate(
+    metrics, unreadable = evaluate(
         model, loader, run.forward, EvaluationLog(_logger if is_primary else None, args.log_freq, log_line),
         valid_labels=read_valid_labels(args.valid_labels) if args.valid_labels else None, on_output=on_output)
     seconds = time.perf_counter() - start
+    refuse_unreadable(args, unreadable)
     if real_labels is not None:
         metrics.update(top1=real_labels.get_accuracy(k=1), top5=real_labels.get_accuracy(k=5))
 
@@ -219,9 +220,17 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
         _logger.info(' * Acc@1 {top1:.3f} ({top1_err:.3f}) Acc@5 {top5:.3f} ({top5_err:.3f})'.format(**row))
     return Result(
         row=row,
-        figures=dict(images=len(loader.dataset), seconds=round(seconds, 3), **metrics),
+        figures=dict(images=len(loader.dataset), seconds=round(seconds, 3), unreadable=unreadable, **metrics),
         model_info=model_info_of(network, dict(data_config, crop_pct=crop_pct), loader.dataset).to_dict(),
     )
+
+
+def refuse_unreadable(args, unreadable: Optional[Unreadable]) -> None:
+    """End where a metric cannot count an image as wrong that could not be read."""
+    for flag in ('real_labels', 'metrics_avg'):
+        if unreadable is not None and unreadable.count and getattr(args, flag):
+            raise RunError(f'--{flag.replace("_", "-")} cannot count images that cannot be read, and there are '
+                           f'{unreadable.count}, see above: repair or remove them.')
 
 
 def create_model(run: Evaluation, checkpoint: Optional[Checkpoint]) -> Tuple[torch.nn.Module, Dict[str, Any]]:
@@ -264,7 +273,8 @@ def create_loader(run: Evaluation, data_config: Dict[str, Any], crop_pct: float,
     args = run.args
     decoder, _ = choose_decoder(args, run.settings.fast_jpeg)
     return loaders.eval_loader(
-        loaders.LoaderSetup(args, data_config, run.forward.device, run.forward.dtype, decoder),
+        loaders.LoaderSetup(
+            args, data_config, run.forward.device, run.forward.dtype, decoder, run.settings.class_names),
         args.split,
         batch_size,
         num_samples=args.num_samples,

@@ -100,6 +100,8 @@ def explain(error: BaseException, repo_id: str, doing: str) -> Optional[str]:
     if isinstance(error, FileMetadataError) or 'JSON' in type(error).__name__:
         return (f'{repo_id}: the server at {constants.ENDPOINT} is not a Hub (a log-in page, a proxy, or a redirect to '
                 'another site?): check HF_ENDPOINT and HTTPS_PROXY.')
+    if isinstance(error, ImportError) and 'SOCKS' in str(error):
+        return f'{repo_id}: {first_line(error)}; or set HTTPS_PROXY to a proxy that speaks HTTP.'
     if isinstance(error, OSError):
         if 'Consistency check failed' in str(error):
             return f'{repo_id}: a file arrived with a length that is not the one on the Hub: {doing} again.'
@@ -169,6 +171,8 @@ def is_broken_off(error: BaseException) -> bool:
 
 def remedy(error: BaseException) -> str:
     """What to do if the Hub cannot be reached, as a sentence."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return 'Where there is a network, unset it.'
     if status_of(error) is not None:
         return 'Try again later.'
     names = ('HF_ENDPOINT', 'HTTPS_PROXY', 'HTTP_PROXY', 'https_proxy', 'http_proxy')

@@ -2,17 +2,19 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Tuple, Union
 
 import timm
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import ModelInfo as Listing
 
-from seresnet_timm.errors import RunError, UsageError, printable
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import fsync, temporary_folder
-from seresnet_timm.hub.cache import pull_from_cache, remove_file, remove_leftovers, set_ref
-from seresnet_timm.hub.client import ask, make_api, say, split_name
+from seresnet_timm.hub.cache import keep_hashes, pull_from_cache, remove_file, remove_leftovers, set_ref
+from seresnet_timm.hub.client import first_answer, hub_name, make_api, say, split_name
 from seresnet_timm.hub.errors import explained, is_unreachable
 from seresnet_timm.hub.repository import (
     CARD,
@@ -29,7 +31,11 @@ from seresnet_timm.hub.repository import (
     read_config,
 )
 from seresnet_timm.models.create import trusted_kwargs
+from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.version import __version__
+
+# what a checkpoint of its own needs beside its network
+PREPROCESSING = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 def pull(
@@ -38,6 +44,8 @@ def pull(
         revision: Optional[str] = None,
         token: Optional[str] = None,
         with_weights: bool = True,
+        cache: Optional[Path] = None,
+        mirror: Optional[str] = None,
 ) -> Pulled:
     """Download a timm model into the cache and verify it. The cached copy is used when the Hub cannot be reached.
 
@@ -47,6 +55,8 @@ def pull(
         revision: Branch, tag or commit; the main branch if None.
         token: Access token; that of HF_TOKEN or `hf auth login` if None.
         with_weights: False downloads the configuration only.
+        cache: Folder to download to, instead of the cache.
+        mirror: Address of another Hub, which gets no token.
 
     Raises:
         UsageError: `repo_id`, `revision` or `out` is not valid.
@@ -54,24 +64,24 @@ def pull(
     """
     repo_id, revision = split_name(repo_id, revision)
     out = None if out is None else _check_out(Path(out))
+    source = Source(repo_id, False if mirror else token, cache, mirror)
     with explained(repo_id, 'pull'):
-        for part in remove_leftovers(repo_id):
+        for part in remove_leftovers(repo_id, cache):
             say(f'Removed {part}, which a killed download had left.')
-        api = make_api(token)
         try:
-            info = ask(lambda: api.model_info(
-                repo_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+            info = ask_for_files(source, revision)
         except Exception as e:
-            if not is_unreachable(e):
+            if not is_unreachable(e) or mirror:
                 raise
             pulled = pull_from_cache(repo_id, revision, e, with_weights)
         else:
             try:
-                pulled = _pull_from_hub(repo_id, info, token, with_weights)
+                pulled = _pull_from_hub(source, info, with_weights)
             finally:
-                remove_leftovers(repo_id)  # huggingface_hub before 2 keeps the part of a failed download
+                remove_leftovers(repo_id, cache)  # huggingface_hub before 2 keeps the part of a failed download
+            keep_hashes(repo_id, pulled.commit, pulled.sha256, cache)
             if revision != pulled.commit:
-                set_ref(repo_id, revision or constants.DEFAULT_REVISION, pulled.commit)
+                set_ref(repo_id, revision or constants.DEFAULT_REVISION, pulled.commit, cache)
         _check_config(pulled)
         if out is not None:
             _copy_out(pulled, out)
@@ -80,13 +90,47 @@ def pull(
 
 def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
     """Folder of the model on the Hub that a timm name means, pulled and verified; None for other names."""
-    source, _, name = model.partition(':')
-    return pull(name, with_weights=with_weights).folder if source in ('hf-hub', 'hf_hub') else None
+    name = hub_name(model)
+    return None if name is None else pull(name, with_weights=with_weights).folder
+
+
+def network_of(checkpoint: Checkpoint, info: ModelInfo) -> Tuple[ModelInfo, Optional[Path]]:
+    """The network of a checkpoint, and the folder of the model on the Hub that it is made from; None for none.
+
+    Older files hold the name of that model, and nothing of its configuration.
+    """
+    name = hub_name(info.name or '')
+    if name is None:
+        return info, None
+    try:
+        return info, pull(name, with_weights=False).folder
+    except RunError as e:
+        architecture = architecture_without(checkpoint, e)
+        say(f'{first_line(e)}: the network is made as {architecture}, which the weights in {checkpoint.path} are of.')
+        return replace(info, name=architecture), None
+
+
+def architecture_without(checkpoint: Checkpoint, error: RunError) -> str:
+    """Architecture of a checkpoint whose model on the Hub cannot be had, if the file holds all else.
+
+    Raises:
+        RunError: It does not; what is missing is named.
+    """
+    info, architecture = checkpoint.info, checkpoint.arch
+    missing = [k for k in PREPROCESSING if getattr(info, k) is None]
+    if architecture is not None and not missing:
+        return architecture
+    what = ', '.join(missing) if architecture is not None else 'architecture'
+    remedy = (f"--model {architecture} takes timm's own" if architecture is not None else
+              'name the architecture with --model')
+    raise RunError(f'{error} Checkpoint {checkpoint.path} was trained from {printable(info.name)} and does not hold '
+                   f'its {what}: {remedy}.')
 
 
 def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
-    """Lines that create a pulled model in Python, and evaluate it."""
-    model = f'local-dir:{out}' if out else f'hf-hub:{name}'
+    """Lines that create a pulled model in Python, and evaluate it; `name` is as it was typed."""
+    repo_id, revision = split_name(name)
+    model = f'local-dir:{out}' if out else f'hf-hub:{repo_id}{"@" + revision if revision else ""}'
     plugin = plugin_of(pulled.config['architecture'])
     return (f'  import {plugin + ", " if plugin else ""}timm\n'
             f"  model = timm.create_model('{model}', pretrained=True)\n"
@@ -94,27 +138,57 @@ def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
             f'  seresnet-timm validate --model {model} --data-dir DIR')
 
 
-def _pull_from_hub(repo_id: str, info: ModelInfo, token: Optional[str], with_weights: bool) -> Pulled:
+class Source(NamedTuple):
+    """Where files come from and go to.
+
+    Attributes:
+        repo_id: 'organisation/name'.
+        token: Access token; None for that of the user, False for none.
+        cache: Folder to download to; None for the cache.
+        endpoint: Address of the Hub; None for the user's.
+    """
+    repo_id: str
+    token: Union[str, bool, None] = None
+    cache: Optional[Path] = None
+    endpoint: Optional[str] = None
+
+
+def ask_for_files(source: Source, revision: Optional[str]) -> Listing:
+    """What the Hub says of a repository: its commit, and its files with their hashes."""
+    api = make_api(source.token, source.endpoint)
+    return first_answer(lambda: api.model_info(
+        source.repo_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+
+
+def commit_of_answer(source: Source, info: Listing) -> str:
     commit = info.sha or ''
     if not is_commit(commit):
-        raise RunError(f'{repo_id}: the Hub at {constants.ENDPOINT} names no commit: use another HF_ENDPOINT.')
+        raise RunError(f'{source.repo_id}: the Hub at {source.endpoint or constants.ENDPOINT} names no commit: use '
+                       'another HF_ENDPOINT.')
+    return commit
+
+
+def _pull_from_hub(source: Source, info: Listing, with_weights: bool) -> Pulled:
+    repo_id, commit = source.repo_id, commit_of_answer(source, info)
     siblings = {s.rfilename: s for s in info.siblings or []}
     sha256, folder = {}, Path()
     for name in choose_files(repo_id, list(siblings), with_weights):
         expected = digest_on_hub(repo_id, siblings[name])
-        path = _download_verified(repo_id, name, commit, expected, token)
+        path = download_verified(source, name, commit, expected)
         sha256[name] = expected.value if expected.kind == 'sha256' else digest_of(path, 'sha256').value
         folder = path.parent
     return Pulled(repo_id, commit, folder, sha256, read_config(repo_id, folder))
 
 
-def _download_verified(repo_id: str, name: str, commit: str, expected: Digest, token: Optional[str]) -> Path:
+def download_verified(source: Source, name: str, commit: str, expected: Digest) -> Path:
     """Download a file and compare it with its hash; a damaged one is removed and downloaded once more."""
     # Not HfApi.verify_repo_checksums: it needs huggingface_hub 1.1, which transformers 4 excludes, sends one request
     # more, and hashes every file of the snapshot, also those that other programs have downloaded
+    repo_id = source.repo_id
     for attempt in (1, 2):
         path = Path(hf_hub_download(
-            repo_id, name, revision=commit, token=token, library_name='seresnet_timm', library_version=__version__))
+            repo_id, name, revision=commit, token=source.token, cache_dir=source.cache, endpoint=source.endpoint,
+            library_name='seresnet_timm', library_version=__version__))
         actual = digest_of(path, expected.kind)
         if actual == expected:
             return path

@@ -16,9 +16,10 @@ those of huggingface_hub.
 import re
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Union
+from typing import Dict, Iterator, List, NamedTuple, Optional, Union
 
 import huggingface_hub
 import yaml
@@ -27,15 +28,16 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from seresnet_timm.errors import RunError, UsageError, first_line, printable
+from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
 from seresnet_timm.files import temporary_folder
 from seresnet_timm.hub.card import make_card
-from seresnet_timm.hub.client import ask, is_revision, make_api, split_name, time_limit
+from seresnet_timm.hub.client import ask, first_answer, is_revision, make_api, say, split_name, time_limit
 from seresnet_timm.hub.config import make_config
-from seresnet_timm.hub.errors import explained, status_of
+from seresnet_timm.hub.errors import explained, redact, status_of
 from seresnet_timm.hub.repository import CARD, CONFIG, CURVES, SAFE_WEIGHTS, digest_of, digest_on_hub
 from seresnet_timm.hub.upload import Source, read_source
 from seresnet_timm.runs.curves import draw_curves
+from seresnet_timm.time_limit import FIRST_ANSWER, within
 
 STAGING = 'seresnet-timm-push-'
 
@@ -107,19 +109,20 @@ def push(
     with temporary_folder(tempfile.gettempdir(), STAGING) as folder:
         files = _stage(found, folder, repo_id, license or target.license or '', with_card=not target.has_card)
         with explained(repo_id, 'push'), time_limit():
-            parent = _prepare_target(api, repo_id, revision, private, target)
             additions = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-            try:
-                commit = api.create_commit(
-                    repo_id,
-                    additions,
-                    commit_message=message or f'Add {found.architecture}',
-                    revision=revision,
-                    parent_commit=parent,
-                )
-            except Exception:
-                print(file=sys.stderr)  # ends the line of the progress bar, which huggingface_hub leaves open
-                raise
+            with _removed_if_empty(api, repo_id, target):
+                parent = _prepare_target(api, repo_id, revision, private, target)
+                try:
+                    commit = api.create_commit(
+                        repo_id,
+                        additions,
+                        commit_message=message or f'Add {found.architecture}',
+                        revision=revision,
+                        parent_commit=parent,
+                    )
+                except Exception:
+                    print(file=sys.stderr)  # ends the line of the progress bar, which huggingface_hub leaves open
+                    raise
             sha256 = _verify_pushed(api, repo_id, commit.oid, additions)
             if tag is not None:
                 api.create_tag(repo_id, tag=tag, revision=commit.oid)
@@ -171,7 +174,7 @@ def _inspect_target(
     exists, head, card = True, None, None
     notes = []
     try:
-        info = ask(lambda: api.model_info(repo_id, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+        info = first_answer(lambda: api.model_info(repo_id, timeout=constants.HF_HUB_ETAG_TIMEOUT))
     except RepositoryNotFoundError as e:
         if status_of(e) == 401 and 'nvalid credentials' in str(e):
             raise
@@ -223,6 +226,36 @@ def _prepare_target(api: HfApi, repo_id: str, revision: str, private: bool, targ
         return target.head
     if revision != constants.DEFAULT_REVISION:
         ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+    return None
+
+
+@contextmanager
+def _removed_if_empty(api: HfApi, repo_id: str, target: Target) -> Iterator[None]:
+    """Delete the repository again if this push made it and nothing was committed to it, or say that it remains."""
+    try:
+        yield
+    except BaseException as e:
+        if not target.exists:
+            left = _delete_empty(api, repo_id)
+            if left is not None:
+                say(f'{repo_id}: {left}. The same command continues.')
+            elif not isinstance(e, RepositoryNotFoundError):
+                say(f'{repo_id}: the repository that this push made is deleted again, as nothing was committed.')
+        raise
+
+
+def _delete_empty(api: HfApi, repo_id: str) -> Optional[str]:
+    """Delete a repository that holds no files; what remains of it, None if nothing does."""
+    try:
+        info = first_answer(lambda: api.model_info(repo_id, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+        files = [s.rfilename for s in info.siblings or [] if s.rfilename != '.gitattributes']
+        if files:
+            return f'the push was not confirmed, the repository holds {first_names(files, 3)}'
+        within(FIRST_ANSWER, lambda: api.delete_repo(repo_id))
+    except RepositoryNotFoundError:
+        return None
+    except Exception as e:  # of the network, as that before it
+        return f'it may be on the Hub, created by this push and empty ({redact(first_line(e))})'
     return None
 
 

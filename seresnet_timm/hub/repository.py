@@ -1,7 +1,7 @@
 """Which files of a repository on the Hub make a model, and their hashes."""
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -27,6 +27,7 @@ class Pulled:
         sha256: Hash of every file, by name.
         config: Content of config.json.
         cached: Why the Hub was not asked; None if it was.
+        unverified: Files whose hash was compared with nothing, as nothing tells it.
     """
     repo_id: str
     commit: str
@@ -34,6 +35,7 @@ class Pulled:
     sha256: Dict[str, str]
     config: Dict[str, Any]
     cached: Optional[str] = None
+    unverified: List[str] = field(default_factory=list)
 
 
 class Digest(NamedTuple):
@@ -76,9 +78,14 @@ def digest_of(path: Path, kind: str) -> Digest:
         return Digest(kind, sha_fileobj(f).hex() if kind == 'sha256' else git_hash(f.read()))
 
 
+def is_digest(text: str) -> bool:
+    """True for a SHA-256, or git's object id, in hexadecimal digits."""
+    return re.fullmatch(r'[0-9a-f]{40}([0-9a-f]{24})?', text) is not None
+
+
 def is_commit(text: str) -> bool:
     """True for git's name of a commit."""
-    return re.fullmatch(r'[0-9a-f]{40}([0-9a-f]{24})?', text) is not None
+    return is_digest(text)
 
 
 def read_config(repo_id: str, folder: Path) -> Dict[str, Any]:

@@ -7,11 +7,11 @@ import torch
 import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import describe_misfit, weights_for
+from seresnet_timm.checkpoints.fit import describe_misfit, describe_not_finite, weights_for
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import read_class_names
+from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
-from seresnet_timm.hub.pull import folder_of
+from seresnet_timm.hub.pull import network_of
 from seresnet_timm.models.create import check_model_name, create_from_info
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs import report
@@ -73,7 +73,7 @@ def read_source(
     args = _arguments(checkpoint, run)
     if not checkpoint.args and args:
         checkpoint = replace(checkpoint, content=dict(checkpoint.content, args=args))
-    info = checkpoint.info
+    info = checkpoint.typed_info()
     if model is not None:
         check_model_name(model)
         info = replace(info, name=model)
@@ -84,11 +84,18 @@ def read_source(
         info = replace(info, num_classes=num_classes, class_names=None)
 
     takes_ema, is_evaluated = _choose_weights(checkpoint, args, run is not None, use_ema, notes)
-    shapes: Any = create_from_info(info, str(path), meta=True, folder=folder_of(name, with_weights=False))
+    info, folder = network_of(checkpoint, info)
+    shapes: Any = create_from_info(info, str(path), meta=True, folder=folder)
     weights = weights_for(checkpoint, shapes, takes_ema)
     misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(name))
     if misfit:
         raise UsageError(f'Checkpoint {path} does not fit {name}: {misfit}.')
+    not_finite = describe_not_finite(checkpoint, weights)
+    if not_finite:
+        raise UsageError(not_finite)
+    unknown = info.unknown_preprocessing()
+    if unknown:
+        notes.append(f"preprocessing: not in the file, timm's values of {name} are taken: {', '.join(unknown)}")
     if class_names is not None:
         info = replace(info, class_names=read_class_names(class_names, shapes.num_classes))
     elif info.class_names is None:

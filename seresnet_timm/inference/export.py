@@ -148,7 +148,7 @@ def _write_onnx(model: nn.Module, example: torch.Tensor, path: str, metadata: Di
     )
     proto = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(proto, {
-        k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in metadata.items()})
+        k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
 
@@ -164,7 +164,7 @@ def _load_onnx(path: str) -> Callable[[torch.Tensor], np.ndarray]:
 def _write_program(model: nn.Module, example: torch.Tensor, path: str, metadata: Dict[str, Any], opset: int) -> None:
     dynamic_shapes = ({0: torch.export.Dim('batch', min=1)},)
     program = torch.export.export(model, (example,), dynamic_shapes=dynamic_shapes)
-    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata, ensure_ascii=False)})
+    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata)})
 
 
 def _load_program(path: str) -> Callable[[torch.Tensor], np.ndarray]:

@@ -14,12 +14,16 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 
-from seresnet_timm.checkpoints.fit import model_of
+from seresnet_timm.checkpoints.checkpoint import INFO_KEY, Checkpoint
+from seresnet_timm.checkpoints.fit import MAX_NAMED, model_of, not_finite
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.data.classes import read_class_names
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, printable
-from seresnet_timm.hub.pull import folder_of
-from seresnet_timm.models.create import check_model_name, create_model
+from seresnet_timm.data.label_files import read_class_names
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, first_names, printable
+from seresnet_timm.hub import weights
+from seresnet_timm.hub.client import hub_name
+from seresnet_timm.hub.pull import folder_of, network_of
+from seresnet_timm.hub.repository import WEIGHTS
+from seresnet_timm.models.create import check_model_name, create_model, read_model_config
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 
@@ -38,6 +42,7 @@ class LoadedModel:
         class_descriptions: What the class names mean, where that is known.
         class_names_origin: Where the class names came from, or why there are none.
         flags: Flags that override the file, as they were given.
+        unknown: What of the preprocessing the file does not hold, so that timm's values are taken.
     """
     model: nn.Module
     info: ModelInfo
@@ -45,6 +50,7 @@ class LoadedModel:
     class_descriptions: Optional[List[str]] = None
     class_names_origin: str = ''
     flags: List[str] = field(default_factory=list)
+    unknown: List[str] = field(default_factory=list)
 
     @property
     def data_config(self) -> Dict[str, Any]:
@@ -63,6 +69,9 @@ class LoadedModel:
             f'mean {_numbers(info.mean)}, std {_numbers(info.std)}',
             f'Classes: {info.num_classes}, {self.class_names_origin}',
         ]
+        if self.unknown:
+            lines.append(f"Not in the file, timm's values of {info.name} are taken: {', '.join(self.unknown)}. If it "
+                         'was trained with others, its predictions are wrong.')
         if self.flags:
             lines.append(f'From the command line, not from the file: {", ".join(self.flags)}')
         return [printable(line) for line in lines]
@@ -111,7 +120,6 @@ def load_model(
     else:
         names, descriptions, names_origin = _guess_names(model.num_classes)
     if names is not None:
-        names = [printable(n) for n in names]
         descriptions = descriptions or _wordnet(names)
     given = (('--model', model_name), ('--img-size', img_size), ('--crop-pct', crop_pct),
              ('--class-names', class_names))
@@ -120,20 +128,69 @@ def load_model(
         info=replace(ModelInfo.of_model(model, data_config, names), name=name, num_classes=model.num_classes,
                      class_names=names),
         origin=origin,
-        class_descriptions=None if descriptions is None else [printable(d) for d in descriptions],
+        class_descriptions=descriptions,
         class_names_origin=names_origin,
         flags=[f'{flag} {value}' for flag, value in given if value is not None],
+        unknown=[] if path is None else info.unknown_preprocessing(),
     )
+
+
+def read_model_file(source: str) -> Checkpoint:
+    """The checkpoint that a file, the folder of a run or a model on the Hub means.
+
+    Raises:
+        UsageError: There is no such file, or it cannot be read.
+        RunError: The model on the Hub cannot be pulled.
+    """
+    folder = folder_of(source)
+    if folder is not None:
+        return _of_folder(folder)
+    path = Path(source.removeprefix('local-dir:'))
+    if not path.exists() and timm.is_model(split_model_name_tag(source)[0]):
+        raise UsageError(f'{source} is the name of a model, not a checkpoint: name a file, the folder of a run or a '
+                         'model on the Hub (hf-hub:org/name).')
+    if not path.is_dir():
+        return read_checkpoint(path)
+    file = RunFolder(path).checkpoint()
+    if file is not None:
+        return read_checkpoint(file)
+    if (path / 'config.json').is_file():
+        return _of_folder(path)
+    _, found = _resolve(str(path))  # says what is wrong
+    return read_checkpoint(found or path)
+
+
+def _of_folder(folder: Path) -> Checkpoint:
+    """The weights in a folder as the Hub has it, with the network and preprocessing that its config.json says."""
+    config = read_model_config(folder)
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise UsageError(f'{folder} holds no weights ({" or ".join(WEIGHTS)}).')
+    checkpoint = read_checkpoint(path)
+    if checkpoint.content.get(INFO_KEY) is not None:
+        return checkpoint
+    settings = {**config, **config.get('pretrained_cfg', {})}
+    names, count = settings.get('label_names'), config.get('num_classes', settings.get('num_classes'))
+    size = settings.get('input_size')
+    info = {
+        'name': config['architecture'], 'kwargs': config.get('model_args'), 'num_classes': count,
+        'in_chans': size[0] if isinstance(size, list) and size else None,
+        'class_names': names if isinstance(names, list) and len(names) == count else None,
+        **{k: settings.get(k) for k in PREPROCESSING}}
+    return replace(checkpoint, content={'state_dict': checkpoint.weights, INFO_KEY: info})
 
 
 def _resolve(source: str) -> Tuple[str, Optional[Path]]:
     """timm's name of a model and None, or the argument and the checkpoint file that it means."""
     path = Path(source)
     if not path.exists():
+        repository = hub_name(source)
+        if repository is not None:
+            return f'hf-hub:{repository}', None
         if timm.is_model(split_model_name_tag(source)[0]) or ':' in source:
             return source, None
         looks_like_path = os.sep in source or '.' in source
-        hint = 'check the path' if looks_like_path else did_you_mean(
+        hint = 'check the path, or write hf-hub:org/name for a model on the Hub' if looks_like_path else did_you_mean(
             source, timm.list_models(), 'timm knows no such name.')
         raise UsageError(f"There is no file and no model '{printable(source)}': {hint.rstrip('.')}.")
     if not path.is_dir():
@@ -162,17 +219,24 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
                              f'{source} if the file does not name the model.')
     folder = folder_of(source)
     try:
-        model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
-    except UsageError:
+        with weights.downloaded(source):
+            model = create_model(source, folder, pretrained=True, exportable=True, **_size_argument(source, img_size))
+    except (UsageError, RunError):
         raise
-    except Exception as e:  # of the download: HTTP clients and the file system have their own
-        raise RunError(f'{printable(source)} cannot be loaded ({printable(first_line(e))}): check the name and the '
-                       'connection, or download the weights elsewhere and name the file.') from e
+    except Exception as e:  # torch, safetensors and timm have their own
+        raise RunError(f'The weights of {printable(source)} do not load ({printable(first_line(e))}): if they are '
+                       'damaged, remove them from the cache.') from e
+    bad = not_finite(model.state_dict())
+    if bad:
+        raise UsageError(f'{printable(source)} has weights that are not finite (NaN or infinity): '
+                         f'{first_names(bad, MAX_NAMED)}.')
     cfg = model.pretrained_cfg
     commit = f'{name.split("@")[0]}@{folder.name}' if folder else ''
     where = {'hf-hub': f'pretrained, from {commit} on the Hub', 'local-dir': f'from {name}'}
     own_name = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
-    return model, own_name or name, where.get(kind or cfg.get('source'), f'pretrained, {cfg.get("url")}')
+    source = weights.source_of(name) if kind is None else None
+    from_timm = f'pretrained, from {source.where}' if source else 'pretrained'
+    return model, own_name or name, where.get(kind or cfg.get('source'), from_timm)
 
 
 def _load_file(
@@ -184,13 +248,13 @@ def _load_file(
 ) -> Tuple[nn.Module, ModelInfo, str]:
     """A model with the weights of a checkpoint file, what it was made from, and where the weights came from."""
     checkpoint = read_checkpoint(path)
-    info = checkpoint.info
+    info = checkpoint.typed_info()
     if model_name is not None:
         check_model_name(model_name)
         info = replace(info, name=model_name)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{path} holds no moving average: leave out --use-ema.')
-    folder = folder_of(info.name, with_weights=False) if info.name else None
+    info, folder = network_of(checkpoint, info)
     model, info = model_of(
         checkpoint, info, use_ema, num_classes=num_classes, img_size=img_size, folder=folder, exportable=True)
     parts = [f'from {path}'] + ([f'epoch {checkpoint.epoch}'] if checkpoint.epoch is not None else [])

@@ -4,46 +4,101 @@ import io
 import json
 import os
 import sys
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import atomic_path
+from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
+from seresnet_timm.errors import RunError, UsageError, first_names, note_replaced, printable
+from seresnet_timm.files import as_json, atomic_path
+from seresnet_timm.images import (
+    EXTENSIONS,
+    UnreadableImage,
+    count_by_suffix,
+    describe_left_out,
+    is_image,
+    read_image,
+    silence_pillow,
+)
 from seresnet_timm.inference.load import LoadedModel
 
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
 def find_images(paths: Sequence[str]) -> List[str]:
-    """The files that are named, and the images (by timm's extensions) in folders that are named, at any depth.
+    """The files that are named, and the images in folders that are named, at any depth.
+
+    What a folder has besides is told on stderr.
 
     Raises:
-        UsageError: A path does not exist, or a folder has no image in it.
+        UsageError: A path does not exist, or a folder cannot be read or has no image in it.
     """
-    extensions = get_img_extensions(as_set=True)
     files: List[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found = [os.path.join(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names
-                     if os.path.splitext(name)[1].lower() in extensions]
+            found: List[str] = []
+            others: List[str] = []
+            foreign: List[str] = []
+            try:
+                above = {(s.st_dev, s.st_ino) for s in map(os.stat, Path(path).resolve().parents)}
+                _list_folder(path, found, others, foreign, above)
+            except OSError as e:
+                raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
+            told = describe_left_out(count_by_suffix(others))
             if not found:
-                raise UsageError(f'{path} has no image in it ({", ".join(sorted(extensions))}).')
-            files += sorted(found, key=natural_key)
-        elif os.path.exists(path):
+                raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told and "; " + told}.')
+            if told:
+                print(printable(f'{path}: {told}'), file=sys.stderr)
+            if foreign:
+                print(printable(f'{path}: {len(foreign)} folder(s) of other programs are left out: '
+                                f'{first_names(sorted(foreign), 3)}'), file=sys.stderr)
+            found.sort()
+            try:
+                found.sort(key=natural_key)
+            except ValueError:  # of '²' and the like: digits, and no numbers for timm
+                pass
+            files += found
+        elif os.path.lexists(path):
             files.append(path)
         else:
             raise UsageError(f'Image {path} does not exist.')
     return files
+
+
+def _list_folder(
+        folder: str, images: List[str], others: List[str], foreign: List[str], seen: Set[Tuple[int, int]]) -> None:
+    """List a folder at any depth, each folder once whatever links lead to it; not what other programs left.
+
+    Args:
+        folder: The folder.
+        images: Gets the image files.
+        others: Gets the other files.
+        foreign: Gets the folders that other programs left.
+        seen: Folders to pass by, by device and inode: those above, so that no link leads out, and those visited.
+    """
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    links, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                (links if entry.is_symlink() else folders).append(entry)
+            else:
+                counts = is_image(entry.name) and not entry.name.startswith(FOREIGN_FILES)
+                (images if counts else others).append(entry.path)
+    for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
+        if is_foreign([entry.name]):
+            foreign.append(entry.path)
+        else:
+            _list_folder(entry.path, images, others, foreign, seen)
 
 
 class _Images(Dataset):
@@ -53,20 +108,20 @@ class _Images(Dataset):
         self.files = files
         self.mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
         self.transform = create_transform(**data_config, is_training=False)
+        silence_pillow()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tuple[int, Union[torch.Tensor, str]]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # Pillow's, on odd but readable files
-                with Image.open(self.files[index]) as image:
-                    return index, self.transform(image.convert(self.mode))
-        except UnidentifiedImageError:
-            return index, 'it is not an image, or its format is unknown'
-        except Exception as e:  # Pillow's decoders raise many types for a damaged file; it must not stop the others
-            return index, (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
+            image = read_image(self.files[index], self.mode)
+        except UnreadableImage as e:
+            return index, str(e)
+        try:
+            return index, self.transform(image)
+        except MemoryError:
+            return index, f'there is too little memory to resize it ({image.width} x {image.height} pixels)'
 
 
 def _collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:
@@ -153,11 +208,12 @@ def run(
     if output is not None and (os.path.isdir(output) or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f'--output {output}: ' + (
             'it is a folder, name a file.' if os.path.isdir(output) else 'its folder does not exist.'))
+    note_replaced(output, '--output')
     bad = 0
     results = predict(loaded, files, **kwargs)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
     bar = tqdm(total=len(files), unit='image', disable=shown or None, leave=False)
-    with bar, _destination(output) as out:
+    with bar, _destination(output, format) as out:
         write = _writer(format, out)
         for result in results:
             bar.update()
@@ -172,13 +228,37 @@ def run(
 
 
 @contextmanager
-def _destination(output: Optional[str]) -> Iterator[Any]:
+def _destination(output: Optional[str], format: str) -> Iterator[Any]:
+    if output is None and format == 'csv' and not sys.stdout.isatty():
+        yield from _as_bytes(sys.stdout)
+        return
     if output is None:
-        yield sys.stdout
+        errors = getattr(sys.stdout, 'errors', None)
+        if hasattr(sys.stdout, 'reconfigure'):
+            sys.stdout.reconfigure(errors='backslashreplace')  # letters that its encoding does not have
+        try:
+            yield sys.stdout
+        finally:
+            if hasattr(sys.stdout, 'reconfigure'):
+                sys.stdout.reconfigure(errors=errors)
         return
     with atomic_path(output) as tmp:
         with open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
             yield f
+
+
+def _as_bytes(stream: Any) -> Iterator[Any]:
+    """A text stream in UTF-8 that gives back names of any bytes, whatever the encoding of `stream`."""
+    if not hasattr(stream, 'buffer'):  # replaced, by a test for instance
+        yield stream
+        return
+    stream.flush()
+    text = io.TextIOWrapper(stream.buffer, encoding='utf-8', errors='surrogateescape', newline='')
+    try:
+        yield text
+        text.flush()
+    finally:
+        text.detach()
 
 
 def _writer(format: str, out: Any):
@@ -197,8 +277,8 @@ def _writer(format: str, out: Any):
             writer.writeheader()
             started = True
         for rank, row in enumerate((result or {}).get('predictions', ()), 1):
-            file = printable(result['file']) if out.isatty() else result['file']
-            writer.writerow({'file': file, 'rank': rank, **row})
+            row = {'file': result['file'], 'rank': rank, **row}
+            writer.writerow({k: printable(v) for k, v in row.items()} if out.isatty() else row)
         out.write(text.getvalue())
 
     def write_json(result: Optional[Dict[str, Any]]) -> None:
@@ -206,16 +286,20 @@ def _writer(format: str, out: Any):
         if result is None:
             out.write('\n]\n' if started else '[]\n')
             return
-        out.write((',\n' if started else '[\n') + _as_json(result))
+        out.write((',\n' if started else '[\n') + _as_json(result, _takes_letters(out)))
         started = True
 
     return {'table': write_table, 'csv': write_csv, 'json': write_json}[format]
 
 
-def _as_json(result: Dict[str, Any]) -> str:
-    """JSON with readable letters; what a terminal would interpret is escaped."""
-    text = json.dumps(result, ensure_ascii=False)
+def _as_json(result: Dict[str, Any], takes_letters: bool = True) -> str:
+    """JSON with readable letters if the output takes them; what a terminal would interpret is escaped."""
+    text = as_json(result, ensure_ascii=not takes_letters)
     return ''.join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
+def _takes_letters(stream: Any) -> bool:
+    return (getattr(stream, 'encoding', None) or 'utf-8').lower().replace('-', '').startswith('utf')
 
 
 def format_table(result: Dict[str, Any]) -> str:
@@ -223,5 +307,5 @@ def format_table(result: Dict[str, Any]) -> str:
     lines = [printable(result['file'])]
     for p in result['predictions']:
         names = [p[k] for k in ('label', 'description') if k in p and (k == 'label' or p[k] != p.get('label'))]
-        lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(names)}'.rstrip())
+        lines.append(f'  {100 * p["probability"]:6.2f} %  {p["index"]:>5}  {"  ".join(map(printable, names))}'.rstrip())
     return '\n'.join(lines)

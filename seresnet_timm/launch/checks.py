@@ -4,28 +4,31 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 """
 import importlib
 import importlib.util
-import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from timm.data import create_transform
-from timm.data.transforms import str_to_interp_mode
-from timm.layers import convert_splitbn_model
-from timm.models import clean_state_dict, get_pretrained_cfg, parse_model_name
+from timm.models import get_pretrained_cfg, parse_model_name
 from timm.optim import list_optimizers
 
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
-from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.read import read_checkpoint, read_once
-from seresnet_timm.engine.model_info import describe_other_classes
-from seresnet_timm.errors import UsageError, did_you_mean, first_line
-from seresnet_timm.models.create import check_model_name, create_from_args
+from seresnet_timm.checkpoints.read import read_once
+from seresnet_timm.data.label_files import check_real_labels, read_valid_labels, valid_labels_of_timm
+from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse
+from seresnet_timm.files import why_not_writable
+from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
+from seresnet_timm.launch.resources import check_resources
+from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
 
-SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
+# flags of train.py that are arguments of the network too
+RATES = ('drop', 'drop_path', 'drop_connect', 'drop_block', 'bn_momentum', 'bn_eps')
 
 
 class Checked:
@@ -36,6 +39,7 @@ class Checked:
         checkpoints: Checkpoints that were read, by their path.
         args: Flags of the script.
         model: The network without memory; None where its name or arguments are wrong.
+        notes: What is said of the run, though it is not refused; each a sentence.
     """
 
     def __init__(self, settings: RunSettings, checkpoints: Dict[str, Checkpoint]):
@@ -43,6 +47,7 @@ class Checked:
         self.checkpoints = checkpoints
         self.args = settings.namespace()
         self.model: Optional[Any] = None
+        self.notes: List[str] = []
 
     def read(self, path: str) -> Checkpoint:
         """A checkpoint, read once."""
@@ -59,7 +64,7 @@ def check(
         dry_run: bool = False,
         problems: Optional[List[str]] = None,
         checkpoints: Optional[Dict[str, Checkpoint]] = None,
-) -> None:
+) -> List[str]:
     """Check a run against the machine, the data and the files that it names.
 
     Args:
@@ -68,18 +73,21 @@ def check(
         problems: What was found before.
         checkpoints: Checkpoints that were read before, by their path; those that are read here are added.
 
+    Returns:
+        Notes for the plan, each a sentence.
+
     Raises:
         UsageError: Something is wrong; every problem found is named.
     """
     modules = settings.args.get('device_modules') or []
     if not dry_run:
         import_modules(modules)
-    if settings.verb == 'validate' and _names_several_models(settings.args['model']):
+    if settings.verb == 'validate' and names_several_models(settings.args['model']):
         if settings.script.is_bundled:
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
-        _raise(problems or [])
-        return  # timm's script finds the models, and what they need
+        refuse(problems or [])
+        return []  # timm's script finds the models, and what they need
     run = Checked(settings, {} if checkpoints is None else checkpoints)
     found = list(problems or [])
     knows_models = not (dry_run and modules)  # a module may register models, optimizers
@@ -90,14 +98,11 @@ def check(
             found += list(function(run))
         except UsageError as e:
             found.append(str(e))
-    _raise(found)
-
-
-def _raise(problems: List[str]) -> None:
-    if len(problems) == 1:
-        raise UsageError(problems[0])
-    if problems:
-        raise UsageError(f'{len(problems)} problems:\n' + '\n'.join(f'  - {p}' for p in problems))
+    if not found:
+        from seresnet_timm.launch.sample import check_sample
+        found = list(check_sample(run))
+    refuse(found)
+    return run.notes + unnamed_classes(settings, run.checkpoints)
 
 
 def import_modules(modules: List[str]) -> None:
@@ -109,7 +114,7 @@ def import_modules(modules: List[str]) -> None:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
 
 
-def _names_several_models(model: str) -> bool:
+def names_several_models(model: str) -> bool:
     return model == 'all' or bool(set('*?[') & set(model)) or os.path.isfile(model)
 
 
@@ -133,48 +138,14 @@ def check_model(run: Checked) -> Iterator[str]:
         drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
         drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
         bn_momentum=run.flag('bn_momentum'), bn_eps=run.flag('bn_eps'))
-    run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
+    try:
+        run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
+    except WRONG_ARGUMENT as e:
+        given = [f'--{n.replace("_", "-")} {run.flag(n)}' for n in ('gp', 'in_chans', 'num_classes', *RATES)
+                 if run.flag(n) is not None and run.flag(n) != 0]
+        raise UsageError(f'{args.model} cannot be made ({printable(first_line(e))}): check {", ".join(given)}.')
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know
-
-
-def check_train_weights(run: Checked) -> Iterator[str]:
-    args = run.args
-    for flag in ('resume', 'initial_checkpoint'):
-        path = run.flag(flag)
-        if path:
-            checkpoint = run.read(path)
-            yield from _misfit(run, checkpoint, flag, use_ema=flag == 'initial_checkpoint')
-            if flag == 'resume':
-                yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
-    if args.pretrained_path:
-        read_checkpoint(args.pretrained_path)  # the head adapts, timm checks the rest
-
-
-def check_checkpoint(run: Checked) -> Iterator[str]:
-    path = run.args.checkpoint
-    if path and not os.path.isdir(path):
-        checkpoint = run.read(path)
-        yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
-        yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
-
-
-def _misfit(run: Checked, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Iterator[str]:
-    """Weights that do not fit the model, or whose optimizer state does not carry over."""
-    if run.model is None:
-        return
-    args, model = run.args, run.model
-    if flag == 'resume' and run.flag('split_bn'):
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    weights = fit.weights_for(checkpoint, model, use_ema)
-    misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
-    if misfit:
-        new_head = ('; --pretrained-path takes its other weights and starts a new classifier'
-                    if flag == 'initial_checkpoint' and misfit.startswith('it has ') else '')
-        yield f'Checkpoint {checkpoint.path} does not fit {args.model}: {misfit}{new_head}.'
-    elif flag == 'resume' and weights.keys() != clean_state_dict(checkpoint.weights).keys():
-        yield (f'Checkpoint {checkpoint.path} names its weights as the ModelZoo does, whose optimizer state does not '
-               'carry over: start from it with --initial-checkpoint instead of --resume.')
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -189,74 +160,29 @@ def check_precision(run: Checked) -> Iterator[str]:
         yield '--channels-last is not for an NPU: torch_npu takes contiguous tensors only; leave it out.'
 
 
-def check_augmentation(run: Checked) -> Iterator[str]:
-    mixup = (run.flag('mixup') or 0) > 0 or (run.flag('cutmix') or 0) > 0 or run.flag('cutmix_minmax') is not None
-    splits = run.flag('aug_splits') or 0
-    if splits == 1:
-        yield '--aug-splits is 0 or at least 2, got 1.'
-    if run.flag('jsd_loss') and not splits:
-        yield '--jsd-loss compares augmentation splits: add --aug-splits 3.'
-    if run.flag('split_bn') and not (splits or run.flag('resplit')):
-        yield '--split-bn needs --aug-splits or --resplit.'
-    if mixup and splits and not run.flag('no_prefetcher'):
-        yield 'Mixup and --aug-splits exclude each other: leave out one, or add --no-prefetcher.'
-    if mixup and run.args.batch_size % 2:
-        yield f'Mixup pairs images, but -b {run.args.batch_size} is odd: use an even batch size.'
-
-
-def check_numbers(run: Checked) -> Iterator[str]:
-    """Numbers without meaning, which a script would meet as an error of its own, or not at all."""
-    for flag, least in (('log_interval', 1), ('log_freq', 1), ('val_interval', 1), ('checkpoint_hist', 1),
-                        ('grad_accum_steps', 0), ('workers', 0), ('epochs', 0), ('warmup_epochs', 0)):
-        value = run.flag(flag)
-        if value is not None and value < least:
-            yield f'--{flag.replace("_", "-")} {value} is too small: give at least {least}.'
-    if not 0 <= (run.flag('smoothing') or 0) < 1:
-        yield f'--smoothing {run.args.smoothing} is not a share: give 0 or more, and less than 1.'
-    if run.flag('crop_pct') is not None and run.args.crop_pct <= 0:
-        yield f'--crop-pct {run.args.crop_pct} is not a share of the image: give more than 0, e.g. 0.875.'
-
-
-def check_saving(run: Checked) -> Iterator[str]:
-    minutes = run.settings.checkpoint_minutes
-    if not (0 <= minutes < math.inf):
-        yield f'--checkpoint-minutes {minutes:g} is not a time: give minutes, e.g. 10 or 0.5, or 0 for never.'
-    if (run.flag('recovery_interval') or 0) < 0:
-        yield f'--recovery-interval {run.args.recovery_interval} is too small: give updates, or 0 for never.'
-
-
 def check_transforms(run: Checked) -> Iterator[str]:
-    """Names of filters and augmentations, by timm's own transforms."""
-    for flag, training in (('interpolation', {}), ('train_interpolation', {}), ('aa', {'is_training': True})):
-        value = run.flag(flag)
-        if not value:
-            continue
-        try:
-            if flag == 'aa':
-                create_transform(32, auto_augment=value, **training)
-            elif value != 'random':
-                str_to_interp_mode(value)
-        except (AssertionError, KeyError, ValueError, IndexError) as e:
-            reason = f' ({first_line(e)})' if str(e) and not isinstance(e, KeyError) else ''
-            yield f'--{flag.replace("_", "-")} {value} is not one that timm knows{reason}: see timm.data.'
+    """The settings of an augmentation policy, by timm's own transforms."""
+    if not run.flag('aa'):
+        return
+    try:
+        create_transform(32, is_training=True, auto_augment=run.args.aa)
+    except (AssertionError, KeyError, ValueError, IndexError) as e:
+        reason = f' ({first_line(e)})' if str(e) and not isinstance(e, KeyError) else ''
+        yield f'--aa {run.args.aa} is not one that timm knows{reason}: see timm.data.'
 
 
 def check_batch(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
-    if args.batch_size < 1:
-        yield f'-b {args.batch_size} is not a batch size: give at least 1.'
-        return
     images, step = settings.num_images.get('train'), args.batch_size * settings.world_size
     if images is not None and step > images:
+        files = f' ({settings.reasons["images_train"]})' if 'images_train' in settings.reasons else ''
         yield (f'One training batch needs {step} images (-b {args.batch_size} on {settings.world_size} process(es)), '
-               f'the training split has {images}: lower -b.')
+               f'the training split has {images}{files}: lower -b.')
 
 
 def check_optimizer(run: Checked) -> Iterator[str]:
-    """The names of optimizer, schedule and metric, which every train.py has."""
+    """The name of the optimizer; a module of `--device-modules` may register more."""
     args = run.args
-    if args.eval_metric not in ('loss', 'top1', 'top5'):
-        yield f"Unknown --eval-metric '{args.eval_metric}': there are top1, top5 and loss."
     name, known = args.opt.lower(), list_optimizers()
     if (name[len('lookahead_'):] if name.startswith('lookahead_') else name) not in known:
         hint = did_you_mean(name, known, 'timm.optim.list_optimizers() names them all.')
@@ -264,8 +190,6 @@ def check_optimizer(run: Checked) -> Iterator[str]:
     if name == optim.NAME and not run.settings.device.startswith('npu'):
         yield (f'--opt {optim.NAME} needs an NPU, the device is {run.settings.device}: use --opt momentum, the same '
                'steps on any device.')
-    if args.sched not in SCHEDULES:
-        yield f"Unknown schedule --sched '{args.sched}': {did_you_mean(args.sched, SCHEDULES)}"
 
 
 def check_packages(run: Checked) -> Iterator[str]:
@@ -286,20 +210,23 @@ def check_processes(run: Checked) -> Iterator[str]:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-def _check_writable(path: Path, flag: str) -> None:
-    """Check that `path` can be created or written to, without creating anything."""
-    for parent in (path, *path.parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise UsageError(f'Cannot write to {path}: {parent} is not a folder; name another with {flag}.')
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise UsageError(f'Cannot write to {path}: {parent} is not writable; name another with {flag}.')
-            return
-
-
 def check_output(run: Checked) -> Iterator[str]:
-    _check_writable(Path(run.settings.output).absolute(), '--output')
-    return iter(())
+    folder, resume = RunFolder(run.settings.output), run.args.resume
+    reason = why_not_writable(folder.path)
+    if reason:
+        yield f'Cannot write to {folder.path}: {reason}; name another with --output or --experiment.'
+    elif resume and folder.owns(resume):
+        if folder.record.exists():
+            read_record(folder.path)  # refuses a damaged one, which the run continues
+    elif folder.holds_a_run() and not _starts_anew(run, folder):
+        start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
+        yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
+               f'that run by --resume {shlex.quote(str(start))}.')
+
+
+def _starts_anew(run: Checked, folder: RunFolder) -> bool:
+    """`--resume auto` in a folder whose run has ended before it saved anything."""
+    return run.settings.reasons.get('resume') == 'auto' and not any(folder.path.glob('*.pth.tar'))
 
 
 def check_results_file(run: Checked) -> Iterator[str]:
@@ -307,30 +234,27 @@ def check_results_file(run: Checked) -> Iterator[str]:
         path = Path(run.args.results_file).absolute()
         if not path.parent.is_dir():
             yield f'Cannot write {path}: the folder {path.parent} does not exist.'
-        else:
-            _check_writable(path.parent, '--results-file')
 
 
 def check_labels(run: Checked) -> Iterator[str]:
-    valid = run.flag('valid_labels')
-    for flag, path in (('--real-labels', run.flag('real_labels')), ('--valid-labels', valid)):
-        if path and not os.path.isfile(path):
-            raise UsageError(f'{flag} {path} does not exist.')
+    valid, real = run.flag('valid_labels'), run.flag('real_labels')
     if valid:
-        with open(valid) as f:
-            lines = [line.strip() for line in f if line.strip()]
-        count = run.args.num_classes or (run.model.num_classes if run.model is not None else None)
-        bad = next((x for x in lines if not x.isdigit() or count is not None and int(x) >= count), None)
-        if bad is not None or not lines:
-            yield f"--valid-labels {valid}: class indices below {count}, one a line, got '{bad}'."
+        read_valid_labels(valid, run.args.num_classes or (run.model.num_classes if run.model is not None else None))
+        if not run.settings.script.is_bundled and not valid_labels_of_timm(valid):
+            yield (f"timm's validate.py cannot read --valid-labels {valid}: save it as UTF-8 without a byte order "
+                   'mark, with one index a line and no empty lines.')
+    if real:
+        count, images = len(check_real_labels(real)), run.settings.num_images.get('val')
+        if images is not None and images != count:
+            yield (f'--real-labels {real} has labels of {count:,} images, the data has {images:,}: it is for the whole '
+                   'validation split of ImageNet.')
 
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
-    'train': [check_model, check_precision, check_numbers, check_saving, check_transforms, check_augmentation,
-              check_batch,
+    'train': [check_model, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
-              check_output, check_train_weights],
-    'validate': [check_model, check_precision, check_numbers, check_transforms, check_packages, check_processes,
-                 check_results_file, check_labels, check_checkpoint],
+              check_output, check_train_weights, check_resources],
+    'validate': [check_model, check_precision, check_transforms, check_packages, check_processes,
+                 check_results_file, check_labels, check_checkpoint, check_resources],
 }

@@ -1,10 +1,18 @@
-"""Who started this process, and what they have already decided: torchrun, SLURM or MindCluster."""
+"""Who started this process, and what they have already decided: torchrun, SLURM or MindCluster
+
+`detect` reads the environment, `decide` compares it with the command line: what was typed wins over variables.
+"""
 import os
 import re
+import sys
 from dataclasses import dataclass
-from typing import Dict, Mapping, MutableMapping, Optional
+from typing import Dict, Mapping, MutableMapping, NamedTuple, Optional, Tuple
 
 from seresnet_timm.errors import UsageError
+from seresnet_timm.launch.network import answers
+
+RANK_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
+SECONDS_TO_ANSWER = 3  # of torchrun's store, which listens before torchrun starts a rank
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,9 @@ class Cluster:
         master_addr: Address of node 0; None on one node.
         master_port: Port of node 0, the same on all nodes.
         rank_env: torch's environment of this rank, where the scheduler does not set it itself.
+        tasks: Processes that were started as this one was: ranks, or launchers of nodes.
+        task: Number of this process among them.
+        variables: The variables that say so, as a sentence names them.
     """
     kind: str
     is_rank: bool
@@ -29,26 +40,124 @@ class Cluster:
     master_addr: Optional[str] = None
     master_port: Optional[int] = None
     rank_env: Optional[Dict[str, str]] = None
+    tasks: int = 1
+    task: int = 0
+    variables: str = ''
 
     def variable(self, name: str, default: Optional[int] = None) -> int:
         """torch's variable of this rank: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE."""
-        value = (os.environ if self.rank_env is None else self.rank_env).get(name, default)
-        if value is None:
+        env = os.environ if self.rank_env is None else self.rank_env
+        if name not in env and default is None:
             raise UsageError(f'{self.kind} started this process without {name}: set it.')
-        return int(value)
+        return _number(env, name, default)
+
+
+class Asked(NamedTuple):
+    """What the command line says about processes; None where it says nothing."""
+    nproc: Optional[int] = None
+    nnodes: Optional[int] = None
 
 
 def detect(env: Mapping[str, str]) -> Optional[Cluster]:
-    """The job that an environment describes; None if there is none."""
-    if 'TORCHELASTIC_RUN_ID' in env:
-        return Cluster('torchrun', is_rank=True)
-    if ',' in env.get('LOCAL_RANK', ''):
+    """The job that an environment describes; None if there is none.
+
+    Raises:
+        UsageError: A variable of the job is missing or is not a number.
+    """
+    if ',' in env.get('LOCAL_RANK', '') and 'TORCHELASTIC_RUN_ID' not in env:
         return _mindcluster(env)
-    if all(env.get(v, '').isdigit() for v in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')) and 'MASTER_ADDR' in env:
-        return Cluster('torchrun', is_rank=True)
-    if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1:  # set by srun only: a batch script is not one of the tasks
+    has_ranks = all(env.get(v, '').isdigit() for v in RANK_VARIABLES) and 'MASTER_ADDR' in env
+    if has_ranks or 'TORCHELASTIC_RUN_ID' in env:
+        rank, size = env.get('RANK', '?'), env.get('WORLD_SIZE', '?')
+        return Cluster('torchrun', is_rank=True, tasks=_number(env, 'WORLD_SIZE', 1), task=_number(env, 'RANK', 0),
+                       variables=f'RANK={rank} and WORLD_SIZE={size}')
+    if _number(env, 'SLURM_STEP_NUM_TASKS', 1) > 1:  # set by srun only: a batch script is not one of the tasks
         return _slurm(env)
     return None
+
+
+def decide(job: Optional[Cluster], env: Mapping[str, str], asked: Asked) -> Tuple[Optional[Cluster], Optional[str]]:
+    """The job that this process is a part of: what was typed wins over the environment.
+
+    Args:
+        job: What `detect` found.
+        env: The environment.
+        asked: What was typed.
+
+    Returns:
+        The job, or None if this process belongs to none; and a sentence if variables are ignored.
+
+    Raises:
+        UsageError: The variables may be left over, or one process was asked for and several were started.
+    """
+    if job is None:
+        left = [f'{name}={env[name]}' for name in ('RANK', 'WORLD_SIZE') if env.get(name, '').isdigit()]
+        if left and _number(env, 'WORLD_SIZE', 1) > 1:
+            missing = [name for name in (*RANK_VARIABLES, 'MASTER_ADDR') if name not in env]
+            return None, f'{" and ".join(left)} do not count: {" and ".join(missing)} would have to be set too.'
+        return None, None
+    if job.tasks == 1:
+        return job, None
+    if uses_agent_store(env):
+        if answers(env.get('MASTER_ADDR', ''), _number(env, 'MASTER_PORT', 0), SECONDS_TO_ANSWER):
+            return job, None  # torchrun runs, and has started this process
+        if _asks_for_one(job, asked):
+            return None, f'{job.variables} are ignored: their torchrun has ended.'
+        raise UsageError(
+            f'{job.variables} say that torchrun started this process, but no torchrun answers at '
+            f'{env.get("MASTER_ADDR")}:{env.get("MASTER_PORT")}: give --nproc 1 to train alone, or unset '
+            f'TORCHELASTIC_RUN_ID {" ".join(RANK_VARIABLES)}.')
+    if _asks_for_one(job, asked):
+        if asked.nnodes != 1 and job.task != 0:
+            raise UsageError(
+                f'--nproc 1 asks for one process, and {job.variables} say that this is number {job.task} of '
+                f'{job.tasks}: start one, or give --nnodes 1 too, and each of them trains alone.')
+        return None, f'{job.variables} are ignored: one process was asked for.'
+    tasks_asked = (asked.nproc or 0) * (asked.nnodes or job.nnodes) if job.is_rank else asked.nnodes
+    if job.kind == 'SLURM' and tasks_asked != job.tasks:
+        if is_interactive(env):
+            return None, (f"{job.variables} are ignored: this is the step's interactive shell, its other tasks are no "
+                          'trainings.')
+        if 'SLURM_PTY_PORT' in env and job.task == 0 and asked.nproc is None and asked.nnodes is None:
+            raise UsageError(
+                f'{job.variables} make this process wait for {job.tasks - 1} others, and SLURM_PTY_PORT says that it '
+                f'runs in the shell of `srun --pty`: give --nproc 1 to train alone; unset SLURM_PTY_PORT if srun has '
+                f'started {job.tasks} trainings.')
+    return job, None
+
+
+def _asks_for_one(job: Cluster, asked: Asked) -> bool:
+    """Whether the user typed that there is one process, or one launcher, where the environment says several."""
+    return asked.nnodes in (None, 1) and asked.nproc == 1 if job.is_rank else asked.nnodes == 1
+
+
+def uses_agent_store(env: Mapping[str, str]) -> bool:
+    """Whether torchrun runs a store for its ranks."""
+    return env.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+
+
+def is_interactive(env: Mapping[str, str]) -> bool:
+    """Whether a user types into the shell that started this process. Tasks of srun have no terminal, but for --pty."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        return True
+    if 'SLURM_PTY_PORT' not in env:  # which srun inside such a shell hands on to its tasks
+        return False
+    try:
+        os.close(os.open('/dev/tty', os.O_RDWR))
+    except OSError:
+        return False
+    return True
+
+
+def _number(env: Mapping[str, str], name: str, default: Optional[int] = None) -> int:
+    value = env.get(name)
+    if value is None and default is not None:
+        return default
+    try:
+        return int(value or '')
+    except ValueError:
+        what = 'is missing' if value is None else f"is '{value}', which is no number"
+        raise UsageError(f'The environment variable {name} {what}: set it, or unset the variables of this job.')
 
 
 def forget(env: MutableMapping[str, str]) -> None:
@@ -61,27 +170,35 @@ def forget(env: MutableMapping[str, str]) -> None:
 def _mindcluster(env: Mapping[str, str]) -> Cluster:
     """MindCluster (Volcano): RANK is the node's, WORLD_SIZE counts all NPUs, LOCAL_RANK lists this node's."""
     nproc = len(env['LOCAL_RANK'].split(','))
-    world_size = int(env.get('WORLD_SIZE', nproc))
+    world_size = _number(env, 'WORLD_SIZE', nproc)
     if world_size % nproc:
         raise UsageError(f'MindCluster says WORLD_SIZE={world_size} and LOCAL_RANK={env["LOCAL_RANK"]}: the nodes have '
                          'different numbers of NPUs; give --nproc, --nnodes and --node-rank, and unset LOCAL_RANK.')
+    nnodes, node_rank = world_size // nproc, _number(env, 'RANK', 0)
     return Cluster(
-        'MindCluster', is_rank=False, nnodes=world_size // nproc, node_rank=int(env.get('RANK', 0)), nproc=nproc,
-        master_addr=env.get('MASTER_ADDR'), master_port=int(env.get('MASTER_PORT', 29500)))
+        'MindCluster', is_rank=False, nnodes=nnodes, node_rank=node_rank, nproc=nproc,
+        master_addr=env.get('MASTER_ADDR'), master_port=_number(env, 'MASTER_PORT', 29500), tasks=nnodes,
+        task=node_rank, variables=f"MindCluster's RANK={node_rank}, LOCAL_RANK={env['LOCAL_RANK']} and "
+                                  f'WORLD_SIZE={world_size}')
 
 
 def _slurm(env: Mapping[str, str]) -> Cluster:
     """SLURM's srun: one task a node launches that node's ranks, several tasks a node are the ranks themselves."""
-    ntasks, nnodes = int(env['SLURM_STEP_NUM_TASKS']), int(env.get('SLURM_NNODES', env.get('SLURM_JOB_NUM_NODES', 1)))
+    ntasks = _number(env, 'SLURM_STEP_NUM_TASKS')
+    nnodes = next((_number(env, name) for name in ('SLURM_STEP_NUM_NODES', 'SLURM_NNODES', 'SLURM_JOB_NUM_NODES')
+                   if name in env), 1)
     nodelist = env.get('SLURM_STEP_NODELIST') or env.get('SLURM_JOB_NODELIST') or env.get('SLURM_NODELIST', '')
     master_addr = env.get('MASTER_ADDR') or first_host(nodelist)
     # every node computes the same port; jobs on the same nodes differ
-    master_port = int(env.get('MASTER_PORT', 29500 + int(env.get('SLURM_JOB_ID', 0)) % 1000))
+    master_port = _number(env, 'MASTER_PORT', 29500 + _number(env, 'SLURM_JOB_ID', 0) % 1000)
+    rank = _number(env, 'SLURM_PROCID')
+    common = dict(kind='SLURM', nnodes=nnodes, tasks=ntasks, task=rank,
+                  variables=f"SLURM's SLURM_STEP_NUM_TASKS={ntasks} and SLURM_PROCID={rank}")
     if ntasks == nnodes:
-        return Cluster('SLURM', is_rank=False, nnodes=nnodes, node_rank=int(env['SLURM_NODEID']),
-                       master_addr=master_addr, master_port=master_port)
-    return Cluster('SLURM', is_rank=True, nnodes=nnodes, rank_env={
-        'RANK': env['SLURM_PROCID'], 'LOCAL_RANK': env['SLURM_LOCALID'], 'WORLD_SIZE': env['SLURM_STEP_NUM_TASKS'],
+        return Cluster(is_rank=False, node_rank=_number(env, 'SLURM_NODEID'), master_addr=master_addr,
+                       master_port=master_port, **common)
+    return Cluster(is_rank=True, **common, rank_env={
+        'RANK': str(rank), 'LOCAL_RANK': str(_number(env, 'SLURM_LOCALID')), 'WORLD_SIZE': str(ntasks),
         'MASTER_ADDR': master_addr, 'MASTER_PORT': str(master_port),
     })
 

@@ -1,10 +1,11 @@
 """YAML config files, checked key by key against a script's flags."""
 import argparse
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
-from seresnet_timm.argument_parser import KeyValues
+from seresnet_timm.argument_parser import KeyValues, checked
 from seresnet_timm.engine.flags import TIMM_ONLY_TRAIN, TIMM_ONLY_VALIDATE, TimmOnly, timm_only_message
-from seresnet_timm.errors import UsageError, did_you_mean
+from seresnet_timm.engine.values import VALUES
+from seresnet_timm.errors import UsageError, did_you_mean, printable
 
 
 def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, Any]) -> Dict[str, Any]:
@@ -35,8 +36,9 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
             expected = _type_mismatch(action, value, defaults[key])
             if expected:
                 problems.append(f'{key} must be {expected}, got {value!r}')
-            else:
-                result[key] = _converted(action, value)
+                continue
+            result[key], wrong = _checked(action, _converted(action, value))
+            problems += [f'{key} {wrong}'] if wrong else []
     if problems:
         raise UsageError(f'Config {path}: ' + '; '.join(p.rstrip('.') for p in problems) + '.')
     if 'data' in result:  # timm's positional argument, in an args.yaml
@@ -51,7 +53,7 @@ def read_yaml(path: str) -> Dict[Any, Any]:
     import yaml  # here, so that --help and a Python without it get their answer
 
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, 'rb') as f:  # bytes: yaml takes UTF-16 and a byte order mark
             config = yaml.safe_load(f)
     except OSError as e:
         raise UsageError(f'Cannot read config {path}: {e.strerror}.')
@@ -106,3 +108,17 @@ def _converted(action: argparse.Action, value: Any) -> Any:
     if action.type is not float or value is None:
         return value
     return [float(v) for v in value] if isinstance(value, list) else float(value)
+
+
+def _checked(action: argparse.Action, value: Any) -> Tuple[Any, Optional[str]]:
+    """A value as its rule reads it; and why it is wrong, as the end of a sentence that begins with the key."""
+    rule = VALUES.get(action.dest)
+    items = value if isinstance(value, list) else [value]
+    if value is None or isinstance(value, (bool, dict)):
+        return value, None
+    results = [checked(item, rule) for item in items]
+    wrong = [f'{printable(item)} {reason}' for item, (_, reason) in zip(items, results) if reason]
+    if isinstance(value, list):
+        together = rule.wrong_list(value) if rule is not None and not wrong else None
+        return [item for item, _ in results], '; '.join(wrong) or together and f'{value} {together}'
+    return results[0][0], wrong[0] if wrong else None

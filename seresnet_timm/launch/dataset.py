@@ -1,11 +1,18 @@
 """What a run's data folder holds: classes, images, faults; and how many outputs the model gets for it."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from seresnet_timm.errors import UsageError, first_names
+from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
+from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
+from seresnet_timm.launch.combinations import uses_mixup
 
 MAX_NAMED = 3  # names of classes that one sentence lists
+# timm's readers of --dataset by the part before the slash, and the package that each needs
+READERS = {'torch': 'torchvision', 'tfds': 'tensorflow_datasets', 'hfds': 'datasets', 'hfids': 'datasets',
+           'wds': 'webdataset'}
+TORCH_DATASETS = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', 'imagenet', 'inaturalist',
+                  'inat', 'places365', 'image_folder', 'folder')
 
 
 @dataclass(frozen=True)
@@ -15,162 +22,309 @@ class DataFacts:
     Attributes:
         class_names: Names of the classes by index; None where the data are not folders of images.
         num_images: Images by split: 'train', 'val'.
+        files: Suffixes of a split that may surprise, by split, as a clause.
         problems: Faults, each a sentence.
+        notes: What a user may not expect, each a sentence.
         mapped: A class map says which folders count, and as what.
+        nested: Class folders that are not directly in the folder of their split.
     """
     class_names: Optional[List[str]] = None
     num_images: Dict[str, int] = field(default_factory=dict)
+    files: Dict[str, str] = field(default_factory=dict)
     problems: List[str] = field(default_factory=list)
+    notes: List[str] = field(default_factory=list)
     mapped: bool = False
+    nested: List[str] = field(default_factory=list)
 
 
 def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
-    """Look at the data folder that a script's flags name. Nothing is written."""
-    if args.get('dataset'):
-        return DataFacts()  # not a tree of folders
+    """Look at the data that a script's flags name. Nothing is written."""
+    from seresnet_timm.data.loaders import is_folder_dataset
     try:
-        root = _root(args)
-        if root.is_file():  # a tar, which only timm reads
-            return DataFacts()
-        trees = _read_splits(verb, root, args)
+        _check_name(args)
+        if not is_folder_dataset(args.get('dataset')):
+            return DataFacts(problems=list(_faults_of_reader(args)))
+        root = _root(verb, args)
+        splits = _find_splits(verb, root, args)
     except UsageError as e:
         return DataFacts(problems=[str(e)])
-    names = {split: tree.names for split, (_, tree) in trees.items()}
-    problems = []
-    mapped = bool(args.get('class_map'))
-    if len(trees) == 2 and not mapped:
-        problems = _different_classes(*trees['train'], *trees['val'])
+    from seresnet_timm.data.classes import read_classes
+    trees, problems = {}, []
+    for split, folder in splits.items():
+        try:
+            tree = read_classes(folder, args.get('class_map') or None)
+        except UsageError as e:
+            problems.append(str(e))
+            continue
+        faults = list(_faults(tree))
+        problems += faults
+        if not faults:
+            trees[split] = tree
+    if not trees:
+        return DataFacts(problems=problems)
+    if len(trees) == 2 and trees['train'].folder != trees['val'].folder:
+        problems += _faults_of_both(trees['train'], trees['val'])
+    names = {split: tree.names for split, tree in trees.items()}
     return DataFacts(
         class_names=list(names.get('train') or names['val']),
-        num_images={split: tree.num_images for split, (_, tree) in trees.items()},
-        problems=problems,
-        mapped=mapped,
+        num_images={split: tree.num_images for split, tree in trees.items()},
+        files={split: _describe_files(tree) for split, tree in trees.items()},
+        problems=list(dict.fromkeys(problems)),
+        notes=[note for tree in trees.values() for note in _notes(tree)],
+        mapped=bool(args.get('class_map')),
+        nested=next(iter(trees.values())).nested,
     )
 
 
-def _root(args: Dict[str, Any]) -> Path:
+# --- datasets of other readers ----------------------------------------------------------------------------------------
+
+def _check_name(args: Dict[str, Any]) -> None:
+    """Refuse a --dataset that timm would silently read as folders.
+
+    Raises:
+        UsageError: timm has no such reader.
+    """
+    name = args.get('dataset') or ''
+    prefix, slash, rest = name.partition('/')
+    if slash and prefix.lower() not in READERS:
+        raise UsageError(f"--dataset {printable(name)}: timm has no reader '{printable(prefix)}', "
+                         f'{did_you_mean(prefix.lower(), READERS)} Leave it out for folders of images.')
+    if not slash and name.lower() in TORCH_DATASETS[:-2]:
+        raise UsageError(f'--dataset {name} means folders of images to timm: for the dataset of torchvision, give '
+                         f'--dataset torch/{name.lower()}; leave it out for folders.')
+    if prefix.lower() == 'torch' and name.split('/', 2)[-1].lower() not in TORCH_DATASETS:
+        rest = name.split('/', 2)[-1].lower()
+        raise UsageError(f"--dataset {printable(name)}: timm has no dataset '{printable(rest)}' of torchvision, "
+                         f'{did_you_mean(rest, TORCH_DATASETS)}')
+
+
+def _faults_of_reader(args: Dict[str, Any]) -> Iterator[str]:
+    """What can be told of a dataset without its package."""
+    import importlib.util
+    name = args['dataset']
+    prefix, _, rest = name.partition('/')
+    prefix = prefix.lower()
+    package = READERS[prefix]
+    if importlib.util.find_spec(package) is None:
+        yield f'--dataset {name} needs {package}: pip install {package.replace("_", "-")}.'
+    root = args.get('data_dir')
+    if prefix == 'torch' and args.get('class_map'):
+        yield f'--class-map has no effect on --dataset {name}: leave one of the two out.'
+    if prefix in ('torch', 'wds') and not root:
+        yield f'--dataset {name} needs the folder of its files: name it with --data-dir.'
+    elif root and prefix in ('torch', 'wds') and '://' not in str(root) and not Path(root).is_dir() and not args.get(
+            'dataset_download'):
+        yield f'Dataset {printable(root)} does not exist: check --data-dir.'
+    if prefix in ('hfds', 'hfids', 'tfds') and not rest:
+        yield f'--dataset {name} names no dataset: write it after the slash.'
+    if args.get('class_map'):
+        from seresnet_timm.data.label_files import read_class_map
+        try:
+            read_class_map(args['class_map'], str(root or ''))
+        except UsageError as e:
+            yield str(e)
+
+
+# --- folders and tars -------------------------------------------------------------------------------------------------
+
+def _root(verb: str, args: Dict[str, Any]) -> Path:
     root = args.get('data_dir')
     if not root:
         raise UsageError('No dataset: give its root folder with --data-dir, the one with train/ and val/ in it.')
     root = Path(root)
     if root.is_file() and root.suffix == '.tar':
+        if verb == 'train':
+            raise UsageError(
+                f'Dataset {root} is one tar: timm would train and evaluate on the same images, as it knows no splits '
+                'in a tar. Unpack it; or put train.tar and val.tar into a folder and give --data-dir FOLDER '
+                '--train-split train.tar --val-split val.tar.')
         return root
     if not root.exists():
         raise UsageError(f'Dataset {root} does not exist: check --data-dir.')
     if not root.is_dir():
-        raise UsageError(f'Dataset {root} is a file: --data-dir takes the folder with train/ and val/ in it.')
+        raise UsageError(f'Dataset {root} is a file: --data-dir takes the folder with train/ and val/ in it, and '
+                         'validate also a .tar.')
     if not any(root.iterdir()):
         raise UsageError(f'Dataset {root} is empty: it should have train/<class>/* and val/<class>/* in it.')
-    class_map = args.get('class_map')
-    if class_map and not Path(class_map).exists() and not (root / class_map).exists():
-        raise UsageError(f'Class map {class_map} does not exist: check --class-map.')
     return root
 
 
-def _read_splits(verb: str, root: Path, args: Dict[str, Any]) -> Dict[str, Tuple[Path, Any]]:
-    """Folder and classes of every split that the run reads."""
+def _find_splits(verb: str, root: Path, args: Dict[str, Any]) -> Dict[str, Path]:
+    """Folder or tar of every split that the run reads."""
     if verb == 'validate':
-        return {'val': _read_split(root, '--split', args['split'], args)}
-    trees = {'train': _read_split(root, '--train-split', args['train_split'], args)}
-    if args['val_split']:  # --val-split '' trains without evaluation
-        trees['val'] = _read_split(root, '--val-split', args['val_split'], args)
-    return trees
+        splits = {'val': root if root.is_file() else _find_split(root, '--split', args['split'])}
+    else:
+        splits = {'train': _find_split(root, '--train-split', args['train_split'])}
+        if args['val_split']:  # --val-split '' trains without evaluation
+            splits['val'] = _find_split(root, '--val-split', args['val_split'])
+    class_map = args.get('class_map')
+    if class_map and not Path(class_map).exists() and not all((f / class_map).exists() for f in splits.values()):
+        raise UsageError(f'Class map {class_map} does not exist: check --class-map.')
+    return splits
 
 
-def _read_split(root: Path, flag: str, split: str, args: Dict[str, Any]) -> Tuple[Path, Any]:
-    from timm.data.readers.img_extensions import get_img_extensions
-
+def _find_split(root: Path, flag: str, split: str) -> Path:
     from seresnet_timm.data.classes import read_classes, split_folder, split_names
     folder = split_folder(root, split)
     if folder is None:
         # a folder that is itself a split is fine for validate; else timm would read the root, training images included
         if flag == '--split' and not any(split_folder(root, s) for s in ('train', 'validation')) and (
                 set(read_classes(root).names) - {''}):
-            folder = root
-        else:
-            way_out = " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
-            wanted = ' or '.join(split_names(split)[:3])
-            raise UsageError(f'Dataset {root} has no folder {wanted}: add it, name it with {flag}{way_out}.')
-    if not folder.is_dir():
+            return root
+        wanted = ' or '.join(split_names(split)[:3])
+        hint = _hint(root, flag, split)
+        raise UsageError(f'Dataset {root} has no folder {wanted}: add it, name it with {flag}{hint}.')
+    if not folder.is_dir() and folder.suffix != '.tar':
         raise UsageError(f'{folder} is a file, not a folder of classes.')
-    tree = read_classes(folder, args.get('class_map') or None)
+    return folder
+
+
+def _hint(root: Path, flag: str, split: str) -> str:
+    """What else may help where a split has no folder."""
+    from seresnet_timm.data.classes import EVAL_NAMES, TRAIN_NAMES, split_names
+    tar = next((f'{n}.tar' for n in split_names(split) if (root / f'{n}.tar').is_file()), None)
+    if tar:
+        return f'; timm reads {root / tar} with {flag} {tar}'
+    if root.name in TRAIN_NAMES + EVAL_NAMES:
+        return f'; --data-dir takes the folder above, {root.parent}'
+    if any(root.glob('*.tar')):
+        return '; .tar files in a folder are not read, unpack them'
+    return " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
+
+
+def _describe_files(tree: Any) -> str:
+    """Images that timm alone would leave out, and files that are left out; '' for neither."""
+    more = {suffix: n for suffix, n in tree.suffixes.items() if suffix not in TIMM_EXTENSIONS}
+    clauses = (more and f'with {describe_kinds(more)}, which timm alone leaves out', describe_left_out(tree.left_out))
+    return '; '.join(filter(None, clauses))
+
+
+def _faults(tree: Any) -> Iterator[str]:
+    """Why the classes of one split are not what its owner means, each a sentence."""
+    folder = printable(tree.folder)
+    by_map = 'list the classes in a file for --class-map: class folders that it names are taken as they are'
     if tree.stray:
         # timm makes them a class of their own, before all others
-        raise UsageError(f'{tree.stray[0]} is outside the class folders of {folder}: move it into one, or away.')
-    if not tree.names:
-        raise UsageError(f'{folder} has no image ({", ".join(get_img_extensions())}) in class folders: check '
-                         '--data-dir.')
-    if tree.class_map and tree.unmapped and not tree.num_images:
-        raise UsageError(f'Class map {tree.class_map} names none of the folders with images in {folder}: check '
-                         '--class-map.')
-    if tree.ties:
+        yield f'{tree.stray[0]} is outside the class folders of {folder}: move it into one, or away.'
+    elif not tree.names:
+        tars = (f' .tar files in a folder, such as {tree.tars[0]}, are not read: unpack them, or put all classes of '
+                'the split into one tar.' if tree.tars else '')
+        others = f'; {describe_left_out(tree.left_out)}' if tree.left_out else ''
+        yield f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: check --data-dir.{tars}'
+    elif tree.class_map and not tree.num_images:
+        yield (f'Class map {tree.class_map} names none of the folders with images in {folder} (it names '
+               f'{named(tree.missing)}, there are {named(tree.unmapped)}): check --class-map.')
+    if tree.ties and not tree.class_map:
         # timm sorts them as equals, in an order that differs from process to process
         pairs = ', '.join(f'{a} and {b}' for a, b in tree.ties[:MAX_NAMED])
-        raise UsageError(f'{folder} has class folders whose order is undefined ({pairs}): rename one of each pair.')
+        yield f'{folder} has class folders whose order is undefined ({pairs}): rename one of each pair.'
+    alike = [pair for pair in tree.alike if _is_written_twice(*pair)]
+    if alike and not tree.class_map:
+        from seresnet_timm.data.alike import describe_alike
+        yield (f'{folder} has a class twice: {describe_alike(*alike[0], "one folder", "another")}: move the images '
+               f'into one of them; or, if these are two classes, {by_map}.')
     if tree.loops:
-        raise UsageError(f'{tree.loops[0]} is a link to a folder above it, which timm would follow without end: remove '
-                         'it.')
-    if tree.empty and not args.get('class_map'):
+        yield f'{tree.loops[0]} is a link to a folder above it, which timm would follow without end: remove it.'
+    if tree.same:
+        a, b = tree.same[0]
+        yield f'{a} and {b} are one folder, by a link: its images would count twice; remove the link.'
+    if tree.inside and not tree.class_map:
+        yield (f'{first_names(tree.inside, MAX_NAMED)} has images and is inside of a class folder with images; timm '
+               f'would make it a class of its own: move its images into the class folder; or {by_map}.')
+    merged = next(iter(tree.merged.items()), None)
+    if merged and not tree.class_map:
+        yield (f'{first_names(merged[1], MAX_NAMED)} would be one class {merged[0]!r}, as timm takes the name of the '
+               f'last folder for the class: give them names of their own; or, if they are one class, {by_map}.')
+    if tree.empty and not tree.class_map:
         # timm numbers only folders with images in them, so that a missing class shifts the labels after it
-        raise UsageError(f'{first_names(sorted(tree.empty), MAX_NAMED)} has no image in it: fill or remove it, as '
-                         'classes would be numbered differently in train and val.')
-    return folder, tree
+        tars = '; .tar files in it are not read, unpack them' if any(
+            t.startswith(tree.empty[0]) for t in tree.tars) else ''
+        yield (f'{first_names(sorted(tree.empty), MAX_NAMED)} has no image in it: fill or remove it, as classes would '
+               f'be numbered differently in train and val{tars}.')
 
 
-def _different_classes(train_folder: Path, train: Any, val_folder: Path, val: Any) -> List[str]:
-    only_train = [n for n in train.names if n not in set(val.names)]
-    only_val = [n for n in val.names if n not in set(train.names)]
-    parts = [f'{first_names(names, MAX_NAMED)} only in {folder}'
-             for names, folder in ((only_train, train_folder), (only_val, val_folder)) if names]
-    if not parts:
-        return []
-    return [f'Train and val have different classes: {"; ".join(parts)}: make the class folders the same.']
+def named(names: Sequence[str]) -> str:
+    from seresnet_timm.data.label_files import quote
+    return first_names(map(quote, names), MAX_NAMED) or 'none'
 
 
-def decide_classes(verb: str, sources: Any, args: Dict[str, Any], data: DataFacts) -> List[str]:
-    """Set the number of outputs where the user leaves it open; faults, each a sentence.
+def _is_written_twice(a: str, b: str) -> bool:
+    """Two names are one in other characters; letters of two alphabets are two names."""
+    from seresnet_timm.data.alike import looks
+    return looks(a, letters=False) == looks(b, letters=False)
 
-    Args:
-        verb: 'train' or 'validate'.
-        sources: Where the settings come from, as in `plan`; a reason is added.
-        args: Flags of the script; `num_classes` may be set.
-        data: What the data folder holds.
-    """
-    if data.class_names is None or data.problems:
-        return []
-    count = len(data.class_names)
-    asked = sources.asked('num_classes')
-    if args.get('num_classes'):
-        sources.reasons.setdefault('num_classes', '--num-classes' if 'num_classes' in sources.flags else (
-            '--config' if asked else 'the preset'))
-    outputs = args.get('num_classes') or _outputs_of(args['model'])
-    if verb == 'train' and not asked and not data.mapped:
-        if outputs != count:
-            owner = 'the recipe' if args.get('num_classes') else args['model']
-            was = f', where {owner} has {outputs}' if outputs else ''
-            args['num_classes'] = count
-            sources.reasons['num_classes'] = f'as many as the data has classes{was}'
-        return []
-    if outputs is None or data.mapped:
-        return []
-    if outputs < count:
-        return [f'The data has {count} classes, the model {outputs} outputs: give --num-classes {count}.']
-    has_weights = any(args.get(k) for k in ('resume', 'initial_checkpoint', 'pretrained_path'))
-    if verb == 'train' and outputs > count and not has_weights:
-        return [f'--num-classes {outputs}, but the data has {count} classes: give --num-classes {count}, or leave it '
-                'out.']
-    if outputs > count:
-        sources.notes.append(f'The model has {outputs} outputs, the data {count} classes: the first {count} outputs '
-                             'are compared with them.')
+
+def _notes(tree: Any) -> Iterator[str]:
+    """What a user may not expect of one split, each a sentence."""
+    folder = tree.folder
+    if tree.hidden:
+        yield (f'{folder}: {len(tree.hidden)} folder(s) of other programs are left out: '
+               f'{first_names(tree.hidden, MAX_NAMED)}. To keep one, name it in a file for --class-map.')
+    if tree.foreign_files:
+        yield (f'{folder}: {len(tree.foreign_files)} file(s) of a Mac are left out (their name begins with ._): '
+               f'{first_names(tree.foreign_files, MAX_NAMED)}.')
+    if tree.nested:
+        yield (f'{folder}: the last folder is the class, not the first: {first_names(tree.nested, MAX_NAMED)}.')
+    if tree.unmapped:
+        yield (f'{folder}: --class-map leaves out {len(tree.unmapped)} folder(s) with '
+               f'{sum(tree.unmapped.values()):,} images: {named(tree.unmapped)}.')
+    if tree.missing:
+        yield (f'{folder}: {len(tree.missing)} name(s) of --class-map have no folder with images: '
+               f'{named(tree.missing)}.')
+    if tree.alike:
+        from seresnet_timm.data.alike import describe_alike
+        yield f'{folder}: {describe_alike(*tree.alike[0], "one folder", "another")}; they are two classes.'
+    if len(tree.names) == 1:
+        yield f'{folder} has one class ({named(tree.names)}): top-1 is 100, whatever the model learns.'
+
+
+def _faults_of_both(train: Any, val: Any) -> Iterator[str]:
+    """What is wrong between training and validation."""
+    from seresnet_timm.data.classes import describe_difference
+    shared = next((i for i in val.identities if i in train.identities), None)
+    if shared is not None:
+        yield (f'{val.identities[shared]} is {train.identities[shared]}, by a link: the run would be evaluated on its '
+               "training images; remove the link, or train without evaluation (--val-split '').")
+    if train.class_map:
+        return
+    difference = describe_difference(sorted(train.names), sorted(val.names), str(train.folder), str(val.folder))
+    if difference and 'look alike' in difference:
+        yield f'Train and val have different classes: {difference}: give the folders the same name.'
+    elif difference:
+        only_train = [n for n in train.names if n not in set(val.names)]
+        only_val = [n for n in val.names if n not in set(train.names)]
+        parts = [f'{first_names(names, MAX_NAMED)} only in {tree.folder}'
+                 for names, tree in ((only_train, train), (only_val, val)) if names]
+        yield f'Train and val have different classes: {"; ".join(parts)}: make the class folders the same.'
+
+
+def missing_root(verb: str, args: Dict[str, Any]) -> List[str]:
+    """The fault of the data folder's name, if it has one, as a sentence. Needs no timm."""
+    try:
+        if not args.get('dataset'):
+            _root(verb, args)
+    except UsageError as e:
+        return [str(e)]
     return []
 
 
-def _outputs_of(model: str) -> Optional[int]:
-    """Outputs of a model by default; None where only its creation tells."""
-    import timm
-    from timm.models import get_pretrained_cfg, split_model_name_tag
-    arch = split_model_name_tag(model)[0]
-    if not timm.is_model(arch):
-        return None
-    cfg = get_pretrained_cfg(arch, allow_unregistered=True)
-    return cfg.num_classes if cfg else None
+def fit_batch(sources: Any, args: Dict[str, Any], data: DataFacts, world_size: int) -> None:
+    """Lower a batch size that nobody asked for, where the training split has fewer images than one batch.
+
+    Args:
+        sources: Where the settings come from, as in `plan`; a note is added.
+        args: Flags of the script; `batch_size` may be lowered, and with it a recipe's learning rate.
+        data: What the data folder holds.
+        world_size: Processes of all nodes.
+    """
+    images, before = data.num_images.get('train'), args['batch_size']
+    fits = (images or 0) // world_size
+    if uses_mixup(args):
+        fits -= fits % 2
+    if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
+        return
+    args['batch_size'] = fits
+    sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
+    if sources.lr_of_recipe:  # which goes with its batch
+        for name in ('lr', 'warmup_lr'):
+            args[name] *= fits / before

@@ -2,7 +2,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
@@ -20,6 +20,8 @@ def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]
     """
     print(f'Plan: {settings.verb} {printable(settings.args["model"])}', file=sys.stderr)
     notes = settings.notes + without_effect(settings)
+    if os.path.isfile(settings.args.get('results_file') or ''):
+        notes.append(f'--results-file {settings.args["results_file"]} exists and is replaced.')
     lines = describe(settings, node, changes) + [('note', note) for note in notes]
     for label, text in lines:
         print(f'  {label:<14} {printable(text)}', file=sys.stderr)
@@ -80,8 +82,14 @@ def data(settings: RunSettings) -> str:
     if args.get('dataset') and args.get('data_dir'):
         where += f' in {args["data_dir"]}'
     names = {'train': 'training', 'val': 'validation'}
-    counts = ' and '.join(f'{count:,} {names[split]} images' for split, count in settings.num_images.items())
+    counts = ' and '.join(
+        f'{count:,} {names[split]} images' + _in_brackets(settings.reasons.get(f'images_{split}'))
+        for split, count in settings.num_images.items())
     return f'{where}: {counts}' if counts else where
+
+
+def _in_brackets(text: Optional[str]) -> str:
+    return f' ({text})' if text else ''
 
 
 def classes(settings: RunSettings) -> str:
@@ -93,7 +101,8 @@ def classes(settings: RunSettings) -> str:
         text += f' ({reason})'
     if names:
         first_last = names[0] if len(names) == 1 else f'{names[0]} to {names[-1]}'
-        text += f'; {len(names)} classes in the data, {first_last}'
+        in_data = settings.reasons.get('class_names') or f'{len(names)} classes in the data'
+        text += f'; {in_data}, {first_last}'
     return text
 
 

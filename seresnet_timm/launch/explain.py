@@ -1,15 +1,23 @@
-"""Errors of devices and memory as sentences: what happened and what to do."""
+"""Errors of devices, memory and loader workers as sentences: what happened and what to do."""
+import errno
 import os
 from typing import Optional
 
 from seresnet_timm.runs.settings import RunSettings
 
 
-def explain(error: RuntimeError, settings: RunSettings) -> Optional[str]:
-    """What an error of the device means and what to do; None if the error has another cause."""
+def explain(error: Exception, settings: RunSettings) -> Optional[str]:
+    """What an error of the device or of loader workers means and what to do; None if it has another cause."""
     import torch
 
     from seresnet_timm.ascend.errors import explain as explain_npu
+    from seresnet_timm.data import worker_errors
+    of_worker = worker_errors.explain(error, settings.args.get('workers'))
+    if of_worker is not None:
+        return of_worker
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f'{error.filename or "A file"} cannot be written ({error.strerror}): free disk space.' if full else None
     index = os.environ.get('LOCAL_RANK', '0')
     device = settings.device
     if ':' not in device and device != 'cpu':

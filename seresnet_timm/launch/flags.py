@@ -41,7 +41,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--master-addr', '--master_addr', metavar='HOST', help='address of node 0')
     arg('--master-port', '--master_port', metavar='PORT', type=int, help='port of node 0 (29500)')
     arg('--local-addr', '--local_addr', metavar='ADDR', help='address of this node, on the network of --master-addr')
-    arg('--rdzv-timeout', metavar='SEC', type=int, help='how long nodes wait for each other, in seconds (300)')
+    arg('--rdzv-timeout', metavar='SEC', type=int,
+        help='how long nodes and ranks wait for each other, in seconds (300)')
     arg('--scripts', metavar='WHICH',
         help="auto, timm (timm's own), bundled, or the path of timm's scripts: `seresnet-timm scripts` (auto)")
     arg('--loss-scale', metavar='S', type=float, help='fixed loss scale of fp16; dynamic without it or at -1')
@@ -59,6 +60,15 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,
         help='train: save the state in the middle of an epoch every MIN minutes, fractions allowed; 0: never (10)')
+    arg('--max-bad-steps', metavar='N', type=int,
+        help='end a training after N steps in a row without a finite loss and gradients; such steps are skipped (20; '
+             'bundled train.py)')
+    arg('--max-restarts', metavar='N', type=int,
+        help='restart the processes after a failure of one, from the last checkpoint, at most N times (0; recipes '
+             'for 8 devices: 3)')
+    arg('--hang-timeout', metavar='SEC', type=float,
+        help='end the processes when one has not finished a step for so long, and write the stacks of all; 0: never '
+             '(600)')
     arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 

@@ -10,10 +10,12 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.launch.cluster import Cluster
+from seresnet_timm.launch.cluster import SECONDS_TO_ANSWER, Cluster, uses_agent_store
+from seresnet_timm.launch.network import answers
+from seresnet_timm.launch.waiting import Wait
 from seresnet_timm.runs.settings import RunSettings
 
 TIMEOUT = 1800  # seconds; a model may have to be downloaded
@@ -22,13 +24,15 @@ KEY = 'settings'
 VARIABLES = ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES', 'HF_HUB_OFFLINE')
 
 
-def receives(job: Optional[Cluster], environ: Mapping[str, str] = os.environ) -> bool:
+def receives(job: Optional[Cluster]) -> bool:
     """Whether this process is a rank that gets its settings from local rank 0."""
-    return job is not None and job.is_rank and _has_store(environ) and job.variable('LOCAL_RANK') != 0
+    return job is not None and _shares_store(job) and job.variable('LOCAL_RANK') != 0
 
 
-def _has_store(environ: Mapping[str, str]) -> bool:
-    return environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+def _shares_store(job: Cluster) -> bool:
+    """Whether torchrun's store is there; variables of a torchrun that has ended may be left in a shell."""
+    return job.is_rank and uses_agent_store(os.environ) and job.variable('LOCAL_WORLD_SIZE', 1) > 1 and answers(
+        os.environ.get('MASTER_ADDR', ''), job.variable('MASTER_PORT', 0), SECONDS_TO_ANSWER)
 
 
 def _store() -> Any:
@@ -48,8 +52,7 @@ def give_to_other_ranks(job: Optional[Cluster]) -> Iterator[Callable[[RunSetting
     Args:
         job: Who started this process; nothing is given where it is not one of several ranks of torchrun.
     """
-    is_alone = job is None or not job.is_rank or not _has_store(os.environ) or job.variable('LOCAL_WORLD_SIZE', 1) == 1
-    if is_alone:
+    if job is None or not _shares_store(job):
         yield lambda settings: None
         return
     store = _store()
@@ -80,8 +83,12 @@ def receive() -> Optional[RunSettings]:
         RunError: Local rank 0 did not answer in time, or has ended.
         SystemExit: It refused the run, and has said why.
     """
+    wait = Wait(TIMEOUT)
     try:
-        outcome = json.loads(_store().get(KEY))
+        store = _store()
+        while not store.check([KEY]):
+            wait.go_on('local rank 0 to check this run' if os.environ['LOCAL_RANK'] == '1' else None)
+        outcome = json.loads(store.get(KEY))
     except RuntimeError as e:  # torch.distributed's errors of stores
         raise RunError(f'Local rank 0 gave no settings ({str(e).splitlines()[0]}): its own log says why.')
     if 'settings' in outcome:

@@ -3,7 +3,7 @@ import csv
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, Optional, Union
 
 from seresnet_timm.errors import RunError
 from seresnet_timm.files import atomic_path
@@ -28,7 +28,7 @@ def finish(settings: RunSettings, seconds: float) -> None:
                   seconds=seconds)
     print('------------------ Final result ------------------')
     print(f'Final Performance images/sec : {result["fps"]:.3f}')
-    print(f'Final Train Accuracy : {result["top1"]:.3f}')
+    print(f'Final Train Accuracy : {_percent(result["top1"])}')
     print(f'E2E Training Duration sec : {round(seconds)}')
     log = write_log(settings.output, settings.world_size, settings.global_batch_size, result)
     print(f'Log: {log}', file=sys.stderr)
@@ -37,7 +37,7 @@ def finish(settings: RunSettings, seconds: float) -> None:
 def train_result(folder: Union[str, Path]) -> Dict[str, Any]:
     """Figures of a finished training: images/s, top-1 and loss of its last epoch.
 
-    top1 counts every validation image once, the average over batches that the reference prints leaves some out. NaN
+    top1 counts every validation image once, the average over batches that the reference prints leaves some out. None
     where the run did not evaluate.
     """
     summary = RunFolder(folder).summary
@@ -48,9 +48,13 @@ def train_result(folder: Union[str, Path]) -> Dict[str, Any]:
         last = list(csv.DictReader(f))[-1]
     return {
         'fps': record['epochs'][-1]['fps'],
-        'top1': float(last.get('eval_top1', 'nan')),
+        'top1': float(last['eval_top1']) if 'eval_top1' in last else None,
         'loss': float(last['train_loss']),
     }
+
+
+def _percent(top1: Optional[float]) -> str:
+    return '-' if top1 is None else f'{top1:.3f}'
 
 
 def eval_result(folder: Union[str, Path]) -> Dict[str, Any]:
@@ -80,7 +84,7 @@ def write_log(folder: Union[str, Path], world_size: int, batch_size: int, result
         'CaseName': case,
         'ActualFPS': f'{result["fps"]:.3f}',
         'TrainingTime': f'{batch_size * 1000 / result["fps"]:.2f}',  # milliseconds a step
-        'TrainAccuracy': f'{result["top1"]:.3f}',
+        'TrainAccuracy': _percent(result['top1']),
         'ActualLoss': f'{result["loss"]:.4e}',
         'E2ETrainingTime': round(result['seconds']),
     }

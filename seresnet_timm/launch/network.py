@@ -1,6 +1,7 @@
 """Addresses and ports of this machine."""
 import ipaddress
 import socket
+import time
 from typing import Optional
 
 import psutil
@@ -39,3 +40,16 @@ def check_port(port: int) -> None:
     except OSError as e:
         raise UsageError(f'Port {port} cannot be used ({e.strerror}), it is in use or reserved: name a free one with '
                          '--master-port, the same on every node.')
+
+
+def answers(address: str, port: int, seconds: float) -> bool:
+    """Whether somebody listens at an address; asked again and again for some seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=max(0.1, end - time.monotonic())).close()
+            return True
+        except (OSError, OverflowError):  # refused, unreachable, unknown name; no port
+            if time.monotonic() + 0.2 > end:
+                return False
+            time.sleep(0.2)

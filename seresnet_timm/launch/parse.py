@@ -5,12 +5,22 @@ the result holds only what was typed, under full names: argparse resolves abbrev
 what could mean several flags.
 """
 import argparse
-from dataclasses import dataclass
-from typing import Any, Dict, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, unknown_flag_message
+from seresnet_timm.argument_parser import (
+    HELP_FLAGS,
+    WRONG,
+    ArgumentParser,
+    collected_problems,
+    unknown_flag_messages,
+    unknown_flags_with_spaces,
+    with_known_spelling,
+    wrong_lists,
+)
 from seresnet_timm.engine.flags import train_parser, validate_parser
-from seresnet_timm.errors import UsageError
+from seresnet_timm.engine.values import FilePath, rules_of
+from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch.flags import PREFIX, add_launcher_flags, add_modelzoo_flags
 from seresnet_timm.runs.settings import Script
 from seresnet_timm.timm_scripts.find import find
@@ -28,6 +38,7 @@ class CommandLine:
         flags: The script's flags that were typed, by timm's names.
         options: The launcher's options that were typed.
         modelzoo: What was typed under the ModelZoo's names, without the prefix of their `dest`.
+        problems: Sentences on wrong values, which are not in the dictionaries.
     """
     verb: str
     script: Script
@@ -36,6 +47,7 @@ class CommandLine:
     flags: Dict[str, Any]
     options: Dict[str, Any]
     modelzoo: Dict[str, Any]
+    problems: List[str] = field(default_factory=list)
 
 
 def parse(verb: str, argv: Sequence[str]) -> CommandLine:
@@ -46,7 +58,7 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
         argv: Command line after the verb.
 
     Raises:
-        UsageError: A flag is unknown, ambiguous or has a wrong value; or there is no such script.
+        UsageError: A flag is unknown or ambiguous, or there is no such script.
     """
     choice, evaluate, dry_run = _look_ahead(argv)
     if evaluate:
@@ -59,15 +71,31 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
-    typed, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UsageError(unknown_flag_message(list(parser._option_string_actions), unknown))
-    typed = vars(typed)
-    if (typed.get('scripts', 'auto'), typed.get(PREFIX + 'evaluate', False)) != (choice, evaluate):
+    typed, problems = _typed(parser, verb, argv)
+    if (typed.get('scripts', choice), typed.get(PREFIX + 'evaluate', False)) != (choice, evaluate):
         raise UsageError('--scripts and --evaluate decide which flags there are: write them in full.')
     modelzoo = {k[len(PREFIX):]: typed.pop(k) for k in list(typed) if k.startswith(PREFIX)}
     flags = {k: typed.pop(k) for k in list(typed) if k in names}
-    return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo)
+    return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo, problems)
+
+
+def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> Tuple[Dict[str, Any], List[str]]:
+    """What was typed, by `dest`, without wrong values; and the sentences on these."""
+    rules = rules_of(verb)
+    with collected_problems(parser._actions, rules) as problems:
+        try:
+            argv = with_known_spelling(argv, parser._option_string_actions)
+            found, unknown = parser.parse_known_args(argv)
+        except UsageError as e:  # argparse cannot go on
+            refuse([*problems, str(e)])
+    flags = list(parser._option_string_actions)
+    unknown += unknown_flags_with_spaces(argv, flags)
+    if unknown:  # and what follows it may have been taken for another argument
+        refuse(problems + unknown_flag_messages(flags, unknown))
+    problems += wrong_lists(parser._actions, rules, vars(found))
+    typed = {k: v for k, v in vars(found).items()
+             if v is not WRONG and not (isinstance(v, list) and WRONG in v)}
+    return typed, problems
 
 
 def print_help_if_asked(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> bool:
@@ -92,6 +120,7 @@ def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
     parser.add_argument('-e', '--evaluate', action='store_true')
     parser.add_argument('--dry-run', action='store_true')
     found = parser.parse_known_args(argv)[0]
+    found.scripts = FilePath().read(found.scripts)
     return found.scripts, found.evaluate, found.dry_run
 
 
@@ -110,8 +139,8 @@ def _complete(parser: argparse.ArgumentParser, verb: str) -> None:
 def _script_parser(verb: str, script: Script, dry_run: bool) -> argparse.ArgumentParser:
     """Parser of the script that runs."""
     if not script.is_bundled:
-        from seresnet_timm.timm_scripts.load import is_known, parser_of
+        from seresnet_timm.timm_scripts.load import can_read_parser, is_known, parser_of
         # a dry run does not execute a file that nobody has verified
-        if not dry_run or is_known(script):
+        if not dry_run or is_known(script) or can_read_parser(script):
             return parser_of(script)
     return train_parser() if verb == 'train' else validate_parser()

@@ -4,28 +4,25 @@ Settings come from the script's defaults, then recipe or preset, then the checkp
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
 import datetime
+import itertools
 import os
 import re
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
-from seresnet_timm.launch.config_file import load_config, read_yaml
-from seresnet_timm.launch.dataset import decide_classes, examine
+from seresnet_timm.launch.combinations import find_contradictions
+from seresnet_timm.launch.dataset import examine, fit_batch
+from seresnet_timm.launch.first_look import refuse_wrong_values
+from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
-from seresnet_timm.launch.recipes import Recipe, load_recipe
+from seresnet_timm.launch.sources import Sources, collect, merge, plain
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
-
-# flags of a training preset or config that evaluation shares
-SHARED_WITH_VALIDATION = (
-    'data_dir', 'dataset', 'class_map', 'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'crop_pct',
-    'mean', 'std', 'interpolation', 'batch_size', 'workers', 'pin_mem', 'channels_last', 'amp', 'amp_dtype',
-    'model_kwargs', 'gp', 'log_freq', 'device_modules', 'device')
 
 
 @dataclass(frozen=True)
@@ -83,39 +80,6 @@ class Plan:
     checkpoints: Dict[str, Any]
 
 
-@dataclass
-class Sources:
-    """Where settings come from, while the plan is made: later ones win.
-
-    Attributes:
-        recipe: The recipe that runs.
-        preset: Settings of the recipe, or of `--preset`.
-        config: Settings of `--config`.
-        flags: What was typed, by timm's names.
-        modelzoo: What was typed under the ModelZoo's names, and what a recipe says in their terms.
-        options: The launcher's options.
-        reasons: Why a value is what it is.
-        notes: Sentences for the plan.
-        checkpoints: Checkpoints that were read, by their path.
-    """
-    recipe: Optional[Recipe]
-    preset: Dict[str, Any]
-    config: Dict[str, Any]
-    flags: Dict[str, Any]
-    modelzoo: Dict[str, Any]
-    options: Dict[str, Any]
-    reasons: Dict[str, str] = field(default_factory=dict)
-    notes: List[str] = field(default_factory=list)
-    checkpoints: Dict[str, Any] = field(default_factory=dict)
-
-    def asked(self, *names: str) -> bool:
-        """True if the user gave one of the flags, typed or in a config file."""
-        return any(n in self.flags or n in self.config for n in names)
-
-    def base(self) -> Dict[str, Any]:
-        return {**self.preset, **self.config}
-
-
 def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> Plan:
     """Decide everything, from a command line.
 
@@ -128,8 +92,18 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         UsageError: The command line contradicts itself or the machine.
     """
     line = parse(verb, argv)
+    try:
+        return _make_plan(line, verb, argv, recipe_name)
+    except UsageError as e:
+        refuse([*line.problems, e])
+
+
+def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
     sources = collect(line, recipe_name)
-    node, nnodes = resolve_nodes(sources.options, cluster.detect(os.environ))
+    job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+    sources.notes += [note] if note else []
+    node, nnodes = resolve_nodes(sources.options, job)
+    refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
@@ -137,8 +111,12 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, output)
-    data = examine(line.verb, args)
-    problems = data.problems + decide_classes(line.verb, sources, args, data)
+    data = name_outputs(line.verb, sources, args, examine(line.verb, args))
+    sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
+    fit_batch(sources, args, data, world_size)
+    problems = [
+        *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
+        *decide_classes(line.verb, sources, args, data)]
     options = sources.options
     settings = RunSettings(
         verb=line.verb,
@@ -156,6 +134,9 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
         fast_step=options.get('fast_step', 'auto') == 'auto',
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
+        max_bad_steps=options.get('max_bad_steps', 20),
+        max_restarts=max_restarts(sources, nnodes, is_named),
+        hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),
         checkpoint_minutes=options.get('checkpoint_minutes', 10.),
         output=output,
@@ -168,157 +149,15 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None)
     return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
 
 
-# --- sources ----------------------------------------------------------------------------------------------------------
-
-def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
-    """Read recipe, preset and config file, and resolve the launcher's options."""
-    flags = dict(line.flags)
-    config_path = flags.pop('config', None) or line.options.get('config')
-    if 'data' in flags:  # timm's positional argument
-        flags['data_dir'] = flags.pop('data') or flags.get('data_dir')
-    if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
-        raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
-                         'is the folder with train/ and val/ in it.')
-    modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
-    options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
-    recipe = load_recipe(recipe_name) if recipe_name else None
-    preset = load_recipe(options['preset']) if options.get('preset') else recipe
-    settings = dict(preset.settings) if preset else {}
-    if line.verb == 'validate':
-        settings = for_validation(settings)
-    config = load_config_of(line, config_path) if config_path else {}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options)
-
-
-def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
-    """Settings of a config file. Evaluation takes the file of a training too."""
-    if line.verb == 'train':
-        return load_config(path, line.parser, line.defaults)
-    from seresnet_timm.engine.flags import train_parser
-    keys = read_yaml(path)
-    parser = train_parser()
-    defaults = vars(parser.parse_args([]))
-    if set(keys) <= set(defaults) and not set(keys) <= set(line.defaults):
-        return for_validation(load_config(path, parser, defaults))
-    return load_config(path, line.parser, line.defaults)
-
-
-def for_validation(settings: Dict[str, Any]) -> Dict[str, Any]:
-    """The part of a training's settings that evaluation shares, by the names of validate.py."""
-    result = {k: v for k, v in settings.items() if k in SHARED_WITH_VALIDATION}
-    if 'val_split' in settings:
-        result['split'] = settings['val_split']
-    return result
-
-
-def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> Dict[str, Any]:
-    """Every flag of the script: defaults < recipe or preset < evaluated checkpoint < config < command line."""
-    if sources.recipe is not None:
-        apply_recipe(sources, sources.recipe, line.verb, device, world_size)
-    if line.verb == 'validate':
-        apply_checkpoint(sources)
-    base = sources.base()
-    args = {
-        **{k: v for k, v in line.defaults.items() if k not in ('config', 'data')},
-        **base, **modelzoo.translate(sources.modelzoo, base, line.verb, world_size), **sources.flags}
-    if 'amp_level' in sources.options:
-        args['amp'] = sources.options['amp_level'] != 'O0'
-    args['device'] = device
-    if 'data' in line.defaults:
-        args['data'] = None
-    if args['model'].startswith('hf_hub:'):  # timm's older spelling
-        args['model'] = 'hf-hub:' + args['model'].partition(':')[2]
-    if line.verb == 'validate':
-        args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
-    return args
-
-
-def apply_recipe(sources: Sources, recipe: Recipe, verb: str, device: str, world_size: int) -> None:
-    """Fill in what a recipe says in the ModelZoo's terms and the user does not."""
-    zoo, flags = sources.modelzoo, sources.flags
-    images = recipe.global_batch_size
-    if 'batch_size' not in zoo and not sources.asked('batch_size') and images:
-        if device == 'cpu' and recipe.cpu:
-            images = recipe.cpu['images'] * world_size
-        zoo['batch_size'] = images
-    if device == 'cpu' and recipe.cpu:
-        _shrink_for_cpu(sources, recipe.cpu)
-    if verb == 'validate' or {'warmup_prefix', 'warmup_lr'} & set(flags) or sources.asked('sched'):
-        return
-    # a recipe's schedule is the ModelZoo's: its --epochs counts the warm-up, its --lr moves the warm-up too
-    for name, flag in (('train_epochs', 'epochs'), ('learning_rate', 'lr'), ('warm_up_epochs', 'warmup_epochs')):
-        if flag in flags:
-            zoo[name] = flags.pop(flag)
-    if 'train_epochs' not in zoo and 'epochs' not in sources.config and recipe.epochs is not None:
-        zoo['train_epochs'] = recipe.epochs
-    if 'learning_rate' not in zoo and not sources.asked('lr') and 'lr_base' not in flags and recipe.lr is not None:
-        zoo['learning_rate'] = recipe.lr * images / recipe.global_batch_size
-
-
-def _shrink_for_cpu(sources: Sources, cpu: Dict[str, Any]) -> None:
-    """On a CPU a recipe shows that everything works: small images, float32, unless the user says otherwise."""
-    shrunk = {k: v for k, v in cpu.items() if k != 'images' and not sources.asked(k)}
-    if sources.asked('input_size'):
-        shrunk.pop('img_size', None)
-    if 'amp_level' in sources.options:
-        shrunk.pop('amp', None)
-    sources.preset.update(shrunk)
-    sources.notes.append(
-        f'On a CPU the recipe shrinks ({", ".join(f"{k} {v}" for k, v in shrunk.items())}; learning rate with the '
-        'batch): a test that it works, not a training for ImageNet. Flags on the command line override this.')
-
-
-def apply_checkpoint(sources: Sources) -> None:
-    """Take network and preprocessing of an evaluation from the checkpoint that it evaluates."""
-    path = sources.flags.get('checkpoint') or sources.config.get('checkpoint')
-    if not path:
-        return
-    from seresnet_timm.checkpoints.read import read_checkpoint
-    file = Path(path)
-    if file.is_dir():  # all of its checkpoints are of one network
-        file = RunFolder(path).checkpoint() or next(iter(sorted(file.glob('*.pth*'))), None)
-    if file is None or not file.is_file():
-        return  # the checks say so
-    try:
-        checkpoint = read_checkpoint(file)
-    except UsageError:
-        return  # likewise
-    sources.checkpoints[str(file)] = checkpoint
-    asked_model = sources.flags.get('model') or sources.config.get('model')
-    try:
-        info = checkpoint.info
-    except UsageError as e:  # the flags alone describe the network
-        if not asked_model:
-            raise
-        sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
-        return
-    if info.name is None and not asked_model and 'model' not in sources.preset:
-        raise UsageError(f'{file} does not say which network it holds: name it with --model.')
-    is_other = bool(asked_model and info.name and asked_model.split('.')[0] != info.name.split('.')[0])
-    found = dict(
-        mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
-        crop_mode=info.crop_mode,
-        input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
-    if not is_other:
-        kwargs = dict(info.kwargs)
-        found.update(
-            model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
-            gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
-    taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
-    for name in taken:
-        sources.reasons[name] = f'from {file}'
-    given = {**sources.config, **sources.flags}
-    overridden = [k for k, v in found.items() if v is not None and k in given and plain(given[k]) != plain(v)]
-    if info.input_size and sources.asked('img_size', 'input_size'):
-        overridden.append('input_size')
-    if overridden:
-        sources.notes.append(f'From the command line or --config, not from the checkpoint: {", ".join(overridden)}.')
-    if 'input_size' in taken:
-        sources.preset.pop('img_size', None)
-    sources.preset.update(taken)
-
-
 # --- machine ----------------------------------------------------------------------------------------------------------
+
+def what_was_asked(options: Dict[str, Any]) -> cluster.Asked:
+    """Processes and nodes that were typed. A device with an index, as in `cuda:1`, is one process."""
+    nproc = None if options['nproc'] == 'auto' else int(options['nproc'])
+    if nproc is None and ':' in (options['device'] or ''):
+        nproc = 1
+    return cluster.Asked(nproc, options.get('nnodes'))
+
 
 def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tuple[Node, int]:
     """Nodes, and how they meet: options, else what the scheduler says."""
@@ -406,7 +245,10 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         # timm's own name for it, decided here so that the plan can show the folder
         size = args.get('img_size') or (args.get('input_size') or [224])[-1]
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-        args['experiment'] = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        name = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        parent = Path(args['output'] or './output/train')
+        names = (f'{name}-{i}' if i else name for i in itertools.count())
+        args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
 
 
@@ -415,12 +257,22 @@ def resolve_resume(sources: Sources, output: str) -> str:
     from seresnet_timm.checkpoints.newest import newest_checkpoint
     checkpoint, notes = newest_checkpoint(RunFolder(output))
     sources.notes += notes
+    sources.reasons['resume'] = 'auto'
     if checkpoint is None:
         sources.notes.append(f'--resume auto: {output} has no checkpoint to go on from; the run starts anew.')
         return ''
     sources.checkpoints[checkpoint.path] = checkpoint
     sources.notes.append(f'--resume auto: the run goes on from {checkpoint.path}.')
     return checkpoint.path
+
+
+def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
+    """How often the processes are restarted after a failure, at most."""
+    value = sources.options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
+    if value and nnodes > 1 and not is_named:
+        raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
+                         'there for the last checkpoint.')
+    return value
 
 
 def typed_command(
@@ -434,18 +286,3 @@ def typed_command(
     if job is not None and job.is_rank:
         return ['srun', os.path.basename(sys.executable), '-m', 'seresnet_timm', verb, *argv]
     return ['seresnet-timm', verb, *argv]
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples become lists.
-
-    Raises:
-        UsageError: It is nothing that JSON has.
-    """
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise UsageError(f'{value!r} is not a plain value (number, text, true, false, list or mapping).')

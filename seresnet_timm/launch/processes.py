@@ -5,16 +5,25 @@ import os
 import signal
 import sys
 import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
+import psutil
+
+from seresnet_timm.checkpoints.newest import newest_checkpoint
 from seresnet_timm.engine.signals import STOPPING
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, first_names
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
 from seresnet_timm.launch.plan import Node
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.launch.waiting import printed
+from seresnet_timm.launch.watch import Watch, end_ranks
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step import heartbeat
 
 # what a rank says when another one is gone: gloo, nccl, hccl
 LOST_PEER = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Timed out waiting',
@@ -22,19 +31,16 @@ LOST_PEER = ('Connection closed by peer', 'Connection reset by peer', 'Broken pi
 
 
 def run(settings: RunSettings, node: Node) -> None:
-    """Run this node's processes under torchrun's agent, in this process, until all have ended.
+    """Run this node's processes under torchrun's agent, in this process, until all have ended; restart them if told to.
 
     Raises:
         UsageError: A rank refused its settings, or the port is taken.
         RunError: A rank failed, or the nodes did not find each other.
         SystemExit: A signal ended the run (128 + its number).
     """
-    import torch.distributed.run as torchrun
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     if (settings.nnodes > 1 or node.master_port) and node.rank == 0:  # node 0 listens there
         check_port(node.master_port or DEFAULT_PORT)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     _set_environment(settings, node)
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says is said below
     for signum in (signal.SIGUSR1, signal.SIGUSR2):  # torchrun hands on the other ones by itself
@@ -42,22 +48,84 @@ def run(settings: RunSettings, node: Node) -> None:
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1:
         print(f'  logs           {log_dir} (all ranks but the first)', file=sys.stderr)
+    while True:
+        with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
+            failure = _attempt(settings, node, log_dir, Path(tmp))
+        if failure is None:
+            return
+        if not failure.can_restart or len(settings.restarts) >= settings.max_restarts:
+            raise failure.error
+        reason = str(failure.error).splitlines()[0].replace(resume_hint(settings), '')
+        settings = restarted(settings, node, reason)
+        resume = settings.args.get('resume')
+        print(f'{settings.restarts[-1]}\nRestart {len(settings.restarts)} of {settings.max_restarts}, from '
+              f'{resume or "the beginning: nothing was saved yet"}.', file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
-        file = Path(tmp) / 'settings.json'
-        file.write_text(settings.to_json(), encoding='utf-8')
-        args = torchrun.get_args_parser().parse_args(_torchrun_argv(settings, node, log_dir) + [str(file)])
-        try:
-            torchrun.run(args)
-        except ChildFailedError as e:
-            stopped = _stopped_by(e.get_first_failure()[1].exitcode)
-            if stopped is not None:
-                raise _stop(settings, stopped)
-            raise _failure(settings, node, *e.get_first_failure(), log_dir)
-        except SignalException as e:
-            raise _stop(settings, e.sigval)
-        except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
-            raise RunError(_rendezvous_failure(settings, node, e))
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt to run the ranks ended.
+
+    Attributes:
+        error: What the user is told.
+        can_restart: The same may not happen again: a rank made steps, and did not end with a sentence of its own.
+    """
+    error: Exception
+    can_restart: bool
+
+
+def restarted(settings: RunSettings, node: Node, reason: str) -> RunSettings:
+    """Settings of the same run that goes on from its last checkpoint, if it has saved one.
+
+    Raises:
+        RunError: Another node saves the checkpoints, and this one does not see its folder.
+    """
+    args = settings.args
+    if settings.output:
+        folder = RunFolder(settings.output)
+        if node.rank and not folder.record.is_file():
+            raise RunError(f'{reason} Node {node.rank} does not see {folder.record}: to restart, all nodes need the '
+                           'folder of the run (--output) on a file system that they share.')
+        newest, notes = newest_checkpoint(folder)
+        for note in notes:
+            print(note, file=sys.stderr)
+        if newest is not None:
+            # all of it, even if the run began with the weights of another one alone
+            args = dict(args, resume=newest.path, no_resume_opt=False, start_epoch=None)
+    when = time.strftime('%Y-%m-%dT%H:%M:%S%z')
+    return replace(settings, args=args, restarts=[*settings.restarts, f'{when} {reason}'])
+
+
+def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Optional[Failure]:
+    """Run the ranks once, until all have ended; how it failed, or None."""
+    import torch.distributed.run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    file, beats = tmp / 'settings.json', tmp / 'heartbeats'
+    file.write_text(settings.to_json(), encoding='utf-8')
+    heartbeat.create(beats, settings.nproc)
+    argv = _torchrun_argv(settings, node, log_dir) + [str(file), str(beats), str(log_dir / 'stacks')]
+    watch = Watch(beats, settings.hang_timeout, end_ranks, first_rank=node.rank * settings.nproc)
+    try:
+        with watch:
+            _run_torchrun(torchrun.get_args_parser().parse_args(argv), settings, node)
+        return None
+    except ChildFailedError as e:
+        stopped = _stopped_by(e.get_first_failure()[1].exitcode)
+        if stopped is not None:
+            raise _stop(settings, stopped)
+        made_steps = any(beat.steps for beat in heartbeat.read(beats))
+        if watch.sentence:
+            error = RunError(f'{watch.sentence}; the stacks of all ranks of this node are in {log_dir / "stacks"}.'
+                             f'{resume_hint(settings)}')
+            return Failure(error, made_steps)
+        error = _failure(settings, node, *e.get_first_failure(), log_dir)
+        return Failure(error, made_steps and not _is_final(e.get_first_failure()[1]))
+    except SignalException as e:
+        raise _stop(settings, e.sigval)
+    except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
+        raise RunError(_rendezvous_failure(settings, node, e))
 
 
 def _hand_on(error: type) -> Any:
@@ -73,13 +141,46 @@ def _stopped_by(exit_code: int) -> Optional[int]:
 
 
 def _stop(settings: RunSettings, signum: int) -> SystemExit:
-    print(f'Stopped by {signal.Signals(signum).name}: all processes of this node have ended.' + _hint(settings),
+    print(f'Stopped by {signal.Signals(signum).name}: all processes of this node have ended.' + resume_hint(settings),
           file=sys.stderr)
     return SystemExit(128 + signum)
 
 
-def _hint(settings: RunSettings) -> str:
-    return RunFolder(settings.output).resume_hint() if settings.output else ''
+def _run_torchrun(args: Any, settings: RunSettings, node: Node) -> None:
+    """Run the agent. In a restart the other nodes may still be ending the last attempt: try until they are there."""
+    import torch.distributed.run as torchrun
+    deadline = time.monotonic() + (node.rdzv_timeout if settings.restarts and settings.nnodes > 1 else 0)
+    while True:
+        try:
+            with waiting_for_nodes(settings, node):
+                return torchrun.run(args)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def _is_final(failure: Any) -> bool:
+    """A rank ended with a sentence of its own: it would say the same again."""
+    return failure.exitcode > 0 and _read_error(failure.error_file)[0] in ('UsageError', 'RunError')
+
+
+@contextmanager
+def waiting_for_nodes(settings: RunSettings, node: Node) -> Iterator[None]:
+    """Print for which nodes this one waits, until it starts its ranks."""
+    if settings.nnodes == 1:
+        yield
+        return
+    others = [str(i) for i in range(settings.nnodes) if i != node.rank]
+    whom = 'node 0 at' if node.rank else f'node{"s" if len(others) > 1 else ""} {first_names(others, 8)} to come to'
+    this = psutil.Process()
+    before = len(this.children())
+    with printed(f'{whom} {_address(node)}', node.rdzv_timeout, lambda: len(this.children()) > before):
+        yield
+
+
+def _address(node: Node) -> str:
+    return f'{node.master_addr or "127.0.0.1"}:{node.master_port or DEFAULT_PORT}'
 
 
 def _torchrun_argv(settings: RunSettings, node: Node, log_dir: Path) -> List[str]:
@@ -91,7 +192,7 @@ def _torchrun_argv(settings: RunSettings, node: Node, log_dir: Path) -> List[str
         argv += [
             f'--nnodes={settings.nnodes}', f'--node-rank={node.rank}',
             f'--master-addr={node.master_addr or "127.0.0.1"}', f'--master-port={node.master_port or DEFAULT_PORT}',
-            f'--rdzv-conf=timeout={node.rdzv_timeout}',
+            f'--rdzv-conf=timeout={node.rdzv_timeout}', f'--rdzv-id=start{len(settings.restarts)}',
         ]
         if node.local_addr:
             argv.append(f'--local-addr={node.local_addr}')
@@ -133,7 +234,7 @@ def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ' (out of memory? `dmesg` tells)' if name == 'SIGKILL' else ''
-        return RunError(f'Rank {rank} was killed by {name}{hint}.{_hint(settings)}')
+        return RunError(f'Rank {rank} was killed by {name}{hint}.{resume_hint(settings)}')
     kind, text = _read_error(failure.error_file)
     if kind == 'UsageError':
         return UsageError(text)
@@ -141,10 +242,10 @@ def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir
         return RunError(text)
     if settings.nnodes > 1 and any(words in text for words in LOST_PEER):
         return RunError(f'Node {node.rank} lost contact with another node, which has ended or cannot be reached '
-                        f'any more: its own log says why.{_hint(settings)}\n{text.strip().splitlines()[-1]}')
+                        f'any more: its own log says why.{resume_hint(settings)}\n{text.strip().splitlines()[-1]}')
     where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'
     return RunError(f'{where}; the other ranks of this node were stopped, their logs are in {log_dir}.'
-                    f'{_hint(settings)}\n{text}'.rstrip())
+                    f'{resume_hint(settings)}\n{text}'.rstrip())
 
 
 def _read_error(error_file: str) -> Tuple[str, str]:
@@ -162,7 +263,7 @@ def _read_error(error_file: str) -> Tuple[str, str]:
 
 
 def _rendezvous_failure(settings: RunSettings, node: Node, error: RuntimeError) -> str:
-    address = f'{node.master_addr or "127.0.0.1"}:{node.master_port or DEFAULT_PORT}'
+    address = _address(node)
     if settings.nnodes == 1:
         return f'torchrun could not start the processes: {str(error).splitlines()[0]}'
     if node.rank == 0:

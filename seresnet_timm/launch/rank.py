@@ -5,13 +5,16 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, ContextManager, Mapping, Optional
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, print_any_text
+from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step import heartbeat
 
 
 def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) -> None:
@@ -43,16 +46,24 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
     import torch
 
     from seresnet_timm.checkpoints import safe_pickle
+    from seresnet_timm.data.worker_errors import end_worker_at_queue_error
+    end_worker_at_queue_error()
     # timm reads --initial-checkpoint and --pretrained-path itself
-    with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()):
+    with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()), \
+            output_folder(settings):
         try:
             _run_script(settings, checkpoints or {})
-        except RuntimeError as e:  # torch.OutOfMemoryError is one
+        except (RuntimeError, OSError) as e:  # torch.OutOfMemoryError is a RuntimeError
             explained = explain(e, settings)
             if explained is None:
                 raise
-            hint = RunFolder(settings.output).resume_hint() if settings.output else ''
-            raise RunError(explained + hint) from e
+            raise RunError(explained + resume_hint(settings)) from e
+
+
+def output_folder(settings: RunSettings) -> ContextManager[None]:
+    """Keep other trainings out of the folder of a training: rank 0 does, which writes into it."""
+    is_primary = int(os.environ.get('RANK', 0)) == 0
+    return RunFolder(settings.output).exclusive() if settings.verb == 'train' and is_primary else nullcontext()
 
 
 def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:
@@ -143,11 +154,17 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
+    """A rank that torchrun started: settings, heartbeats and the folder of the stacks are named on its command line."""
     gc.disable()  # until everything is imported
     _die_with_parent()
+    print_any_text()
+    local_rank = int(os.environ['LOCAL_RANK'])
+    watch.write_stacks_on_signal(Path(sys.argv[3]) / f'rank{local_rank}.txt')
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
     try:
-        run(RunSettings.read(Path(sys.argv[1])))
+        settings = RunSettings.read(Path(sys.argv[1]))
+        heartbeat.start(Path(sys.argv[2]), local_rank)
+        run(settings)
     except (UsageError, RunError) as e:
         # the launcher shows the first rank's error, once
         get_error_handler().record_exception(e)

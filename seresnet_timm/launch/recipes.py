@@ -20,6 +20,7 @@ class Recipe:
         lr: Learning rate at that batch size.
         epochs: Epochs, warm-up included.
         processes: Processes on a node; None for one a device.
+        max_restarts: Restarts of the processes after a failure, at most.
         cpu: Settings on a CPU, and `images`, the images of a process and step there.
     """
     name: str
@@ -31,6 +32,7 @@ class Recipe:
     lr: Optional[float] = None
     epochs: Optional[int] = None
     processes: Optional[int] = None
+    max_restarts: int = 0
     cpu: Dict[str, Any] = field(default_factory=dict)
 
 

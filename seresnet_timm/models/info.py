@@ -85,6 +85,11 @@ class ModelInfo:
             crop_mode=trusted_word(get('crop_mode'), origin, 'crop_mode', CROP_MODES),
         )
 
+    def unknown_preprocessing(self) -> List[str]:
+        """What of the preprocessing is not known, in words."""
+        return [name.replace('_', ' ') for name in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+                if getattr(self, name) is None]
+
     @classmethod
     def of_model(
             cls,

@@ -1,8 +1,18 @@
 """RunFolder: the names and places of a run's files"""
 import os
+import shlex
+import shutil
+import sys
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
+from typing import Iterator, List, Optional, Union
+
+from filelock import Timeout
+
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.files import exclusive, is_locked
+from seresnet_timm.runs.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,11 @@ class RunFolder:
         return self.path / 'run.json'
 
     @property
+    def lock(self) -> Path:
+        """Locked while a training writes into the folder."""
+        return self.path / '.run.lock'
+
+    @property
     def args(self) -> Path:
         """Flags of the script, as a file for `--config`."""
         return self.path / 'args.yaml'
@@ -57,14 +72,78 @@ class RunFolder:
         """Picture of the run, see `curves`."""
         return self.path / 'curves.png'
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other trainings out of the folder while the block runs.
+
+        Raises:
+            UsageError: Another training writes into it.
+            RunError: It cannot be written to.
+        """
+        with ExitStack() as held:
+            try:
+                if not self.path.is_dir():
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    held.callback(self._remove_if_empty)  # after the lock is gone
+                held.enter_context(exclusive(self.lock))
+            except Timeout:
+                raise UsageError(self.busy())
+            except OSError as e:
+                raise RunError(f'Cannot write to {self.path} ({e.strerror}): name another folder with --output.')
+            yield
+
+    def _remove_if_empty(self) -> None:
+        with suppress(OSError):
+            self.path.rmdir()  # of a run that was refused before it wrote anything
+
+    def why_busy(self) -> Optional[str]:
+        """A sentence if another training writes into the folder. Nothing is written."""
+        return self.busy() if is_locked(self.lock) else None
+
+    def busy(self) -> str:
+        return (f'Another training is writing into {self.path}: wait until it has ended, or name another folder with '
+                '--experiment or --output.')
+
     def checkpoint(self) -> Optional[Path]:
         """The checkpoint to use: the best, else the last; None if the run has saved none."""
         return next((path for path in (self.best, self.last) if path.is_file()), None)
 
-    def resume_hint(self) -> str:
-        """The end of a sentence on a run that did not finish: how to resume it; '' if nothing was saved."""
-        return f' Resume with --resume {self.last}' if self.last.exists() else ''
+    def holds_a_run(self) -> bool:
+        """True if results are in it: a summary, or a checkpoint of a run. A run that saved nothing leaves none."""
+        return self.summary.is_file() or any(
+            next(self.path.glob(pattern), None)
+            for pattern in (self.best.name, self.last.name, 'checkpoint-*.pth.tar', 'recovery-*.pth.tar'))
 
     def owns(self, checkpoint: Union[str, Path]) -> bool:
         """True if a checkpoint is in this folder: to resume from it continues this run."""
         return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.path)
+
+
+def resume_hint(settings: RunSettings) -> str:
+    """The end of a sentence on a run that did not finish: the command that goes on with it; '' if nothing was saved.
+
+    The command works from any folder, and goes on in the folder of the run.
+    """
+    if settings.verb != 'train' or not settings.output or not RunFolder(settings.output).last.exists():
+        return ''
+    folder = RunFolder(os.path.abspath(settings.output))
+    words = [*_runnable(settings.command), '--output', str(folder.path.parent), '--experiment', folder.path.name,
+             '--resume', str(folder.last)]
+    names_files_here = any(_is_relative_path(word.partition('=')[2] or word) for word in settings.command[2:])
+    place = f'cd {shlex.quote(os.getcwd())} && ' if names_files_here else ''
+    return f' Resume with: {place}{shlex.join(words)}'
+
+
+def _runnable(command: List[str]) -> List[str]:
+    """The command of a run as any folder's shell takes it."""
+    if command[:1] == ['bash']:  # a recipe, by its name in the checkout
+        recipe = Path(command[1]).stem
+        return [sys.executable, '-m', 'seresnet_timm', 'recipe', recipe, *command[2:]]
+    own = Path(sys.executable).with_name('seresnet-timm')
+    if command[:1] == ['seresnet-timm'] and shutil.which('seresnet-timm') != str(own):
+        return [sys.executable, '-m', 'seresnet_timm', *command[1:]]
+    return list(command)
+
+
+def _is_relative_path(text: str) -> bool:
+    return not os.path.isabs(text) and not text.startswith('-') and os.path.exists(text)

@@ -3,7 +3,7 @@
 `run.schema.json` describes it. A value that is not known is null, never left out. This file does not import torch.
 """
 import json
-import math
+import logging
 import os
 import platform
 import time
@@ -12,15 +12,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
-from seresnet_timm.errors import UsageError, first_line
+from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import write_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.version import __version__
 
+_logger = logging.getLogger('train')
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
-                'total_gib')
+                'total_gib', 'bad_steps')
+EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
 
@@ -40,7 +42,7 @@ class RunRecord:
             folder: Union[str, Path],
             model_info: Optional[Dict[str, Any]] = None,
     ):
-        self.folder = RunFolder(folder)
+        self.settings, self.folder = settings, RunFolder(folder)
         self.content: Dict[str, Any] = {
             'schema': SCHEMA,
             'command': list(settings.command),
@@ -51,31 +53,51 @@ class RunRecord:
             'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
             'started': _now(),
             'finished': None,
+            'diverged': None,
             'epochs': [],
             'best': None,
             'evaluation': None,
+            'faults': [],
         }
+        self.error: Optional[str] = None  # of the last write; None if it succeeded
 
     def continue_from(self, start_epoch: int) -> None:
         """Begin at an epoch; the epochs before it, `started` and `best` are those of the folder's record, if any.
 
         Raises:
             UsageError: The folder's record is damaged.
+            RunError: The file cannot be written.
         """
         if start_epoch > 0 and self.folder.record.exists():
             old = read_record(self.folder.path)
             self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
             self.content['started'] = old['started']
             self.content['best'] = old['best']
+            self.content['faults'] = old['faults']
         self._write()
+        if self.error:
+            raise RunError(self.error)
 
     def add_epoch(self, figures: Dict[str, Any]) -> None:
         """Append an epoch.
 
         Args:
-            figures: `epoch`, and what is known of `EPOCH_FIELDS`.
+            figures: `epoch`, and what is known of `EPOCH_FIELDS`; and of `EPOCH_UNREADABLE`, each an object with
+                `count` and `files`.
         """
-        self.content['epochs'].append({k: figures.get(k) for k in EPOCH_FIELDS})
+        unreadable = {k: _unreadable(figures.get(k)) for k in EPOCH_UNREADABLE}
+        self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable})
+        self._write()
+
+    def add_fault(self, kind: str, epoch: Optional[int], text: str) -> None:
+        """Append something that went wrong and did not end the run, or the reason why it ended.
+
+        Args:
+            kind: 'save' or 'bad_steps'.
+            epoch: Epoch in which it happened.
+            text: A sentence.
+        """
+        self.content['faults'].append({'time': _now(), 'kind': kind, 'epoch': epoch, 'text': text})
         self._write()
 
     def set_best(self, metric: str, value: float, epoch: int) -> None:
@@ -86,9 +108,19 @@ class RunRecord:
         """Set the result of an evaluation.
 
         Args:
-            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent.
+            figures: What is known of `EVALUATION_FIELDS`; top1 and top5 in percent; and `unreadable`, as in an epoch.
         """
-        self.content['evaluation'] = {k: figures.get(k) for k in EVALUATION_FIELDS}
+        self.content['evaluation'] = {
+            **{k: figures.get(k) for k in EVALUATION_FIELDS}, 'unreadable': _unreadable(figures.get('unreadable'))}
+        self._write()
+
+    def set_diverged(self, reason: str) -> None:
+        """Note that the run ends because loss or weights are no longer finite numbers.
+
+        Args:
+            reason: A sentence.
+        """
+        self.content['diverged'] = reason
         self._write()
 
     def finish(self) -> None:
@@ -96,17 +128,19 @@ class RunRecord:
         self._write()
 
     def _write(self) -> None:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder.record, _finite(self.content))
+        """Write the file; if that fails, for example because the disk is full, the next call writes all of it."""
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder.record, self.content)
+        except OSError as e:
+            self.error = f'{self.folder.record} could not be written ({e.strerror}).'
+            _logger.error(f'NOT SAVED: {self.error} It is tried again after the next epoch.')
+        else:
+            self.error = None
 
 
-def _finite(value: Any) -> Any:
-    """The value with null for the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
+    return None if images is None else {'count': images.count, 'files': list(images.files)}
 
 
 def _versions() -> Dict[str, Optional[str]]:
@@ -152,11 +186,26 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     try:
         if schema == 0:
             record = _from_schema_0(record)
+        for epoch in record['epochs']:
+            epoch.setdefault('bad_steps', None)
         _check(record)
+        _add_later_fields(record)
+        record.setdefault('diverged', None)  # a later field of schema 1
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise UsageError(f'{path} is not the record of a run ({what}).')
     return record
+
+
+def _add_later_fields(record: Dict[str, Any]) -> None:
+    """Set the fields to null that a record of the same schema did not have at first."""
+    record.setdefault('diverged', None)
+    record.setdefault('faults', [])
+    for epoch in record['epochs']:
+        for key in EPOCH_UNREADABLE:
+            epoch.setdefault(key, None)
+    if record['evaluation']:
+        record['evaluation'].setdefault('unreadable', None)
 
 
 def _check(record: Dict[str, Any]) -> None:
@@ -177,6 +226,8 @@ def _check(record: Dict[str, Any]) -> None:
         if not isinstance(epoch['epoch'], int) or any(
                 not isinstance(epoch[k], (int, float, type(None))) for k in EPOCH_FIELDS):
             raise ValueError('an epoch holds something else than numbers')
+        if any(not isinstance(epoch.get(k), (dict, type(None))) for k in EPOCH_UNREADABLE):
+            raise ValueError('an epoch holds something else than its unreadable images')
 
 
 def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
@@ -217,9 +268,11 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
         'machine': {'system': None, 'cpus': None, **(old.get('machine') or {})},
         'started': old['started'],
         'finished': old.get('finished'),
+        'diverged': None,
         'epochs': [{k: e.get(k) for k in EPOCH_FIELDS} for e in old['epochs']],
         'best': old['best'],
         'evaluation': None,
+        'faults': [],
     }
 
 

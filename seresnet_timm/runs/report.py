@@ -1,11 +1,12 @@
 """Results of runs: the ModelZoo's table, and the curves."""
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, Union
+from typing import Any, Dict, List, Optional, Union
 
-from seresnet_timm.errors import UsageError, first_line
+from seresnet_timm.errors import UsageError, first_line, printable
 from seresnet_timm.runs.curves import draw_curves
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -28,6 +29,15 @@ class Run:
     record: Dict[str, Any]
     rows: List[Dict[str, float]]
 
+    @property
+    def divergence(self) -> Optional[str]:
+        """Why the run has no finite numbers at its end; None if it has."""
+        if self.record['diverged']:
+            return self.record['diverged']
+        last = self.rows[-1] if self.rows else {}
+        bad = [name for name in ('train_loss', 'eval_loss') if not math.isfinite(last.get(name, 0.))]
+        return f'{bad[0]} is {last[bad[0]]} in epoch {last["epoch"]:g}.' if bad else None
+
 
 def report(run_dirs: List[str]) -> None:
     """Print the table of runs, draw the curves of each into its folder, and print where they are."""
@@ -35,8 +45,12 @@ def report(run_dirs: List[str]) -> None:
     print(format_table([table_row(run) for run in runs]))
     print()
     for run in runs:
+        if run.divergence:
+            print(f'{printable(run.folder.path)} diverged: {run.divergence}')
+        if not run.rows:
+            continue
         draw_curves(run.record, run.rows, run.folder.curves)
-        print(f'Curves: {run.folder.curves}')
+        print(f'Curves: {printable(run.folder.curves)}')
 
 
 def read_run(run_dir: Union[str, Path]) -> Run:
@@ -49,6 +63,8 @@ def read_run(run_dir: Union[str, Path]) -> Run:
     record = read_record(folder.path)
     if record['evaluation'] is not None:
         raise UsageError(f'{run_dir} is the folder of an evaluation: name the folder of a training.')
+    if not folder.summary.is_file() and record['diverged']:
+        return Run(folder, record, [])
     if not folder.summary.is_file():
         raise UsageError(f'{run_dir} has no {folder.summary.name} yet: no epoch was evaluated.')
     try:
@@ -67,7 +83,7 @@ def read_run(run_dir: Union[str, Path]) -> Run:
 def table_row(run: Run) -> Dict[str, str]:
     """A run as a row of the ModelZoo's table. Acc@1 is the best epoch's, FPS the median of the epochs'."""
     settings = run.record['settings']
-    top1 = [row['eval_top1'] for row in run.rows if 'eval_top1' in row]
+    top1 = [row['eval_top1'] for row in run.rows if math.isfinite(row.get('eval_top1', math.nan))]
     fps = [e['fps'] for e in run.record['epochs'] if e['fps'] is not None]
     return {
         'NAME': f'{settings["world_size"]}p-{settings["device"].split(":")[0].upper()}',

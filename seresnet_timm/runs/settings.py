@@ -63,6 +63,10 @@ class RunSettings:
         fast_step: The fastest correct set-up of the step; False for timm's own.
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
+        max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
+        max_restarts: Restarts of the processes after a failure, at most.
+        hang_timeout: Seconds without a step of a rank that end the processes; 0 for no limit.
+        restarts: Restarts so far: time and reason, a sentence each.
         prof: Folder of a profile of five training steps; None for no profile.
         checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
@@ -88,6 +92,10 @@ class RunSettings:
     fast_step: bool = True
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
+    max_bad_steps: int = 20
+    max_restarts: int = 0
+    hang_timeout: float = 600
+    restarts: List[str] = field(default_factory=list)
     prof: Optional[str] = None
     checkpoint_minutes: float = 10.
     output: Optional[str] = None

@@ -8,6 +8,8 @@ from timm.utils import NativeScaler
 class FixedGradScaler(torch.amp.GradScaler):
     """GradScaler whose scale never changes; a step whose gradients overflow is still skipped."""
 
+    is_fixed = True
+
     def update(self, new_scale=None) -> None:
         super().update(self._init_scale)
 

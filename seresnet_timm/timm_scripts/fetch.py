@@ -17,6 +17,7 @@ from typing import BinaryIO, Callable, Dict, Optional
 
 from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import fsync
+from seresnet_timm.time_limit import FIRST_ANSWER, within
 from seresnet_timm.timm_scripts import known
 
 MAX_BYTES = 2 ** 20  # of a script, which has about 70 kB
@@ -78,7 +79,7 @@ def _web_reader(base: str, tag: str) -> Callable[[str], bytes]:
         url = f'{base.rstrip("/")}/{tag}/{name}'
         try:
             # takes proxies from HTTPS_PROXY and HTTP_PROXY
-            with urllib.request.build_opener().open(url, timeout=TIMEOUT) as response:
+            with within(FIRST_ANSWER, lambda: urllib.request.build_opener().open(url, timeout=TIMEOUT)) as response:
                 data = response.read(MAX_BYTES + 1)
                 announced = response.headers.get('Content-Length')
         except urllib.error.HTTPError as e:

@@ -9,6 +9,7 @@ from typing import Any, Callable, List, Mapping, Optional, Tuple
 from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.timm_scripts import known
+from seresnet_timm.timm_scripts.parser import read_parser
 from seresnet_timm.timm_scripts.patches import PATCHES
 from seresnet_timm.timm_scripts.syntax import ScriptMismatch, calls_of, check_call, check_replaced_name, find_function
 
@@ -32,14 +33,21 @@ def check(script: Script) -> List[Tuple[str, str]]:
     return list(_changed_tree(script)[1])
 
 
+def can_read_parser(script: Script) -> bool:
+    """Whether `parser_of` reads the script only; else it executes the script's top level, see `is_known`."""
+    return read_parser(_read(script)) is not None
+
+
 def parser_of(script: Script) -> argparse.ArgumentParser:
-    """The parser of timm's script, with one-sentence errors. Executes the script's top level, see `is_known`.
+    """The parser of timm's script, with one-sentence errors. It is made anew each time.
 
     Raises:
-        UsageError: A change does not fit the script.
+        UsageError: The script makes its parser in another way than timm's do, and a change does not fit it.
     """
-    parser = _execute(script).parser
-    parser.error = _refuse
+    parser = read_parser(_read(script))
+    if parser is None:
+        parser = _execute(script).parser
+        parser.error = _refuse
     parser.timm_script = script.name
     return parser
 

@@ -68,6 +68,8 @@ def fold_batch_norm(tree: ast.Module) -> str:
 def evaluate_on_all_ranks(tree: ast.Module) -> str:
     """Add the sums of the ranks, each of which evaluates its share of the images, and read them when they are logged.
 
+    An image that cannot be read counts as wrong, and not in the loss.
+
     Upstream (lines 209, 343, 364, 394-398): one process; `loss.item()`, `acc1.item()`, `acc5.item()` every batch.
     Without: every rank would print the results of its own share, and the host would wait for the device every batch.
     Checked by: test_runs.py, results of two and three processes against one.
@@ -77,7 +79,7 @@ def evaluate_on_all_ranks(tree: ast.Module) -> str:
     for meter in ('losses', 'top1', 'top5'):
         find_assignment(validate, meter, 'AverageMeter').value = expression('_seresnet_timm.device_meter(device)')
     replace_once(validate, '(top1.avg, top5.avg)', '_seresnet_timm.means_over_ranks(top1, top5, losses)')
-    replace_once(validate, 'losses.update(loss.item(), batch_size)', 'losses.update(loss.detach(), batch_size)')
+    replace_once(validate, 'losses.update(loss.item(), batch_size)', '_seresnet_timm.add_loss(losses, loss, target)')
     replace_once(validate, 'top1.update(acc1.item(), batch_size)', 'top1.update(acc1, batch_size)')
     replace_once(validate, 'top5.update(acc5.item(), batch_size)', 'top5.update(acc5, batch_size)')
     return APPLIED

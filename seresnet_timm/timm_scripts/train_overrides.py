@@ -1,5 +1,6 @@
 """Names of timm's train.py that are replaced, and why: see `overrides`"""
 import logging
+import math
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any, Dict, List, Optional, Tuple
@@ -13,15 +14,19 @@ from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
+from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import make_resumable, outlive_signals
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
-from seresnet_timm.engine.epoch import Training
+from seresnet_timm.engine.divergence import diverged, has_finite_weights
+from seresnet_timm.engine.epoch import Training, refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
@@ -35,9 +40,11 @@ from seresnet_timm.engine.run_state import (
     state_of_rank,
 )
 from seresnet_timm.engine.signals import StopSignals
+from seresnet_timm.files import as_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
@@ -56,8 +63,11 @@ class TrainOverrides(Overrides):
         self._dataset: Optional[Dataset] = None
         self._evaluates = False  # the script evaluates after epochs: its last random state is that after evaluation
         self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
+        self._summary = Summary()
+        self._saver: Optional['_Saver'] = None
         self._trained = 0.  # time at which its training ended
         self._interrupted = False
+        self._eval_loss = 0.  # of the last evaluation
         self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
         self._has_started = False
         self._epoch = 0
@@ -69,12 +79,15 @@ class TrainOverrides(Overrides):
         return {name: Override('main', replacement) for name, replacement in (
             ('_parse_args', self.parse_args),
             ('create_model', self.create_model),
+            ('create_dataset', self.create_dataset),
             ('create_loader', self.create_loader),
             ('create_optimizer_v2', self.create_optimizer),
+            ('create_scheduler_v2', self.create_scheduler),
             ('utils.CheckpointSaver', self.create_saver),
             ('utils.update_summary', self.update_summary),
             ('train_one_epoch', self.train_one_epoch),
             ('validate', self.validate),
+            ('json.dumps', as_json),
         )}
 
     def install(self, module: ModuleType) -> None:
@@ -92,12 +105,21 @@ class TrainOverrides(Overrides):
         return self.args, yaml.safe_dump(vars(self.args), default_flow_style=False)
 
     def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:
-        """As for both scripts, and with fp16 weights and float32 masters for `--amp-level O2` (line 519).
+        """As for both scripts, from checkpoints of other tools too, and with fp16 weights for O2 (line 519).
 
-        Without: O1 (autocast) only.
-        Checked by: test_half_weights.py runs both scripts with it.
+        `--initial-checkpoint` and `--pretrained-path` take what they take in the bundled script; `--amp-level O2` has
+        float32 masters.
+        Without: O1 (autocast) only; timm leaves out weights whose names have a prefix, and `--pretrained-path` without
+        `--pretrained`.
+        Checked by: test_half_weights.py runs both scripts with it; test_runs.py starts from a file with a prefix.
         """
+        if getattr(self.args, 'pretrained_path', None):
+            kwargs.update(pretrained=True, pretrained_cfg_overlay=engine.pretrained_overlay(
+                self.args, self.settings.model_folder, self.checkpoints))
+        initial = kwargs.pop('checkpoint_path', None)
         self._model = super().create_model(model_name, *args, **kwargs)
+        if initial:
+            load_weights(self._model, read_once(initial, self.checkpoints), self.args.model, use_ema=True)
         return use_half_weights(self._model) if self.settings.half_weights else self._model
 
     def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:
@@ -113,7 +135,8 @@ class TrainOverrides(Overrides):
             if self.args.resume:
                 engine.refuse_other_classes(self._resumed(), dataset, self.args)
             self._dataset = dataset
-        loader = create_loader(self._decode_fast(dataset, is_training), *args, is_training=is_training, **kwargs)
+        loader = create_loader(
+            self._decode_fast(dataset, is_training), *args, is_training=is_training, **self.normalization(kwargs))
         if is_training:
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)
@@ -132,6 +155,15 @@ class TrainOverrides(Overrides):
         """
         return fast_step.create_optimizer(model, fast=self.settings.fast_step, **kwargs)
 
+    def create_scheduler(self, *args, **kwargs) -> Tuple[Any, int]:
+        """Keep the learning rate with `--sched none` (line 1024).
+
+        Without: an AttributeError, as the script asks a scheduler that does not exist in which units it steps.
+        Checked by: test_runs.py, a run with `--sched none`.
+        """
+        scheduler, num_epochs = self._originals['create_scheduler_v2'](*args, **kwargs)
+        return scheduler or _NoScheduler(), num_epochs
+
     def task_class(self, cls: type) -> type:
         """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
 
@@ -145,6 +177,7 @@ class TrainOverrides(Overrides):
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
                 device_ids = None
+            fast_step.match_gradient_strides(self.get_trainable_module())
             ddp_kwargs.update(fast_step.ddp_arguments(self.device, overrides.settings.fast_step))
             result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
             if overrides.settings.half_weights:
@@ -167,6 +200,7 @@ class TrainOverrides(Overrides):
             **kwargs,
         )
         data_config = resolve_data_config(vars(args), model=self._model)
+        self._saver, saver.errors = saver, SaveErrors()
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
         if args.resume and folder.owns(args.resume):
@@ -174,18 +208,20 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'])
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        trim_summary(str(folder.summary), start_epoch)
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch)
+        trim_summary(str(folder.summary), start_epoch)
         return saver
 
-    def update_summary(self, *args, write_header=None, **kwargs) -> None:
-        """Write one header into summary.csv (line 1131).
+    def update_summary(self, epoch, train_metrics, eval_metrics, filename, write_header=None, **kwargs) -> None:
+        """Write one header into summary.csv, and a row later if it cannot be written now (line 1131).
 
-        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet.
-        Checked by: test_runs.py resumes a run.
+        Without: a resumed run writes a second one, as the script asks for one where it has no best metric yet; a full
+        disk ends the run.
+        Checked by: test_runs.py resumes a run; test_resources.py.
         """
-        utils.update_summary(*args, **kwargs)
+        self._summary.add(
+            filename=filename, epoch=epoch, train_metrics=train_metrics, eval_metrics=eval_metrics, **kwargs)
 
     def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
         """Measure images/s by the reference's definition, and keep the random state for a resumed run (line 1183).
@@ -206,8 +242,13 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
+        if not math.isfinite(metrics['loss']):  # of all ranks
+            raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
+        if not self.args.val_split and not has_finite_weights(model):
+            raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
         if output_dir is not None:  # the primary process
-            self._figures = report_epoch(throughput.summary(), epoch, args.workers, device)
+            self._figures = report_epoch(figures, epoch, args.workers, device)
         self._trained = time.perf_counter()
         if not self._evaluates:
             self._ranks = self._agreement.gather(state_of_rank(self._run, Place(epoch + 1)))
@@ -223,12 +264,17 @@ class TrainOverrides(Overrides):
         """
         args.no_prefetcher = not args.prefetcher
         try:
-            metrics = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
+            metrics, unreadable = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
         except KeyboardInterrupt:
             self._interrupted = True
             raise
         self._evaluates = self._run.has_evaluated = True
         self._ranks = self._agreement.gather(state_of_rank(self._run, Place(self._epoch + 1)))
+        if self._figures is not None:
+            self._figures['unreadable_val'] = unreadable
+        self._eval_loss = metrics['loss']
+        if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
+            raise diverged(self._record, 'Weights are no longer finite after the last epoch')
         return metrics
 
     def _start(self, epoch, model, loader, optimizer, *, device, task=None, lr_scheduler=None, **_kwargs) -> None:
@@ -262,22 +308,32 @@ class TrainOverrides(Overrides):
         """What a checkpoint needs for an exact resume beside weights and optimizer."""
         return run_state(self._run, Place(epoch + 1), self._ranks, metric=metric)
 
-    def saved(self, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
+    def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
         self._add_epoch()
         if best_metric is not None:
             self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+        if self._saver.errors.last:
+            self._record.add_fault('save', epoch, self._saver.errors.last)
 
     def _add_epoch(self) -> None:
         if self._figures is not None:
             self._record.add_epoch(self._figures)
             self._figures = None
 
+    def is_finite(self) -> bool:
+        """Whether the last evaluation has a finite loss; otherwise its epoch is never the best."""
+        return math.isfinite(self._eval_loss)
+
     def finish(self) -> None:
         self._add_epoch()
         if not self._interrupted:  # the script's `main` returns after Ctrl-C too
             super().finish()
+            if self._record is not None:
+                refuse_unsaved(self._saver, self._record, self._summary)
+            if not self.is_finite():
+                raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
 
     # called by patched code
 
@@ -302,9 +358,19 @@ class _Saver(AtomicCheckpointSaver):
 
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
         self.run_state = self._overrides.run_state(epoch, metric)
-        best = super().save_checkpoint(epoch, metric)
-        self._overrides.saved(*best)
+        best = super().save_checkpoint(epoch, metric if self._overrides.is_finite() else math.nan)
+        self._overrides.saved(epoch, *best)
         return best
+
+
+class _NoScheduler:
+    """A scheduler that leaves the learning rate as it is."""
+    t_in_epochs = True
+
+    def step(self, *args, **kwargs) -> None:
+        pass
+
+    step_update = step
 
 
 class _ModelState:

@@ -1,4 +1,5 @@
 """Names of timm's validate.py that are replaced, and why: see `overrides`"""
+import json
 import logging
 import time
 from typing import Any, Dict, Optional, Tuple
@@ -14,8 +15,12 @@ from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loading
 from seresnet_timm.data.classes import names_of_dataset
+from seresnet_timm.data.image_files import IGNORED_TARGET
+from seresnet_timm.engine.evaluate import report_unreadable
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
+from seresnet_timm.engine.validate import refuse_unreadable
 from seresnet_timm.errors import UsageError
+from seresnet_timm.files import as_json
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
@@ -32,6 +37,7 @@ class ValidateOverrides(Overrides):
         super().__init__(settings)
         self._model: Optional[torch.nn.Module] = None
         self._dataset: Optional[Dataset] = None
+        self._loader: Any = None
         self._checkpoint: Optional[Checkpoint] = None  # until its classes have been compared with those of the data
 
     def names(self) -> Dict[str, Override]:
@@ -39,8 +45,10 @@ class ValidateOverrides(Overrides):
             'parser.parse_args': Override('main', self.parse_args),
             'create_model': Override('validate', self.create_model),
             'load_checkpoint': Override('validate', self.load_checkpoint),
+            'create_dataset': Override('validate', self.create_dataset),
             'create_loader': Override('validate', self.create_loader),
             'write_results': Override('main', self.write_results),
+            'json.dumps': Override('main', as_json),
         }
 
     def parse_args(self) -> Any:
@@ -73,7 +81,8 @@ class ValidateOverrides(Overrides):
             raise UsageError(difference)
         self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
-        return loading.seed_and_speed_up(create_loader(dataset, *args, **kwargs), getattr(self.args, 'seed', 0))
+        self._loader = create_loader(dataset, *args, **self.normalization(kwargs))
+        return loading.seed_and_speed_up(self._loader, getattr(self.args, 'seed', 0))
 
     def _share_of_rank(self, dataset: Dataset) -> Dataset:
         if not self.args.distributed:
@@ -89,7 +98,8 @@ class ValidateOverrides(Overrides):
         Checked by: test_runs.py, the file of an evaluation of three processes.
         """
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self._originals['write_results'](results_file, results, format=format)
+            finite = json.loads(as_json(results)) if format == 'json' else results
+            self._originals['write_results'](results_file, finite, format=format)
 
     # called by patched code
 
@@ -108,9 +118,16 @@ class ValidateOverrides(Overrides):
         self._model = model
         return apply_fuse_bn(model, self.settings, _logger if utils.is_primary(self.args) else None)
 
+    def add_loss(self, meter: DeviceMeter, loss: torch.Tensor, target: torch.Tensor) -> None:
+        """Add the mean loss of the images of a batch that could be read."""
+        readable = (target != IGNORED_TARGET).sum()
+        meter.update(torch.where(readable > 0, loss.detach(), 0.), readable)
+
     def means_over_ranks(self, top1: DeviceMeter, top5: DeviceMeter, losses: DeviceMeter) -> Tuple[float, float]:
         """top1 and top5 over the images of all ranks; the run's folder, if there is one, gets a record of them."""
-        sums = [top1.avg * top1.count, top5.avg * top1.count, losses.avg * top1.count, top1.count]
+        unreadable = report_unreadable(self._loader, _logger if utils.is_primary(self.args) else None)
+        refuse_unreadable(self.args, unreadable)
+        sums = [top1.avg * top1.count, top5.avg * top1.count, losses.avg * losses.count, top1.count, losses.count]
         if dist.is_initialized():
             gathered = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, sums)
@@ -123,7 +140,7 @@ class ValidateOverrides(Overrides):
             self._record = RunRecord(self.settings, self.settings.output, info)
             self._record.set_evaluation(dict(
                 images=sums[3], seconds=round(time.perf_counter() - losses.created, 3), top1=sums[0] / count,
-                top5=sums[1] / count, loss=sums[2] / count))
+                top5=sums[1] / count, loss=sums[2] / max(1, sums[4]), unreadable=unreadable))
         return sums[0] / count, sums[1] / count
 
 

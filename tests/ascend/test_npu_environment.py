@@ -29,7 +29,8 @@ def test_no_compiler(without_compiler, tmp_path, ci, passes):
 
 
 @pytest.mark.parametrize('requires, reason', (
-    (['nvidia-nccl-cu13'], 'pip finds a CUDA build of torch'), ([], None)), ids=('CUDA build', 'CPU build'))
+    pytest.param(['nvidia-nccl-cu13'], 'pip finds a CUDA build of torch', id='CUDA build'),
+    pytest.param([], None, id='CPU build', marks=pytest.mark.slow)))
 def test_build_of_torch(tmp_path, requires, reason):
     """pip itself, on an index of one wheel: whether what it would install is a CPU build."""
     index = tmp_path / 'index'

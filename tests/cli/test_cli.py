@@ -100,16 +100,19 @@ def test_flags_of_a_verb(capsys):
     assert "Unknown flag '--tga': did you mean --tag?" in refused(capsys, 'scripts', 'fetch', '--tga', 'v1')
     assert "Unexpected argument 'b'" in refused(capsys, 'demo-data', 'a', 'b')
     assert 'required: FILE.' in refused(capsys, 'inspect')
-    for value in ('0', '-1', '1.5', 'x', ''):
-        assert f"--topk: '{value}' is not a positive whole number" in refused(
+    for value in ('0', '-1'):
+        assert f'--topk {value} is too small: give at least 1.' in refused(
+            capsys, 'predict', 'm', 'i.jpg', f'--topk={value}')
+    for value in ('1.5', 'x', ''):
+        assert f"--topk '{value}' is not a whole number: give at least 1." in refused(
             capsys, 'predict', 'm', 'i.jpg', f'--topk={value}')
 
 
 def test_the_moving_average_has_one_flag_and_its_old_names():
-    for verb in ('convert', 'push'):
+    for verb, name in (('convert', 'b.pth'), ('push', 'b/c')):
         for flag, value in (('--use-ema', True), ('--ema', True), ('--no-use-ema', False), ('--no-ema', False)):
-            assert parse(verb, 'a', 'b/c', flag).use_ema is value
-        assert parse(verb, 'a', 'b/c').use_ema is None
+            assert parse(verb, 'a', name, flag).use_ema is value
+        assert parse(verb, 'a', name).use_ema is None
 
 
 def test_arguments_of_train_reach_the_launcher_unchanged():

@@ -10,8 +10,17 @@ import pytest
 import timm.data
 from timm.data import create_dataset
 
-from seresnet_timm.data.classes import describe_difference, names_of_dataset, read_classes, split_folder
-from seresnet_timm.errors import UsageError
+from seresnet_timm.data.classes import describe_difference, is_foreign, names_of_dataset, read_classes, split_folder
+from seresnet_timm.data.label_files import read_class_names, read_valid_labels
+from seresnet_timm.data.loaders import create_dataset as create_named
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.images import extend_timm
+
+
+@pytest.fixture(autouse=True)
+def timm_as_in_a_run():
+    """timm's readers take the suffixes that they take in a run."""
+    extend_timm()
 
 
 def make(root: Path, *files: str) -> Path:
@@ -32,7 +41,7 @@ TREES = {
     'same leaf': ('a/x/1.png', 'b/x/1.png', 'b/y/1.png'),
     'empty and hidden': ('a/1.png', 'b/notes.txt', '.ipynb_checkpoints/1.png', '@eaDir/a/1.png', 'c/.hidden/1.png'),
     'outside of class folders': ('a/1.png', '1.png', 'readme.txt'),
-    'other files': ('a/1.png', 'a/1.gif', 'a/png', 'a/.png', 'a/1.png.txt', 'b/1.webp'),
+    'other files': ('a/1.png', 'a/1.gif', 'a/png', 'a/.png', 'a/1.png.txt', 'b/1.webp', 'c/1.svg', 'd/2.TIFF'),
     'a folder called like an image': ('a/1.png/x.jpg', 'b/1.png'),
     'nothing': ('a/readme.txt',),
 }
@@ -47,11 +56,16 @@ def test_equals_timms_reader(tmp_path, name):
         assert tree.names == [] and tree.num_images == 0
         return
     reader = create_dataset('', root=str(root)).reader
-    assert {n: i for i, n in enumerate(tree.names)} == reader.class_to_idx
-    labels = [label for _, label in reader.samples]
-    assert tree.num_images == len(labels)
-    assert [tree.counts[n] for n in tree.names] == [labels.count(i) for i in range(len(tree.names))]
-    assert names_of_dataset(create_dataset('', root=str(root))) == tree.names
+    names = {i: n for n, i in reader.class_to_idx.items()}
+    samples = [(path, names[label]) for path, label in reader.samples
+               if not is_foreign(Path(path).relative_to(root).parts[:-1])]
+    found = sorted({n for _, n in samples}, key=list(reader.class_to_idx).index)
+    assert tree.names == found and tree.num_images == len(samples)
+    assert tree.counts == {n: sum(name == n for _, name in samples) for n in found}
+    for planned in (None, found):
+        dataset = create_named('', str(root), 'validation', '', planned)
+        assert dataset.reader.samples == [(path, found.index(n)) for path, n in samples]
+        assert names_of_dataset(dataset) == found
 
 
 def test_links(tmp_path):
@@ -75,7 +89,7 @@ def test_what_would_surprise(tmp_path):
     root = make(tmp_path / 'train', *TREES['empty and hidden'], '1.png', 'x/deep/1.png')
     tree = read_classes(root)
     assert tree.empty == [str(root / 'b')]
-    assert tree.stray == [str(root / '1.png')] and tree.names[0] == ''
+    assert tree.stray == [str(root / '1.png')] and tree.names == ['', 'a', 'deep']
     assert tree.hidden == [str(root / p) for p in ('.ipynb_checkpoints', '@eaDir/a', 'c/.hidden')]
     assert str(root / 'x/deep') in tree.nested and str(root / 'a') not in tree.nested
     twins = read_classes(make(tmp_path / 'twins', 'Cat/1.png', 'cat/1.png', '1/1.png', '01/1.png', 'dog/1.png'))
@@ -96,13 +110,69 @@ def test_class_map(tmp_path):
         assert tree.names == names_of_dataset(dataset) and tree.num_images == len(dataset)
     assert tree.names == ['ant', 'cow, bee']
     tree = read_classes(root, str(tmp_path / 'map.txt'))
-    assert tree.names == ['cow', 'ant', 'zebra'] and tree.missing == ['zebra'] and tree.unmapped == ['bee']
+    assert tree.names == ['cow', 'ant', 'zebra'] and tree.missing == ['zebra'] and tree.unmapped == {'bee': 1}
     (root / 'inside.txt').write_text('bee\n')
     assert read_classes(root, 'inside.txt').names == ['bee']
 
 
+@pytest.mark.parametrize('content', (
+    b'\xef\xbb\xbfcow\r\nant\r\n\r\n', 'cow\r\nant'.encode('utf-16'), b'cow  \n\n \nant\t\n',
+    b'ant\t1\r\ncow\t0\r\n', b'\xef\xbb\xbfcow\t0\nant\t1', b'cow\rant\r', 'cow\nant'.encode('utf-16-be'),
+))
+def test_maps_are_read_as_meant(tmp_path, content):
+    """As editors on Windows and old Macs save them; the dataset has the same numbers as the plan."""
+    if content.startswith(b'\0'):
+        content = b'\xfe\xff' + content
+    root = make(tmp_path / 'train', 'ant/1.png', 'bee/1.png', 'cow/1.png')
+    (tmp_path / 'map.txt').write_bytes(content)
+    tree = read_classes(root, str(tmp_path / 'map.txt'))
+    assert tree.names == ['cow', 'ant'] and tree.unmapped == {'bee': 1}
+    dataset = create_named('', str(root), 'train', str(tmp_path / 'map.txt'), tree.names)
+    assert dataset.reader.samples == [(f'{root}/ant/1.png', 1), (f'{root}/cow/1.png', 0)]
+    if b'\t' not in content.strip():
+        assert read_class_names(tmp_path / 'map.txt', 2) == ['cow', 'ant']
+
+
+def test_names_with_white_space_are_those_of_the_folders(tmp_path):
+    root = make(tmp_path / 'train', ' ant /1.png', 'bee/1.png', 'hot\u2028dog/1.png')
+    (tmp_path / 'map.txt').write_text('bee\n ant \nhot\u2028dog\n')
+    assert read_classes(root, str(tmp_path / 'map.txt')).names == ['bee', ' ant ', 'hot\u2028dog']
+
+
+def test_files_of_labels(tmp_path):
+    path = tmp_path / 'labels.txt'
+    path.write_bytes('2\r\n\r\n0 \r\n'.encode('utf-16'))
+    assert read_valid_labels(path, 3) == [2, 0]
+    for content, message in ((b'0\n0\n', 'more than once'), (b'3\n', "below 3, one a line, got '3'"), (b'', 'got'),
+                             (b'one\n', "got 'one'"), (b'\xff\xff', 'save it as UTF-8')):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            read_valid_labels(path, 3)
+    path.write_text('b\t1\na\t0\n')
+    assert read_class_names(path, 2) == ['a', 'b']
+    path.write_text('b\t1\na\t1\n')
+    with pytest.raises(UsageError, match='are not 0 to 1'):
+        read_class_names(path, 2)
+
+
+def test_classes_are_numbered_by_the_plan(tmp_path):
+    """In a folder and in a tar: some of the classes, in another order, beside what other programs left."""
+    root = make(tmp_path / 'val', 'bee/1.png', 'cow/1.png', '__MACOSX/cow/1.png', 'cow/._1.png', '.x/1.png')
+    with tarfile.open(tmp_path / 'val.tar', 'w') as tar:
+        tar.add(root, arcname='.')
+    planned = ['cow', 'ant', 'bee']
+    for path in (root, tmp_path / 'val.tar'):
+        dataset = create_named('', str(path), 'validation', '', planned)
+        reader = dataset.reader
+        labels = list(getattr(reader, 'targets', None) if path.suffix else [label for _, label in reader.samples])
+        assert names_of_dataset(dataset) == planned and labels == [2, 0] and len(dataset) == 2
+        assert [dataset.filename(i, basename=False) for i in range(2)][0].endswith('bee/1.png')
+        with pytest.raises(RunError, match="are not those of the plan .*'cow' only in"):
+            create_named('', str(path), 'validation', '', ['ant', 'bee'])
+
+
 @pytest.mark.parametrize('name, content, message', [
-    ('bom.txt', b'\xef\xbb\xbfant\nbee\n', 'byte order mark'), ('blank.txt', b'ant\n\nbee\n', 'empty line'),
+    ('twice.txt', b'ant\nbee\nant\n', "names 'ant' more than once"), ('far.txt', b'ant\t5000\n', 'indices begin at 0'),
     ('map.csv', b'ant\n', 'cannot be read'), ('none.txt', b'', 'names no classes'),
     ('code.pkl', b"cos\nsystem\n(S'touch ran'\ntR.", 'cannot be read'), ('list.pkl', pickle.dumps(['ant']), 'dict'),
     ('latin.txt', 'ä\n'.encode('latin-1'), 'cannot be read'),

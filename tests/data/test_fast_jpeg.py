@@ -23,7 +23,7 @@ from seresnet_timm.data.fast_jpeg import Pipeline
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.data.workers import default_workers
 from seresnet_timm.engine.meters import describe_wait
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import RunError, UsageError
 
 DECODERS = (*jpeg.decoders(), jpeg.PILLOW)
 by_decoder = pytest.mark.parametrize('decoder', DECODERS, ids=lambda d: d.name)
@@ -210,7 +210,8 @@ def test_same_sample_whatever_decodes_it(photos, decoder):
 
 
 @by_decoder
-def test_damaged_files_are_skipped_as_timm_does(photos, tmp_path, decoder):
+def test_next_image_replaces_a_damaged_one_as_in_timm(photos, tmp_path, decoder):
+    """In training: the same image as timm's, whose transform is made deterministic here."""
     root = tmp_path / 'photos'
     shutil.copytree(photos, root)
     names = sorted(str(p) for p in (root / 'train').rglob('*.*'))
@@ -218,7 +219,7 @@ def test_damaged_files_are_skipped_as_timm_does(photos, tmp_path, decoder):
     broken.write_bytes(broken.read_bytes()[:1500])
     timms = create_dataset('', root=str(root), split='train')
     timms.transform = create_transform(64, use_prefetcher=True)
-    own = make_loader(root, decoder, is_training=False).dataset
+    own = make_loader(root, decoder).dataset
     own.transform = timms.transform
     for i in range(12):
         (image, target), (expected, wanted) = own[i], timms[i]
@@ -226,7 +227,7 @@ def test_damaged_files_are_skipped_as_timm_does(photos, tmp_path, decoder):
         assert (torch.as_tensor(image).int() - expected.int()).abs().max() <= 3
     for name in names:
         Path(name).write_bytes(b'no image')
-    with pytest.raises(RuntimeError, match='consecutive samples'):
+    with pytest.raises(RunError, match='None of the 12 images can be read'):
         own[0]
 
 
@@ -239,7 +240,7 @@ def test_error_of_a_thread_reaches_the_loop(photos, tmp_path):
     assert isinstance(loader.loader, loading.ThreadedLoader) and len(loader) == 3
     for name in (root / 'train').rglob('*.*'):
         name.write_bytes(b'no image')
-    with pytest.raises(RuntimeError, match='consecutive samples'):
+    with pytest.raises(RunError, match='None of the 12 images can be read'):
         list(loader)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from seresnet_timm.data import jpeg
 from seresnet_timm.data.jpeg import Crop
+from seresnet_timm.images import read_image
 
 DECODERS = {d.name: d for d in jpeg.decoders()}
 MINIMUM = {'c': 36, 'simplejpeg': 31}  # dB
@@ -50,7 +51,7 @@ def test_region_is_pillows_bit_for_bit(photo, options):
     options = dict(options)
     image = photo.resize((301, 223)).convert('L' if options.pop('grey', False) else 'RGB')
     data = encode(image, **options)
-    expected = np.asarray(jpeg.open_image(data, 'RGB'))
+    expected = np.asarray(read_image(data, 'RGB'))
     chance = random.Random(0)
     for _ in range(60):
         w, h = chance.randint(1, 301), chance.randint(1, 223)
@@ -66,7 +67,7 @@ def test_quality(photo, name, interpolation):
     chance, values = random.Random(0), {}
     for width, height in ((500, 375), (1600, 1200)):
         data = encode(photo.resize((width, height)), quality=90)
-        image = jpeg.open_image(data, 'RGB')
+        image = read_image(data, 'RGB')
         values[width] = []
         for _ in range(12):
             cut = random_cut(width, height, chance, interpolation=interpolation)

@@ -71,7 +71,7 @@ def test_training_equals_timms_script(case, few_digits, tmp_path):
 
 @pytest.mark.skipif(bool(TIMM_SCRIPTS), reason="timm's own script is at hand and compared with directly")
 @pytest.mark.parametrize(
-    'case', [pytest.param(c, marks=pytest.mark.slow if c == 'modern' else ()) for c in parity.CASES])
+    'case', [pytest.param(c, marks=() if c == 'reference' else pytest.mark.slow) for c in parity.CASES])
 def test_training_equals_recorded_run_of_timms_script(case, few_digits, tmp_path):
     golden = json.loads((parity.GOLDEN / 'timm_v1.0.28_runs.json').read_text())[case]
     own = run_bundled(case, few_digits, tmp_path)

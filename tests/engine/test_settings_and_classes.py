@@ -1,19 +1,28 @@
 """Both scripts take everything from RunSettings; class names that travel, and data with other classes."""
+import json
 import os
-import subprocess
+import shutil
 import sys
+import tarfile
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import train_flags
+from conftest import subset, train_flags
+from PIL import Image
+from timm.data import create_transform
 from training import bundled_settings, load, summary, valid_record
 
+from seresnet_timm import cli
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.engine import train, validate
-from seresnet_timm.engine.model_info import describe_other_classes
+from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start
 from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.inference.load import load_model
+from seresnet_timm.inference.predict import find_images, predict
+from seresnet_timm.launch import processes as launch_processes
+from seresnet_timm.launch.plan import Node
 from seresnet_timm.models.info import ModelInfo
 
 DIGITS = [str(i) for i in range(10)]
@@ -71,10 +80,7 @@ def test_record_of_an_evaluation(run, few_digits, tmp_path, processes):
     if processes == 1:
         validate.main(settings)
     else:
-        (tmp_path / 'settings.json').write_text(replace(settings, nproc=2, world_size=2).to_json())
-        subprocess.run(
-            [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m',
-             'seresnet_timm.launch.rank', str(tmp_path / 'settings.json')], check=True, env=os.environ)
+        launch_processes.run(replace(settings, nproc=2, world_size=2), Node())
     record = valid_record(tmp_path / 'eval')
     assert record['settings']['verb'] == 'validate' and record['settings']['world_size'] == processes
     assert record['evaluation']['images'] == 70 and record['finished'] and record['epochs'] == []
@@ -117,6 +123,109 @@ def test_classes_of_the_plan_are_those_of_the_run(few_digits, tmp_path):
     with pytest.raises(RunError, match="'nine' in the plan of this run is '9' in the data folder now"):
         train.main(settings)
     assert not (tmp_path / 'out').exists()
+
+
+# --- evaluation by name, through the whole command line ---------------------------------------------------------------
+
+def top1_of(capsys, checkpoint, data, *flags) -> float:
+    cli.main(['validate', '--checkpoint', str(checkpoint), '--data-dir', str(data), '--device', 'cpu', '--workers', '0',
+              *map(str, flags)])
+    captured = capsys.readouterr()
+    top1_of.told = captured.err
+    return json.loads(captured.out.partition('--result')[2])['top1']
+
+
+@pytest.fixture(scope='module')
+def sharp(run, few_digits, tmp_path_factory):
+    """The checkpoint of the run with a classifier that tells its images apart: fitted by least squares."""
+    loaded = load_model(str(run / 'last.pth.tar'))
+    transform = create_transform(**loaded.data_config)
+    files = find_images([str(few_digits / 'val')])
+    with torch.inference_mode():
+        images = torch.stack([transform(Image.open(f).convert('RGB')) for f in files])
+        features = loaded.model.forward_head(loaded.model.forward_features(images), pre_logits=True)
+        inputs = torch.cat([features, torch.ones(len(files), 1)], dim=1).double()
+        classes = torch.tensor([int(f.split(os.sep)[-2]) for f in files])
+        solution = torch.linalg.pinv(inputs, rtol=1e-5) @ torch.nn.functional.one_hot(classes, 10).double()
+    content = load(run / 'last.pth.tar')
+    content['state_dict']['fc.weight'] = solution[:-1].T.float().contiguous()
+    content['state_dict']['fc.bias'] = solution[-1].float()
+    for key in ('weights_sha256', 'state_dict_ema'):
+        del content[key]
+    path = tmp_path_factory.mktemp('sharp') / 'sharp.pth.tar'
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def some(sharp, few_digits, tmp_path_factory):
+    """Three of the ten classes, and their top-1 by the name of each image's folder."""
+    root = subset(few_digits, tmp_path_factory.mktemp('some') / 'data', 1, 7)
+    for name in set(DIGITS) - {'3', '7', '9'}:
+        shutil.rmtree(root / 'val' / name)
+    loaded = load_model(str(sharp))
+    hits = []
+    for result in predict(loaded, find_images([str(root / 'val')])):
+        hits.append(result['predictions'][0]['label'] == result['file'].split(os.sep)[-2])
+    assert len(hits) == 21
+    return root, 100 * sum(hits) / len(hits)
+
+
+def test_labels_of_some_classes_are_those_of_the_training(sharp, some, tmp_path, capsys):
+    root, expected = some
+    assert 30 < expected
+    for folder in ('.ipynb_checkpoints', '@eaDir/3'):
+        (root / 'val' / folder).mkdir(parents=True)
+        shutil.copy(next((root / 'val' / '7').iterdir()), root / 'val' / folder / '1.jpg')
+    with tarfile.open(tmp_path / 'val.tar', 'w') as tar:
+        tar.add(root / 'val', arcname='.')
+    for data in (root, tmp_path / 'val.tar'):
+        assert top1_of(capsys, sharp, data) == pytest.approx(expected, abs=1e-3)
+        assert '3 of the 10 classes of the checkpoint; they are evaluated by name' in top1_of.told
+
+
+def test_order_of_a_training_with_a_class_map(sharp, few_digits, tmp_path, capsys):
+    """The outputs are numbered by a map; the evaluation has no map, or the same, or one that contradicts."""
+    content = load(sharp)
+    order = [3, 1, 2, 0, *range(4, 10)]
+    content['model_info']['class_names'] = [str(i) for i in order]
+    for key in ('fc.weight', 'fc.bias'):
+        content['state_dict'][key] = content['state_dict'][key][order]
+    moved = tmp_path / 'moved.pth.tar'
+    torch.save(content, moved)
+    expected = top1_of(capsys, sharp, few_digits)
+    assert 30 < expected and top1_of(capsys, moved, few_digits) == expected
+    assert 'numbered in the order of the checkpoint, not in that of the folders' in top1_of.told
+    (tmp_path / 'map.txt').write_bytes('\r\n'.join(str(i) for i in order).encode('utf-16'))
+    assert top1_of(capsys, moved, few_digits, '--class-map', tmp_path / 'map.txt') == expected
+    (tmp_path / 'map.txt').write_text('\n'.join(DIGITS))
+    with pytest.raises(SystemExit) as e:
+        top1_of(capsys, moved, few_digits, '--class-map', tmp_path / 'map.txt')
+    assert e.value.code == 2 and 'another order' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag, remedy', (('--initial-checkpoint', '--pretrained-path'), ('--resume', '--class-map')))
+def test_a_training_from_weights_of_other_classes(run, few_digits, tmp_path, capsys, flag, remedy):
+    data = with_renamed_class(few_digits, tmp_path / 'data')
+    flags = [str(f) for f in train_flags(data, tmp_path / 'out', flag, run / 'last.pth.tar', '--dry-run')]
+    with pytest.raises(SystemExit) as e:
+        cli.main(flags)
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and "'3' only in the checkpoint; 'three' only in the data" in error and remedy in error
+    content = load(run / 'last.pth.tar')
+    del content['model_info'], content['weights_sha256']
+    torch.save(content, tmp_path / 'old.pth.tar')
+    flags[flags.index(flag) + 1] = str(tmp_path / 'old.pth.tar')
+    cli.main(flags)
+    assert 'old.pth.tar holds no class names: its classes cannot be compared' in capsys.readouterr().err
+
+
+def test_a_start_from_the_same_classes():
+    flags = Namespace(data_dir='D', class_map='')
+    checkpoint = checkpoint_of(['a', 'b'])
+    assert describe_other_start(checkpoint, ['a', 'b'], flags) is None
+    assert 'another order' in describe_other_start(checkpoint, ['b', 'a'], flags)
+    assert "renamed: 'b' in the checkpoint is 'c' in the data" in describe_other_start(checkpoint, ['a', 'c'], flags)
 
 
 def checkpoint_of(names) -> Checkpoint:

@@ -128,8 +128,8 @@ def git_oid(path: Path) -> str:
     return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
 
 
-def mostly_slow(cases: Sequence, every: int = 4) -> list:
-    """Parameters of a test: `make test` runs every fourth, the others are variants for `make test-slow`."""
+def mostly_slow(cases: Sequence, every: int = 6) -> list:
+    """Parameters of a test: `make test` runs every sixth, the others are variants for `make test-slow`."""
     return [case if i % every == 0 else pytest.param(*(case if isinstance(case, tuple) else (case,)),
                                                      marks=pytest.mark.slow)
             for i, case in enumerate(cases)]

@@ -45,6 +45,7 @@ def test_push_of_a_run(hub, client, run, few_digits):
     assert TOKEN not in card and TOKEN not in json.dumps(config)
 
 
+@pytest.mark.slow
 def test_card_on_the_hub_is_kept(hub, client, checkpoint):
     card = b'---\nlicense: mit\n---\n# By hand\n'
     hub.write('me/x', {'README.md': card})

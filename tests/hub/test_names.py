@@ -2,9 +2,11 @@
 import subprocess
 
 import pytest
+from huggingface_hub import constants
 
 from hub.commands import FLAGS, one_sentence
-from seresnet_timm.hub.client import is_revision
+from seresnet_timm.errors import UsageError
+from seresnet_timm.hub.client import is_revision, split_name
 
 pytestmark = pytest.mark.xdist_group('hub')  # one Hub and one client process for all
 
@@ -29,6 +31,46 @@ pytestmark = pytest.mark.xdist_group('hub')  # one Hub and one client process fo
 def test_wrong_request(hub, client, checkpoint, argv, parts):
     one_sentence(client.run(*(checkpoint if a == 'CKPT' else a for a in argv)), 2, *parts)
     assert not hub.repos
+
+
+COMMIT = '0123456789' * 4
+
+
+@pytest.mark.parametrize('text, repo_id, revision', (
+    ('me/x', 'me/x', None), ('me/x@v1', 'me/x', 'v1'), ('hf-hub:me/x', 'me/x', None),
+    ('HF-HUB:me/x@a/b', 'me/x', 'a/b'),
+        ('me/x/', 'me/x', None), ('hf://me/x@v1', 'me/x', 'v1'), ('hf-hub:HOST/me/x', 'me/x', None),
+    ('HOST/me/x', 'me/x', None), ('HOST/me/x/', 'me/x', None), ('HOST/me/x/tree/main', 'me/x', None),
+    ('HOST/me/x/tree/a/b', 'me/x', 'a/b'), ('HOST/me/x/blob/v1/model.safetensors', 'me/x', 'v1'),
+    (f'HOST/me/x/commit/{COMMIT}', 'me/x', COMMIT), ('HOST/me/x/resolve/main/a.bin?download=true', 'me/x', None),
+))
+def test_name_in_any_form(text, repo_id, revision):
+    host = constants._HF_DEFAULT_ENDPOINT
+    for hub in (host, host.partition('://')[2], constants.ENDPOINT):
+        assert split_name(text.replace('HOST', hub)) == (repo_id, revision)
+
+
+@pytest.mark.parametrize('text', (
+    '', 'x', '@main', 'me/x@', 'me//x', 'me/x//', '/me/x', 'a/b/c', ' me/x', 'me/my x', 'me/..', '../x', 'me\\x',
+    'me/x:y', '-me/x', 'me/x-', 'm\u00e9/x', 'me/' + 'x' * 300, 'hf-hub:', 'hf-hub:x', 'hf-hub:hf-hub:me/x',
+    'HOST', 'HOST/x', 'HOST/datasets/me/x', 'HOST/me/%2e%2e', 'HOST/me/x/tree/a/../../b', 'HOST/me/x/discussions/1', 'https://[me/x',
+    'https://example.org/me/x', 'me/x@v1 '))
+def test_name_that_cannot_be(text):
+    with pytest.raises(UsageError, match='org/name|organisation|git does not allow') as error:
+        split_name(text.replace('HOST', constants._HF_DEFAULT_ENDPOINT))
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize('name', ('hf-hub:my org/x', 'hf_hub:me', 'HOST/datasets/me/x', 'hf-hub:me/x@..'))
+def test_every_verb_refuses_a_name_without_the_network(client, hub, few_digits, tmp_path, name):
+    name = name.replace('HOST', constants._HF_DEFAULT_ENDPOINT)
+    for argv in (['predict', name, tmp_path], ['export', name, tmp_path / 'x.onnx'], ['weights', 'fetch', name],
+                 ['pull', name], ['push', '/nowhere.pth', name, *FLAGS],
+                 ['train', '--model', name, '--data-dir', few_digits, '--output', tmp_path / 'o', '--device', 'cpu'],
+                 ['validate', '--model', name, '--data-dir', few_digits, '--device', 'cpu']):
+        result = client.run(*argv)
+        assert result.code == 2 and result.err.count('error:') == 1 and 'Traceback' not in result.err, (argv, result)
+    assert not hub.requests and not list(tmp_path.iterdir())
 
 
 def files_outside(client) -> set:

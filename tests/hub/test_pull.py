@@ -1,16 +1,19 @@
 """Pulls with the real client from a Hub on the loopback interface, and everything that can go wrong."""
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import pytest
 import timm
 import torch
 from hub_server import Fault
+from safetensors.torch import load_file
 
 import seresnet_timm  # noqa: F401  (registers the models)
 from hub.commands import (
@@ -28,6 +31,7 @@ from hub.commands import (
     sha,
     wait_for,
 )
+from seresnet_timm.checkpoints.read import read_checkpoint
 
 pytestmark = pytest.mark.xdist_group('hub')  # one Hub and one client process for all
 LIMIT = {'RateLimit': '"api";r=0;t=77'}
@@ -131,6 +135,141 @@ def test_cache_without_the_hub(pushed, client):
         pushed.faults[:] = [fault]
         result = client.run('pull', 'me/x')
         assert result.code == 0 and 'from the cache' in result.out and 'Using the verified copy' in result.err
+
+
+def without_links(client, *folders):
+    """The cache as `cp -rL` copies it, or a file system without links has it; only some of its folders."""
+    cache = client.home / 'hub' / 'models--me--x'
+    shutil.copytree(cache, client.folder / 'copy', symlinks=False)
+    shutil.rmtree(cache)
+    for folder in ('snapshots', 'refs', *folders):
+        shutil.copytree(client.folder / 'copy' / folder, cache / folder)
+    shutil.rmtree(client.folder / 'copy')
+    assert not any(p.is_symlink() for p in cache.rglob('*'))
+    return next(cache.rglob('snapshots/*/model.safetensors'))
+
+
+@pytest.mark.parametrize('folder', ('sha256', 'blobs'))
+def test_cache_without_links(pushed, client, folder):
+    """The hashes that pull keeps, or the blobs, tell whether a file is whole; a damaged one is fetched again."""
+    assert client.run('pull', 'me/x').code == 0
+    file = without_links(client, folder)
+    pushed.faults.append(Fault('.', status=429))
+    result = client.run('pull', 'me/x')
+    assert result.code == 0 and 'Using the verified copy' in result.err and 'not verified' not in result.out
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    result = client.run('pull', 'me/x')
+    assert result.code == 1 and ('damaged and was removed' if folder == 'sha256' else 'is not known') in result.err
+    pushed.faults.clear()
+    assert client.run('pull', 'me/x').code == 0
+    assert sha(next(client.home.rglob('model.safetensors'))) == pushed.repos['me/x'].files()['model.safetensors'].blob
+
+
+def test_cache_that_tells_no_hash(pushed, client):
+    """A copy of which nothing is known is not called damaged; with the Hub its hashes are known again."""
+    assert client.run('pull', 'me/x').code == 0
+    file = without_links(client)
+    before = file.read_bytes()
+    pushed.faults.append(Fault('.', status=429))
+    result = client.run('pull', 'me/x')
+    one_sentence(result, 1, 'the hash that', 'is not known', f'local-dir:{file.parent}')
+    assert 'damaged' not in result.err and file.read_bytes() == before
+    pushed.faults.clear()
+    assert client.run('pull', 'me/x').code == 0
+    pushed.faults.append(Fault('.', status=429))
+    assert 'Using the verified copy' in client.run('pull', 'me/x').err
+
+
+def test_cache_without_links_and_with_a_checksum(pushed, client, tmp_path):
+    """torch's archives hold a CRC-32 of every part."""
+    weights = load_file(pushed.blob(pushed.repos['me/x'].files()['model.safetensors'].blob))
+    torch.save(weights, tmp_path / 'w.bin')
+    pushed.write('me/x', {'pytorch_model.bin': (tmp_path / 'w.bin').read_bytes()})
+    del pushed.repos['me/x'].files()['model.safetensors']
+    assert client.run('pull', 'me/x').code == 0
+    shutil.rmtree(client.home / 'hub' / 'models--me--x' / 'sha256')
+    cache = client.home / 'hub' / 'models--me--x'
+    for path in cache.rglob('snapshots/*/*'):
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
+    shutil.rmtree(cache / 'blobs')
+    pushed.faults.append(Fault('.', status=429))
+    result = client.run('pull', 'me/x')
+    assert result.code == 0 and 'the hash of config.json' in result.err and 'not verified' in result.out, result.err
+    data = bytearray(next(cache.rglob('pytorch_model.bin')).read_bytes())
+    data[len(data) // 2] ^= 1
+    next(cache.rglob('pytorch_model.bin')).write_bytes(data)
+    one_sentence(client.run('pull', 'me/x'), 1, 'pytorch_model.bin in the cache is damaged')
+
+
+def test_read_only_cache_of_another_user(pushed, client):
+    """It is used, with the Hub and without; nothing is written to it."""
+    assert client.run('pull', 'me/x').code == 0
+    cache = client.home / 'hub' / 'models--me--x'
+    (cache / 'blobs' / 'x.incomplete').write_text('of a download of the other user')
+    shutil.rmtree(cache / 'sha256')
+    code = '''if True:
+        import encodings.idna, os, stringprep  # of this user, as is Python
+        from pathlib import Path
+        for p in Path(os.environ['HF_HOME']).rglob('*'):
+            p.chmod(0o555 if p.is_dir() else 0o444)
+        Path(os.environ['HF_HOME']).chmod(0o755)
+        for p in Path(os.environ['HF_HOME']).parents:
+            p.chmod(p.stat().st_mode | 0o111) if p.stat().st_uid == os.getuid() and str(p).startswith('/tmp/') else None
+        os.setuid(65534)
+        from seresnet_timm import cli
+        cli.main(['pull', 'me/x'])
+    '''
+    if os.getuid():
+        pytest.skip('needs another user')
+    try:
+        _use_of_a_read_only_cache(pushed, client, code)
+    finally:
+        (cache / 'blobs' / 'x.incomplete').unlink()
+
+
+def _use_of_a_read_only_cache(pushed, client, code):
+    online = client.python(code)
+    assert online.code == 0 and 'model.safetensors' in online.out, online.err
+    pushed.faults.append(Fault('.', status=429))
+    offline = client.python(code)
+    assert offline.code == 0 and 'Using the verified copy' in offline.err, offline.err
+
+
+def test_dry_run_leaves_the_cache_alone(pushed, client, few_digits):
+    client.forget()
+    result = client.run('train', '--model', 'hf-hub:me/x', '--pretrained', '--data-dir', few_digits, '--device', 'cpu',
+                        '-b', 4, '--dry-run')
+    assert result.code == 0 and 'Dry run: nothing was started.' in result.out, result.err
+    assert not [p for p in client.home.rglob('*') if p.is_file()] and not list((client.folder / 'tmp').iterdir())
+
+
+@pytest.mark.parametrize('verb', (pytest.param('predict', marks=pytest.mark.slow), 'validate', 'push'))
+def test_old_checkpoint_of_a_model_on_the_hub(hub, client, few_digits, checkpoint, tmp_path, verb):
+    """Without the Hub: used if the file holds all that is needed, else what is missing is named."""
+    saved = read_checkpoint(checkpoint).content
+    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    settings = dict(mean=[.4] * 3, std=[.2] * 3, interpolation='bilinear', crop_pct=1., input_size=[3, 32, 32])
+    for name, known in (('whole', settings), ('part', {'mean': [.4] * 3})):
+        saved['args'] = Namespace(model='hf-hub:me/gone', num_classes=10, **known)
+        torch.save({**saved, 'arch': 'hf-hub:me/gone', 'state_dict': model.state_dict()}, tmp_path / f'{name}.pth.tar')
+
+    def argv(name):
+        file = tmp_path / f'{name}.pth.tar'
+        return {'predict': ['predict', file, few_digits / 'val', '--device', 'cpu'],
+                'validate': ['validate', '--checkpoint', file, '--data-dir', few_digits, '--device', 'cpu',
+                             '--workers', 0],
+                'push': ['push', file, 'me/x', *FLAGS]}[verb]
+    hub.faults.append(Fault('GET /api/models/me/gone', status=429))
+    result = client.run(*argv('whole'))
+    assert result.code == 0 and 'seresnet18_ascend' in result.err + result.out, result.err
+    result = client.run(*argv('part'))
+    one_sentence(result, 1, 'me/gone', 'std', 'crop_pct', '--model seresnet18_ascend')
+    assert 'mean,' not in result.err
+    assert client.run(*argv('part'), '--model', 'seresnet18_ascend').code == 0
 
 
 def test_offline_in_a_fresh_process(pushed, client):

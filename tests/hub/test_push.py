@@ -157,16 +157,39 @@ def test_push_fault(hub, client, checkpoint, fault, parts):
     assert all(torch.equal(v, sent[k]) for k, v in expected.items())
 
 
-@pytest.mark.parametrize('fault', (
+@pytest.mark.parametrize('fault', mostly_slow((
     Fault(PUT, 'drop', times=1), Fault(PUT, status=500, times=1), Fault(PUT, status=503, times=1),
     Fault(PUT, status=429, headers={'Retry-After': '1'}, times=1), Fault(CREATE, status=503, times=1),
-), ids=lambda f: f'{f.where.strip("/").replace("/", "-")}-{f.kind}-{f.status}')
+)), ids=lambda f: f'{f.where.strip("/").replace("/", "-")}-{f.kind}-{f.status}')
 def test_push_gets_over(hub, client, checkpoint, fault):
     fault.hits = 0
     hub.faults.append(fault)
     result = client.run('push', checkpoint, 'me/x', *FLAGS)
     assert result.code == 0 and fault.hits == 1, result.err
     assert set(hub.repos['me/x'].files()) == EVERY_PUSH
+
+
+@pytest.mark.parametrize('where', (PUT, COMMIT, 'preupload'))
+def test_no_empty_repository_remains(hub, client, checkpoint, where):
+    """A push that ends half-way removes what it made, or says what remains; never what was there before."""
+    hub.faults.append(Fault(where, status=403, message='Forbidden'))
+    result = client.run('push', checkpoint, 'me/x', *FLAGS)
+    one_sentence(result, 1, '403')
+    assert 'is deleted again' in result.err and not hub.repos
+    hub.faults.append(Fault('DELETE', 'drop'))
+    result = client.run('push', checkpoint, 'me/x', *FLAGS)
+    assert 'created by this push and empty' in result.err and 'The same command continues' in result.err
+    assert hub.repos['me/x'].files() == {}
+    client.run('push', checkpoint, 'me/x', *FLAGS)
+    hub.faults.clear()
+    assert 'me/x' in hub.repos and client.run('push', checkpoint, 'me/x', *FLAGS).code == 0  # continues
+
+
+def test_a_commit_without_an_answer_is_kept(hub, client, checkpoint):
+    """The Hub has the commit, and its answer is lost: the repository is not deleted."""
+    hub.faults.append(Fault(COMMIT, 'truncate'))
+    result = client.run('push', checkpoint, 'me/x', *FLAGS)
+    assert result.code == 1 and 'was not confirmed' in result.err and set(hub.repos['me/x'].files()) == EVERY_PUSH
 
 
 def test_commit_of_another(pushed, client, checkpoint, tmp_path):

@@ -151,9 +151,9 @@ def test_bad_requests(checkpoint, tmp_path, capsys):
     for argv, message in (
             (('export', checkpoint, tmp_path / 'm.bin'), 'name it .onnx or .pt2'),
             (('export', checkpoint, tmp_path / 'no' / 'm.onnx'), 'does not exist'),
-            (('export', checkpoint, tmp_path, '--format', 'onnx'), 'it is a folder'),
+            (('export', checkpoint, tmp_path, '--format', 'onnx'), 'is a folder, not a file'),
             (('export', checkpoint, tmp_path / 'm.onnx', '--soc', 'H100'), 'Ascend310P3'),
-            (('export', checkpoint, tmp_path / 'm.onnx', '--opset', '18'), 'invalid choice'),
+            (('export', checkpoint, tmp_path / 'm.onnx', '--opset', '18'), '--opset 18 is too large: give 11 to 15'),
             (('export', checkpoint, tmp_path / 'm.onnx', '--num-classes', '7'), '5 classes'),
             (('export', 'seresnet18_ascend', tmp_path / 'm.onnx'), 'There are no pretrained weights'),
             (('export', 'seresnet50_ascent', tmp_path / 'm.onnx'), 'did you mean seresnet50_ascend?'),

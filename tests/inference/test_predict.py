@@ -3,6 +3,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -19,6 +20,7 @@ from timm.models import save_for_hf
 from seresnet_timm import cli
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.classes import names_of_dataset
+from seresnet_timm.inference.predict import find_images
 from seresnet_timm.models.info import ModelInfo
 
 
@@ -108,7 +110,7 @@ def test_modelzoo_checkpoint_needs_no_name(few_digits, tmp_path, capsys):
 
 
 def test_odd_images(run_folder, tmp_path, capsys):
-    """What Pillow can read is seen as `convert('RGB')`; what it cannot is one line each."""
+    """What Pillow can read is seen as `convert('RGB')`, 16 bits scaled; what it cannot is one line each."""
     folder, model = run_folder
     china = Image.fromarray(load_sample_images().images[0])
     good, bad = tmp_path / 'a', tmp_path / 'b' / 'c'
@@ -118,7 +120,8 @@ def test_odd_images(run_folder, tmp_path, capsys):
     china.convert('RGBA').save(good / 'alpha.png')
     china.convert('L').save(good / 'grey.JPEG')
     china.quantize(16).save(good / 'palette.png')
-    Image.fromarray(np.asarray(china.convert('L')).astype(np.uint16) * 200).save(good / 'sixteen.png')
+    sixteen = np.asarray(china.convert('L')).astype(np.uint16) * 200
+    Image.fromarray(sixteen).save(good / 'sixteen.png')
     (bad / 'cut.jpg').write_bytes((good / 'grey.JPEG').read_bytes()[:20000])
     (bad / 'empty.jpg').write_bytes(b'')
     (bad / 'text.png').write_text('not an image')
@@ -128,8 +131,9 @@ def test_odd_images(run_folder, tmp_path, capsys):
     assert len(results) == 8
     transform = create_transform((3, 32, 32), interpolation='bilinear', crop_pct=1.0)
     for file in good.iterdir():
+        image = Image.open(file) if file.name != 'sixteen.png' else Image.fromarray((sixteen >> 8).astype(np.uint8))
         with torch.inference_mode():
-            expected = model(transform(Image.open(file).convert('RGB'))[None]).softmax(1)[0]
+            expected = model(transform(image.convert('RGB'))[None]).softmax(1)[0]
         first = results[str(file)]['predictions'][0]
         assert first['index'] == expected.argmax().item()
         assert first['probability'] == pytest.approx(expected.max().item(), abs=1e-5)
@@ -323,8 +327,8 @@ def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
             ((folder, tmp_path / 'no.jpg'), 'no.jpg does not exist', 2),
             ((folder, tmp_path / 'none'), 'has no image in it', 2),
             ((folder, image, '--device', 'tpu'), '--device tpu is unknown', 2),
-            ((folder, image, '--output', tmp_path), 'name a file', 2),
-            ((folder, image, '--topk', '0'), 'positive whole number', 2),
+            ((folder, image, '--output', tmp_path), 'is a folder, not a file', 2),
+            ((folder, image, '--topk', '0'), '--topk 0 is too small', 2),
             ((folder, image, '--use-ema'), 'holds no moving average', 2),
             ((folder, image, '--num-classes', '7'), '--num-classes 10', 2),
             ((tmp_path / 'damaged.pth', image), 'incomplete or damaged', 2),
@@ -333,3 +337,75 @@ def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
     ):
         printed = run(capsys, *argv, code=code)
         assert message in printed.err and printed.out == ''
+
+
+# --- names of any characters, folders of any shape --------------------------------------------------------------------
+
+ODD_NAMES = ['hot, dog', 'say "hi"', '-dash', '🐱 кот', 'two\nlines', '\x1b[31mred', os.fsdecode(b'caf\xe9'), ' a ',
+             "it's", 'ü']
+
+
+@pytest.fixture(scope='module')
+def odd(run_folder, few_digits, tmp_path_factory):
+    """A checkpoint whose classes have odd names, and an image in a folder with one."""
+    folder = tmp_path_factory.mktemp('odd')
+    content = torch.load(run_folder[0] / 'model_best.pth.tar', weights_only=False)
+    content['model_info']['class_names'] = ODD_NAMES
+    torch.save(content, folder / 'odd.pth.tar')
+    (folder / ODD_NAMES[6]).mkdir()
+    image = folder / ODD_NAMES[6] / '1.jpg'
+    shutil.copy(next((few_digits / 'val' / '0').iterdir()), image)
+    return folder / 'odd.pth.tar', image
+
+
+def test_names_come_back_unchanged(odd, tmp_path, capsys):
+    """In a file as UTF-8, any bytes of a name included; on the terminal without what it would interpret."""
+    flags = (*odd, '--topk', 10)
+    run(capsys, *flags, '--csv', '--output', tmp_path / 'p.csv')
+    with open(tmp_path / 'p.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
+        rows = list(csv.DictReader(f))
+    assert {r['label'] for r in rows} == set(ODD_NAMES) and {r['file'] for r in rows} == {str(odd[1])}
+    run(capsys, *flags, '--json', '--output', tmp_path / 'p.json')
+    entry, = json.loads((tmp_path / 'p.json').read_text(encoding='utf-8'))
+    assert {p['label'] for p in entry['predictions']} == set(ODD_NAMES) and entry['file'] == str(odd[1])
+    assert '🐱 кот' in (tmp_path / 'p.json').read_text(encoding='utf-8')
+    table = run(capsys, *flags).out
+    assert '\x1b' not in table and 'two\\nlines' in table and len(table.splitlines()) == 11
+
+
+@pytest.mark.parametrize('encoding', ('ascii', 'latin-1', 'utf-8'))
+def test_a_strict_stdout(odd, capsys, monkeypatch, encoding):
+    """Of a terminal without these letters: CSV and JSON are read as they are in a file, the table does not crash."""
+    for format in ('--csv', '--json', None):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, encoding=encoding, errors='strict'))
+        run(capsys, *odd, '--topk', 10, *filter(None, [format]))
+        sys.stdout.flush()
+        text = raw.getvalue().decode('utf-8' if format == '--csv' else encoding, 'surrogateescape')
+        if format == '--csv':
+            assert {r['label'] for r in csv.DictReader(io.StringIO(text, newline=''))} == set(ODD_NAMES)
+        elif format == '--json':
+            assert {p['label'] for p in json.loads(text)[0]['predictions']} == set(ODD_NAMES)
+        else:
+            assert len(text.splitlines()) == 11
+        sys.stdout.detach()
+
+
+def test_every_image_once_whatever_links_lead_to_it(few_digits, tmp_path, capsys):
+    root = tmp_path / 'val'
+    shutil.copytree(few_digits / 'val', root)
+    expected = find_images([str(root)])
+    shutil.copytree(root / '0', tmp_path / 'train')  # a link upwards does not lead there
+    assert len(expected) == 70 and expected[0].endswith('/0/' + sorted(os.listdir(root / '0'))[0])
+    for name, target in (('0/up', '..'), ('1/top', '../..'), ('2/self', '.'), ('again', '3'), ('3/lost', 'nowhere')):
+        (root / name).symlink_to(target)
+    for folder in ('.ipynb_checkpoints', '@eaDir'):
+        shutil.copytree(root / '9', root / folder)
+    (root / '0' / '._1.jpg').write_bytes(b'')
+    assert find_images([str(root)]) == expected
+    told = capsys.readouterr().err
+    assert all(name in told for name in ('.ipynb_checkpoints', '@eaDir'))
+    assert len(find_images([str(root / 'again')])) == 7
+    (root / '²').mkdir()
+    shutil.copy(expected[0], root / '²' / '1.jpg')
+    assert len(find_images([str(root)])) == 71

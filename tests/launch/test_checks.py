@@ -107,11 +107,12 @@ def test_image_outside_the_classes(capsys, tree, tmp_path, path):
     assert f'{tree}/{path} is outside the class folders' in message
 
 
-@pytest.mark.parametrize('folder', ('.ipynb_checkpoints', '0/more'))
-def test_hidden_and_nested_folders_count_as_timm_counts_them(capsys, tree, tmp_path, folder):
-    (tree / 'train' / folder).mkdir()
+@pytest.mark.parametrize('folder', ('0/more', '0/9/8'))
+def test_folder_that_only_timm_takes_for_a_class(capsys, tree, tmp_path, folder):
+    (tree / 'train' / folder).mkdir(parents=True)
     shutil.copy(next((tree / 'val' / '0').iterdir()), tree / 'train' / folder)
-    assert f'{Path(folder).name} only in {tree}/train' in refuse_train(capsys, tree, tmp_path)
+    message = refuse_train(capsys, tree, tmp_path)
+    assert f'{tree}/train/{folder} has images and is inside of a class folder' in message and '--class-map' in message
 
 
 def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
@@ -122,7 +123,7 @@ def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
 
 
 @pytest.mark.parametrize('content, message', [
-    ('\ufeff0\n1\n', 'begins with a byte order mark'), ('0\n\n1\n', 'has an empty line'),
+    ('\ufeff0\n1\n0\n', "names '0' more than once"), ('0\t1000000\n', 'indices begin at 0'),
     ('zero\tone\n', 'names none of the folders with images in'),
 ])
 def test_class_map_that_leaves_classes_out(capsys, tree, tmp_path, content, message):
@@ -133,7 +134,7 @@ def test_class_map_that_leaves_classes_out(capsys, tree, tmp_path, content, mess
 
 def test_no_images(capsys, tree, tmp_path):
     for file in tree.rglob('*.jpg'):
-        file.rename(file.with_suffix('.gif'))
+        file.rename(file.with_suffix('.svg'))
     assert 'has no image' in refuse_train(capsys, tree, tmp_path)
 
 
@@ -161,31 +162,31 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('--opt', 'npu_fused_sgd'), "Unknown optimizer --opt 'npu_fused_sgd'"),
     (('--opt', 'adamww'), 'did you mean adamw?'),
     (('--sched', 'cosin'), 'did you mean cosine?'),
-    (('--eval-metric', 'acc1'), "Unknown --eval-metric 'acc1'"),
+    (('--eval-metric', 'acc1'), '--eval-metric acc1 is unknown: there are top1'),
     (('--amp-level', 'O2', '--amp-dtype', 'bfloat16'), '--amp-level O2 computes in float16'),
     (('--warm_up_epochs', '3'), 'do not mix'),
     (('--label-smoothing', '0.1'), "Unknown flag '--label-smoothing': did you mean"),
-    (('--epochs', 'two'), "invalid int value: 'two'"),
+    (('--epochs', 'two'), "--epochs 'two' is not a whole number"),
     (('--naflex-loader',), "--naflex-loader is a flag of timm's train.py that the bundled script does not have"),
     (('--opt-kwargs', 'nesterov'), 'takes key=value pairs'),
     (('--model-kwargs', 'depth=3'), "does not take 'depth'"),
     (('--amp', '--model-dtype', 'float16'), '--amp needs float32 weights'),
     (('--jsd-loss',), '--aug-splits'),
     (('--mixup', '0.2', '-b', '15'), 'even batch size'),
-    (('--aug-splits', '1'), '--aug-splits is 0 or at least 2, got 1'),
+    (('--aug-splits', '1'), '--aug-splits 1 is too small: give at least 2, or 0'),
     (('-b', '4096'), 'One training batch needs 4096 images'),
-    (('-b', '0'), '-b 0 is not a batch size'),
+    (('-b', '0'), '--batch-size 0 is too small: give at least 1'),
     (('--log-wandb',), '--log-wandb needs wandb: pip install wandb'),
     (('--amp', '--amp-level', 'O2', '--model', 'test_vit', '--img-size', '160'), 'use --amp-level O1'),
     (('--model-kwargs', 'nonsense=1'), 'leave out nonsense=1 of --model-kwargs'),
     (('--num-classes', '20'), '--num-classes 20, but the data has 10 classes'),
     (('--log-interval', '0'), '--log-interval 0 is too small: give at least 1'),
     (('--val-interval', '0'), '--val-interval 0 is too small'),
-    (('--smoothing', '2'), '--smoothing 2.0 is not a share'),
-    (('--aa', 'nonsense'), '--aa nonsense is not one that timm knows'),
-    (('--train-interpolation', 'foo'), '--train-interpolation foo is not one that timm knows'),
-    (('--interpolation', 'foo'), '--interpolation foo is not one that timm knows'),
-    (('--crop-pct', '0'), '--crop-pct 0.0 is not a share of the image'),
+    (('--smoothing', '2'), '--smoothing 2 is too large: give at least 0 and less than 1'),
+    (('--aa', 'nonsense'), '--aa nonsense is unknown: there are rand'),
+    (('--train-interpolation', 'foo'), '--train-interpolation foo is unknown: there are nearest'),
+    (('--interpolation', 'foo'), '--interpolation foo is unknown: there are nearest'),
+    (('--crop-pct', '0'), '--crop-pct 0 is too small: give more than 0 and at most 1'),
     (('-j', '-1'), '--workers -1 is too small: give at least 0'),
 ))
 @pytest.mark.parametrize('dry_run', ((), ('--dry-run',)), ids=('run', 'dry run'))
@@ -279,7 +280,7 @@ def weights(tmp_path_factory) -> Path:
     ('classes20.pth.tar', 'it has 20 classes (--num-classes 20)'),
     ('truncated.pth.tar', 'is incomplete or damaged'),
     ('empty.pth.tar', 'is empty'),
-    ('text.pth.tar', 'is not a checkpoint, or it is damaged'),
+    ('text.pth.tar', 'is a web page (HTML or XML), not a checkpoint'),
     ('truncated.safetensors', 'is incomplete or damaged'),
     ('nowhere.pth.tar', 'does not exist'),
     ('', 'is a folder'),

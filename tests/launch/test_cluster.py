@@ -1,8 +1,18 @@
 """Who started this process: torchrun, SLURM, MindCluster or nobody."""
+import os
+import socket
+
 import pytest
+from conftest import run_cli, train_flags
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch import cluster
+from seresnet_timm.launch import cluster, waiting
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
 
 
 def test_plain_shell():
@@ -54,3 +64,145 @@ def test_slurm_one_task_a_rank():
     ('node1', 'node1'), ('a,b', 'a'), ('node[03-05,9],gpu1', 'node03'), ('n[7]', 'n7'), ('n[1-2]-ib,x', 'n1-ib')))
 def test_slurm_node_list(nodelist, first):
     assert cluster.first_host(nodelist) == first
+
+
+# --- what was typed, and the environment ------------------------------------------------------------------------------
+
+STEP = {'SLURM_STEP_NUM_TASKS': '8', 'SLURM_STEP_NUM_NODES': '1', 'SLURM_NNODES': '1', 'SLURM_PROCID': '0',
+        'SLURM_LOCALID': '0', 'SLURM_NODEID': '0', 'SLURM_JOB_NODELIST': 'localhost', 'SLURM_JOB_ID': '7'}
+BY_HAND = {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '8', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '1'}
+MINDCLUSTER = {'RANK': '1', 'LOCAL_RANK': '0,1', 'WORLD_SIZE': '4', 'MASTER_ADDR': '10.0.0.1'}
+
+
+def decide(env, **asked):
+    return cluster.decide(cluster.detect(env), env, cluster.Asked(**asked))
+
+
+@pytest.mark.parametrize('env, asked', (
+    (STEP, dict(nproc=1)),
+    (STEP, dict(nproc=1, nnodes=1)),
+    ({**STEP, 'SLURM_PROCID': '5'}, dict(nproc=1, nnodes=1)),
+    (BY_HAND, dict(nproc=1)),
+    ({**BY_HAND, 'RANK': '3'}, dict(nproc=1, nnodes=1)),
+    (MINDCLUSTER, dict(nnodes=1)),
+    ({**SLURM, 'SLURM_STEP_NUM_TASKS': '2'}, dict(nnodes=1)),
+))
+def test_one_process_that_was_typed_wins(env, asked):
+    job, note = decide(env, **asked)
+    assert job is None and 'are ignored: one process was asked for' in note
+
+
+@pytest.mark.parametrize('env, words', (
+    ({**STEP, 'SLURM_PROCID': '5'}, 'SLURM_STEP_NUM_TASKS=8 and SLURM_PROCID=5 say that this is number 5 of 8'),
+    ({**BY_HAND, 'RANK': '3'}, 'RANK=3 and WORLD_SIZE=8 say that this is number 3 of 8')))
+def test_each_of_several_tasks_does_not_train_the_same(env, words):
+    with pytest.raises(UsageError, match=words):
+        decide(env, nproc=1)
+
+
+def test_tasks_of_srun_are_ranks_unless_something_else_was_typed():
+    assert decide(STEP)[0].is_rank and decide(STEP, nproc=8, nnodes=1)[0].is_rank
+    assert decide(STEP, nproc=2)[0].is_rank  # the plan refuses the other number
+    assert decide({**MINDCLUSTER, 'RANK': '0'}, nproc=1)[0].nnodes == 2  # one process on each of two nodes
+
+
+@pytest.mark.parametrize('typed', ({}, dict(nproc=2), dict(nproc=1), dict(nnodes=3)))
+def test_interactive_shell_of_a_step(monkeypatch, typed):
+    """`srun -n 8 --pty bash`: the other seven tasks are shells without a terminal, which have ended."""
+    monkeypatch.setattr('sys.stdin', open(os.openpty()[1]))
+    assert decide({**STEP, 'SLURM_PTY_PORT': '40000'}, **typed)[0] is None
+    assert decide(STEP, **typed)[0] is None
+    assert decide({**SLURM, 'SLURM_STEP_NUM_TASKS': '2', 'SLURM_PROCID': '0'}, **typed)[0] is None  # one task a node
+
+
+def test_shell_of_a_step_without_a_terminal(monkeypatch):
+    """As of a program that the shell has started in the background: the sentence names the variables and the flag."""
+    monkeypatch.setattr('sys.stdin', open(os.devnull))
+    monkeypatch.setattr(cluster, 'is_interactive', lambda env: False)
+    env = {**STEP, 'SLURM_PTY_PORT': '40000'}
+    with pytest.raises(UsageError, match='SLURM_STEP_NUM_TASKS=8.* make this process wait for 7 others.*--nproc 1'):
+        decide(env)
+    assert decide(env, nproc=1)[0] is None and decide(env, nproc=8)[0].is_rank
+    assert decide({**env, 'SLURM_PROCID': '1'})[0].is_rank
+
+
+def test_torchrun_that_has_ended():
+    """Its variables are still exported, e.g. in a shell or a notebook that a rank has started."""
+    port = free_port()
+    env = {**BY_HAND, 'RANK': '1', 'LOCAL_RANK': '1', 'TORCHELASTIC_RUN_ID': 'none',
+           'TORCHELASTIC_USE_AGENT_STORE': 'True', 'MASTER_PORT': str(port)}
+    with pytest.raises(UsageError, match=f'no torchrun answers at 127.0.0.1:{port}: give --nproc 1 to train alone, or '
+                                         'unset TORCHELASTIC_RUN_ID RANK LOCAL_RANK WORLD_SIZE'):
+        decide(env)
+    assert decide(env, nproc=1)[0] is None
+    with socket.socket() as store:
+        store.bind(('127.0.0.1', port))
+        store.listen()
+        assert decide(env, nproc=1)[0].is_rank  # the plan refuses the other number
+
+
+def test_variables_that_are_not_complete():
+    assert decide({'RANK': '0', 'WORLD_SIZE': '8'}) == (
+        None, 'RANK=0 and WORLD_SIZE=8 do not count: LOCAL_RANK and MASTER_ADDR would have to be set too.')
+    assert decide({'RANK': '0', 'WORLD_SIZE': '1'}) == (None, None)
+
+
+@pytest.mark.parametrize('change, words', (
+    (dict(SLURM_PROCID=None), 'SLURM_PROCID is missing'), (dict(SLURM_LOCALID='x'), "SLURM_LOCALID is 'x'"),
+    (dict(SLURM_STEP_NUM_TASKS=''), "SLURM_STEP_NUM_TASKS is ''"), (dict(MASTER_PORT='http'), "MASTER_PORT is 'http'")))
+def test_variables_that_are_no_numbers(change, words):
+    env = {k: v for k, v in {**STEP, **change}.items() if v is not None}
+    with pytest.raises(UsageError, match=words):
+        cluster.detect(env)
+
+
+def test_a_step_on_some_nodes_of_the_job():
+    env = {**STEP, 'SLURM_STEP_NUM_TASKS': '2', 'SLURM_NNODES': '2'}
+    assert cluster.detect(env).is_rank  # two tasks on the one node of the step
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.preloaded
+@pytest.mark.parametrize('rank, sentence', (
+    (0, 'Ranks 1, 2 of 3 did not come to 127.0.0.1:{port} within 3 s'),
+    (2, 'Rank 0 cannot be reached at 127.0.0.1:{port} within 3 s')))
+@pytest.mark.parametrize('starter', ('srun', 'by hand'))
+def test_a_rank_says_for_whom_it_waits_and_ends(few_digits, tmp_path, rank, sentence, starter):
+    port = free_port()
+    env = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    env |= {**STEP, 'SLURM_STEP_NUM_TASKS': '3', 'SLURM_PROCID': str(rank), 'SLURM_LOCALID': str(rank)} if (
+        starter == 'srun') else {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '3'}
+    result = run_cli(*train_flags(few_digits, tmp_path, '--rdzv-timeout', 3), env=env, timeout=60)
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    waiting, error = result.stderr.splitlines()[-2:]
+    who = 'ranks 1, 2 of 3' if rank == 0 else 'rank 0'
+    assert waiting.startswith(f'Waiting for {who} at 127.0.0.1:{port}: ')
+    assert sentence.format(port=port) in error and '--nproc 1 --nnodes 1 lets it train alone' in error
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.preloaded
+def test_one_process_in_a_step_of_eight_tasks(few_digits, tmp_path):
+    result = run_cli(*train_flags(few_digits, tmp_path, '--nproc', 1, '--epochs', 1), env=STEP, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert 'processes      1 (--nproc)' in result.stderr and 'one process was asked for' in result.stderr
+
+
+@pytest.mark.preloaded
+def test_a_node_says_for_whom_it_waits(few_digits, tmp_path):
+    flags = ('--nproc', 1, '--nnodes', 3, '--master-addr', '127.0.0.1', '--master-port', free_port())
+    result = run_cli(*train_flags(few_digits, tmp_path, *flags, '--rdzv-timeout', 3), timeout=60)
+    assert result.returncode == 1 and 'Not all of the 3 nodes came' in result.stderr
+    assert 'Waiting for nodes 1, 2 to come to 127.0.0.1:' in result.stderr
+
+
+def test_lines_of_a_wait_are_rare(monkeypatch, capsys):
+    now = [0.]
+    monkeypatch.setattr(waiting.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(waiting.time, 'sleep', lambda seconds: now.__setitem__(0, now[0] + seconds))
+    wait = waiting.Wait(300)
+    while not wait.is_over:
+        wait.go_on('rank 1 of 2 at host:1')
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(': ')[1].split(' s')[0] for line in lines] == ['10', '30', '90', '270']

@@ -12,8 +12,8 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import modelzoo
 from seresnet_timm.launch.flags import MODELZOO
 from seresnet_timm.launch.parse import parse
-from seresnet_timm.launch.plan import collect, merge
 from seresnet_timm.launch.recipes import load_recipe, recipes_dir
+from seresnet_timm.launch.sources import collect, merge
 
 
 def translate(*argv, verb='train', world_size=8):
@@ -151,9 +151,6 @@ def test_devices():
     (('--learning-rate=2', '--lr', '3'), 'give one of them'),
     (('--addr=a', '--master_addr=b'), '--addr and --master-addr mean the same'),
     (('--amp-level=O0', '--amp'), 'give one of them'),
-    (('--amp-level=O3',), 'invalid choice'),
-    (('--nproc', 'many'), '--nproc is a number of processes or auto'),
-    (('--nproc', '0'), '--nproc is a number of processes or auto'),
     (('--device_list=a,b',), '--device_list is a list of device numbers'),
     (('--device_list=0,1', '--nproc=4'), 'contradict each other'),
     (('--gpu=1',), '--gpu is the index of --device'),
@@ -161,6 +158,15 @@ def test_devices():
 def test_contradictions(argv, hint):
     with pytest.raises(UsageError, match=hint.replace('(', r'\(')):
         translate(*argv)
+
+
+@pytest.mark.parametrize('argv, problem', (
+    (('--amp-level=O3',), '--amp-level O3 is unknown: there are O0, O1, O2.'),
+    (('--nproc', 'many'), '--nproc many is not a whole number: give at least 1, or auto.'),
+    (('--nproc', '0'), '--nproc 0 is too small: give at least 1, or auto.'),
+))
+def test_wrong_options_of_the_launcher(argv, problem):
+    assert parse('train', argv).problems == [problem]
 
 
 def test_table_is_what_the_parser_takes():
@@ -171,3 +177,10 @@ def test_flags_of_every_preset_parse():
     for path in recipes_dir().glob('*.yaml'):
         args, _ = translate('--preset', path.stem)
         assert timm.is_model(args.model) and load_recipe(path.stem).settings['model'] == args.model
+
+
+@pytest.mark.parametrize('encoding', ('utf-8', 'utf-8-sig', 'utf-16'))
+def test_yaml_files_of_any_editor(tmp_path, encoding):
+    from seresnet_timm.launch.config_file import read_yaml
+    (tmp_path / 'a.yaml').write_bytes('epochs: 3\r\n\r\ndata_dir: café  \r\n'.encode(encoding))
+    assert read_yaml(str(tmp_path / 'a.yaml')) == {'epochs': 3, 'data_dir': 'café'}

@@ -7,7 +7,8 @@ import pytest
 from conftest import run_cli, subset, train_flags
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch.plan import make_plan, plain
+from seresnet_timm.launch.plan import make_plan
+from seresnet_timm.launch.sources import plain
 from seresnet_timm.runs.settings import RunSettings
 
 pytestmark = pytest.mark.preloaded
@@ -180,6 +181,6 @@ def test_nproc_of_another_number_than_the_ranks_that_were_started(tree, tmp_path
     for name, value in (('SLURM_STEP_NUM_TASKS', '8'), ('SLURM_NNODES', '1'), ('SLURM_PROCID', '0'),
                         ('SLURM_LOCALID', '0'), ('SLURM_JOB_NODELIST', 'localhost')):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match='SLURM started this process as one of 8 ranks, --nproc 1 on 1 node'):
-        plan(*flags(tree, tmp_path, '--nproc', 1, '--nnodes', 1))
+    with pytest.raises(UsageError, match='SLURM started this process as one of 8 ranks, --nproc 2 on 1 node'):
+        plan(*flags(tree, tmp_path, '--nproc', 2, '--nnodes', 1))
     assert plan(*flags(tree, tmp_path, '-b', 1, '--nproc', 8)).settings.world_size == 8

@@ -1,4 +1,5 @@
 """The shell recipes, run as the README says, on the demo digits."""
+import functools
 import json
 import platform
 import re
@@ -19,22 +20,22 @@ COMMON = ('--device', 'cpu', '--model', 'seresnet18_ascend', '--output', 'out', 
 
 @pytest.fixture(scope='module')
 def trained(few_digits, tmp_path_factory):
-    """train_8p on two processes with each script."""
-    runs = {}
-    for scripts in SCRIPTS:
+    """Function: train_8p on two processes with these scripts, once."""
+    @functools.lru_cache
+    def run(scripts):
         cwd = tmp_path_factory.mktemp(Path(scripts).name)
         result = recipe('train_8p', f'--data_path={few_digits}', *COMMON, '--nproc', 2, '--train_epochs', 2,
                         '--scripts', scripts, cwd=cwd)
         assert result.returncode == 0, result.stderr
-        runs[scripts] = (cwd / 'out' / 'run', result)
-    return runs
+        return cwd / 'out' / 'run', result
+    return run
 
 
 @pytest.mark.xdist_group('trained')
-@pytest.mark.parametrize('scripts', SCRIPTS, ids=lambda s: Path(s).name)
+@pytest.mark.parametrize('scripts', SCRIPTS)
 def test_train_8p(trained, scripts):
     """Closing lines and log by the definitions of the ModelZoo; equal losses with every script."""
-    folder, result = trained[scripts]
+    folder, result = trained(scripts)
     lines, last = final_lines(result), rows(folder)[-1]
     epochs = json.loads((folder / 'run.json').read_text())['epochs']
     assert lines['Final Train Accuracy'] == pytest.approx(last['eval_top1'], abs=1e-3)
@@ -51,15 +52,15 @@ def test_train_8p(trained, scripts):
 
     # warm-up epochs 0 and 1 of the ModelZoo's schedule, the learning rate scaled with the CPU's batch
     assert [r['lr'] for r in rows(folder)] == pytest.approx([0.6 * 64 / 1024 * (e + 1) / 6 for e in (0, 1)])
-    for own, bundled in zip(rows(folder), rows(trained['bundled'][0])):
+    for own, bundled in zip(rows(folder), rows(trained('bundled')[0])):
         assert own == pytest.approx(bundled, rel=1e-5)
 
 
 @pytest.mark.xdist_group('trained')
-@pytest.mark.parametrize('scripts', SCRIPTS, ids=lambda s: Path(s).name)
+@pytest.mark.parametrize('scripts', SCRIPTS)
 def test_eval_8p(trained, few_digits, tmp_path, scripts):
     """Evaluates what train_8p saved to the same top-1."""
-    folder, _ = trained[scripts]
+    folder, _ = trained(scripts)
     result = recipe('eval_8p', f'--data_path={few_digits}', *COMMON[:4], '--nproc', 3, '--scripts', scripts,
                     f'--resume={folder}/last.pth.tar', cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -12,7 +12,8 @@ from timm.models import get_pretrained_cfg
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
 
-@pytest.mark.parametrize('depth', DEPTHS)
+@pytest.mark.parametrize(
+    'depth', [d if d in (18, 50) else pytest.param(d, marks=pytest.mark.slow) for d in DEPTHS])
 def test_logits_and_gradients_equal_the_reference(depth):
     reference = randomize(reference_network(depth, 10)).eval()
     model = timm.create_model(f'seresnet{depth}_ascend', num_classes=10).eval()

@@ -44,9 +44,7 @@ def trained_on_cpu(few_digits, tmp_path_factory):
 
 
 @pytest.mark.xdist_group('train_8p')
-@pytest.mark.parametrize(
-    'scripts', [pytest.param(s, marks=pytest.mark.slow if 'small_scripts' in str(s) else ()) for s in SCRIPTS],
-    ids=lambda s: Path(s).name)
+@pytest.mark.parametrize('scripts', SCRIPTS)
 def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     """Losses, top-1 and learning rates of two ranks on npu equal those on CPU; evaluated on 1 rank and on 2."""
     result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, *FLOAT32, '--device', 'npu', *TWO_EPOCHS,
@@ -68,7 +66,7 @@ def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
         assert final_lines(result)['Final Train Accuracy'] == pytest.approx(last['eval_top1'], abs=1e-3)
 
 
-@pytest.mark.parametrize('scripts', SCRIPTS, ids=lambda s: Path(s).name)
+@pytest.mark.parametrize('scripts', SCRIPTS)
 def test_train_1p_as_it_is(few_digits, tmp_path, scripts):
     """On one NPU with its own settings: fp16 and torch_npu's dynamic loss scale; the device found by itself."""
     result = recipe('train_1p', f'--data_path={few_digits}', *SMALL, '--batch_size=32', '--scripts', scripts,
@@ -112,6 +110,7 @@ def test_train_performance_8p_on_eight_npus(few_digits, tmp_path):
     assert 'RankSize = 8' in log and 'BatchSize = 32' in log
 
 
+@pytest.mark.slow
 def test_train_multinode_on_two_machines(few_digits, tmp_path):
     """Two launchers of one NPU each meet, and end with the same weights and the same closing lines."""
     with socket.socket() as s:

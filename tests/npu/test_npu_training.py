@@ -50,7 +50,7 @@ def assert_equal(on_cpu: list, on_npu: list) -> None:
 
 
 @pytest.mark.parametrize('flags', [
-    pytest.param(flags, id=name, marks=pytest.mark.slow if name == 'no augmentation' else ())
+    pytest.param(flags, id=name, marks=pytest.mark.slow if name in ('no augmentation', 'workers, prefetch') else ())
     for name, flags in SETTINGS.items()])
 def test_losses_equal_the_cpus(few_digits, tmp_path, flags):
     rows = run_on_both(few_digits, tmp_path, *flags)
@@ -84,7 +84,7 @@ def test_fused_sgd_is_momentum_sgd(few_digits, tmp_path):
 
 
 @pytest.mark.xdist_group('plain')
-@pytest.mark.parametrize('first, second', [('npu', 'cpu'), ('cpu', 'npu')])
+@pytest.mark.parametrize('first, second', [('npu', 'cpu'), pytest.param('cpu', 'npu', marks=pytest.mark.slow)])
 def test_checkpoints_move_between_devices(few_digits, plain, tmp_path, first, second):
     """An epoch here, an epoch there: the losses of two epochs in one place."""
     rows = run(second, few_digits, tmp_path, '--resume', plain[1] / first / 'run' / 'checkpoint-0.pth.tar')
@@ -160,7 +160,7 @@ NO_WAITS = {
 
 
 @pytest.mark.parametrize('flags', [
-    pytest.param(flags, id=name, marks=pytest.mark.slow if name in ('moving average', 'mixup', 'clipping') else ())
+    pytest.param(flags, id=name, marks=() if name in ('fused', 'agc') else pytest.mark.slow)
     for name, flags in NO_WAITS.items()])
 def test_the_host_never_waits_between_log_points(few_digits, tmp_path, monkeypatch, flags):
     waits = Waits(monkeypatch)

@@ -1,6 +1,7 @@
 """run.json: one shape for every run, readers of all schemas, damaged files."""
 import json
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import pytest
 from training import valid_record
@@ -39,12 +40,15 @@ def test_record_of_a_training(tmp_path):
     written = valid_record(tmp_path / 'run')
     assert written['command'] == SETTINGS.command and written['finished'] is None and written['epochs'] == []
     assert written['settings'] == {**asdict(SETTINGS), 'precision': 'float32', 'global_batch_size': 16}
-    record.add_epoch(dict(epoch=0, **FIGURES))
+    unreadable = SimpleNamespace(count=30, files=['val/a.jpg'])
+    record.add_epoch(dict(epoch=0, **FIGURES, unreadable_val=unreadable))
     record.set_best('loss', float('nan'), 0)  # a diverged run: JSON has no NaN
     record.finish()
     written = valid_record(tmp_path / 'run')
     assert written['epochs'] == [
-        {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None}]
+        {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None, 'bad_steps': None,
+         'unreadable_train': None,
+         'unreadable_val': {'count': 30, 'files': ['val/a.jpg']}}]
     assert written['best'] == {'metric': 'loss', 'value': None, 'epoch': 0} and written['finished']
     assert read_record(tmp_path / 'run') == written
 
@@ -73,7 +77,23 @@ def test_record_of_an_evaluation(tmp_path):
     record = RunRecord(replace(SETTINGS, verb='validate'), tmp_path)
     record.set_evaluation(dict(images=70, seconds=2., top1=50., loss=1.))
     record.finish()
-    assert valid_record(tmp_path)['evaluation'] == dict(images=70, seconds=2., top1=50., top5=None, loss=1.)
+    assert valid_record(tmp_path)['evaluation'] == dict(
+        images=70, seconds=2., top1=50., top5=None, loss=1., unreadable=None)
+
+
+def test_record_from_before_unreadable_images(tmp_path):
+    """A later field of the same schema is null."""
+    record = RunRecord(SETTINGS, tmp_path)
+    record.add_epoch(dict(epoch=0, **FIGURES))
+    record.set_evaluation(dict(images=70))
+    content = json.loads((tmp_path / 'run.json').read_text())
+    for holder, later in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
+                          (content['evaluation'], ('unreadable',))):
+        for name in later:
+            assert holder.pop(name) is None
+    (tmp_path / 'run.json').write_text(json.dumps(content))
+    read = read_record(tmp_path)
+    assert read['epochs'][0]['unreadable_val'] is None and read['evaluation']['unreadable'] is None
 
 
 def test_older_record_in_the_shape_of_the_newest(tmp_path):
@@ -124,9 +144,9 @@ def test_damaged_record(tmp_path, change):
 
 def test_names_of_a_run_folder(tmp_path):
     folder = RunFolder(tmp_path)
-    assert folder.checkpoint() is None and folder.resume_hint() == ''
+    assert folder.checkpoint() is None and not folder.holds_a_run()
     folder.last.write_text('')
-    assert folder.checkpoint() == folder.last and folder.resume_hint() == f' Resume with --resume {folder.last}'
+    assert folder.checkpoint() == folder.last and folder.holds_a_run()
     folder.best.write_text('')
     assert folder.checkpoint() == folder.best
     (tmp_path / 'link').symlink_to(tmp_path)

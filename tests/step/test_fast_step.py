@@ -126,7 +126,8 @@ def train(model, optimizer, steps=3):
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize('opt', ('sgd', 'momentum', 'adam', 'adamw'))
+@pytest.mark.parametrize(
+    'opt', ('momentum', 'adamw', *(pytest.param(o, marks=pytest.mark.slow) for o in ('sgd', 'adam'))))
 def test_fused_optimizer_takes_timms_steps(opt):
     own, timms = networks()
     kwargs = dict(opt=opt, lr=0.01, weight_decay=1e-4, **(dict(momentum=0.9) if opt in ('sgd', 'momentum') else {}))
@@ -152,7 +153,7 @@ def test_timms_set_up_is_an_argument():
     assert fast_step.ddp_arguments('cpu') == {'gradient_as_bucket_view': True}
 
 
-@pytest.mark.parametrize('opt', ('momentum', 'adamw'))
+@pytest.mark.parametrize('opt', ('momentum', pytest.param('adamw', marks=pytest.mark.slow)))
 def test_state_of_a_run_in_another_memory_format_goes_on(opt):
     """Fused kernels walk in memory order: contiguous state on channels_last weights would be silently wrong."""
     before, _ = networks(torch.contiguous_format)
@@ -240,3 +241,21 @@ def test_dampening_is_left_to_torchs_plain_sgd():
     """Its first step is not that of a momentum of zero."""
     assert not fast_step.wants_fused('momentum', {'dampening': 0.1}, 'cpu')
     assert fast_step.wants_fused('momentum', {'dampening': 0.}, 'cpu')
+
+
+@pytest.mark.parametrize('model', ('seresnet18_ascend', 'resnet18'))
+def test_gradients_have_the_strides_of_their_weights(model):
+    """DDP compares them, and warns; before, those of SE blocks differed in dimensions of size 1."""
+    torch.manual_seed(0)
+    network = timm.create_model(model, num_classes=4).to(memory_format=torch.channels_last).train()
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    network(images).sum().backward()
+    before = {n: p.grad.clone() for n, p in network.named_parameters()}
+    network.load_state_dict(state)
+    network.zero_grad()
+    fast_step.match_gradient_strides(network)
+    network(images).sum().backward()
+    for name, param in network.named_parameters():
+        assert param.grad.stride() == param.stride(), name
+        assert torch.equal(param.grad, before[name]), name

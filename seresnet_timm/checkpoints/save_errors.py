@@ -1,0 +1,84 @@
+"""Files that cannot be saved, for example because the disk is full: the training goes on, and tries again later"""
+import errno
+import logging
+import os
+from contextlib import contextmanager, suppress
+from glob import escape, glob
+from typing import Callable, Iterator, Optional
+
+_logger = logging.getLogger('train')
+WRITE_ERRORS = ('PytorchStreamWriter', 'inline_container')  # torch.save raises RuntimeError if a write fails
+PROBE = 1 << 20  # bytes
+
+
+class SaveErrors:
+    """Errors of the saves of a run.
+
+    Attributes:
+        last: Why the last save failed, as a sentence; None if it did not.
+    """
+
+    def __init__(self):
+        self.last: Optional[str] = None
+
+    def attempt(self, what: str, folder: str, save: Callable[[], None]) -> bool:
+        """Save; an error of the file system is logged and leaves no temporary file behind.
+
+        Args:
+            what: What is saved, for the message.
+            folder: Where.
+            save: Saves it, or raises OSError.
+
+        Returns:
+            Whether it was saved.
+        """
+        try:
+            save()
+        except OSError as e:
+            remove_temporary_files(folder)
+            self.last = f'{what} could not be saved in {folder} ({describe(e)}).'
+            _logger.error(f'NOT SAVED: {self.last} The checkpoints of before are intact. The training goes on, and the '
+                          'next save is tried as usual: free disk space now.')
+            return False
+        if self.last:
+            _logger.warning(f'Saved again: {what} is in {folder}, after: {self.last}')
+            self.last = None
+        return True
+
+
+def describe(error: OSError) -> str:
+    """What the file system said."""
+    text = error.strerror or str(error)
+    return f'{text}: the limit of this process on the size of a file, see `ulimit -f`' if (
+        error.errno == errno.EFBIG) else text
+
+
+@contextmanager
+def torch_errors_as_oserror(path: str) -> Iterator[None]:
+    """Raise OSError where torch.save raises RuntimeError for a write that failed."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not any(words in str(e) for words in WRITE_ERRORS):
+            raise
+        raise _reason(path) from e
+
+
+def _reason(path: str) -> OSError:
+    """The error of the file system that torch does not tell: that of writing more to the file."""
+    try:
+        with open(path, 'ab') as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as e:
+        return e
+    return OSError(errno.EIO, 'the file could not be written completely')
+
+
+def remove_temporary_files(folder: str) -> None:
+    """Remove what a save that failed, or was killed, has left behind. No other process writes into the folder."""
+    for pattern in ('tmp.pth.tar', 'recovery_tmp.pth.tar', '*.pth.tar.tmp'):
+        for path in glob(os.path.join(escape(folder), pattern)):
+            with suppress(OSError):
+                os.unlink(path)

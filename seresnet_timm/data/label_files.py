@@ -1,0 +1,173 @@
+"""Text files about classes that users write: `--class-map`, `--class-names`, `--valid-labels`, `--real-labels`
+
+A byte order mark, UTF-16, line ends of Windows, empty lines and white space around a name do not count.
+"""
+import codecs
+import json
+import os
+from pathlib import Path
+from typing import Any, Collection, Dict, List, Optional, Union
+
+from timm.data.readers.class_map import load_class_map
+
+from seresnet_timm.errors import UsageError, first_line, first_names, printable
+
+# UTF-32 first: its mark begins with that of UTF-16
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF8, 'utf-8-sig'),
+    (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
+MAX_NAMED = 3  # names that one sentence lists
+
+
+def read_text(path: Union[str, Path], what: str) -> str:
+    """Text of a file in the encoding that its byte order mark names, else in UTF-8.
+
+    Args:
+        path: The file.
+        what: What it is, for the message: '--class-names'.
+
+    Raises:
+        UsageError: It cannot be read, or is not text.
+    """
+    try:
+        raw = Path(path).read_bytes()
+        encoding = next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), 'utf-8')
+        text = raw.decode(encoding)
+    except UnicodeError as e:
+        raise UsageError(f'{what} {printable(path)} cannot be read ({printable(first_line(e))}): save it as UTF-8.')
+    except FileNotFoundError:
+        raise UsageError(f'{what} {printable(path)} does not exist.')
+    except (OSError, ValueError) as e:  # ValueError: a path with a zero byte
+        raise UsageError(f'{what} {printable(path)} cannot be read ({printable(first_line(e))}).')
+    if '\0' in text:
+        raise UsageError(f'{what} {printable(path)} is not a text file: save it as UTF-8.')
+    return text
+
+
+def read_lines(path: Union[str, Path], what: str) -> List[str]:
+    """Lines of a text file that are not empty, without their ends; only LF, CR LF and CR end a line."""
+    lines = read_text(path, what).replace('\r\n', '\n').replace('\r', '\n').split('\n')
+    return [line for line in lines if line.strip()]
+
+
+def find_class_map(path: str, folder: str) -> str:
+    """The file that `--class-map` means: timm looks for it in the folder of the split too."""
+    return path if os.path.exists(path) else os.path.join(folder, path)
+
+
+def read_class_map(path: str, folder: str, found: Collection[str] = ()) -> Dict[Any, int]:
+    """Index by name of a class map: a name a line in the order of the indices, or `name<TAB>index` in every line.
+
+    Args:
+        path: A .txt, or a .pkl of a dictionary.
+        folder: Folder of the split.
+        found: Names of class folders. A name with white space at its ends is taken as it is written if there is such a
+            folder.
+
+    Raises:
+        UsageError: The file cannot be read, names no classes, or one twice.
+    """
+    hint = 'it takes .txt, the name of a class folder a line, in the order of the indices'
+    what = f'Class map {printable(path)}'
+    extension = os.path.splitext(path)[1].lower()
+    if extension == '.txt':
+        indices = _parse_class_map(read_lines(find_class_map(path, folder), 'Class map'), what, set(found))
+    else:
+        try:
+            indices = load_class_map(path, folder)  # of a pickle too, which timm reads with a restricted unpickler
+        except Exception as e:
+            raise UsageError(f'{what} cannot be read ({printable(first_line(e))}): {hint}.')
+    valid = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices.values())
+    if not indices or not valid:
+        raise UsageError(f'{what} names no classes: {hint}.')
+    if max(indices.values()) >= 2 * len(indices) + 1000:
+        raise UsageError(f'{what} has {len(indices)} names and the index {max(indices.values())}: indices begin at 0.')
+    return indices
+
+
+def _parse_class_map(lines: List[str], what: str, found: Collection[str]) -> Dict[str, int]:
+    pairs = [line.rsplit('\t', 1) for line in lines]
+    if lines and all(len(p) == 2 and p[1].strip().isdecimal() for p in pairs):
+        names, indices = [name for name, _ in pairs], [int(index) for _, index in pairs]
+    else:
+        names, indices = lines, list(range(len(lines)))
+    names = [name if name in found else name.strip() for name in names]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UsageError(f'{what} names {first_names(map(quote, twice), MAX_NAMED)} more than once: a class has one '
+                         'index; remove the other line.')
+    return dict(zip(names, indices))
+
+
+def read_class_names(path: Union[str, Path], num_classes: int) -> List[str]:
+    """Names of classes from a file with one name a line, in the order of their indices, or `name<TAB>index`.
+
+    Raises:
+        UsageError: The file cannot be read, or does not have as many names as the model has classes.
+    """
+    what = f'--class-names {printable(path)}'
+    names = [line.strip() for line in read_lines(path, '--class-names')]
+    pairs = [name.rsplit('\t', 1) for name in names]
+    if names and all(len(p) == 2 and p[1].strip().isdecimal() for p in pairs):
+        by_index = {int(index): name.strip() for name, index in pairs}
+        if sorted(by_index) != list(range(len(names))):
+            raise UsageError(f'{what}: the indices of its {len(names)} names are not 0 to {len(names) - 1}, each once.')
+        names = [by_index[i] for i in range(len(names))]
+    if len(names) != num_classes:
+        raise UsageError(f'{what} has {len(names)} names, the model has {num_classes} classes.')
+    return names
+
+
+def read_valid_labels(path: Union[str, Path], num_classes: Optional[int] = None) -> List[int]:
+    """Class indices that count in an evaluation, from the file of `--valid-labels`: one a line.
+
+    Args:
+        path: The file.
+        num_classes: Number of outputs of the model; None if not known.
+
+    Raises:
+        UsageError: The file cannot be read, or holds something else.
+    """
+    lines = [line.strip() for line in read_lines(path, '--valid-labels')]
+    below = '' if num_classes is None else f' below {num_classes}'
+    bad = next((x for x in lines if not x.isdecimal() or num_classes is not None and int(x) >= num_classes), None)
+    if bad is not None or not lines:
+        raise UsageError(f"--valid-labels {printable(path)}: class indices{below}, one a line, got '"
+                         f"{printable(bad or '')}'.")
+    labels = [int(line) for line in lines]
+    if len(set(labels)) < len(labels):
+        twice = next(i for i in labels if labels.count(i) > 1)
+        raise UsageError(f'--valid-labels {printable(path)} has the index {twice} more than once: remove one line.')
+    return labels
+
+
+def valid_labels_of_timm(path: Union[str, Path]) -> Optional[List[int]]:
+    """The indices as timm's validate.py reads them; None if it cannot."""
+    try:
+        with open(path) as f:
+            return [int(line.rstrip()) for line in f]
+    except ValueError:
+        return None
+
+
+def check_real_labels(path: Union[str, Path]) -> List[Any]:
+    """The content of the file of `--real-labels`, as timm reads it: a JSON list of the labels of every image.
+
+    Raises:
+        UsageError: timm could not read it.
+    """
+    what = f'--real-labels {printable(path)}'
+    text = read_text(path, '--real-labels')
+    if not Path(path).read_bytes().startswith(text[:1].encode()):
+        raise UsageError(f'{what} has a byte order mark, which timm cannot read: save it as UTF-8 without one.')
+    try:
+        labels = json.loads(text)
+    except ValueError as e:
+        raise UsageError(f'{what} is not JSON ({printable(first_line(e))}).')
+    if not isinstance(labels, list) or not all(isinstance(x, list) for x in labels):
+        raise UsageError(f'{what} is not a JSON list of the labels of every image.')
+    return labels
+
+
+def quote(name: str) -> str:
+    return f"'{printable(name)}'"

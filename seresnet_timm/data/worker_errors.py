@@ -1,0 +1,91 @@
+"""Loader workers that end, or that run out of shared memory or open files: one sentence, and never a wait without end
+
+A batch travels from a worker process in shared memory. It is put there by a thread of the worker, whose error Python
+prints and forgets: the main process would wait for that batch for ever. `end_worker_at_queue_error` ends the worker, so
+that the main process notices.
+"""
+import errno
+import multiprocessing.queues
+import os
+import re
+import shutil
+from typing import Any, Iterator, Optional
+
+from torch.utils.data import get_worker_info
+
+SHM = '/dev/shm'
+MANY_SEMAPHORES = 1 << 20  # bytes in /dev/shm
+NO_SHM, NO_FILES = 74, 75  # exit codes of a worker
+DEAD_WORKER = re.compile(r'DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) (?:is killed by signal: ([\w ]+)|'
+                         r'exited unexpectedly(?: with exit code (-?\d+))?)')
+SHM_ERRORS = ('shared memory', 'unable to write to file </torch_')
+
+
+def end_worker_at_queue_error() -> None:
+    """Let loader workers that are forked from now on end where they cannot hand over a batch."""
+    queue = multiprocessing.queues.Queue
+    original = queue._on_queue_feeder_error
+
+    def on_error(error: BaseException, item: Any) -> None:
+        if get_worker_info() is not None:
+            if any(words in str(error) for words in SHM_ERRORS):
+                os._exit(NO_SHM)
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                os._exit(NO_FILES)
+            original(error, item)
+            os._exit(1)
+        original(error, item)
+    if not hasattr(original, 'ends_worker'):
+        on_error.ends_worker = True  # type: ignore[attr-defined]
+        queue._on_queue_feeder_error = staticmethod(on_error)  # type: ignore[assignment]
+
+
+def explain(error: BaseException, workers: Optional[int] = None) -> Optional[str]:
+    """What an error of loader workers means and what to do; None if the error has another cause.
+
+    Args:
+        error: As the main process gets it.
+        workers: Number of workers now.
+    """
+    text = '\n'.join(_texts(error))
+    fewer = 'load without worker processes (-j 0)'
+    if workers and workers > 1:
+        fewer = f'use fewer loader workers (-j {workers // 2} instead of {workers})'
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE) or 'ancillary data' in text or (
+            'Too many open files' in text):
+        return f'Too many files are open for the loader workers: raise the limit (`ulimit -n 65536`), or {fewer}.'
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        # of a semaphore, which has no name in the error
+        return _out_of_shm('The loader', fewer) if os.path.isdir(SHM) and _free(SHM) < MANY_SEMAPHORES else None
+    found = [match.groups() for match in DEAD_WORKER.finditer(text)]
+    if not found:
+        return _out_of_shm('A loader worker', fewer) if 'DataLoader worker process' in text and any(
+            words in text for words in SHM_ERRORS) else None
+    pids, signal_name, code = next((groups for groups in found if groups[1] or groups[2]), found[0])
+    who = f'A loader worker (process {pids.strip()})'
+    if signal_name is not None and signal_name.startswith('Bus error') or code == str(NO_SHM):
+        return _out_of_shm(who, fewer)
+    if code == str(NO_FILES):
+        return f'{who} has too many files open: raise the limit (`ulimit -n 65536`), or {fewer}.'
+    if signal_name is not None and not signal_name.startswith('Killed'):
+        return (f'{who} was ended by a signal ({signal_name.strip()}): if nobody sent it, `seresnet-timm check-data` '
+                'looks for the image that causes it, and -j 0 shows where.')
+    how = 'was killed' if signal_name or not code else f'ended with exit code {code}'
+    return f'{who} {how}, most likely because memory ran out (`dmesg` tells): {fewer}, or a smaller batch (-b).'
+
+
+def _texts(error: Optional[BaseException]) -> Iterator[str]:
+    """Texts of an error and of those that it came from: torch tells the exit code of a worker in one of them."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
+
+
+def _free(folder: str) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _out_of_shm(who: str, fewer: str) -> str:
+    size = f' ({shutil.disk_usage(SHM).total / 2**20:,.1f} MiB in all)' if os.path.isdir(SHM) else ''
+    return (f'{who} found no shared memory: {SHM} is full{size}. Make it larger (`docker run --shm-size '
+            f'8g`, `mount -o remount,size=8g {SHM}`), {fewer}, or use a smaller batch (-b).')

@@ -1,0 +1,257 @@
+"""Which values a flag takes: the one table of ranges, names and paths, for every verb, on the command line and in YAML
+
+`VALUES` has a rule for the name of an argument, `VERB.name` one for the argument of a verb that means something else.
+A number without a rule must be finite. A test compares the names with timm's. This file imports neither torch nor timm.
+"""
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+from seresnet_timm.errors import did_you_mean
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+class Rule:
+    """What a value must be. `read` may change it; `wrong` says why it is not one."""
+
+    def read(self, value: Any) -> Any:
+        return value
+
+    def wrong(self, value: Any) -> Optional[str]:
+        """The end of a sentence that begins with the flag and its value; None if the value is right."""
+
+    def wrong_list(self, values: Sequence[Any]) -> Optional[str]:
+        """Likewise, for all values of a flag that takes several, each right by itself."""
+
+
+@dataclass(frozen=True)
+class Number(Rule):
+    """A finite number of a range.
+
+    Attributes:
+        low: The least number.
+        high: The largest number.
+        above: The number must be larger than this one.
+        below: The number must be less than this one.
+        also: Further values with a meaning of their own.
+        whole: The text of a whole number, where the parser itself reads text.
+        counts: How many values a list may have.
+        ascending: A value of a list is not less than the one before it.
+    """
+    low: Optional[float] = None
+    high: Optional[float] = None
+    above: Optional[float] = None
+    below: Optional[float] = None
+    also: Tuple[Any, ...] = ()
+    whole: bool = False
+    counts: Tuple[int, ...] = ()
+    ascending: bool = False
+
+    def wrong(self, value: Any) -> Optional[str]:
+        if value in self.also:
+            return None
+        if self.whole and isinstance(value, str):
+            if not re.fullmatch(r'[+-]?\d+', value):
+                return f'is not a whole number: give {self.advice()}'
+            value = int(value)
+        if not math.isfinite(value):
+            return f'is not a finite number: give {self.advice()}'
+        if self.low is not None and value < self.low or self.above is not None and value <= self.above:
+            return f'is too small: give {self.advice()}'
+        if self.high is not None and value > self.high or self.below is not None and value >= self.below:
+            return f'is too large: give {self.advice()}'
+        return None
+
+    def wrong_list(self, values: Sequence[Any]) -> Optional[str]:
+        if self.counts and len(values) not in self.counts:
+            return f'has {len(values)} value(s): give {" or ".join(map(str, self.counts))}'
+        if self.ascending and any(a > b for a, b in zip(values, values[1:])):
+            return 'is not in ascending order: give the lower value first'
+        return None
+
+    def advice(self) -> str:
+        """What to give, in words."""
+        if self.low is not None and self.high is not None:
+            text = f'{self.low} to {self.high}'
+        else:
+            parts = [(self.low, 'at least {}'), (self.above, 'more than {}'),
+                     (self.high, 'at most {}'), (self.below, 'less than {}')]
+            text = ' and '.join(form.format(bound) for bound, form in parts if bound is not None) or 'a number'
+        return ', or '.join([text, *map(str, self.also)])
+
+
+@dataclass(frozen=True)
+class Names(Rule):
+    """One of the names that are known.
+
+    Attributes:
+        known: The names.
+        empty: Empty text means that the flag is not given.
+        first_part: The name is followed by settings, after a hyphen.
+        ignores_case: Upper and lower case are one.
+    """
+    known: Tuple[str, ...]
+    empty: bool = False
+    first_part: bool = False
+    ignores_case: bool = False
+
+    def wrong(self, value: Any) -> Optional[str]:
+        name = value.lower() if self.ignores_case else value
+        if self.first_part:
+            name = name.partition('-')[0]
+        if name in self.known or self.empty and not value:
+            return None
+        return f'is unknown: {did_you_mean(name, self.known).rstrip(".")}'
+
+
+class Device(Rule):
+    """A device, with or without an index."""
+
+    def wrong(self, value: Any) -> Optional[str]:
+        if re.fullmatch(r'auto|(npu|cuda|gpu|cpu)(:\d+)?', value):
+            return None
+        return 'is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0)'
+
+
+class FilePath(Rule):
+    """A path, or a name that may be one. `~` is the home folder, as in a shell, which does not look behind `=`."""
+
+    def read(self, value: Any) -> Any:
+        scheme, colon, rest = value.partition(':')
+        if colon and scheme == 'local-dir':
+            return scheme + colon + os.path.expanduser(rest)
+        return os.path.expanduser(value)
+
+    def wrong(self, value: Any) -> Optional[str]:
+        return 'holds a null character' if '\0' in value else None
+
+
+@dataclass(frozen=True)
+class Output(FilePath):
+    """A file or folder to write."""
+    is_folder: bool = True
+
+    def wrong(self, value: Any) -> Optional[str]:
+        if super().wrong(value):
+            return super().wrong(value)
+        from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
+        reason = why_not_writable(value, self.is_folder) if value else None
+        return f'cannot be written: {reason}; name another' if reason else None
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+COUNT = Number(1)
+NOT_NEGATIVE = Number(0)
+POSITIVE = Number(above=0)
+SHARE = Number(0, 1)
+SHARE_BELOW_ONE = Number(0, below=1)
+SHARE_ABOVE_ZERO = Number(above=0, high=1)
+SIDES = Number(above=0, counts=(2,), ascending=True)
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+FILTERS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
+# first part of a policy; timm reads the rest of it
+POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
+IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
+DTYPES = ('float32', 'float16', 'bfloat16')
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+VALUES: Dict[str, Rule] = {
+    # data and input
+    'train_num_samples': COUNT, 'val_num_samples': COUNT, 'num_samples': COUNT,
+    'mean': Number(), 'std': POSITIVE, 'crop_pct': SHARE_ABOVE_ZERO, 'crop_border_pixels': NOT_NEGATIVE,
+    'num_classes': COUNT, 'img_size': COUNT, 'in_chans': COUNT, 'input_size': COUNT,
+    'interpolation': Names(FILTERS, empty=True), 'train_interpolation': Names((*FILTERS, 'random'), empty=True),
+    'crop_mode': Names(('center', 'border', 'squash'), empty=True),
+    'train_crop_mode': Names(('rrc', 'rkrc', 'rkrr'), empty=True),
+    'input_img_mode': Names(IMAGE_MODES, empty=True),
+    'batch_size': COUNT, 'validation_batch_size': COUNT, 'workers': NOT_NEGATIVE,
+    'worker_seeding': Names(('all', 'part')), 'tta': NOT_NEGATIVE,
+    # model
+    'head_init_scale': NOT_NEGATIVE, 'drop': SHARE_BELOW_ONE, 'drop_connect': SHARE_BELOW_ONE,
+    'drop_path': SHARE_BELOW_ONE, 'drop_block': SHARE_BELOW_ONE, 'bn_momentum': SHARE, 'bn_eps': POSITIVE,
+    'dist_bn': Names(('broadcast', 'reduce'), empty=True), 'model_ema_decay': SHARE_BELOW_ONE,
+    # device and precision
+    'device': Device(), 'amp_dtype': Names(DTYPES[1:]), 'model_dtype': Names(DTYPES),
+    'torchcompile_mode': Names(COMPILE_MODES), 'num_gpu': COUNT,
+    # optimizer
+    'opt_eps': NOT_NEGATIVE, 'opt_betas': SHARE_BELOW_ONE, 'momentum': SHARE, 'weight_decay': NOT_NEGATIVE,
+    'clip_grad': POSITIVE, 'clip_mode': Names(('norm', 'value', 'agc')), 'layer_decay': SHARE_ABOVE_ZERO,
+    'layer_decay_min_scale': SHARE, 'layer_decay_no_opt_scale': SHARE, 'grad_accum_steps': COUNT,
+    # schedule
+    'sched': Names(SCHEDULES), 'lr': POSITIVE, 'lr_base': POSITIVE, 'lr_base_size': COUNT,
+    'lr_base_scale': Names(('linear', 'sqrt'), empty=True), 'lr_noise': Number(0, counts=(1, 2), ascending=True),
+    'lr_noise_pct': NOT_NEGATIVE, 'lr_noise_std': NOT_NEGATIVE, 'lr_cycle_mul': POSITIVE, 'lr_cycle_decay': SHARE,
+    'lr_cycle_limit': COUNT, 'lr_k_decay': POSITIVE, 'warmup_lr': NOT_NEGATIVE, 'min_lr': NOT_NEGATIVE,
+    'epochs': COUNT, 'epoch_repeats': NOT_NEGATIVE, 'start_epoch': NOT_NEGATIVE,
+    'decay_milestones': Number(0, ascending=True),
+    'decay_epochs': POSITIVE, 'warmup_epochs': NOT_NEGATIVE, 'cooldown_epochs': NOT_NEGATIVE,
+    'patience_epochs': NOT_NEGATIVE, 'decay_rate': POSITIVE,
+    # augmentation and loss
+    'scale': SIDES, 'ratio': SIDES, 'hflip': SHARE, 'vflip': SHARE, 'color_jitter': NOT_NEGATIVE,
+    'color_jitter_prob': SHARE, 'grayscale_prob': SHARE, 'gaussian_blur_prob': SHARE,
+    'aa': Names(POLICIES, empty=True, first_part=True), 'aug_repeats': NOT_NEGATIVE, 'aug_splits': Number(2, also=(0,)),
+    'bce_target_thresh': SHARE, 'bce_pos_weight': POSITIVE,
+    'reprob': SHARE, 'remode': Names(('const', 'pixel', 'rand'), empty=True, ignores_case=True), 'recount': COUNT,
+    'mixup': NOT_NEGATIVE, 'cutmix': NOT_NEGATIVE, 'cutmix_minmax': Number(0, 1, counts=(2,), ascending=True),
+    'mixup_prob': SHARE, 'mixup_switch_prob': SHARE, 'mixup_off_epoch': NOT_NEGATIVE,
+    'mixup_mode': Names(('batch', 'pair', 'elem', 'half')), 'smoothing': SHARE_BELOW_ONE,
+    # run
+    'seed': Number(0, 2 ** 32 - 1), 'log_interval': COUNT, 'log_freq': COUNT, 'val_interval': COUNT,
+    'recovery_interval': NOT_NEGATIVE, 'checkpoint_hist': COUNT, 'eval_metric': Names(('top1', 'top5', 'loss')),
+    'results_format': Names(('csv', 'json')), 'metrics_avg': Names(('micro', 'macro', 'weighted')),
+    # flags that only timm's scripts have
+    'naflex_train_seq_lens': COUNT, 'naflex_max_seq_len': COUNT, 'naflex_patch_sizes': COUNT,
+    'naflex_patch_size_probs': SHARE, 'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
+    'kd_teacher_feature_dim': COUNT, 'distill_loss_weight': NOT_NEGATIVE, 'task_loss_weight': NOT_NEGATIVE,
+    # launcher
+    'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
+    'master_port': Number(1, 65535), 'rdzv_timeout': COUNT, 'max_restarts': NOT_NEGATIVE, 'max_bad_steps': COUNT,
+    'checkpoint_minutes': NOT_NEGATIVE, 'hang_timeout': NOT_NEGATIVE, 'loss_scale': Number(above=0, also=(-1,)),
+    'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
+    'fast_jpeg': Names(('auto', 'on', 'off')), 'fast_step': Names(('auto', 'off')),
+    'fuse_bn': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
+    # paths that are read
+    **dict.fromkeys((
+        'data', 'data_dir', 'config', 'class_map', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint',
+        'real_labels', 'valid_labels', 'scripts', 'model', 'src', 'source', 'file', 'run', 'image', 'class_names',
+        'timm_scripts'), FilePath()),
+    # outputs
+    'output': Output(is_folder=True), 'prof': Output(is_folder=True), 'dst': Output(is_folder=True),
+    'results_file': Output(is_folder=False), 'out': Output(is_folder=False),
+    # other verbs
+    'topk': COUNT, 'max_side': COUNT, 'quality': Number(1, 100), 'opset': Number(11, 15), 'atc_batch_size': COUNT,
+    'seconds': POSITIVE, 'timeout': POSITIVE, 'images': COUNT, 'rounds': COUNT,
+    'dtype': Names(DTYPES), 'to': Names(('timm', 'modelzoo', 'safetensors')),
+    'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
+    'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
+    'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
+    'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
+    'bench.target': POSITIVE, 'bench.json': Output(is_folder=False),
+}
+# the ModelZoo's names for them
+VALUES.update({
+    'modelzoo_data_path': VALUES['data_dir'], 'modelzoo_batch_size': COUNT, 'modelzoo_train_epochs': COUNT,
+    'modelzoo_learning_rate': VALUES['lr'], 'modelzoo_warm_up_epochs': VALUES['warmup_epochs'],
+    'modelzoo_mom': VALUES['momentum'], 'modelzoo_wd': VALUES['weight_decay'], 'modelzoo_print_freq': COUNT,
+    'modelzoo_world_size': VALUES['nnodes'], 'modelzoo_rank': VALUES['node_rank'],
+})
+
+
+def rule_of(dest: str, verb: str = '') -> Optional[Rule]:
+    """The rule for an argument, by its `dest`; None if any text, or any finite number, will do."""
+    return VALUES.get(f'{verb}.{dest}') or VALUES.get(dest)
+
+
+def rules_of(verb: str) -> Dict[str, Rule]:
+    """The rules for the arguments of a verb, by their `dest`."""
+    prefix = f'{verb}.'
+    own: Dict[str, Rule] = {k[len(prefix):]: rule for k, rule in VALUES.items() if k.startswith(prefix)}
+    return {**VALUES, **own}

@@ -1,0 +1,230 @@
+"""The only reader of image files: which files are images, and from a file to a picture in 8 bits
+
+A picture has the pixels that timm's loader gives (`Image.open(file).convert(mode)`): no rotation by EXIF, no colour
+profile, no alpha; of an animation the first picture. Two things differ, because Pillow alone gives wrong pixels or
+none: values of more than 8 bits are scaled, where Pillow clips them at 255; and a PNG is read without its texts and
+profiles if they alone are at fault.
+"""
+import io
+import os
+import stat
+import struct
+import warnings
+from collections import Counter
+from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from seresnet_timm.errors import first_line, first_names, printable
+
+# The suffixes of timm (the first three) and of the other formats that Pillow reads and people train on. The list does
+# not depend on the machine: all nodes of a run must count the same files.
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',
+              '.pbm', '.pnm', '.avif')
+TIMM_EXTENSIONS = EXTENSIONS[:3]
+MAX_KINDS = 8  # suffixes that a sentence lists
+LITTER = ('thumbs.db', 'desktop.ini')  # of Windows; hidden files are never counted
+
+PNG_START = b'\x89PNG\r\n\x1a\n'
+PNG_PIXELS = (b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND')  # the chunks that pixels depend on
+KNOWN_STARTS = (  # of files that are often called like images
+    (b'\x00\x05\x16\x07', 'it is a companion file of macOS (AppleDouble), not an image'),
+    (b'version https://git-lfs', 'it is a pointer of Git LFS, not the image: git lfs pull brings it'),
+    (b'%PDF', 'it is a PDF, not an image'),
+    *((start, 'it is damaged at its beginning') for start in (PNG_START, b'\xff\xd8\xff', b'GIF8', b'RIFF')),
+)
+
+
+class UnreadableImage(Exception):
+    """A file cannot be used as an image; the text says why, as a clause."""
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
+
+def is_image(name: str) -> bool:
+    """Whether a file counts as an image, by its suffix in any case."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def extend_timm() -> None:
+    """Let timm's readers of this process take all `EXTENSIONS`; before a dataset is made."""
+    from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
+    add_img_extensions([e for e in EXTENSIONS if e not in get_img_extensions()])
+
+
+def count_by_suffix(names: Iterable[str]) -> Dict[str, int]:
+    """Number of files by their suffix in small letters, without hidden files and those of Windows's Explorer."""
+    names = (name for name in map(os.path.basename, names) if not name.startswith('.') and name.lower() not in LITTER)
+    return dict(Counter(os.path.splitext(name)[1].lower() for name in names))
+
+
+def describe_kinds(counts: Dict[str, int]) -> str:
+    """Such as '9 .txt, 3 .heic', the most frequent first."""
+    kinds = [f'{n} {suffix or "without a suffix"}' for suffix, n in sorted(
+        counts.items(), key=lambda item: (-item[1], item[0]))]
+    return printable(first_names(kinds, MAX_KINDS))
+
+
+def describe_left_out(counts: Dict[str, int]) -> str:
+    """Such as '12 files are left out: 9 .txt, 3 .heic'; '' for none."""
+    total = sum(counts.values())
+    return f'{total} {"file is" if total == 1 else "files are"} left out: {describe_kinds(counts)}' if total else ''
+
+
+# --- from a file to a picture -----------------------------------------------------------------------------------------
+
+def read_file(path: Union[str, os.PathLike]) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UnreadableImage: There is none, it may not be read, or it is a folder or pipe.
+    """
+    try:
+        with open(path, 'rb', opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableImage('it is a pipe or a device, not a file')
+            return file.read()
+    except (OSError, MemoryError) as e:
+        if isinstance(e, FileNotFoundError) and os.path.islink(path):
+            raise UnreadableImage(f'it is a link to {os.readlink(path)}, which does not exist') from e
+        raise UnreadableImage(why(e)) from e
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # opening a pipe waits for its writer otherwise
+
+
+def read_image(source: Union[str, os.PathLike, bytes], mode: Optional[str] = 'RGB') -> Image.Image:
+    """Decode an image.
+
+    Args:
+        source: Its path, or its bytes.
+        mode: Pillow's mode of the result; None or '' for that of the file.
+
+    Raises:
+        UnreadableImage: It cannot be read or decoded.
+    """
+    data = source if isinstance(source, bytes) else read_file(source)
+    try:
+        return _decode(data, mode)
+    except UnreadableImage:
+        raise
+    except Exception as e:  # decoders raise anything on a damaged file: ValueError, SyntaxError, struct.error ...
+        pixels = _only_pixels_of_png(data)
+        if pixels is not None:
+            try:
+                return _decode(pixels, mode)
+            except Exception:  # the pixels are damaged too
+                pass
+        raise UnreadableImage(why(e, data)) from e
+
+
+def is_readable(data: bytes) -> bool:
+    """Whether the bytes of a file give a picture."""
+    try:
+        read_image(data)
+    except UnreadableImage:
+        return False
+    return True
+
+
+def silence_pillow() -> None:
+    """Switch off Pillow's warnings on odd but readable files, which name no file. Not for threads."""
+    warnings.filterwarnings('ignore', module=r'PIL\.')
+
+
+def _decode(data: bytes, mode: Optional[str]) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    if not mode:
+        image.load()
+        return image
+    if image.mode in ('I', 'F') or image.mode.startswith('I;'):
+        if mode not in ('I', 'F') and not mode.startswith('I;'):
+            image = _in_8_bits(image)
+    return image.convert(mode)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 or 32 bits or of floating point numbers, scaled to 8 bits.
+
+    The range of 16 bits is known; that of the others is the smallest usual one that holds all values: 0 to 1 (only
+    floating point), 0 to 255, 0 to 65535.
+    """
+    values = np.asarray(image)
+    if image.mode.startswith('I;16') or image.format == 'PPM':  # Pillow scales all PPM of more than 8 bits to 16
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UnreadableImage('it has values that are not finite numbers')
+    if low < 0 or high > 65535:
+        raise UnreadableImage(
+            f'its values ({low:g} to {high:g}) are in no usual range (0 to 1, 0 to 255, 0 to 65535): save it with 8 or '
+            '16 bits')
+    if high > 255:
+        values = values // 256
+    elif image.mode == 'F':
+        values = np.rint(values * 255 if high <= 1 else values)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _only_pixels_of_png(data: bytes) -> Optional[bytes]:
+    """A PNG without texts, colour profiles and the like, which its pixels do not need; None if there are none.
+
+    Pillow refuses a whole file for a text of more than 1 MB (`PngImagePlugin.MAX_TEXT_CHUNK`), and for a wrong checksum
+    of a text. To raise its limit would take the memory that the limit protects.
+    """
+    if not data.startswith(PNG_START):
+        return None
+    kept = [PNG_START]
+    for kind, chunk in _png_chunks(data):
+        if kind in PNG_PIXELS:
+            kept.append(chunk)
+    pixels = b''.join(kept)
+    return pixels if len(pixels) < len(data) else None
+
+
+def _png_chunks(data: bytes) -> Iterator[Tuple[bytes, bytes]]:
+    """Type and bytes of each chunk; the last one may be incomplete."""
+    start = len(PNG_START)
+    while start + 8 <= len(data):
+        length, kind = struct.unpack_from('>I4s', data, start)
+        end = start + 12 + length
+        yield kind, data[start:end]
+        if kind == b'IEND':
+            return
+        start = end
+
+
+def why(error: BaseException, data: Optional[bytes] = None) -> str:
+    """Why a file cannot be read, as a clause.
+
+    Args:
+        error: What reading or decoding raised.
+        data: The file, if it could be read.
+    """
+    if isinstance(error, MemoryError):
+        return 'there is too little memory to decode it'
+    if isinstance(error, UnidentifiedImageError):
+        return _what_else(data) if data is not None else 'it is not an image, or its format is unknown'
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    what = 'too large' if isinstance(error, Image.DecompressionBombError) else 'damaged'
+    return f'it is {what} ({first_line(error)})'
+
+
+def _what_else(data: bytes) -> str:
+    """What a file is that no decoder of Pillow knows."""
+    if not data:
+        return 'it is empty'
+    for start, text in KNOWN_STARTS:
+        if data.startswith(start):
+            return text
+    beginning = data[:1024].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    if beginning.startswith((b'<!doctype html', b'<html')):
+        return 'it is a web page (HTML), not an image'
+    if beginning.startswith((b'<?xml', b'<svg')):
+        return 'it is an XML or SVG file, which Pillow does not read'
+    if not data.strip(b'\0'):
+        return 'it holds nothing but zeros'
+    return 'it is not an image, or its format is unknown'

@@ -1,0 +1,113 @@
+"""Flags that do not go together, found in the flags alone: neither torch nor timm is needed
+
+What only the images and the network show is found by `sample`.
+"""
+from typing import Any, Callable, Iterator, List, Mapping
+
+# bands of PIL's image modes, by which an image is converted
+BANDS = {
+    **dict.fromkeys(('1', 'L', 'P', 'I', 'F'), 1), **dict.fromkeys(('LA', 'La', 'PA'), 2),
+    **dict.fromkeys(('RGB', 'YCbCr', 'LAB', 'HSV'), 3), **dict.fromkeys(('RGBA', 'RGBa', 'RGBX', 'CMYK'), 4)}
+MODES = {2: 'LA', 4: 'RGBA or CMYK'}  # to suggest, by channels
+MAX_SEED = 2 ** 32 - 1  # of numpy
+
+
+def find_contradictions(
+        verb: str, args: Mapping[str, Any], asked: Callable[..., bool], world_size: int = 1) -> List[str]:
+    """Sentences on flags that contradict each other.
+
+    Args:
+        verb: 'train' or 'validate'.
+        args: Every flag of the script, by timm's names.
+        asked: Whether the user gave one of the flags that it is called with.
+        world_size: Processes of all nodes.
+    """
+    found = [*_input(args, asked)]
+    if args.get('aa') and verb == 'train':
+        found += _auto_augment(args)
+    if verb == 'train':
+        found += [*_augmentation(args), *_schedule(args, asked)]
+    if (args.get('seed') or 0) + world_size - 1 > MAX_SEED:
+        found.append(f'--seed {args["seed"]} is too large for {world_size} processes, each of which adds its number.')
+    return found
+
+
+def channels_of(args: Mapping[str, Any]) -> int:
+    """Channels of the input that the flags ask for."""
+    size = args.get('input_size')
+    return size[0] if size else args.get('in_chans') or 3
+
+
+def _channel_flag(args: Mapping[str, Any]) -> str:
+    size = args.get('input_size')
+    return f'--input-size {" ".join(map(str, size))}' if size else f'--in-chans {channels_of(args)}'
+
+
+def _input(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+    size, channels = args.get('input_size'), channels_of(args)
+    if size and args.get('in_chans') not in (None, size[0]):
+        yield f'{_channel_flag(args)} and --in-chans {args["in_chans"]} contradict each other: give one of them.'
+    if size and asked('img_size') and asked('input_size') and list(size[1:]) != [args['img_size']] * 2:
+        yield f'{_channel_flag(args)} and --img-size {args["img_size"]} contradict each other: give one of them.'
+    for name in ('mean', 'std'):
+        values = args.get(name)
+        if values and asked(name) and len(values) not in (1, channels):
+            counts = '1' if channels == 1 else f'1 or {channels}'
+            yield f'--{name} has {len(values)} values, the input has {channels} channel(s): give {counts}.'
+    mode = args.get('input_img_mode') or ('RGB' if channels == 3 else 'L')
+    if BANDS.get(mode, channels) != channels:
+        if args.get('input_img_mode'):
+            hint = f'give --in-chans {BANDS[mode]}, or another mode'
+        elif channels in MODES:
+            hint = f'add --input-img-mode {MODES[channels]}'
+        else:
+            hint = 'no image file has so many'
+        yield (f'{_channel_flag(args)} does not go with images of mode {mode}, which have {BANDS[mode]} channel(s): '
+               f'{hint}.')
+
+
+def _auto_augment(args: Mapping[str, Any]) -> Iterator[str]:
+    channels = channels_of(args)
+    if channels not in (1, 3) and not args.get('no_aug'):
+        yield (f'--aa {args["aa"]} is for gray and RGB images, {_channel_flag(args)} has {channels} channels: leave '
+               'out --aa.')
+
+
+def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:
+    mixup = uses_mixup(args)
+    splits = args.get('aug_splits') or 0
+    if args.get('jsd_loss') and not splits:
+        yield '--jsd-loss compares augmentation splits: add --aug-splits 3.'
+    if args.get('jsd_loss') and mixup:
+        yield '--jsd-loss and mixup exclude each other, as mixed images have no single label: leave out one.'
+    if args.get('split_bn') and not (splits or args.get('resplit')):
+        yield '--split-bn needs --aug-splits or --resplit.'
+    if mixup and splits:
+        yield 'Mixup and --aug-splits exclude each other: leave out one.'
+    if splits and args.get('no_prefetcher'):
+        yield '--aug-splits does not go with --no-prefetcher: leave out one.'
+    if mixup and args['batch_size'] % 2:
+        yield f'Mixup pairs images, but -b {args["batch_size"]} is odd: use an even batch size.'
+    if mixup and args.get('mixup_mode') == 'half' and args.get('no_prefetcher'):
+        yield '--mixup-mode half does not go with --no-prefetcher: leave out one.'
+    if (args.get('train_crop_mode') or 'rrc') == 'rrc' and args.get('scale') and max(args['scale']) > 1:
+        yield (f'--scale {" ".join(map(str, args["scale"]))} is a share of the image: give at most 1, e.g. 0.08 1.')
+
+
+def _schedule(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+    epochs, warm_up = args['epochs'], args.get('warmup_epochs') or 0
+    if args.get('warmup_prefix'):
+        epochs += warm_up
+    elif warm_up > epochs and asked('warmup_epochs', 'warm_up_epochs'):
+        yield (f'The warm-up (--warmup-epochs {warm_up}) is longer than the run (--epochs {epochs}): lower the first, '
+               'or raise the second.')
+    last = epochs + (args.get('cooldown_epochs') or 0)
+    if (args.get('start_epoch') or 0) >= last:
+        yield (f'--start-epoch {args["start_epoch"]} is not before the end of the run, which has {last} epochs, from '
+               '0 on: lower it, or raise --epochs.')
+    if args.get('sched') == 'plateau' and (args.get('decay_rate') or 0) >= 1:
+        yield f'--sched plateau needs a --decay-rate below 1, got {args["decay_rate"]}.'
+
+
+def uses_mixup(args: Mapping[str, Any]) -> bool:
+    return (args.get('mixup') or 0) > 0 or (args.get('cutmix') or 0) > 0 or args.get('cutmix_minmax') is not None

@@ -1,0 +1,125 @@
+"""What a run downloads: a model of the Hub, pretrained weights, a data set; once a node, before its ranks start."""
+import socket
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional
+
+from seresnet_timm.errors import RunError, first_line, printable
+from seresnet_timm.files import temporary_folder
+from seresnet_timm.launch.checks import names_several_models
+from seresnet_timm.launch.plan import Plan
+from seresnet_timm.runs.settings import RunSettings
+
+# kinds of data sets that their reader downloads: on its own, or with --dataset-download
+FROM_THE_HUB, ON_REQUEST = ('hfds', 'hfids'), ('torch', 'tfds', 'hfids')
+
+
+def pull_model(settings: RunSettings, plan: Plan, stack: ExitStack) -> RunSettings:
+    """Pull a model of the Hub, once a node; in a dry run its configuration only, which is removed afterwards.
+
+    Args:
+        settings: Settings of the run.
+        plan: The plan that they are of.
+        stack: Keeps the temporary folder of a dry run.
+    """
+    name = settings.args['model']
+    if not name.startswith('hf-hub:'):
+        return settings
+    from seresnet_timm.hub.pull import architecture_without, pull
+    weights = bool(settings.args.get('pretrained')) and not plan.dry_run
+    cache = stack.enter_context(temporary_folder(tempfile.gettempdir(), 'seresnet-timm-dry-')) if plan.dry_run else None
+    try:
+        pulled = pull(name.partition(':')[2], with_weights=weights, cache=cache)
+    except RunError as e:
+        checkpoint = plan.checkpoints.get(str(settings.args.get('checkpoint')))
+        if checkpoint is None or not settings.reasons.get('model', '').startswith('from '):
+            raise
+        architecture = architecture_without(checkpoint, e)
+        args = {**settings.args, 'model': architecture}
+        return replace(settings, args=args, notes=[
+            *settings.notes, f'{first_line(e)}: the network is made as {architecture}, which its weights are of.'])
+    return replace(settings, model_folder=str(pulled.folder), model_commit=pulled.commit)
+
+
+@contextmanager
+def downloaded(settings: RunSettings) -> Iterator[None]:
+    """Have what the ranks need in the caches; they take it from there, without a network.
+
+    Raises:
+        RunError: Something cannot be downloaded.
+    """
+    args = settings.args
+    with ExitStack() as stack:
+        if args.get('pretrained') and not _has_own_weights(settings) and not names_several_models(args['model']):
+            from seresnet_timm.hub import weights
+            by_hand = weights.download(args['model']) is not None and weights.brought_in_by_hand(args['model'])
+            if by_hand:
+                print(f'Pretrained weights of {args["model"]}: {printable(by_hand)}.')
+            if not args.get('dataset'):  # which may be on the Hub too
+                from seresnet_timm.hub.client import offline
+                stack.enter_context(offline())
+        kind = (args.get('dataset') or '').partition('/')[0].lower()
+        if kind in FROM_THE_HUB or kind in ON_REQUEST and args.get('dataset_download'):
+            _download_dataset(settings, kind, stack)
+        yield
+
+
+def _has_own_weights(settings: RunSettings) -> bool:
+    return bool(settings.model_folder or settings.args.get('pretrained_path') or settings.args.get('checkpoint'))
+
+
+def _download_dataset(settings: RunSettings, kind: str, stack: ExitStack) -> None:
+    """Have timm's reader download a data set, for every split."""
+    args, name = settings.args, printable(settings.args['dataset'])
+    without: Optional[str] = None
+    if kind in FROM_THE_HUB:
+        without = _why_no_hub(args['dataset'].partition('/')[2])
+        if without:
+            from seresnet_timm.hub.client import offline
+            stack.enter_context(offline())  # the reader then takes it from its cache at once, or not at all
+    from seresnet_timm.time_limit import FIRST_ANSWER
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(FIRST_ANSWER)  # torchvision has no time limit
+    try:
+        for arguments in _splits(settings):
+            _create_dataset(arguments)
+    except Exception as e:  # of readers, HTTP clients and the file system
+        folder = args.get('data_dir') or ('its cache' if kind in FROM_THE_HUB else '--data-dir')
+        where = 'the cache of `datasets` (HF_HOME)' if kind in FROM_THE_HUB else folder
+        raise RunError(
+            f'The data set {name} cannot be read or downloaded ({without or printable(first_line(e)[:300])}). Check '
+            f'--dataset, its splits and the network (HTTPS_PROXY, HF_ENDPOINT); without a network, copy it from a '
+            f'machine that has it into {where}, or name a folder of images with --data-dir.') from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _why_no_hub(name: str) -> Optional[str]:
+    """Why the Hub cannot be asked for a data set; None if it can. A folder needs no Hub."""
+    from seresnet_timm.hub.client import first_answer, make_api
+    from seresnet_timm.hub.errors import is_unreachable, reason
+    if Path(name).exists():
+        return None
+    try:
+        first_answer(lambda: make_api(None).dataset_info(name))
+    except Exception as e:
+        return reason(e) if is_unreachable(e) else None  # the reader says all else
+    return None
+
+
+def _splits(settings: RunSettings) -> Iterator[Dict[str, Any]]:
+    args = settings.args
+    for split in [args['split']] if settings.verb == 'validate' else [args['train_split'], args['val_split']]:
+        if split:
+            yield dict(
+                name=args['dataset'], root=args.get('data_dir'), split=split, is_training=False, batch_size=1,
+                download=bool(args.get('dataset_download')),
+                trust_remote_code=bool(args.get('dataset_trust_remote_code')),
+                input_key=args.get('input_key'), target_key=args.get('target_key'))
+
+
+def _create_dataset(arguments: Dict[str, Any]) -> None:
+    from timm.data import create_dataset
+    create_dataset(**arguments)

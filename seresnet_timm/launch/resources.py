@@ -1,0 +1,126 @@
+"""What a run needs of the machine: disk space for checkpoints, shared memory for batches, open files
+
+A run is refused only if it is certain to fail; what may become too little is a note of the plan.
+"""
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional
+
+import torch
+from timm.data import resolve_data_config
+
+from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.worker_errors import SHM
+
+# copies of the weights that an optimizer keeps, for the usual ones; 0 for others, of which nothing is certain
+COPIES: Dict[str, int] = dict(
+    {'momentum': 1, 'nesterov': 1, 'lion': 1},
+    **dict.fromkeys(('adam', 'adamw', 'nadam', 'nadamw', 'radam', 'adamp', 'lamb'), 2))
+PREFETCH = 2  # batches of a worker that wait, torch's default
+FILES_OF_A_PROCESS = 64  # open before the loaders start: libraries, logs, sockets
+FILES_OF_A_WORKER = 5  # pipes of a worker process, in the main one
+ENOUGH_FILES = 1024
+MIB = 2 ** 20
+
+
+def check_resources(run: Any) -> Iterator[str]:
+    """Problems of a run as sentences; its notes are added.
+
+    Args:
+        run: The run, a `Checked`.
+    """
+    if run.settings.verb == 'train':
+        yield from _check_disk(run)
+    yield from _check_workers(run)
+
+
+# --- disk -------------------------------------------------------------------------------------------------------------
+
+def checkpoint_bytes(run: Any) -> Optional[int]:
+    """Size of a checkpoint, without what is not certain; None if the model is not known."""
+    if run.model is None:
+        return None
+    weights = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in run.model.parameters() if p.requires_grad)
+    momentum = 0 if run.flag('momentum') == 0 and run.args.opt in ('momentum', 'nesterov') else 1
+    state = COPIES.get(run.args.opt.lower(), 0) * trained * momentum
+    return weights * (2 if run.flag('model_ema') else 1) + state
+
+
+def _check_disk(run: Any) -> Iterator[str]:
+    size = checkpoint_bytes(run)
+    folder = Path(run.settings.output).absolute()
+    existing = next((p for p in (folder, *folder.parents) if p.is_dir()), None)
+    if size is None or existing is None:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < size:
+        yield (f'A checkpoint has at least {_mib(size)}, but files of this process are limited to {_mib(limit)}: raise '
+               'the limit (`ulimit -f unlimited`).')
+    try:
+        free = shutil.disk_usage(existing).free
+        status = os.statvfs(existing)
+    except OSError:
+        return  # the check of the output folder says why
+    if free < size:
+        yield (f'A checkpoint needs at least {_mib(size)}, {existing} has {_mib(free)} free: free disk space, or name '
+               'another folder with --output.')
+    elif status.f_files and not status.f_favail:
+        yield f'{existing} has no inode left for new files: remove files, or name another folder with --output.'
+    else:
+        # `last`, `model_best`, the history, and the one that is being written
+        most = size * (3 + (run.flag('checkpoint_hist') or 10))
+        if free < most:
+            run.notes.append(f'Checkpoints of this run may take {_mib(most)} ({_mib(size)} each), {existing} has '
+                             f'{_mib(free)} free: a lower --checkpoint-hist keeps fewer.')
+
+
+# --- loader workers ---------------------------------------------------------------------------------------------------
+
+def _check_workers(run: Any) -> Iterator[str]:
+    workers = run.flag('workers') or 0
+    decoder, _ = choose_decoder(run.args, run.settings.fast_jpeg)
+    if not workers or decoder is not None and decoder.releases_gil and not run.flag('no_prefetcher'):
+        return  # no worker processes: threads
+    loaders = 2 if run.settings.verb == 'train' and run.flag('val_split') else 1
+    yield from _check_files(run, workers * loaders)
+    if run.model is not None and os.path.isdir(SHM):
+        yield from _check_shm(run, workers)
+
+
+def _check_files(run: Any, workers: int) -> Iterator[str]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    needed = FILES_OF_A_PROCESS + FILES_OF_A_WORKER * workers
+    if soft < needed:
+        yield (f'{workers} loader workers need at least {needed} open files, the limit is {soft}: raise it (`ulimit -n '
+               '65536`), or use fewer workers (-j).')
+    elif soft < max(ENOUGH_FILES, 2 * needed):
+        run.notes.append(f'At most {soft} files can be open, which may be too few for {workers} loader workers: '
+                         '`ulimit -n 65536` raises the limit.')
+
+
+def _check_shm(run: Any, workers: int) -> Iterator[str]:
+    if torch.multiprocessing.get_sharing_strategy() != 'file_descriptor':
+        return
+    channels, height, width = resolve_data_config(vars(run.args), model=run.model)['input_size']
+    bytes_each = 4 if run.flag('no_prefetcher') else 1
+    batch = run.args.batch_size * channels * height * width * bytes_each
+    usage = shutil.disk_usage(SHM)
+    waiting = batch * workers * PREFETCH * run.settings.nproc
+    if usage.total < batch:
+        yield (f'A batch has {_mib(batch)}, the shared memory for loader workers {_mib(usage.total)} ({SHM}): make it '
+               f'larger (`docker run --shm-size 8g`, `mount -o remount,size=8g {SHM}`), load without worker processes '
+               '(-j 0), or use a smaller batch (-b).')
+    elif usage.free < waiting:
+        run.notes.append(
+            f'Batches of {workers} loader workers for each of {run.settings.nproc} process(es) take up to '
+            f'{_mib(waiting)} of shared memory, {SHM} has {_mib(usage.free)} free: make it larger (`docker run '
+            '--shm-size 8g`), or use fewer workers (-j).')
+
+
+def _mib(size: float) -> str:
+    return f'{size / MIB:,.1f} MiB' if size < 100 * MIB else f'{size / MIB:,.0f} MiB'

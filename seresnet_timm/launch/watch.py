@@ -1,0 +1,146 @@
+"""Notices a rank that makes no more steps, writes the stacks of all ranks, and ends the one that the others wait for"""
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional
+
+from seresnet_timm.runs.folder import RunFolder, resume_hint
+from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step import heartbeat
+
+# a rank writes its stacks when it gets this one; no other program is known to send it
+STACKS_SIGNAL = signal.SIGRTMIN + 7
+FIRST_STEP = 3  # times the limit, for a rank's first step
+
+
+def write_stacks_on_signal(file: Path) -> None:
+    """Let this process append the stacks of its threads to a file whenever it gets `STACKS_SIGNAL`."""
+    import faulthandler
+    file.parent.mkdir(parents=True, exist_ok=True)
+    faulthandler.register(STACKS_SIGNAL, open(file, 'a'), all_threads=True)  # which stays open
+
+
+class Watch:
+    """Watches the ranks of this node, in a thread, while it is entered.
+
+    Args:
+        file: The heartbeat file of the ranks.
+        timeout: Seconds without a step of a rank that are too many; 0 watches nothing.
+        end: Called once, with all heartbeats and the local ranks that hold up the run.
+        first_rank: Rank of the first record of the file.
+
+    Attributes:
+        sentence: What was found; None while all is well.
+    """
+
+    def __init__(
+            self,
+            file: Path,
+            timeout: float,
+            end: Callable[[List[heartbeat.Heartbeat], List[int]], None],
+            first_rank: int = 0,
+    ):
+        self.file = file
+        self.first_rank = first_rank
+        self.timeout = timeout
+        self.end = end
+        self.sentence: Optional[str] = None
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='watch', daemon=True)
+
+    def __enter__(self) -> 'Watch':
+        if self.timeout:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._left.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        last: Dict[int, heartbeat.Heartbeat] = {}
+        since: Dict[int, float] = {}
+        while not self._left.wait(min(1., self.timeout / 10)):
+            now = time.monotonic()
+            beats = heartbeat.read(self.file)
+            for rank, beat in enumerate(beats):
+                if last.get(rank) != beat:
+                    last[rank], since[rank] = beat, now
+            late = [r for r, b in enumerate(beats) if state(b.pid) and now - since[r] > self._patience(b)]
+            if not late:
+                continue
+            guilty = hold_up(beats, late)
+            self.sentence = self._describe(beats, guilty)
+            self.end(beats, guilty)
+            return
+
+    def _patience(self, beat: heartbeat.Heartbeat) -> float:
+        """Seconds until the next step; more for the first one, before which data are listed and kernels compiled."""
+        return self.timeout if beat.steps else FIRST_STEP * self.timeout
+
+    def _describe(self, beats: List[heartbeat.Heartbeat], guilty: List[int]) -> str:
+        numbers = ', '.join(str(self.first_rank + r) for r in guilty)
+        names = f'Rank {numbers} has' if len(guilty) == 1 else f'Ranks {numbers} have'
+        stopped = [r for r in guilty if state(beats[r].pid) == 'T']
+        why = ' (stopped by a signal)' if stopped else ''
+        return f'{names} not finished a step for {self._patience(beats[guilty[0]]):g} s{why}'
+
+
+def end_ranks(beats: List[heartbeat.Heartbeat], guilty: List[int]) -> None:
+    """Let all ranks write their stacks, then kill those that hold up the others: torchrun's agent ends the rest."""
+    for beat in beats:
+        if beat.pid and state(beat.pid):
+            os.kill(beat.pid, STACKS_SIGNAL)
+    time.sleep(1)  # they write
+    for rank in guilty:
+        os.kill(beats[rank].pid, signal.SIGKILL)  # a stopped process takes no other
+
+
+@contextmanager
+def watch_this_process(settings: RunSettings) -> Iterator[None]:
+    """Watch the only rank of this process: if it hangs, write its stacks, say so, and end the process."""
+    def end(*_) -> None:
+        import faulthandler
+        stacks = None
+        if settings.output:
+            stacks = RunFolder(settings.output).logs / f'stacks-{os.getpid()}.txt'
+            stacks.parent.mkdir(parents=True, exist_ok=True)
+            with open(stacks, 'w') as f:
+                faulthandler.dump_traceback(f)
+        else:
+            faulthandler.dump_traceback(sys.stderr)
+        hint = resume_hint(settings)
+        where = f'; the stacks are in {stacks}' if stacks else ''
+        print(f'seresnet-timm: error: {watch.sentence}{where}.{hint}', file=sys.stderr, flush=True)
+        os._exit(1)  # whatever holds up the main thread
+
+    rank = int(os.environ.get('RANK') or 0)
+    with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
+        file = Path(tmp) / 'heartbeats'
+        heartbeat.create(file, 1)
+        heartbeat.start(file, 0)
+        watch = Watch(file, settings.hang_timeout, end, first_rank=rank)
+        with watch:
+            yield
+
+
+def hold_up(beats: List[heartbeat.Heartbeat], late: List[int]) -> List[int]:
+    """The late ranks that the others wait for: those that are stopped, else those with the fewest steps."""
+    stopped = [r for r in late if state(beats[r].pid) == 'T']
+    fewest = min(beats[r].steps for r in late)
+    return stopped or [r for r in late if beats[r].steps == fewest]
+
+
+def state(pid: int) -> str:
+    """State of a process as the kernel names it, e.g. 'R', 'S', 'T' for stopped; '' if it has ended."""
+    try:
+        found = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+    except OSError:
+        return ''
+    return '' if found in 'ZX' else found

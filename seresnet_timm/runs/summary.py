@@ -1,0 +1,43 @@
+"""summary.csv: a row an epoch; a row that cannot be written, for example because the disk is full, is written later"""
+import logging
+import os
+from typing import Any, Dict, List, Optional
+
+from timm.utils import update_summary
+
+_logger = logging.getLogger('train')
+
+
+class Summary:
+    """Writes rows by timm's `update_summary`.
+
+    Attributes:
+        error: Why rows are missing in the file, as a sentence; None if none are.
+    """
+
+    def __init__(self):
+        self.error: Optional[str] = None
+        self._rows: List[Dict[str, Any]] = []
+
+    def add(self, filename: str, log_wandb: bool = False, **row) -> None:
+        """Add a row, after those that could not be written before.
+
+        Args:
+            filename: The file.
+            log_wandb: Log the row to W&B too.
+            row: Further arguments of timm's function.
+        """
+        self._rows.append(dict(row, log_wandb=log_wandb))
+        self.error = None
+        while self._rows:
+            size = os.path.getsize(filename) if os.path.exists(filename) else 0
+            try:
+                update_summary(filename=filename, **self._rows[0])
+            except OSError as e:
+                self._rows[0]['log_wandb'] = False  # it was logged before the file was opened
+                if os.path.exists(filename):
+                    os.truncate(filename, size)  # no half row
+                self.error = f'{len(self._rows)} row(s) of {filename} could not be written ({e.strerror}).'
+                _logger.error(f'NOT SAVED: {self.error} They are written after the next epoch.')
+                return
+            del self._rows[0]

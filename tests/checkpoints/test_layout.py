@@ -1,0 +1,169 @@
+"""Weights under the keys and prefixes of other tools: loaded bit for bit, or refused with both names and a remedy."""
+import argparse
+
+import pytest
+import timm
+import torch
+from checkpoint_files import TINY, tiny_model
+from safetensors.torch import load_file
+
+from seresnet_timm import cli
+from seresnet_timm.checkpoints.convert import convert
+from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.inspect import describe, inspect
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.errors import UsageError
+
+NAME = 'seresnet18_ascend'
+
+
+@pytest.fixture(scope='module')
+def own():
+    return tiny_model(1).state_dict()
+
+
+@pytest.fixture(scope='module')
+def other():
+    return tiny_model(2).state_dict()
+
+
+def under(prefix, weights):
+    return {prefix + k: v for k, v in weights.items()}
+
+
+def load(content, path, **kwargs):
+    """Load into a new model; its weights."""
+    torch.save(content, path)
+    model = tiny_model(3)
+    load_weights(model, path, NAME, **kwargs)
+    return model.state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in b)
+
+
+@pytest.mark.parametrize('prefix', [
+    'module.', '_orig_mod.', 'module._orig_mod.', 'module.module.', 'model.', 'net.', 'backbone.', 'encoder.',
+    'student.', 'module.model.', 'model._orig_mod.', '_orig_mod.model.module.', 'any_word.', 'ema_model.',
+    'trunk.module.'])
+def test_a_shared_prefix_is_taken_off(own, tmp_path, prefix):
+    assert equal(load({'state_dict': under(prefix, own)}, tmp_path / 'x.pth'), own)
+
+
+@pytest.mark.parametrize('key', [
+    'state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'module', 'params', 'ema_state_dict',
+    'my_own_key'])
+def test_keys_of_nesting(own, tmp_path, key):
+    path = tmp_path / 'x.pth'
+    assert equal(load({key: dict(own), 'epoch': 3, 'optimizer_state_dict': {'state': {}}}, path), own)
+    assert inspect(str(path))['architecture'] is None or key  # inspect reads it too
+    assert any(key in line for line in describe(inspect(str(path)))) or key == 'state_dict'
+
+
+def test_nested_twice_and_half_wrapped(own, tmp_path):
+    path = tmp_path / 'x.pth'
+    assert equal(load({'state_dict': {'model': under('module.', own)}}, path), own)
+    half = dict(list(under('module.', own).items())[:40] + list(own.items())[40:])
+    assert equal(load(half, path), own)
+    assert equal(load({'state_dict': {**under('model.', own), 'criterion.weight': torch.ones(3)}}, path), own)
+
+
+def test_body_and_head_under_two_prefixes(own, tmp_path):
+    joined = {('head.' if k.startswith('fc.') else 'backbone.') + k: v for k, v in own.items()}
+    assert equal(load({'meta': {}, 'state_dict': joined}, tmp_path / 'x.pth'), own)
+    more = {**joined, 'neck.weight': torch.ones(2, 2)}
+    with pytest.raises(UsageError, match=r'missing: fc.weight.*|backbone\.'):
+        load({'state_dict': more}, tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('make, names', [
+    (lambda a, b: {**under('teacher.', b), **under('student.', a)}, ('teacher.', 'student.')),
+    (lambda a, b: {'state_dict': {**under('module.encoder_q.', a), **under('module.encoder_k.', b),
+                                  'module.queue': torch.randn(8, 16)}}, ('encoder_q.', 'encoder_k.')),
+    (lambda a, b: {'state_dict': {**a, **under('ema_model.', b)}}, ('without a prefix', 'ema_model.')),
+    (lambda a, b: {'state_dict': {**under('model.', a), **under('ema.', b)}}, ('model.', 'ema.')),
+    (lambda a, b: {**a, **under('module.', b)}, ('module.',)),
+    (lambda a, b: {'net1': a, 'net2': b}, ('net1', 'net2')),
+    (lambda a, b: {'student': a, 'teacher': b, 'epoch': 1}, ('student', 'teacher')),
+], ids=['distillation', 'moco', 'average', 'lightning', 'ddp', 'keys', 'dino'])
+def test_two_networks_are_refused_and_can_be_chosen(own, other, tmp_path, make, names):
+    path, before = tmp_path / 'x.pth', tiny_model(3)
+    torch.save(make(own, other), path)
+    model = tiny_model(3)
+    with pytest.raises(UsageError, match='--network') as e:
+        load_weights(model, path, NAME)
+    assert all(name in str(e.value) for name in names) and str(path) in str(e.value)
+    assert equal(model.state_dict(), before.state_dict()), 'nothing was loaded'
+    network = str(e.value).rpartition('--network ')[2].split('`')[0]
+    convert(str(path), str(tmp_path / 'one.safetensors'), network=network)
+    written = load_file(tmp_path / 'one.safetensors')
+    assert equal(written, own) or equal(written, other)
+    if 'without a prefix' in names or names == ('module.',):
+        convert(str(path), str(tmp_path / 'one.safetensors'), network='')
+        assert equal(load_file(tmp_path / 'one.safetensors'), own)
+
+
+def test_the_network_whose_shapes_fit_is_taken(own, tmp_path):
+    torch.manual_seed(0)
+    wider = timm.create_model(NAME, **dict(TINY, channels=(8, 8, 8, 32))).state_dict()
+    assert equal(load({**under('teacher.', wider), **under('student.', own)}, tmp_path / 'x.pth'), own)
+
+
+def test_what_is_missing_or_too_much_is_refused(own, tmp_path):
+    headless = {k: v for k, v in own.items() if not k.startswith('fc.')}
+    for content, word in ((headless, 'fc.weight'), ({**own, 'fc2.weight': torch.ones(3, 3)}, 'fc2.weight'),
+                          (under('model.', {**own, 'aux.weight': torch.ones(1)}), 'aux.weight')):
+        with pytest.raises(UsageError, match=word):
+            load(content, tmp_path / 'x.pth')
+
+
+def test_an_average_of_torchvisions_references(own, other, tmp_path):
+    """Its names have `module.`, and a counter beside them; it is taken only if asked for."""
+    path = tmp_path / 'x.pth'
+    content = {'model': own, 'model_ema': {**under('module.', other), 'n_averaged': torch.tensor(2)}, 'epoch': 3,
+               'args': argparse.Namespace(model=NAME), 'scaler': {}}
+    assert equal(load(content, path), own) and equal(load(content, path, use_ema=True), other)
+    for flags, expected in ((dict(), own), (dict(use_ema=True), other)):
+        convert(str(path), str(tmp_path / 'o.safetensors'), **flags)
+        assert equal(load_file(tmp_path / 'o.safetensors'), expected)
+
+
+def test_weights_of_split_batch_norm(own, tmp_path):
+    """Evaluation does not use the BatchNorm of further augmentation splits."""
+    split = {**own, 'bn1.aux_bn.0.weight': torch.ones(8), 'layer1.0.bn1.aux_bn.0.bias': torch.ones(8)}
+    assert equal(load({'state_dict': split}, tmp_path / 'x.pth'), own)
+
+
+def test_weights_that_are_not_finite(own, tmp_path):
+    path = tmp_path / 'x.pth'
+    sick = {k: v.clone() for k, v in own.items()}
+    sick['layer2.0.conv1.weight'].view(-1)[5] = float('nan')
+    sick['fc.weight'][0, 0] = float('inf')
+    for content in ({'state_dict': sick}, {'state_dict': own, 'state_dict_ema': sick}):
+        with pytest.raises(UsageError, match='not finite.*layer2.0.conv1.weight, fc.weight') as e:
+            load(content, path, use_ema=True)
+        assert str(path) in str(e.value)
+    assert equal(load({'state_dict': own, 'state_dict_ema': sick}, path), own), 'the average is not used'
+    torch.save({'state_dict': sick}, path)
+    assert any('not finite' in line and 'fc.weight' in line for line in describe(inspect(str(path))))
+
+
+def test_run_folders_and_folders_of_the_hub(own, tmp_path, capsys):
+    """`inspect` and `convert` take what `predict` takes."""
+    run, hub = tmp_path / 'run', tmp_path / 'hub'
+    run.mkdir()
+    hub.mkdir()
+    torch.save({'state_dict': own}, run / 'last.pth.tar')
+    convert(str(run / 'last.pth.tar'), str(hub / 'model.safetensors'))
+    (hub / 'model.safetensors').rename(tmp_path / 'model.safetensors')
+    from safetensors.torch import save_file
+    save_file(own, hub / 'model.safetensors')
+    (hub / 'config.json').write_text(
+        '{"architecture": "seresnet18_ascend", "num_classes": 3, "model_args": {"channels": [8, 8, 8, 16], '
+        '"stem_width": 8, "bn_eps": 0.5}, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "label_names": ["a", "b", "c"]}}')
+    cli.main(['inspect', str(run), str(hub)])
+    assert 'bn_eps=0.5' in capsys.readouterr().out
+    cli.main(['convert', str(hub), str(tmp_path / 'o.safetensors')])
+    info = read_checkpoint(tmp_path / 'o.safetensors').info
+    assert info.kwargs['bn_eps'] == 0.5 and info.mean == [0.1, 0.2, 0.3] and info.class_names == ['a', 'b', 'c']

@@ -1,0 +1,112 @@
+"""A disk that is full while a run saves: the old checkpoint stays, the run goes on, nothing half-written is left."""
+import errno
+import os
+import resource
+from contextlib import contextmanager
+
+import pytest
+import timm
+import torch
+from timm.task import ClassificationTask
+
+from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
+from seresnet_timm.checkpoints.save_errors import SaveErrors
+from seresnet_timm.runs.summary import Summary
+
+pytestmark = pytest.mark.preloaded
+
+
+@contextmanager
+def file_size_limit(size):
+    """Files of this process cannot grow beyond a size."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.fixture
+def saver(tmp_path):
+    model = timm.create_model('resnet10t', num_classes=2)
+    saver = AtomicCheckpointSaver(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path),
+        max_history=2, task=ClassificationTask(model, verbose=False))
+    saver.errors = SaveErrors()
+    return saver
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_failed_save_is_tried_again(saver, tmp_path, caplog):
+    assert saver.save_checkpoint(0, metric=1.) == (1., 0)
+    before = names(tmp_path)
+    with file_size_limit(10_000_000):
+        assert saver.save_checkpoint(1, metric=2.) == (1., 0)
+        assert names(tmp_path) == before and read_checkpoint(tmp_path / 'last.pth.tar').content['epoch'] == 0
+        saver.save_recovery(2, 5)
+        assert names(tmp_path) == before
+    assert 'NOT SAVED: Epoch 1 could not be saved' in caplog.text and 'ulimit -f' in caplog.text
+    assert 'Update 5 of epoch 2' in saver.errors.last
+    assert saver.save_checkpoint(2, metric=1.5) == (1.5, 2)  # better than any that was saved
+    assert saver.errors.last is None and 'Saved again: Epoch 2' in caplog.text
+    assert read_checkpoint(tmp_path / 'model_best.pth.tar').content['epoch'] == 2
+
+
+@pytest.mark.parametrize('step', ('_replace', '_duplicate'))
+def test_no_space_for_names(saver, tmp_path, monkeypatch, step):
+    """The folder itself can be full, or a copy, where there are no hard links."""
+    saver.save_checkpoint(0, metric=1.)
+
+    def fail(*_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    with monkeypatch.context() as m:
+        m.setattr(saver, step, fail)
+        assert saver.save_checkpoint(1, metric=2.) == (1., 0)
+    assert 'Disk quota exceeded' in saver.errors.last
+    assert not [n for n in names(tmp_path) if 'tmp' in n]
+    assert read_checkpoint(tmp_path / 'model_best.pth.tar').content['epoch'] == 0
+    assert saver.save_checkpoint(2, metric=3.) == (3., 2)
+    assert read_checkpoint(tmp_path / 'model_best.pth.tar').content['epoch'] == 2
+
+
+def test_other_errors_are_raised(saver, monkeypatch):
+    monkeypatch.setattr(torch, 'save', lambda *_: (_ for _ in ()).throw(RuntimeError('something else')))
+    with pytest.raises(RuntimeError, match='something else'):
+        saver.save_checkpoint(0)
+
+
+def test_temporary_files_of_a_killed_run_are_removed(saver, tmp_path):
+    for name in ('tmp.pth.tar', 'recovery_tmp.pth.tar', 'last.pth.tar.tmp', 'mine.pth.tar'):
+        (tmp_path / name).touch()
+    AtomicCheckpointSaver(saver.model, saver.optimizer, checkpoint_dir=str(tmp_path), task=saver.task)
+    assert names(tmp_path) == ['mine.pth.tar']
+
+
+@pytest.mark.parametrize('bad', (float('nan'), float('inf'), float('-inf')))
+def test_a_metric_that_is_no_number_is_never_the_best(saver, tmp_path, bad):
+    assert saver.save_checkpoint(0, metric=bad) == (None, None)
+    assert names(tmp_path) == ['checkpoint-0.pth.tar', 'last.pth.tar']
+    assert saver.save_checkpoint(1, metric=1.) == (1., 1)
+    assert saver.save_checkpoint(2, metric=bad) == (1., 1)
+    assert read_checkpoint(tmp_path / 'model_best.pth.tar').content['epoch'] == 1
+
+
+def test_summary_has_every_row_once(tmp_path):
+    path, summary = tmp_path / 'summary.csv', Summary()
+
+    def add(epoch):
+        summary.add(str(path), epoch=epoch, train_metrics={'loss': 0.123456789}, eval_metrics=None, lr=1.)
+    add(0)
+    first = path.read_text()
+    with file_size_limit(len(first) + 4):
+        add(1)
+        assert path.read_text() == first and '1 row(s)' in summary.error
+        add(2)
+        assert path.read_text() == first and '2 row(s)' in summary.error
+    add(3)
+    assert summary.error is None and path.read_text() == first + ''.join(f'{i},0.123456789,1.0\n' for i in (1, 2, 3))

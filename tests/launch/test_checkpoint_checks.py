@@ -1,0 +1,134 @@
+"""What a run resumes or starts from: refused or told before anything is written, in a dry run too."""
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from seresnet_timm import cli
+
+pytestmark = pytest.mark.preloaded
+MODEL = ['--model', 'seresnet18_ascend', '--model-kwargs', 'channels=[4,8,8,8]', 'stem_width=8']
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    for split in ('train', 'val'):
+        for i, name in enumerate(('ant', 'bee', 'cow')):
+            (root / split / name).mkdir(parents=True)
+            for n in range(3):
+                Image.new('RGB', (32, 32), (60 * i, 9 * n, 90)).save(root / split / name / f'{n}.png')
+    return root
+
+
+def train(data, output, *more, act='silu'):
+    cli.main([
+        'train', '--data-dir', str(data), *MODEL, f'act_layer={act}', '--img-size', '32', '-b', '4', '--epochs', '2',
+        '--workers', '0', '--warmup-epochs', '0', '--lr', '0.01', '--opt', 'momentum', '--weight-decay', '0.0001',
+        '--device', 'cpu', '--nproc', '1', '--output', str(output), '--experiment', 'run', *map(str, more)])
+
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+    """A training of two epochs: its folder, and its last checkpoint as a dictionary."""
+    output = tmp_path_factory.mktemp('out')
+    train(data, output)
+    return output / 'run', torch.load(output / 'run' / 'last.pth.tar', weights_only=False)
+
+
+def refused(capsys, data, tmp_path, *more):
+    with pytest.raises(SystemExit) as e:
+        train(data, tmp_path / 'new', '--dry-run', '--epochs', '3', *more)
+    assert e.value.code == 2 and not (tmp_path / 'new').exists()
+    return capsys.readouterr().err
+
+
+def told(capsys, data, tmp_path, *more, **network):
+    train(data, tmp_path / 'new', '--dry-run', '--epochs', '3', *more, **network)
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda c: {'state_dict': c['state_dict'], 'epoch': 1}, 'holds no optimizer state.*--initial-checkpoint'),
+    (lambda c: c['state_dict'], 'holds no optimizer state'),
+    (lambda c: {'state_dict': c['state_dict'], 'optimizer_states': []}, 'Lightning'),
+    (lambda c: {'model_state_dict': c['state_dict'], 'optimizer': c['optimizer']}, '--initial-checkpoint'),
+    (lambda c: dict(c, optimizer={}), 'no parameter groups'),
+    (lambda c: dict(c, epoch='two'), "its epoch is 'two'"),
+    (lambda c: dict(c, epoch=-5), 'its epoch is -5'),
+    (lambda c: {k: v for k, v in c.items() if k != 'epoch'}, '--start-epoch'),
+    (lambda c: dict(c, state_dict={k: v * float('nan') if v.is_floating_point() else v for k, v in
+                                   c['state_dict'].items()}, weights_sha256=None), 'not finite.*conv1.weight'),
+    (lambda c: dict(c, optimizer=dict(c['optimizer'], state={0: {'momentum_buffer': torch.tensor([float('inf')])}})),
+     'optimizer state is not finite'),
+], ids=['weights', 'bare', 'lightning', 'other key', 'no groups', 'epoch text', 'epoch', 'no epoch', 'nan', 'inf'])
+def test_files_that_a_run_cannot_resume_from(capsys, data, run, tmp_path, change, words):
+    torch.save(change(dict(run[1])), tmp_path / 'x.pth.tar')
+    text = refused(capsys, data, tmp_path, '--resume', tmp_path / 'x.pth.tar')
+    assert re.search(words, text) and 'x.pth.tar' in text
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--weight-decay', '0'], 'other parameter groups.*--weight-decay was 0.0001 and is 0'),
+    (['--layer-decay', '0.5'], 'other parameter groups.*--layer-decay'),
+    (['--opt', 'adamw'], r'another optimizer than --opt adamw \(--opt momentum\)'),
+    (['--opt', 'rmsproptf'], 'another optimizer than --opt rmsproptf'),
+    (['--initial-checkpoint', 'LAST'], 'leave out --initial-checkpoint'),
+    (['--resume', 'FOLDER'], 'name its last checkpoint, --resume .*last.pth.tar'),
+])
+def test_flags_that_a_checkpoint_contradicts(capsys, data, run, tmp_path, flags, words):
+    last = str(run[0] / 'last.pth.tar')
+    flags = [f.replace('LAST', last).replace('FOLDER', str(run[0])) for f in flags]
+    assert re.search(words, refused(capsys, data, tmp_path, '--resume', last, *flags))
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--epochs', '2'], '2 epochs are complete, of 2: nothing is left'),
+    (['--model-ema'], 'holds no moving average'),
+    (['--lr', '0.5'], r'not from the flags: lr 0.01 \(given: 0.5\)'),
+    (['--weight-decay', '0.5'], r'weight decay 0.0001 \(given: 0.5\)'),
+    (['--mean', '0.5', '0.5', '0.5'], 'other images than this run has: mean'),
+    (['--no-resume-opt'], 'the optimizer starts anew'),
+])
+def test_what_a_resumed_run_takes_from_the_file_is_told(capsys, data, run, tmp_path, flags, words):
+    text = told(capsys, data, tmp_path, '--resume', run[0] / 'last.pth.tar', *flags)
+    assert re.search(words, text), text
+
+
+def test_a_resume_that_fits_is_not_commented(capsys, data, run, tmp_path):
+    text = told(capsys, data, tmp_path, '--resume', run[0] / 'last.pth.tar')
+    other = told(capsys, data, tmp_path, '--resume', run[0] / 'last.pth.tar', act='gelu')
+    assert 'was trained with act_layer silu, this run has gelu: --model-kwargs act_layer=silu keeps it' in other
+    assert 'was trained with' not in text and 'holds no' not in text and 'not from the flags' not in text
+
+
+def test_pretrained_path_with_a_prefix(capsys, data, run, tmp_path):
+    """timm would leave out all weights whose names have a prefix, and say so nowhere."""
+    weights = run[1]['state_dict']
+    torch.save({'state_dict': {f'model.{k}': v for k, v in weights.items()}}, tmp_path / 'prefix.pth')
+    torch.save({f'other.{k}.more': v for k, v in weights.items()}, tmp_path / 'foreign.pth')
+    assert 'does not fit' in refused(capsys, data, tmp_path, '--pretrained-path', tmp_path / 'foreign.pth')
+    train(data, tmp_path, '--pretrained-path', tmp_path / 'prefix.pth', '--epochs', '1', '--lr', '1e-30')
+    trained = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)['state_dict']
+    assert torch.equal(trained['layer1.0.conv1.weight'], weights['layer1.0.conv1.weight'])
+
+
+def test_evaluation_with_arguments_of_both(capsys, data, run, tmp_path):
+    """Arguments of the file that are not typed again stay those of the file."""
+    evaluate = ['validate', '--data-dir', str(data), '--device', 'cpu', '--workers', '0', '-b', '4', '--checkpoint']
+    cli.main([*evaluate, str(run[0] / 'last.pth.tar'), '--model-kwargs', 'drop_rate=0.1'])
+    loss = float(re.search(r'"loss": ([\d.]+)', capsys.readouterr().out)[1])
+    rows = (run[0] / 'summary.csv').read_text().splitlines()
+    assert loss == pytest.approx(float(dict(zip(rows[0].split(','), rows[-1].split(',')))['eval_loss']), abs=1e-4)
+    odd = dict(run[1], model_info=dict(run[1]['model_info'], kwargs=dict(run[1]['model_info']['kwargs'], odd={})))
+    torch.save(odd, tmp_path / 'odd.pth.tar')
+    with pytest.raises(SystemExit):
+        cli.main([*evaluate, str(tmp_path / 'odd.pth.tar')])
+    assert '--model-kwargs' in capsys.readouterr().err
+    cli.main([*evaluate, str(tmp_path / 'odd.pth.tar'), *MODEL, 'act_layer=silu'])
+    assert float(re.search(r'"loss": ([\d.]+)', capsys.readouterr().out)[1]) == pytest.approx(loss)
+    with pytest.raises(SystemExit):
+        cli.main(['predict', str(tmp_path / 'odd.pth.tar'), str(data / 'val')])
+    assert 'Only `seresnet-timm validate`' in capsys.readouterr().err

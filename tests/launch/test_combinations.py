@@ -1,0 +1,67 @@
+"""Flags that each work and do not go together, found in the flags alone."""
+import pytest
+
+from seresnet_timm.launch.combinations import find_contradictions
+from seresnet_timm.launch.parse import parse
+
+
+def find(*argv, verb='train', world_size=1):
+    line = parse(verb, argv)
+    assert not line.problems
+    typed = {**line.flags, **line.modelzoo}
+    return find_contradictions(
+        verb, {**line.defaults, **line.flags}, lambda *names: any(n in typed for n in names), world_size)
+
+
+@pytest.mark.parametrize('argv, words', (
+    (('--in-chans', '4', '--input-img-mode', 'RGBA', '--aa', 'rand-m9'), ('--aa rand-m9', '--in-chans 4')),
+    (('--in-chans', '4'), ('--in-chans 4', 'mode L', '--input-img-mode RGBA or CMYK')),
+    (('--input-size', '2', '32', '32'), ('--input-size 2 32 32', '--input-img-mode LA')),
+    (('--in-chans', '7'), ('--in-chans 7', 'no image file')),
+    (('--input-img-mode', 'L'), ('--in-chans 3', 'mode L', '1 channel')),
+    (('--in-chans', '1', '--input-size', '3', '32', '32'), ('--input-size 3 32 32', '--in-chans 1')),
+    (('--img-size', '64', '--input-size', '3', '32', '32'), ('--img-size 64', '--input-size 3 32 32')),
+    (('--mean', '0.5', '0.5'), ('--mean has 2 values', '3 channel', 'give 1 or 3')),
+    (('--in-chans', '1', '--std', '.2', '.2', '.2'), ('--std has 3 values', 'give 1.')),
+    (('--jsd-loss',), ('--jsd-loss', '--aug-splits 3')),
+    (('--aug-splits', '3', '--no-prefetcher'), ('--aug-splits', '--no-prefetcher')),
+    (('--aug-splits', '2', '--cutmix', '1'), ('--aug-splits', 'Mixup')),
+    (('--split-bn',), ('--split-bn', '--aug-splits')),
+    (('--mixup', '.2', '-b', '5'), ('-b 5 is odd',)),
+    (('--mixup', '.2', '--mixup-mode', 'half', '--no-prefetcher'), ('--mixup-mode half', '--no-prefetcher')),
+    (('--scale', '8', '100'), ('--scale 8.0 100.0', 'at most 1')),
+    (('--epochs', '3', '--warmup-epochs', '9'), ('--warmup-epochs 9', '--epochs 3')),
+    (('--epochs', '3', '--start-epoch', '3'), ('--start-epoch 3',)),
+    (('--sched', 'plateau', '--decay-rate', '2'), ('plateau', '--decay-rate')),
+))
+def test_contradictions(argv, words):
+    problem, = find(*argv)
+    assert all(word in problem for word in words), problem
+
+
+@pytest.mark.parametrize('argv', (
+    ('--in-chans', '1', '--aa', 'rand-m9'), ('--in-chans', '4', '--input-img-mode', 'RGBA'),
+    ('--in-chans', '4', '--input-img-mode', 'CMYK', '--mean', '.5', '.5', '.5', '.5', '--std', '.2'),
+    ('--in-chans', '1', '--mean', '0.5', '--std', '0.25'), ('--jsd-loss', '--aug-splits', '3'),
+    ('--resplit', '--split-bn'),
+    ('--epochs', '2'), ('--epochs', '5', '--warmup-epochs', '5'),  # the default warm-up is nobody's wish
+    ('--epochs', '3', '--warmup-epochs', '9', '--warmup-prefix'), ('--scale', '.8', '1.2', '--train-crop-mode', 'rkrc'),
+    ('--epochs', '3', '--cooldown-epochs', '2', '--start-epoch', '4'),
+    ('--img-size', '32', '--input-size', '3', '32', '32'),
+))
+def test_what_goes_together(argv):
+    assert find(*argv) == []
+
+
+def test_all_contradictions_are_named():
+    found = ' '.join(find('--jsd-loss', '--mixup', '.2', '--aug-splits', '3'))
+    assert '--jsd-loss and mixup exclude each other' in found and 'Mixup and --aug-splits exclude each other' in found
+
+
+def test_seeds_of_all_processes_fit():
+    last = str(2 ** 32 - 1)
+    assert find('--seed', last) == [] and '--seed' in find('--seed', last, world_size=2)[0]
+
+
+def test_evaluation_has_its_own():
+    assert find('--in-chans', '4', verb='validate') and find('--mean', '1', '2', verb='validate')

@@ -1,0 +1,163 @@
+"""Wrong values are refused before torch is imported, with all else that can be said without it; nothing is created."""
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import subset, train_flags
+
+from seresnet_timm import cli
+from seresnet_timm.errors import UsageError
+from seresnet_timm.launch import first_look
+from seresnet_timm.launch.config_file import load_config
+from seresnet_timm.launch.parse import parse
+from seresnet_timm.launch.plan import make_plan
+from seresnet_timm.launch.recipes import load_recipe
+
+pytestmark = pytest.mark.preloaded
+
+
+def problems(*argv, verb='train', recipe=None) -> list:
+    with pytest.raises(UsageError) as e:
+        make_plan(verb, [str(a) for a in argv], recipe)
+    return list(e.value.problems or [str(e.value)])
+
+
+def test_all_mistakes_of_a_command_line_at_once(few_digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = problems(
+        '--data-dir', 'nowhere', '--model', 'resnet18', '-b', '0', '--lr', 'nan', '--epochs', 'two', '--sched', 'cosin',
+        '--interpolation', 'bilnear', '--output', '/proc/x', '--input-size', '3', '0', '32', '--jsd-loss',
+        '--mean', '1', '2', '--scale', '1', '.5', '--dry-run')
+    expected = ('--batch-size 0', '--lr nan', "--epochs 'two'", '--sched cosin is unknown: did you mean cosine?',
+                '--interpolation bilnear is unknown: did you mean bilinear?', '--output /proc/x', '--input-size 0',
+                '--scale 1.0 0.5', 'Dataset nowhere does not exist', '--mean has 2 values', '--jsd-loss compares')
+    assert len(found) == len(expected) and all(any(p.startswith(e) for p in found) for e in expected), found
+    assert os.listdir() == []
+
+
+def test_names_that_only_timm_knows_are_judged_by_it_in_the_same_message(few_digits, capsys, tmp_path):
+    for more, message in ((('--model', 'resnet19'), "Unknown model 'resnet19'"),
+                          (('--opt', 'adamww'), "Unknown optimizer --opt 'adamww'")):
+        with pytest.raises(SystemExit) as e:
+            cli.main([str(a) for a in train_flags(few_digits, tmp_path / 'out', '--hflip', '7', *more)])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and '2 problems' in err and '--hflip 7 is too large' in err and message in err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name, known', (
+    ('seresnet18_ascend', True), ('resnet50', True), ('vit_tiny_patch16_224', True), ('resnet51', False),
+    ('hf-hub:a/b', False), ('resnet50.a1_in1k', False)))
+def test_models_in_the_text_of_timm(name, known):
+    assert first_look._is_model(name) is known
+
+
+def test_optimizers_in_the_text_of_timm():
+    from timm.optim import list_optimizers
+    names = [n for n in list_optimizers() if not n.startswith(('bnb', 'npu'))]  # made by a loop; ours
+    assert all(first_look._is_optimizer(name) for name in names) and first_look._is_optimizer('lookahead_adam')
+    assert not first_look._is_optimizer('adamww')
+
+
+@pytest.mark.parametrize('argv', (
+    ('train', '--epochss', '3'), ('train', '--model', 'resnet18', '--interpolation', 'bilnear'),
+    ('train', '--optimizer', 'adam'), ('validate', '-b', '0'), ('recipe', 'train_1p', '--data_path=x', '--lr=-1'),
+    ('predict', 'm', 'i.jpg', '--topk', '0'), ('export', 'm', '/proc/m.onnx'), ('prepare', 'a', '/proc/b'),
+))
+def test_a_typo_needs_no_torch(argv):
+    """Whatever the machine: no module that takes long is imported."""
+    code = ('import sys; from seresnet_timm import cli\n'
+            f'try: cli.main({list(argv)})\n'
+            'except SystemExit as e: assert e.code == 2\n'
+            'assert not {"torch", "timm", "torchvision"} & set(sys.modules)')
+    env = {**os.environ, 'TIMM_SCRIPTS': ''}
+    code = 'import sys; sys.orig_argv = ["python", "seresnet-timm"]\n' + code
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize('text, words', (
+    ('batch_size: 0', 'batch_size 0 is too small: give at least 1'), ('lr: -1.0', 'lr -1.0 is too small'),
+    ('lr: .nan', 'lr nan is not a finite number'), ('lr: 1e999', 'lr inf is not a finite number'),
+    ('interpolation: bilnear', 'interpolation bilnear is unknown: did you mean bilinear?'),
+    ('input_size: [3, 0, 32]', 'input_size 0 is too small'), ('scale: [1.0, 0.5]', 'not in ascending order'),
+    ('opt_betas: [2, 0.9]', 'opt_betas 2'), ('sched: cosin', 'did you mean cosine?'),
+    ('output: /proc/x', 'output /proc/x cannot be written'), ('head_init_bias: .inf', 'not a finite number'),
+))
+def test_keys_of_a_config_file_have_the_same_rules(tmp_path, text, words):
+    (tmp_path / 'c.yaml').write_text(f'{text}\nepochs: 0\n')
+    line = parse('train', [])
+    with pytest.raises(UsageError) as e:
+        load_config(str(tmp_path / 'c.yaml'), line.parser, line.defaults)
+    assert words in str(e.value) and 'epochs 0 is too small: give at least 1' in str(e.value)
+
+
+def test_a_config_file_that_a_run_wrote_is_right(tmp_path):
+    line = parse('train', [])
+    args = {k: v for k, v in line.defaults.items() if k != 'config'}
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(args))
+    assert load_config(str(tmp_path / 'args.yaml'), line.parser, line.defaults)['epochs'] == 300
+
+
+def test_values_of_a_command_line_and_of_its_config_file(tmp_path, few_digits):
+    (tmp_path / 'c.yaml').write_text('epochs: 0\n')
+    found = problems('--data-dir', few_digits, '-c', tmp_path / 'c.yaml', '--hflip', '7')
+    assert found[0].startswith('--hflip 7') and 'epochs 0 is too small' in found[1]
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('argv', (
+    ('--data-dir=~/x',), ('--data_dir=~/x',), ('--data-path=~/x',), ('--data_path', '~/x'), ('~/x',)))
+def test_every_name_of_the_data_folder(few_digits, tmp_path, monkeypatch, argv):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'x').symlink_to(few_digits)
+    plan = make_plan('train', [*argv, '--model', 'resnet18', '--device', 'cpu', '--output', '~/runs'])
+    assert plan.settings.args['data_dir'] == f'{tmp_path}/x' and plan.problems == []
+    assert plan.settings.output.startswith(f'{tmp_path}/runs/') and not (tmp_path / 'runs').exists()
+
+
+def test_a_tilde_in_a_config_file(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'x').symlink_to(few_digits)
+    (tmp_path / 'c.yaml').write_text('data_dir: ~/x\nclass_map: ""\n')
+    plan = make_plan('train', ['-c', '~/c.yaml', '--model', 'resnet18', '--device', 'cpu'])
+    assert plan.settings.args['data_dir'] == f'{tmp_path}/x'
+
+
+def test_a_missing_file_is_named_in_the_home_folder(few_digits, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert parse('train', ['--resume=~/none.pth', '--prof=~/p']).flags['resume'] == f'{tmp_path}/none.pth'
+    assert parse('validate', ['--real-labels=~/r', '--checkpoint', '~/c']).flags == {
+        'real_labels': f'{tmp_path}/r', 'checkpoint': f'{tmp_path}/c'}
+
+
+def test_other_characters_are_plain(few_digits, tmp_path):
+    data = tmp_path / "d [1] 50%*x ?'"
+    data.symlink_to(few_digits)
+    for argv in ((f'--data_path={data}/',), (f'{data}//',), ('--data-dir', data)):
+        plan = make_plan('train', [*map(str, argv), '--model', 'resnet18', '--device', 'cpu'])
+        assert plan.problems == [] and plan.settings.num_images == {'train': 100, 'val': 70}
+
+
+# --- the batch size that nobody asked for -----------------------------------------------------------------------------
+
+def test_a_default_batch_is_lowered_to_the_data(few_digits):
+    argv = ['--data-dir', str(few_digits), '--model', 'resnet18', '--device', 'cpu']
+    plan = make_plan('train', argv)
+    assert plan.settings.args['batch_size'] == 100 and any('-b 100, not 128' in n for n in plan.settings.notes)
+    assert make_plan('train', [*argv, '--nproc', '3']).settings.args['batch_size'] == 33
+    assert make_plan('train', [*argv, '--nproc', '3', '--mixup', '.1']).settings.args['batch_size'] == 32
+    assert make_plan('train', [*argv, '-b', '128']).settings.args['batch_size'] == 128  # which the checks refuse
+
+
+def test_a_recipes_learning_rate_follows_its_batch(digits, tmp_path):
+    few = subset(digits, tmp_path / 'few', 1, 1)
+    recipe = load_recipe('train_1p')
+    args = make_plan('train', [f'--data_path={few}', '--device', 'cpu'], 'train_1p').settings.args
+    assert args['batch_size'] == 10
+    assert args['lr'] == pytest.approx(recipe.lr * 10 / recipe.global_batch_size)
+    args = make_plan('train', [f'--data_path={few}', '--device', 'cpu', '--lr', '0.25'], 'train_1p').settings.args
+    assert (args['batch_size'], args['lr']) == (10, 0.25)
