@@ -1,7 +1,7 @@
 """The state from which a run goes on by itself (`--resume auto`): the newest one of its folder that is not damaged"""
 import re
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
@@ -23,7 +23,7 @@ def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str
     Returns:
         The checkpoint, None if the folder has none that is valid; and the sentences.
     """
-    notes = []
+    notes: List[str] = []
     for path in _candidates(folder):
         try:
             return read_checkpoint(path), notes
@@ -34,7 +34,7 @@ def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str
 
 def _candidates(folder: RunFolder) -> List[Path]:
     """Checkpoints of a run, the newest first."""
-    found = {'recovery': [], 'checkpoint': []}
+    found: Dict[str, List[Tuple[int, int, Path]]] = {'recovery': [], 'checkpoint': []}
     for path in folder.path.glob('*.pth.tar') if folder.path.is_dir() else ():
         match = _NUMBERED.fullmatch(path.name)
         if match:

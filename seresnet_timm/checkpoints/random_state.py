@@ -11,7 +11,8 @@ from seresnet_timm import device as devices
 
 def own_state(device: torch.device) -> Dict[str, Any]:
     """State of every random generator of this process, of types that a checkpoint may hold."""
-    version, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    version, keys, position, has_gauss, cached = numpy_state
     return {
         'torch': torch.get_rng_state(),
         'device': devices.rng_state(device),

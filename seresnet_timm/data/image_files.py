@@ -204,7 +204,7 @@ def take_unreadable(dataset: Any) -> Optional[Unreadable]:
     new = dataset.not_named(own)
     # each process explains its own: another machine may have sound copies of the files
     explained = [(i, f'{printable(dataset.path(i))} ({printable(dataset.reason(i))})') for i in new[:MAX_LISTED]]
-    gathered = [(own, new, explained)]
+    gathered: List[Any] = [(own, new, explained)]
     if dist.is_available() and dist.is_initialized():
         gathered = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, (own, new, explained))

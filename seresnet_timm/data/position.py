@@ -94,7 +94,7 @@ class ResumableLoader:
         Args:
             batches: Batches of the epoch that the training has seen; 0 and all of them mean the next epoch.
         """
-        now = dict(workers=self._worker_states, next_worker=self._next_worker, generators=None,
+        now: Any = dict(workers=self._worker_states, next_worker=self._next_worker, generators=None,
                    drawn=len(self._batches.seeds))
         if self._prefetched and 0 < batches < len(self):
             now = self._before
@@ -158,7 +158,8 @@ class ResumableLoader:
         is_endless = isinstance(self.loader, MultiEpochsDataLoader)
         batches = self._endless() if is_endless else iter(self.loader)
         if self._draws and self._num_workers and self._base_seed is None:
-            self._base_seed = (batches if is_endless else self._data_loader._iterator)._base_seed
+            iterator: Any = batches if is_endless else self._data_loader._iterator
+            self._base_seed = iterator._base_seed
         for _ in range(self._padding):
             next(batches)
         self._padding = 0
@@ -202,6 +203,7 @@ class _Batches:
     """A batch sampler that remembers the seeds of its shuffles, and can start in the middle of a pass.
 
     Attributes:
+        draws_seed: The shuffle has no seed of its own: each pass draws one.
         seeds: Of the passes that have begun and are not over, oldest first; only where the shuffle has no seed already.
         has_started: A pass has begun, in this run or in the one that it continues.
     """
@@ -209,7 +211,7 @@ class _Batches:
     def __init__(self, batch_sampler: Any, on_start: Callable[[], None]):
         self._batch_sampler, self._on_start = batch_sampler, on_start
         sampler = batch_sampler.sampler
-        self._draws_seed = isinstance(sampler, RandomSampler) and sampler.generator is None
+        self.draws_seed = isinstance(sampler, RandomSampler) and sampler.generator is None
         self.seeds: List[int] = []
         self.has_started = False
         self._given: List[int] = []
@@ -245,7 +247,7 @@ class _Batches:
         if not self.has_started:
             self._on_start()
             self.has_started = True
-        if self._draws_seed:
+        if self.draws_seed:
             is_given, self._given_drawn = bool(self._given), self._given_drawn - 1
             if not is_given or self._given_drawn < 0:
                 # as torch's RandomSampler draws it, at the same time
@@ -259,14 +261,16 @@ class _Batches:
         yield from itertools.islice(self._batch_sampler, skip, None)
 
 
-def _own_sampler(loader: DataLoader) -> Any:
+def _own_sampler(loader: Any) -> Any:
     """The batch sampler of a loader: what a MultiEpochsDataLoader repeats."""
-    return loader.batch_sampler.sampler if isinstance(loader, MultiEpochsDataLoader) else loader.batch_sampler
+    batch_sampler: Any = loader.batch_sampler
+    return batch_sampler.sampler if isinstance(loader, MultiEpochsDataLoader) else batch_sampler
 
 
-def _set_batch_sampler(loader: DataLoader, batches: _Batches) -> None:
+def _set_batch_sampler(loader: Any, batches: _Batches) -> None:
+    batch_sampler: Any = loader.batch_sampler
     if isinstance(loader, MultiEpochsDataLoader):
-        loader.batch_sampler.sampler = batches
+        batch_sampler.sampler = batches
         return
     loader._DataLoader__initialized = False  # torch lets nobody replace it later, as timm's MultiEpochsDataLoader does
     loader.batch_sampler = batches
@@ -282,7 +286,8 @@ class _CollateWithState:
     def __call__(self, samples: List) -> Any:
         if not samples:
             return None
-        return self.collate_fn(samples), get_worker_info().id, pack_cpu_state()
+        info: Any = get_worker_info()
+        return self.collate_fn(samples), info.id, pack_cpu_state()
 
 
 class WorkerInit:

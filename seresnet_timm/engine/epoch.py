@@ -81,7 +81,7 @@ class Training:
     updates_per_epoch: int = 0
     eval_metric: str = 'loss'
     outputs: Optional[Outputs] = None
-    saving: Optional[Any] = None
+    saving: Any = None
     begun: Optional[Mapping[str, Any]] = None
     has_evaluated: bool = False
     max_bad_steps: int = 20

@@ -107,7 +107,7 @@ def run_state(run: Training, place: Place, ranks: List[Dict[str, Any]], **more: 
     return dict(state, **more)
 
 
-def _buffers(module: torch.nn.Module) -> Dict[str, torch.Tensor]:
+def _buffers(module: Any) -> Dict[str, torch.Tensor]:
     return {k: v.detach().cpu().clone() for k, v in utils.unwrap_model(module).named_buffers()}
 
 
@@ -243,7 +243,8 @@ def restore_counts(run: Training, resumed: Resumed) -> None:
         return
     state = ranks[0].get('bad_steps')
     if state is not None:
-        run.bad_steps = BadSteps(run.task.get_trainable_module(), run.optimizer, run.device, run.loss_scaler)
+        module: Any = run.task.get_trainable_module()
+        run.bad_steps = BadSteps(module, run.optimizer, run.device, run.loss_scaler)
         run.bad_steps.load_state_dict(state)
         run.figures = Figures(*ranks[0]['figures']) if ranks[0].get('figures') else None
     files = image_files_of(getattr(run.train_loader, 'dataset', None))

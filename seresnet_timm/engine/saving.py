@@ -86,7 +86,8 @@ class Saving:
             self._write(run, place, ranks, recovery, **more)
 
     def _write(self, run: Training, place: Place, ranks: Any, recovery: Optional[int], **more: Any) -> None:
-        saver = run.outputs.saver
+        outputs: Any = run.outputs  # on rank 0
+        saver = outputs.saver
         saver.run_state = run_state(run, place, ranks, **more)
         if recovery is None:
             saver.save_last(place.epoch - 1)

@@ -6,7 +6,6 @@ same signal.
 """
 import os
 import signal
-import sys
 import time
 from typing import Any, Dict, Optional
 
@@ -46,7 +45,7 @@ class StopSignals:
         received: Number of the first signal.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: Optional[int] = None
         self._time = 0.
         self._before: Dict[int, Any] = {}
@@ -70,5 +69,5 @@ class StopSignals:
         if self.received is None:
             self.received, self._time = signum, now
         elif now - self._time > TWICE:
-            os.write(sys.__stderr__.fileno(), b'Stopped at once by a second signal; what was not saved is lost.\n')
+            os.write(2, b'Stopped at once by a second signal; what was not saved is lost.\n')
             os._exit(128 + signum)

@@ -110,7 +110,7 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
-        args['resume'] = resolve_resume(sources, output)
+        args['resume'] = resolve_resume(sources, str(output))
     data = name_outputs(line.verb, sources, args, examine(line.verb, args))
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)

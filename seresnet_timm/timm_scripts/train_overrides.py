@@ -3,7 +3,7 @@ import logging
 import math
 import time
 from types import ModuleType, SimpleNamespace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import yaml
@@ -71,9 +71,9 @@ class TrainOverrides(Overrides):
         self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
         self._has_started = False
         self._epoch = 0
-        self._run: Optional[Training] = None  # what a saved state is made of, from the first epoch on
-        self._agreement: Optional[Agreement] = None
-        self._ranks: Optional[List[Dict[str, Any]]] = None  # states of all ranks, at the end of the epoch
+        self._run: Any = None  # what a saved state is made of, from the first epoch on
+        self._agreement: Any = None
+        self._ranks: Any = None  # states of all ranks, at the end of the epoch
 
     def names(self) -> Dict[str, Override]:
         return {name: Override('main', replacement) for name, replacement in (
@@ -281,8 +281,10 @@ class TrainOverrides(Overrides):
         """Continue with the random state of the run to resume from, before the first epoch."""
         args = self.args
         args.no_ddp_bb = getattr(args, 'no_ddp_bb', False)
+        forward: Any = SimpleNamespace(device=device)
+        state: Any = task or _ModelState(model, None)
         self._run = Training(
-            args=args, forward=SimpleNamespace(device=device), task=task or _ModelState(model, None),
+            args=args, forward=forward, task=state,
             optimizer=optimizer, train_loader=loader, lr_scheduler=lr_scheduler)
         self._agreement = Agreement(StopSignals(), rank=args.rank, world_size=args.world_size)
         if args.resume and not getattr(args, 'no_resume_opt', False):
