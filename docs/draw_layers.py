@@ -37,6 +37,9 @@ DECIDES: Dict[str, str] = {
     'argument_parser': 'flags and\ntheir errors',
     'errors': 'one-sentence errors',
     'files': 'atomic writes, locks',
+    'images': 'image files',
+    'old_names': 'names of 0.1',
+    'time_limit': 'a time limit',
     'version': 'the version',
 }
 WIDTH, HEIGHT, ROW = 2.05, 0.66, 1.05  # of a box; from a layer to the next

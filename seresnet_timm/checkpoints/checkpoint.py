@@ -232,8 +232,8 @@ class Checkpoint:
         except UsageError as e:
             if self.info_without_kwargs() is None:
                 raise
-            raise UsageError(f'{str(e).rstrip(".")}. Only `seresnet-timm validate` and `train` use such a network, with '
-                             'its arguments typed again: --model NAME --model-kwargs KEY=VALUE.')
+            raise UsageError(f'{str(e).rstrip(".")}. Only `seresnet-timm validate` and `train` use such a network, '
+                             'with its arguments typed again: --model NAME --model-kwargs KEY=VALUE.')
 
     def info_without_kwargs(self) -> Optional[ModelInfo]:
         """`info` without the arguments of the network, for a file some of whose arguments are refused."""

@@ -117,7 +117,7 @@ def _network(
                 raise
             shapes = None  # the weights can be converted all the same, under the names that they have
         named = None if shapes is None else named_for(checkpoint, shapes, use_ema)
-        misfit = named and describe_misfit(named.weights, shapes)
+        misfit = describe_misfit(named.weights, shapes) if named and shapes is not None else None
         if misfit and model is not None:
             raise UsageError(f'Checkpoint {checkpoint.path} does not fit {info.name}: {misfit}.')
         if named and not misfit:

@@ -121,8 +121,8 @@ def _explain(path: str, error: Exception) -> UsageError:
     if isinstance(error, MemoryError):
         return UsageError(f'Checkpoint {path} does not fit into the memory of this machine.')
     if isinstance(error, ValueError) and 'NumPy scalar' in str(error):
-        return UsageError(f'Checkpoint {path} is refused: beside weights it holds {first_line(error)}, which is not read. '
-                          'Save the state_dict of the model instead.')
+        return UsageError(f'Checkpoint {path} is refused: beside weights it holds {first_line(error)}, which is not '
+                          'read. Save the state_dict of the model instead.')
     return _damaged(path, f'{type(error).__name__}: {printable(first_line(error)[:200])}')
 
 

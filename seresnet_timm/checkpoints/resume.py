@@ -16,6 +16,11 @@ GROUPING = ('opt', 'weight_decay', 'layer_decay', 'layer_decay_min_scale', 'laye
 INSTEAD = 'start from its weights with --initial-checkpoint, or continue without its optimizer with --no-resume-opt'
 
 
+def _flag(args: Any, name: str) -> Any:
+    """Value of a flag; None where the script has no such flag."""
+    return getattr(args, name, None)
+
+
 def problems(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.Optimizer]) -> Iterator[str]:
     """Why a run cannot resume from a checkpoint, each a sentence.
 
@@ -34,13 +39,13 @@ def problems(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.
         yield f'Checkpoint {path}: its epoch is {printable(repr(epoch))}, not a number from 0: the file is damaged.'
     if not isinstance(version, int):
         yield f'Checkpoint {path}: its version is {printable(repr(version))}, not a number: the file is damaged.'
-    if args.no_resume_opt:
+    if _flag(args, 'no_resume_opt'):
         return
     if 'optimizer' not in content:
         lightning = ' (PyTorch Lightning calls it optimizer_states)' if 'optimizer_states' in content else ''
         yield f'Checkpoint {path} holds no optimizer state{lightning}: {INSTEAD}.'
         return
-    if epoch is None and args.start_epoch is None:
+    if epoch is None and _flag(args, 'start_epoch') is None:
         yield f'Checkpoint {path} does not say its epoch: name the one to continue with, --start-epoch N.'
     groups = _groups(content['optimizer'])
     if groups is None:
@@ -65,10 +70,10 @@ def _optimizer_problems(
 ) -> Iterator[str]:
     theirs = {k for g in groups for k in g} - COMMON
     own = {k for g in optimizer.param_groups for k in g} - COMMON
-    saved = checkpoint.args
+    saved, own_name = checkpoint.args, _flag(args, 'opt')
     if theirs - own and own - theirs:
-        was = f' (--opt {printable(saved["opt"])})' if saved.get('opt') not in (None, args.opt) else ''
-        yield (f'Checkpoint {checkpoint.path} has the state of another optimizer than --opt {args.opt}{was}: name the '
+        was = f' (--opt {printable(saved["opt"])})' if saved.get('opt') not in (None, _flag(args, 'opt')) else ''
+        yield (f'Checkpoint {checkpoint.path} has the state of another optimizer than --opt {own_name}{was}: name the '
                f'optimizer of that run, or {INSTEAD}.')
         return
     sizes, own_sizes = [len(g['params']) for g in groups], [len(g['params']) for g in optimizer.param_groups]
@@ -95,29 +100,31 @@ def _state_not_finite(state: Any) -> bool:
 def notes(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.Optimizer]) -> Iterator[str]:
     """What a run that resumes from a checkpoint takes from it, and what it cannot, each a sentence."""
     path, content = checkpoint.path, checkpoint.content
-    done = args.start_epoch if args.start_epoch is not None else checkpoint.epochs
-    last = args.epochs + (args.cooldown_epochs or 0) + (args.warmup_epochs if args.warmup_prefix else 0)
+    done = _flag(args, 'start_epoch') if _flag(args, 'start_epoch') is not None else checkpoint.epochs
+    warmup = _flag(args, 'warmup_epochs') if _flag(args, 'warmup_prefix') else 0
+    last = _flag(args, 'epochs') + (_flag(args, 'cooldown_epochs') or 0) + (warmup or 0)
     if done is None:
         yield f'{path} does not say its epoch: the run starts at epoch 0.'
     elif done >= last:
         yield f'{path}: {done} epochs are complete, of {last}: nothing is left to train. Give more --epochs.'
-    if args.model_ema and not checkpoint.has_ema:
+    if _flag(args, 'model_ema') and not checkpoint.has_ema:
         yield f'{path} holds no moving average (--model-ema): a new one starts at its weights.'
-    if checkpoint.has_ema and not args.model_ema:
+    if checkpoint.has_ema and not _flag(args, 'model_ema'):
         yield f'{path} holds a moving average, which is left out: --model-ema continues it.'
-    if args.no_resume_opt:
+    if _flag(args, 'no_resume_opt'):
         yield f'--no-resume-opt: the optimizer starts anew, not with the state in {path}.'
         return
-    if args.amp and args.amp_dtype == 'float16' and args.device != 'cpu' and 'amp_scaler' not in content:
+    scales = _flag(args, 'amp') and _flag(args, 'amp_dtype') == 'float16' and _flag(args, 'device') != 'cpu'
+    if scales and 'amp_scaler' not in content:
         yield f'{path} holds no loss scale: it starts anew.'
     groups = _groups(content.get('optimizer'))
     if groups is None or optimizer is None:
         return
     if not content['optimizer']['state']:
         yield f'{path}: its optimizer has settings but no state: momenta start at 0.'
-    saved = checkpoint.args.get('opt')
-    if isinstance(saved, str) and saved != args.opt:
-        yield f'{path} was saved with --opt {printable(saved)}, this run has --opt {args.opt}.'
+    saved, own_name = checkpoint.args.get('opt'), _flag(args, 'opt')
+    if isinstance(saved, str) and saved != _flag(args, 'opt'):
+        yield f'{path} was saved with --opt {printable(saved)}, this run has --opt {own_name}.'
     kept = _kept(groups, optimizer, args)
     if kept:
         yield (f'From the optimizer state in {path}, not from the flags: {", ".join(kept)}. --no-resume-opt takes the '
@@ -132,7 +139,7 @@ def _kept(groups: List[Dict[str, Any]], optimizer: torch.optim.Optimizer, args: 
             if key in ('params', 'param_names', 'initial_lr', 'lr_scale') or key not in saved:
                 continue
             theirs = saved.get('initial_lr', saved['lr']) if key == 'lr' else saved[key]
-            if key == 'lr' and not args.lr or key in COMMON - {'lr', 'weight_decay'}:
+            if key == 'lr' and not _flag(args, 'lr') or key in COMMON - {'lr', 'weight_decay'}:
                 continue
             if isinstance(theirs, (int, float, tuple, list)) and _plain(theirs) != _plain(value):
                 result.append(f'{key.replace("_", " ")} {theirs} (given: {value})')

@@ -98,10 +98,10 @@ def foreign_names(path: str) -> List[str]:
 
 def protocol(path: str) -> Optional[int]:
     """The highest pickle protocol in a file; None if it cannot be told."""
-    found = []
+    found: List[int] = []
     try:
         for f in _pickles(path):
-            found += [argument for opcode, argument, _ in pickletools.genops(f) if opcode.name == 'PROTO']
+            found += [argument or 0 for opcode, argument, _ in pickletools.genops(f) if opcode.name == 'PROTO']
     except Exception:  # a damaged pickle fails in any way
         pass
     return max(found, default=None)
@@ -124,7 +124,7 @@ def with_text_strings(path: str) -> Optional[io.BytesIO]:
                     result.write(data[start:end])
                     continue
                 has_bytes = True
-                text = _text(argument.encode('latin-1')).encode()
+                text = _text(str(argument).encode('latin-1')).encode()
                 result.write(b'X' + struct.pack('<I', len(text)) + text)
     except Exception:  # a damaged pickle fails in any way
         return None

@@ -6,9 +6,7 @@ Folders and files that other programs have left are no classes and no images: `n
 dataset too. `names_of_dataset` asks timm's reader itself: that is what a run saves.
 """
 import os
-import re
 import tarfile
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Collection, Dict, Iterator, List, Optional, Sequence, Tu
 import numpy as np
 from timm.utils.misc import natural_key
 
+from seresnet_timm.data.alike import describe_alike, looks
 from seresnet_timm.data.label_files import quote, read_class_map
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
 from seresnet_timm.images import count_by_suffix, is_image
@@ -57,8 +56,7 @@ class ClassTree:
         unmapped: Names of folders with images that the class map leaves out, and their number of images.
         missing: Names in the class map for which there is no folder with images.
         identities: Every class folder by device and inode.
-        suffixes: Number of images by suffix, those that a class map leaves out included.
-        left_out: Number of files by suffix that are no images by their suffix.
+        suffixes, left_out: Number of images and of other files by suffix, whatever a class map leaves out.
     """
     folder: Path
     names: List[str]
@@ -232,9 +230,9 @@ class _Walk:
                     subfolders.append(entry.name)
                     continue
                 counts = self._is_image(entry.path, entry.name)
+                (names if counts else others).append(entry.name)
                 if self._keeps_paths:
                     self.paths.setdefault(parts if counts else None, []).append(entry.path)
-                (names if counts else others).append(entry.name)
                 if counts:
                     if not parts:
                         self.stray.append(entry.path)
@@ -431,51 +429,3 @@ def describe_difference(
     parts = [f'{first_names(map(quote, names), MAX_NAMED)} only in {where}'
              for names, where in ((only_a, where_a), (only_b, where_b)) if names]
     return '; '.join(parts)
-
-
-def describe_alike(a: str, b: str, where_a: str, where_b: str) -> str:
-    """Two names that look alike, with the characters in which they differ."""
-    reason = 'Unicode normalization, case or white space'
-    forms = {unicodedata.normalize('NFC', n) for n in (a, b)}
-    if len(forms) == 1:
-        reason = 'Unicode normalization: ' + ' and '.join(
-            'NFC' if unicodedata.is_normalized('NFC', n) else 'NFD' if unicodedata.is_normalized('NFD', n)
-            else 'another form' for n in (a, b))
-    elif a.lower() == b.lower():
-        reason = 'case'
-    elif a.split() == b.split():
-        reason = 'white space'
-    elif looks(a) != looks(a, letters=False) or looks(b) != looks(b, letters=False):
-        reason = 'letters of another alphabet'
-    return (f'{quote(a)} in {where_a} and {quote(b)} in {where_b} look alike and are not the same name ({reason}: '
-            f'{_code_points(a, b)} and {_code_points(b, a)})')
-
-
-def _code_points(name: str, other: str) -> str:
-    """The part of a name that is not in another one, as code points."""
-    start = len(os.path.commonprefix([name, other]))
-    end = min(len(os.path.commonprefix([name[::-1], other[::-1]])), len(name) - start, len(other) - start)
-    part = name[start:len(name) - end]
-    if any(unicodedata.combining(c) for c in name[start:] + other[start:]) and start:
-        part = name[start - 1:len(name) - end] if unicodedata.combining(part[:1] or 'a') else part
-    return ' '.join(f'U+{ord(c):04X}' for c in part) or 'nothing'
-
-
-# letters of other alphabets by the Latin ones that they look like
-_LOOKALIKES = str.maketrans(
-    'АВЕКМНОРСТХаеорсухіјѕԁһӏѴԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοινІЈЅ',
-    'ABEKMHOPCTXaeopcyxijsdhlVqwABEZHIKMNOPTYXoivIJS')
-
-
-def looks(name: str, letters: bool = True, fold: bool = False) -> str:
-    """What a name looks like: without the form of its accents, white space at its ends and what nobody can see.
-
-    Args:
-        name: The name.
-        letters: Letters of other alphabets are those that they look like.
-        fold: Case and the width of characters do not count either.
-    """
-    name = unicodedata.normalize('NFKC' if fold else 'NFC', name)
-    name = ''.join(c for c in name if unicodedata.category(c) != 'Cf')
-    name = name.translate(_LOOKALIKES) if letters else name
-    return re.sub(r'\s+', ' ', name.casefold() if fold else name).strip()

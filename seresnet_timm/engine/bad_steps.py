@@ -4,8 +4,8 @@ import math
 from typing import Any, Dict, List, Optional, Tuple
 
 from seresnet_timm.data.batch_files import files_of_batch
+from seresnet_timm.engine.divergence import diverged
 from seresnet_timm.errors import RunError, first_names, printable
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.step.bad_steps import MIN_LOSS_SCALE, Figures
 
 _logger = logging.getLogger('train')
@@ -70,19 +70,3 @@ def _ended(run: Any, place: Tuple[int, int], loss: float) -> RunError:
     if run.record is not None:
         run.record.add_fault('bad_steps', place[0], str(error))
     return error
-
-
-def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False, more: str = '') -> RunError:
-    """The error that ends a run without finite numbers; it is noted in run.json.
-
-    Args:
-        record: The run's record, on the rank that writes it.
-        what: What is not finite, and since when: the beginning of the sentence.
-        is_saved: A checkpoint of this state was written, or another sentence says which one to use.
-        more: Further sentences, with a space before each.
-    """
-    text = (f'{what}: lower the learning rate, use a longer warm-up, or clip gradients (--clip-grad 1).'
-            + ('' if is_saved else ' No checkpoint was written after that.') + more)
-    if record is not None:
-        record.set_diverged(text)
-    return RunError(text)

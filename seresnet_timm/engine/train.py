@@ -41,7 +41,8 @@ from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine.bad_steps import check_epoch, diverged, is_bad_epoch
+from seresnet_timm.engine.bad_steps import check_epoch, is_bad_epoch
+from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
 from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
@@ -150,7 +151,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         run.outputs.record.finish()
         print_results(run, results)
         refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
-    refuse_infinite_result(results, run)
+    refuse_infinite_result(run.record, results)
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -320,6 +321,7 @@ def compile_and_distribute(settings: RunSettings, task, args, device: torch.devi
         if task.has_ema():
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
+        fast_step.match_gradient_strides(task.get_trainable_module())
         task.prepare_distributed(
             device_ids=None if device.type == 'cpu' else [device],  # DDP takes no device ids on the CPU
             **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
@@ -429,7 +431,7 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
         eval_start = time.perf_counter()
         eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
         check_epoch(run, epoch, eval_metrics)
-        refuse_infinite_weights(run, epoch, eval_metrics)
+        refuse_infinite_weights(run.record, run.task.get_trainable_module(), epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
         rng = capture_rng(run.device)
         if run.outputs:
@@ -492,33 +494,6 @@ def save_epoch(
         outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
     if outputs.saver.errors.last:
         outputs.record.add_fault('save', epoch, outputs.saver.errors.last)
-
-
-def refuse_infinite_weights(run: Training, epoch: int, eval_metrics: Optional[Dict[str, float]]) -> None:
-    """End the run before the epoch is saved, if the last update has made weights infinite.
-
-    Raises:
-        RunError: They are; the loss of the evaluation is not finite, or there is no evaluation that would show it.
-    """
-    if eval_metrics is not None and math.isfinite(eval_metrics['loss']):
-        return
-    if not has_finite_weights(run.task.get_trainable_module()):
-        raise diverged(run.record, f'Weights are no longer finite after epoch {epoch}')
-
-
-def has_finite_weights(module: nn.Module) -> bool:
-    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
-
-
-def refuse_infinite_result(results: List[Dict[str, Any]], run: Training) -> None:
-    """End a run with an error whose last evaluation has no finite loss.
-
-    Raises:
-        RunError: It has not.
-    """
-    loss = results[-1].get('validation', results[-1]['train'])['loss'] if results else 0.
-    if not math.isfinite(loss):
-        raise diverged(run.record, f'The loss of the last evaluation is {loss}', is_saved=True)
 
 
 def print_results(run: Training, results: List[Dict[str, Any]]) -> None:

@@ -170,6 +170,7 @@ def _take(source: Pretrained, path: Path, sha256: Optional[str], origin: str) ->
     found = digest_of(path, 'sha256').value
     name = _name_in_cache(source, path)
     commit, on_hub = (None, {}) if sha256 else _ask_hub(source)
+    expected: Optional[str]
     if sha256 is not None:
         expected, what = sha256, '--sha256'
     elif on_hub:
@@ -218,7 +219,8 @@ def _name_in_cache(source: Pretrained, path: Path) -> str:
 
 def _check_that_timm_loads(source: Pretrained, path: Path, name: str, origin: str) -> None:
     """Refuse a file that timm would not load as the weights of this name."""
-    if get_pretrained_cfg(source.name, allow_unregistered=True).custom_load:
+    cfg = get_pretrained_cfg(source.name, allow_unregistered=True)
+    if cfg is not None and cfg.custom_load:
         return  # in a format of its own, which only the network reads
     try:
         if name.endswith('.safetensors'):

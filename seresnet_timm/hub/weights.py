@@ -158,7 +158,9 @@ def find_in_cache(source: Pretrained) -> Optional[Path]:
 def brought_in_by_hand(name: str) -> Optional[str]:
     """What the weights in the cache were compared with when they were brought in; None if they were downloaded."""
     source = source_of(name)
-    commit = commit_of(source.repo_id, source.revision) if source is not None and source.repo_id else None
+    if source is None or not source.repo_id:
+        return None
+    commit = commit_of(source.repo_id, source.revision)
     return comment_on(source.repo_id, commit) if commit is not None else None
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
-from seresnet_timm.errors import RunError, UsageError, note_replaced, printable
+from seresnet_timm.errors import RunError, UsageError, first_names, note_replaced, printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.images import (
     EXTENSIONS,
@@ -44,9 +44,10 @@ def find_images(paths: Sequence[str]) -> List[str]:
         if os.path.isdir(path):
             found: List[str] = []
             others: List[str] = []
+            foreign: List[str] = []
             try:
                 above = {(s.st_dev, s.st_ino) for s in map(os.stat, Path(path).resolve().parents)}
-                _list_folder(path, found, others, above)
+                _list_folder(path, found, others, foreign, above)
             except OSError as e:
                 raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
             told = describe_left_out(count_by_suffix(others))
@@ -54,6 +55,9 @@ def find_images(paths: Sequence[str]) -> List[str]:
                 raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told and "; " + told}.')
             if told:
                 print(printable(f'{path}: {told}'), file=sys.stderr)
+            if foreign:
+                print(printable(f'{path}: {len(foreign)} folder(s) of other programs are left out: '
+                                f'{first_names(sorted(foreign), 3)}'), file=sys.stderr)
             found.sort()
             try:
                 found.sort(key=natural_key)
@@ -67,13 +71,15 @@ def find_images(paths: Sequence[str]) -> List[str]:
     return files
 
 
-def _list_folder(folder: str, images: List[str], others: List[str], seen: Set[Tuple[int, int]]) -> None:
+def _list_folder(
+        folder: str, images: List[str], others: List[str], foreign: List[str], seen: Set[Tuple[int, int]]) -> None:
     """List a folder at any depth, each folder once whatever links lead to it; not what other programs left.
 
     Args:
         folder: The folder.
         images: Gets the image files.
         others: Gets the other files.
+        foreign: Gets the folders that other programs left.
         seen: Folders to pass by, by device and inode: those above, so that no link leads out, and those visited.
     """
     status = os.stat(folder)
@@ -89,8 +95,10 @@ def _list_folder(folder: str, images: List[str], others: List[str], seen: Set[Tu
                 counts = is_image(entry.name) and not entry.name.startswith(FOREIGN_FILES)
                 (images if counts else others).append(entry.path)
     for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
-        if not is_foreign([entry.name]):
-            _list_folder(entry.path, images, others, seen)
+        if is_foreign([entry.name]):
+            foreign.append(entry.path)
+        else:
+            _list_folder(entry.path, images, others, foreign, seen)
 
 
 class _Images(Dataset):

@@ -25,18 +25,19 @@ FLAGS = {'bn_eps': '--bn-eps', 'global_pool': '--gp'}
 
 def check_train_weights(run: Any) -> Iterator[str]:
     args = run.args
-    if args.resume and args.initial_checkpoint:
+    if args.resume and run.flag('initial_checkpoint'):
         yield ('--resume and --initial-checkpoint both name weights to start with: leave out --initial-checkpoint, as '
                '--resume replaces its weights.')
     if args.resume:
         yield from _check_resume(run)
-    if args.initial_checkpoint:
-        checkpoint = run.read(args.initial_checkpoint)
+    if run.flag('initial_checkpoint'):
+        checkpoint = run.read(run.flag('initial_checkpoint'))
         yield from _misfit(run, checkpoint, 'initial_checkpoint', use_ema=True)
         yield from filter(None, [describe_other_start(checkpoint, run.settings.class_names, args)])
         run.notes += _other_network(run, checkpoint)
-    if args.pretrained_path and not args.pretrained_path.endswith(('.npz', '.npy')):  # which timm's models read
-        yield from _check_pretrained(run, run.read(args.pretrained_path))
+    path = run.flag('pretrained_path')
+    if path and not path.endswith(('.npz', '.npy')):  # which timm's models read
+        yield from _check_pretrained(run, run.read(path))
 
 
 def check_checkpoint(run: Any) -> Iterator[str]:
@@ -64,7 +65,7 @@ def _check_resume(run: Any) -> Iterator[str]:
     misfit = list(_misfit(run, checkpoint, 'resume', use_ema=False))
     optimizer = None if misfit else _optimizer(run)
     found = misfit + list(resume.problems(checkpoint, args, optimizer))
-    if args.model_ema and checkpoint.has_ema and not found:
+    if run.flag('model_ema') and checkpoint.has_ema and not found:
         found += _misfit(run, checkpoint, 'resume', use_ema=True)
     yield from found
     yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
@@ -81,7 +82,7 @@ def _optimizer(run: Any) -> Optional[torch.optim.Optimizer]:
     """The optimizer of the run, on a network without memory; None if it cannot be made here."""
     if run.model is None:
         return None
-    kwargs: Dict[str, Any] = {**optimizer_kwargs(cfg=run.args), **(run.args.opt_kwargs or {})}
+    kwargs: Dict[str, Any] = {**optimizer_kwargs(cfg=run.args), **(run.flag('opt_kwargs') or {})}
     kwargs['lr'] = kwargs.get('lr') or 0.1
     try:
         return create_optimizer_v2(run.model, **kwargs)
@@ -95,7 +96,7 @@ def _misfit(run: Any, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Itera
         return
     args, model = run.args, run.model
     if flag == 'resume' and run.flag('split_bn'):
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+        model = convert_splitbn_model(model, max(run.flag('aug_splits') or 0, 2))
     weights = fit.weights_for(checkpoint, model, use_ema)
     misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
     found = clean_state_dict(checkpoint.weights_or_ema(use_ema))

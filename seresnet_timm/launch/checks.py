@@ -17,15 +17,18 @@ from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data.label_files import check_real_labels, read_valid_labels, valid_labels_of_timm
-from seresnet_timm.errors import UsageError, did_you_mean, first_line, refuse
+from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
 from seresnet_timm.launch.resources import check_resources
-from seresnet_timm.models.create import check_model_name, create_from_args
+from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.half_weights import use_half_weights
+
+# flags of train.py that are arguments of the network too
+RATES = ('drop', 'drop_path', 'drop_connect', 'drop_block', 'bn_momentum', 'bn_eps')
 
 
 class Checked:
@@ -135,7 +138,12 @@ def check_model(run: Checked) -> Iterator[str]:
         drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
         drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
         bn_momentum=run.flag('bn_momentum'), bn_eps=run.flag('bn_eps'))
-    run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
+    try:
+        run.model = create_from_args(args, folder=run.settings.model_folder, meta=True, **rates)
+    except WRONG_ARGUMENT as e:
+        given = [f'--{n.replace("_", "-")} {run.flag(n)}' for n in ('gp', 'in_chans', 'num_classes', *RATES)
+                 if run.flag(n) is not None and run.flag(n) != 0]
+        raise UsageError(f'{args.model} cannot be made ({printable(first_line(e))}): check {", ".join(given)}.')
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know
 

@@ -1,12 +1,11 @@
 """What a run's data folder holds: classes, images, faults; and how many outputs the model gets for it."""
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
 from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
 from seresnet_timm.launch.combinations import uses_mixup
-from seresnet_timm.runs.settings import RunSettings
 
 MAX_NAMED = 3  # names of classes that one sentence lists
 # timm's readers of --dataset by the part before the slash, and the package that each needs
@@ -196,8 +195,8 @@ def _hint(root: Path, flag: str, split: str) -> str:
 def _describe_files(tree: Any) -> str:
     """Images that timm alone would leave out, and files that are left out; '' for neither."""
     more = {suffix: n for suffix, n in tree.suffixes.items() if suffix not in TIMM_EXTENSIONS}
-    clauses = [f'with {describe_kinds(more)}, which timm alone leaves out'] if more else []
-    return '; '.join(clauses + [describe_left_out(tree.left_out)] * bool(tree.left_out))
+    clauses = (more and f'with {describe_kinds(more)}, which timm alone leaves out', describe_left_out(tree.left_out))
+    return '; '.join(filter(None, clauses))
 
 
 def _faults(tree: Any) -> Iterator[str]:
@@ -214,14 +213,14 @@ def _faults(tree: Any) -> Iterator[str]:
         yield f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: check --data-dir.{tars}'
     elif tree.class_map and not tree.num_images:
         yield (f'Class map {tree.class_map} names none of the folders with images in {folder} (it names '
-               f'{_named(tree.missing)}, there are {_named(tree.unmapped)}): check --class-map.')
+               f'{named(tree.missing)}, there are {named(tree.unmapped)}): check --class-map.')
     if tree.ties and not tree.class_map:
         # timm sorts them as equals, in an order that differs from process to process
         pairs = ', '.join(f'{a} and {b}' for a, b in tree.ties[:MAX_NAMED])
         yield f'{folder} has class folders whose order is undefined ({pairs}): rename one of each pair.'
     alike = [pair for pair in tree.alike if _is_written_twice(*pair)]
     if alike and not tree.class_map:
-        from seresnet_timm.data.classes import describe_alike
+        from seresnet_timm.data.alike import describe_alike
         yield (f'{folder} has a class twice: {describe_alike(*alike[0], "one folder", "another")}: move the images '
                f'into one of them; or, if these are two classes, {by_map}.')
     if tree.loops:
@@ -244,14 +243,14 @@ def _faults(tree: Any) -> Iterator[str]:
                f'be numbered differently in train and val{tars}.')
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
     from seresnet_timm.data.label_files import quote
     return first_names(map(quote, names), MAX_NAMED) or 'none'
 
 
 def _is_written_twice(a: str, b: str) -> bool:
     """Two names are one in other characters; letters of two alphabets are two names."""
-    from seresnet_timm.data.classes import looks
+    from seresnet_timm.data.alike import looks
     return looks(a, letters=False) == looks(b, letters=False)
 
 
@@ -268,15 +267,15 @@ def _notes(tree: Any) -> Iterator[str]:
         yield (f'{folder}: the last folder is the class, not the first: {first_names(tree.nested, MAX_NAMED)}.')
     if tree.unmapped:
         yield (f'{folder}: --class-map leaves out {len(tree.unmapped)} folder(s) with '
-               f'{sum(tree.unmapped.values()):,} images: {_named(tree.unmapped)}.')
+               f'{sum(tree.unmapped.values()):,} images: {named(tree.unmapped)}.')
     if tree.missing:
         yield (f'{folder}: {len(tree.missing)} name(s) of --class-map have no folder with images: '
-               f'{_named(tree.missing)}.')
+               f'{named(tree.missing)}.')
     if tree.alike:
-        from seresnet_timm.data.classes import describe_alike
+        from seresnet_timm.data.alike import describe_alike
         yield f'{folder}: {describe_alike(*tree.alike[0], "one folder", "another")}; they are two classes.'
     if len(tree.names) == 1:
-        yield f'{folder} has one class ({_named(tree.names)}): top-1 is 100, whatever the model learns.'
+        yield f'{folder} has one class ({named(tree.names)}): top-1 is 100, whatever the model learns.'
 
 
 def _faults_of_both(train: Any, val: Any) -> Iterator[str]:
@@ -297,156 +296,6 @@ def _faults_of_both(train: Any, val: Any) -> Iterator[str]:
         parts = [f'{first_names(names, MAX_NAMED)} only in {tree.folder}'
                  for names, tree in ((only_train, train), (only_val, val)) if names]
         yield f'Train and val have different classes: {"; ".join(parts)}: make the class folders the same.'
-
-
-# --- outputs ----------------------------------------------------------------------------------------------------------
-
-def name_outputs(verb: str, sources: Any, args: Dict[str, Any], data: DataFacts) -> DataFacts:
-    """Let an evaluation number the classes as the training of its model did, by their names.
-
-    Without names of the model's outputs, or where the data has other names, nothing changes; the checks compare them.
-
-    Args:
-        verb: 'train' or 'validate'.
-        sources: Where the settings come from, as in `plan`; reasons and notes are added.
-        args: Flags of the script.
-        data: What the data folder holds.
-    """
-    if verb != 'validate' or data.class_names is None or data.problems:
-        return data
-    outputs, origin = _names_of_outputs(sources, args)
-    if outputs is None or data.mapped or not _can_name(outputs, data.class_names):
-        return data
-    sources.notes += _numbered_by(outputs, data.class_names, origin)
-    if len(outputs) > len(data.class_names):
-        sources.reasons['class_names'] = f'{len(data.class_names)} of the classes {origin} in the data'
-    return replace(data, class_names=outputs)
-
-
-def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
-    """The same for a pretrained model whose folder is there only when it was pulled.
-
-    Args:
-        settings: Settings of the run.
-
-    Returns:
-        The settings with the names of the outputs, and faults, each a sentence.
-    """
-    import json
-
-    from seresnet_timm.data.classes import describe_difference
-    args, found = settings.args, settings.class_names
-    local = args['model'].partition('local-dir:')[2]
-    folder = settings.model_folder or local
-    if settings.verb != 'validate' or args.get('checkpoint') or args.get('class_map') or not (folder and found):
-        return settings, []
-    try:
-        config = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
-        names = config.get('label_names') or config.get('pretrained_cfg', {}).get('label_names')
-    except (OSError, ValueError, AttributeError):
-        return settings, []  # the checks create the model and say so
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        return settings, []
-    if args.get('valid_labels'):
-        try:
-            from seresnet_timm.data.label_files import read_valid_labels
-            names = [names[i] for i in read_valid_labels(args['valid_labels'], len(names))]
-        except UsageError:
-            return settings, []  # the checks say so
-    if not _can_name(names, found):
-        difference = describe_difference(names, found, 'the model')
-        return settings, [f'{printable(args["model"])} was trained with other classes than {args["data_dir"]} has '
-                          f'({difference}): rename the class folders, or list them in the order of the outputs in a '
-                          'file for --class-map.'] if difference else []
-    notes = _numbered_by(names, found, 'of the model')
-    return replace(settings, class_names=names, notes=settings.notes + notes), []
-
-
-def _can_name(outputs: Sequence[str], found: Sequence[str]) -> bool:
-    """Every class of the data is one output, by its name."""
-    return len(set(outputs)) == len(outputs) and set(found) <= set(outputs)
-
-
-def _numbered_by(outputs: Sequence[str], found: Sequence[str], origin: str) -> List[str]:
-    """What is to be told where the classes are numbered by the outputs of a model."""
-    absent = [n for n in outputs if n not in set(found)]
-    if absent:
-        return [f'The data has {len(found)} of the {len(outputs)} classes {origin}; they are evaluated by name. '
-                f'Without images: {_named(absent)}.']
-    if list(outputs) != list(found):
-        return [f'The classes are numbered in the order {origin}, not in that of the folders.']
-    return []
-
-
-def _names_of_outputs(sources: Any, args: Dict[str, Any]) -> Tuple[Optional[List[str]], str]:
-    """Names of what the model distinguishes, by index, and where they come from; None if not known."""
-    from seresnet_timm.data.label_files import read_valid_labels
-    from seresnet_timm.engine.model_info import class_names_in, imagenet_names
-    checkpoint = next(iter(sources.checkpoints.values()), None)
-    names, origin = (class_names_in(checkpoint) if checkpoint else None), 'of the checkpoint'
-    if names is None:
-        names = imagenet_names(args.get('num_classes') or _outputs_of(args['model']))
-        origin = 'of ImageNet, of which the model has the number'
-    if names is not None and args.get('valid_labels'):
-        try:
-            names = [names[i] for i in read_valid_labels(args['valid_labels'], len(names))]
-        except UsageError:
-            return None, ''  # the checks say so
-        origin += ', by --valid-labels'
-    return names, origin
-
-
-def decide_classes(verb: str, sources: Any, args: Dict[str, Any], data: DataFacts) -> List[str]:
-    """Set the number of outputs where the user leaves it open; faults, each a sentence.
-
-    Args:
-        verb: 'train' or 'validate'.
-        sources: Where the settings come from, as in `plan`; a reason is added.
-        args: Flags of the script; `num_classes` may be set.
-        data: What the data folder holds.
-    """
-    sources.notes += data.notes
-    if data.class_names is None or data.problems:
-        return []
-    count = len(data.class_names)
-    asked = sources.asked('num_classes')
-    if args.get('num_classes'):
-        sources.reasons.setdefault('num_classes', '--num-classes' if 'num_classes' in sources.flags else (
-            '--config' if asked else 'the preset'))
-    outputs = args.get('num_classes') or _outputs_of(args['model'])
-    if verb == 'train' and not asked:
-        if outputs != count:
-            owner = 'the recipe' if args.get('num_classes') else args['model']
-            was = f', where {owner} has {outputs}' if outputs else ''
-            args['num_classes'] = count
-            sources.reasons['num_classes'] = f'as many as the data has classes{was}'
-        return []
-    if outputs is None:
-        return []
-    if outputs < count and not args.get('valid_labels'):
-        what = f'--class-map has {count} classes' if data.mapped else f'The data has {count} classes'
-        nested = (f' The last folder is the class: {first_names(data.nested, MAX_NAMED)}; timm does not take the first '
-                  'one.' if data.nested else '')
-        return [f'{what}, the model {outputs} outputs: give --num-classes {count}.{nested}']
-    has_weights = any(args.get(k) for k in ('resume', 'initial_checkpoint', 'pretrained_path'))
-    if verb == 'train' and outputs > count and not has_weights and not data.mapped:
-        return [f'--num-classes {outputs}, but the data has {count} classes: give --num-classes {count}, or leave it '
-                'out.']
-    if outputs > count and not args.get('valid_labels'):
-        sources.notes.append(f'The model has {outputs} outputs, the data {count} classes: the first {count} outputs '
-                             'are compared with them.')
-    return []
-
-
-def _outputs_of(model: str) -> Optional[int]:
-    """Outputs of a model by default; None where only its creation tells."""
-    import timm
-    from timm.models import get_pretrained_cfg, split_model_name_tag
-    arch = split_model_name_tag(model)[0]
-    if not timm.is_model(arch):
-        return None
-    cfg = get_pretrained_cfg(arch, allow_unregistered=True)
-    return cfg.num_classes if cfg else None
 
 
 def missing_root(verb: str, args: Dict[str, Any]) -> List[str]:

@@ -41,7 +41,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--master-addr', '--master_addr', metavar='HOST', help='address of node 0')
     arg('--master-port', '--master_port', metavar='PORT', type=int, help='port of node 0 (29500)')
     arg('--local-addr', '--local_addr', metavar='ADDR', help='address of this node, on the network of --master-addr')
-    arg('--rdzv-timeout', metavar='SEC', type=int, help='how long nodes wait for each other, in seconds (300)')
+    arg('--rdzv-timeout', metavar='SEC', type=int,
+        help='how long nodes and ranks wait for each other, in seconds (300)')
     arg('--scripts', metavar='WHICH',
         help="auto, timm (timm's own), bundled, or the path of timm's scripts: `seresnet-timm scripts` (auto)")
     arg('--loss-scale', metavar='S', type=float, help='fixed loss scale of fp16; dynamic without it or at -1')

@@ -8,7 +8,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.launch import cluster
-from seresnet_timm.launch.dataset import name_outputs_of_hub
+from seresnet_timm.launch.outputs import name_outputs_of_hub
 from seresnet_timm.launch.plan import Node, Plan, make_plan
 from seresnet_timm.launch.waiting import wait_for_ranks
 from seresnet_timm.runs.folder import RunFolder

@@ -1,4 +1,4 @@
-"""Notices a rank that no longer gets on, writes the stacks of all ranks, and ends the rank that holds up the others"""
+"""Notices a rank that makes no more steps, writes the stacks of all ranks, and ends the one that the others wait for"""
 import os
 import signal
 import sys

@@ -13,6 +13,7 @@ which timm's scripts do not request), flushing of denormals (no difference measu
 Flags and config files override this: `--channels-last`, `channels_last: false`, `--opt-kwargs fused=False`.
 """
 import ctypes
+import functools
 import inspect
 import os
 from typing import Any, Dict, Mapping, Optional, Tuple
@@ -137,6 +138,21 @@ def _match_layout(optimizer) -> None:
 def ddp_arguments(device: Any, fast: bool = True) -> Dict[str, Any]:
     """Arguments of DistributedDataParallel beyond timm's; none if not `fast`."""
     return dict(gradient_as_bucket_view=True) if fast and kind_of(device) in FAST_DEVICES else {}
+
+
+def match_gradient_strides(module: Any) -> None:
+    """Give gradients of 1 x 1 convolutions the strides of their weights, before DDP wraps the module.
+
+    In channels_last a weight (out, in, 1, 1) has other strides in the dimensions of size 1 than the gradient that SE
+    blocks get. The memory is the same; DDP compares the strides, and would warn.
+    """
+    for param in module.parameters():
+        if param.dim() == 4 and param.shape[2:] == (1, 1) and not param.stride()[2:] == (1, 1):
+            param.register_hook(functools.partial(_with_strides, stride=param.stride()))
+
+
+def _with_strides(grad: Any, stride: Tuple[int, ...]) -> Any:
+    return grad.as_strided(grad.shape, stride) if grad.stride()[:2] == stride[:2] else grad
 
 
 # --- memory of the CPU ------------------------------------------------------------------------------------------------

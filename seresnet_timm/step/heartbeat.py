@@ -1,4 +1,4 @@
-"""Signs of life: every rank counts its steps in a file, so that its launcher sees which one no longer gets on
+"""Signs of life: every rank counts its steps in a file, so that its launcher sees which one makes no more steps
 
 A step is an optimizer step of a training, or a batch of an evaluation. The count is memory that both processes map, so
 that it costs nothing and is seen even if the rank can no longer answer.

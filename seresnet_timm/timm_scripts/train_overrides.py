@@ -23,7 +23,7 @@ from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.bad_steps import diverged
+from seresnet_timm.engine.divergence import diverged, has_finite_weights
 from seresnet_timm.engine.epoch import refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
@@ -96,7 +96,7 @@ class TrainOverrides(Overrides):
         `--pretrained`.
         Checked by: test_half_weights.py runs both scripts with it; test_runs.py starts from a file with a prefix.
         """
-        if self.args.pretrained_path:
+        if getattr(self.args, 'pretrained_path', None):
             kwargs.update(pretrained=True, pretrained_cfg_overlay=engine.pretrained_overlay(
                 self.args, self.settings.model_folder, self.checkpoints))
         initial = kwargs.pop('checkpoint_path', None)
@@ -159,6 +159,7 @@ class TrainOverrides(Overrides):
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
                 device_ids = None
+            fast_step.match_gradient_strides(self.get_trainable_module())
             ddp_kwargs.update(fast_step.ddp_arguments(self.device, overrides.settings.fast_step))
             result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
             if overrides.settings.half_weights:
@@ -226,7 +227,7 @@ class TrainOverrides(Overrides):
         figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
         if not math.isfinite(metrics['loss']):  # of all ranks
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
-        if not self.args.val_split and not engine.has_finite_weights(model):
+        if not self.args.val_split and not has_finite_weights(model):
             raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
         if output_dir is not None:  # the primary process
             self._figures = report_epoch(figures, epoch, args.workers, device)
@@ -252,7 +253,7 @@ class TrainOverrides(Overrides):
         if self._figures is not None:
             self._figures['unreadable_val'] = unreadable
         self._eval_loss = metrics['loss']
-        if not math.isfinite(self._eval_loss) and not engine.has_finite_weights(model):
+        if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
         return metrics
 
@@ -285,13 +286,17 @@ class TrainOverrides(Overrides):
             self._record.add_epoch(self._figures)
             self._figures = None
 
+    def is_finite(self) -> bool:
+        """Whether the last evaluation has a finite loss; otherwise its epoch is never the best."""
+        return math.isfinite(self._eval_loss)
+
     def finish(self) -> None:
         self._add_epoch()
         if not self._interrupted:  # the script's `main` returns after Ctrl-C too
             super().finish()
             if self._record is not None:
                 refuse_unsaved(self._saver, self._record, self._summary)
-            if not math.isfinite(self._eval_loss):
+            if not self.is_finite():
                 raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
 
     # called by patched code
@@ -317,7 +322,7 @@ class _Saver(AtomicCheckpointSaver):
 
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
         self.run_state = self._overrides.run_state(epoch)
-        best = super().save_checkpoint(epoch, metric)
+        best = super().save_checkpoint(epoch, metric if self._overrides.is_finite() else math.nan)
         self._overrides.saved(epoch, *best)
         return best
 

@@ -44,8 +44,9 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize('prefix', [
-    'module.', '_orig_mod.', 'module._orig_mod.', 'module.module.', 'model.', 'net.', 'backbone.', 'encoder.', 'student.',
-    'module.model.', 'model._orig_mod.', '_orig_mod.model.module.', 'any_word.', 'ema_model.', 'trunk.module.'])
+    'module.', '_orig_mod.', 'module._orig_mod.', 'module.module.', 'model.', 'net.', 'backbone.', 'encoder.',
+    'student.', 'module.model.', 'model._orig_mod.', '_orig_mod.model.module.', 'any_word.', 'ema_model.',
+    'trunk.module.'])
 def test_a_shared_prefix_is_taken_off(own, tmp_path, prefix):
     assert equal(load({'state_dict': under(prefix, own)}, tmp_path / 'x.pth'), own)
 

@@ -13,7 +13,7 @@ from seresnet_timm.data.image_files import IGNORED_TARGET, Unreadable, count_unr
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.errors import RunError
 
-BAD = {'01.jpg': b'', '02.jpg': b'<html>', '05.png': b'\0\5\16\7'}
+BAD = {'01.jpg': b'', '02.jpg': b'<html>', '05.png': b'\x00\x05\x16\x07'}
 DECODERS = (None, *jpeg.decoders(), jpeg.PILLOW)
 by_decoder = pytest.mark.parametrize('decoder', DECODERS, ids=lambda d: d.name if d else "timm's")
 

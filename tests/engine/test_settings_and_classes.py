@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 from argparse import Namespace
@@ -22,6 +21,8 @@ from seresnet_timm.engine.model_info import describe_other_classes, describe_oth
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.inference.load import load_model
 from seresnet_timm.inference.predict import find_images, predict
+from seresnet_timm.launch import processes as launch_processes
+from seresnet_timm.launch.plan import Node
 from seresnet_timm.models.info import ModelInfo
 
 DIGITS = [str(i) for i in range(10)]
@@ -79,10 +80,7 @@ def test_record_of_an_evaluation(run, few_digits, tmp_path, processes):
     if processes == 1:
         validate.main(settings)
     else:
-        (tmp_path / 'settings.json').write_text(replace(settings, nproc=2, world_size=2).to_json())
-        subprocess.run(
-            [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m',
-             'seresnet_timm.launch.rank', str(tmp_path / 'settings.json')], check=True, env=os.environ)
+        launch_processes.run(replace(settings, nproc=2, world_size=2), Node())
     record = valid_record(tmp_path / 'eval')
     assert record['settings']['verb'] == 'validate' and record['settings']['world_size'] == processes
     assert record['evaluation']['images'] == 70 and record['finished'] and record['epochs'] == []

@@ -89,7 +89,8 @@ def test_training_names_and_counts(trees, tmp_path, capfd, more):
         for name in ('0_empty.jpg (it is empty)', '1_page.jpg (it is a web page', '2_link.png (it is a link to gone',
                      '3_cut.jpg (it is damaged'):
             path = f'{trees}/bad/{split}/bee/{name}'
-            assert path in line and sum(path in other for other in set(log.splitlines())) == 1
+            warnings = {other for other in log.splitlines() if other.startswith('WARNING') and path in other}
+            assert warnings == {line}
     assert 'Data: 4 of 16 images of epoch 1 cannot be read, others took their place (named before)' in log
     for epoch in valid_record(tmp_path / 'run')['epochs']:
         for split in ('train', 'val'):
@@ -127,7 +128,8 @@ def test_validate(trees, checkpoint, capfd, more):
         results.append(result_of(printed.out))
     assert results[1]['top1'] == pytest.approx(results[0]['top1'] * 12 / 16, abs=1e-3)
     assert results[1]['top5'] == pytest.approx(75)
-    assert results[1].get('loss') == pytest.approx(results[0].get('loss'), rel=1e-4)
+    if 'loss' in results[0]:  # timm's script prints none
+        assert results[1]['loss'] == pytest.approx(results[0]['loss'], rel=1e-4)
     line = next(line for line in printed.err.splitlines() if line.startswith('WARNING: Test: 4 of 16 images'))
     assert f'{trees}/bad/val/bee/1_page.jpg' in line and 'count as wrong' in line
     for data, flag, text in ((trees / 'none', (), '12 of 12 images to evaluate cannot be read'),

@@ -38,7 +38,8 @@ COMMIT = '0123456789' * 4
 
 @pytest.mark.parametrize('text, repo_id, revision', (
     ('me/x', 'me/x', None), ('me/x@v1', 'me/x', 'v1'), ('hf-hub:me/x', 'me/x', None),
-    ('HF-HUB:me/x@a/b', 'me/x', 'a/b'),     ('me/x/', 'me/x', None), ('hf://me/x@v1', 'me/x', 'v1'), ('hf-hub:HOST/me/x', 'me/x', None),
+    ('HF-HUB:me/x@a/b', 'me/x', 'a/b'),
+        ('me/x/', 'me/x', None), ('hf://me/x@v1', 'me/x', 'v1'), ('hf-hub:HOST/me/x', 'me/x', None),
     ('HOST/me/x', 'me/x', None), ('HOST/me/x/', 'me/x', None), ('HOST/me/x/tree/main', 'me/x', None),
     ('HOST/me/x/tree/a/b', 'me/x', 'a/b'), ('HOST/me/x/blob/v1/model.safetensors', 'me/x', 'v1'),
     (f'HOST/me/x/commit/{COMMIT}', 'me/x', COMMIT), ('HOST/me/x/resolve/main/a.bin?download=true', 'me/x', None),

@@ -391,7 +391,7 @@ def test_a_strict_stdout(odd, capsys, monkeypatch, encoding):
         sys.stdout.detach()
 
 
-def test_every_image_once_whatever_links_lead_to_it(few_digits, tmp_path):
+def test_every_image_once_whatever_links_lead_to_it(few_digits, tmp_path, capsys):
     root = tmp_path / 'val'
     shutil.copytree(few_digits / 'val', root)
     expected = find_images([str(root)])
@@ -403,6 +403,8 @@ def test_every_image_once_whatever_links_lead_to_it(few_digits, tmp_path):
         shutil.copytree(root / '9', root / folder)
     (root / '0' / '._1.jpg').write_bytes(b'')
     assert find_images([str(root)]) == expected
+    told = capsys.readouterr().err
+    assert all(name in told for name in ('.ipynb_checkpoints', '@eaDir'))
     assert len(find_images([str(root / 'again')])) == 7
     (root / '²').mkdir()
     shutil.copy(expected[0], root / '²' / '1.jpg')

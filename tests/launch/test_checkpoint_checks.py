@@ -23,9 +23,10 @@ def data(tmp_path_factory):
 
 
 def train(data, output, *more, act='silu'):
-    cli.main(['train', '--data-dir', str(data), *MODEL, f'act_layer={act}', '--img-size', '32', '-b', '4', '--epochs', '2', '--workers', '0',
-              '--warmup-epochs', '0', '--lr', '0.01', '--opt', 'momentum', '--weight-decay', '0.0001', '--device', 'cpu',
-              '--nproc', '1', '--output', str(output), '--experiment', 'run', *map(str, more)])
+    cli.main([
+        'train', '--data-dir', str(data), *MODEL, f'act_layer={act}', '--img-size', '32', '-b', '4', '--epochs', '2',
+        '--workers', '0', '--warmup-epochs', '0', '--lr', '0.01', '--opt', 'momentum', '--weight-decay', '0.0001',
+        '--device', 'cpu', '--nproc', '1', '--output', str(output), '--experiment', 'run', *map(str, more)])
 
 
 @pytest.fixture(scope='module')

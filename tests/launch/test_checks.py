@@ -280,7 +280,7 @@ def weights(tmp_path_factory) -> Path:
     ('classes20.pth.tar', 'it has 20 classes (--num-classes 20)'),
     ('truncated.pth.tar', 'is incomplete or damaged'),
     ('empty.pth.tar', 'is empty'),
-    ('text.pth.tar', 'is not a checkpoint, or it is damaged'),
+    ('text.pth.tar', 'is a web page (HTML or XML), not a checkpoint'),
     ('truncated.safetensors', 'is incomplete or damaged'),
     ('nowhere.pth.tar', 'does not exist'),
     ('', 'is a folder'),

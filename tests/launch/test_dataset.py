@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from timm.data import ImageNetInfo
 
-from seresnet_timm.launch.dataset import DataFacts, decide_classes, examine, name_outputs, name_outputs_of_hub
+from seresnet_timm.launch.dataset import DataFacts, examine
+from seresnet_timm.launch.outputs import decide_classes, name_outputs, name_outputs_of_hub
 from seresnet_timm.runs.settings import RunSettings, Script
 
 NFC, NFD = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))

@@ -12,8 +12,8 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import modelzoo
 from seresnet_timm.launch.flags import MODELZOO
 from seresnet_timm.launch.parse import parse
-from seresnet_timm.launch.plan import collect, merge
 from seresnet_timm.launch.recipes import load_recipe, recipes_dir
+from seresnet_timm.launch.sources import collect, merge
 
 
 def translate(*argv, verb='train', world_size=8):
@@ -177,3 +177,10 @@ def test_flags_of_every_preset_parse():
     for path in recipes_dir().glob('*.yaml'):
         args, _ = translate('--preset', path.stem)
         assert timm.is_model(args.model) and load_recipe(path.stem).settings['model'] == args.model
+
+
+@pytest.mark.parametrize('encoding', ('utf-8', 'utf-8-sig', 'utf-16'))
+def test_yaml_files_of_any_editor(tmp_path, encoding):
+    from seresnet_timm.launch.config_file import read_yaml
+    (tmp_path / 'a.yaml').write_bytes('epochs: 3\r\n\r\ndata_dir: café  \r\n'.encode(encoding))
+    assert read_yaml(str(tmp_path / 'a.yaml')) == {'epochs': 3, 'data_dir': 'café'}

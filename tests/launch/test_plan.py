@@ -7,7 +7,8 @@ import pytest
 from conftest import run_cli, subset, train_flags
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch.plan import make_plan, plain
+from seresnet_timm.launch.plan import make_plan
+from seresnet_timm.launch.sources import plain
 from seresnet_timm.runs.settings import RunSettings
 
 pytestmark = pytest.mark.preloaded

@@ -16,8 +16,8 @@ from torchvision import transforms
 from seresnet_timm.data import loaders
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.launch.parse import parse
-from seresnet_timm.launch.plan import collect, merge
 from seresnet_timm.launch.recipes import recipe_path
+from seresnet_timm.launch.sources import collect, merge
 
 
 @pytest.fixture(scope='module')

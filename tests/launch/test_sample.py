@@ -70,6 +70,12 @@ def test_what_does_not_is_named(gray, argv, words):
     assert problem and all(word in problem for word in words), problem
 
 
+def test_a_network_that_cannot_be_made_names_its_flags(gray):
+    run = checks.Checked(settings(gray, '--model', 'resnet18', '--gp', 'foo'), {})
+    with pytest.raises(UsageError, match=r'resnet18 cannot be made \(Invalid pool type: foo\): check --gp foo'):
+        list(checks.check_model(run))
+
+
 def test_evaluation(gray):
     assert found(gray, '--in-chans', '1', '--crop-mode', 'border', verb='validate') == []
     assert '--img-size 32' in found(gray, '--model', 'vit_tiny_patch16_224', verb='validate')[0]

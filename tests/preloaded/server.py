@@ -117,6 +117,12 @@ def become(request: Dict[str, Any], files: List[int]) -> None:
     for target, file in enumerate(files):
         os.dup2(file, target)
     os.closerange(3, 1 << 16)
+    for name, fd in (('stdout', 1), ('stderr', 2)):  # new objects: they know whether a file or a pipe is behind them
+        old = getattr(sys, name)
+        stream = open(fd, 'w', encoding=old.encoding, errors=old.errors, closefd=False)
+        stream.reconfigure(line_buffering=old.line_buffering, write_through=old.write_through)
+        setattr(sys, name, stream)
+        setattr(sys, f'__{name}__', stream)
     os.setsid()
     os.chdir(request['cwd'])
     os.umask(request['umask'])

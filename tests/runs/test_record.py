@@ -144,9 +144,9 @@ def test_damaged_record(tmp_path, change):
 
 def test_names_of_a_run_folder(tmp_path):
     folder = RunFolder(tmp_path)
-    assert folder.checkpoint() is None and folder.resume_hint() == ''
+    assert folder.checkpoint() is None and not folder.holds_a_run()
     folder.last.write_text('')
-    assert folder.checkpoint() == folder.last and folder.resume_hint() == f' Resume with --resume {folder.last}'
+    assert folder.checkpoint() == folder.last and folder.holds_a_run()
     folder.best.write_text('')
     assert folder.checkpoint() == folder.best
     (tmp_path / 'link').symlink_to(tmp_path)

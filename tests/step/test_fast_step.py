@@ -241,3 +241,21 @@ def test_dampening_is_left_to_torchs_plain_sgd():
     """Its first step is not that of a momentum of zero."""
     assert not fast_step.wants_fused('momentum', {'dampening': 0.1}, 'cpu')
     assert fast_step.wants_fused('momentum', {'dampening': 0.}, 'cpu')
+
+
+@pytest.mark.parametrize('model', ('seresnet18_ascend', 'resnet18'))
+def test_gradients_have_the_strides_of_their_weights(model):
+    """DDP compares them, and warns; before, those of SE blocks differed in dimensions of size 1."""
+    torch.manual_seed(0)
+    network = timm.create_model(model, num_classes=4).to(memory_format=torch.channels_last).train()
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    network(images).sum().backward()
+    before = {n: p.grad.clone() for n, p in network.named_parameters()}
+    network.load_state_dict(state)
+    network.zero_grad()
+    fast_step.match_gradient_strides(network)
+    network(images).sum().backward()
+    for name, param in network.named_parameters():
+        assert param.grad.stride() == param.stride(), name
+        assert torch.equal(param.grad, before[name]), name

@@ -209,3 +209,18 @@ def test_a_checkpoint_of_other_classes_is_refused(few_digits, tmp_path):
     for create_loader in (validate.create_loader, overrides_of('train.py', args=args).create_loader):
         with pytest.raises(UsageError, match='was trained with other classes'):
             create_loader(dataset, input_size=(3, 32, 32), batch_size=2, is_training=True)
+
+
+@pytest.mark.parametrize('name', ('train.py', 'validate.py'))
+def test_datasets_of_both_scripts_have_the_classes_of_the_plan(tmp_path, name):
+    """The way both scripts call it; folders of other programs and classes without images change no label."""
+    for file in ('val/bee/1.png', 'val/cow/1.png', 'val/.ipynb_checkpoints/1.png'):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_bytes(b'')
+    overrides = overrides_of(name, class_names=['cow', 'ant', 'bee'])
+    for call in (lambda create, **kwargs: create('', **kwargs), lambda create, **kwargs: create(name='', **kwargs)):
+        dataset = call(overrides.create_dataset, root=str(tmp_path), split='validation', class_map='', download=False)
+        assert dataset.reader.samples == [(f'{tmp_path}/val/bee/1.png', 2), (f'{tmp_path}/val/cow/1.png', 0)]
+    (tmp_path / 'map.txt').write_bytes('bee\r\ncow\r\n'.encode('utf-8-sig'))
+    dataset = overrides.create_dataset('', root=str(tmp_path), split='val', class_map=str(tmp_path / 'map.txt'))
+    assert [label for _, label in dataset.reader.samples] == [0, 1]

@@ -1,0 +1,56 @@
+"""Runs that end because loss or weights are no longer finite numbers; the reason is noted in run.json"""
+import math
+from typing import Any, Dict, List, Optional
+
+import torch.nn as nn
+
+from seresnet_timm.errors import RunError
+from seresnet_timm.runs.record import RunRecord
+
+
+def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False, more: str = '') -> RunError:
+    """The error that ends a run without finite numbers; it is noted in run.json.
+
+    Args:
+        record: The run's record, on the rank that writes it.
+        what: What is not finite, and since when: the beginning of the sentence.
+        is_saved: A checkpoint of this state was written, or another sentence says which one to use.
+        more: Further sentences, with a space before each.
+    """
+    text = (f'{what}: lower the learning rate, use a longer warm-up, or clip gradients (--clip-grad 1).'
+            + ('' if is_saved else ' No checkpoint was written after that.') + more)
+    if record is not None:
+        record.set_diverged(text)
+    return RunError(text)
+
+
+def refuse_infinite_weights(
+        record: Optional[RunRecord],
+        module: nn.Module,
+        epoch: int,
+        eval_metrics: Optional[Dict[str, float]],
+) -> None:
+    """End the run before the epoch is saved, if the last update has made weights infinite.
+
+    Raises:
+        RunError: They are; the loss of the evaluation is not finite, or there is no evaluation that would show it.
+    """
+    if eval_metrics is not None and math.isfinite(eval_metrics['loss']):
+        return
+    if not has_finite_weights(module):
+        raise diverged(record, f'Weights are no longer finite after epoch {epoch}')
+
+
+def has_finite_weights(module: nn.Module) -> bool:
+    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
+
+
+def refuse_infinite_result(record: Optional[RunRecord], results: List[Dict[str, Any]]) -> None:
+    """End a run with an error whose last evaluation has no finite loss.
+
+    Raises:
+        RunError: It has not.
+    """
+    loss = results[-1].get('validation', results[-1]['train'])['loss'] if results else 0.
+    if not math.isfinite(loss):
+        raise diverged(record, f'The loss of the last evaluation is {loss}', is_saved=True)

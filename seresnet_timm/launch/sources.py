@@ -1,0 +1,245 @@
+"""The sources of a run's settings, and how they are merged: later ones win
+
+Script's defaults < recipe or preset < the checkpoint that is evaluated < config file < command line.
+"""
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from seresnet_timm.errors import UsageError
+from seresnet_timm.launch import cluster, modelzoo
+from seresnet_timm.launch.config_file import load_config, read_yaml
+from seresnet_timm.launch.parse import CommandLine
+from seresnet_timm.launch.recipes import Recipe, load_recipe
+
+# flags of a training preset or config that evaluation shares
+SHARED_WITH_VALIDATION = (
+    'data_dir', 'dataset', 'class_map', 'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'crop_pct',
+    'mean', 'std', 'interpolation', 'batch_size', 'workers', 'pin_mem', 'channels_last', 'amp', 'amp_dtype',
+    'model_kwargs', 'gp', 'log_freq', 'device_modules', 'device')
+
+
+@dataclass
+class Sources:
+    """Where settings come from, while the plan is made: later ones win.
+
+    Attributes:
+        recipe: The recipe that runs.
+        preset: Settings of the recipe, or of `--preset`.
+        config: Settings of `--config`.
+        flags: What was typed, by timm's names.
+        modelzoo: What was typed under the ModelZoo's names, and what a recipe says in their terms.
+        options: The launcher's options.
+        typed_modelzoo: The ModelZoo's names that were typed.
+        reasons: Why a value is what it is.
+        notes: Sentences for the plan.
+        checkpoints: Checkpoints that were read, by their path.
+        lr_of_recipe: The learning rate is the recipe's, for its batch.
+    """
+    recipe: Optional[Recipe]
+    preset: Dict[str, Any]
+    config: Dict[str, Any]
+    flags: Dict[str, Any]
+    modelzoo: Dict[str, Any]
+    options: Dict[str, Any]
+    typed_modelzoo: Sequence[str] = ()
+    reasons: Dict[str, str] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
+    checkpoints: Dict[str, Any] = field(default_factory=dict)
+    lr_of_recipe: bool = False
+
+    def asked(self, *names: str) -> bool:
+        """True if the user gave one of the flags, typed or in a config file."""
+        return any(n in self.flags or n in self.config for n in names)
+
+    def asked_or_typed(self, *names: str) -> bool:
+        """Likewise, or under a ModelZoo name."""
+        return self.asked(*names) or any(n in self.typed_modelzoo for n in names)
+
+    def base(self) -> Dict[str, Any]:
+        return {**self.preset, **self.config}
+
+
+def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
+    """Read recipe, preset and config file, and resolve the launcher's options."""
+    flags = dict(line.flags)
+    config_path = flags.pop('config', None) or line.options.get('config')
+    if 'data' in flags:  # timm's positional argument
+        flags['data_dir'] = flags.pop('data') or flags.get('data_dir')
+    if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
+        raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
+                         'is the folder with train/ and val/ in it.')
+    has_nodes = 'nnodes' in line.options or 'world_size' in line.modelzoo
+    if recipe_name == 'train_multinode' and not has_nodes and cluster.detect(os.environ) is None:
+        raise UsageError('--nnodes is missing: how many machines train together. Start the recipe on each of them with '
+                         'the same --nnodes=N and --master_addr=HOST, and its own --node_rank=R (0 to N-1); on one '
+                         'machine use recipes/train_8p.sh.')
+    modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
+    options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
+    recipe = load_recipe(recipe_name) if recipe_name else None
+    preset = load_recipe(options['preset']) if options.get('preset') else recipe
+    settings = dict(preset.settings) if preset else {}
+    if line.verb == 'validate':
+        settings = for_validation(settings)
+    config = load_config_of(line, config_path) if config_path else {}
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo))
+
+
+def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
+    """Settings of a config file. Evaluation takes the file of a training too."""
+    if line.verb == 'train':
+        return load_config(path, line.parser, line.defaults)
+    from seresnet_timm.engine.flags import train_parser
+    keys = read_yaml(path)
+    parser = train_parser()
+    defaults = vars(parser.parse_args([]))
+    if set(keys) <= set(defaults) and not set(keys) <= set(line.defaults):
+        return for_validation(load_config(path, parser, defaults))
+    return load_config(path, line.parser, line.defaults)
+
+
+def for_validation(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """The part of a training's settings that evaluation shares, by the names of validate.py."""
+    result = {k: v for k, v in settings.items() if k in SHARED_WITH_VALIDATION}
+    if 'val_split' in settings:
+        result['split'] = settings['val_split']
+    return result
+
+
+def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> Dict[str, Any]:
+    """Every flag of the script: defaults < recipe or preset < evaluated checkpoint < config < command line."""
+    if sources.recipe is not None:
+        apply_recipe(sources, sources.recipe, line.verb, device, world_size)
+    if line.verb == 'validate':
+        apply_checkpoint(sources)
+    base = sources.base()
+    args = {
+        **{k: v for k, v in line.defaults.items() if k not in ('config', 'data')},
+        **base, **modelzoo.translate(sources.modelzoo, base, line.verb, world_size), **sources.flags}
+    if 'amp_level' in sources.options:
+        args['amp'] = sources.options['amp_level'] != 'O0'
+    args['device'] = device
+    if 'data' in line.defaults:
+        args['data'] = None
+    if set(':/') & set(args['model']):
+        from seresnet_timm.hub.client import hub_name
+        repository = hub_name(args['model'])
+        args['model'] = args['model'] if repository is None else f'hf-hub:{repository}'
+    if line.verb == 'validate':
+        args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
+    return args
+
+
+def apply_recipe(sources: Sources, recipe: Recipe, verb: str, device: str, world_size: int) -> None:
+    """Fill in what a recipe says in the ModelZoo's terms and the user does not."""
+    zoo, flags = sources.modelzoo, sources.flags
+    images = recipe.global_batch_size
+    if 'batch_size' not in zoo and not sources.asked('batch_size') and images:
+        if device == 'cpu' and recipe.cpu:
+            images = recipe.cpu['images'] * world_size
+        zoo['batch_size'] = images
+    if device == 'cpu' and recipe.cpu:
+        _shrink_for_cpu(sources, recipe.cpu)
+    if verb == 'validate' or {'warmup_prefix', 'warmup_lr'} & set(flags) or sources.asked('sched'):
+        return
+    # a recipe's schedule is the ModelZoo's: its --epochs counts the warm-up, its --lr moves the warm-up too
+    for name, flag in (('train_epochs', 'epochs'), ('learning_rate', 'lr'), ('warm_up_epochs', 'warmup_epochs')):
+        if flag in flags:
+            zoo[name] = flags.pop(flag)
+    if 'train_epochs' not in zoo and 'epochs' not in sources.config and recipe.epochs is not None:
+        zoo['train_epochs'] = recipe.epochs
+    if 'learning_rate' not in zoo and not sources.asked('lr') and 'lr_base' not in flags and recipe.lr is not None:
+        zoo['learning_rate'] = recipe.lr * images / recipe.global_batch_size
+        sources.lr_of_recipe = True
+
+
+def _shrink_for_cpu(sources: Sources, cpu: Dict[str, Any]) -> None:
+    """On a CPU a recipe shows that everything works: small images, float32, unless the user says otherwise."""
+    shrunk = {k: v for k, v in cpu.items() if k != 'images' and not sources.asked(k)}
+    if sources.asked('input_size'):
+        shrunk.pop('img_size', None)
+    if 'amp_level' in sources.options:
+        shrunk.pop('amp', None)
+    sources.preset.update(shrunk)
+    sources.notes.append(
+        f'On a CPU the recipe shrinks ({", ".join(f"{k} {v}" for k, v in shrunk.items())}; learning rate with the '
+        'batch): a test that it works, not a training for ImageNet. Flags on the command line override this.')
+
+
+def apply_checkpoint(sources: Sources) -> None:
+    """Take network and preprocessing of an evaluation from the checkpoint that it evaluates."""
+    path = sources.flags.get('checkpoint') or sources.config.get('checkpoint')
+    if not path:
+        return
+    from seresnet_timm.checkpoints.read import read_checkpoint
+    from seresnet_timm.runs.folder import RunFolder
+    file = Path(path)
+    if file.is_dir():  # all of its checkpoints are of one network
+        file = RunFolder(path).checkpoint() or next(iter(sorted(file.glob('*.pth*'))), None)
+    if file is None or not file.is_file():
+        return  # the checks say so
+    try:
+        checkpoint = read_checkpoint(file)
+    except UsageError:
+        return  # likewise
+    sources.checkpoints[str(file)] = checkpoint
+    asked_model = sources.flags.get('model') or sources.config.get('model')
+    try:
+        info = checkpoint.info
+    except UsageError as e:  # the flags alone describe the network
+        repeated = sources.asked('model_kwargs') and checkpoint.info_without_kwargs()
+        if not repeated and not asked_model:
+            raise UsageError(f'{str(e).rstrip(".")}. Name the network yourself: --model NAME --model-kwargs KEY=VALUE.')
+        if not repeated:
+            sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
+            return
+        sources.notes.append(f'{str(e).rstrip(".")}: the arguments of --model-kwargs are taken instead.')
+        info = repeated
+    if info.name is None and not asked_model and 'model' not in sources.preset:
+        raise UsageError(f'{file} does not say which network it holds: name it with --model.')
+    own_names = (info.name.split('.')[0], checkpoint.arch) if info.name else ()
+    is_other = bool(asked_model and own_names and asked_model.split('.')[0] not in own_names)
+    found = dict(
+        mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
+        crop_mode=info.crop_mode,
+        input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
+    if not is_other:
+        kwargs = dict(info.kwargs)
+        found.update(
+            model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
+            gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
+        for given in (sources.config, sources.flags):
+            if isinstance(given.get('model_kwargs'), dict):  # those that were not given stay the file's
+                given['model_kwargs'] = {**kwargs, **given['model_kwargs']}
+    taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
+    unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
+    if unknown:
+        sources.notes.append(f"{file} does not hold its preprocessing ({', '.join(unknown)}): the model's own is "
+                             'taken; flags change it.')
+    for name in taken:
+        sources.reasons[name] = f'from {file}'
+    given = {**sources.config, **sources.flags}
+    overridden = [k for k, v in found.items() if v is not None and k in given and plain(given[k]) != plain(v)]
+    if info.input_size and sources.asked('img_size', 'input_size'):
+        overridden.append('input_size')
+    if overridden:
+        sources.notes.append(f'From the command line or --config, not from the checkpoint: {", ".join(overridden)}.')
+    if 'input_size' in taken:
+        sources.preset.pop('img_size', None)
+    sources.preset.update(taken)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples become lists.
+
+    Raises:
+        UsageError: It is nothing that JSON has.
+    """
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UsageError(f'{value!r} is not a plain value (number, text, true, false, list or mapping).')

@@ -1,0 +1,104 @@
+"""The folder that a run writes into: another run in it is refused, a run that goes on is not; nothing is written."""
+import hashlib
+import io
+import sys
+
+import pytest
+from conftest import ROOT, run_cli, train_flags
+
+from seresnet_timm.cli.main import main
+from seresnet_timm.errors import note_replaced, print_any_text
+from seresnet_timm.runs.folder import RunFolder
+
+pytestmark = pytest.mark.preloaded
+
+
+def sums(folder):
+    return {p: hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob('*') if p.is_file()}
+
+
+@pytest.fixture(scope='module')
+def trained(few_digits, tmp_path_factory):
+    output = tmp_path_factory.mktemp('a folder')
+    result = run_cli(*train_flags(few_digits, output, '--epochs', 1))
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def refusal(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as e:
+        main([str(a) for a in argv])
+    assert e.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize('more', (
+    ['--dry-run'], [], ['--nproc', 2], ['--scripts', ROOT / 'tests' / 'small_scripts'], ['--preset', 'digits_demo']))
+def test_same_experiment(few_digits, trained, capsys, more):
+    before = sums(trained)
+    error = refusal(capsys, *train_flags(few_digits, trained, '--lr', 0.5, *more))
+    folder = trained / 'run'
+    assert f'{folder} holds another run' in error and f"--resume '{folder}/last.pth.tar'" in error
+    assert '--experiment' in error and sums(trained) == before
+
+
+def test_same_experiment_of_a_recipe(few_digits, trained, capsys):
+    error = refusal(capsys, 'recipe', 'train_1p', f'--data_path={few_digits}', '--device', 'cpu', '--output', trained,
+                    '--experiment', 'run', '--dry-run')
+    assert 'holds another run' in error
+
+
+def test_resume_goes_on(few_digits, trained, tmp_path, capsys):
+    flags = train_flags(few_digits, trained, '--dry-run', '--resume')
+    main([*map(str, flags), str(trained / 'run' / 'last.pth.tar')])
+    (tmp_path / 'last.pth.tar').write_bytes((trained / 'run' / 'last.pth.tar').read_bytes())
+    assert 'holds another run' in refusal(capsys, *flags, tmp_path / 'last.pth.tar')  # a copy from elsewhere
+
+
+def test_damaged_record_is_found_before_anything_is_written(few_digits, trained, capsys):
+    record = trained / 'run' / 'run.json'
+    text = record.read_text()
+    try:
+        record.write_text('{')
+        before = sums(trained)
+        for more in ('--dry-run', '--no-resume-opt'):
+            error = refusal(capsys, *train_flags(few_digits, trained, '--resume', trained / 'run/last.pth.tar', more))
+            assert 'run.json is not the record of a run' in error and sums(trained) == before
+    finally:
+        record.write_text(text)
+
+
+def test_folder_of_a_run_that_goes_on_now(few_digits, tmp_path, capsys):
+    with RunFolder(tmp_path / 'run').exclusive():
+        assert str(tmp_path / 'run') in refusal(capsys, *train_flags(few_digits, tmp_path, '--dry-run'))
+    main([*map(str, train_flags(few_digits, tmp_path, '--dry-run'))])
+
+
+def test_multinode_recipe_without_nodes(few_digits, capsys):
+    error = refusal(capsys, 'recipe', 'train_multinode', f'--data_path={few_digits}', '--device', 'cpu', '--dry-run')
+    assert '--nnodes is missing' in error and '--node_rank' in error
+    main(['recipe', 'train_multinode', f'--data_path={few_digits}', '--device', 'cpu', '--dry-run', '--nnodes', '1'])
+
+
+def test_file_that_is_replaced_is_named(tmp_path, capsys):
+    note_replaced(str(tmp_path / 'none'))
+    (tmp_path / 'new\nfile').write_text('')
+    note_replaced(str(tmp_path / 'new\nfile'), '--output')
+    assert capsys.readouterr().err == f'Note: --output {tmp_path}/new\\nfile exists and is replaced.\n'
+
+
+@pytest.mark.parametrize('encoding', ('ascii', 'latin-1', 'utf-8'))
+def test_names_of_any_bytes_on_a_strict_stdout(monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, encoding, errors='strict'))
+    print_any_text()
+    print('caf\u00e9 \u732b \udcff', flush=True)
+    text = raw.getvalue().decode(encoding)
+    assert '\\udcff' in text and text.startswith('caf')
+
+
+@pytest.mark.parametrize('module', ('argparse', 'inspect', 'profile', 'typing'))
+def test_start_beside_files_with_names_of_the_standard_library(tmp_path, module):
+    (tmp_path / f'{module}.py').write_text('raise SystemExit("not the standard library")')
+    result = run_cli('demo-data', '--help', cwd=tmp_path, fresh=True)
+    assert result.returncode == 0, result.stderr
