@@ -28,7 +28,6 @@ from seresnet_timm.engine.epoch import refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
-from seresnet_timm.files import as_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -70,7 +69,7 @@ class TrainOverrides(Overrides):
             ('utils.update_summary', self.update_summary),
             ('train_one_epoch', self.train_one_epoch),
             ('validate', self.validate),
-            ('json.dumps', as_json),
+            ('json.dumps', self.as_json),
         )}
 
     def install(self, module: ModuleType) -> None:
