@@ -117,7 +117,8 @@ def checkpoint(trees, tmp_path_factory):
 
 
 @pytest.mark.parametrize('more', (
-    (), pytest.param(('--fast-jpeg', 'off'), marks=pytest.mark.slow), pytest.param(('--scripts', SMALL), marks=pytest.mark.slow)),
+    (), pytest.param(('--fast-jpeg', 'off'), marks=pytest.mark.slow),
+    pytest.param(('--scripts', SMALL), marks=pytest.mark.slow)),
     ids=('bundled', 'off', "timm's script"))
 def test_validate(trees, checkpoint, capfd, more):
     """top1 of 12 sound images becomes that times 12/16, the loss stays; nothing readable is one sentence, code 1."""
