@@ -16,6 +16,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.image_files import count_unreadable
+from seresnet_timm.files import as_json
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.meters import DeviceMeter
@@ -101,6 +102,15 @@ class Overrides:
         channels = size[0] if isinstance(size, (tuple, list)) and len(size) == 3 else 3
         return {**kwargs, **{name: loading.for_channels(kwargs[name], channels)
                              for name in ('mean', 'std') if kwargs.get(name) is not None}}
+
+    @staticmethod
+    def as_json(value: Any, **kwargs: Any) -> str:
+        """Write the results as JSON that every reader takes (line 1173 of train.py, line 551 of validate.py).
+
+        Without: a loss that is not finite is printed as NaN, which JSON does not have.
+        Checked by: test_divergence.py ends a run with such a loss.
+        """
+        return as_json(value, **kwargs)
 
     def finish(self) -> None:
         """Complete the run's record, when the script's `main` has returned."""

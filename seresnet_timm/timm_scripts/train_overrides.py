@@ -40,7 +40,6 @@ from seresnet_timm.engine.run_state import (
     state_of_rank,
 )
 from seresnet_timm.engine.signals import StopSignals
-from seresnet_timm.files import as_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -87,7 +86,7 @@ class TrainOverrides(Overrides):
             ('utils.update_summary', self.update_summary),
             ('train_one_epoch', self.train_one_epoch),
             ('validate', self.validate),
-            ('json.dumps', as_json),
+            ('json.dumps', self.as_json),
         )}
 
     def install(self, module: ModuleType) -> None:

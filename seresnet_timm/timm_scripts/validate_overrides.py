@@ -48,7 +48,7 @@ class ValidateOverrides(Overrides):
             'create_dataset': Override('validate', self.create_dataset),
             'create_loader': Override('validate', self.create_loader),
             'write_results': Override('main', self.write_results),
-            'json.dumps': Override('main', as_json),
+            'json.dumps': Override('main', self.as_json),
         }
 
     def parse_args(self) -> Any:

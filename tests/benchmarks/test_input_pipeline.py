@@ -25,7 +25,7 @@ def test_bench_prints_and_writes(tmp_path, capfd):
     assert 'timm, processes' in report['workers'] and report['machine']['cores'] == os.cpu_count()
     with pytest.raises(SystemExit):
         main(['bench', 'data', '--images', '0'])
-    assert '--images is at least 1' in capfd.readouterr().err
+    assert '--images 0 is too small: give at least 1' in capfd.readouterr().err
 
 
 def test_bench_of_given_images(tmp_path, capfd):

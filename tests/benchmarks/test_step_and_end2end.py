@@ -90,6 +90,7 @@ def test_rounds_take_turns():
     assert measure.ratio([2., 6., 2.], [1., 2., 2.]) == 2
 
 
+@pytest.mark.slow
 def test_import_adds_models_and_nothing_else():
     code = ('import sys, timm\nbefore = set(sys.modules)\nimport seresnet_timm\n'
             'print(*sorted(set(sys.modules) - before))')

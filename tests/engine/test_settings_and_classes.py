@@ -51,6 +51,7 @@ def with_renamed_class(data, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_resume_reads_its_checkpoint_twice(run, few_digits, tmp_path, monkeypatch):
     """By the package, which checks it, and by timm's function: with moving average, history and random state."""
     reads, original = [], torch.load

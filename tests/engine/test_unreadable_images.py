@@ -117,7 +117,8 @@ def checkpoint(trees, tmp_path_factory):
 
 
 @pytest.mark.parametrize('more', (
-    (), ('--fast-jpeg', 'off'), pytest.param(('--scripts', SMALL), marks=pytest.mark.slow)),
+    (), pytest.param(('--fast-jpeg', 'off'), marks=pytest.mark.slow),
+    pytest.param(('--scripts', SMALL), marks=pytest.mark.slow)),
     ids=('bundled', 'off', "timm's script"))
 def test_validate(trees, checkpoint, capfd, more):
     """top1 of 12 sound images becomes that times 12/16, the loss stays; nothing readable is one sentence, code 1."""
@@ -184,7 +185,7 @@ def test_every_suffix_is_used_and_the_rest_is_told(trees, checkpoint, tmp_path, 
     assert 'data/val: 6 files are left out: 3 .heic, 3 .txt' in printed.err
 
 
-@pytest.mark.parametrize('kind', ('--csv', '--json', ''))
+@pytest.mark.parametrize('kind', ('--csv', *(pytest.param(k, marks=pytest.mark.slow) for k in ('--json', ''))))
 def test_predict_writes_names_of_any_bytes(trees, checkpoint, tmp_path, kind):
     """To a strict stdout; CSV and JSON give the bytes back."""
     folder = tmp_path / 'odd'

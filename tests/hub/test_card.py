@@ -107,6 +107,7 @@ def test_command_of_older_records(tmp_path):
         assert command(read_record(tmp_path)) == shown
 
 
+@pytest.mark.slow
 def test_push_of_a_run_from_before_the_schema(hub, client):
     """Its record has no number, its checkpoint no model_info: weights, card and preprocessing are those of the run."""
     old = ROOT / 'tests' / 'golden' / 'run_before_restructuring' / 'run'

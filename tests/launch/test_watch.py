@@ -135,6 +135,7 @@ def test_values_out_of_range(few_digits, tmp_path, flags):
     assert result.returncode == 2 and flags[0] in result.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_noticed_and_the_run_goes_on(few_digits, tmp_path):
     """Same numbers as a run that was never disturbed; run.json and the terminal say what happened."""
     flags = ('--nproc', 2, '-b', 8, '--epochs', 5, '--drop', 0.2)
