@@ -8,12 +8,13 @@ How a step is skipped, in order of preference:
                        passes over them, and their memory once more during the step
 
 On an NPU the third way would start a thousand more kernels in each step, more than the step itself: there a bad step
-without a loss scaler is counted and not skipped, so that the run ends after `--max-bad-steps`, with the last checkpoint.
+without a loss scaler is counted and not skipped, so that the run ends after `--max-bad-steps`, with the last
+checkpoint.
 
-The running statistics of BatchNorm saw the bad batch in the forward pass: they are put back too, but on an NPU. All ranks skip the
-same steps, because a non-finite loss of one rank makes its gradients NaN, and gradients are summed over the ranks.
-A healthy run computes the same numbers, bit for bit. The moving average and the schedules count a skipped step, as with
-a loss scaler; optimizers that count their steps on the host (for bias correction) do so too.
+The running statistics of BatchNorm saw the bad batch in the forward pass: they are put back too, but on an NPU. All
+ranks skip the same steps, because a non-finite loss of one rank makes its gradients NaN, and gradients are summed over
+the ranks. A healthy run computes the same numbers, bit for bit. The moving average and the schedules count a skipped
+step, as with a loss scaler; optimizers that count their steps on the host (for bias correction) do so too.
 """
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
