@@ -107,7 +107,8 @@ def test_second_run_while_ranks_train(few_digits, tmp_path):
     finally:
         os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    third = run_cli(*train_flags(few_digits, tmp_path, '--epochs', 1))
+    last = tmp_path / 'run' / 'last.pth.tar'  # which the first run may not have reached
+    third = run_cli(*train_flags(few_digits, tmp_path, '--epochs', 1, *(('--resume', last) if last.exists() else ())))
     assert third.returncode == 0, third.stderr
 
 
