@@ -9,9 +9,9 @@ import multiprocessing.queues
 import os
 import re
 import shutil
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, Optional
 
-from torch.utils.data import _utils, get_worker_info
+from torch.utils.data import get_worker_info
 
 SHM = '/dev/shm'
 MANY_SEMAPHORES = 1 << 20  # bytes in /dev/shm
@@ -40,28 +40,6 @@ def end_worker_at_queue_error() -> None:
         queue._on_queue_feeder_error = staticmethod(on_error)  # type: ignore[assignment]
 
 
-_deaths: List[str] = []  # what torch said of workers of this process that have died
-
-
-def wait_for_news_of_dead_workers() -> None:
-    """Let a loader notice a dead worker when it waits for its batch, within five seconds.
-
-    torch raises an error wherever the main thread is when a worker dies. That may be inside `logging` or a destructor,
-    which print a traceback and go on.
-    """
-    handling = _utils.signal_handling
-    check = handling._error_if_any_worker_fails
-
-    def note_deaths() -> None:
-        try:
-            check()
-        except RuntimeError as e:
-            _deaths.append(str(e))
-    if not hasattr(check, 'notes_deaths'):
-        note_deaths.notes_deaths = True  # type: ignore[attr-defined]
-        handling._error_if_any_worker_fails = note_deaths
-
-
 def explain(error: BaseException, workers: Optional[int] = None) -> Optional[str]:
     """What an error of loader workers means and what to do; None if the error has another cause.
 
@@ -69,8 +47,7 @@ def explain(error: BaseException, workers: Optional[int] = None) -> Optional[str
         error: As the main process gets it.
         workers: Number of workers now.
     """
-    texts = list(_texts(error))
-    text = '\n'.join(texts + _deaths if any('DataLoader worker' in t for t in texts) else texts)
+    text = '\n'.join(_texts(error))
     fewer = 'load without worker processes (-j 0)'
     if workers and workers > 1:
         fewer = f'use fewer loader workers (-j {workers // 2} instead of {workers})'

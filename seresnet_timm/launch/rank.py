@@ -46,9 +46,8 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
     import torch
 
     from seresnet_timm.checkpoints import safe_pickle
-    from seresnet_timm.data import worker_errors
-    worker_errors.end_worker_at_queue_error()
-    worker_errors.wait_for_news_of_dead_workers()
+    from seresnet_timm.data.worker_errors import end_worker_at_queue_error
+    end_worker_at_queue_error()
     # timm reads --initial-checkpoint and --pretrained-path itself
     with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()), \
             output_folder(settings):
