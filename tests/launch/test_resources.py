@@ -226,7 +226,7 @@ def test_small_shared_memory(few_digits, tmp_path):
 exec {sys.executable} -m seresnet_timm {" ".join(map(str, flags))}'''
     result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True, timeout=200,
                             env={**os.environ, 'TIMM_SCRIPTS': ''})
-    # when several workers die, torch may raise inside `logging` or a destructor too, which print a traceback: not checked
+    # when several workers die, torch may raise inside `logging` or a destructor, which print a traceback: not checked
     assert result.returncode == 1 and '/dev/shm is full' in result.stderr, result.stderr
 
 
