@@ -11,7 +11,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Union
 
 from filelock import FileLock, Timeout
 
@@ -181,6 +181,34 @@ def fsync(path: Union[str, Path]) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def read_journal(path: Union[str, Path], entry: Callable[..., Any]) -> Dict[str, Any]:
+    """Read a journal, one line of JSON for each path, and cut off a last line that was not written whole.
+
+    Args:
+        path: The journal; it need not exist.
+        entry: Makes an entry of what follows the path in its line.
+
+    Returns:
+        The entries by path. What follows a line that is not understood is dropped, from the file too.
+    """
+    done: Dict[str, Any] = {}
+    whole = 0
+    if os.path.exists(path):
+        with open(path, 'rb') as f:
+            for line in f:
+                try:
+                    name, *fields = json.loads(line)
+                    made = entry(*fields)
+                except (ValueError, TypeError):
+                    break  # the process was killed, or the disk full, while it wrote this line
+                if not line.endswith(b'\n'):
+                    break
+                done[name] = made
+                whole += len(line)
+        os.truncate(path, whole)
+    return done
 
 
 def as_json(value: Any, **kwargs: Any) -> str:

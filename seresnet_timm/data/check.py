@@ -23,7 +23,7 @@ from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
 from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import acquire_lock
+from seresnet_timm.files import acquire_lock, read_journal
 from seresnet_timm.images import UnreadableImage, read_file, read_image
 
 MAX_BYTES = 1 << 30  # of a file; larger ones are not read
@@ -330,20 +330,7 @@ class Journal:
                            'XDG_CACHE_HOME.')
         if self._restart:
             self.path.unlink(missing_ok=True)
-        whole = 0
-        if self.path.exists():
-            with open(self.path, 'rb') as f:
-                for line in f:
-                    try:
-                        path, *fields = json.loads(line)
-                        entry = Entry(*fields)
-                    except (ValueError, TypeError):
-                        break  # the process was killed while it wrote this line
-                    if not line.endswith(b'\n'):
-                        break
-                    self.done[path] = entry
-                    whole += len(line)
-            os.truncate(self.path, whole)
+        self.done = read_journal(self.path, Entry)
         self._file = open(self.path, 'a', encoding='ascii')
         return self
 

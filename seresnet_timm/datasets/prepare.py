@@ -28,7 +28,7 @@ from PIL import Image
 
 from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import acquire_lock, write_json
+from seresnet_timm.files import acquire_lock, read_journal, write_json
 from seresnet_timm.images import (
     EXTENSIONS,
     UnreadableImage,
@@ -256,19 +256,7 @@ class Journal:
         self._file: Optional[TextIO] = None
 
     def __enter__(self) -> 'Journal':
-        whole = 0
-        if self.path.exists():
-            with open(self.path, 'rb') as f:
-                for line in f:
-                    try:
-                        path, *fields = json.loads(line)
-                        self.done[path] = Done(*fields)
-                    except (ValueError, TypeError):
-                        break  # the process was killed, or the disk full, while it wrote this line
-                    if not line.endswith(b'\n'):
-                        break
-                    whole += len(line)
-            os.truncate(self.path, whole)
+        self.done = read_journal(self.path, Done)
         self._file = open(self.path, 'a', encoding='ascii')
         return self
 

@@ -190,7 +190,6 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
             epoch.setdefault('bad_steps', None)
         _check(record)
         _add_later_fields(record)
-        record.setdefault('diverged', None)  # a later field of schema 1
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise UsageError(f'{path} is not the record of a run ({what}).')

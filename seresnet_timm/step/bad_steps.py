@@ -7,10 +7,14 @@ How a step is skipped, in order of preference:
     other optimizers   weights and state are copied before the step, and put back by `torch.where` after it: up to three
                        passes over them, and their memory once more during the step
 
-The running statistics of BatchNorm saw the bad batch in the forward pass: they are put back too. All ranks skip the
-same steps, because a non-finite loss of one rank makes its gradients NaN, and gradients are summed over the ranks.
-A healthy run computes the same numbers, bit for bit. The moving average and the schedules count a skipped step, as with
-a loss scaler; optimizers that count their steps on the host (for bias correction) do so too.
+On an NPU the third way would start a thousand more kernels in each step, more than the step itself: there a bad step
+without a loss scaler is counted and not skipped, so that the run ends after `--max-bad-steps`, with the last
+checkpoint.
+
+The running statistics of BatchNorm saw the bad batch in the forward pass: they are put back too, but on an NPU. All
+ranks skip the same steps, because a non-finite loss of one rank makes its gradients NaN, and gradients are summed over
+the ranks. A healthy run computes the same numbers, bit for bit. The moving average and the schedules count a skipped
+step, as with a loss scaler; optimizers that count their steps on the host (for bias correction) do so too.
 """
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -64,9 +68,10 @@ class BadSteps:
         self._optimizer = optimizer
         self._skips_itself = bool(getattr(optimizer, '_step_supports_amp_scaling', False))
         self._scaler = getattr(loss_scaler, '_scaler', None)
+        self._puts_back = device.type != 'npu'
         self._statistics = [
             value for m in module.modules() for value in (getattr(m, name, None) for name in STATISTICS)
-            if torch.is_tensor(value)]
+            if torch.is_tensor(value) and self._puts_back]
         self._sizes = [value.numel() for value in self._statistics]
         self._good_statistics: Optional[torch.Tensor] = None
         self._one = torch.ones((), device=device)
@@ -133,6 +138,9 @@ class BadSteps:
             finally:
                 del optimizer.found_inf
             return
+        if not self._puts_back:
+            optimizer.step()
+            return
         before = {key: tensor.clone() for key, tensor in self._tensors()}
         optimizer.step()
         bad = self._found.bool()
@@ -158,8 +166,8 @@ class BadSteps:
 
     def count(self) -> None:
         """Count the step that was taken or skipped; if it was skipped, put the running statistics back."""
-        bad = self._found
-        is_bad = bad.bool()
+        is_bad = self._found.bool()
+        bad = is_bad.float()  # the sum over the ranks, with torch_npu's loss scaler
         self._began = torch.where(is_bad & (self._row == 0), self._step * self._one, self._began)
         self._total = self._total + bad
         self._row = (self._row + 1) * bad

@@ -30,6 +30,7 @@ class _Writer:
     memory: Optional[mmap.mmap] = None
     offset = 0
     steps = 0
+    has_hook = False  # of torch's optimizers, which stays
 
 
 def create(file: Path, ranks: int) -> None:
@@ -49,7 +50,9 @@ def start(file: Path, local_rank: int) -> None:
         _Writer.memory = mmap.mmap(f.fileno(), 0)
     _Writer.offset, _Writer.steps = RECORD.size * local_rank, 0
     RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), 0)
-    register_optimizer_step_post_hook(lambda *_: beat())
+    if not _Writer.has_hook:
+        register_optimizer_step_post_hook(lambda *_: beat())
+        _Writer.has_hook = True
 
 
 def beat() -> None:

@@ -11,6 +11,7 @@ import timm
 import torch
 from hub_server import Fault
 from safetensors.torch import load_file, save_file
+from training import load
 
 from hub.commands import one_sentence, sha
 from seresnet_timm.errors import RunError
@@ -64,7 +65,7 @@ def test_a_run_downloads_once_and_verified(hub, client, files, train, tmp_path):
     assert result.code == 0 and 'does not have the hash' in result.err, result.err
     of_files = [r.split('/')[1] for r in hub.requests if REPO in r or '_cdn' in r]
     assert of_files == ['api', 'timm', '_cdn', 'timm', '_cdn']
-    trained = torch.load(tmp_path / 'runs/x/last.pth.tar', weights_only=False)['state_dict']
+    trained = load(tmp_path / 'runs/x/last.pth.tar')['state_dict']
     assert torch.equal(trained['conv1.0.weight'], load_file(files / 'model.safetensors')['conv1.0.weight'])
     hub.requests.clear()
     assert run(client, *train[:-1], 'y', before=OFFLINE).code == 0 and not hub.requests
@@ -99,7 +100,7 @@ def test_weights_from_a_file(hub, client, files, train, tmp_path):
                  before=OFFLINE)
     assert result.code == 0 and f'{digest} verified with --sha256' in result.out, result.err
     assert run(client, *train, before=OFFLINE).code == 0
-    trained = torch.load(tmp_path / 'runs/x/last.pth.tar', weights_only=False)['state_dict']
+    trained = load(tmp_path / 'runs/x/last.pth.tar')['state_dict']
     assert torch.equal(trained['conv1.0.weight'], load_file(file)['conv1.0.weight'])
     again = run(client, 'weights', 'fetch', NAME, '--from', file, before=OFFLINE)
     assert again.code == 0 and 'NOT VERIFIED' in again.out

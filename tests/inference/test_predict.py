@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.models import save_for_hf
+from training import load
 
 from seresnet_timm import cli
 from seresnet_timm.checkpoints.read import read_checkpoint
@@ -349,7 +350,7 @@ ODD_NAMES = ['hot, dog', 'say "hi"', '-dash', '🐱 кот', 'two\nlines', '\x1b
 def odd(run_folder, few_digits, tmp_path_factory):
     """A checkpoint whose classes have odd names, and an image in a folder with one."""
     folder = tmp_path_factory.mktemp('odd')
-    content = torch.load(run_folder[0] / 'model_best.pth.tar', weights_only=False)
+    content = load(run_folder[0] / 'model_best.pth.tar')
     content['model_info']['class_names'] = ODD_NAMES
     torch.save(content, folder / 'odd.pth.tar')
     (folder / ODD_NAMES[6]).mkdir()

@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 from PIL import Image
+from training import load
 
 from seresnet_timm import cli
 
@@ -34,7 +35,7 @@ def run(data, tmp_path_factory):
     """A training of two epochs: its folder, and its last checkpoint as a dictionary."""
     output = tmp_path_factory.mktemp('out')
     train(data, output)
-    return output / 'run', torch.load(output / 'run' / 'last.pth.tar', weights_only=False)
+    return output / 'run', load(output / 'run' / 'last.pth.tar')
 
 
 def refused(capsys, data, tmp_path, *more):
@@ -111,7 +112,7 @@ def test_pretrained_path_with_a_prefix(capsys, data, run, tmp_path):
     torch.save({f'other.{k}.more': v for k, v in weights.items()}, tmp_path / 'foreign.pth')
     assert 'does not fit' in refused(capsys, data, tmp_path, '--pretrained-path', tmp_path / 'foreign.pth')
     train(data, tmp_path, '--pretrained-path', tmp_path / 'prefix.pth', '--epochs', '1', '--lr', '1e-30')
-    trained = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)['state_dict']
+    trained = load(tmp_path / 'run' / 'last.pth.tar')['state_dict']
     assert torch.equal(trained['layer1.0.conv1.weight'], weights['layer1.0.conv1.weight'])
 
 

@@ -31,7 +31,7 @@ def test_lost_device(few_digits, tmp_path):
     message = error_of(broken)
     last = tmp_path / 'broken' / 'run' / 'last.pth.tar'
     assert 'npu:0 stopped working' in message and 'loses the heartbeat' in message and '507010' in message
-    assert f'Resume with --resume {last}' in message
+    assert 'Resume with: ' in message and f'--resume {last}' in message
     done = len(rows(tmp_path / 'broken' / 'run'))
     assert 0 < done < 3
 

@@ -141,11 +141,11 @@ class Waits:
                 nonlocal last
                 last = None  # a new epoch
 
-            def read(self):
+            def read_with(self, figures):
                 nonlocal last
                 if last is not None:
                     waits.between.append(counters()['host_waits'] - last)
-                result = super().read()
+                result = super().read_with(figures)
                 last = counters()['host_waits']
                 return result
         monkeypatch.setattr(epoch, 'LossMeter', Meter)
