@@ -3,15 +3,24 @@
 A batch travels from a worker process in shared memory. It is put there by a thread of the worker, whose error Python
 prints and forgets: the main process would wait for that batch for ever. `end_worker_at_queue_error` ends the worker, so
 that the main process notices.
+
+When a worker ends, torch's handler of SIGCHLD raises an error wherever the main process is: in a destructor or inside
+`logging`, where Python prints a traceback and goes on, or in the code that explains another worker's error.
+`raise_where_loader_waits` keeps the error to the one place that it is for. Elsewhere the end of the worker is noted, and
+the loader finds it by itself, at most 5 seconds after it begins to wait for a batch.
 """
 import errno
 import multiprocessing.queues
 import os
 import re
 import shutil
-from typing import Any, Iterator, Optional
+import signal
+from types import FrameType
+from typing import Any, Iterator, List, Optional
 
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 SHM = '/dev/shm'
 MANY_SEMAPHORES = 1 << 20  # bytes in /dev/shm
@@ -19,6 +28,7 @@ NO_SHM, NO_FILES = 74, 75  # exit codes of a worker
 DEAD_WORKER = re.compile(r'DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) (?:is killed by signal: ([\w ]+)|'
                          r'exited unexpectedly(?: with exit code (-?\d+))?)')
 SHM_ERRORS = ('shared memory', 'unable to write to file </torch_')
+_noted: List[str] = []  # how workers ended while the main process did not wait for one
 
 
 def end_worker_at_queue_error() -> None:
@@ -38,6 +48,34 @@ def end_worker_at_queue_error() -> None:
     if not hasattr(original, 'ends_worker'):
         on_error.ends_worker = True  # type: ignore[attr-defined]
         queue._on_queue_feeder_error = staticmethod(on_error)  # type: ignore[assignment]
+
+
+def raise_where_loader_waits() -> None:
+    """Let torch tell of a worker that ended only where the main process waits for a batch."""
+    def handler(signum: int, frame: Optional[FrameType]) -> None:
+        try:
+            signal_handling._error_if_any_worker_fails()
+        except RuntimeError as e:
+            if _waits_for_batch(frame):
+                raise
+            _noted.append(str(e))
+        if callable(previous):
+            previous(signum, frame)
+
+    if signal_handling._SIGCHLD_handler_set:
+        return  # torch's own, or this one
+    previous: Any = signal.getsignal(signal.SIGCHLD)
+    signal.signal(signal.SIGCHLD, handler)
+    signal_handling._SIGCHLD_handler_set = True
+
+
+def _waits_for_batch(frame: Optional[FrameType]) -> bool:
+    """Whether code at `frame` was called by the function of a loader that waits, and not by a destructor in it."""
+    while frame is not None and frame.f_code.co_name != '__del__':
+        if frame.f_code is _MultiProcessingDataLoaderIter._try_get_data.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def explain(error: BaseException, workers: Optional[int] = None) -> Optional[str]:
@@ -61,6 +99,8 @@ def explain(error: BaseException, workers: Optional[int] = None) -> Optional[str
     if not found:
         return _out_of_shm('A loader worker', fewer) if 'DataLoader worker process' in text and any(
             words in text for words in SHM_ERRORS) else None
+    # the loader itself does not know the signal or exit code
+    found += [match.groups() for text in _noted for match in DEAD_WORKER.finditer(text)]
     pids, signal_name, code = next((groups for groups in found if groups[1] or groups[2]), found[0])
     who = f'A loader worker (process {pids.strip()})'
     if signal_name is not None and signal_name.startswith('Bus error') or code == str(NO_SHM):

@@ -46,8 +46,9 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
     import torch
 
     from seresnet_timm.checkpoints import safe_pickle
-    from seresnet_timm.data.worker_errors import end_worker_at_queue_error
+    from seresnet_timm.data.worker_errors import end_worker_at_queue_error, raise_where_loader_waits
     end_worker_at_queue_error()
+    raise_where_loader_waits()
     # timm reads --initial-checkpoint and --pretrained-path itself
     with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()), \
             output_folder(settings):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from training import bundled_settings, summary, valid_record
 
 from seresnet_timm import cli
-from seresnet_timm.data.worker_errors import end_worker_at_queue_error, explain
+from seresnet_timm.data.worker_errors import end_worker_at_queue_error, explain, raise_where_loader_waits
 from seresnet_timm.engine import train as engine
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import resources
@@ -203,11 +203,56 @@ class _Unsendable:
 def test_dead_worker_is_explained(how, words):
     """Real worker processes; without `end_worker_at_queue_error` the last two wait for ever."""
     end_worker_at_queue_error()
-    loader = DataLoader(_Killed(how), num_workers=1, batch_size=2, collate_fn=list, timeout=60)
+    raise_where_loader_waits()
+    loader = DataLoader(_Killed(how), num_workers=1, batch_size=2, collate_fn=list)
     with pytest.raises((RuntimeError, OSError)) as e:
         list(loader)
     text = explain(e.value, 8)
     assert words in text and '-j 4 instead of 8' in text or how == signal.SIGSEGV
+
+
+DIES_ELSEWHERE = '''
+import os, signal, time
+from torch.utils.data import DataLoader, Dataset
+from seresnet_timm.data.worker_errors import explain, raise_where_loader_waits
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 1000
+    def __getitem__(self, index):
+        return index
+
+class Slow:
+    def __del__(self):
+        wait()
+
+def wait():
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+raise_where_loader_waits()
+batches = iter(DataLoader(Numbers(), num_workers=3, prefetch_factor=1, batch_size=2))
+next(batches)
+for worker, where in zip(batches._workers, ('here', 'destructor')):
+    os.kill(worker.pid, signal.SIGSEGV)
+    if where == 'here':
+        wait()
+    else:
+        slow = Slow()
+        del slow
+try:
+    list(batches)
+except RuntimeError as e:
+    print(explain(e, 3))
+'''
+
+
+def test_worker_that_dies_while_nobody_waits():
+    """torch itself raises its error at once: from `wait` here, and prints a traceback from the destructor."""
+    result = subprocess.run([sys.executable, '-c', DIES_ELSEWHERE], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and 'Traceback' not in result.stderr, result.stderr
+    assert 'was ended by a signal (Segmentation fault' in result.stdout
 
 
 def test_other_errors_are_not_of_workers():
@@ -226,8 +271,8 @@ def test_small_shared_memory(few_digits, tmp_path):
 exec {sys.executable} -m seresnet_timm {" ".join(map(str, flags))}'''
     result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True, timeout=200,
                             env={**os.environ, 'TIMM_SCRIPTS': ''})
-    # when several workers die, torch may raise inside `logging` or a destructor, which print a traceback: not checked
     assert result.returncode == 1 and '/dev/shm is full' in result.stderr, result.stderr
+    assert 'Traceback' not in result.stderr, result.stderr
 
 
 # --- checked before the start -----------------------------------------------------------------------------------------
