@@ -57,12 +57,11 @@ class ResumableLoader:
         self._device, self._prefetched = device, prefetcher is not None
         self._data_loader: DataLoader = getattr(loader, '_loader', loader)  # ThreadedLoader holds one
         self._draws = not is_fast(loader.dataset)
-        self._batches = _Batches(_own_sampler(self._data_loader), self._remember_mixup)
+        self._batches = _Batches(_own_sampler(self._data_loader), self._data_loader.collate_fn)
         _set_batch_sampler(self._data_loader, self._batches)
         self._num_workers = self._data_loader.num_workers if self._data_loader is loader else 0
         erases = prefetcher is not None and prefetcher.random_erasing is not None
         self._draws_here = erases or self._draws and not self._num_workers
-        self._mixes: Optional[bool] = None  # whether the workers mixed images when they started
         self._worker_states: Dict[int, bytes] = {}
         self._next_worker = self._padding = 0
         self._base_seed: Optional[int] = None  # from which the workers' generators started
@@ -108,7 +107,7 @@ class ResumableLoader:
             next_worker=now['next_worker'],
             num_workers=self._num_workers,
             has_started=self._batches.has_started,
-            mixes=self._mixes,
+            mixes=self._batches.mixes,
         )
 
     def resume(
@@ -140,8 +139,8 @@ class ResumableLoader:
             self._base_seed = state['base_seed']
             self._init_worker.states, self._init_worker.base_seed = dict(self._worker_states), self._base_seed
             if state['mixes'] is not None:
-                self._mixes = state['mixes']
-                self._init_worker.mixup = (self.collate_fn, self._mixes)
+                self._batches.mixes = state['mixes']
+                self._init_worker.mixup = (self.collate_fn, state['mixes'])
         self._batches.start_at(batches, state['seeds'], padding, state['drawn'])
         self._batches.has_started = state['has_started']
         return note
@@ -195,9 +194,6 @@ class ResumableLoader:
         self._next_worker = (worker + 1) % self._num_workers
         return batch
 
-    def _remember_mixup(self) -> None:
-        self._mixes = getattr(self.collate_fn, 'mixup_enabled', None)
-
 
 class _Batches:
     """A batch sampler that remembers the seeds of its shuffles, and can start in the middle of a pass.
@@ -206,14 +202,16 @@ class _Batches:
         draws_seed: The shuffle has no seed of its own: each pass draws one.
         seeds: Of the passes that have begun and are not over, oldest first; only where the shuffle has no seed already.
         has_started: A pass has begun, in this run or in the one that it continues.
+        mixes: Whether the workers mixed images when they started; None if the collate function cannot.
     """
 
-    def __init__(self, batch_sampler: Any, on_start: Callable[[], None]):
-        self._batch_sampler, self._on_start = batch_sampler, on_start
+    def __init__(self, batch_sampler: Any, collate_fn: Callable):
+        self._batch_sampler, self._collate_fn = batch_sampler, collate_fn
         sampler = batch_sampler.sampler
         self.draws_seed = isinstance(sampler, RandomSampler) and sampler.generator is None
         self.seeds: List[int] = []
         self.has_started = False
+        self.mixes: Optional[bool] = None
         self._given: List[int] = []
         self._skip = self._padding = 0
         self._given_drawn = 0
@@ -245,7 +243,7 @@ class _Batches:
         skip, padding = self._skip, self._padding
         self._skip = self._padding = 0
         if not self.has_started:
-            self._on_start()
+            self.mixes = getattr(self._collate_fn, 'mixup_enabled', None)
             self.has_started = True
         if self.draws_seed:
             is_given, self._given_drawn = bool(self._given), self._given_drawn - 1
