@@ -207,7 +207,7 @@ def restore_loader(run: Training, resumed: Resumed) -> None:
         set_own_state(state['rng'][args.rank], run.device)
     own, loader = resumed.of_rank(args.rank), resumable(run.train_loader)
     knows_epoch = state.get('epoch') == place.epoch
-    if resumed.is_exact and (not place.batches or loader is None):
+    if resumed.is_exact and (not place.batches or place.is_trained or loader is None):
         restore_rng()
     if loader is None:
         if place.batches and not place.is_trained and utils.is_primary(args):
