@@ -189,7 +189,9 @@ def test_an_evaluation_with_a_folder_is_recorded(few_digits, tmp_path, monkeypat
     """Figures and model in run.json, from flags that `sys.argv` does not have."""
     monkeypatch.setattr('sys.argv', ['validate.py', '--no-such-flag'])
     script = find('validate.py', str(folder))
+    torch.save(timm.create_model('resnet18', num_classes=10).state_dict(), tmp_path / 'weights.pth')
     args = load.parser_of(script).parse_args([
+        '--checkpoint', str(tmp_path / 'weights.pth'),
         '--data-dir', str(few_digits), '--model', 'resnet18', '--num-classes', '10', '--img-size', '32', '--split',
         'val', '-b', '16', '--workers', '0', '--device', 'cpu'])
     load.run(RunSettings(verb='validate', script=script, args=vars(args), output=str(tmp_path / 'run')))
