@@ -39,9 +39,7 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
     import_modules(settings.args.get('device_modules') or [])
     if settings.device == 'cpu':
         never_destroy_gloo_group()
-    if settings.device.startswith('npu'):
-        from seresnet_timm.ascend.setup import set_up
-        set_up(settings.device, dtypes(settings))
+    set_up_npu(settings)
 
     import torch
 
@@ -59,6 +57,17 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             if explained is None:
                 raise
             raise RunError(explained + resume_hint(settings)) from e
+
+
+def set_up_npu(settings: RunSettings) -> None:
+    """Set torch_npu up in this process, if the device of the run is an NPU.
+
+    Raises:
+        UsageError: The chip does not compute in the precision of the run.
+    """
+    if settings.device.startswith('npu'):
+        from seresnet_timm.ascend.setup import set_up
+        set_up(settings.device, dtypes(settings))
 
 
 def output_folder(settings: RunSettings) -> ContextManager[None]:
@@ -82,7 +91,7 @@ def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:
 
 def dtypes(settings: RunSettings) -> list:
     """Names of the dtypes that the run computes in, None for float32."""
-    return [settings.args['amp_dtype'] if settings.args['amp'] else None, settings.args.get('model_dtype')]
+    return [settings.args['amp_dtype'] if settings.args.get('amp') else None, settings.args.get('model_dtype')]
 
 
 def resume_garbage_collection() -> None:
