@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -117,7 +117,7 @@ def _make_plan(
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]
     options = sources.options
-    settings = RunSettings(
+    decided = dict(
         verb=line.verb,
         script=line.script,
         args=plain(args),
@@ -127,24 +127,22 @@ def _make_plan(
         nnodes=nnodes,
         nproc=nproc,
         world_size=world_size,
-        amp_level=options.get('amp_level'),
-        loss_scale=options.get('loss_scale'),
-        fast_jpeg=options.get('fast_jpeg', 'auto'),
         fast_step=options.get('fast_step', 'auto') == 'auto',
-        fuse_bn=options.get('fuse_bn', 'auto'),
-        cpu_affinity=options.get('cpu_affinity', 'auto'),
-        max_bad_steps=options.get('max_bad_steps', 20),
         max_restarts=max_restarts(sources, nnodes, is_named),
-        hang_timeout=options.get('hang_timeout', 600),
-        prof=options.get('prof'),
         output=output,
         class_names=data.class_names,
         num_images=data.num_images,
         reasons=sources.reasons,
         notes=sources.notes,
     )
+    settings = RunSettings(**{**of_settings(options), **decided})
     node = replace(node, knows_output=is_named or node.rank == 0)
     return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
+
+
+def of_settings(options: Dict[str, Any]) -> Dict[str, Any]:
+    """The launcher's options that are settings as they are; the others have RunSettings' defaults."""
+    return {f.name: options[f.name] for f in fields(RunSettings) if f.name in options}
 
 
 def plan_prediction(flags: Dict[str, Any], num_images: int) -> RunSettings:
