@@ -19,6 +19,7 @@ from torch.utils.data._utils.worker import _generate_state
 
 from seresnet_timm.checkpoints.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
 from seresnet_timm.data.loading import inner_loader, is_fast
+from seresnet_timm.processes import end_with_parent
 
 WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM: the process that it loads for finishes its step and saves
 
@@ -291,7 +292,8 @@ class _CollateWithState:
 class WorkerInit:
     """Initialisation of a loader's worker: timm's, then signals, then the generators of the run that is continued.
 
-    A signal to all processes of a run is for the process that trains. Its workers go on loading for its last step.
+    A signal to all processes of a run is for the process that trains. Its workers go on loading for its last step, and
+    end with it.
     """
 
     def __init__(self, init: Optional[Callable[[int], None]]):
@@ -301,6 +303,7 @@ class WorkerInit:
         self.mixup: Optional[Tuple[Any, bool]] = None  # mixup of the loader, and whether it is on
 
     def __call__(self, worker_id: int) -> None:
+        end_with_parent()
         if self.base_seed is not None:  # a worker of which no state is known starts as it did, see torch's _worker_loop
             seed = self.base_seed + worker_id
             random.seed(seed)

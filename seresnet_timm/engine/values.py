@@ -245,11 +245,6 @@ VALUES.update({
 })
 
 
-def rule_of(dest: str, verb: str = '') -> Optional[Rule]:
-    """The rule for an argument, by its `dest`; None if any text, or any finite number, will do."""
-    return VALUES.get(f'{verb}.{dest}') or VALUES.get(dest)
-
-
 def rules_of(verb: str) -> Dict[str, Rule]:
     """The rules for the arguments of a verb, by their `dest`."""
     prefix = f'{verb}.'

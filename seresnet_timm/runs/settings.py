@@ -18,7 +18,7 @@ class Script:
     """The script that runs.
 
     Attributes:
-        name: 'train.py' or 'validate.py'.
+        name: 'train.py' or 'validate.py'; 'predict' for that verb.
         path: File of timm's script; None for the package's own.
         reason: Why this one.
         sha256: Hash of the file; '' for the package's own.
@@ -46,9 +46,10 @@ class RunSettings:
     """Settings of a run.
 
     Attributes:
-        verb: 'train' or 'validate'.
+        verb: 'train', 'validate' or 'predict'.
         script: The script that runs.
-        args: Every flag of the script, by timm's names; `device`, `workers`, `lr`, `batch_size` and so on as decided.
+        args: Every flag of the script or verb, by timm's names; `device`, `workers`, `lr`, `batch_size` and so on as
+            decided.
         command: What the user typed, from the program's name on.
         recipe: Name of the recipe or preset that gave the defaults, if any.
         device: Device for torch, e.g. 'npu', 'cuda:1', 'cpu'.
@@ -71,7 +72,7 @@ class RunSettings:
         checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
         class_names: Names of the classes by index, where the data are folders of images; else None.
-        num_images: Images by split ('train', 'val'), where the data are folders of images.
+        num_images: Images by split ('train', 'val'), where the data are folders of images; of predict: 'images'.
         reasons: Why a value is what it is, by its name.
         notes: Further sentences for the plan.
     """

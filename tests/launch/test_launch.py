@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import preloaded
+import psutil
 import pytest
 import torch
 from conftest import ROOT, run_cli, subset, train_flags
@@ -248,8 +249,7 @@ def test_signals_end_every_process(few_digits, tmp_path, nproc, signum):
     else:
         process.send_signal(signum)
     _, stderr = process.communicate(timeout=60)
-    # a single process dies of SIGTERM itself, which a shell reports as 143 too
-    assert process.returncode in ((130,) if signum == signal.SIGINT else (143, -signal.SIGTERM))
+    assert process.returncode == 128 + signum
     assert 'Traceback' not in stderr, stderr
     if nproc == 2:
         assert f'Stopped by {signum.name}: all processes of this node have ended' in stderr
@@ -258,14 +258,39 @@ def test_signals_end_every_process(few_digits, tmp_path, nproc, signum):
 
 
 @pytest.mark.slow
-def test_launcher_killed(few_digits, tmp_path):
-    """SIGKILL leaves the launcher no time to stop its ranks: the kernel does."""
+@pytest.mark.parametrize('nproc', (1, 2))
+def test_launcher_killed(few_digits, tmp_path, nproc):
+    """SIGKILL leaves the launcher no time to stop its ranks, nor a rank its loader workers: the kernel does."""
+    process = start_cli(*train_flags(
+        few_digits, tmp_path, '--nproc', nproc, '-b', 8, '--epochs', 500, '--checkpoint-hist', 1, '--workers', 2,
+        '--fast-jpeg', 'off'))
+    wait_for(tmp_path / 'run' / 'last.pth.tar', process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= (4 if nproc == 1 else 2 + 8)  # the workers of two loaders, and two ranks
+    process.kill()
+    process.communicate()
+    time.sleep(2)
+    # nobody may have taken the exit codes of processes without a parent
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+def test_second_signal(few_digits, tmp_path):
+    """One rank does not end its step, the other one waits for it: the second signal waits for nobody."""
     process = start_cli(*train_flags(
         few_digits, tmp_path, '--nproc', 2, '-b', 8, '--epochs', 500, '--checkpoint-hist', 1))
     wait_for(tmp_path / 'run' / 'last.pth.tar', process)
-    assert len(ranks_of(str(tmp_path))) >= 3  # the launcher and two ranks
-    process.kill()
-    process.communicate()
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(p for p in family if p.environ().get('RANK') == '1').suspend()
+    process.terminate()
+    time.sleep(2)
+    assert process.poll() is None
+    process.terminate()
+    start = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 143 and 'Stopped at once by a second signal' in stderr
+    assert 'Traceback' not in stderr, stderr
     assert_none_left(str(tmp_path))
 
 

@@ -1,5 +1,6 @@
 """The plan: RunSettings are made once, equal for all, and say what was decided and why."""
 import json
+import os
 import shutil
 from argparse import Namespace
 
@@ -7,7 +8,7 @@ import pytest
 from conftest import run_cli, subset, train_flags
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch.plan import make_plan
+from seresnet_timm.launch.plan import make_plan, plan_prediction
 from seresnet_timm.launch.sources import plain
 from seresnet_timm.runs.settings import RunSettings
 
@@ -184,3 +185,18 @@ def test_nproc_of_another_number_than_the_ranks_that_were_started(tree, tmp_path
     with pytest.raises(UsageError, match='SLURM started this process as one of 8 ranks, --nproc 2 on 1 node'):
         plan(*flags(tree, tmp_path, '--nproc', 2, '--nnodes', 1))
     assert plan(*flags(tree, tmp_path, '-b', 1, '--nproc', 8)).settings.world_size == 8
+
+
+def test_settings_of_a_prediction(monkeypatch):
+    """Everything that predict does is in its settings, which survive JSON like those of a run."""
+    flags = dict(model='m.pth', image=['a.jpg'], device='cpu', batch_size=10, workers=None, topk=3, format='csv')
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _pid: range(3))
+    for images, workers in ((1, 0), (59, 2), (60, 3), (1000, 3)):
+        settings = plan_prediction(flags, images)
+        assert settings.args['workers'] == workers and settings.num_images == {'images': images}
+    assert (settings.verb, settings.device, settings.precision) == ('predict', 'cpu', 'float32')
+    assert settings.args['format'] == 'csv' and settings.args['model'] == 'm.pth'
+    assert RunSettings.from_json(settings.to_json()) == settings
+    assert plan_prediction(dict(flags, workers=7), 1).args['workers'] == 7
+    with pytest.raises(UsageError, match='--device npu cannot be used here'):
+        plan_prediction(dict(flags, device='npu'), 1)
