@@ -61,7 +61,7 @@ from seresnet_timm.engine.run_state import (
     set_up_ema,
     state_of_rank,
 )
-from seresnet_timm.engine.saving import Saving
+from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.errors import UsageError
 from seresnet_timm.models.create import create_from_args
@@ -125,7 +125,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         set_up_ema(checkpoint, task, args)
     if checkpoint:
         refuse_other_classes(checkpoint, train_loader.dataset, args)
-    resumed = resume_from(checkpoint, args, resume_epoch)
+    resumed = resume_from(checkpoint, run, resume_epoch)
     run.has_evaluated = resumed.state.get('has_evaluated', False)
 
     # processes: of the loaders, then of the training
@@ -155,11 +155,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
             _logger.info(f'Interrupted.{hint}')
         raise SystemExit(130)
     except Stopped as e:
-        if is_primary:
-            _logger.info(f'Stopped by {e.name}; {run.outputs.saver.errors.last or "everything is saved."}'
-                         f'{resume_hint(settings)}')
-        agreement.wait_until_saved()
-        raise SystemExit(e.exit_code)
+        end_stopped(run, settings, e)
 
     # finish
     if args.distributed:
@@ -382,12 +378,10 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
 
 def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, float], Dict[str, Any]]:
     """Train an epoch, or what is left of it: its metrics, and figures for run.json."""
+    trained = resumed.trained_epoch(epoch)
+    if trained is not None:
+        return trained
     args, run.begun = run.args, resumed.start_of(epoch, run.args.rank)
-    if run.begun and resumed.place.is_trained:
-        trained, run.begun = run.begun['trained'], None
-        unreadable = trained['figures']['unreadable_train']
-        return trained['metrics'], dict(
-            trained['figures'], unreadable_train=Unreadable(**unreadable) if unreadable else None)
     set_epoch(run.train_loader, epoch)
     train_metrics, figures = train_one_epoch(run, epoch)
     if utils.is_primary(args):

@@ -112,6 +112,11 @@ class Overrides:
         """
         return as_json(value, **kwargs)
 
+    def run(self, main: Callable[[], None]) -> None:
+        """Run the script's `main`."""
+        main()
+        self.finish()
+
     def finish(self) -> None:
         """Complete the run's record, when the script's `main` has returned."""
         if self._record is not None:

@@ -49,15 +49,11 @@ def test_run_equals_the_bundled_scripts(few_digits, tmp_path, folder, processes)
     assert [e['images'] for e in records[0]['epochs']] == [96, 96] and records[0]['epochs'][0]['fps'] > 0
     assert records[0]['finished'] and records[0]['best'] == records[1]['best']
     assert records[0]['best']['metric'] == 'top1'
-    for record, counted in zip(records, (type(None), int)):  # only the bundled script skips bad steps and counts them
-        assert {type(epoch.pop('bad_steps')) for epoch in record['epochs']} == {counted}
+    assert [e['bad_steps'] for record in records for e in record['epochs']] == [0] * 4
     for key in ('epochs', 'best', 'model_info'):
         assert shape_of(records[0][key]) == shape_of(records[1][key]), key
     assert checkpoints[0]['model_info'] == checkpoints[1]['model_info'] == records[0]['model_info']
     assert records[0]['model_info']['class_names'] == [str(i) for i in range(10)]
-    for checkpoint in checkpoints:
-        for rank in checkpoint['run_state']['ranks']:
-            del rank['bad_steps'], rank['figures']  # likewise
     assert shape_of(checkpoints[0]['run_state']) == shape_of(checkpoints[1]['run_state'])
 
 
