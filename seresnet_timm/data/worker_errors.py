@@ -6,8 +6,8 @@ that the main process notices.
 
 When a worker ends, torch's handler of SIGCHLD raises an error wherever the main process is: in a destructor or inside
 `logging`, where Python prints a traceback and goes on, or in the code that explains another worker's error.
-`raise_where_loader_waits` keeps the error to the one place that it is for. Elsewhere the end of the worker is noted, and
-the loader finds it by itself, at most 5 seconds after it begins to wait for a batch.
+`raise_where_loader_waits` keeps the error to the one place that it is for. Elsewhere the end of the worker is noted,
+and the loader finds it by itself, at most 5 seconds after it begins to wait for a batch.
 """
 import errno
 import multiprocessing.queues

@@ -39,6 +39,7 @@ from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine.agreement import Agreement
+from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
 from seresnet_timm.engine.epoch import Training, refuse_unsaved, switch_mixup_off, train_one_epoch
@@ -116,6 +117,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         updates_per_epoch=math.ceil(len(train_loader) / args.grad_accum_steps),
         eval_metric=args.eval_metric if eval_loader is not None else 'loss',
         max_bad_steps=settings.max_bad_steps,
+        bad_images=BadImages(train_loader.dataset, settings),
     )
 
     # resume

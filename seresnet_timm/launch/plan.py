@@ -135,6 +135,8 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         fuse_bn=options.get('fuse_bn', 'auto'),
         cpu_affinity=options.get('cpu_affinity', 'auto'),
         max_bad_steps=options.get('max_bad_steps', 20),
+        max_bad_images=str(options.get('max_bad_images', '0.1%')),
+        data_timeout=options.get('data_timeout', 600),
         max_restarts=max_restarts(sources, nnodes, is_named),
         hang_timeout=options.get('hang_timeout', 600),
         prof=options.get('prof'),

@@ -1,6 +1,6 @@
 """Meters in the form that timm's scripts use them."""
 import time
-from typing import Any
+from typing import Any, Callable, Optional
 
 import torch
 
@@ -42,10 +42,21 @@ class DeviceMeter:
 
 
 class TimedLoader:
-    """A loader that measures: time waiting for batches, and images by step."""
+    """A loader that measures: time waiting for batches, and images by step.
 
-    def __init__(self, loader: Any, throughput: Throughput, world_size: int):
+    Args:
+        loader: The loader.
+        throughput: Takes the figures.
+        world_size: Number of ranks.
+        check: Called after the first of every `interval` batches.
+        interval: Number of batches.
+    """
+
+    def __init__(
+            self, loader: Any, throughput: Throughput, world_size: int, check: Optional[Callable[[], None]] = None,
+            interval: int = 1):
         self._loader, self._throughput, self._world_size = loader, throughput, world_size
+        self._check, self._interval = check, interval
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -63,7 +74,9 @@ class TimedLoader:
 
     def __iter__(self):
         start = time.perf_counter()
-        for batch in self._loader:
+        for i, batch in enumerate(self._loader):
+            if self._check is not None and i % self._interval == 0:
+                self._check()
             self._throughput.add_wait(time.perf_counter() - start)
             yield batch
             self._throughput.step(len(batch[1]) * self._world_size)

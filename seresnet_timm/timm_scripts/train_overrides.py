@@ -25,6 +25,7 @@ from seresnet_timm.data.position import make_resumable, outlive_signals
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
+from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.divergence import diverged, has_finite_weights
 from seresnet_timm.engine.epoch import Training, refuse_unsaved
 from seresnet_timm.engine.forward import Forward
@@ -233,15 +234,17 @@ class TrainOverrides(Overrides):
             self._start(epoch, model, loader, optimizer, device=device, **kwargs)
         if loading.is_fast(loader.dataset):
             loading.set_epoch(loader, epoch)
-        throughput = Throughput()
+        throughput, bad_images = Throughput(), BadImages(loader.dataset, self.settings)
+        timed = TimedLoader(
+            loader, throughput, args.world_size, lambda: bad_images.check_alone(self._record, epoch), args.log_interval)
         try:
             metrics = self._originals['train_one_epoch'](
-                epoch, model, TimedLoader(loader, throughput, args.world_size), optimizer, args, device=device,
-                output_dir=output_dir, **kwargs)
+                epoch, model, timed, optimizer, args, device=device, output_dir=output_dir, **kwargs)
         except KeyboardInterrupt:
             self._interrupted = True
             raise
         figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
+        bad_images.check(0, self._record, epoch)
         if not math.isfinite(metrics['loss']):  # of all ranks
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
         if not self.args.val_split and not has_finite_weights(model):
