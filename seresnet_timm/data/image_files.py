@@ -16,6 +16,7 @@ from timm.data.dataset import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from seresnet_timm import images
+from seresnet_timm.data.data_folder import DataFolder
 from seresnet_timm.errors import RunError, printable
 from seresnet_timm.images import UnreadableImage
 
@@ -34,14 +35,16 @@ class ImageFiles(ImageDataset):
     Args:
         dataset: timm's dataset; not changed.
         is_training: For training.
+        data_timeout: Seconds to wait for a data folder that is gone, at most.
 
     Attributes:
         known: Indices of the images that any process could not read, when they last told each other.
     """
 
-    def __init__(self, dataset: ImageDataset, is_training: bool):
+    def __init__(self, dataset: ImageDataset, is_training: bool, data_timeout: float = 0.):
         vars(self).update(vars(dataset))
         self.is_training = is_training
+        self.folder = DataFolder(data_timeout)
         self._unreadable = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # the workers write to it
         self._named: Set[int] = set()
         self._restored: List[int] = []
@@ -90,10 +93,14 @@ class ImageFiles(ImageDataset):
                 yield i
 
     def _read(self, index: int) -> Tuple:
-        """Bytes, target and features of an image."""
+        """Bytes, target and features of an image, once the data folder is there."""
         if isinstance(self.reader, ReaderImageFolder):
             path, target = self.reader.samples[index]
-            return images.read_file(path), target
+            return self.folder.read(lambda: images.read_file(path), os.path.dirname(path)), target
+        root = getattr(self.reader, 'root', None)
+        return self.folder.read(lambda: self._read_item(index), None if root is None else str(root))
+
+    def _read_item(self, index: int) -> Tuple:
         try:
             file, *others = self.reader[index]
             with file:
@@ -151,14 +158,14 @@ class ImageFiles(ImageDataset):
         return new
 
 
-def count_unreadable(dataset: Any, is_training: bool) -> Any:
+def count_unreadable(dataset: Any, is_training: bool, data_timeout: float = 0.) -> Any:
     """Put `ImageFiles` in the place of timm's ImageDataset, also inside an AugMixDataset; other datasets stay."""
     if isinstance(dataset, AugMixDataset):
-        dataset.dataset = count_unreadable(dataset.dataset, is_training)
+        dataset.dataset = count_unreadable(dataset.dataset, is_training, data_timeout)
         return dataset
     if not isinstance(dataset, ImageDataset) or isinstance(dataset, ImageFiles) or dataset.load_bytes:
         return dataset
-    return ImageFiles(dataset, is_training)
+    return ImageFiles(dataset, is_training, data_timeout)
 
 
 def allowed_images(limit: str, total: int) -> int:

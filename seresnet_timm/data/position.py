@@ -73,6 +73,7 @@ class ResumableLoader:
         self._first = 0
         self._start: Optional[Dict[str, Any]] = None
         self._after: Optional[Callable[[], None]] = None
+        self._ends: List[Tuple[float, str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name in ('loader', '_data_loader'):
@@ -144,6 +145,11 @@ class ResumableLoader:
         self._batches.start_at(batches, state['seeds'], padding, state['drawn'])
         self._batches.has_started = state['has_started']
         return note
+
+    def take_ends(self) -> List[Tuple[float, str]]:
+        """When and how workers ended that others took the place of, since the last call."""
+        ends, self._ends = self._ends, []
+        return ends
 
     def skip(self, batches: int) -> None:
         """Let the next epoch begin with a batch, with random numbers of its own. Call it before the workers start."""

@@ -16,6 +16,7 @@ from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps
+from seresnet_timm.engine.faults import note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
@@ -200,7 +201,7 @@ def counts_of(run: Training, bad_steps: BadSteps) -> torch.Tensor:
 
 
 def check_counts(run: Training, place: Tuple[int, int], loss: float, counts: List[float], is_last: bool) -> None:
-    """End the run if too many steps are bad, or too many images cannot be read.
+    """End the run if too many steps are bad, or too many images cannot be read; note other faults of the data.
 
     Args:
         run: The training.
@@ -213,6 +214,7 @@ def check_counts(run: Training, place: Tuple[int, int], loss: float, counts: Lis
         RunError: They are.
     """
     *figures, new = counts
+    note_own(run.record, place[0], run.train_loader)
     if run.bad_images:
         run.bad_images.check(new * run.args.world_size, run.record, place[0])
     check_steps(run, place, loss, figures, is_last)

@@ -19,6 +19,7 @@ from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
+from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import make_resumable, outlive_signals
@@ -28,6 +29,7 @@ from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.divergence import diverged, has_finite_weights
 from seresnet_timm.engine.epoch import Training, refuse_unsaved
+from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
@@ -243,6 +245,10 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        except DataFolderGone:
+            note_own(self._record, epoch, loader)
+            raise
+        note_all(self._record, epoch, loader)
         figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
         bad_images.check(0, self._record, epoch)
         if not math.isfinite(metrics['loss']):  # of all ranks
@@ -270,6 +276,10 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        except DataFolderGone:
+            note_own(self._record, self._epoch, loader)
+            raise
+        note_all(self._record, self._epoch, loader)
         self._evaluates = self._run.has_evaluated = True
         self._ranks = self._agreement.gather(state_of_rank(self._run, Place(self._epoch + 1)))
         if self._figures is not None:
