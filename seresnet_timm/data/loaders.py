@@ -15,7 +15,7 @@ from seresnet_timm.data.classes import name_classes, split_folder
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.label_files import read_class_map
-from seresnet_timm.data.position import make_resumable, outlive_signals, resumable
+from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.images import extend_timm
 
@@ -209,7 +209,7 @@ def eval_loader(
         **setup.common_kwargs(),
         **loader_kwargs,
     )
-    return outlive_signals(loading.seed_and_speed_up(loader, args.seed))
+    return make_restartable(loading.seed_and_speed_up(loader, args.seed), setup.device)
 
 
 def sample_seeds(args) -> SampleSeeds:

@@ -22,7 +22,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
-from seresnet_timm.data.position import make_resumable, outlive_signals
+from seresnet_timm.data.position import make_restartable, make_resumable
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
@@ -142,7 +142,7 @@ class TrainOverrides(Overrides):
         if is_training:
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)
-        loader = make_resumable(loader, kwargs['device']) if is_training else outlive_signals(loader)
+        loader = (make_resumable if is_training else make_restartable)(loader, kwargs['device'])
         # the shuffle depends on the epoch, and a run that resumes learns its first one only later
         knows_epoch = not self.args.resume and not self.args.start_epoch
         if not self.args.distributed or is_training and not knows_epoch:
