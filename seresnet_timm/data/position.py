@@ -243,10 +243,11 @@ class ResumableLoader:
         iterator: Any = self._data_loader._iterator if self._num_workers else None
         dead = [] if iterator is None else ended_workers(iterator)
         self._ends_in_row += 1
-        if not dead:
+        may_replace = self._ends_in_row < MOST_ENDS and all(is_replaceable(worker.exitcode) for worker in dead)
+        if dead and not may_replace and not isinstance(error, RuntimeError):
+            raise RuntimeError(as_torch_tells(dead)) from error
+        if not dead or not may_replace:
             raise error
-        if self._ends_in_row >= MOST_ENDS or not all(is_replaceable(w.exitcode) for w in dead):
-            raise error if isinstance(error, RuntimeError) else RuntimeError(as_torch_tells(dead)) from error
         text = describe_ends(dead)
         self._ends.append((time.time(), text))
         _logger.warning(f'{text} New workers load its batch again; the results are the same.')

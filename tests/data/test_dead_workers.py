@@ -13,7 +13,7 @@ from seresnet_timm.data import fast_jpeg, jpeg, loading
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.seeding import SampleSeeds
-from seresnet_timm.data.worker_errors import explain
+from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, explain, raise_where_loader_waits
 
 C = jpeg.decoders()[0]
 AUGMENT = {'auto_augment': 'rand-m5-mstd0.5', 're_prob': 0.5}
@@ -69,7 +69,8 @@ def passes(loader, kills=()) -> list:
     return found
 
 
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('way', [
+    pytest.param(way, marks=() if way in ('fast', "timm's") else pytest.mark.slow) for way in WAYS])
 def test_batches_are_those_of_a_pass_without_deaths(root, way):
     """In the middle of both passes, and between them; told once for each."""
     plain = passes(make_loader(root, way))
@@ -85,6 +86,7 @@ def test_batches_are_those_of_a_pass_without_deaths(root, way):
 
 def test_gives_up_after_three_deaths_without_a_batch(root):
     """An image that kills whoever reads it."""
+    raise_where_loader_waits()
     loader = make_loader(root, "timm's")
     inner = resumable(loader)
     read = inner.dataset._read
@@ -95,12 +97,13 @@ def test_gives_up_after_three_deaths_without_a_batch(root):
     assert 'was ended by a signal (Segmentation fault)' in explain(e.value)
 
 
-def test_short_of_shared_memory_or_files_ends_the_run(root):
+@pytest.mark.parametrize('code', (NO_SHM, NO_FILES))
+def test_short_of_shared_memory_or_files_ends_the_run(root, code):
     """As before: new workers would be short of it too."""
-    for code in (74, 75):
-        loader = make_loader(root, 'fast')
-        inner = resumable(loader)
-        inner.dataset.dataset._read = lambda index: os._exit(code)
-        with pytest.raises(RuntimeError) as e:
-            list(loader)
-        assert not inner.take_ends() and explain(e.value, 2)
+    raise_where_loader_waits()
+    loader = make_loader(root, 'fast')
+    inner = resumable(loader)
+    inner.dataset.dataset._read = lambda index: os._exit(code)
+    with pytest.raises(RuntimeError) as e:
+        list(loader)
+    assert not inner.take_ends() and ('shared memory' if code == NO_SHM else 'ulimit -n') in explain(e.value, 2)
