@@ -83,7 +83,7 @@ def test_the_rank_that_holds_up_the_others_is_named(tmp_path, steps, stopped, ex
     try:
         if stopped is not None:
             ranks[stopped].send_signal(signal.SIGSTOP)
-        records = [heartbeat.RECORD.pack(r.pid, s) for r, s in zip(ranks, steps)]
+        records = [heartbeat.RECORD.pack(r.pid, s, 0.) for r, s in zip(ranks, steps)]
         (tmp_path / 'beats').write_bytes(b''.join(records))
         ended = []
         with Watch(tmp_path / 'beats', 0.5, lambda beats, guilty: ended.append(guilty), first_rank=8) as watch:
