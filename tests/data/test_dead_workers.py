@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
+from torch.utils.data._utils import signal_handling
 
 from seresnet_timm.data import fast_jpeg, jpeg, loading
 from seresnet_timm.data.image_files import count_unreadable
@@ -25,6 +26,15 @@ WAYS = {
     'evaluation': (jpeg.PILLOW, {'is_training': False}),  # the C decoder has threads instead
     "timm's evaluation": (None, {'is_training': False}),
 }
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_rank(monkeypatch):
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, '_SIGCHLD_handler_set', False)
+    raise_where_loader_waits()
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +96,6 @@ def test_batches_are_those_of_a_pass_without_deaths(root, way):
 
 def test_gives_up_after_three_deaths_without_a_batch(root):
     """An image that kills whoever reads it."""
-    raise_where_loader_waits()
     loader = make_loader(root, "timm's")
     inner = resumable(loader)
     read = inner.dataset._read
@@ -100,7 +109,6 @@ def test_gives_up_after_three_deaths_without_a_batch(root):
 @pytest.mark.parametrize('code', (NO_SHM, NO_FILES))
 def test_short_of_shared_memory_or_files_ends_the_run(root, code):
     """As before: new workers would be short of it too."""
-    raise_where_loader_waits()
     loader = make_loader(root, 'fast')
     inner = resumable(loader)
     inner.dataset.dataset._read = lambda index: os._exit(code)
