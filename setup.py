@@ -1,4 +1,4 @@
-"""Adds the optional C extension to setup.cfg: fast JPEG decoding, built where libjpeg-turbo's header is."""
+"""Adds to setup.cfg the optional C extension, built where libjpeg-turbo's header is, and a short description."""
 import os
 import sys
 import tempfile
@@ -48,9 +48,14 @@ if can_build():
         'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'],
         depends=['seresnet_timm/data/_resize.h'], libraries=[LIBRARY],
         extra_compile_args=['-O3', '-g0'],  # without debug information, a third of the size
+        extra_link_args=['-Wl,--strip-all'] if sys.platform == 'linux' else [],
         optional=True))
 else:
     print('seresnet_timm: no C compiler or no libjpeg-turbo header (Debian: libjpeg-dev): built without the C decoder, '
           'simplejpeg decodes instead')
 
-setup(ext_modules=extensions)
+# what an index shows, and every installation holds: README up to its second chapter
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'README.md'), encoding='utf-8') as f:
+    description = '\n## '.join(f.read().split('\n## ')[:2]) + '\nAll else: README.md of the source code.\n'
+
+setup(ext_modules=extensions, long_description=description, long_description_content_type='text/markdown')

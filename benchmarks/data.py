@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -89,6 +90,7 @@ def run(args, folder: str) -> Dict[str, Any]:
     dataset = create_dataset('', root=folder, split='train')
     files = [Path(dataset.filename(i, absolute=True)).read_bytes() for i in range(len(dataset))]
     args.batch_size = min(args.batch_size, len(files))
+    setup = loader_setup(args, folder)
     decoders = jpeg.decoders() + (jpeg.PILLOW,)
 
     report = {
@@ -97,14 +99,14 @@ def run(args, folder: str) -> Dict[str, Any]:
         'img_size': args.img_size, 'rounds': args.rounds, 'target': args.target, 'modes': {}, 'psnr': {}, 'workers': {},
     }
     for mode in ('train', 'eval'):
-        contenders: Dict[str, Callable[[int], None]] = {'timm': _loader(args, dataset, mode, None)}
+        contenders: Dict[str, Callable[[int], None]] = {'timm': _loader(setup, dataset, mode, None)}
         for decoder in decoders:
-            contenders[decoder.name] = _loader(args, dataset, mode, decoder)
+            contenders[decoder.name] = _loader(setup, dataset, mode, decoder)
         contenders['limit'] = _bare_decode(args, files, mode)
         report['modes'][mode] = rates(contenders, len(files), args.rounds)
     report['psnr'] = {d.name: quality(files, d, args.img_size) for d in decoders if d.name != 'pillow'}
     if args.workers:
-        report['workers'] = compare_workers(args, dataset)
+        report['workers'] = compare_workers(args, setup, dataset)
     return report
 
 
@@ -124,29 +126,58 @@ def _link_some(root: str, folder: Path, count: int) -> None:
         link.symlink_to(path)
 
 
-def _create(args, mode: str, decoder, num_workers: int = 0, dataset=None):
-    """The loader of the package, or timm's if there is no decoder, as the recipe of the reference has it."""
-    import copy
-
+def loader_setup(args, folder: str) -> Any:
+    """What the loaders of `seresnet-timm train` have in common, with the recipe of the reference on a CPU."""
     import torch
+    from timm.data import resolve_data_config
+
+    from seresnet_timm.data.fast_jpeg import choose_decoder
+    from seresnet_timm.data.loaders import LoaderSetup
+    settings = measure.settings_of('train', dict(
+        data_dir=folder, device='cpu', img_size=args.img_size, batch_size=args.batch_size, workers=args.workers,
+        color_jitter=0., train_interpolation='bilinear', interpolation='bilinear', crop_pct=0.875, seed=0))
+    flags = settings.namespace()
+    flags.distributed, flags.rank, flags.world_size = False, 0, 1
+    decoder, _ = choose_decoder(flags, settings.fast_jpeg)
+    return LoaderSetup(flags, resolve_data_config(vars(flags)), torch.device(settings.device), decoder=decoder)
+
+
+def _create(setup, mode: str, decoder, num_workers: int = 0, dataset=None):
+    """The loader as the bundled scripts make it, with one of the decoders; timm's if there is none.
+
+    Args:
+        setup: As from `loader_setup`.
+        mode: 'train' or 'eval'.
+        decoder: Decoder; None for timm's loader.
+        num_workers: Number of loader workers.
+        dataset: The images; it gets the transforms in a copy.
+    """
+    import copy
+    from argparse import Namespace
+
     from timm.data import create_loader
 
-    from seresnet_timm.data import fast_jpeg, loading
-    from seresnet_timm.data.seeding import SampleSeeds
-    is_training = mode == 'train'
-    dataset = fast_jpeg.with_fast_decoding(copy.copy(dataset), decoder, SampleSeeds(0) if is_training else None)
-    loader = create_loader(
-        dataset, (3, args.img_size, args.img_size), args.batch_size, is_training=is_training, color_jitter=0.,
-        interpolation='bilinear', crop_pct=0.875, num_workers=num_workers, device=torch.device('cpu'))
-    return loading.seed_and_speed_up(loader, 0)
+    from seresnet_timm.data import loaders
+    args, config, dataset = Namespace(**vars(setup.args)), setup.data_config, copy.copy(dataset)
+    args.workers = num_workers
+    setup = replace(setup, args=args, decoder=decoder)
+    if decoder is None:
+        return create_loader(
+            dataset, batch_size=args.batch_size, is_training=mode == 'train', color_jitter=args.color_jitter,
+            interpolation=config['interpolation'], crop_pct=config['crop_pct'], num_workers=num_workers,
+            **setup.common_kwargs())
+    if mode == 'train':
+        return loaders.train_loader(setup, dataset)[0]
+    return loaders.eval_loader(setup, 'val', args.batch_size, dataset=dataset, crop_pct=config['crop_pct'])
 
 
-def _loader(args, dataset, mode: str, decoder) -> Callable[[int], None]:
+def _loader(setup, dataset, mode: str, decoder) -> Callable[[int], None]:
     """Function of the round that loads every image once, in batches, as a loader without workers does."""
     from seresnet_timm.data.loading import inner_loader
-    loader = inner_loader(_create(args, mode, decoder, dataset=dataset))
+    loader = inner_loader(_create(setup, mode, decoder, dataset=dataset))
     indices = list(range(len(dataset)))
-    batches = [indices[i:i + args.batch_size] for i in range(0, len(indices), args.batch_size)]
+    size = setup.args.batch_size
+    batches = [indices[i:i + size] for i in range(0, len(indices), size)]
     source, collate = loader.dataset, loader.collate_fn
     # what torch's loader does with a batch of indices
     fetch = getattr(source, '__getitems__', None) or (lambda batch: [source[i] for i in batch])
@@ -232,7 +263,7 @@ def quality(files: List[bytes], decoder, img_size: int) -> Dict[str, float]:
     return {'images': len(values), 'mean': round(statistics.mean(values), 1), 'min': round(min(values), 1)}
 
 
-def compare_workers(args, dataset) -> Dict[str, Dict[str, float]]:
+def compare_workers(args, setup, dataset) -> Dict[str, Dict[str, float]]:
     """CPU (all processes) and wall milliseconds per image of the training loader, with threads and with processes."""
     from seresnet_timm.data import jpeg, loading
     kinds = {'timm, processes': (None, False)}
@@ -243,7 +274,7 @@ def compare_workers(args, dataset) -> Dict[str, Dict[str, float]]:
     figures: Dict[str, List[Tuple[float, float]]] = {}
     for _ in range(args.rounds):
         for name, (decoder, threads) in kinds.items():
-            loader = loading.inner_loader(_create(args, 'train', decoder, args.workers, dataset))
+            loader = loading.inner_loader(_create(setup, 'train', decoder, args.workers, dataset))
             if isinstance(loader, loading.ThreadedLoader) and not threads:
                 loader = loader._loader
             images = 0

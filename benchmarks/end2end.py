@@ -18,6 +18,7 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
+from seresnet_timm.runs.settings import RunSettings
 
 GOALS = {'cpu': 1.1, 'cuda': 1.25}
 
@@ -38,7 +39,7 @@ def main(argv: List[str]) -> None:
                         help="folder of timm's train.py (TIMM_SCRIPTS)")
     parser.add_argument('--data-dir', metavar='DIR', help='ImageNet-style tree; default: generated JPEGs')
     parser.add_argument('--images', type=int, default=64, metavar='N', help='JPEGs to generate (64)')
-    parser.add_argument('--device', default='cpu', metavar='D', help='cpu, cuda or npu (cpu)')
+    parser.add_argument('--device', default='cpu', metavar='D', help='auto, cpu, cuda or npu (cpu)')
     parser.add_argument('--model', default='seresnet50_ascend', metavar='M', help='model of this package')
     parser.add_argument('--timm-model', '--rival', default='seresnet50', metavar='M', help='timm model to compare with')
     parser.add_argument('-b', '--batch-size', type=int, default=16, metavar='N', help='16')
@@ -57,6 +58,7 @@ def main(argv: List[str]) -> None:
         raise UsageError('--rounds is at least 1, and --images at least the batch size.')
     with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as folder:
         data = args.data_dir or draw_images(Path(folder) / 'data', args.images)
+        args.device = plan(args, more, str(data)).device
         report = run(args, more, str(data), folder)
     print_report(report)
     if args.json:
@@ -79,12 +81,26 @@ def draw_images(folder: Path, count: int) -> Path:
     return folder
 
 
+def flags_of(args, data: str) -> Dict[str, Any]:
+    """Flags of train.py that all processes get."""
+    return dict(data_dir=data, val_split='val', device=args.device, img_size=args.img_size, batch_size=args.batch_size,
+                workers=args.workers, epochs=args.epochs, warmup_epochs=0, opt='momentum', lr=0.01, log_interval=1)
+
+
+def plan(args, more: List[str], data: str) -> RunSettings:
+    """What `seresnet-timm train` runs with.
+
+    Raises:
+        UsageError: It would refuse the flags.
+    """
+    return measure.settings_of('train', dict(flags_of(args, data), model=args.model), more, has_data=True)
+
+
 def commands(args, more: List[str], data: str, folder: str) -> Dict[str, List[str]]:
-    """The processes to compare."""
-    flags = ['--data-dir', data, '--val-split', 'val', '--num-classes', '2', '--device', args.device, '--img-size',
-             str(args.img_size), '-b', str(args.batch_size), '--workers', str(args.workers), '--epochs',
-             str(args.epochs), '--warmup-epochs', '0', '--opt', 'momentum', '--lr', '0.01', '--log-interval', '1',
-             *more]
+    """The processes to compare. timm's script gets the device and the number of classes that our launcher finds."""
+    settings = plan(args, more, data)
+    flags = measure.argv_of(dict(
+        flags_of(args, data), device=settings.device, num_classes=settings.args['num_classes'])) + more
 
     def command(name: str, *start: str) -> List[str]:
         return [sys.executable, *start, *flags, '--output', os.path.join(folder, name)]
@@ -105,10 +121,11 @@ def run(args, more: List[str], data: str, folder: str) -> Dict[str, Any]:
     report = measure.report_head('end2end')
     report['settings'] = dict({k: v for k, v in vars(args).items() if k != 'json'}, more=more)
     report['images'] = images = args.epochs * sum(1 for _ in Path(data, 'train').glob('*/*'))
-    clock = 'cpu' if args.device == 'cpu' else 'wall'
+    clock = 'cpu' if args.device.startswith('cpu') else 'wall'
     runs: Dict[str, List[Dict[str, float]]] = {}
+    contenders = commands(args, more, data, folder)
     for _ in range(args.rounds):
-        for name, command in commands(args, more, data, folder).items():
+        for name, command in contenders.items():
             runs.setdefault(name, []).append(measure.run_process(command))
     seconds = {name: [r[clock] for r in all_runs] for name, all_runs in runs.items()}
     report['clock'] = clock

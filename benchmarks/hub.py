@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -78,6 +79,46 @@ def measure(operation, folders) -> dict:
     return dict(result, disk=peak, kept=disk(folders) - before)
 
 
+def measure_pairs(
+        count: int, operations: Sequence[Callable[[], Any]], prepare: Callable[[], Any], tmp: Path,
+        folders: Sequence[Path]) -> List[Dict[str, Dict[str, float]]]:
+    """Measure ours and the bare client in turn; the first pair warms up and is left out."""
+    pairs = []
+    for i in range(count + 1):
+        pair = {}
+        for which, operation in list(zip(('ours', 'bare'), operations))[::1 if i % 2 else -1]:
+            prepare()
+            tmp.mkdir(exist_ok=True)
+            pair[which] = measure(operation, folders)
+        pairs.append(pair)
+    return pairs[1:]
+
+
+def row_of(label: str, pairs: List[Dict[str, Dict[str, float]]], size: int) -> str:
+    """A row of the table: medians, ratios, and memory and disk in sizes of the model."""
+    row = f'{label:<22}'
+    for key in ('wall', 'cpu'):
+        a, b = ([p[w][key] for p in pairs] for w in ('ours', 'bare'))
+        ratio = statistics.median(x / y for x, y in zip(a, b))
+        row += f'{statistics.median(a):>8.3f}{statistics.median(b):>8.3f}{ratio:>7.2f}'
+        row += f'{min(a) / min(b):>7.2f}' if key == 'wall' else ''
+    for w in ('ours', 'bare'):
+        row += f'{max(p[w]["memory"] for p in pairs) / size:>{9 if w == "ours" else 7}.2f}'
+    for w in ('ours', 'bare'):
+        row += f'{max(p[w]["disk"] for p in pairs) / size:>7.2f}'
+    return row
+
+
+def start_server(work: Path, mbit: Optional[str]) -> subprocess.Popen:
+    """Start a Hub on the loopback interface, and name it to the clients of this process."""
+    command = [sys.executable, str(ROOT / 'tests' / 'hub_server.py'), str(work / 'blobs')]
+    server = subprocess.Popen(command + ([mbit] if mbit else []), stdout=subprocess.PIPE, text=True)
+    os.environ.update(
+        HF_ENDPOINT=server.stdout.readline().strip(), HF_TOKEN='hf_tokenofme', HF_HUB_DISABLE_XET='1',
+        HF_HUB_DISABLE_PROGRESS_BARS='1', OMP_NUM_THREADS='1')
+    return server
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--n', type=int, default=7, help='measurements of each')
@@ -85,13 +126,10 @@ def main() -> None:
     args = parser.parse_args()
 
     work = Path(tempfile.mkdtemp(prefix='hub-benchmark-'))
-    command = [sys.executable, str(ROOT / 'tests' / 'hub_server.py'), str(work / 'blobs')]
-    server = subprocess.Popen(command + ([args.mbit] if args.mbit else []), stdout=subprocess.PIPE, text=True)
     home, tmp, out = work / 'home', work / 'tmp', work / 'out'
     tmp.mkdir()
-    os.environ.update(
-        HF_ENDPOINT=server.stdout.readline().strip(), HF_HOME=str(home), HF_TOKEN='hf_tokenofme', TMPDIR=str(tmp),
-        HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_PROGRESS_BARS='1', OMP_NUM_THREADS='1')
+    server = start_server(work, args.mbit)
+    os.environ.update(HF_HOME=str(home), TMPDIR=str(tmp))
     tempfile.tempdir = None
     import huggingface_hub
     import timm
@@ -164,27 +202,8 @@ def main() -> None:
         if label.startswith('pull'):
             for blob, data in blobs.items():
                 (work / 'blobs' / blob).write_bytes(data)
-        pairs = []
-        for i in range(args.n + 1):
-            pair = {}
-            for which, operation in (('ours', ours), ('bare', bare))[::1 if i % 2 else -1]:
-                prepare()
-                for folder in folders:
-                    folder.mkdir(exist_ok=True) if folder == tmp else None
-                pair[which] = measure(operation, folders)
-            pairs.append(pair)
-        pairs = pairs[1:]  # the first warms up
-        row = f'{label:<22}'
-        for key in ('wall', 'cpu'):
-            a, b = ([p[w][key] for p in pairs] for w in ('ours', 'bare'))
-            ratio = statistics.median(x / y for x, y in zip(a, b))
-            row += f'{statistics.median(a):>8.3f}{statistics.median(b):>8.3f}{ratio:>7.2f}'
-            row += f'{min(a) / min(b):>7.2f}' if key == 'wall' else ''
-        for w in ('ours', 'bare'):
-            row += f'{max(p[w]["memory"] for p in pairs) / size:>{9 if w == "ours" else 7}.2f}'
-        for w in ('ours', 'bare'):
-            row += f'{max(p[w]["disk"] for p in pairs) / size:>7.2f}'
-        print(row, flush=True)
+        pairs = measure_pairs(args.n, (ours, bare), prepare, tmp, folders)
+        print(row_of(label, pairs, size), flush=True)
     server.terminate()
     shutil.rmtree(work)
 

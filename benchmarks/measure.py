@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: rounds in turn, medians, processes, machine and versions."""
+"""Shared by the benchmarks: settings of a run, rounds in turn, medians, processes, machine and versions."""
 import os
 import platform
 import resource
@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, refuse
+from seresnet_timm.runs.settings import RunSettings
 
 
 def check_json(path: Optional[str]) -> None:
@@ -17,6 +18,39 @@ def check_json(path: Optional[str]) -> None:
     if path and not Path(path).absolute().parent.is_dir():
         raise UsageError(f'Cannot write {path}: its folder does not exist.')
 
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+def settings_of(verb: str, flags: Dict[str, Any], more: Sequence[str] = (), has_data: bool = False) -> RunSettings:
+    """The settings that `seresnet-timm train` or `validate` would run with: all decisions are those of launch/plan.py.
+
+    Args:
+        verb: 'train' or 'validate'.
+        flags: Flags of the verb by name; True for one without a value, None and False for one that is not given.
+        more: Further flags, as typed.
+        has_data: The data folder that the flags name is looked at; else there is none.
+
+    Raises:
+        UsageError: The flags contradict each other, or the machine.
+    """
+    from seresnet_timm.ascend.setup import set_environment
+    from seresnet_timm.launch.plan import make_plan
+    set_environment(os.environ)
+    plan = make_plan(verb, [*argv_of({'scripts': 'bundled', 'nproc': 1, **flags}), *more], has_data=has_data)
+    refuse(plan.problems)
+    return plan.settings
+
+
+def argv_of(flags: Dict[str, Any]) -> List[str]:
+    """Flags as a command line has them."""
+    argv = []
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            argv += [f'--{name.replace("_", "-")}', *([] if value is True else [str(value)])]
+    return argv
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
 
 def interleave(contenders: Dict[str, Callable[[], float]], rounds: int) -> Dict[str, List[float]]:
     """Call every contender in turn, after one call of each that does not count.

@@ -3,15 +3,15 @@
 Each round runs all contenders in turn on the same random batch. On a CPU the measure is CPU time (all threads of the
 process), so that other programs matter less, and figures are images/s per core; on a device it is wall time with the
 device synchronised. The figure of a contender is the median of its rounds, a ratio the median of the rounds' ratios.
-  * timm: `seresnet50` as timm's train.py sets it up by default
-  * seresnet_timm: this package's model as its launcher sets it up
+  * timm: `seresnet50` as timm's train.py sets it up by default (`--fast-step off`)
+  * seresnet_timm: this package's model as `seresnet-timm train` with the same flags sets it up
   * seresnet_timm, no SE: timm's `resnet50` in that set-up, which shows the cost of SE
+The settings come from launch/plan.py, and the step from the stages of the bundled train.py.
 The allocator is not changed: `bench end2end` shows the effect of keeping freed memory.
 """
 import statistics
 import sys
 import time
-from contextlib import nullcontext
 from typing import Any, Callable, Dict, List
 
 import measure
@@ -20,7 +20,7 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
-from seresnet_timm.step import loss_scaler as loss_scaler
+from seresnet_timm.runs.settings import RunSettings
 
 GOALS = {
     'training': {'cpu': 1.1, 'cuda': 1.25}, 'memory': 0.9, 'SE overhead': 0.05, 'evaluation': 1.2,
@@ -51,8 +51,7 @@ def main(argv: List[str]) -> None:
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
     args = parser.parse_args(argv)
     measure.check_json(args.json)
-    from seresnet_timm import device as devices
-    args.device, _ = devices.select_device(args.device)
+    args.device = measure.settings_of('train', dict(model=args.model, device=args.device)).device
     kind = args.device.partition(':')[0]
     args.batch_size = args.batch_size or (8 if kind == 'cpu' else 128)
     args.rounds = args.rounds or (5 if kind == 'cpu' else 50)
@@ -72,25 +71,23 @@ def run(args) -> Dict[str, Any]:
     """
     import torch
     device = torch.device(args.device)
-    if device.type == 'cuda':  # as both train.py do
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
     report = measure.report_head('step')
     report['settings'] = {k: v for k, v in vars(args).items() if k != 'json'}
     report['threads'] = torch.get_num_threads()
+    timms = train_settings(args, args.timm_model, fast_step='off')
+    ours = train_settings(args, args.model)
 
-    report['memory'] = {}
-    for name, model, fast in (('timm', args.timm_model, False), ('seresnet_timm', args.model, True)):
-        report['memory'][name] = peak_memory(_training_step(args, device, model, fast), device)
+    report['memory'] = {name: peak_memory(_training_step(settings), device)
+                        for name, settings in (('timm', timms), ('seresnet_timm', ours))}
     report['memory']['ratio'] = round(report['memory']['seresnet_timm'] / report['memory']['timm'], 3)
 
     steps = {
-        'timm': _training_step(args, device, args.timm_model, fast=False),
-        'seresnet_timm': _training_step(args, device, args.model, fast=True),
-        'seresnet_timm, no SE': _training_step(args, device, args.without_se, fast=True),
+        'timm': _training_step(timms),
+        'seresnet_timm': _training_step(ours),
+        'seresnet_timm, no SE': _training_step(train_settings(args, args.without_se)),
     }
     if args.torchcompile:
-        steps['seresnet_timm, compiled'] = _training_step(args, device, args.model, fast=True, compiled=True)
+        steps['seresnet_timm, compiled'] = _training_step(train_settings(args, args.model, torchcompile='inductor'))
         report['seconds_to_compile'] = round(_timed(steps['seresnet_timm, compiled'], device)(), 1)
     times = measure.interleave({k: _timed(step, device) for k, step in steps.items()}, args.rounds)
     report['training'] = _figures(times, args.batch_size)
@@ -100,79 +97,104 @@ def run(args) -> Dict[str, Any]:
         report['profile'] = _profile(steps['seresnet_timm'], device)
     del steps
 
-    evaluations = {'timm': _evaluation(args, device, args.timm_model, fast=False),
-                   'seresnet_timm': _evaluation(args, device, args.model, fast=True)}
+    evaluations = {'timm': _evaluation(validate_settings(args, args.timm_model, fast_step='off', fuse_bn='off')),
+                   'seresnet_timm': _evaluation(validate_settings(args, args.model))}
     times = measure.interleave({k: _timed(step, device) for k, step in evaluations.items()}, args.rounds)
     report['evaluation'] = _figures(times, args.batch_size)
     return report
 
 
-def _create(args, device, name: str, fast: bool):
-    """A model and a batch on the device, in the memory format of timm's script, or the faster one if there is one."""
-    import timm
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+def train_settings(args, model: str, **more) -> RunSettings:
+    """What `seresnet-timm train` runs with, for a model; `fast_step='off'` is timm's own set-up."""
+    return measure.settings_of('train', dict(
+        _flags(args), model=model, opt='momentum', momentum=0.9, lr=0.01, weight_decay=1e-4, **more))
+
+
+def validate_settings(args, model: str, **more) -> RunSettings:
+    return measure.settings_of('validate', dict(_flags(args), model=model, **more))
+
+
+def _flags(args) -> Dict[str, Any]:
+    names = ('device', 'batch_size', 'img_size', 'amp', 'amp_dtype')
+    return {name: getattr(args, name) for name in names}
+
+
+def _batch(args, model, forward):
+    """A random batch where the loader would put it."""
     import torch
-
-    import seresnet_timm  # noqa: F401  (registers the models)
-    from seresnet_timm.step import fast as fast_step
-    torch.manual_seed(0)
-    channels_last = fast and fast_step.wants_channels_last(name, args.device)[0]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = timm.create_model(name).to(device).to(memory_format=layout)
-    input = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
-    return model, input.contiguous(memory_format=layout)
+    from timm.data import resolve_data_config
+    size = resolve_data_config(vars(args), model=model)['input_size']
+    images = torch.randn(args.batch_size, *size, device=forward.device, dtype=forward.dtype)
+    return forward.lay_out(images), torch.randint(0, model.num_classes, (args.batch_size,), device=forward.device)
 
 
-def _training_step(args, device, name: str, fast: bool, compiled: bool = False) -> Callable[[], None]:
-    """Forward, backward and SGD as a train.py does it."""
-    import torch
-    from timm.optim import create_optimizer_v2
+def _training_step(settings: RunSettings) -> Callable[[], None]:
+    """A step of the bundled train.py, made by its stages. timm's set-up does not look for bad steps."""
+    from timm.task import ClassificationTask
+    from timm.utils import random_seed
 
-    from seresnet_timm import device as devices
+    from seresnet_timm.engine import train
+    from seresnet_timm.engine.forward import Forward, set_up_device
+    from seresnet_timm.engine.loss import backward, training_loss
+    from seresnet_timm.launch.rank import set_up_npu
     from seresnet_timm.models import lean_se
-    from seresnet_timm.step import fast as fast_step
-    model, input = _create(args, device, name, fast)
-    model.train()
-    target = torch.randint(0, 1000, (args.batch_size,), device=device)
-    create = fast_step.create_optimizer if fast else create_optimizer_v2
-    optimizer = create(model, opt='momentum', lr=0.01, momentum=0.9, weight_decay=1e-4)
-    loss_fn = torch.nn.CrossEntropyLoss()
-    autocast = devices.autocast(device, args.amp, args.amp_dtype) if args.amp else nullcontext
-    scaler, _ = loss_scaler.create_loss_scaler(device, args.amp, args.amp_dtype)
-    run_model = torch.compile(model) if compiled else model
+    from seresnet_timm.step.bad_steps import BadSteps
+    from seresnet_timm.step.loss_scaler import create_loss_scaler
+    set_up_npu(settings)
+    args = settings.namespace()
+    device = set_up_device(args)
+    forward = Forward.from_args(args, device)
+    scaler, _ = create_loss_scaler(device, args.amp, args.amp_dtype, settings.loss_scale)
+    random_seed(args.seed, args.rank)
+    model = train.place_model(train.create_model(settings, args, {}), args, forward)
+    task = ClassificationTask(
+        model, criterion=training_loss(args).to(device), device=device, dtype=forward.dtype, verbose=False)
+    optimizer = train.create_optimizer(settings, args, model)
+    train.compile_and_distribute(settings, task, args, device)
+    task.get_trainable_module().train()
+    bad_steps = BadSteps(
+        task.get_trainable_module(), optimizer, device, scaler) if settings.fast_step else None
+    if bad_steps is not None:
+        bad_steps.start_epoch()
+    images, target = _batch(args, model, forward)
 
     def step() -> None:
-        lean_se.set_lean_se(fast)
-        with autocast():
-            loss = loss_fn(run_model(input), target)
-        if scaler is None:
-            loss.backward()
-            optimizer.step()
-        else:
-            scaler(loss, optimizer, parameters=model.parameters())
+        lean_se.set_lean_se(settings.fast_step)
+        with forward.autocast():
+            loss = task(images, target)['loss']
+        backward(loss, task, optimizer, args, scaler, need_update=True, bad_steps=bad_steps)
+        if bad_steps is not None:
+            bad_steps.count()
         optimizer.zero_grad()
     step.model, step.optimizer = model, optimizer
     return step
 
 
-def _evaluation(args, device, name: str, fast: bool) -> Callable[[], None]:
-    """A forward pass, with BatchNorm folded in the fast set-up."""
+def _evaluation(settings: RunSettings) -> Callable[[], None]:
+    """A forward pass of the bundled validate.py, with a model that it has prepared, of random weights."""
     import torch
+    from timm.data import resolve_data_config
 
-    from seresnet_timm import device as devices
+    from seresnet_timm.engine import validate
+    from seresnet_timm.engine.forward import Forward, set_up_device
+    from seresnet_timm.launch.rank import set_up_npu
     from seresnet_timm.models import lean_se
-    from seresnet_timm.step import fuse_bn
-    model, input = _create(args, device, name, fast)
+    from seresnet_timm.models.create import create_from_args
+    set_up_npu(settings)
+    args = settings.namespace()
+    forward = Forward.from_args(args, set_up_device(args))
+    network = create_from_args(args)
+    data_config = resolve_data_config(vars(args), model=network)
+    model, _ = validate.prepare_model(network, data_config, validate.Evaluation(settings, args, forward, {}))
     model.eval()
-    if fast:
-        fuse_bn.fuse_batch_norms(model)
-        model.to(memory_format=torch.channels_last if input.is_contiguous(
-            memory_format=torch.channels_last) else torch.contiguous_format)
-    autocast = devices.autocast(device, args.amp, args.amp_dtype)
+    images, _ = _batch(args, network, forward)
 
     def step() -> None:
-        lean_se.set_lean_se(fast)
-        with torch.inference_mode(), autocast():
-            model(input)
+        lean_se.set_lean_se(settings.fast_step)
+        with torch.inference_mode(), forward.autocast():
+            model(images)
     return step
 
 

@@ -120,15 +120,6 @@ def read_image(source: Union[str, os.PathLike, bytes], mode: Optional[str] = 'RG
         raise UnreadableImage(why(e, data)) from e
 
 
-def is_readable(data: bytes) -> bool:
-    """Whether the bytes of a file give a picture."""
-    try:
-        read_image(data)
-    except UnreadableImage:
-        return False
-    return True
-
-
 def silence_pillow() -> None:
     """Switch off Pillow's warnings on odd but readable files, which name no file. Not for threads."""
     warnings.filterwarnings('ignore', module=r'PIL\.')

@@ -20,18 +20,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     kind.add_argument('--json', dest='format', action='store_const', const='json', help='a JSON list, one entry a file')
     kind.add_argument('--csv', dest='format', action='store_const', const='csv', help='CSV, one row a class')
     arg('--output', metavar='FILE', help='write to FILE, not to stdout')
+    parser.set_defaults(format='table')
 
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.ascend import setup as npu_setup
     npu_setup.set_environment(os.environ)
-    from seresnet_timm import device as devices
     from seresnet_timm.inference import predict
+    from seresnet_timm.launch.plan import plan_prediction
+    from seresnet_timm.launch.rank import set_up_npu
     files = predict.find_images(args.image)
-    device, reason = devices.select_device(args.device)
-    if device.startswith('npu'):
-        npu_setup.set_up(device)
-    loaded = load_model(args)
-    print(f'Device: {device} ({reason})', file=sys.stderr)
-    predict.run(loaded, files, args.format or 'table', args.output, device=device, topk=args.topk,
-                batch_size=args.batch_size, workers=args.workers)
+    settings = plan_prediction(vars(args), len(files))
+    set_up_npu(settings)
+    loaded = load_model(settings.namespace())
+    print(f'Device: {settings.device} ({settings.reasons["device"]})', file=sys.stderr)
+    predict.run(settings, loaded, files)

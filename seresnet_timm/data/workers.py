@@ -5,6 +5,12 @@ from typing import Tuple
 MAX_WORKERS = 16  # per rank; more than a fast decoder needs to keep one device busy
 
 
+def workers_for_images(num_images: int, batch_size: int) -> Tuple[int, str]:
+    """Workers that load a number of images once, and the reason; none for few images, which start sooner so."""
+    workers = min(len(os.sched_getaffinity(0)), 8, num_images // (2 * batch_size))
+    return workers, f'{num_images} images, {os.cpu_count()} cores'
+
+
 def default_workers(device: str, ranks: int) -> Tuple[int, str]:
     """Workers of each rank's loader, and the reason.
 

@@ -27,7 +27,7 @@ SUFFIXES = {'.onnx': 'onnx', '.pt2': 'torch'}
 INPUT, OUTPUT = 'input', 'logits'
 # ATC of CANN 8 reads the operators of ONNX opsets 11 to 15 (its documentation of --framework), older ones those from 11
 # on; 13 is in the middle, and torch writes it directly, without a converter between versions
-OPSET, OPSETS = 13, range(11, 16)
+OPSET = 13
 CHECKED_BATCH_SIZES = (1, 2, 5)
 TOLERANCE = 1e-4
 

@@ -27,6 +27,7 @@ from seresnet_timm.images import (
     silence_pillow,
 )
 from seresnet_timm.inference.load import LoadedModel
+from seresnet_timm.runs.settings import RunSettings
 
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
@@ -130,23 +131,13 @@ def _collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Te
     return [i for i, _ in good], images, {i: x for i, x in batch if not isinstance(x, torch.Tensor)}
 
 
-def predict(
-        loaded: LoadedModel,
-        files: List[str],
-        device: str = 'cpu',
-        topk: int = 5,
-        batch_size: int = 32,
-        workers: Optional[int] = None,
-) -> Iterator[Dict[str, Any]]:
+def predict(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> Iterator[Dict[str, Any]]:
     """The most likely classes of images.
 
     Args:
+        settings: Settings of the verb: device, workers, batch size, number of classes for each image.
         loaded: The model; moved to the device.
         files: Image files.
-        device: Device for torch.
-        topk: Number of classes for each image, at most all.
-        batch_size: Images a batch.
-        workers: Loader processes; by default by the number of images and cores.
 
     Yields:
         For each file, in order: `{'file', 'predictions': [{'index', 'label', 'description', 'probability'}, ...]}` with
@@ -155,12 +146,12 @@ def predict(
     Raises:
         RunError: The device is out of memory.
     """
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), 8, len(files) // (2 * batch_size))
+    device, batch_size = settings.device, settings.args['batch_size']
     loader = DataLoader(
-        _Images(files, loaded.data_config), batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+        _Images(files, loaded.data_config), batch_size=batch_size, num_workers=settings.args['workers'],
+        collate_fn=_collate)
     model = loaded.model.to(device)
-    topk = min(topk, model.num_classes)
+    topk = min(settings.args['topk'], model.num_classes)
     for indices, images, errors in loader:
         results = {i: {'file': files[i], 'error': error} for i, error in errors.items()}
         if images is not None:
@@ -186,31 +177,24 @@ def _named(loaded: LoadedModel, index: int, probability: float) -> Dict[str, Any
     return dict(result, probability=round(probability, 6))
 
 
-def run(
-        loaded: LoadedModel,
-        files: List[str],
-        format: str = 'table',
-        output: Optional[str] = None,
-        **kwargs,
-) -> None:
+def run(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> None:
     """Predict, write the result, and name the files that could not be read.
 
     Args:
+        settings: Settings of the verb; those of `predict`, the format, and the file to write, None for stdout.
         loaded: The model.
         files: Image files.
-        format: 'table', 'json' or 'csv'.
-        output: File to write, atomically; None for stdout.
-        kwargs: Arguments of `predict`.
 
     Raises:
         RunError: Files could not be read; all others are in the result.
     """
+    format, output = settings.args['format'], settings.args['output']
     if output is not None and (os.path.isdir(output) or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f'--output {output}: ' + (
             'it is a folder, name a file.' if os.path.isdir(output) else 'its folder does not exist.'))
     note_replaced(output, '--output')
     bad = 0
-    results = predict(loaded, files, **kwargs)
+    results = predict(settings, loaded, files)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
     bar = tqdm(total=len(files), unit='image', disable=shown or None, leave=False)
     with bar, _destination(output, format) as out:

@@ -9,20 +9,20 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions
-from seresnet_timm.launch.dataset import examine, fit_batch
+from seresnet_timm.launch.dataset import DataFacts, examine, fit_batch
 from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.sources import Sources, collect, merge, plain
 from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.settings import RunSettings, Script
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,27 @@ class Plan:
     checkpoints: Dict[str, Any]
 
 
-def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> Plan:
+def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None, has_data: bool = True) -> Plan:
     """Decide everything, from a command line.
 
     Args:
         verb: 'train' or 'validate'.
         argv: Command line after the verb.
         recipe_name: Recipe whose settings are the defaults.
+        has_data: There is a data folder; a benchmark may have none.
 
     Raises:
         UsageError: The command line contradicts itself or the machine.
     """
     line = parse(verb, argv)
     try:
-        return _make_plan(line, verb, argv, recipe_name)
+        return _make_plan(line, verb, argv, recipe_name, has_data)
     except UsageError as e:
         refuse([*line.problems, e])
 
 
-def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> Plan:
+def _make_plan(
+        line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str], has_data: bool) -> Plan:
     sources = collect(line, recipe_name)
     job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
     sources.notes += [note] if note else []
@@ -111,14 +113,14 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
-    data = name_outputs(line.verb, sources, args, examine(line.verb, args))
+    data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)
     problems = [
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]
     options = sources.options
-    settings = RunSettings(
+    decided = dict(
         verb=line.verb,
         script=line.script,
         args=plain(args),
@@ -128,25 +130,52 @@ def _make_plan(line: CommandLine, verb: str, argv: Sequence[str], recipe_name: O
         nnodes=nnodes,
         nproc=nproc,
         world_size=world_size,
-        amp_level=options.get('amp_level'),
-        loss_scale=options.get('loss_scale'),
-        fast_jpeg=options.get('fast_jpeg', 'auto'),
         fast_step=options.get('fast_step', 'auto') == 'auto',
-        fuse_bn=options.get('fuse_bn', 'auto'),
-        cpu_affinity=options.get('cpu_affinity', 'auto'),
-        max_bad_steps=options.get('max_bad_steps', 20),
+        max_bad_images=str(options.get('max_bad_images', '0.1%')),
         max_restarts=max_restarts(sources, nnodes, is_named),
-        hang_timeout=options.get('hang_timeout', 600),
-        prof=options.get('prof'),
-        checkpoint_minutes=options.get('checkpoint_minutes', 10.),
         output=output,
         class_names=data.class_names,
         num_images=data.num_images,
         reasons=sources.reasons,
         notes=sources.notes,
     )
+    settings = RunSettings(**{**of_settings(options), **decided})
     node = replace(node, knows_output=is_named or node.rank == 0)
     return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
+
+
+def of_settings(options: Dict[str, Any]) -> Dict[str, Any]:
+    """The launcher's options that are settings as they are; the others have RunSettings' defaults."""
+    return {f.name: options[f.name] for f in fields(RunSettings) if f.name in options}
+
+
+def plan_prediction(flags: Dict[str, Any], num_images: int) -> RunSettings:
+    """Settings of `predict`: the weights' own precision (float32) and layout, and Pillow's decoder, as in validation.
+
+    Args:
+        flags: The arguments of the verb, by name.
+        num_images: Number of images.
+
+    Raises:
+        UsageError: The device does not exist.
+    """
+    from seresnet_timm import device as devices
+    from seresnet_timm.data.workers import workers_for_images
+    device, device_reason = devices.select_device(flags['device'])
+    workers, workers_reason = flags['workers'], '--workers'
+    if workers is None:
+        workers, workers_reason = workers_for_images(num_images, flags['batch_size'])
+    return RunSettings(
+        verb='predict',
+        script=Script('predict', reason='a verb of this package'),
+        args=plain({**flags, 'device': device, 'workers': workers, 'amp': False, 'channels_last': False}),
+        device=device,
+        fast_jpeg='off',
+        fast_step=False,
+        fuse_bn='off',
+        num_images={'images': num_images},
+        reasons={'device': device_reason, 'workers': workers_reason},
+    )
 
 
 # --- machine ----------------------------------------------------------------------------------------------------------

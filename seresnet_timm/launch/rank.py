@@ -2,7 +2,6 @@
 import ctypes
 import gc
 import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from typing import Any, ContextManager, Mapping, Optional
 from seresnet_timm.errors import RunError, UsageError, print_any_text
 from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
+from seresnet_timm.processes import end_with_parent
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import heartbeat
@@ -39,9 +39,7 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
     import_modules(settings.args.get('device_modules') or [])
     if settings.device == 'cpu':
         never_destroy_gloo_group()
-    if settings.device.startswith('npu'):
-        from seresnet_timm.ascend.setup import set_up
-        set_up(settings.device, dtypes(settings))
+    set_up_npu(settings)
 
     import torch
 
@@ -59,6 +57,17 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             if explained is None:
                 raise
             raise RunError(explained + resume_hint(settings)) from e
+
+
+def set_up_npu(settings: RunSettings) -> None:
+    """Set torch_npu up in this process, if the device of the run is an NPU.
+
+    Raises:
+        UsageError: The chip does not compute in the precision of the run.
+    """
+    if settings.device.startswith('npu'):
+        from seresnet_timm.ascend.setup import set_up
+        set_up(settings.device, dtypes(settings))
 
 
 def output_folder(settings: RunSettings) -> ContextManager[None]:
@@ -82,7 +91,7 @@ def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:
 
 def dtypes(settings: RunSettings) -> list:
     """Names of the dtypes that the run computes in, None for float32."""
-    return [settings.args['amp_dtype'] if settings.args['amp'] else None, settings.args.get('model_dtype')]
+    return [settings.args['amp_dtype'] if settings.args.get('amp') else None, settings.args.get('model_dtype')]
 
 
 def resume_garbage_collection() -> None:
@@ -144,20 +153,10 @@ def set_cpu_affinity(settings: RunSettings) -> None:
     os.sched_setaffinity(0, cores[rank * share:(rank + 1) * share])
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this rank when torchrun's agent is killed, so that none is left behind (Linux)."""
-    pr_set_pdeathsig = 1
-    parent = os.getppid()
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit('The launcher has ended.')
-
-
 def main() -> None:
     """A rank that torchrun started: settings, heartbeats and the folder of the stacks are named on its command line."""
     gc.disable()  # until everything is imported
-    _die_with_parent()
+    end_with_parent()
     print_any_text()
     local_rank = int(os.environ['LOCAL_RANK'])
     watch.write_stacks_on_signal(Path(sys.argv[3]) / f'rank{local_rank}.txt')

@@ -18,7 +18,7 @@ class Script:
     """The script that runs.
 
     Attributes:
-        name: 'train.py' or 'validate.py'.
+        name: 'train.py' or 'validate.py'; 'predict' for that verb.
         path: File of timm's script; None for the package's own.
         reason: Why this one.
         sha256: Hash of the file; '' for the package's own.
@@ -46,9 +46,10 @@ class RunSettings:
     """Settings of a run.
 
     Attributes:
-        verb: 'train' or 'validate'.
+        verb: 'train', 'validate' or 'predict'.
         script: The script that runs.
-        args: Every flag of the script, by timm's names; `device`, `workers`, `lr`, `batch_size` and so on as decided.
+        args: Every flag of the script or verb, by timm's names; `device`, `workers`, `lr`, `batch_size` and so on as
+            decided.
         command: What the user typed, from the program's name on.
         recipe: Name of the recipe or preset that gave the defaults, if any.
         device: Device for torch, e.g. 'npu', 'cuda:1', 'cpu'.
@@ -64,6 +65,8 @@ class RunSettings:
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
+        max_bad_images: Training images that cannot be read and do not end the run: a number, or a share such as '0.1%'.
+        data_timeout: Seconds to wait for a data folder that is gone; 0 to end at once.
         max_restarts: Restarts of the processes after a failure, at most.
         hang_timeout: Seconds without a step of a rank that end the processes; 0 for no limit.
         restarts: Restarts so far: time and reason, a sentence each.
@@ -71,7 +74,7 @@ class RunSettings:
         checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
         class_names: Names of the classes by index, where the data are folders of images; else None.
-        num_images: Images by split ('train', 'val'), where the data are folders of images.
+        num_images: Images by split ('train', 'val'), where the data are folders of images; of predict: 'images'.
         reasons: Why a value is what it is, by its name.
         notes: Further sentences for the plan.
     """
@@ -93,6 +96,8 @@ class RunSettings:
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     max_bad_steps: int = 20
+    max_bad_images: str = '0.1%'
+    data_timeout: float = 600
     max_restarts: int = 0
     hang_timeout: float = 600
     restarts: List[str] = field(default_factory=list)

@@ -23,14 +23,17 @@ from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
+from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
-from seresnet_timm.data.position import make_resumable, outlive_signals
+from seresnet_timm.data.position import make_restartable, make_resumable
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
+from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import diverged, has_finite_weights
 from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
+from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
@@ -136,7 +139,7 @@ class TrainOverrides(Overrides):
         if is_training:
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)
-        loader = make_resumable(loader, kwargs['device']) if is_training else outlive_signals(loader)
+        loader = (make_resumable if is_training else make_restartable)(loader, kwargs['device'])
         # the shuffle depends on the epoch, and a run that resumes learns its first one only later
         knows_epoch = not self.args.resume and not self.args.start_epoch
         has_evaluated = not is_training and self._resumed_state().get('has_evaluated', False)
@@ -251,6 +254,9 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:  # in a thread that is not the main one
             self._interrupted = True
             raise
+        except DataFolderGone:
+            note_own(self._record, epoch, loader)
+            raise
         if not math.isfinite(metrics['loss']):  # of all ranks
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
         if not self.args.val_split:
@@ -291,6 +297,10 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
+        except DataFolderGone:
+            note_own(self._record, self._epoch, loader)
+            raise
+        note_all(self._record, self._epoch, loader)
         self._eval_loss = metrics['loss']
         check_epoch(run, self._epoch, metrics)
         if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
@@ -312,7 +322,7 @@ class TrainOverrides(Overrides):
             args=args, forward=forward, task=task, optimizer=optimizer, train_loader=loader,
             loss_scaler=kwargs.get('loss_scaler'), lr_scheduler=kwargs.get('lr_scheduler'),
             updates_per_epoch=math.ceil(len(loader) / args.grad_accum_steps), outputs=self._outputs,
-            max_bad_steps=self.settings.max_bad_steps)
+            max_bad_steps=self.settings.max_bad_steps, bad_images=BadImages(loader.dataset, self.settings))
         resumed = go_on(run, self._resumed() if args.resume else None, epoch)
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())

@@ -13,6 +13,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.epoch import Training, start_meters
+from seresnet_timm.engine.faults import note_all
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.run_state import (
     Resumed,
@@ -86,8 +87,11 @@ class ScriptTraining:
         self.epoch = Epoch(run, epoch)
         self.optimizer: Any = run.optimizer if run.loss_scaler is not None else GuardedOptimizer(run)
         metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
+        note_all(run.record, epoch, run.train_loader)
         figures = dict(self.epoch.throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
                        unreadable_train=take_unreadable(run.train_loader.dataset))
+        if run.bad_images:
+            run.bad_images.check(0, run.record, epoch)
         if utils.is_primary(run.args):
             figures = report_epoch(figures, epoch, run.args.workers, run.device)
         return metrics, figures
@@ -128,6 +132,8 @@ class Epoch:
     def __iter__(self) -> Iterator:
         run, start = self._run, time.perf_counter()
         for batch in run.train_loader:
+            if run.bad_images and self.batches % run.args.log_interval == 0:
+                run.bad_images.check_alone(run.record, self._number)
             self.throughput.add_wait(time.perf_counter() - start)
             yield batch
             self.throughput.step(len(batch[1]) * run.args.world_size)

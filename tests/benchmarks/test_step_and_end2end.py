@@ -1,8 +1,11 @@
 """`bench step` and `bench end2end`: that they measure what they say, on networks and runs of seconds."""
+import inspect
 import json
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from dataclasses import asdict
 
 import end2end
 import measure
@@ -14,6 +17,7 @@ from conftest import ROOT
 
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import RunError
+from seresnet_timm.launch.plan import make_plan
 
 
 def test_step_reports_ratios_of_the_same_run(tmp_path, capsys):
@@ -28,6 +32,50 @@ def test_step_reports_ratios_of_the_same_run(tmp_path, capsys):
             (timms[0] / ours[0] + timms[1] / ours[1]) / 2, rel=0.02)  # the median of two
     out = capsys.readouterr().out
     assert 'n = 2 interleaved rounds' in out and f'ratio {report["memory"]["ratio"]:.3f}' in out
+
+
+def bench_flags(**more):
+    return Namespace(**{**dict(
+        device='cpu', batch_size=2, img_size=32, amp=False, amp_dtype='float16', model='seresnet18_ascend'), **more})
+
+
+def test_settings_are_those_of_a_training(few_digits):
+    """The command line of a training with the same flags gives the same settings, but for its folder and its data."""
+    settings = step.train_settings(bench_flags(amp=True, amp_dtype='bfloat16'), 'seresnet18_ascend')
+    plan = make_plan('train', [
+        '--scripts', 'bundled', '--device', 'cpu', '-b', '2', '--img-size', '32', '--amp', '--amp-dtype', 'bfloat16',
+        '--model', 'seresnet18_ascend', '--opt', 'momentum', '--momentum', '0.9', '--lr', '0.01', '--weight-decay',
+        '1e-4', '--data-dir', str(few_digits), '--val-split', 'val'])
+    ours, theirs = asdict(settings), asdict(plan.settings)
+    of_data = {'args', 'command', 'output', 'class_names', 'num_images', 'reasons'}
+    assert {k: v for k, v in ours.items() if k not in of_data} == {k: v for k, v in theirs.items() if k not in of_data}
+    assert {k for k in ours['args'] if ours['args'][k] != theirs['args'][k]} == {
+        'data_dir', 'val_split', 'experiment', 'num_classes'}
+    assert settings.args['channels_last'] and settings.fast_step and settings.precision == 'amp bfloat16'
+
+
+def test_evaluation_is_set_up_by_the_settings():
+    for more, folded in ((dict(fast_step='off', fuse_bn='off'), False), ({}, True)):
+        settings = step.validate_settings(bench_flags(), 'seresnet18_ascend', **more)
+        values = inspect.getclosurevars(step._evaluation(settings)).nonlocals
+        layers = [m for m in values['model'].modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert (not layers) is folded
+        assert values['images'].is_contiguous(memory_format=torch.channels_last) is folded
+
+
+def test_wrong_flags_are_refused_before_anything_is_measured(few_digits, capsys):
+    for argv, words in (
+            (['step', '--amp', '--img-size', '0'], '--img-size'),
+            (['step', '--device', 'npu', '--model', 'seresnet18_ascend'], '--device npu cannot be used here'),
+            (['end2end', '--data-dir', few_digits, '--device', 'npu'], '--device npu cannot be used here'),
+            (['end2end', '--data-dir', few_digits, '--', '--sched', 'cosin'], '--sched cosin is unknown'),
+            (['end2end', '--data-dir', few_digits, '--', '--num-classes', '3'],
+             'The data has 10 classes, the model 3 outputs'),
+            (['end2end', '--data-dir', few_digits / 'train'], '--data-dir')):
+        scripts = ['--timm-scripts', ROOT / 'tests' / 'small_scripts'] if argv[0] == 'end2end' else []
+        with pytest.raises(SystemExit) as e:
+            main(['bench', argv[0], *map(str, [*scripts, *argv[1:]])])
+        assert e.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_peak_memory_is_that_of_the_tensors():
@@ -55,6 +103,7 @@ def test_end2end_runs_both_scripts(few_digits, tmp_path, capsys):
         'timm', 'seresnet_timm, bundled script', "seresnet_timm, timm's script"]
     flags = [c[c.index('--data-dir'):c.index('--output')] for c in commands.values()]
     assert all(flags[0] == f[:len(flags[0])] for f in flags) and flags[0][-2:] == ['--seed', '3']
+    assert flags[0][flags[0].index('--num-classes') + 1] == '10'
     assert commands['timm'][1] == str(small / 'train.py')
     with pytest.raises(SystemExit) as e:
         main(['bench', 'end2end', '--timm-scripts', str(tmp_path)])

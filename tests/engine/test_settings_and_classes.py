@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import subset, train_flags
+from conftest import MODEL, subset, train_flags
 from PIL import Image
 from timm.data import create_transform
 from training import bundled_settings, load, summary, valid_record
@@ -22,7 +22,7 @@ from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.inference.load import load_model
 from seresnet_timm.inference.predict import find_images, predict
 from seresnet_timm.launch import processes as launch_processes
-from seresnet_timm.launch.plan import Node
+from seresnet_timm.launch.plan import Node, plan_prediction
 from seresnet_timm.models.info import ModelInfo
 
 DIGITS = [str(i) for i in range(10)]
@@ -38,7 +38,7 @@ def run(few_digits, tmp_path_factory):
 
 def evaluation_of(checkpoint, data, **settings):
     return bundled_settings(
-        'validate', '--data-dir', data, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32,
+        'validate', '--data-dir', data, *MODEL,
         '--device', 'cpu', '--workers', 0, '--checkpoint', checkpoint, **settings)
 
 
@@ -166,7 +166,9 @@ def some(sharp, few_digits, tmp_path_factory):
         shutil.rmtree(root / 'val' / name)
     loaded = load_model(str(sharp))
     hits = []
-    for result in predict(loaded, find_images([str(root / 'val')])):
+    files = find_images([str(root / 'val')])
+    settings = plan_prediction(dict(device='cpu', workers=None, batch_size=32, topk=5), len(files))
+    for result in predict(settings, loaded, files):
         hits.append(result['predictions'][0]['label'] == result['file'].split(os.sep)[-2])
     assert len(hits) == 21
     return root, 100 * sum(hits) / len(hits)

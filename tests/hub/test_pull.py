@@ -12,7 +12,7 @@ from argparse import Namespace
 import pytest
 import timm
 import torch
-from hub_server import Fault
+from hub_store import Fault
 from safetensors.torch import load_file
 
 import seresnet_timm  # noqa: F401  (registers the models)

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT
-from hub_server import Fault
+from hub_store import Fault
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

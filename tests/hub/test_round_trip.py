@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from checkpoint_files import save_modelzoo
-from hub_server import Fault
+from hub_store import Fault
 from safetensors.torch import load_file
 
 import seresnet_timm  # noqa: F401  (registers the models)

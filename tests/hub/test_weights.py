@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import timm
 import torch
-from hub_server import Fault
+from hub_store import Fault
 from safetensors.torch import load_file, save_file
 from training import load
 

@@ -1,6 +1,7 @@
 """A sample of each split goes through transforms, network and loss before a run starts."""
 import copy
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from seresnet_timm.data.loading import for_channels
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import checks, sample
 from seresnet_timm.launch.parse import parse
+from seresnet_timm.models.create import create_model
 from seresnet_timm.runs.settings import RunSettings
 
 BASE = ('--model', 'seresnet18_ascend', '--img-size', '32', '--num-classes', '3', '-b', '4', '--workers', '0')
@@ -135,3 +137,30 @@ def test_mean_and_deviation_of_channels_are_those_of_timms_prefetcher():
     mean = (0.485, 0.456, 0.406)
     for channels in (1, 3, 4):
         assert for_channels(mean, channels) == tuple(adapt_to_chs(mean, channels))
+
+
+@pytest.mark.parametrize('name, shape', (
+    ('resnet18', (2, 3, 64, 64)), ('resnet18', (1, 3, 32, 32)), ('resnet18', (2, 4, 64, 64)),
+    ('mobilenetv3_small_100', (2, 3, 64, 64)), ('convnext_atto', (1, 3, 32, 32))))
+def test_quick_batch_norm_says_what_torch_says(name, shape):
+    """The same shape, or the same error, as without it."""
+    model = create_model(name, meta=True).train()
+    outcomes = []
+    for context in (nullcontext, sample._quick_batch_norm):
+        try:
+            with torch.no_grad(), context():
+                outcomes.append(model(torch.zeros(shape, device='meta')).shape)
+        except (RuntimeError, ValueError) as e:
+            outcomes.append(repr(e))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_quick_batch_norm_leaves_numbers_and_what_does_not_fit_to_torch():
+    real = torch.batch_norm
+    images, layer = torch.randn(4, 5, 3, 3), torch.nn.BatchNorm2d(5)
+    expected = layer(images)
+    with sample._quick_batch_norm():
+        assert torch.equal(torch.nn.BatchNorm2d(5)(images), expected)
+        with pytest.raises(RuntimeError, match='running_mean should contain 4 elements not 5'):
+            torch.nn.BatchNorm2d(5, device='meta')(torch.zeros(2, 4, 3, 3, device='meta'))
+    assert torch.batch_norm is real

@@ -77,7 +77,8 @@ def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
 @pytest.mark.parametrize('folder', SCRIPTS)
 def test_resumed_run_draws_the_same_numbers(few_digits, tmp_path, folder):
     """With dropout: an epoch that is trained again after a resume has the loss that it had."""
-    flags = train_flags(few_digits, tmp_path, '--scripts', folder, '--drop', 0.5)
+    flags = train_flags(
+        few_digits, tmp_path, '--scripts', folder, '--drop', 0.5, '--model-kwargs', 'channels=(8,16,24,32)')
     run(*flags)
     rows = summary(tmp_path / 'run')
     run(*flags, '--resume', tmp_path / 'run' / 'checkpoint-0.pth.tar')
@@ -210,7 +211,7 @@ def evaluate(few_digits, tmp_path, checkpoint, scripts, processes, results_forma
 
 
 @pytest.mark.parametrize('folder', [*SCRIPTS, pytest.param('bundled', id='bundled')])
-@pytest.mark.parametrize('processes', (1, 3))
+@pytest.mark.parametrize('processes', (pytest.param(1, marks=pytest.mark.slow), 3))
 def test_evaluation_counts_every_image_once(few_digits, tmp_path, modelzoo_checkpoint, expected, folder, processes):
     """A ModelZoo checkpoint, 70 images on 1 and 3 processes, against every image by itself."""
     result = evaluate(few_digits, tmp_path, modelzoo_checkpoint[0], folder, processes)

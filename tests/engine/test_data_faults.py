@@ -1,0 +1,129 @@
+"""Trainings whose data folder is moved away and back, or whose loader workers are killed: the weights are the same."""
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+import torch
+from conftest import run_cli, subset, train_flags
+from recipe_runs import SMALL as SMALL_SCRIPTS
+from torch.utils.data._utils import signal_handling
+from training import bundled_settings, load, valid_record
+
+from seresnet_timm.cli.main import main
+from seresnet_timm.data.worker_errors import raise_where_loader_waits
+from seresnet_timm.engine import train as engine
+from seresnet_timm.engine.meters import Throughput
+
+pytestmark = pytest.mark.preloaded
+FLAGS = ('--model-kwargs', 'channels=(4,8,8,8)', 'stem_width=4', '--checkpoint-hist', 1, '-b', 4, '--reprob', 0.5,
+         '--drop', 0.2)
+WAYS = {
+    'fast': ('auto', ('--workers', 2, '--aa', 'rand-m5-mstd0.5')),
+    "timm's": ('off', ('--workers', 2, '--mixup', 0.2)),
+    'no workers': ('auto', ('--workers', 0)),
+    'threads': ('auto', ('--workers', 2, '--color-jitter', 0, '--reprob', 0)),
+}
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_rank(monkeypatch):
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, '_SIGCHLD_handler_set', False)
+    raise_where_loader_waits()
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.fixture(scope='module')
+def data(digits, tmp_path_factory):
+    return subset(digits, tmp_path_factory.mktemp('moving') / 'digits', 4, 2)
+
+
+def train(monkeypatch, data, output, way, at=None, do=None):
+    """Train two epochs of ten updates; something happens at an update. The weights, and run.json."""
+    fast_jpeg, flags = WAYS[way]
+    steps = []
+
+    def step(self, num_images):
+        steps.append(1)
+        if len(steps) == at:
+            do()
+        original(self, num_images)
+    original = Throughput.step
+    monkeypatch.setattr(Throughput, 'step', step)
+    engine.main(bundled_settings(*train_flags(data, output, *FLAGS, *flags), fast_jpeg=fast_jpeg))
+    monkeypatch.setattr(Throughput, 'step', original)
+    return load(output / 'run' / 'last.pth.tar')['state_dict'], valid_record(output / 'run')
+
+
+def assert_equal(a, b):
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def kill_a_worker():
+    """The first one is one of the training's: those of the evaluation start later."""
+    worker = min(psutil.Process().children(), key=lambda p: p.pid)
+    worker.send_signal(signal.SIGKILL)
+    with suppress(psutil.NoSuchProcess):
+        while worker.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize('way', ('fast', pytest.param("timm's", marks=pytest.mark.slow)))
+def test_killed_worker(data, tmp_path, monkeypatch, way):
+    plain, record = train(monkeypatch, data, tmp_path / 'a', way)
+    assert record['faults'] == []
+    weights, record = train(monkeypatch, data, tmp_path / 'b', way, 3, kill_a_worker)
+    assert_equal(plain, weights)
+    assert [(f['kind'], f['epoch']) for f in record['faults']] == [('worker', 0)]
+    assert 'was ended by SIGKILL' in record['faults'][0]['text']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', WAYS)
+def test_moved_folder(data, tmp_path, monkeypatch, way):
+    def move_away():
+        os.rename(data, data.with_name('away'))
+        threading.Timer(2, lambda: os.rename(data.with_name('away'), data)).start()
+    plain, _ = train(monkeypatch, data, tmp_path / 'a', way)
+    weights, record = train(monkeypatch, data, tmp_path / 'b', way, 2, move_away)
+    assert_equal(plain, weights)
+    assert [f['kind'] for f in record['faults']] == ['data_wait'] and 'came back' not in record['faults'][0]['text']
+    assert all(e['unreadable_train']['count'] == 0 == e['unreadable_val']['count'] for e in record['epochs'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more', ((), ('--nproc', 2), ('--scripts', SMALL_SCRIPTS)), ids=('', '2 ranks', "timm's"))
+def test_folder_that_does_not_come_back(digits, tmp_path, more):
+    """Exit code 1 and one sentence, though --hang-timeout is shorter."""
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'mover.py').write_text(f'''
+import os
+from torch.optim.optimizer import register_optimizer_step_post_hook
+steps = []
+
+def move(*_):
+    steps.append(1)
+    if len(steps) == 2 and os.environ.get('RANK', '0') == '0':
+        os.rename({str(data)!r}, {str(tmp_path / 'away')!r})
+register_optimizer_step_post_hook(move)
+''')
+    flags = (*FLAGS, '-b', 2, '--device-modules', 'mover', '--data-timeout', 12, '--hang-timeout', 5, *more)
+    result = run_cli(*train_flags(data, tmp_path / 'out', *flags), env={'PYTHONPATH': str(tmp_path / 'modules')})
+    assert result.returncode == 1, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith('seresnet-timm: error: The data folder is gone for 12 s: '), result.stderr
+    assert 'Traceback' not in result.stderr and result.stderr.count('Waiting for it, for 12 s') == 1
+    assert [f['kind'] for f in valid_record(tmp_path / 'out' / 'run')['faults']] == ['data_wait']
+
+
+@pytest.mark.parametrize('value', ('-1', 'nan', 'soon'))
+def test_data_timeout_is_checked(data, tmp_path, capfd, value):
+    with pytest.raises(SystemExit) as e:
+        main([str(f) for f in train_flags(data, tmp_path, '--data-timeout', value, '--dry-run')])
+    assert e.value.code == 2 and '--data-timeout' in capfd.readouterr().err
