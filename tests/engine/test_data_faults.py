@@ -113,13 +113,53 @@ def move(*_):
         os.rename({str(data)!r}, {str(tmp_path / 'away')!r})
 register_optimizer_step_post_hook(move)
 ''')
-    flags = (*FLAGS, '-b', 2, '--device-modules', 'mover', '--data-timeout', 12, '--hang-timeout', 5, *more)
+    flags = (*FLAGS[:7], '-b', 2, '--device-modules', 'mover', '--data-timeout', 12, '--hang-timeout', 5, *more)
     result = run_cli(*train_flags(data, tmp_path / 'out', *flags), env={'PYTHONPATH': str(tmp_path / 'modules')})
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith('seresnet-timm: error: The data folder is gone for 12 s: '), result.stderr
     assert 'Traceback' not in result.stderr and result.stderr.count('Waiting for it, for 12 s') == 1
     assert [f['kind'] for f in valid_record(tmp_path / 'out' / 'run')['faults']] == ['data_wait']
+
+
+FAULTS = '''
+import os, signal, threading, time
+import psutil
+from torch.optim.optimizer import register_optimizer_step_post_hook
+steps = []
+
+def harm(*_):
+    steps.append(1)
+    data = os.environ.get('MOVED')
+    if data and len(steps) == 2:
+        worker = min(psutil.Process().children(), key=lambda p: p.pid)
+        worker.kill()
+        while worker.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+    if data and len(steps) == 6:
+        os.rename(data, data + '.away')
+        threading.Timer(2, lambda: os.rename(data + '.away', data)).start()
+register_optimizer_step_post_hook(harm)
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fast_jpeg', ('auto', 'off'))
+@pytest.mark.parametrize('scripts', ('bundled', os.environ.get('TIMM_SCRIPTS') or SMALL_SCRIPTS))
+def test_both_in_one_run_of_the_command_line(digits, tmp_path, scripts, fast_jpeg):
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'faults.py').write_text(FAULTS)
+    weights, path = {}, str(tmp_path / 'modules')
+    for moved in ('', data):
+        output = tmp_path / f'out-{bool(moved)}'
+        flags = (*FLAGS[:7], '-j', 2, '--device-modules', 'faults', '--scripts', scripts, '--fast-jpeg', fast_jpeg)
+        done = run_cli(*train_flags(data, output, *flags), env={'PYTHONPATH': path, 'MOVED': str(moved)})
+        assert done.returncode == 0, done.stderr
+        weights[bool(moved)] = load(output / 'run' / 'last.pth.tar')['state_dict']
+    assert_equal(weights[False], weights[True])
+    assert [f['kind'] for f in valid_record(output / 'run')['faults']] == ['worker', 'data_wait'], done.stderr
+    assert done.stderr.count('The data folder is back') == done.stderr.count('was ended by SIGKILL') == 1
 
 
 @pytest.mark.parametrize('value', ('-1', 'nan', 'soon'))
