@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import run_cli, subset, train_flags
 from recipe_runs import SMALL as SMALL_SCRIPTS
+from test_resume_within_epoch import assert_same
+from test_resume_within_epoch import run as run_stopped
 from torch.utils.data._utils import signal_handling
 from training import bundled_settings, load, valid_record
 
@@ -160,6 +162,26 @@ def test_both_in_one_run_of_the_command_line(digits, tmp_path, scripts, fast_jpe
     assert_equal(weights[False], weights[True])
     assert [f['kind'] for f in valid_record(output / 'run')['faults']] == ['worker', 'data_wait'], done.stderr
     assert done.stderr.count('The data folder is back') == done.stderr.count('was ended by SIGKILL') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ('fast', "timm's"))
+def test_bad_image_in_a_run_that_is_stopped_and_resumed(digits, tmp_path, monkeypatch, way):
+    """The same image takes its place, and it is counted, with other workers too where those do not matter."""
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    bad = sorted((data / 'train').rglob('*.jpg'))[4]
+    bad.write_bytes(bad.read_bytes()[:60])
+    fast_jpeg, flags = WAYS[way]
+    workers = ('--workers', 3) if way == 'fast' else ()
+    assert run_stopped(data, tmp_path / 'whole', *flags, monkeypatch=monkeypatch, fast_jpeg=fast_jpeg) == 0
+    last = tmp_path / 'b' / 'run' / 'last.pth.tar'
+    for more, stop, code in (((), 8, 143), ((*workers, '--resume', last), None, 0)):
+        assert run_stopped(data, tmp_path / 'b', *flags, *more, stop_after=stop, monkeypatch=monkeypatch,
+                           fast_jpeg=fast_jpeg) == code
+    assert_same(tmp_path / 'whole' / 'run', tmp_path / 'b' / 'run')
+    for run in ('whole', 'b'):
+        epochs = valid_record(tmp_path / run / 'run')['epochs']
+        assert [e['unreadable_train'] for e in epochs] == [{'count': 1, 'files': [str(bad)]}] * 2
 
 
 @pytest.mark.parametrize('value', ('-1', 'nan', 'soon'))
