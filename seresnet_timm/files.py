@@ -1,5 +1,6 @@
 """Atomic writes, locks, and temporary folders."""
 import errno
+import fcntl
 import glob
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any, Callable, Dict, Iterator, Optional, Union
 
 from filelock import FileLock, Timeout
 
+FICLONE = 0x40049409  # ioctl of Linux: share the blocks of a file
 LOCK_SUFFIX = '.lock'
 
 
@@ -161,6 +163,15 @@ def is_locked(path: Union[str, Path]) -> bool:
     except OSError:  # somebody else's file
         return False
     return False
+
+
+def copy_file(source: Union[str, Path], target: Union[str, Path]) -> None:
+    """Copy a file to a new one that shares its blocks where the file system can (Btrfs, XFS), and no fate."""
+    with open(source, 'rb') as src, open(target, 'wb') as dst:
+        try:
+            fcntl.ioctl(dst.fileno(), FICLONE, src.fileno())
+        except OSError:
+            shutil.copyfileobj(src, dst, 16 << 20)
 
 
 def fsync(path: Union[str, Path]) -> None:

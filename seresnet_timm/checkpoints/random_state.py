@@ -9,36 +9,74 @@ import torch.distributed as dist
 from seresnet_timm import device as devices
 
 
-def capture_rng(device: torch.device) -> Optional[List[Dict[str, Any]]]:
-    """State of every random generator of every rank, on rank 0 (None elsewhere). All ranks must call it."""
+def own_state(device: torch.device) -> Dict[str, Any]:
+    """State of every random generator of this process, of types that a checkpoint may hold."""
     numpy_state: Any = np.random.get_state()
     version, keys, position, has_gauss, cached = numpy_state
-    device_state = devices.rng_state(device)
-    state = {
-        'torch': torch.get_rng_state().numpy(),
-        'device': None if device_state is None else device_state.numpy(),
+    return {
+        'torch': torch.get_rng_state(),
+        'device': devices.rng_state(device),
         'python': random.getstate(),
-        'numpy': (version, keys.astype(np.int64), position, has_gauss, cached),
+        'numpy': (version, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
     }
-    if not dist.is_initialized():
-        return [_with_tensors(state)]
-    gathered: List[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, state)  # HCCL has no gather
-    return [_with_tensors(s) for s in gathered] if dist.get_rank() == 0 else None
 
 
-def _with_tensors(state: Dict[str, Any]) -> Dict[str, Any]:
-    """Arrays, which travel between ranks as bytes, as tensors, which a checkpoint may hold."""
-    def convert(value):
-        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-    return {k: tuple(map(convert, v)) if k == 'numpy' else convert(v) for k, v in state.items()}
-
-
-def restore_rng(states: List[Dict[str, Any]], rank: int, device: torch.device) -> None:
-    """Set this rank's random generators as `capture_rng` found them."""
-    state = states[rank]
+def set_own_state(state: Dict[str, Any], device: torch.device) -> None:
+    """Set this process's random generators as `own_state` found them."""
     torch.set_rng_state(state['torch'])
     devices.set_rng_state(device, state['device'])
     random.setstate(state['python'])
     version, keys, position, has_gauss, cached = state['numpy']
     np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def capture_rng(device: torch.device) -> Optional[List[Dict[str, Any]]]:
+    """State of every random generator of every rank, on rank 0 (None elsewhere). All ranks must call it."""
+    state = own_state(device)
+    if not dist.is_initialized():
+        return [state]
+    arrays = {k: _convert(v, torch.Tensor, torch.Tensor.numpy) for k, v in state.items()}  # travel as bytes
+    gathered: List[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, arrays)  # HCCL has no gather
+    if dist.get_rank() != 0:
+        return None
+    return [{k: _convert(v, np.ndarray, lambda a: torch.from_numpy(a.copy())) for k, v in s.items()} for s in gathered]
+
+
+def _convert(value: Any, kind: type, convert: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_convert(v, kind, convert) for v in value)
+    return convert(value) if isinstance(value, kind) else value
+
+
+def restore_rng(states: List[Dict[str, Any]], rank: int, device: torch.device) -> None:
+    """Set this rank's random generators as `capture_rng` found them."""
+    set_own_state(states[rank], device)
+
+
+# --- the generators of a loader's worker, which has no device: as bytes, to be sent with every batch ------------------
+
+_TORCH_BYTES = 5056
+_PACKED = np.dtype([
+    ('torch', np.uint8, _TORCH_BYTES), ('python', np.uint32, 625), ('python_gauss', np.float64),
+    ('python_has_gauss', np.uint8), ('numpy', np.uint32, 624), ('position', np.int32), ('has_gauss', np.uint8),
+    ('gauss', np.float64)])
+
+
+def pack_cpu_state() -> bytes:
+    """State of the generators of the CPU."""
+    packed = np.zeros((), _PACKED)
+    packed['torch'] = torch.get_rng_state().numpy()
+    _, packed['python'], gauss = random.getstate()
+    packed['python_has_gauss'], packed['python_gauss'] = gauss is not None, gauss or 0.
+    _, packed['numpy'], packed['position'], packed['has_gauss'], packed['gauss'] = np.random.get_state()
+    return packed.tobytes()
+
+
+def set_packed_cpu_state(data: bytes) -> None:
+    packed = np.frombuffer(data, _PACKED)[0]
+    torch.set_rng_state(torch.from_numpy(packed['torch'].copy()))
+    random.setstate((3, tuple(packed['python'].tolist()), float(packed['python_gauss']) if packed[
+        'python_has_gauss'] else None))
+    np.random.set_state(
+        ('MT19937', packed['numpy'], int(packed['position']), int(packed['has_gauss']), float(packed['gauss'])))

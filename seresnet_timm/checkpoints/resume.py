@@ -35,7 +35,8 @@ def problems(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.
                '--initial-checkpoint.')
         return
     epoch, version = content.get('epoch'), content.get('version', 1)
-    if epoch is not None and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0):
+    first = -1 if checkpoint.run_state else 0  # -1: saved in the middle of epoch 0
+    if epoch is not None and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < first):
         yield f'Checkpoint {path}: its epoch is {printable(repr(epoch))}, not a number from 0: the file is damaged.'
     if not isinstance(version, int):
         yield f'Checkpoint {path}: its version is {printable(repr(version))}, not a number: the file is damaged.'

@@ -8,7 +8,7 @@ from timm.utils import CheckpointSaver
 
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, weights_sha256
 from seresnet_timm.checkpoints.save_errors import SaveErrors, remove_temporary_files, torch_errors_as_oserror
-from seresnet_timm.files import fsync
+from seresnet_timm.files import copy_file, fsync
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
@@ -36,6 +36,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         """Save as timm's does, but an error of the file system need not end the run: see `errors`.
 
         A metric that is not a finite number ranks nowhere: timm's saver would keep the first one as the best for ever.
+        What `save_last` kept of the state before is removed.
         """
         before = self.checkpoint_files, self.best_epoch, self.best_metric
         self.checkpoint_files = list(self.checkpoint_files)
@@ -45,6 +46,8 @@ class AtomicCheckpointSaver(CheckpointSaver):
         if not self._attempt(f'Epoch {epoch}', self.checkpoint_dir, save):
             files, self.best_epoch, self.best_metric = before
             self.checkpoint_files = [(path, m) for path, m in files if os.path.exists(path)]
+        elif os.path.exists(self._previous):
+            os.unlink(self._previous)
         return (None, None) if self.best_metric is None else (self.best_metric, self.best_epoch)
 
     def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
@@ -56,6 +59,23 @@ class AtomicCheckpointSaver(CheckpointSaver):
             return self.errors.attempt(what, folder, save)
         save()
         return True
+
+    def save_last(self, epoch: int) -> None:
+        """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""
+        save = functools.partial(self._save_last, epoch)
+        self._attempt(f'The middle of epoch {epoch + 1}', self.checkpoint_dir, save)
+
+    def _save_last(self, epoch: int) -> None:
+        tmp = os.path.join(self.checkpoint_dir, f'tmp{self.extension}')
+        last = os.path.join(self.checkpoint_dir, f'last{self.extension}')
+        self._save(tmp, epoch)
+        if os.path.exists(last):
+            self._duplicate(last, self._previous)
+        self._replace(tmp, last)
+
+    @property
+    def _previous(self) -> str:
+        return os.path.join(self.checkpoint_dir, f'previous{self.extension}')
 
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
         with torch_errors_as_oserror(save_path):
@@ -70,7 +90,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         tmp = dst + '.tmp'
         if os.path.exists(tmp):
             os.unlink(tmp)
-        super()._duplicate(src, tmp)
+        copy_file(src, tmp)  # not a link: what damages one file must not damage all of them
         fsync(tmp)
         self._replace(tmp, dst)
 

@@ -14,6 +14,9 @@ def files_of_batch(loader: Any, epoch: int, batch_idx: int) -> Optional[List[str
     """
     inner = inner_loader(loader)
     sampler, dataset = getattr(inner, 'sampler', None), getattr(inner, 'dataset', None)
+    batches = getattr(inner, 'batch_sampler', None)
+    if any(getattr(b, 'draws_seed', False) for b in (batches, getattr(batches, 'sampler', None))):
+        return None
     is_repeatable = isinstance(sampler, (DistributedSampler, SequentialSampler)) or (
         isinstance(sampler, RandomSampler) and sampler.generator is not None)
     while dataset is not None and not hasattr(dataset, 'filename'):

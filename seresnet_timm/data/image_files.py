@@ -121,9 +121,17 @@ class ImageFiles(ImageDataset):
 
     def take_unreadable(self) -> List[int]:
         """Indices of the images that could not be read since the last call, by all workers of this process."""
-        indices = self._unreadable.nonzero().flatten().tolist()
+        indices = self.unreadable()
         self._unreadable.zero_()
         return indices
+
+    def unreadable(self) -> List[int]:
+        """The same, which still count."""
+        return self._unreadable.nonzero().flatten().tolist()
+
+    def add_unreadable(self, indices: List[int]) -> None:
+        """Count images that an earlier process could not read."""
+        self._unreadable[indices] = 1
 
     def not_named(self, indices: List[int]) -> List[int]:
         """Those that have not been named yet; they count as named from now on."""
@@ -173,6 +181,13 @@ class Unreadable:
         return f'{what}: {", ".join(self.new[:MAX_SAID])}' + (f' and {more} more' if more else '')
 
 
+def image_files_of(dataset: Any) -> Optional[ImageFiles]:
+    """The ImageFiles inside a dataset; None if it has none, as iterable ones."""
+    while dataset is not None and not isinstance(dataset, ImageFiles):
+        dataset = getattr(dataset, 'dataset', None)
+    return dataset
+
+
 def take_unreadable(dataset: Any) -> Optional[Unreadable]:
     """What could not be read since the last call. All ranks must call it together.
 
@@ -182,15 +197,14 @@ def take_unreadable(dataset: Any) -> Optional[Unreadable]:
     Returns:
         None if the dataset does not tell it, as iterable ones.
     """
-    while dataset is not None and not isinstance(dataset, ImageFiles):
-        dataset = getattr(dataset, 'dataset', None)
+    dataset = image_files_of(dataset)
     if dataset is None:
         return None
     own = dataset.take_unreadable()
     new = dataset.not_named(own)
     # each process explains its own: another machine may have sound copies of the files
     explained = [(i, f'{printable(dataset.path(i))} ({printable(dataset.reason(i))})') for i in new[:MAX_LISTED]]
-    gathered = [(own, new, explained)]
+    gathered: List[Any] = [(own, new, explained)]
     if dist.is_available() and dist.is_initialized():
         gathered = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, (own, new, explained))

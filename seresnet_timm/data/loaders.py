@@ -15,6 +15,7 @@ from seresnet_timm.data.classes import name_classes, split_folder
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.label_files import read_class_map
+from seresnet_timm.data.position import make_resumable, outlive_signals, resumable
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.images import extend_timm
 
@@ -169,7 +170,8 @@ def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any
         worker_seeding=args.worker_seeding,
         **setup.common_kwargs(),
     )
-    return loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed), mixup_fn
+    loader = loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed)
+    return make_resumable(loader, setup.device), mixup_fn
 
 
 def eval_loader(
@@ -205,7 +207,7 @@ def eval_loader(
         **setup.common_kwargs(),
         **loader_kwargs,
     )
-    return loading.seed_and_speed_up(loader, args.seed)
+    return outlive_signals(loading.seed_and_speed_up(loader, args.seed))
 
 
 def sample_seeds(args) -> SampleSeeds:
@@ -223,9 +225,9 @@ def seed_sampler(loader, seed: int):
 class _Started:
     """A DataLoader whose worker processes run already; its first pass is the one that they are working on."""
 
-    def __init__(self, loader: DataLoader, keep_rng: bool):
+    def __init__(self, loader: DataLoader, keep_rng: bool, draws: bool):
         self._loader = loader
-        self._draw_later = keep_rng and loader.generator is None
+        self._draw_later = keep_rng and draws and loader.generator is None
         state = torch.get_rng_state()
         self._first = iter(loader)
         if keep_rng:
@@ -246,7 +248,7 @@ class _Started:
         return first
 
 
-def start_workers(loader, keep_rng: bool = False):
+def start_workers(loader, keep_rng: bool = False, draws: bool = True):
     """Start a loader's worker processes now, not at its first pass.
 
     Workers are forked, and a fork while a thread of torch.distributed's takes or drops Python's lock can deadlock the
@@ -256,17 +258,19 @@ def start_workers(loader, keep_rng: bool = False):
     Args:
         loader: As from `train_loader` or `eval_loader`; its sampler must know its epoch.
         keep_rng: Leave the random state as if the workers started at the first pass.
+        draws: False if they started in the run that this one continues: with `keep_rng` nothing is drawn for them.
 
     Returns:
         The loader to use from now on.
     """
-    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    holder = resumable(loader) or (loader if isinstance(loader, PrefetchLoader) else None)
+    inner = loader if holder is None else holder.loader
     if type(inner) is not DataLoader or not inner.persistent_workers:
         return loader
-    started = _Started(inner, keep_rng)
-    if inner is loader:
+    started = _Started(inner, keep_rng, draws)
+    if holder is None:
         return started
-    loader.loader = started
+    holder.loader = started
     return loader
 
 

@@ -83,7 +83,7 @@ def set_epoch(loader: Any, epoch: int) -> None:
         dataset.set_epoch(epoch)
     if hasattr(sampler, 'set_epoch'):
         sampler.set_epoch(epoch)
-    elif isinstance(sampler, RandomSampler) and sampler.generator is not None:
+    elif isinstance(sampler, RandomSampler) and is_fast(dataset):
         sampler.generator.manual_seed(derive_seed(SHUFFLE, dataset.seeds.seed, epoch) % 2 ** 63)
 
 

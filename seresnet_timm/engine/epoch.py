@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 import torch
 import torchvision
@@ -61,6 +61,10 @@ class Training:
         updates_per_epoch: Optimizer steps of an epoch.
         eval_metric: Metric by which checkpoints are ranked.
         outputs: What rank 0 writes; None on other ranks.
+        saving: Saves the state in the middle of an epoch, see `saving`; None to save at its end only.
+        begun: Where the next epoch goes on, if it was begun before: `batches` that are done, and the states of the
+            meters, `losses` and `throughput`.
+        has_evaluated: The validation split has been evaluated, in this run or in the one that it continues.
         max_bad_steps: Bad steps in a row that end the run.
         bad_steps: Skips them; made in the first epoch.
         figures: Of the last log point.
@@ -77,6 +81,9 @@ class Training:
     updates_per_epoch: int = 0
     eval_metric: str = 'loss'
     outputs: Optional[Outputs] = None
+    saving: Any = None
+    begun: Optional[Mapping[str, Any]] = None
+    has_evaluated: bool = False
     max_bad_steps: int = 20
     bad_steps: Optional[BadSteps] = None
     figures: Optional[Figures] = None
@@ -105,7 +112,7 @@ def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Sum
 
 
 def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
-    """Train one epoch.
+    """Train one epoch, or what is left of it.
 
     Returns:
         Metrics (`loss`), and figures of the epoch for run.json.
@@ -118,19 +125,18 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     task.get_trainable_module().train()
     num_batches = len(run.train_loader)
     full_groups_end = num_batches - num_batches % args.grad_accum_steps  # later batches make a smaller group
-    num_updates = epoch * run.updates_per_epoch
-    losses = LossMeter(run.device, args.distributed, only_finite=True)
     bad_steps = run.bad_steps = run.bad_steps or BadSteps(
         task.get_trainable_module(), optimizer, run.device, run.loss_scaler)
-    bad_steps.start_epoch()
-    throughput = Throughput()
+    bad_steps.start_epoch(is_begun=run.begun is not None)
+    losses, throughput, first = start_meters(run)
+    num_updates = epoch * run.updates_per_epoch + first // args.grad_accum_steps
     update_images = 0
     loss_avg = float('nan')
 
     optimizer.zero_grad()
     wait_start = time.perf_counter()
     with progress_bar(num_batches, f'Train {epoch}', _logger if utils.is_primary(args) else None) as bar:
-        for batch_idx, (input, target) in enumerate(run.train_loader):
+        for batch_idx, (input, target) in enumerate(run.train_loader, first):
             is_last = batch_idx == num_batches - 1
             need_update = is_last or (batch_idx + 1) % args.grad_accum_steps == 0
             update_idx = batch_idx // args.grad_accum_steps
@@ -170,9 +176,10 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                 if args.save_images and run.outputs:
                     torchvision.utils.save_image(
                         input, run.outputs.folder.path / f'train-batch-{batch_idx}.jpg', padding=0, normalize=True)
-            save_recovery(run, epoch, update_idx)
             if run.lr_scheduler is not None:
                 run.lr_scheduler.step_update(num_updates=num_updates)
+            if run.saving is not None and not is_last:
+                run.saving.after_update(run, epoch, batch_idx + 1, losses, throughput)
             update_images = 0
             wait_start = time.perf_counter()
 
@@ -181,6 +188,17 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
                    unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
+
+
+def start_meters(run: Training) -> Tuple[LossMeter, Throughput, int]:
+    """Meters of an epoch, and the batches of it that are done: none, unless the epoch was begun before."""
+    losses, throughput = LossMeter(run.device, run.args.distributed, only_finite=True), Throughput()
+    begun, run.begun = run.begun, None
+    if begun is None:
+        return losses, throughput, 0
+    losses.load_state_dict(begun['losses'])
+    throughput.load_state_dict(begun['throughput'])
+    return losses, throughput, begun['batches']
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:
@@ -221,11 +239,3 @@ def describe_step(
         f'Data: {data_seconds:.3f} ({data_seconds_avg:.3f})'
     )
     return line, f'loss {losses[1]:.3f}, lr {lr:.2e}, {images / seconds_avg:.1f} images/s'
-
-
-def save_recovery(run: Training, epoch: int, update_idx: int) -> None:
-    """Save a checkpoint in the middle of an epoch, where `--recovery-interval` says so."""
-    interval = run.args.recovery_interval
-    if run.outputs and interval and (update_idx + 1) % interval == 0:
-        run.outputs.saver.run_state = {}  # resumed from the next epoch, as in timm
-        run.outputs.saver.save_recovery(epoch, batch_idx=update_idx)

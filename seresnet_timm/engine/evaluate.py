@@ -12,6 +12,7 @@ from timm import utils
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from seresnet_timm.data.image_files import IGNORED_TARGET, Unreadable, take_unreadable
+from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
@@ -20,17 +21,19 @@ from seresnet_timm.step import heartbeat
 
 @dataclass(frozen=True)
 class EvaluationLog:
-    """Log lines of an evaluation.
+    """Log lines of an evaluation, and what may stop it.
 
     Attributes:
         logger: Where they go; None on ranks that do not log.
         interval: Batches between two lines.
         line: Makes a line from (batch, last batch, seconds a batch lately, on average, images a second, metrics of this
             batch, metrics so far).
+        agreement: Of the ranks of a training, which a signal may stop.
     """
     logger: Optional[logging.Logger]
     interval: int
     line: Callable[[int, int, float, float, float, Dict, Dict], str]
+    agreement: Optional[Agreement] = None
 
 
 def evaluate(
@@ -61,6 +64,7 @@ def evaluate(
 
     Raises:
         RunError: No image could be read.
+        Stopped: A signal stops the training.
     """
     criterion = _LossOfReadable(forward.device)
     evaluator = ClassificationEvaluator(
@@ -71,6 +75,8 @@ def evaluate(
     last_logged, num_images = -1, 0
     with torch.inference_mode(), progress_bar(len(loader), 'Test', log.logger) as bar:
         for batch_idx, (input, target) in enumerate(loader):
+            if log.agreement is not None and log.agreement.is_stopping():
+                break
             input, target = forward.move(input, target)
             with forward.autocast():
                 output = model(forward.lay_out(input))
@@ -103,6 +109,8 @@ def evaluate(
                     short=f'loss {so_far["loss"]:.3f}, top1 {so_far["top1"]:.2f}',
                     is_last=batch_idx == last_idx,
                 )
+    if log.agreement is not None:
+        log.agreement.vote()
     loss_sum, counts = _over_all_ranks(evaluator) if forward.distributed else _sums(evaluator)
     return _metrics(loss_sum, counts), report_unreadable(loader, log.logger)
 
@@ -151,6 +159,7 @@ def validate(
         args,
         log_suffix: str = '',
         logger: Optional[logging.Logger] = None,
+        agreement: Optional[Agreement] = None,
 ) -> Tuple[Dict[str, float], Optional[Unreadable]]:
     """Evaluate the model of a training, with the log lines of timm's train.py.
 
@@ -161,6 +170,7 @@ def validate(
         args: Flags of train.py: `log_interval`, `tta` and `rank` are read.
         log_suffix: What is evaluated, e.g. ' (EMA)'.
         logger: Where rank 0 logs; None for the logger of timm's train.py.
+        agreement: Of the ranks, where a signal may stop the training.
     """
     def log_line(batch_idx, last_idx, seconds, seconds_avg, _rate, now, avg):
         return (
@@ -171,7 +181,7 @@ def validate(
             f'Acc@5: {now["top5"]:>7.3f} ({avg["top5"]:>7.3f})'
         )
     logger = logger or logging.getLogger('train')
-    log = EvaluationLog(logger if utils.is_primary(args) else None, args.log_interval, log_line)
+    log = EvaluationLog(logger if utils.is_primary(args) else None, args.log_interval, log_line, agreement)
     return evaluate(model, loader, forward, log, tta=args.tta)
 
 

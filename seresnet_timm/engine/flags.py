@@ -64,7 +64,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--pretrained', action='store_true', help="start from the model's pretrained weights")
     arg('--pretrained-path', metavar='PATH', help='start from this file, adapting the classifier as for --pretrained')
     arg('--initial-checkpoint', metavar='PATH', default='', help='load these weights after the model is created')
-    arg('--resume', metavar='PATH', default='', help='continue a run from this checkpoint: weights, optimizer, epoch')
+    arg('--resume', metavar='PATH', default='',
+        help="continue a run from this checkpoint, where it was saved; auto: from the newest one of the run's folder")
     arg('--no-resume-opt', action='store_true', help='resume the weights only, with a fresh optimizer')
     _add_model_shape(group)
     arg('--head-init-scale', type=float, help="factor for the classifier's initial weights")

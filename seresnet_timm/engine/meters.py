@@ -104,6 +104,14 @@ class LossMeter:
         """Images read so far, on this rank."""
         return self._count
 
+    def state_dict(self) -> Dict[str, Any]:
+        """What the meter holds. The host waits for the device here."""
+        return dict(pending=self._pending.tolist(), pending_count=self._pending_count, sum=self._sum, count=self._count)
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._pending = torch.tensor(state['pending'], device=self._pending.device)
+        self._pending_count, self._sum, self._count = state['pending_count'], state['sum'], state['count']
+
 
 class Throughput:
     """Wall time of training steps: since the last read, over the epoch, and without the first steps.
@@ -140,6 +148,19 @@ class Throughput:
         wait = (self._wait - self._read_wait) / steps, self._wait / all_steps
         self._last_read, self._read_steps, self._read_wait = now, self._steps, self._wait
         return seconds, wait
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What was counted so far, with times since the start of the epoch."""
+        return dict(
+            seconds=time.perf_counter() - self._start, steps=self._steps, images=self._images, wait=self._wait,
+            warm=None if self._warm is None else (self._warm[0] - self._start, self._warm[1]))
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on counting; the time between is left out."""
+        self._start = time.perf_counter() - state['seconds']
+        self._steps, self._images, self._wait = state['steps'], state['images'], state['wait']
+        self._read_steps, self._read_wait = self._steps, self._wait
+        self._warm = None if state['warm'] is None else (self._start + state['warm'][0], state['warm'][1])
 
     def summary(self) -> dict:
         """Figures of the epoch, once the device has finished it."""

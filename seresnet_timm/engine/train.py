@@ -6,8 +6,8 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
   * evaluation counts every image once on any number of processes
   * DDP works on the CPU; the shuffle of several processes follows --seed
   * of a JPEG only what its crop needs is decoded; augmentation depends on seed, epoch and index alone, see `data/`
-  * a run resumed into its own folder keeps its best metric, its history and one CSV header, and continues with the
-    random state it had
+  * a run goes on where it was saved, also in the middle of an epoch, with the random state it had; into its own folder
+    it keeps its best metric, its history and one CSV header; a signal stops it after a step that is saved
   * a step whose loss or gradients are not finite is skipped; too many in a row end the run
 
 `main` is the training, stage by stage; each stage is a function below it. `epoch` trains, `evaluate` evaluates.
@@ -16,45 +16,56 @@ import copy
 import logging
 import math
 import time
+from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 import torch.nn as nn
-import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, resume_task_checkpoint
-from timm.utils.summary import trim_summary
+from timm.task import ClassificationTask
 
+from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights, named_for, weights_for
-from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
+from seresnet_timm.checkpoints.fit import load_weights, named_for
 from seresnet_timm.checkpoints.read import read_once
-from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
-from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
-from seresnet_timm.engine.bad_steps import check_epoch, is_bad_epoch
+from seresnet_timm.engine.agreement import Agreement
+from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
-from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.epoch import Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.errors import UsageError, first_line
-from seresnet_timm.files import as_json, atomic_path
+from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch, start_wandb
+from seresnet_timm.engine.run_state import (
+    Place,
+    Resumed,
+    restore_counts,
+    restore_loader,
+    restore_rank,
+    restore_schedule,
+    resume,
+    resume_from,
+    run_state,
+    set_up_ema,
+    state_of_rank,
+)
+from seresnet_timm.engine.saving import Saving
+from seresnet_timm.engine.signals import Stopped, StopSignals
+from seresnet_timm.errors import UsageError
 from seresnet_timm.models.create import create_from_args
-from seresnet_timm.models.info import ModelInfo
-from seresnet_timm.runs.folder import RunFolder, resume_hint
-from seresnet_timm.runs.record import RunRecord
+from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
@@ -99,25 +110,6 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # optimizer
     optimizer = create_optimizer(settings, args, model)
 
-    # resume
-    checkpoint = read_once(args.resume, checkpoints or {}) if args.resume else None
-    resume_epoch = resume(checkpoint, task, optimizer, loss_scaler, args) if checkpoint else None
-    if args.model_ema:
-        set_up_ema(checkpoint, task, args)
-    start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
-    if checkpoint:
-        refuse_other_classes(checkpoint, train_loader.dataset, args)
-        if not args.no_resume_opt:
-            restore_random_state(checkpoint, args, device)
-
-    # processes: of the loaders, then of the training
-    set_epoch(train_loader, start_epoch)
-    switch_mixup_off(train_loader, mixup_fn, start_epoch, args)  # workers that start now keep what they see now
-    train_loader = loaders.start_workers(train_loader)
-    if eval_loader is not None:
-        eval_loader = loaders.start_workers(eval_loader, keep_rng=True)
-    compile_and_distribute(settings, task, args, device)
-
     run = Training(
         args=args, forward=forward, task=task, optimizer=optimizer, train_loader=train_loader, eval_loader=eval_loader,
         mixup_fn=mixup_fn, loss_scaler=loss_scaler,
@@ -126,23 +118,48 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         max_bad_steps=settings.max_bad_steps,
     )
 
+    # resume
+    checkpoint = read_once(args.resume, checkpoints or {}) if args.resume else None
+    resume_epoch = resume(checkpoint, task, optimizer, loss_scaler, args) if checkpoint else None
+    if args.model_ema:
+        set_up_ema(checkpoint, task, args)
+    if checkpoint:
+        refuse_other_classes(checkpoint, train_loader.dataset, args)
+    resumed = resume_from(checkpoint, args, resume_epoch)
+    run.has_evaluated = resumed.state.get('has_evaluated', False)
+
+    # processes: of the loaders, then of the training
+    start_loaders(run, resumed)
+    compile_and_distribute(settings, task, args, device)
+    restore_rank(run, resumed)
+    restore_counts(run, resumed)
+
     # schedule
-    num_epochs = set_up_schedule(run, start_epoch)
+    num_epochs = set_up_schedule(run, resumed)
 
     # outputs
     if is_primary:
-        run.outputs = create_outputs(settings, run, model, info, checkpoint, start_epoch)
+        run.outputs = create_outputs(settings, run, model, info, checkpoint, resumed.place.epoch)
         if args.log_wandb:
             start_wandb(args, args.experiment)
 
     # epochs
     try:
-        results = train_epochs(run, start_epoch, num_epochs)
+        with StopSignals() as signals:
+            agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+            run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
+            results = train_epochs(run, resumed, num_epochs)
     except KeyboardInterrupt:
         if is_primary:
             hint = resume_hint(settings) or ' No epoch was finished.'
             _logger.info(f'Interrupted.{hint}')
         raise SystemExit(130)
+    except Stopped as e:
+        if is_primary:
+            _logger.info(f'Stopped by {e.name}; {run.outputs.saver.errors.last or "everything is saved."}'
+                         f'{resume_hint(settings)}')
+        agreement.wait_until_saved()
+        raise SystemExit(e.exit_code)
 
     # finish
     if args.distributed:
@@ -264,55 +281,26 @@ def create_optimizer(settings: RunSettings, args, model: nn.Module) -> torch.opt
     return optimizer
 
 
-def resume(checkpoint: Checkpoint, task, optimizer, loss_scaler, args) -> Optional[int]:
-    """Load weights, optimizer and loss scaler of a run; the epoch to continue with."""
-    try:
-        return resume_task_checkpoint(
-            task,
-            checkpoint.path,
-            optimizer=None if args.no_resume_opt else optimizer,
-            loss_scaler=None if args.no_resume_opt else loss_scaler,
-            log_info=utils.is_primary(args),
-        )
-    except (ValueError, KeyError) as e:
-        what = ('has other parameter groups than this run' if 'group' in str(e) else f'is not one of --opt {args.opt}')
-        raise UsageError(f'The optimizer state in {checkpoint.path} {what} ({first_line(e)}): give the flags of that '
-                         'run, or leave its state out with --no-resume-opt.')
-
-
-def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
-    """Start the moving average of the weights: at those of the checkpoint to resume from, if there is one."""
-    task.setup_ema(
-        decay=args.model_ema_decay,
-        use_warmup=args.model_ema_warmup,
-        device='cpu' if args.model_ema_force_cpu else None,
-    )
-    if checkpoint:
-        state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
-        task.load_checkpoint_state(
-            weights_for(checkpoint, task.get_trainable_module(ema=True), use_ema=True), checkpoint.content.get(state),
-            ema=True)
-
-
 def refuse_other_classes(checkpoint: Checkpoint, dataset: Any, args) -> None:
     difference = describe_other_classes(checkpoint, names_of_dataset(dataset), args)
     if difference:
         raise UsageError(difference)
 
 
-def restore_random_state(checkpoint: Checkpoint, args, device: torch.device) -> None:
-    """Continue with the random generators of the run that saved the checkpoint, if it had as many ranks."""
-    run_state = checkpoint.run_state
-    if not run_state:
-        return  # a checkpoint of timm's own script
-    if run_state['world_size'] == args.world_size:
-        restore_rng(run_state['rng'], args.rank, device)
-    elif utils.is_primary(args):
-        _logger.info(f'Random state not restored: saved by {run_state["world_size"]} process(es), '
-                     f'this run has {args.world_size}.')
-
-
 # --- processes and schedule -------------------------------------------------------------------------------------------
+
+def start_loaders(run: Training, resumed: Resumed) -> None:
+    """Bring the loaders to the place where the run starts, and start their worker processes."""
+    args, place = run.args, resumed.place
+    epoch = place.epoch + place.is_trained  # that of the next batch
+    set_epoch(run.train_loader, epoch)
+    switch_mixup_off(run.train_loader, run.mixup_fn, epoch, args)  # workers that start now keep what they see now
+    restore_loader(run, resumed)
+    if args.distributed or not place.is_trained:  # else the evaluation comes first, and draws before the shuffle
+        run.train_loader = loaders.start_workers(run.train_loader)
+    if run.eval_loader is not None:
+        run.eval_loader = loaders.start_workers(run.eval_loader, keep_rng=True, draws=not run.has_evaluated)
+
 
 def compile_and_distribute(settings: RunSettings, task, args, device: torch.device) -> None:
     """Compile the model, then wrap it in DDP, so that evaluation can use the compiled model."""
@@ -331,7 +319,7 @@ def compile_and_distribute(settings: RunSettings, task, args, device: torch.devi
             exchange_in_half(task.get_trainable_module())
 
 
-def set_up_schedule(run: Training, start_epoch: int) -> int:
+def set_up_schedule(run: Training, resumed: Resumed) -> int:
     """Create the scheduler of the learning rate, at the epoch where the run starts; the number of epochs."""
     args = run.args
     scheduler, num_epochs = create_scheduler_v2(
@@ -339,85 +327,29 @@ def set_up_schedule(run: Training, start_epoch: int) -> int:
         **scheduler_kwargs(args, decreasing_metric=run.eval_metric == 'loss'),
         updates_per_epoch=run.updates_per_epoch,
     )
-    if scheduler is not None and start_epoch > 0:
-        if args.sched_on_updates:
-            scheduler.step_update(start_epoch * run.updates_per_epoch)
-        else:
-            scheduler.step(start_epoch)
     run.lr_scheduler = scheduler
+    restore_schedule(run, resumed)
     if utils.is_primary(args):
         warmup = 'warm-up, epochs and cool-down' if args.warmup_prefix else 'epochs with warm-up in them, and cool-down'
         stepped = 'epoch' if scheduler is None or scheduler.t_in_epochs else 'update'
         _logger.info(f'Scheduled epochs: {num_epochs} ({warmup}). LR stepped per {stepped}.')
-        if start_epoch >= num_epochs:
-            _logger.info(f'Nothing left to train: {start_epoch} of {num_epochs} epochs are done.')
+        if resumed.place.epoch >= num_epochs:
+            _logger.info(f'Nothing left to train: {resumed.place.epoch} of {num_epochs} epochs are done.')
     return num_epochs
-
-
-# --- outputs ----------------------------------------------------------------------------------------------------------
-
-def create_outputs(
-        settings: RunSettings,
-        run: Training,
-        model: nn.Module,
-        info: ModelInfo,
-        checkpoint: Optional[Checkpoint],
-        start_epoch: int,
-) -> Outputs:
-    """Create the run's folder, or continue the one that holds the checkpoint to resume from."""
-    args = run.args
-    folder = RunFolder(settings.output)
-    saver = AtomicCheckpointSaver(
-        model=model,
-        optimizer=run.optimizer,
-        args=args,
-        amp_scaler=run.loss_scaler,
-        checkpoint_dir=str(folder.path),
-        recovery_dir=str(folder.path),
-        decreasing=run.eval_metric == 'loss',
-        max_history=args.checkpoint_hist,
-        task=run.task,
-    )
-    saver.model_info, saver.errors = info.to_dict(), SaveErrors()
-    continues = checkpoint is not None and folder.owns(checkpoint.path)
-    if continues:
-        if checkpoint.content.get('saver'):
-            saver.load_state_dict(checkpoint.content['saver'])
-        else:
-            _logger.warning(f'{checkpoint.path} holds no ranking of checkpoints: it starts again.')
-    record = RunRecord(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch if continues else 0)
-    trim_summary(str(folder.summary), start_epoch if continues else 0)
-    with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
-        yaml.safe_dump(settings.args, f, default_flow_style=False)
-    _logger.info(f'Output: {folder.path}')
-    return Outputs(folder, saver, record)
-
-
-def start_wandb(args, name: str) -> None:
-    import wandb
-    wandb.init(
-        project=args.wandb_project,
-        name=name,
-        config=vars(args),
-        tags=args.wandb_tags,
-        resume='must' if args.wandb_resume_id else None,
-        id=args.wandb_resume_id or None,
-    )
 
 
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
-def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[str, Any]]:
-    """Train, evaluate and save epoch by epoch; the metrics of each."""
+def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[str, Any]]:
+    """Train, evaluate and save epoch by epoch; the metrics of each.
+
+    Raises:
+        Stopped: A signal stopped the run; its state is saved.
+    """
     args, results = run.args, []
-    for epoch in range(start_epoch, num_epochs):
-        set_epoch(run.train_loader, epoch)
-        train_metrics, figures = train_one_epoch(run, epoch)
-        if utils.is_primary(args):
-            figures = report_epoch(figures, epoch, args.workers, run.device)
-        if args.distributed and args.dist_bn:
-            average_batch_norm(run.task.get_trainable_module(), args)
+    for epoch in range(resumed.place.epoch, num_epochs):
+        train_metrics, figures = train_epoch(run, epoch, resumed)
+        run.saving.after_training(run, epoch, train_metrics, figures)
 
         is_evaluated = (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs
         if not is_evaluated:
@@ -433,11 +365,13 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
         check_epoch(run, epoch, eval_metrics)
         refuse_infinite_weights(run.record, run.task.get_trainable_module(), epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
-        rng = capture_rng(run.device)
+        ranks = run.saving.agreement.gather(state_of_rank(run, Place(epoch + 1)))
         if run.outputs:
-            save_epoch(run, epoch, rng, train_metrics, eval_metrics)
+            state = run_state(run, Place(epoch + 1), ranks, metric=latest_metric)
+            save_epoch(run, epoch, state, train_metrics, eval_metrics)
             run.outputs.record.add_epoch(dict(
                 figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable))
+        run.saving.after_epoch()
         if run.lr_scheduler is not None:
             run.lr_scheduler.step(epoch + 1, latest_metric)
         results.append(dict(epoch=epoch, train=train_metrics))
@@ -446,11 +380,23 @@ def train_epochs(run: Training, start_epoch: int, num_epochs: int) -> List[Dict[
     return results
 
 
-def average_batch_norm(module: nn.Module, args) -> None:
-    """Give all ranks the same running statistics of BatchNorm, as `--dist-bn` says."""
+def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, float], Dict[str, Any]]:
+    """Train an epoch, or what is left of it: its metrics, and figures for run.json."""
+    args, run.begun = run.args, resumed.start_of(epoch, run.args.rank)
+    if run.begun and resumed.place.is_trained:
+        trained, run.begun = run.begun['trained'], None
+        unreadable = trained['figures']['unreadable_train']
+        return trained['metrics'], dict(
+            trained['figures'], unreadable_train=Unreadable(**unreadable) if unreadable else None)
+    set_epoch(run.train_loader, epoch)
+    train_metrics, figures = train_one_epoch(run, epoch)
     if utils.is_primary(args):
-        _logger.info('Distributing BatchNorm running means and vars')
-    utils.distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
+        figures = report_epoch(figures, epoch, args.workers, run.device)
+    if args.distributed and args.dist_bn:
+        if utils.is_primary(args):
+            _logger.info('Distributing BatchNorm running means and vars')
+        utils.distribute_bn(run.task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
+    return train_metrics, figures
 
 
 def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable]]:
@@ -459,48 +405,16 @@ def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable
     Returns:
         The metrics; the images that could not be read, None if not known.
     """
-    args, task = run.args, run.task
-    metrics, unreadable = validate(task.get_eval_model(), run.eval_loader, run.forward, args)
-    if task.has_ema() and not args.model_ema_force_cpu:
-        if args.distributed and args.dist_bn:
-            utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-        metrics, unreadable = validate(
-            task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)')
-    return metrics, unreadable
-
-
-def save_epoch(
-        run: Training,
-        epoch: int,
-        rng: Optional[List[Dict[str, Any]]],
-        train_metrics: Dict[str, float],
-        eval_metrics: Optional[Dict[str, float]],
-) -> None:
-    """Write a row of summary.csv and a checkpoint."""
-    outputs = run.outputs
-    outputs.summary.add(
-        filename=str(outputs.folder.summary),
-        epoch=epoch,
-        train_metrics=train_metrics,
-        eval_metrics=eval_metrics,
-        lr=run.lr,
-        log_wandb=run.args.log_wandb,
-    )
-    outputs.saver.run_state = dict(epoch=epoch + 1, rng=rng, world_size=run.args.world_size)
-    metric = (eval_metrics or train_metrics)[run.eval_metric]
-    best_metric, best_epoch = outputs.saver.save_checkpoint(
-        epoch, metric=None if is_bad_epoch(train_metrics, eval_metrics) else metric)
-    if best_metric is not None:
-        outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
-    if outputs.saver.errors.last:
-        outputs.record.add_fault('save', epoch, outputs.saver.errors.last)
-
-
-def print_results(run: Training, results: List[Dict[str, Any]]) -> None:
-    """Print the ten best epochs as timm's train.py does."""
-    saver = run.outputs.saver
-    if saver.best_metric is not None:
-        _logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
-    results.sort(key=lambda r: r.get('validation', r['train']).get(run.eval_metric, 0),
-                 reverse=run.eval_metric == 'loss')
-    print(f'--result\n{as_json(results[-10:], indent=4)}')
+    args, task, agreement = run.args, run.task, run.saving.agreement
+    try:
+        found = validate(task.get_eval_model(), run.eval_loader, run.forward, args, agreement=agreement)
+        if task.has_ema() and not args.model_ema_force_cpu:
+            if args.distributed and args.dist_bn:
+                utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
+            found = validate(
+                task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)', agreement=agreement)
+    except Stopped:
+        run.saving.save_trained(run)
+        raise
+    run.has_evaluated = True
+    return found

@@ -214,7 +214,7 @@ VALUES: Dict[str, Rule] = {
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
     'master_port': Number(1, 65535), 'rdzv_timeout': COUNT, 'max_restarts': NOT_NEGATIVE, 'max_bad_steps': COUNT,
-    'hang_timeout': NOT_NEGATIVE, 'loss_scale': Number(above=0, also=(-1,)),
+    'checkpoint_minutes': NOT_NEGATIVE, 'hang_timeout': NOT_NEGATIVE, 'loss_scale': Number(above=0, also=(-1,)),
     'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
     'fast_jpeg': Names(('auto', 'on', 'off')), 'fast_step': Names(('auto', 'off')),
     'fuse_bn': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,

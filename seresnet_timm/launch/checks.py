@@ -218,10 +218,15 @@ def check_output(run: Checked) -> Iterator[str]:
     elif resume and folder.owns(resume):
         if folder.record.exists():
             read_record(folder.path)  # refuses a damaged one, which the run continues
-    elif folder.holds_a_run():
+    elif folder.holds_a_run() and not _starts_anew(run, folder):
         start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
         yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
                f'that run by --resume {shlex.quote(str(start))}.')
+
+
+def _starts_anew(run: Checked, folder: RunFolder) -> bool:
+    """`--resume auto` in a folder whose run has ended before it saved anything."""
+    return run.settings.reasons.get('resume') == 'auto' and not any(folder.path.glob('*.pth.tar'))
 
 
 def check_results_file(run: Checked) -> Iterator[str]:

@@ -58,6 +58,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
              '(auto)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
+    arg('--checkpoint-minutes', metavar='MIN', type=float,
+        help='train: save the state in the middle of an epoch every MIN minutes, fractions allowed; 0: never (10)')
     arg('--max-bad-steps', metavar='N', type=int,
         help='end a training after N steps in a row without a finite loss and gradients; such steps are skipped (20; '
              'bundled train.py)')

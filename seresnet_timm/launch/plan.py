@@ -21,6 +21,7 @@ from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.sources import Sources, collect, merge, plain
+from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings, Script
 
 
@@ -110,6 +111,8 @@ def _make_plan(
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
+    if line.verb == 'train' and args.get('resume') == 'auto':
+        args['resume'] = resolve_resume(sources, str(output))
     data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)
@@ -275,6 +278,20 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         names = (f'{name}-{i}' if i else name for i in itertools.count())
         args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def resolve_resume(sources: Sources, output: str) -> str:
+    """What `--resume auto` means: the newest valid checkpoint in the folder of the run; '' if there is none."""
+    from seresnet_timm.checkpoints.newest import newest_checkpoint
+    checkpoint, notes = newest_checkpoint(RunFolder(output))
+    sources.notes += notes
+    sources.reasons['resume'] = 'auto'
+    if checkpoint is None:
+        sources.notes.append(f'--resume auto: {output} has no checkpoint to go on from; the run starts anew.')
+        return ''
+    sources.checkpoints[checkpoint.path] = checkpoint
+    sources.notes.append(f'--resume auto: the run goes on from {checkpoint.path}.')
+    return checkpoint.path
 
 
 def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:

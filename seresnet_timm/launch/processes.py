@@ -13,6 +13,8 @@ from typing import Any, Iterator, List, Optional, Tuple
 
 import psutil
 
+from seresnet_timm.checkpoints.newest import newest_checkpoint
+from seresnet_timm.engine.signals import STOPPING
 from seresnet_timm.errors import RunError, UsageError, first_names
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
@@ -38,8 +40,11 @@ def run(settings: RunSettings, node: Node) -> None:
     """
     if (settings.nnodes > 1 or node.master_port) and node.rank == 0:  # node 0 listens there
         check_port(node.master_port or DEFAULT_PORT)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     _set_environment(settings, node)
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says is said below
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):  # torchrun hands on the other ones by itself
+        signal.signal(signum, _hand_on(SignalException))
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1:
         print(f'  logs           {log_dir} (all ranks but the first)', file=sys.stderr)
@@ -81,9 +86,12 @@ def restarted(settings: RunSettings, node: Node, reason: str) -> RunSettings:
         if node.rank and not folder.record.is_file():
             raise RunError(f'{reason} Node {node.rank} does not see {folder.record}: to restart, all nodes need the '
                            'folder of the run (--output) on a file system that they share.')
-        if folder.last.is_file():
+        newest, notes = newest_checkpoint(folder)
+        for note in notes:
+            print(note, file=sys.stderr)
+        if newest is not None:
             # all of it, even if the run began with the weights of another one alone
-            args = dict(args, resume=str(folder.last), no_resume_opt=False, start_epoch=None)
+            args = dict(args, resume=newest.path, no_resume_opt=False, start_epoch=None)
     when = time.strftime('%Y-%m-%dT%H:%M:%S%z')
     return replace(settings, args=args, restarts=[*settings.restarts, f'{when} {reason}'])
 
@@ -104,6 +112,9 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
             _run_torchrun(torchrun.get_args_parser().parse_args(argv), settings, node)
         return None
     except ChildFailedError as e:
+        stopped = _stopped_by(e.get_first_failure()[1].exitcode)
+        if stopped is not None:
+            raise _stop(settings, stopped)
         made_steps = any(beat.steps for beat in heartbeat.read(beats))
         if watch.sentence:
             error = RunError(f'{watch.sentence}; the stacks of all ranks of this node are in {log_dir / "stacks"}.'
@@ -112,11 +123,27 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
         error = _failure(settings, node, *e.get_first_failure(), log_dir)
         return Failure(error, made_steps and not _is_final(e.get_first_failure()[1]))
     except SignalException as e:
-        name = signal.Signals(e.sigval).name
-        print(f'Stopped by {name}: all processes of this node have ended.' + resume_hint(settings), file=sys.stderr)
-        raise SystemExit(128 + e.sigval)
+        raise _stop(settings, e.sigval)
     except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
         raise RunError(_rendezvous_failure(settings, node, e))
+
+
+def _hand_on(error: type) -> Any:
+    """Handler of a signal that torchrun then sends to its ranks, waiting for them to end."""
+    def handle(signum: int, _frame: Any) -> None:
+        raise error(f'signal {signum}', sigval=signal.Signals(signum))
+    return handle
+
+
+def _stopped_by(exit_code: int) -> Optional[int]:
+    """The signal after which a rank saved its state and ended; None if it ended otherwise."""
+    return exit_code - 128 if exit_code - 128 in STOPPING else None
+
+
+def _stop(settings: RunSettings, signum: int) -> SystemExit:
+    print(f'Stopped by {signal.Signals(signum).name}: all processes of this node have ended.' + resume_hint(settings),
+          file=sys.stderr)
+    return SystemExit(128 + signum)
 
 
 def _run_torchrun(args: Any, settings: RunSettings, node: Node) -> None:

@@ -158,7 +158,7 @@ def _die_with_parent() -> None:
     pr_set_pdeathsig = 1
     parent = os.getppid()
     if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit('The launcher has ended.')
 

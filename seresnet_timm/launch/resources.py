@@ -70,8 +70,8 @@ def _check_disk(run: Any) -> Iterator[str]:
     elif status.f_files and not status.f_favail:
         yield f'{existing} has no inode left for new files: remove files, or name another folder with --output.'
     else:
-        # `last`, `model_best`, the history, and the one that is being written
-        most = size * (3 + (run.flag('checkpoint_hist') or 10))
+        # `last`, `previous`, `model_best`, the history, and the one that is being written
+        most = size * (4 + (run.flag('checkpoint_hist') or 10))
         if free < most:
             run.notes.append(f'Checkpoints of this run may take {_mib(most)} ({_mib(size)} each), {existing} has '
                              f'{_mib(free)} free: a lower --checkpoint-hist keeps fewer.')

@@ -38,6 +38,11 @@ class RunFolder:
         return self.path / 'last.pth.tar'
 
     @property
+    def previous(self) -> Path:
+        """What `last` was before it became a state in the middle of an epoch; gone when the epoch is over."""
+        return self.path / 'previous.pth.tar'
+
+    @property
     def summary(self) -> Path:
         """Losses and metrics, one row an epoch."""
         return self.path / 'summary.csv'

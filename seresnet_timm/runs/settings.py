@@ -69,6 +69,7 @@ class RunSettings:
         hang_timeout: Seconds without a step of a rank that end the processes; 0 for no limit.
         restarts: Restarts so far: time and reason, a sentence each.
         prof: Folder of a profile of five training steps; None for no profile.
+        checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
         class_names: Names of the classes by index, where the data are folders of images; else None.
         num_images: Images by split ('train', 'val'), where the data are folders of images; of predict: 'images'.
@@ -97,6 +98,7 @@ class RunSettings:
     hang_timeout: float = 600
     restarts: List[str] = field(default_factory=list)
     prof: Optional[str] = None
+    checkpoint_minutes: float = 10.
     output: Optional[str] = None
     class_names: Optional[List[str]] = None
     num_images: Dict[str, int] = field(default_factory=dict)

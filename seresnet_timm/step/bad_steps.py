@@ -24,6 +24,7 @@ MIN_LOSS_SCALE = 1e-4  # below it a dynamic loss scale has collapsed; fairseq's 
 STATISTICS = ('running_mean', 'running_var')
 # dtypes of torch's own check, the one of its loss scaler
 CHECKED = (torch.float32, torch.float16)
+COUNTED = ('total', 'row', 'longest', 'began')
 
 
 class Figures(NamedTuple):
@@ -92,11 +93,22 @@ class BadSteps:
             return update(*args, **kwargs)
         scaler.update = keep_and_update
 
-    def start_epoch(self) -> None:
-        """Begin to count anew; a row of bad steps goes on."""
+    def start_epoch(self, is_begun: bool = False) -> None:
+        """Begin to count anew, unless the epoch was begun before; a row of bad steps goes on."""
+        self._good_statistics = self._flat_statistics()
+        if is_begun:
+            return
         self._total, self._longest, self._step = torch.zeros_like(self._total), self._row, 0
         self._began = torch.where(self._row > 0, -self._one, self._began)
-        self._good_statistics = self._flat_statistics()
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What was counted so far."""
+        return dict({name: float(getattr(self, f'_{name}')) for name in COUNTED}, step=self._step)
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        for name in COUNTED:
+            setattr(self, f'_{name}', state[name] * self._one)
+        self._step = state['step']
 
     def poison(self, loss: torch.Tensor) -> torch.Tensor:
         """The same loss; if it is not finite, its gradients are NaN."""

@@ -81,12 +81,13 @@ def create_optimizer(model, opt: str = 'sgd', fast: bool = True, **kwargs):
     if fast and weight.is_floating_point() and wants_fused(opt, kwargs, weight.device):
         kwargs['fused'] = True
     optimizer = create_optimizer_v2(model, opt=opt, **kwargs)
-    if optimizer.defaults.get('fused') and isinstance(optimizer, torch.optim.SGD):
-        _start_momentum(optimizer)
-    if 'fused' in optimizer.defaults:
-        optimizer.register_state_dict_post_hook(_save_as_timms)
-        optimizer.register_load_state_dict_pre_hook(_keep_implementation)
-        optimizer.register_load_state_dict_post_hook(_match_layout)
+    base = getattr(optimizer, '_base_optimizer', optimizer)  # timm's Lookahead has no hooks of its own
+    if base.defaults.get('fused') and isinstance(base, torch.optim.SGD):
+        _start_momentum(base)
+    if 'fused' in base.defaults:
+        base.register_state_dict_post_hook(_save_as_timms)
+        base.register_load_state_dict_pre_hook(_keep_implementation)
+        base.register_load_state_dict_post_hook(_match_layout)
     return optimizer
 
 

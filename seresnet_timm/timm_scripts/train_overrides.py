@@ -1,8 +1,9 @@
 """Names of timm's train.py that are replaced, and why: see `overrides`"""
+import logging
 import math
 import time
-from types import ModuleType
-from typing import Any, Dict, List, Optional, Tuple
+from types import ModuleType, SimpleNamespace
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import yaml
@@ -14,20 +15,31 @@ from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
-from seresnet_timm.checkpoints.random_state import capture_rng
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
 from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.loaders import seed_sampler, start_workers
+from seresnet_timm.data.position import make_resumable, outlive_signals
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
+from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.divergence import diverged, has_finite_weights
-from seresnet_timm.engine.epoch import refuse_unsaved
+from seresnet_timm.engine.epoch import Training, refuse_unsaved
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
+from seresnet_timm.engine.run_state import (
+    Place,
+    Resumed,
+    restore_loader,
+    restore_rank,
+    resume_from,
+    run_state,
+    state_of_rank,
+)
+from seresnet_timm.engine.signals import StopSignals
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -37,6 +49,8 @@ from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.timm_scripts.meters import TimedLoader
 from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
+
+_logger = logging.getLogger('train')
 
 
 class TrainOverrides(Overrides):
@@ -55,7 +69,10 @@ class TrainOverrides(Overrides):
         self._eval_loss = 0.  # of the last evaluation
         self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
         self._has_started = False
-        self._rng: Optional[List[Dict[str, Any]]] = None  # of all ranks, at the end of the epoch
+        self._epoch = 0
+        self._run: Any = None  # what a saved state is made of, from the first epoch on
+        self._agreement: Any = None
+        self._ranks: Any = None  # states of all ranks, at the end of the epoch
 
     def names(self) -> Dict[str, Override]:
         return {name: Override('main', replacement) for name, replacement in (
@@ -122,6 +139,7 @@ class TrainOverrides(Overrides):
         if is_training:
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)
+        loader = make_resumable(loader, kwargs['device']) if is_training else outlive_signals(loader)
         # the shuffle depends on the epoch, and a run that resumes learns its first one only later
         knows_epoch = not self.args.resume and not self.args.start_epoch
         if not self.args.distributed or is_training and not knows_epoch:
@@ -212,7 +230,7 @@ class TrainOverrides(Overrides):
         """
         self._add_epoch()
         if not self._has_started:
-            self._start(device)
+            self._start(epoch, model, loader, optimizer, device=device, **kwargs)
         if loading.is_fast(loader.dataset):
             loading.set_epoch(loader, epoch)
         throughput = Throughput()
@@ -232,7 +250,8 @@ class TrainOverrides(Overrides):
             self._figures = report_epoch(figures, epoch, args.workers, device)
         self._trained = time.perf_counter()
         if not self._evaluates:
-            self._rng = capture_rng(device)
+            self._ranks = self._agreement.gather(state_of_rank(self._run, Place(epoch + 1)))
+        self._epoch = epoch
         return metrics
 
     def validate(self, model, loader, loss_fn, args, device, log_suffix='', **_precision):
@@ -248,7 +267,8 @@ class TrainOverrides(Overrides):
         except KeyboardInterrupt:
             self._interrupted = True
             raise
-        self._evaluates, self._rng = True, capture_rng(device)
+        self._evaluates = self._run.has_evaluated = True
+        self._ranks = self._agreement.gather(state_of_rank(self._run, Place(self._epoch + 1)))
         if self._figures is not None:
             self._figures['unreadable_val'] = unreadable
         self._eval_loss = metrics['loss']
@@ -256,10 +276,28 @@ class TrainOverrides(Overrides):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
         return metrics
 
-    def _start(self, device: torch.device) -> None:
+    def _start(self, epoch, model, loader, optimizer, *, device, task=None, lr_scheduler=None, **_kwargs) -> None:
         """Continue with the random state of the run to resume from, before the first epoch."""
-        if self.args.resume and not getattr(self.args, 'no_resume_opt', False):
-            engine.restore_random_state(self._resumed(), self.args, device)
+        args = self.args
+        args.no_ddp_bb = getattr(args, 'no_ddp_bb', False)
+        forward: Any = SimpleNamespace(device=device)
+        state: Any = task or _ModelState(model, None)
+        self._run = Training(
+            args=args, forward=forward, task=state,
+            optimizer=optimizer, train_loader=loader, lr_scheduler=lr_scheduler)
+        self._agreement = Agreement(StopSignals(), rank=args.rank, world_size=args.world_size)
+        if args.resume and not getattr(args, 'no_resume_opt', False):
+            resumed = resume_from(self._resumed(), SimpleNamespace(
+                rank=args.rank, world_size=args.world_size, batch_size=args.batch_size, start_epoch=epoch,
+                no_resume_opt=False, grad_accum_steps=1), epoch)
+            if resumed.place.is_within_epoch:
+                resumed = Resumed(Place(epoch), resumed.state, False)
+                if utils.is_primary(args):
+                    _logger.warning(f"timm's script starts epoch {epoch} again: it cannot go on within an epoch. The "
+                                    'bundled script does (--scripts bundled).')
+            self._run.has_evaluated = resumed.state.get('has_evaluated', False)
+            restore_loader(self._run, resumed)
+            restore_rank(self._run, resumed)
         self._has_started, self._checkpoint = True, None
 
     def _resumed(self) -> Checkpoint:
@@ -267,9 +305,9 @@ class TrainOverrides(Overrides):
             self._checkpoint = read_once(self.args.resume, self.checkpoints)
         return self._checkpoint
 
-    def run_state(self, epoch: int) -> Dict[str, Any]:
+    def run_state(self, epoch: int, metric: Optional[float]) -> Dict[str, Any]:
         """What a checkpoint needs for an exact resume beside weights and optimizer."""
-        return dict(epoch=epoch + 1, rng=self._rng, world_size=self.args.world_size)
+        return run_state(self._run, Place(epoch + 1), self._ranks, metric=metric)
 
     def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
@@ -320,7 +358,7 @@ class _Saver(AtomicCheckpointSaver):
         super().save_recovery(epoch, batch_idx)
 
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
-        self.run_state = self._overrides.run_state(epoch)
+        self.run_state = self._overrides.run_state(epoch, metric)
         best = super().save_checkpoint(epoch, metric if self._overrides.is_finite() else math.nan)
         self._overrides.saved(epoch, *best)
         return best
@@ -341,6 +379,12 @@ class _ModelState:
 
     def __init__(self, model: torch.nn.Module, model_ema: Optional[torch.nn.Module]):
         self._model, self._model_ema = model, model_ema
+
+    def has_ema(self) -> bool:
+        return self._model_ema is not None
+
+    def get_trainable_module(self, ema: bool = False) -> Optional[torch.nn.Module]:
+        return self._model_ema if ema else self._model
 
     def get_checkpoint_state(self, ema: bool = False, unwrap_fn=utils.unwrap_model) -> Dict[str, Any]:
         model = self._model_ema if ema else self._model

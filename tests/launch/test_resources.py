@@ -146,15 +146,15 @@ def can_mount():
 @pytest.mark.skipif(not can_mount(), reason='needs the right to mount')
 @pytest.mark.parametrize('script', ('bundled', 'small'))
 def test_full_disk(few_digits, tmp_path, script):
-    """A real file system that has space for one checkpoint, and more after epoch 1."""
+    """A real file system that has space for the three files of one epoch, of 90 MB each, and more after epoch 1."""
     from timm_scripts import SMALL
     out = tmp_path / 'out'
     out.mkdir()
     flags = train_flags(few_digits, out, '--epochs', 4, '--checkpoint-hist', 1,
                         '--scripts', 'bundled' if script == 'bundled' else SMALL)
-    command = f'''mount -t tmpfs -o size=120M tmpfs {out} || exit 77
+    command = f'''mount -t tmpfs -o size=330M tmpfs {out} || exit 77
 (while ! grep -q "could not be saved" {out}/run/run.json 2>/dev/null; do sleep 0.02; done
-mount -o remount,size=400M {out}) &
+mount -o remount,size=1G {out}) &
 {sys.executable} -m seresnet_timm {" ".join(map(str, flags))}; code=$?
 ls -A {out}/run > {tmp_path}/names; cp {out}/run/run.json {out}/run/summary.csv {tmp_path}; exit $code'''
     result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True,

@@ -165,7 +165,7 @@ def test_a_saver_without_a_task(tmp_path):
 
 def test_interrupted_runs_are_not_finished():
     """The script's `main` returns after Ctrl-C."""
-    args = Namespace(resume='', world_size=1)
+    args = Namespace(resume='', world_size=1, rank=0)
     overrides = overrides_of('train.py', args=vars(args))
     finished = []
     overrides._record = Namespace(finish=lambda: finished.append(True))
@@ -185,7 +185,9 @@ def test_an_evaluation_with_a_folder_is_recorded(few_digits, tmp_path, monkeypat
     """Figures and model in run.json, from flags that `sys.argv` does not have."""
     monkeypatch.setattr('sys.argv', ['validate.py', '--no-such-flag'])
     script = find('validate.py', str(folder))
+    torch.save(timm.create_model('resnet18', num_classes=10).state_dict(), tmp_path / 'weights.pth')
     args = load.parser_of(script).parse_args([
+        '--checkpoint', str(tmp_path / 'weights.pth'),
         '--data-dir', str(few_digits), '--model', 'resnet18', '--num-classes', '10', '--img-size', '32', '--split',
         'val', '-b', '16', '--workers', '0', '--device', 'cpu'])
     load.run(RunSettings(verb='validate', script=script, args=vars(args), output=str(tmp_path / 'run')))

@@ -1,0 +1,335 @@
+"""A training loader that knows where it is in its epoch, and can start there without loading what came before
+
+Where samples draw from the global generators (timm's own loading), what they draw depends on everything that was drawn
+before. So the loader remembers, for the next batch: the seed of the shuffle, the generators of this process before the
+batch was loaded (timm's PrefetchLoader holds one batch more than the training has seen), and those of every worker.
+"""
+import atexit
+import itertools
+import multiprocessing
+import random
+import signal
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
+from torch.utils.data._utils.worker import _generate_state
+
+from seresnet_timm.checkpoints.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
+from seresnet_timm.data.loading import inner_loader, is_fast
+
+WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM: the process that it loads for finishes its step and saves
+
+
+def make_resumable(loader: Any, device: torch.device) -> Any:
+    """Let a training loader know its position; a loader of an iterable dataset, which has none, stays as it is."""
+    inner = inner_loader(loader)
+    if isinstance(inner.dataset, IterableDataset):
+        return loader
+    if inner is loader:
+        return ResumableLoader(inner, device)
+    loader.loader = ResumableLoader(inner, device, loader)
+    return loader
+
+
+def resumable(loader: Any) -> Optional['ResumableLoader']:
+    """The loader that knows its position, inside the one that a training iterates over; None if there is none."""
+    inner = inner_loader(loader)
+    return inner if isinstance(inner, ResumableLoader) else None
+
+
+class ResumableLoader:
+    """A DataLoader, or a loader like it, that starts in the middle of an epoch. Its attributes are the DataLoader's.
+
+    Args:
+        loader: DataLoader; its batch sampler, collate function and worker initialisation are wrapped.
+        device: Device whose random generator the PrefetchLoader around it draws from.
+        prefetcher: The PrefetchLoader around it, if there is one.
+
+    Attributes:
+        loader: What is iterated over; a loader whose workers run already may take its place.
+    """
+
+    def __init__(self, loader: Any, device: torch.device, prefetcher: Optional[PrefetchLoader] = None):
+        self.loader = loader
+        self._device, self._prefetched = device, prefetcher is not None
+        self._data_loader: DataLoader = getattr(loader, '_loader', loader)  # ThreadedLoader holds one
+        self._draws = not is_fast(loader.dataset)
+        self._batches = _Batches(_own_sampler(self._data_loader), self._data_loader.collate_fn)
+        _set_batch_sampler(self._data_loader, self._batches)
+        self._num_workers = self._data_loader.num_workers if self._data_loader is loader else 0
+        erases = prefetcher is not None and prefetcher.random_erasing is not None
+        self._draws_here = erases or self._draws and not self._num_workers
+        self._worker_states: Dict[int, bytes] = {}
+        self._next_worker = self._padding = 0
+        self._base_seed: Optional[int] = None  # from which the workers' generators started
+        self._init_worker = WorkerInit(self._data_loader.worker_init_fn)
+        self._data_loader.worker_init_fn = self._init_worker
+        if self._draws and self._num_workers:
+            self._data_loader.collate_fn = _CollateWithState(self._data_loader.collate_fn)
+        self._before: Optional[Dict[str, Any]] = None  # what a resume needs of the time before the last batch
+        self._first = 0
+        self._start: Optional[Dict[str, Any]] = None
+        self._after: Optional[Callable[[], None]] = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ('loader', '_data_loader'):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def collate_fn(self) -> Callable:
+        collate_fn = self._data_loader.collate_fn
+        return collate_fn.collate_fn if isinstance(collate_fn, _CollateWithState) else collate_fn
+
+    def state(self, batches: int) -> Dict[str, Any]:
+        """What a later run needs to go on with a batch.
+
+        Args:
+            batches: Batches of the epoch that the training has seen; 0 and all of them mean the next epoch.
+        """
+        now: Any = dict(workers=self._worker_states, next_worker=self._next_worker, generators=None,
+                   drawn=len(self._batches.seeds))
+        if self._prefetched and 0 < batches < len(self):
+            now = self._before
+        workers = now['workers']
+        return dict(
+            seeds=list(self._batches.seeds),
+            drawn=now['drawn'],
+            generators=now['generators'],
+            workers={i: torch.frombuffer(bytearray(state), dtype=torch.uint8) for i, state in workers.items()},
+            base_seed=self._base_seed,
+            next_worker=now['next_worker'],
+            num_workers=self._num_workers,
+            has_started=self._batches.has_started,
+            mixes=self._batches.mixes,
+        )
+
+    def resume(
+            self,
+            state: Dict[str, Any],
+            batches: int,
+            after: Optional[Callable[[], None]] = None,
+    ) -> Optional[str]:
+        """Go on with a batch, in the epoch whose number the sampler knows. Call it before the workers start.
+
+        Args:
+            state: From `state`.
+            batches: Batches of the epoch that are done.
+            after: Called once the process has what it had loaded ahead: restores its random generators.
+
+        Returns:
+            A sentence, if the run goes on with other random numbers.
+        """
+        self._first, self._start, self._after = batches, state, after if batches else None
+        padding, note = 0, None
+        if self._draws and state['num_workers'] != self._num_workers:
+            note = (f'The run had {state["num_workers"]} loader workers, now there are {self._num_workers}: images are '
+                    "augmented with other random numbers, as timm's own loading draws them in every worker.")
+        elif self._draws and self._num_workers and state['has_started']:
+            # a loader draws the workers' seed when it starts, which the run before did once
+            self._data_loader.generator = torch.Generator()
+            self._next_worker = self._padding = padding = state['next_worker']
+            self._worker_states = {i: bytes(s.numpy()) for i, s in state['workers'].items()}
+            self._base_seed = state['base_seed']
+            self._init_worker.states, self._init_worker.base_seed = dict(self._worker_states), self._base_seed
+            if state['mixes'] is not None:
+                self._batches.mixes = state['mixes']
+                self._init_worker.mixup = (self.collate_fn, state['mixes'])
+        self._batches.start_at(batches, state['seeds'], padding, state['drawn'])
+        self._batches.has_started = state['has_started']
+        return note
+
+    def skip(self, batches: int) -> None:
+        """Let the next epoch begin with a batch, with random numbers of its own. Call it before the workers start."""
+        self._first = batches
+        self._batches.start_at(batches)
+
+    def __iter__(self) -> Iterator:
+        first, self._first = self._first, 0
+        start, self._start = self._start, None
+        after, self._after = self._after, None
+        is_endless = isinstance(self.loader, MultiEpochsDataLoader)
+        batches = self._endless() if is_endless else iter(self.loader)
+        if self._draws and self._num_workers and self._base_seed is None:
+            iterator: Any = batches if is_endless else self._data_loader._iterator
+            self._base_seed = iterator._base_seed
+        for _ in range(self._padding):
+            next(batches)
+        self._padding = 0
+        if start and start['generators'] is not None:
+            set_own_state(start['generators'], self._device)
+        if after and not self._prefetched:
+            after()
+        for i in range(first, len(self)):
+            if self._prefetched:
+                self._before = dict(
+                    workers=self._worker_states, next_worker=self._next_worker, drawn=len(self._batches.seeds),
+                    generators=own_state(self._device) if self._draws_here else None)
+            yield self._next(batches)
+            if i == first and after and self._prefetched:
+                after()
+        if not is_endless:
+            next(batches, None)  # let it end
+            self._next_worker = 0
+        self._batches.end_of_pass()
+
+    def _endless(self) -> Iterator:
+        """The iterator of a loader that goes on into the next epoch by itself."""
+        if self.loader.iterator is None:
+            self.loader.iterator = DataLoader.__iter__(self.loader)
+        return self.loader.iterator
+
+    def _next(self, batches: Iterator) -> Any:
+        batch = next(batches)
+        if not isinstance(self._data_loader.collate_fn, _CollateWithState):
+            return batch
+        batch, worker, state = batch
+        self._worker_states = {**self._worker_states, worker: state}
+        self._next_worker = (worker + 1) % self._num_workers
+        return batch
+
+
+class _Batches:
+    """A batch sampler that remembers the seeds of its shuffles, and can start in the middle of a pass.
+
+    Attributes:
+        draws_seed: The shuffle has no seed of its own: each pass draws one.
+        seeds: Of the passes that have begun and are not over, oldest first; only where the shuffle has no seed already.
+        has_started: A pass has begun, in this run or in the one that it continues.
+        mixes: Whether the workers mixed images when they started; None if the collate function cannot.
+    """
+
+    def __init__(self, batch_sampler: Any, collate_fn: Callable):
+        self._batch_sampler, self._collate_fn = batch_sampler, collate_fn
+        sampler = batch_sampler.sampler
+        self.draws_seed = isinstance(sampler, RandomSampler) and sampler.generator is None
+        self.seeds: List[int] = []
+        self.has_started = False
+        self.mixes: Optional[bool] = None
+        self._given: List[int] = []
+        self._skip = self._padding = 0
+        self._given_drawn = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == '_batch_sampler':
+            raise AttributeError(name)
+        return getattr(self._batch_sampler, name)
+
+    def __len__(self) -> int:
+        return len(self._batch_sampler)
+
+    def start_at(self, batches: int, seeds: Sequence[int] = (), padding: int = 0, drawn: int = 0) -> None:
+        """Let the next pass begin with a batch.
+
+        Args:
+            batches: Batches to leave out.
+            seeds: Seeds of that pass and, if they are drawn already, of later ones.
+            padding: Empty batches before the first one, so that the worker that would have loaded it gets it.
+            drawn: Number of seeds that the generators have drawn; they draw the others again.
+        """
+        self._given_drawn = drawn
+        self._skip, self._given, self._padding = batches, list(seeds), padding
+
+    def end_of_pass(self) -> None:
+        del self.seeds[:1]
+
+    def __iter__(self) -> Iterator[List[int]]:
+        skip, padding = self._skip, self._padding
+        self._skip = self._padding = 0
+        if not self.has_started:
+            self.mixes = getattr(self._collate_fn, 'mixup_enabled', None)
+            self.has_started = True
+        if self.draws_seed:
+            is_given, self._given_drawn = bool(self._given), self._given_drawn - 1
+            if not is_given or self._given_drawn < 0:
+                # as torch's RandomSampler draws it, at the same time
+                seed = int(torch.empty((), dtype=torch.int64).random_().item())
+            if is_given:
+                seed = self._given.pop(0)
+            self.seeds.append(seed)
+            self._batch_sampler.sampler.generator = torch.Generator().manual_seed(seed)
+        for _ in range(padding):
+            yield []
+        yield from itertools.islice(self._batch_sampler, skip, None)
+
+
+def _own_sampler(loader: Any) -> Any:
+    """The batch sampler of a loader: what a MultiEpochsDataLoader repeats."""
+    batch_sampler: Any = loader.batch_sampler
+    return batch_sampler.sampler if isinstance(loader, MultiEpochsDataLoader) else batch_sampler
+
+
+def _set_batch_sampler(loader: Any, batches: _Batches) -> None:
+    batch_sampler: Any = loader.batch_sampler
+    if isinstance(loader, MultiEpochsDataLoader):
+        batch_sampler.sampler = batches
+        return
+    loader._DataLoader__initialized = False  # torch lets nobody replace it later, as timm's MultiEpochsDataLoader does
+    loader.batch_sampler = batches
+    loader._DataLoader__initialized = True
+
+
+class _CollateWithState:
+    """A collate function of a worker that also returns the state of the worker's generators, after the batch."""
+
+    def __init__(self, collate_fn: Callable):
+        self.collate_fn = collate_fn
+
+    def __call__(self, samples: List) -> Any:
+        if not samples:
+            return None
+        info: Any = get_worker_info()
+        return self.collate_fn(samples), info.id, pack_cpu_state()
+
+
+class WorkerInit:
+    """Initialisation of a loader's worker: timm's, then signals, then the generators of the run that is continued.
+
+    A signal to all processes of a run is for the process that trains. Its workers go on loading for its last step.
+    """
+
+    def __init__(self, init: Optional[Callable[[int], None]]):
+        self._init = init
+        self.states: Dict[int, bytes] = {}
+        self.base_seed: Optional[int] = None
+        self.mixup: Optional[Tuple[Any, bool]] = None  # mixup of the loader, and whether it is on
+
+    def __call__(self, worker_id: int) -> None:
+        if self.base_seed is not None:  # a worker of which no state is known starts as it did, see torch's _worker_loop
+            seed = self.base_seed + worker_id
+            random.seed(seed)
+            torch.manual_seed(seed)
+            np.random.seed(_generate_state(self.base_seed, worker_id))
+            object.__setattr__(get_worker_info(), 'seed', seed)
+        if self._init is not None:
+            self._init(worker_id)
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
+        if self.mixup is not None:
+            self.mixup[0].mixup_enabled = self.mixup[1]
+        if worker_id in self.states:
+            set_packed_cpu_state(self.states[worker_id])
+
+
+def outlive_signals(loader: Any) -> Any:
+    """Let the workers of a loader leave signals to the process that they load for."""
+    inner = inner_loader(loader)
+    if isinstance(inner, DataLoader):
+        inner.worker_init_fn = WorkerInit(inner.worker_init_fn)
+    return loader
+
+
+@atexit.register  # before multiprocessing asks the workers to end, which they would do with WORKER_GRACE
+def _kill_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

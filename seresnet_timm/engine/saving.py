@@ -1,0 +1,96 @@
+"""When a training saves its state beside the ends of its epochs: after minutes, at a signal, at a recovery interval"""
+import time
+from dataclasses import asdict
+from typing import Any, Dict, Optional
+
+from seresnet_timm.engine.agreement import Agreement
+from seresnet_timm.engine.epoch import Training
+from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
+from seresnet_timm.engine.signals import Stopped
+
+
+class Saving:
+    """Saves a training. All ranks call the same methods; rank 0 writes.
+
+    Args:
+        agreement: What the ranks agree on.
+        minutes: Minutes between two checkpoints in the middle of an epoch; 0 for none.
+        recovery_interval: Updates between two recovery files; 0 for none.
+    """
+
+    def __init__(self, agreement: Agreement, minutes: float = 0., recovery_interval: int = 0):
+        self.agreement = agreement
+        self._seconds, self._recovery_interval = 60 * minutes, recovery_interval
+        self._saved = time.monotonic()
+        self._trained: Dict[str, Any] = {}
+
+    def after_update(self, run: Training, epoch: int, batches: int, losses: Any, throughput: Any) -> None:
+        """Save after an update that is not the last of its epoch, if it is time to.
+
+        Args:
+            run: The training.
+            epoch: Number of the epoch.
+            batches: Batches of it that are done.
+            losses: Its LossMeter.
+            throughput: Its Throughput.
+
+        Raises:
+            Stopped: A signal stops the run; it is saved.
+        """
+        place = Place(epoch, batches)
+        update = batches // run.args.grad_accum_steps
+        is_due = run.outputs is not None and self._seconds > 0 and time.monotonic() - self._saved >= self._seconds
+        try:
+            if self.agreement.after_update(is_due):
+                self._save(run, place, losses, throughput=throughput.state_dict())
+        except Stopped:
+            self._save(run, place, losses, throughput=throughput.state_dict())
+            raise
+        if self._recovery_interval and update % self._recovery_interval == 0:
+            self._save(run, place, losses, update - 1, throughput=throughput.state_dict())
+
+    def after_training(self, run: Training, epoch: int, metrics: Dict[str, float], figures: Dict[str, Any]) -> None:
+        """All batches of an epoch are done; its evaluation is next.
+
+        Raises:
+            Stopped: A signal stops the run; it is saved.
+        """
+        place = Place(epoch, len(run.train_loader), is_trained=True)
+        unreadable = figures['unreadable_train']
+        trained = dict(metrics=dict(metrics), figures=dict(
+            figures, unreadable_train=None if unreadable is None else asdict(unreadable)))
+        # an evaluation of several ranks changes the buffers of the moving average
+        own = state_of_rank(run, Place(epoch + 1), with_buffers=True)
+        self._trained = dict(place=place, own=own, trained=trained)
+        try:
+            self.agreement.vote()
+        except Stopped:
+            self.save_trained(run)
+            raise
+        if self._recovery_interval and run.updates_per_epoch % self._recovery_interval == 0:
+            self.save_trained(run, run.updates_per_epoch - 1)
+
+    def save_trained(self, run: Training, recovery: Optional[int] = None) -> None:
+        """Save the state from before an evaluation that does not come to its end."""
+        ranks = self.agreement.gather(self._trained['own'])
+        if ranks is not None:
+            self._write(run, self._trained['place'], ranks, recovery, trained=self._trained['trained'])
+
+    def after_epoch(self) -> None:
+        """The end of an epoch is saved."""
+        self._saved = time.monotonic()
+
+    def _save(self, run: Training, place: Place, losses: Any, recovery: Optional[int] = None, **more: Any) -> None:
+        ranks = self.agreement.gather(state_of_rank(run, place, losses))
+        if ranks is not None:
+            self._write(run, place, ranks, recovery, **more)
+
+    def _write(self, run: Training, place: Place, ranks: Any, recovery: Optional[int], **more: Any) -> None:
+        outputs: Any = run.outputs  # on rank 0
+        saver = outputs.saver
+        saver.run_state = run_state(run, place, ranks, **more)
+        if recovery is None:
+            saver.save_last(place.epoch - 1)
+            self._saved = time.monotonic()
+        else:
+            saver.save_recovery(place.epoch, batch_idx=recovery)
