@@ -67,7 +67,8 @@ def test_wrong_flags_are_refused_before_anything_is_measured(few_digits, capsys)
     for argv, words in (
             (['step', '--amp', '--img-size', '0'], '--img-size'),
             (['step', '--device', 'npu', '--model', 'seresnet18_ascend'], '--device npu cannot be used here'),
-            (['step', '--device', 'cpu', '--model', 'vit_tiny_patch16_224', '--img-size', '32'], 'does not take images'),
+            (['step', '--device', 'cpu', '--model', 'vit_tiny_patch16_224', '--img-size', '32'],
+             'does not take images'),
             (['step', '--device', 'cpu', '--rival', 'resnet17'], "'resnet17'"),
             (['end2end', '--data-dir', few_digits, '--device', 'npu'], '--device npu cannot be used here'),
             (['end2end', '--data-dir', few_digits, '--', '--sched', 'cosin'], '--sched cosin is unknown'),
@@ -98,7 +99,8 @@ def test_peak_memory_is_that_of_the_tensors():
 
 def test_end2end_runs_both_scripts(few_digits, tmp_path, capsys):
     small = ROOT / 'tests' / 'small_scripts'
-    args = type('Args', (), dict(device='cpu', img_size=32, batch_size=16, workers=0, epochs=1, model='seresnet18_ascend',
+    args = type('Args', (), dict(device='cpu', img_size=32, batch_size=16, workers=0, epochs=1,
+                                 model='seresnet18_ascend',
                                  timm_model='r', timm_scripts=str(small)))
     commands = end2end.commands(args, ['--seed', '3'], str(few_digits), str(tmp_path))
     assert list(commands) == [
