@@ -142,13 +142,22 @@ class Run:
 
     def seconds_until_gone(self, processes: Sequence[psutil.Process]) -> float:
         start = time.monotonic()
-        psutil.wait_procs(processes, timeout=60)
+        while time.monotonic() - start < 60 and any(_runs(process) for process in processes):
+            time.sleep(0.02)
         return time.monotonic() - start
 
     def lost(self) -> float:
-        """Seconds of work that a run which ends now does again."""
+        """Seconds of work that a run which ends now does again: since its first step, or its newest checkpoint."""
+        worked = self.seconds - next((when for when, line in list(self.lines) if 'Train: ' in line), self.seconds)
         saved = [path.stat().st_mtime for path in self.folder.glob('*.pth.tar')]
-        return min(self.seconds, time.time() - max(saved)) if saved else self.seconds
+        return min(worked, time.time() - max(saved)) if saved else worked
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _command(process: psutil.Process) -> List[str]:

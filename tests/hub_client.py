@@ -7,6 +7,7 @@ the caller empties HF_HOME between two commands. One JSON request a line on stdi
 
 and two lines on stdout for each: `pid N` when it starts, `exit N` when it ends (negative: the signal that ended it).
 """
+import gc
 import json
 import os
 import resource
@@ -50,6 +51,8 @@ def child(request: dict) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page
     commands = sys.stdin
     print('ready', flush=True)
     for line in commands:

@@ -108,7 +108,7 @@ def test_installed_package_trains_from_its_preset(venv, few_digits, tmp_path):
     result = subprocess.run(
         [venv / 'bin' / 'python', '-m', 'seresnet_timm', 'train', '--preset', 'digits_demo', '--model',
          'seresnet18_ascend', '--data-dir', str(few_digits), '--output', 'out', '--experiment', 'run', '--epochs', '1',
-         '--workers', '0', '--device', 'cpu'],
+         '--workers', '0', '--device', 'cpu', '--model-kwargs', 'channels=(8,16,24,32)'],
         cwd=tmp_path, env=outside(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'out' / 'run' / 'model_best.pth.tar').exists()

@@ -15,7 +15,8 @@ import atexit, json, logging, os, random, signal, sys, threading
 def facts():
     import __main__
     return dict(
-        argv=sys.argv, name=__name__, spec=__spec__.name, file=__file__, globals=sorted(vars(__main__)),
+        argv=sys.argv, name=__name__, spec=getattr(__spec__, 'name', None), file=vars(__main__).get('__file__'),
+        globals=sorted(vars(__main__)),
         cwd=os.getcwd(), environ={k: v for k, v in os.environ.items() if k != '_'}, path=sys.path, umask=os.umask(0o22),
         files=sorted(f for f in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{f}')),
         handlers={s.name: str(signal.getsignal(s)) for s in signal.valid_signals() if hasattr(s, 'name')},
@@ -32,16 +33,19 @@ sys.exit(7)
 """
 
 
-def run(python, folder, source, *argv, flags=(), **kwargs):
+def run(python, folder, source, *argv, flags=(), code=False, **kwargs):
     (folder / 'probe.py').write_text(source)
     env = {**os.environ, 'PYTHONPATH': str(folder), 'OF_THE_CALL': 'ä=1', **kwargs.pop('env', {})}
-    return subprocess.run([python, *flags, '-m', 'probe', *argv], env=env, capture_output=True, text=True, **kwargs)
+    program = ('-c', source) if code else ('-m', 'probe')
+    return subprocess.run([python, *flags, *program, *argv], env=env, capture_output=True, text=True, **kwargs)
 
 
-def test_equals_a_real_start(tmp_path):
+@pytest.mark.parametrize('code', (False, True), ids=('module', 'code'))
+def test_equals_a_real_start(tmp_path, code):
     """All that a program can see of its start, exit code, streams and atexit."""
     (tmp_path / 'here').mkdir()
-    results = [run(python, tmp_path, PROBE, '--flag', 'ü', flags=flags, cwd=tmp_path / 'here', input='typed')
+    results = [run(python, tmp_path, PROBE, '--flag', 'ü', flags=flags, code=code,
+                   cwd=tmp_path / 'here', input='typed')
                for python in (sys.executable, preloaded.python()) for flags in ((), ('-u',))]
     real, real_u, own, own_u = results
     assert [r.returncode for r in results] == [7] * 4 and {r.stderr for r in results} == {'to stderr\n'}
@@ -49,7 +53,7 @@ def test_equals_a_real_start(tmp_path):
     for a, b in ((own, real), (own_u, real_u)):
         a, b = (json.loads(r.stdout.splitlines()[0]) for r in (a, b))
         assert a == b
-    assert a['spec'] == 'probe' and a['stdin'] == 'typed' and a['environ']['OF_THE_CALL'] == 'ä=1'
+    assert a['spec'] == (None if code else 'probe') and a['stdin'] == 'typed' and a['environ']['OF_THE_CALL'] == 'ä=1'
 
 
 def test_calls_share_nothing(digits, tmp_path):

@@ -6,6 +6,7 @@ import sys
 import zipapp
 from pathlib import Path
 
+import preloaded
 import pytest
 from conftest import ROOT
 
@@ -97,7 +98,7 @@ def test_modules_are_found_under_their_old_names_with_a_warning():
         'print(checkpoints.read_checkpoint.__module__)\n'
         'try: import seresnet_timm.nonsense\n'
         'except ModuleNotFoundError as e: print(e)\n')
-    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    result = subprocess.run([preloaded.python(), '-c', program], capture_output=True, text=True)
     assert result.stdout.splitlines() == [
         'seresnet_timm.preflight is now seresnet_timm.launch.checks: import that',
         'seresnet_timm.checkpoints.read', "No module named 'seresnet_timm.nonsense'"], result.stderr

@@ -78,6 +78,8 @@ class AtomicCheckpointSaver(CheckpointSaver):
         return os.path.join(self.checkpoint_dir, f'previous{self.extension}')
 
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
+        # readers go on with the epoch after it, which is the same one for a recovery file
+        epoch = self.run_state.get('epoch', epoch + 1) - 1
         with torch_errors_as_oserror(save_path):
             super()._save(save_path, epoch, metric)
         fsync(save_path)

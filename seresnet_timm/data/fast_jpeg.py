@@ -32,7 +32,17 @@ from torchvision.transforms import InterpolationMode
 from seresnet_timm.data import jpeg
 from seresnet_timm.data.image_files import ImageFiles, count_unreadable
 from seresnet_timm.data.jpeg import Crop, Decoder
-from seresnet_timm.data.seeding import Batch, DatasetWrapper, SampleSeeds, SeededDataset, global_generators, repeats
+from seresnet_timm.data.seeding import (
+    Batch,
+    DatasetWrapper,
+    SampleSeeds,
+    SeededDataset,
+    global_generators,
+    global_state,
+    repeats,
+    seed_global_generators,
+    set_global_state,
+)
 from seresnet_timm.errors import UsageError
 from seresnet_timm.images import read_image
 
@@ -287,15 +297,29 @@ class FastJpegDataset(DatasetWrapper):
             out: Array (3, H, W) to write the image to and to return, if `pipeline.size` is known.
         """
         if self.seeds is None:
-            return self._load(index, None, out)
+            state = global_state() if self.dataset.is_training else None
+            return self._load(index, None, out, lambda: state and set_global_state(state))
         seed = self.seeds.of_sample(index, repeat)
         if not self.pipeline.draws_globally:
-            return self._load(index, random.Random(seed), out)
+            generator = random.Random(seed)
+            return self._load(index, generator, out, lambda: generator.seed(seed))
         with global_generators(seed):
-            return self._load(index, None, out)
+            return self._load(index, None, out, lambda: seed_global_generators(seed))
 
-    def _load(self, index: int, generator: Optional[random.Random], out: Optional[np.ndarray]) -> Tuple:
+    def _load(
+            self,
+            index: int,
+            generator: Optional[random.Random],
+            out: Optional[np.ndarray],
+            draw_again: Callable[[], Any],
+    ) -> Tuple:
+        is_first = True
+
         def make(source: Union[bytes, Image.Image]) -> Any:
+            nonlocal is_first
+            if not is_first:  # what takes the place of an image draws what that one would have drawn
+                draw_again()
+            is_first = False
             size = self.decoder.size(source) if self.pipeline.is_known and isinstance(source, bytes) else None
             image = self._open(source) if size is None else None
             drawn = self.pipeline.draw(*(size or image.size), generator) if self.pipeline.is_known else None

@@ -3,9 +3,10 @@
 timm's ImageDataset takes the next image for one whose decoder raises OSError, in evaluation too, logs its index, and
 ends with any other error. `ImageFiles` reads in its place, with timm's own loading and with fast decoding.
 """
+import math
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from timm.data.dataset import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from seresnet_timm import images
+from seresnet_timm.data.data_folder import DataFolder
 from seresnet_timm.errors import RunError, printable
 from seresnet_timm.images import UnreadableImage
 
@@ -33,13 +35,20 @@ class ImageFiles(ImageDataset):
     Args:
         dataset: timm's dataset; not changed.
         is_training: For training.
+        data_timeout: Seconds to wait for a data folder that is gone, at most.
+
+    Attributes:
+        known: Indices of the images that any process could not read, when they last told each other.
     """
 
-    def __init__(self, dataset: ImageDataset, is_training: bool):
+    def __init__(self, dataset: ImageDataset, is_training: bool, data_timeout: float = 0.):
         vars(self).update(vars(dataset))
         self.is_training = is_training
+        self.folder = DataFolder(data_timeout)
         self._unreadable = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # the workers write to it
         self._named: Set[int] = set()
+        self._restored: List[int] = []
+        self.known: Set[int] = set()
         images.silence_pillow()
 
     def __getitem__(self, index: int) -> Tuple:
@@ -84,10 +93,14 @@ class ImageFiles(ImageDataset):
                 yield i
 
     def _read(self, index: int) -> Tuple:
-        """Bytes, target and features of an image."""
+        """Bytes, target and features of an image, once the data folder is there."""
         if isinstance(self.reader, ReaderImageFolder):
             path, target = self.reader.samples[index]
-            return images.read_file(path), target
+            return self.folder.read(lambda: images.read_file(path), os.path.dirname(path)), target
+        root = getattr(self.reader, 'root', None)
+        return self.folder.read(lambda: self._read_item(index), None if root is None else str(root))
+
+    def _read_item(self, index: int) -> Tuple:
         try:
             file, *others = self.reader[index]
             with file:
@@ -123,15 +136,20 @@ class ImageFiles(ImageDataset):
         """Indices of the images that could not be read since the last call, by all workers of this process."""
         indices = self.unreadable()
         self._unreadable.zero_()
+        self._restored = []
         return indices
 
     def unreadable(self) -> List[int]:
         """The same, which still count."""
+        return sorted({*self.found(), *self._restored})
+
+    def found(self) -> List[int]:
+        """Those of them that were found since this process started."""
         return self._unreadable.nonzero().flatten().tolist()
 
     def add_unreadable(self, indices: List[int]) -> None:
-        """Count images that an earlier process could not read."""
-        self._unreadable[indices] = 1
+        """Count images that an earlier process could not read; they may be repaired by now."""
+        self._restored = [i for i in indices if i < len(self)]
 
     def not_named(self, indices: List[int]) -> List[int]:
         """Those that have not been named yet; they count as named from now on."""
@@ -140,14 +158,27 @@ class ImageFiles(ImageDataset):
         return new
 
 
-def count_unreadable(dataset: Any, is_training: bool) -> Any:
+def count_unreadable(dataset: Any, is_training: bool, data_timeout: float = 0.) -> Any:
     """Put `ImageFiles` in the place of timm's ImageDataset, also inside an AugMixDataset; other datasets stay."""
     if isinstance(dataset, AugMixDataset):
-        dataset.dataset = count_unreadable(dataset.dataset, is_training)
+        dataset.dataset = count_unreadable(dataset.dataset, is_training, data_timeout)
         return dataset
     if not isinstance(dataset, ImageDataset) or isinstance(dataset, ImageFiles) or dataset.load_bytes:
         return dataset
-    return ImageFiles(dataset, is_training)
+    return ImageFiles(dataset, is_training, data_timeout)
+
+
+def allowed_images(limit: str, total: int) -> int:
+    """Images that may be unreadable.
+
+    Args:
+        limit: Their number, or a share such as '0.1%', of which at least one is allowed if it is not 0.
+        total: Number of images.
+    """
+    if not limit.endswith('%'):
+        return int(limit)
+    share = float(limit[:-1]) / 100
+    return max(1, math.floor(share * total + 1e-9)) if share else 0
 
 
 @dataclass(frozen=True)
@@ -200,18 +231,15 @@ def take_unreadable(dataset: Any) -> Optional[Unreadable]:
     dataset = image_files_of(dataset)
     if dataset is None:
         return None
+    found = dataset.found()
     own = dataset.take_unreadable()
     new = dataset.not_named(own)
-    # each process explains its own: another machine may have sound copies of the files
-    explained = [(i, f'{printable(dataset.path(i))} ({printable(dataset.reason(i))})') for i in new[:MAX_LISTED]]
-    gathered: List[Any] = [(own, new, explained)]
-    if dist.is_available() and dist.is_initialized():
-        gathered = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, (own, new, explained))
-    every = sorted(set().union(*(indices for indices, _, _ in gathered)))
-    all_new = set().union(*(indices for _, indices, _ in gathered))
+    gathered = _gather((own, found, new, _explained(dataset, new)))
+    every = sorted(_union(indices for indices, _, _, _ in gathered))
+    dataset.known |= _union(indices for _, indices, _, _ in gathered)
+    all_new = _union(indices for _, _, indices, _ in gathered)
     dataset.not_named(list(all_new))
-    names = dict(pair for _, _, pairs in gathered for pair in pairs)
+    names = dict(pair for _, _, _, pairs in gathered for pair in pairs)
     return Unreadable(
         count=len(every),
         total=len(dataset),
@@ -219,3 +247,38 @@ def take_unreadable(dataset: Any) -> Optional[Unreadable]:
         num_new=len(all_new),
         files=[printable(dataset.path(i)) for i in every[:MAX_LISTED]],
     )
+
+
+def tell_found(dataset: ImageFiles, alone: bool = False) -> Dict[int, str]:
+    """Let all ranks know what any of them could not read so far. All ranks must call it together.
+
+    Args:
+        dataset: The dataset.
+        alone: This rank calls it alone, and learns nothing from the others.
+
+    Returns:
+        Path and reason of some, by index.
+    """
+    found = dataset.found()
+    own = found, _explained(dataset, found[:MAX_SAID])
+    gathered = [own] if alone else _gather(own)
+    dataset.known |= _union(indices for indices, _ in gathered)
+    return dict(sorted(pair for _, pairs in gathered for pair in pairs))
+
+
+def _explained(dataset: ImageFiles, indices: List[int]) -> List[Tuple[int, str]]:
+    # each process explains its own: another machine may have sound copies of the files
+    return [(i, f'{printable(dataset.path(i))} ({printable(dataset.reason(i))})') for i in indices[:MAX_LISTED]]
+
+
+def _gather(own: Tuple) -> List[Any]:
+    """What every rank gives."""
+    if not dist.is_available() or not dist.is_initialized():
+        return [own]
+    gathered: List[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered
+
+
+def _union(lists: Iterable[List[int]]) -> Set[int]:
+    return set().union(*lists)

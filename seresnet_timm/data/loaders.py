@@ -15,7 +15,7 @@ from seresnet_timm.data.classes import name_classes, split_folder
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.label_files import read_class_map
-from seresnet_timm.data.position import make_resumable, outlive_signals, resumable
+from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.images import extend_timm
 
@@ -31,6 +31,7 @@ class LoaderSetup:
         dtype: Dtype of the images there; None for float32.
         decoder: Fast decoder, as from `fast_jpeg.choose_decoder`; None loads as timm does.
         class_names: Name of every class, by index, as planned; None for timm's order.
+        data_timeout: Seconds to wait for a data folder that is gone, at most.
     """
     args: Any
     data_config: Dict[str, Any]
@@ -38,6 +39,7 @@ class LoaderSetup:
     dtype: Optional[torch.dtype] = None
     decoder: Optional[Decoder] = None
     class_names: Optional[List[str]] = None
+    data_timeout: float = 0.
 
     @property
     def image_mode(self) -> str:
@@ -122,7 +124,7 @@ def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     dataset = fast_jpeg.with_fast_decoding(
-        count_unreadable(dataset, is_training=True), setup.decoder, sample_seeds(args))
+        count_unreadable(dataset, True, setup.data_timeout), setup.decoder, sample_seeds(args))
 
     mixup_fn = collate_fn = None
     if mixup_active(args):
@@ -199,7 +201,7 @@ def eval_loader(
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
         workers = min(2, workers)  # each worker of each rank pads its own shard: fewer workers, less padding
     loader = create_loader(
-        fast_jpeg.with_fast_decoding(count_unreadable(dataset, is_training=False), setup.decoder),
+        fast_jpeg.with_fast_decoding(count_unreadable(dataset, False, setup.data_timeout), setup.decoder),
         batch_size=batch_size,
         is_training=False,
         interpolation=setup.data_config['interpolation'],
@@ -207,7 +209,7 @@ def eval_loader(
         **setup.common_kwargs(),
         **loader_kwargs,
     )
-    return outlive_signals(loading.seed_and_speed_up(loader, args.seed))
+    return make_restartable(loading.seed_and_speed_up(loader, args.seed), setup.device)
 
 
 def sample_seeds(args) -> SampleSeeds:

@@ -6,9 +6,11 @@ batch was loaded (timm's PrefetchLoader holds one batch more than the training h
 """
 import atexit
 import itertools
+import logging
 import multiprocessing
 import random
 import signal
+import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -19,6 +21,11 @@ from torch.utils.data._utils.worker import _generate_state
 
 from seresnet_timm.checkpoints.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
 from seresnet_timm.data.loading import inner_loader, is_fast
+from seresnet_timm.data.worker_errors import as_torch_tells, describe_ends, ended_workers, is_replaceable, kill_workers
+from seresnet_timm.processes import end_with_parent
+
+_logger = logging.getLogger(__name__)
+MOST_ENDS = 3  # in a row without a batch; the last one ends the run
 
 WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM: the process that it loads for finishes its step and saves
 
@@ -47,16 +54,18 @@ class ResumableLoader:
         loader: DataLoader; its batch sampler, collate function and worker initialisation are wrapped.
         device: Device whose random generator the PrefetchLoader around it draws from.
         prefetcher: The PrefetchLoader around it, if there is one.
+        draws: Samples may draw from the global generators.
 
     Attributes:
         loader: What is iterated over; a loader whose workers run already may take its place.
     """
 
-    def __init__(self, loader: Any, device: torch.device, prefetcher: Optional[PrefetchLoader] = None):
+    def __init__(
+            self, loader: Any, device: torch.device, prefetcher: Optional[PrefetchLoader] = None, draws: bool = True):
         self.loader = loader
         self._device, self._prefetched = device, prefetcher is not None
         self._data_loader: DataLoader = getattr(loader, '_loader', loader)  # ThreadedLoader holds one
-        self._draws = not is_fast(loader.dataset)
+        self._draws = draws and not is_fast(loader.dataset)
         self._batches = _Batches(_own_sampler(self._data_loader), self._data_loader.collate_fn)
         _set_batch_sampler(self._data_loader, self._batches)
         self._num_workers = self._data_loader.num_workers if self._data_loader is loader else 0
@@ -73,6 +82,9 @@ class ResumableLoader:
         self._first = 0
         self._start: Optional[Dict[str, Any]] = None
         self._after: Optional[Callable[[], None]] = None
+        self._running: Any = None  # iterator of the loader
+        self._ends: List[Tuple[float, str]] = []
+        self._ends_in_row = 0
 
     def __getattr__(self, name: str) -> Any:
         if name in ('loader', '_data_loader'):
@@ -132,18 +144,22 @@ class ResumableLoader:
             note = (f'The run had {state["num_workers"]} loader workers, now there are {self._num_workers}: images are '
                     "augmented with other random numbers, as timm's own loading draws them in every worker.")
         elif self._draws and self._num_workers and state['has_started']:
-            # a loader draws the workers' seed when it starts, which the run before did once
-            self._data_loader.generator = torch.Generator()
             self._next_worker = self._padding = padding = state['next_worker']
             self._worker_states = {i: bytes(s.numpy()) for i, s in state['workers'].items()}
             self._base_seed = state['base_seed']
-            self._init_worker.states, self._init_worker.base_seed = dict(self._worker_states), self._base_seed
             if state['mixes'] is not None:
                 self._batches.mixes = state['mixes']
-                self._init_worker.mixup = (self.collate_fn, state['mixes'])
+            # a loader draws the workers' seed when it starts, which the run before did once
+            self._data_loader.generator = torch.Generator()
+            self._go_on_in_workers()
         self._batches.start_at(batches, state['seeds'], padding, state['drawn'])
         self._batches.has_started = state['has_started']
         return note
+
+    def take_ends(self) -> List[Tuple[float, str]]:
+        """When and how workers ended that others took the place of, since the last call."""
+        ends, self._ends = self._ends, []
+        return ends
 
     def skip(self, batches: int) -> None:
         """Let the next epoch begin with a batch, with random numbers of its own. Call it before the workers start."""
@@ -154,14 +170,14 @@ class ResumableLoader:
         first, self._first = self._first, 0
         start, self._start = self._start, None
         after, self._after = self._after, None
-        is_endless = isinstance(self.loader, MultiEpochsDataLoader)
-        batches = self._endless() if is_endless else iter(self.loader)
-        if self._draws and self._num_workers and self._base_seed is None:
-            iterator: Any = batches if is_endless else self._data_loader._iterator
-            self._base_seed = iterator._base_seed
-        for _ in range(self._padding):
-            next(batches)
-        self._padding = 0
+        self._running = None
+        try:
+            yield from self._pass(first, start, after)
+        finally:
+            self._running = None
+
+    def _pass(self, first: int, start: Optional[Dict[str, Any]], after: Optional[Callable[[], None]]) -> Iterator:
+        self._restart_after_deaths(lambda: self._begin(self.loader), first)
         if start and start['generators'] is not None:
             set_own_state(start['generators'], self._device)
         if after and not self._prefetched:
@@ -171,28 +187,89 @@ class ResumableLoader:
                 self._before = dict(
                     workers=self._worker_states, next_worker=self._next_worker, drawn=len(self._batches.seeds),
                     generators=own_state(self._device) if self._draws_here else None)
-            yield self._next(batches)
+            yield self._next(i)
             if i == first and after and self._prefetched:
                 after()
-        if not is_endless:
-            next(batches, None)  # let it end
+        if not isinstance(self.loader, MultiEpochsDataLoader):
+            next(self._running, None)  # let it end
             self._next_worker = 0
         self._batches.end_of_pass()
 
-    def _endless(self) -> Iterator:
-        """The iterator of a loader that goes on into the next epoch by itself."""
-        if self.loader.iterator is None:
-            self.loader.iterator = DataLoader.__iter__(self.loader)
-        return self.loader.iterator
+    def _begin(self, loader: Any) -> None:
+        """Start a pass of the loader, or go on with the one that never ends."""
+        if self._running is None and isinstance(loader, MultiEpochsDataLoader):
+            if loader.iterator is None:
+                loader.iterator = DataLoader.__iter__(loader)
+            self._running = loader.iterator
+        elif self._running is None:
+            self._running = iter(loader)
+        if self._draws and self._num_workers and self._base_seed is None:
+            self._base_seed = self._running._base_seed
+        while self._padding:
+            next(self._running)
+            self._padding -= 1
 
-    def _next(self, batches: Iterator) -> Any:
-        batch = next(batches)
+    def _next(self, index: int) -> Any:
+        def read() -> None:
+            if self._running is None:
+                self._begin(self._data_loader)
+            batches.append(next(self._running))
+        batches: List[Any] = []
+        self._restart_after_deaths(read, index)
+        self._ends_in_row = 0
+        batch = batches[0]
         if not isinstance(self._data_loader.collate_fn, _CollateWithState):
             return batch
         batch, worker, state = batch
         self._worker_states = {**self._worker_states, worker: state}
         self._next_worker = (worker + 1) % self._num_workers
         return batch
+
+    # workers that end
+
+    def _restart_after_deaths(self, call: Callable[[], None], index: int) -> None:
+        """Call a function; if a worker has ended, start all of them anew at a batch, and call it again."""
+        while True:
+            try:
+                return call()
+            except (RuntimeError, OSError, EOFError) as e:
+                self._replace_workers(e, index)
+
+    def _replace_workers(self, error: Exception, index: int) -> None:
+        """Let new workers load a batch and what follows, as the old ones would have.
+
+        Raises:
+            Exception: The error, where it has another cause, or another worker would end likewise.
+        """
+        iterator: Any = self._data_loader._iterator if self._num_workers else None
+        dead = [] if iterator is None else ended_workers(iterator)
+        self._ends_in_row += 1
+        may_replace = self._ends_in_row < MOST_ENDS and all(is_replaceable(worker.exitcode) for worker in dead)
+        if dead and not may_replace and not isinstance(error, RuntimeError):
+            raise RuntimeError(as_torch_tells(dead)) from error
+        if not dead or not may_replace:
+            raise error
+        text = describe_ends(dead)
+        self._ends.append((time.time(), text))
+        _logger.warning(f'{text} New workers load its batch again; the results are the same.')
+        kill_workers(iterator)
+        self._running = self._data_loader._iterator = None
+        if isinstance(self.loader, MultiEpochsDataLoader):
+            self.loader.iterator = None
+        if self._batches.begun:
+            seeds = list(self._batches.seeds)
+            self._padding = self._next_worker if self._draws else 0
+            self._batches.start_again_at(index, seeds, self._padding)
+        # a loader draws the workers' seed when it starts, which has happened once
+        self._data_loader.generator = torch.Generator()
+        if self._draws:
+            self._go_on_in_workers()
+
+    def _go_on_in_workers(self) -> None:
+        """Let the workers that start next have the generators that are known."""
+        self._init_worker.states, self._init_worker.base_seed = dict(self._worker_states), self._base_seed
+        if self._batches.mixes is not None:
+            self._init_worker.mixup = (self.collate_fn, self._batches.mixes)
 
 
 class _Batches:
@@ -203,6 +280,7 @@ class _Batches:
         seeds: Of the passes that have begun and are not over, oldest first; only where the shuffle has no seed already.
         has_started: A pass has begun, in this run or in the one that it continues.
         mixes: Whether the workers mixed images when they started; None if the collate function cannot.
+        begun: Number of passes that have begun and are not over.
     """
 
     def __init__(self, batch_sampler: Any, collate_fn: Callable):
@@ -212,6 +290,8 @@ class _Batches:
         self.seeds: List[int] = []
         self.has_started = False
         self.mixes: Optional[bool] = None
+        self.begun = 0
+        self._shuffle: Optional[torch.Tensor] = None  # state of the shuffle's own generator before the pass
         self._given: List[int] = []
         self._skip = self._padding = 0
         self._given_drawn = 0
@@ -236,12 +316,21 @@ class _Batches:
         self._given_drawn = drawn
         self._skip, self._given, self._padding = batches, list(seeds), padding
 
+    def start_again_at(self, batches: int, seeds: Sequence[int], padding: int) -> None:
+        """Let the passes that have begun begin again, the first one with a batch."""
+        self.seeds, self.begun = [], 0
+        if self._shuffle is not None:
+            self._batch_sampler.sampler.generator.set_state(self._shuffle)
+        self.start_at(batches, seeds, padding, drawn=len(seeds))
+
     def end_of_pass(self) -> None:
+        self.begun -= 1
         del self.seeds[:1]
 
     def __iter__(self) -> Iterator[List[int]]:
         skip, padding = self._skip, self._padding
         self._skip = self._padding = 0
+        self.begun += 1
         if not self.has_started:
             self.mixes = getattr(self._collate_fn, 'mixup_enabled', None)
             self.has_started = True
@@ -254,6 +343,8 @@ class _Batches:
                 seed = self._given.pop(0)
             self.seeds.append(seed)
             self._batch_sampler.sampler.generator = torch.Generator().manual_seed(seed)
+        elif isinstance(self._batch_sampler.sampler, RandomSampler):
+            self._shuffle = self._batch_sampler.sampler.generator.get_state()
         for _ in range(padding):
             yield []
         yield from itertools.islice(self._batch_sampler, skip, None)
@@ -291,7 +382,8 @@ class _CollateWithState:
 class WorkerInit:
     """Initialisation of a loader's worker: timm's, then signals, then the generators of the run that is continued.
 
-    A signal to all processes of a run is for the process that trains. Its workers go on loading for its last step.
+    A signal to all processes of a run is for the process that trains. Its workers go on loading for its last step, and
+    end with it.
     """
 
     def __init__(self, init: Optional[Callable[[int], None]]):
@@ -301,6 +393,7 @@ class WorkerInit:
         self.mixup: Optional[Tuple[Any, bool]] = None  # mixup of the loader, and whether it is on
 
     def __call__(self, worker_id: int) -> None:
+        end_with_parent()
         if self.base_seed is not None:  # a worker of which no state is known starts as it did, see torch's _worker_loop
             seed = self.base_seed + worker_id
             random.seed(seed)
@@ -317,6 +410,17 @@ class WorkerInit:
             self.mixup[0].mixup_enabled = self.mixup[1]
         if worker_id in self.states:
             set_packed_cpu_state(self.states[worker_id])
+
+
+def make_restartable(loader: Any, device: torch.device) -> Any:
+    """Let the workers of an evaluation leave signals to the process that they load for, and be replaced if they end."""
+    inner = inner_loader(loader)
+    if type(inner) is not DataLoader or isinstance(inner.dataset, IterableDataset):
+        return outlive_signals(loader)
+    if inner is loader:
+        return ResumableLoader(inner, device, draws=False)
+    loader.loader = ResumableLoader(inner, device, loader, draws=False)
+    return loader
 
 
 def outlive_signals(loader: Any) -> Any:

@@ -8,7 +8,7 @@ import hashlib
 import random
 import struct
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -29,18 +29,31 @@ def derive_seed(*numbers: int) -> int:
 def global_generators(seed: int) -> Iterator[None]:
     """Seed the global generators of the CPU; restore them in the main process. Not for threads."""
     is_main = get_worker_info() is None
-    if is_main:
-        state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2 ** 32)
-    torch.default_generator.manual_seed(seed % 2 ** 63)
+    state = global_state() if is_main else None
+    seed_global_generators(seed)
     try:
         yield
     finally:
-        if is_main:
-            random.setstate(state[0])
-            np.random.set_state(state[1])
-            torch.set_rng_state(state[2])
+        if state is not None:
+            set_global_state(state)
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the global generators of the CPU."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.default_generator.manual_seed(seed % 2 ** 63)
+
+
+def global_state() -> Tuple[Any, ...]:
+    """State of the global generators of the CPU."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_global_state(state: Tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
 
 
 class SampleSeeds:

@@ -16,7 +16,7 @@ import re
 import shutil
 import signal
 from types import FrameType
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Sequence
 
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils import signal_handling
@@ -76,6 +76,45 @@ def _waits_for_batch(frame: Optional[FrameType]) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def ended_workers(iterator: _MultiProcessingDataLoaderIter) -> List[Any]:
+    """Processes of a loader that have ended while it is used."""
+    return [] if iterator._shutdown else [worker for worker in iterator._workers if not worker.is_alive()]
+
+
+def is_replaceable(code: Optional[int]) -> bool:
+    """Whether a worker that ended with this exit code may be replaced: it was not short of shared memory or files."""
+    return code not in (NO_SHM, NO_FILES, -signal.SIGBUS)
+
+
+def describe_ends(workers: Sequence[Any]) -> str:
+    """A sentence on workers that ended."""
+    pids = ', '.join(str(worker.pid) for worker in workers)
+    who = f'A loader worker (process {pids})' if len(workers) == 1 else f'Loader workers (processes {pids})'
+    code = workers[0].exitcode
+    if code is None or code >= 0:
+        return f'{who} ended with exit code {code}.'
+    name = signal.Signals(-code).name
+    memory = ', most likely because memory ran out (`dmesg` tells)' if name == 'SIGKILL' else ''
+    return f'{who} {"was" if len(workers) == 1 else "were"} ended by {name}{memory}.'
+
+
+def as_torch_tells(workers: Sequence[Any]) -> str:
+    """Likewise, in torch's words, which `explain` reads."""
+    code = workers[0].exitcode or 0
+    killed, ended = f'is killed by signal: {signal.strsignal(abs(code))}', f'exited unexpectedly with exit code {code}'
+    return f'DataLoader worker (pid {workers[0].pid}) {killed if code < 0 else ended}.'
+
+
+def kill_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
+    """End the other workers of a loader too, without an error in the main process."""
+    signal_handling._remove_worker_pids(id(iterator))
+    iterator._worker_pids_set = False
+    for worker in iterator._workers:
+        worker.kill()
+    iterator._shutdown_workers()
+    _noted.clear()
 
 
 def explain(error: BaseException, workers: Optional[int] = None) -> Optional[str]:

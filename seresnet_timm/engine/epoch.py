@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 import torchvision
@@ -14,7 +14,9 @@ from timm.task import TrainingTask
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
+from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps
+from seresnet_timm.engine.faults import note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
@@ -68,6 +70,7 @@ class Training:
         max_bad_steps: Bad steps in a row that end the run.
         bad_steps: Skips them; made in the first epoch.
         figures: Of the last log point.
+        bad_images: Ends a run of whose images too many cannot be read; None for no limit.
     """
     args: Any
     forward: Forward
@@ -87,6 +90,7 @@ class Training:
     max_bad_steps: int = 20
     bad_steps: Optional[BadSteps] = None
     figures: Optional[Figures] = None
+    bad_images: Optional[BadImages] = None
 
     @property
     def device(self) -> torch.device:
@@ -169,8 +173,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
             if update_idx % args.log_interval == 0 or is_last:
                 # the host waits for the device here
-                loss_now, loss_avg, figures = losses.read_with(bad_steps.figures())
-                check_steps(run, (epoch, update_idx), loss_now, figures, is_last)
+                loss_now, loss_avg, figures = losses.read_with(counts_of(run, bad_steps))
+                check_counts(run, (epoch, update_idx), loss_now, figures, is_last)
                 line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
                 bar.log(line, short=short, is_last=is_last)
                 if args.save_images and run.outputs:
@@ -188,6 +192,32 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
                    unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
+
+
+def counts_of(run: Training, bad_steps: BadSteps) -> torch.Tensor:
+    """What is counted on the device, and the images that this rank could not read: for `check_counts`."""
+    new = run.bad_images.new() if run.bad_images else 0
+    return torch.cat((bad_steps.figures(), torch.full((1,), float(new), device=run.device)))
+
+
+def check_counts(run: Training, place: Tuple[int, int], loss: float, counts: List[float], is_last: bool) -> None:
+    """End the run if too many steps are bad, or too many images cannot be read; note other faults of the data.
+
+    Args:
+        run: The training.
+        place: Epoch, and update in it.
+        loss: Loss of the last batch.
+        counts: `counts_of`, as the mean over the ranks.
+        is_last: It is the last update of the epoch.
+
+    Raises:
+        RunError: They are.
+    """
+    *figures, new = counts
+    note_own(run.record, place[0], run.train_loader)
+    if run.bad_images:
+        run.bad_images.check(new * run.args.world_size, run.record, place[0])
+    check_steps(run, place, loss, figures, is_last)
 
 
 def start_meters(run: Training) -> Tuple[LossMeter, Throughput, int]:

@@ -106,11 +106,13 @@ class LossMeter:
 
     def state_dict(self) -> Dict[str, Any]:
         """What the meter holds. The host waits for the device here."""
-        return dict(pending=self._pending.tolist(), pending_count=self._pending_count, sum=self._sum, count=self._count)
+        return dict(pending=self._pending.tolist(), pending_count=self._pending_count, sum=self._sum, count=self._count,
+                    left_out=self._left_out)
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self._pending = torch.tensor(state['pending'], device=self._pending.device)
         self._pending_count, self._sum, self._count = state['pending_count'], state['sum'], state['count']
+        self._left_out = state.get('left_out', 0.)
 
 
 class Throughput:

@@ -15,7 +15,7 @@ from timm.task import resume_task_checkpoint
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import weights_for
 from seresnet_timm.checkpoints.random_state import own_state, set_own_state
-from seresnet_timm.data.image_files import image_files_of
+from seresnet_timm.data.image_files import Unreadable, image_files_of
 from seresnet_timm.data.position import resumable
 from seresnet_timm.engine.epoch import Training
 from seresnet_timm.errors import UsageError, first_line
@@ -157,15 +157,25 @@ class Resumed:
         losses = ranks[rank if self.is_exact else 0]['losses']
         return dict(self.state, batches=self.place.batches, losses=losses)
 
+    def trained_epoch(self, epoch: int) -> Optional[Tuple[Dict[str, float], Dict[str, Any]]]:
+        """Metrics and figures of an epoch whose batches were all done before; None for another epoch."""
+        if epoch != self.place.epoch or not self.place.is_trained:
+            return None
+        trained = self.state['trained']
+        unreadable = trained['figures']['unreadable_train']
+        return trained['metrics'], dict(
+            trained['figures'], unreadable_train=Unreadable(**unreadable) if unreadable else None)
 
-def resume_from(checkpoint: Optional[Checkpoint], args, resume_epoch: Optional[int]) -> Resumed:
+
+def resume_from(checkpoint: Optional[Checkpoint], run: Training, resume_epoch: Optional[int]) -> Resumed:
     """Where a run goes on, by its checkpoint and its flags, said in a log line where it is in the middle of an epoch.
 
     Args:
         checkpoint: The checkpoint to resume from, if any.
-        args: Flags of train.py.
+        run: The training.
         resume_epoch: Epoch that timm reads from the checkpoint.
     """
+    args = run.args
     epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     state = {} if checkpoint is None or args.no_resume_opt else checkpoint.run_state
     if not state:
@@ -178,6 +188,9 @@ def resume_from(checkpoint: Optional[Checkpoint], args, resume_epoch: Optional[i
                      f'{args.world_size}.')
     if epoch != place.epoch:
         place = Place(epoch)  # --start-epoch
+    elif place.batches and not place.is_trained and resumable(run.train_loader) is None:
+        place = Place(epoch)
+        notes.append(f'This dataset has no positions: epoch {epoch} starts at its first images again.')
     elif place.is_within_epoch:
         place, note = _same_images(place, state, args)
         notes += [note, f'Going on with {place}.']
@@ -207,11 +220,9 @@ def restore_loader(run: Training, resumed: Resumed) -> None:
         set_own_state(state['rng'][args.rank], run.device)
     own, loader = resumed.of_rank(args.rank), resumable(run.train_loader)
     knows_epoch = state.get('epoch') == place.epoch
-    if resumed.is_exact and (not place.batches or loader is None):
+    if resumed.is_exact and (not place.batches or place.is_trained or loader is None):
         restore_rng()
     if loader is None:
-        if place.batches and not place.is_trained and utils.is_primary(args):
-            _logger.warning('This dataset has no positions: the epoch starts at its first images again.')
         return
     batches = 0 if place.is_trained else place.batches
     if own and own['loader'] is not None and knows_epoch:

@@ -1,4 +1,5 @@
 """When a training saves its state beside the ends of its epochs: after minutes, at a signal, at a recovery interval"""
+import logging
 import time
 from dataclasses import asdict
 from typing import Any, Dict, Optional
@@ -7,6 +8,10 @@ from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.epoch import Training
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.signals import Stopped
+from seresnet_timm.runs.folder import resume_hint
+from seresnet_timm.runs.settings import RunSettings
+
+_logger = logging.getLogger('train')
 
 
 class Saving:
@@ -94,3 +99,16 @@ class Saving:
             self._saved = time.monotonic()
         else:
             saver.save_recovery(place.epoch, batch_idx=recovery)
+
+
+def end_stopped(run: Training, settings: RunSettings, error: Stopped) -> None:
+    """End this process after a signal stopped the training, and say how it goes on.
+
+    Raises:
+        SystemExit: Always; the exit code is 128 and the number of the signal.
+    """
+    if run.outputs is not None:
+        saved = run.outputs.saver.errors.last or 'everything is saved.'
+        _logger.info(f'Stopped by {error.name}; {saved}{resume_hint(settings)}')
+    run.saving.agreement.wait_until_saved()
+    raise SystemExit(error.exit_code)

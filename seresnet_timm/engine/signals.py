@@ -12,6 +12,7 @@ from typing import Any, Dict, Optional
 STOPPING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2')
                  if hasattr(signal, name))
 TWICE = 1.
+SECOND_SIGNAL = b'Stopped at once by a second signal; what was not saved is lost.\n'
 
 
 class Stopped(Exception):
@@ -69,5 +70,5 @@ class StopSignals:
         if self.received is None:
             self.received, self._time = signum, now
         elif now - self._time > TWICE:
-            os.write(2, b'Stopped at once by a second signal; what was not saved is lost.\n')
+            os.write(2, SECOND_SIGNAL)
             os._exit(128 + signum)

@@ -39,10 +39,12 @@ from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.engine.agreement import Agreement
+from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
 from seresnet_timm.engine.epoch import Training, refuse_unsaved, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.evaluate import validate
+from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
@@ -61,7 +63,7 @@ from seresnet_timm.engine.run_state import (
     set_up_ema,
     state_of_rank,
 )
-from seresnet_timm.engine.saving import Saving
+from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.errors import UsageError
 from seresnet_timm.models.create import create_from_args
@@ -116,6 +118,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         updates_per_epoch=math.ceil(len(train_loader) / args.grad_accum_steps),
         eval_metric=args.eval_metric if eval_loader is not None else 'loss',
         max_bad_steps=settings.max_bad_steps,
+        bad_images=BadImages(train_loader.dataset, settings),
     )
 
     # resume
@@ -125,7 +128,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         set_up_ema(checkpoint, task, args)
     if checkpoint:
         refuse_other_classes(checkpoint, train_loader.dataset, args)
-    resumed = resume_from(checkpoint, args, resume_epoch)
+    resumed = resume_from(checkpoint, run, resume_epoch)
     run.has_evaluated = resumed.state.get('has_evaluated', False)
 
     # processes: of the loaders, then of the training
@@ -145,7 +148,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
 
     # epochs
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, noted(run):
             agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
             run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
             results = train_epochs(run, resumed, num_epochs)
@@ -155,11 +158,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
             _logger.info(f'Interrupted.{hint}')
         raise SystemExit(130)
     except Stopped as e:
-        if is_primary:
-            _logger.info(f'Stopped by {e.name}; {run.outputs.saver.errors.last or "everything is saved."}'
-                         f'{resume_hint(settings)}')
-        agreement.wait_until_saved()
-        raise SystemExit(e.exit_code)
+        end_stopped(run, settings, e)
 
     # finish
     if args.distributed:
@@ -250,7 +249,8 @@ def create_loaders(
         RunError: The classes are not those of the plan.
     """
     decoder, _ = choose_decoder(args, settings.fast_jpeg)
-    setup = loaders.LoaderSetup(args, data_config, forward.device, forward.dtype, decoder, settings.class_names)
+    setup = loaders.LoaderSetup(
+        args, data_config, forward.device, forward.dtype, decoder, settings.class_names, settings.data_timeout)
     train_loader, mixup_fn = loaders.train_loader(setup)
     if len(train_loader) == 0:  # of a dataset whose size only its reader knows
         raise UsageError(
@@ -362,6 +362,7 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
 
         eval_start = time.perf_counter()
         eval_metrics, unreadable = evaluate_epoch(run) if run.eval_loader is not None else (None, None)
+        note_all(run.record, epoch, run.eval_loader)
         check_epoch(run, epoch, eval_metrics)
         refuse_infinite_weights(run.record, run.task.get_trainable_module(), epoch, eval_metrics)
         latest_metric = (eval_metrics or train_metrics)[run.eval_metric]
@@ -382,14 +383,13 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
 
 def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, float], Dict[str, Any]]:
     """Train an epoch, or what is left of it: its metrics, and figures for run.json."""
+    trained = resumed.trained_epoch(epoch)
+    if trained is not None:
+        return trained
     args, run.begun = run.args, resumed.start_of(epoch, run.args.rank)
-    if run.begun and resumed.place.is_trained:
-        trained, run.begun = run.begun['trained'], None
-        unreadable = trained['figures']['unreadable_train']
-        return trained['metrics'], dict(
-            trained['figures'], unreadable_train=Unreadable(**unreadable) if unreadable else None)
     set_epoch(run.train_loader, epoch)
     train_metrics, figures = train_one_epoch(run, epoch)
+    note_all(run.record, epoch, run.train_loader)
     if utils.is_primary(args):
         figures = report_epoch(figures, epoch, args.workers, run.device)
     if args.distributed and args.dist_bn:

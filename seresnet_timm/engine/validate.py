@@ -29,6 +29,7 @@ from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.label_files import read_valid_labels
+from seresnet_timm.engine import faults
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.model_info import (
@@ -71,10 +72,12 @@ class Result:
             crop_pct, interpolation.
         figures: Figures for run.json.
         model_info: The model, for run.json.
+        faults: Of its data, which did not end it.
     """
     row: Dict[str, Any]
     figures: Dict[str, Any]
     model_info: Dict[str, Any]
+    faults: List[faults.Fault]
 
 
 def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] = None) -> None:
@@ -106,6 +109,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         if settings.output:
             record = RunRecord(settings, settings.output, results[0].model_info)
             record.set_evaluation(results[0].figures)
+            for result in results:
+                faults.add(record, None, result.faults)
             record.finish()
         if args.results_file:
             write_results(args.results_file, rows, args.results_format)
@@ -219,6 +224,7 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
     if is_primary:
         _logger.info(' * Acc@1 {top1:.3f} ({top1_err:.3f}) Acc@5 {top5:.3f} ({top5_err:.3f})'.format(**row))
     return Result(
+        faults=faults.take([loader]),
         row=row,
         figures=dict(images=len(loader.dataset), seconds=round(seconds, 3), unreadable=unreadable, **metrics),
         model_info=model_info_of(network, dict(data_config, crop_pct=crop_pct), loader.dataset).to_dict(),
@@ -274,7 +280,8 @@ def create_loader(run: Evaluation, data_config: Dict[str, Any], crop_pct: float,
     decoder, _ = choose_decoder(args, run.settings.fast_jpeg)
     return loaders.eval_loader(
         loaders.LoaderSetup(
-            args, data_config, run.forward.device, run.forward.dtype, decoder, run.settings.class_names),
+            args, data_config, run.forward.device, run.forward.dtype, decoder, run.settings.class_names,
+            run.settings.data_timeout),
         args.split,
         batch_size,
         num_samples=args.num_samples,

@@ -82,6 +82,19 @@ class Number(Rule):
         return ', or '.join([text, *map(str, self.also)])
 
 
+class ShareOrCount(Rule):
+    """A number of images, or their share in percent: '5' or '0.1%'."""
+
+    def read(self, value: Any) -> Any:
+        return value.replace(' ', '') if isinstance(value, str) else value
+
+    def wrong(self, value: Any) -> Optional[str]:
+        found = re.fullmatch(r'([0-9]+)|([0-9]+\.?[0-9]*|\.[0-9]+)%', str(value))
+        if not found:
+            return 'is neither a number of images nor a share in percent: give for example 5 or 0.1%'
+        return 'is more than all images: give at most 100%' if found[2] and float(found[2]) > 100 else None
+
+
 @dataclass(frozen=True)
 class Names(Rule):
     """One of the names that are known.
@@ -214,7 +227,8 @@ VALUES: Dict[str, Rule] = {
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
     'master_port': Number(1, 65535), 'rdzv_timeout': COUNT, 'max_restarts': NOT_NEGATIVE, 'max_bad_steps': COUNT,
-    'checkpoint_minutes': NOT_NEGATIVE, 'hang_timeout': NOT_NEGATIVE, 'loss_scale': Number(above=0, also=(-1,)),
+    'checkpoint_minutes': NOT_NEGATIVE, 'hang_timeout': NOT_NEGATIVE, 'data_timeout': NOT_NEGATIVE,
+    'max_bad_images': ShareOrCount(), 'loss_scale': Number(above=0, also=(-1,)),
     'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
     'fast_jpeg': Names(('auto', 'on', 'off')), 'fast_step': Names(('auto', 'off')),
     'fuse_bn': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,

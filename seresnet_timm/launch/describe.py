@@ -30,6 +30,7 @@ def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]
 
 def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
     """The plan as lines of label and text."""
+    from seresnet_timm.data.image_files import allowed_images
     args, reasons = settings.args, settings.reasons
     each = f'{settings.nproc} on each of {settings.nnodes} nodes; ' if settings.nnodes > 1 and not node.is_rank else ''
     lines = [
@@ -54,6 +55,11 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     lines.append(('workers', f'{args["workers"]} loader workers for each of {settings.world_size}, '
                              f'{reasons.get("workers", f"{os.cpu_count()} cores on this node")}{pinned}'))
     lines.append(('images', images(settings)))
+    if 'train' in settings.num_images and settings.verb == 'train':
+        total = settings.num_images['train']
+        allowed = allowed_images(settings.max_bad_images, total)
+        lines.append(('bad images', f'the run ends when more than {allowed:,} of {total:,} training images are '
+                                    f'bad (--max-bad-images {settings.max_bad_images})'))
     if settings.device.startswith('npu'):
         from seresnet_timm.ascend.setup import describe as describe_npu
         lines.append(('torch_npu', describe_npu()))

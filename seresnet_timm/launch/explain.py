@@ -12,6 +12,9 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
 
     from seresnet_timm.ascend.errors import explain as explain_npu
     from seresnet_timm.data import worker_errors
+    from seresnet_timm.data.data_folder import DataFolderGone
+    if isinstance(error, DataFolderGone):
+        return str(error)
     of_worker = worker_errors.explain(error, settings.args.get('workers'))
     if of_worker is not None:
         return of_worker

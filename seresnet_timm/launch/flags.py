@@ -63,6 +63,11 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--max-bad-steps', metavar='N', type=int,
         help='end a training after N steps in a row without a finite loss and gradients; such steps are skipped (20; '
              'bundled train.py)')
+    arg('--max-bad-images', metavar='N',
+        help='train: end the run when more images than this cannot be read: a number, or a share of the training '
+             'images with %%; of a share that is not 0 at least one is allowed; 0: none (0.1%%)')
+    arg('--data-timeout', metavar='SEC', type=float,
+        help='how long to wait for the data folder when it is gone, such as a network drive; 0: end at once (600)')
     arg('--max-restarts', metavar='N', type=int,
         help='restart the processes after a failure of one, from the last checkpoint, at most N times (0; recipes '
              'for 8 devices: 3)')

@@ -131,6 +131,7 @@ def _make_plan(
         nproc=nproc,
         world_size=world_size,
         fast_step=options.get('fast_step', 'auto') == 'auto',
+        max_bad_images=str(options.get('max_bad_images', '0.1%')),
         max_restarts=max_restarts(sources, nnodes, is_named),
         output=output,
         class_names=data.class_names,

@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Tuple
@@ -14,7 +14,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 import psutil
 
 from seresnet_timm.checkpoints.newest import newest_checkpoint
-from seresnet_timm.engine.signals import STOPPING
+from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
@@ -40,11 +40,12 @@ def run(settings: RunSettings, node: Node) -> None:
     """
     if (settings.nnodes > 1 or node.master_port) and node.rank == 0:  # node 0 listens there
         check_port(node.master_port or DEFAULT_PORT)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing import api
     _set_environment(settings, node)
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says is said below
-    for signum in (signal.SIGUSR1, signal.SIGUSR2):  # torchrun hands on the other ones by itself
-        signal.signal(signum, _hand_on(SignalException))
+    api._terminate_process_handler = _hand_on(api.SignalException)  # torchrun's handler of the signals that it knows
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, api._terminate_process_handler)
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1:
         print(f'  logs           {log_dir} (all ranks but the first)', file=sys.stderr)
@@ -129,9 +130,22 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
 
 
 def _hand_on(error: type) -> Any:
-    """Handler of a signal that torchrun then sends to its ranks, waiting for them to end."""
+    """Handler of signals: torchrun sends the first to its ranks and waits for them; the second ends them at once.
+
+    Args:
+        error: torchrun's SignalException.
+    """
+    received: List[float] = []
+
     def handle(signum: int, _frame: Any) -> None:
-        raise error(f'signal {signum}', sigval=signal.Signals(signum))
+        received.append(time.monotonic())
+        if len(received) == 1:
+            raise error(f'signal {signum}', sigval=signal.Signals(signum))
+        if received[-1] - received[0] > TWICE:
+            os.write(2, SECOND_SIGNAL)
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
     return handle
 
 

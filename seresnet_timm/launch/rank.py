@@ -2,7 +2,6 @@
 import ctypes
 import gc
 import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from typing import Any, ContextManager, Mapping, Optional
 from seresnet_timm.errors import RunError, UsageError, print_any_text
 from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
+from seresnet_timm.processes import end_with_parent
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import heartbeat
@@ -153,20 +153,10 @@ def set_cpu_affinity(settings: RunSettings) -> None:
     os.sched_setaffinity(0, cores[rank * share:(rank + 1) * share])
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this rank when torchrun's agent is killed, so that none is left behind (Linux)."""
-    pr_set_pdeathsig = 1
-    parent = os.getppid()
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit('The launcher has ended.')
-
-
 def main() -> None:
     """A rank that torchrun started: settings, heartbeats and the folder of the stacks are named on its command line."""
     gc.disable()  # until everything is imported
-    _die_with_parent()
+    end_with_parent()
     print_any_text()
     local_rank = int(os.environ['LOCAL_RANK'])
     watch.write_stacks_on_signal(Path(sys.argv[3]) / f'rank{local_rank}.txt')

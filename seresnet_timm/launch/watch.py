@@ -17,6 +17,7 @@ from seresnet_timm.step import heartbeat
 
 # a rank writes its stacks when it gets this one; no other program is known to send it
 STACKS_SIGNAL = signal.SIGRTMIN + 7
+WAITING = 10.  # seconds after which a rank that waits for its data says so again, at the latest
 FIRST_STEP = 3  # times the limit, for a rank's first step
 
 
@@ -71,8 +72,10 @@ class Watch:
         while not self._left.wait(min(1., self.timeout / 10)):
             now = time.monotonic()
             beats = heartbeat.read(self.file)
+            # the others wait for a rank that waits for its data
+            is_waiting = any(beat.waited and now - beat.waited < WAITING for beat in beats)
             for rank, beat in enumerate(beats):
-                if last.get(rank) != beat:
+                if last.get(rank) != beat or is_waiting:
                     last[rank], since[rank] = beat, now
             late = [r for r, b in enumerate(beats) if status(b.pid) and now - since[r] > self._patience(b)]
             if not late:

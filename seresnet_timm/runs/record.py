@@ -89,15 +89,16 @@ class RunRecord:
         self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable})
         self._write()
 
-    def add_fault(self, kind: str, epoch: Optional[int], text: str) -> None:
+    def add_fault(self, kind: str, epoch: Optional[int], text: str, when: Optional[float] = None) -> None:
         """Append something that went wrong and did not end the run, or the reason why it ended.
 
         Args:
-            kind: 'save' or 'bad_steps'.
+            kind: 'save', 'bad_steps', 'bad_images', 'data_wait' or 'worker'.
             epoch: Epoch in which it happened.
             text: A sentence.
+            when: Seconds since 1970; None for now.
         """
-        self.content['faults'].append({'time': _now(), 'kind': kind, 'epoch': epoch, 'text': text})
+        self.content['faults'].append({'time': _now(when), 'kind': kind, 'epoch': epoch, 'text': text})
         self._write()
 
     def set_best(self, metric: str, value: float, epoch: int) -> None:
@@ -154,8 +155,8 @@ def _versions() -> Dict[str, Optional[str]]:
     return versions
 
 
-def _now() -> str:
-    return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+def _now(when: Optional[float] = None) -> str:
+    return time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(when))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class RunSettings:
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
+        max_bad_images: Training images that cannot be read and do not end the run: a number, or a share such as '0.1%'.
+        data_timeout: Seconds to wait for a data folder that is gone; 0 to end at once.
         max_restarts: Restarts of the processes after a failure, at most.
         hang_timeout: Seconds without a step of a rank that end the processes; 0 for no limit.
         restarts: Restarts so far: time and reason, a sentence each.
@@ -94,6 +96,8 @@ class RunSettings:
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     max_bad_steps: int = 20
+    max_bad_images: str = '0.1%'
+    data_timeout: float = 600
     max_restarts: int = 0
     hang_timeout: float = 600
     restarts: List[str] = field(default_factory=list)

@@ -110,7 +110,8 @@ class BadSteps:
             setattr(self, f'_{name}', state[name] * self._one)
         self._step = state['step']
 
-    def poison(self, loss: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def poison(loss: torch.Tensor) -> torch.Tensor:
         """The same loss; if it is not finite, its gradients are NaN."""
         return loss * (loss.detach() * 0 + 1)
 

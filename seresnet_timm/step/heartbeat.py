@@ -1,16 +1,19 @@
 """Signs of life: every rank counts its steps in a file, so that its launcher sees which one makes no more steps
 
 A step is an optimizer step of a training, or a batch of an evaluation. The count is memory that both processes map, so
-that it costs nothing and is seen even if the rank can no longer answer.
+that it costs nothing and is seen even if the rank can no longer answer. A rank, or one of its loader workers, that
+waits for its data says so there too.
 """
 import mmap
 import os
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional
 
-RECORD = struct.Struct('qq')  # process, steps
+RECORD = struct.Struct('qqd')  # process, steps, time of the last wait
+STEPS, WAIT = struct.Struct('qq'), struct.Struct('d')  # its parts
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,11 @@ class Heartbeat:
     Attributes:
         pid: Its process; 0 before it has started.
         steps: Steps so far.
+        waited: Time (`time.monotonic`) at which it said last that it waits for its data; 0 if never.
     """
     pid: int
     steps: int
+    waited: float = 0.
 
 
 class _Writer:
@@ -40,7 +45,7 @@ def create(file: Path, ranks: int) -> None:
 
 def read(file: Path) -> List[Heartbeat]:
     """What the ranks have written, in the order of their local ranks."""
-    return [Heartbeat(pid, steps) for pid, steps in RECORD.iter_unpack(file.read_bytes())]
+    return [Heartbeat(*record) for record in RECORD.iter_unpack(file.read_bytes())]
 
 
 def start(file: Path, local_rank: int) -> None:
@@ -49,7 +54,7 @@ def start(file: Path, local_rank: int) -> None:
     with open(file, 'r+b') as f:
         _Writer.memory = mmap.mmap(f.fileno(), 0)
     _Writer.offset, _Writer.steps = RECORD.size * local_rank, 0
-    RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), 0)
+    RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), 0, 0.)
     if not _Writer.has_hook:
         register_optimizer_step_post_hook(lambda *_: beat())
         _Writer.has_hook = True
@@ -59,4 +64,10 @@ def beat() -> None:
     """Count a step, if this process counts any."""
     if _Writer.memory is not None:
         _Writer.steps += 1
-        RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), _Writer.steps)
+        STEPS.pack_into(_Writer.memory, _Writer.offset, os.getpid(), _Writer.steps)
+
+
+def wait() -> None:
+    """Say that this rank waits for its data. Its loader workers call it too."""
+    if _Writer.memory is not None:
+        WAIT.pack_into(_Writer.memory, _Writer.offset + STEPS.size, time.monotonic())

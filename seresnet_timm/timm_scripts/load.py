@@ -74,8 +74,7 @@ def run(
     overrides.install(module)
     if before_main is not None:
         before_main()
-    module.main()
-    overrides.finish()
+    overrides.run(module.main)
 
 
 def make_overrides(settings: RunSettings) -> Any:

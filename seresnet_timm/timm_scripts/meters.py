@@ -1,10 +1,9 @@
 """Meters in the form that timm's scripts use them."""
 import time
-from typing import Any
 
 import torch
 
-from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.meters import LossMeter
 
 
 class DeviceMeter:
@@ -39,32 +38,3 @@ class DeviceMeter:
     def count(self) -> int:
         self._read()
         return self._meter.count
-
-
-class TimedLoader:
-    """A loader that measures: time waiting for batches, and images by step."""
-
-    def __init__(self, loader: Any, throughput: Throughput, world_size: int):
-        self._loader, self._throughput, self._world_size = loader, throughput, world_size
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return self._loader.mixup_enabled
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, enabled: bool) -> None:
-        self._loader.mixup_enabled = enabled
-
-    def __iter__(self):
-        start = time.perf_counter()
-        for batch in self._loader:
-            self._throughput.add_wait(time.perf_counter() - start)
-            yield batch
-            self._throughput.step(len(batch[1]) * self._world_size)
-            start = time.perf_counter()

@@ -93,7 +93,7 @@ class Overrides:
 
     def _decode_fast(self, dataset: Dataset, is_training: bool) -> Dataset:
         decoder, _ = choose_decoder(self.args, self.settings.fast_jpeg)
-        dataset = count_unreadable(dataset, is_training)
+        dataset = count_unreadable(dataset, is_training, self.settings.data_timeout)
         return with_fast_decoding(dataset, decoder, loaders.sample_seeds(self.args) if is_training else None)
 
     def normalization(self, kwargs: Dict[str, Any]) -> Dict[str, Any]:
@@ -111,6 +111,11 @@ class Overrides:
         Checked by: test_divergence.py ends a run with such a loss.
         """
         return as_json(value, **kwargs)
+
+    def run(self, main: Callable[[], None]) -> None:
+        """Run the script's `main`."""
+        main()
+        self.finish()
 
     def finish(self) -> None:
         """Complete the run's record, when the script's `main` has returned."""

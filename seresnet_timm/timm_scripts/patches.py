@@ -51,6 +51,20 @@ def keep_losses_on_device(tree: ast.Module) -> str:
     return APPLIED
 
 
+def go_on_within_epoch(tree: ast.Module) -> str:
+    """Count the batches and updates of an epoch from where the run goes on.
+
+    Upstream (lines 1210 and 1217): `num_updates = epoch * updates_per_epoch`, `enumerate(loader)`.
+    Without: a run that goes on in the middle of an epoch has its end too late, and the learning rate of its beginning.
+    Checked by: test_training.py, weights of resumed runs.
+    """
+    train = find_function(tree, 'train_one_epoch')
+    replace_once(train, 'epoch * updates_per_epoch',
+                 'epoch * updates_per_epoch + _seresnet_timm.batches_done // accum_steps')
+    replace_once(train, 'enumerate(loader)', 'enumerate(loader, _seresnet_timm.batches_done)')
+    return APPLIED
+
+
 # --- validate.py ------------------------------------------------------------------------------------------------------
 
 def fold_batch_norm(tree: ast.Module) -> str:
@@ -86,6 +100,6 @@ def evaluate_on_all_ranks(tree: ast.Module) -> str:
 
 
 PATCHES: Dict[str, Tuple[Callable[[ast.Module], str], ...]] = {
-    'train.py': (scale_loss_on_npu, keep_losses_on_device),
+    'train.py': (scale_loss_on_npu, keep_losses_on_device, go_on_within_epoch),
     'validate.py': (fold_batch_norm, evaluate_on_all_ranks),
 }

@@ -2,8 +2,11 @@
 import logging
 import math
 import time
+from collections import OrderedDict
+from contextlib import ExitStack
+from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 import yaml
@@ -13,42 +16,39 @@ from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
+from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
-from seresnet_timm.data.image_files import take_unreadable
+from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
-from seresnet_timm.data.position import make_resumable, outlive_signals
+from seresnet_timm.data.position import make_restartable, make_resumable
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
+from seresnet_timm.engine.bad_images import BadImages
+from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import diverged, has_finite_weights
-from seresnet_timm.engine.epoch import Training, refuse_unsaved
+from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
+from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.engine.meters import Throughput, report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
-from seresnet_timm.engine.run_state import (
-    Place,
-    Resumed,
-    restore_loader,
-    restore_rank,
-    resume_from,
-    run_state,
-    state_of_rank,
-)
-from seresnet_timm.engine.signals import StopSignals
+from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
+from seresnet_timm.engine.saving import Saving, end_stopped
+from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
+from seresnet_timm.step.bad_steps import BadSteps
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
-from seresnet_timm.timm_scripts.meters import TimedLoader
 from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
+from seresnet_timm.timm_scripts.training import ModelState, NoScheduler, ScriptTraining, StepMeter, go_on
 
 _logger = logging.getLogger('train')
 
@@ -68,10 +68,10 @@ class TrainOverrides(Overrides):
         self._interrupted = False
         self._eval_loss = 0.  # of the last evaluation
         self._checkpoint: Optional[Checkpoint] = None  # to resume from, until training starts
-        self._has_started = False
         self._epoch = 0
-        self._run: Any = None  # what a saved state is made of, from the first epoch on
-        self._agreement: Any = None
+        self._training: Any = None  # ScriptTraining, from the first epoch on
+        self._outputs: Optional[Outputs] = None  # on rank 0
+        self._signals = ExitStack()  # holds them from the first epoch on
         self._ranks: Any = None  # states of all ranks, at the end of the epoch
 
     def names(self) -> Dict[str, Override]:
@@ -87,7 +87,7 @@ class TrainOverrides(Overrides):
             ('train_one_epoch', self.train_one_epoch),
             ('validate', self.validate),
             ('json.dumps', self.as_json),
-        )}
+        )} | {'utils.dispatch_clip_grad': Override('train_one_epoch', self.dispatch_clip_grad)}
 
     def install(self, module: ModuleType) -> None:
         super().install(module)
@@ -139,12 +139,13 @@ class TrainOverrides(Overrides):
         if is_training:
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)
-        loader = make_resumable(loader, kwargs['device']) if is_training else outlive_signals(loader)
+        loader = (make_resumable if is_training else make_restartable)(loader, kwargs['device'])
         # the shuffle depends on the epoch, and a run that resumes learns its first one only later
         knows_epoch = not self.args.resume and not self.args.start_epoch
-        if not self.args.distributed or is_training and not knows_epoch:
+        has_evaluated = not is_training and self._resumed_state().get('has_evaluated', False)
+        if not self.args.distributed and not has_evaluated or is_training and not knows_epoch:
             return loader
-        return start_workers(loader, keep_rng=not is_training)
+        return start_workers(loader, keep_rng=not is_training, draws=not has_evaluated)
 
     def create_optimizer(self, model: torch.nn.Module, **kwargs) -> torch.optim.Optimizer:
         """Use torch's fused optimizers, where `step.fast` says so (line 916).
@@ -161,15 +162,16 @@ class TrainOverrides(Overrides):
         Checked by: test_runs.py, a run with `--sched none`.
         """
         scheduler, num_epochs = self._originals['create_scheduler_v2'](*args, **kwargs)
-        return scheduler or _NoScheduler(), num_epochs
+        return scheduler or NoScheduler(), num_epochs
 
     def task_class(self, cls: type) -> type:
-        """Prepare a task for several processes on any device (`prepare_distributed`, line 972).
+        """Prepare a task for several processes on any device (line 972), and make a loss of no finite number show.
 
         DDP takes no device ids on the CPU; it gets gradients as views of its buckets, and exchanges fp16 gradients of
         fp16 weights.
-        Without: `--device cpu` on several processes ends with a ValueError of DDP.
-        Checked by: test_runs.py, a run of two processes.
+        Without: `--device cpu` on several processes ends with a ValueError of DDP; an infinite loss can have finite
+        gradients, and ranks skip different steps.
+        Checked by: test_runs.py, a run of two processes; test_training.py, bad steps.
         """
         overrides = self
 
@@ -182,7 +184,12 @@ class TrainOverrides(Overrides):
             if overrides.settings.half_weights:
                 exchange_in_half(self.get_trainable_module())
             return result
-        replaced = type(cls.__name__, (cls,), {'prepare_distributed': prepare_distributed, '__module__': __name__})
+
+        def forward(self, *args, **kwargs):
+            result = super(replaced, self).forward(*args, **kwargs)
+            return {**result, 'loss': BadSteps.poison(result['loss'])}
+        replaced = type(cls.__name__, (cls,), {
+            'prepare_distributed': prepare_distributed, 'forward': forward, '__module__': __name__})
         return replaced
 
     def create_saver(
@@ -195,7 +202,7 @@ class TrainOverrides(Overrides):
         """
         saver = _Saver(
             self, model=model, optimizer=optimizer, args=args, checkpoint_dir=checkpoint_dir,
-            task=task or _ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
+            task=task or ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
             **kwargs,
         )
         data_config = resolve_data_config(vars(args), model=self._model)
@@ -209,6 +216,7 @@ class TrainOverrides(Overrides):
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch)
+        self._outputs = Outputs(folder, saver, self._record, self._summary)
         trim_summary(str(folder.summary), start_epoch)
         return saver
 
@@ -223,36 +231,53 @@ class TrainOverrides(Overrides):
             filename=filename, epoch=epoch, train_metrics=train_metrics, eval_metrics=eval_metrics, **kwargs)
 
     def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
-        """Measure images/s by the reference's definition, and keep the random state for a resumed run (line 1183).
+        """Train from where the run goes on, save and stop between steps, skip bad ones, measure images/s (line 1183).
 
-        Without: no FPS for the results table and the final lines; a resumed run draws other numbers, e.g. for dropout.
-        Checked by: test_recipes.py reads them; test_runs.py resumes a run with dropout.
+        Without: a resumed epoch starts again, and draws other numbers, e.g. for dropout; a signal saves nothing; a loss
+        of NaN makes the weights NaN; no FPS for the results table and the final lines.
+        Checked by: test_training.py resumes runs and has bad steps; test_recipes.py reads the figures.
         """
         self._add_epoch()
-        if not self._has_started:
-            self._start(epoch, model, loader, optimizer, device=device, **kwargs)
+        if self._training is None:
+            self._training = self._start(epoch, model, loader, optimizer, device, kwargs)
         if loading.is_fast(loader.dataset):
             loading.set_epoch(loader, epoch)
-        throughput = Throughput()
+        if 'saver' in kwargs:
+            kwargs['saver'] = None  # recovery files need the states of all ranks: `Saving` writes them
+
+        def train(epoch_loader: Any, guarded_optimizer: Any, loss_scaler: Any) -> Dict[str, float]:
+            return self._originals['train_one_epoch'](
+                epoch, model, epoch_loader, guarded_optimizer, args, device=device, output_dir=output_dir,
+                **{**kwargs, 'loss_scaler': loss_scaler})
         try:
-            metrics = self._originals['train_one_epoch'](
-                epoch, model, TimedLoader(loader, throughput, args.world_size), optimizer, args, device=device,
-                output_dir=output_dir, **kwargs)
-        except KeyboardInterrupt:
+            metrics, figures = self._training.train_epoch(epoch, train)
+        except KeyboardInterrupt:  # in a thread that is not the main one
             self._interrupted = True
             raise
-        figures = dict(throughput.summary(), unreadable_train=take_unreadable(loader.dataset))
+        except DataFolderGone:
+            note_own(self._record, epoch, loader)
+            raise
         if not math.isfinite(metrics['loss']):  # of all ranks
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
-        if not self.args.val_split and not has_finite_weights(model):
-            raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
-        if output_dir is not None:  # the primary process
-            self._figures = report_epoch(figures, epoch, args.workers, device)
+        if not self.args.val_split:
+            check_epoch(self._training.run, epoch, None)
+            if not has_finite_weights(model):
+                raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
+        self._figures = figures if output_dir is not None else None  # the primary process
         self._trained = time.perf_counter()
         if not self._evaluates:
-            self._ranks = self._agreement.gather(state_of_rank(self._run, Place(epoch + 1)))
+            self._gather(epoch)
         self._epoch = epoch
-        return metrics
+        return OrderedDict(metrics)
+
+    def dispatch_clip_grad(self, *args, **kwargs) -> None:
+        """Look at the gradients before they are clipped (line 1263).
+
+        Without: clipped gradients are finite, and a step that should be skipped is taken.
+        Checked by: test_training.py, bad steps with --clip-grad.
+        """
+        self._training.optimizer.look()
+        utils.dispatch_clip_grad(*args, **kwargs)
 
     def validate(self, model, loader, loss_fn, args, device, log_suffix='', **_precision):
         """Evaluate with the package's loop: every image once on any number of ranks (lines 1382-1469).
@@ -262,57 +287,71 @@ class TrainOverrides(Overrides):
         Checked by: test_runs.py, equal results with the bundled script on one and two processes.
         """
         args.no_prefetcher = not args.prefetcher
+        run = self._training.run
         try:
-            metrics, unreadable = evaluate.validate(model, loader, Forward.from_args(args, device), args, log_suffix)
+            metrics, unreadable = evaluate.validate(
+                model, loader, Forward.from_args(args, device), args, log_suffix, agreement=run.saving.agreement)
+        except Stopped:
+            run.saving.save_trained(run)
+            raise
         except KeyboardInterrupt:
             self._interrupted = True
             raise
-        self._evaluates = self._run.has_evaluated = True
-        self._ranks = self._agreement.gather(state_of_rank(self._run, Place(self._epoch + 1)))
-        if self._figures is not None:
-            self._figures['unreadable_val'] = unreadable
+        except DataFolderGone:
+            note_own(self._record, self._epoch, loader)
+            raise
+        note_all(self._record, self._epoch, loader)
         self._eval_loss = metrics['loss']
+        check_epoch(run, self._epoch, metrics)
         if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
+        if self._figures is not None:
+            self._figures['unreadable_val'] = unreadable
+        if log_suffix or not run.task.has_ema() or args.model_ema_force_cpu:  # the last evaluation of the epoch
+            self._evaluates = run.has_evaluated = True
+            self._gather(self._epoch)
         return metrics
 
-    def _start(self, epoch, model, loader, optimizer, *, device, task=None, lr_scheduler=None, **_kwargs) -> None:
-        """Continue with the random state of the run to resume from, before the first epoch."""
-        args = self.args
-        args.no_ddp_bb = getattr(args, 'no_ddp_bb', False)
+    def _start(self, epoch, model, loader, optimizer, device, kwargs: Dict[str, Any]) -> ScriptTraining:
+        """Begin to train, at the place where the run goes on; `kwargs` are those of the script's train_one_epoch."""
+        args, task = self.args, kwargs.get('task')
+        if task is None or 'model_ema' in kwargs:  # up to v1.0.26 the task has no moving average
+            task = ModelState(model if task is None else task.get_trainable_module(), kwargs.get('model_ema'))
         forward: Any = SimpleNamespace(device=device)
-        state: Any = task or _ModelState(model, None)
-        self._run = Training(
-            args=args, forward=forward, task=state,
-            optimizer=optimizer, train_loader=loader, lr_scheduler=lr_scheduler)
-        self._agreement = Agreement(StopSignals(), rank=args.rank, world_size=args.world_size)
-        if args.resume and not getattr(args, 'no_resume_opt', False):
-            resumed = resume_from(self._resumed(), SimpleNamespace(
-                rank=args.rank, world_size=args.world_size, batch_size=args.batch_size, start_epoch=epoch,
-                no_resume_opt=False, grad_accum_steps=1), epoch)
-            if resumed.place.is_within_epoch:
-                resumed = Resumed(Place(epoch), resumed.state, False)
-                if utils.is_primary(args):
-                    _logger.warning(f"timm's script starts epoch {epoch} again: it cannot go on within an epoch. The "
-                                    'bundled script does (--scripts bundled).')
-            self._run.has_evaluated = resumed.state.get('has_evaluated', False)
-            restore_loader(self._run, resumed)
-            restore_rank(self._run, resumed)
-        self._has_started, self._checkpoint = True, None
+        run = Training(
+            args=args, forward=forward, task=task, optimizer=optimizer, train_loader=loader,
+            loss_scaler=kwargs.get('loss_scaler'), lr_scheduler=kwargs.get('lr_scheduler'),
+            updates_per_epoch=math.ceil(len(loader) / args.grad_accum_steps), outputs=self._outputs,
+            max_bad_steps=self.settings.max_bad_steps, bad_images=BadImages(loader.dataset, self.settings))
+        resumed = go_on(run, self._resumed() if args.resume else None, epoch)
+        self._checkpoint = None
+        signals = self._signals.enter_context(StopSignals())
+        agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+        run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
+        return ScriptTraining(run, resumed)
 
     def _resumed(self) -> Checkpoint:
         if self._checkpoint is None:
             self._checkpoint = read_once(self.args.resume, self.checkpoints)
         return self._checkpoint
 
+    def _resumed_state(self) -> Dict[str, Any]:
+        return self._resumed().run_state if self.args.resume and not self.args.no_resume_opt else {}
+
+    def _gather(self, epoch: int) -> None:
+        """Keep what all ranks have for themselves at the end of an epoch."""
+        run = self._training.run
+        self._ranks = run.saving.agreement.gather(state_of_rank(run, Place(epoch + 1)))
+
     def run_state(self, epoch: int, metric: Optional[float]) -> Dict[str, Any]:
         """What a checkpoint needs for an exact resume beside weights and optimizer."""
-        return run_state(self._run, Place(epoch + 1), self._ranks, metric=metric)
+        return run_state(self._training.run, Place(epoch + 1), self._ranks, metric=metric)
 
     def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
         self._add_epoch()
+        self._training.run.saving.after_epoch()
         if best_metric is not None:
             self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
         if self._saver.errors.last:
@@ -327,16 +366,34 @@ class TrainOverrides(Overrides):
         """Whether the last evaluation has a finite loss; otherwise its epoch is never the best."""
         return math.isfinite(self._eval_loss)
 
+    def run(self, main: Callable[[], None]) -> None:
+        with self._signals:
+            try:
+                super().run(main)
+            except Stopped as e:
+                end_stopped(self._training.run, self.settings, e)
+            if self._interrupted:
+                raise KeyboardInterrupt
+
     def finish(self) -> None:
         self._add_epoch()
-        if not self._interrupted:  # the script's `main` returns after Ctrl-C too
-            super().finish()
-            if self._record is not None:
-                refuse_unsaved(self._saver, self._record, self._summary)
-            if not self.is_finite():
-                raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
+        if self._interrupted:  # the script's `main` returns after Ctrl-C too
+            return
+        super().finish()
+        if self._record is not None:
+            refuse_unsaved(self._saver, self._record, self._summary)
+        if not self.is_finite():
+            raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
 
     # called by patched code
+
+    @property
+    def batches_done(self) -> int:
+        """Batches of the epoch that a run before this one has done."""
+        return self._training.epoch.batches
+
+    def device_meter(self, device: torch.device) -> StepMeter:
+        return StepMeter(device, self._training.epoch)
 
     def scales_loss(self, device: torch.device) -> bool:
         return device.type != 'cpu' or self.settings.loss_scale is not None
@@ -353,40 +410,8 @@ class _Saver(AtomicCheckpointSaver):
         super().__init__(**kwargs)
         self._overrides = overrides
 
-    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
-        self.run_state = {}  # the middle of an epoch: resumed from its next one, as in timm
-        super().save_recovery(epoch, batch_idx)
-
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
         self.run_state = self._overrides.run_state(epoch, metric)
         best = super().save_checkpoint(epoch, metric if self._overrides.is_finite() else math.nan)
         self._overrides.saved(epoch, *best)
         return best
-
-
-class _NoScheduler:
-    """A scheduler that leaves the learning rate as it is."""
-    t_in_epochs = True
-
-    def step(self, *args, **kwargs) -> None:
-        pass
-
-    step_update = step
-
-
-class _ModelState:
-    """Weights and their moving average as timm's tasks give them to a saver."""
-
-    def __init__(self, model: torch.nn.Module, model_ema: Optional[torch.nn.Module]):
-        self._model, self._model_ema = model, model_ema
-
-    def has_ema(self) -> bool:
-        return self._model_ema is not None
-
-    def get_trainable_module(self, ema: bool = False) -> Optional[torch.nn.Module]:
-        return self._model_ema if ema else self._model
-
-    def get_checkpoint_state(self, ema: bool = False, unwrap_fn=utils.unwrap_model) -> Dict[str, Any]:
-        model = self._model_ema if ema else self._model
-        key = 'state_dict_ema' if ema else 'state_dict'
-        return {} if model is None else {key: utils.get_state_dict(model, unwrap_fn)}

@@ -16,6 +16,7 @@ from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loading
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.image_files import IGNORED_TARGET
+from seresnet_timm.data.position import make_restartable
 from seresnet_timm.engine.evaluate import report_unreadable
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
 from seresnet_timm.engine.validate import refuse_unreadable
@@ -82,7 +83,8 @@ class ValidateOverrides(Overrides):
         self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
         self._loader = create_loader(dataset, *args, **self.normalization(kwargs))
-        return loading.seed_and_speed_up(self._loader, getattr(self.args, 'seed', 0))
+        loader = loading.seed_and_speed_up(self._loader, getattr(self.args, 'seed', 0))
+        return make_restartable(loader, kwargs['device'])
 
     def _share_of_rank(self, dataset: Dataset) -> Dataset:
         if not self.args.distributed:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from conftest import run_cli
 
@@ -147,4 +148,4 @@ def test_import_registers_models_without_the_engine():
     code = ('import sys, seresnet_timm, timm\n'
             'assert timm.is_model("seresnet152_ascend")\n'
             'assert not [m for m in sys.modules if m.startswith(("seresnet_timm.engine", "torch_npu", "sklearn"))]')
-    subprocess.run([sys.executable, '-c', code], check=True)
+    subprocess.run([preloaded.python(), '-c', code], check=True)

@@ -111,3 +111,35 @@ def test_which_datasets_are_counted(tree):
     assert take_unreadable(augmix).total == 11
     other = torch.utils.data.TensorDataset(torch.zeros(3))
     assert count_unreadable(other, True) is other and take_unreadable(other) is None
+
+
+@pytest.mark.parametrize('decoder', jpeg.decoders(), ids=lambda d: d.name)
+@pytest.mark.parametrize('more', ({}, {'auto_augment': 'rand-m5-mstd0.5'}), ids=('crop', 'auto-augment'))
+def test_what_takes_its_place_does_not_depend_on_what_is_known(tmp_path, decoder, more):
+    """Two images in a row whose decoding fails after their crop is drawn: the crop of the third is the same, whether
+    the second is known to be bad or not."""
+    folder = tmp_path / 'train' / 'a'
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        path = folder / f'{i}.jpg'
+        Image.fromarray(rng.integers(0, 255, (60 + i, 50, 3), dtype=np.uint8)).save(path)
+        if i in (1, 2):
+            path.write_bytes(without_quantization(path.read_bytes()))
+    pictures = []
+    for known in (False, True):
+        dataset = count_unreadable(create_dataset('', root=str(tmp_path), split='train'), True)
+        dataset = fast_jpeg.with_fast_decoding(dataset, decoder, SampleSeeds(0))
+        create_loader(dataset, (3, 32, 32), 1, is_training=True, num_workers=0, device=torch.device('cpu'), **more)
+        if known:
+            dataset[2]
+        pictures.append(torch.as_tensor(dataset[1][0]))
+        assert take_unreadable(dataset).count == 2
+    assert torch.equal(*pictures)
+
+
+def without_quantization(data: bytes) -> bytes:
+    """A JPEG whose header is whole, but for the tables that decoding needs."""
+    while (start := data.find(b'\xff\xdb')) >= 0:
+        data = data[:start] + data[start + 2 + int.from_bytes(data[start + 2:start + 4], 'big'):]
+    return data

@@ -139,14 +139,17 @@ def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
 
 
 @pytest.mark.parametrize('torch_npu, versions, problem, remedy', (
-    (NO_CANN, {}, 'does not import: ImportError: libhccl.so: cannot open', 'set_env.sh'),
-    ('import no_such_package_of_theirs', {}, "No module named 'no_such_package_of_theirs'",
-     'pip install no_such_package_of_theirs'),
-    ('raise ImportError("libtorch_npu.so: undefined symbol: _ZN3c10")', {}, 'undefined symbol', 'torch==2.9.0'),
-    ('import os; os.abort()', {}, 'does not import: killed by SIGABRT', 'torch_npu==2.9.0.post9'),
-    (SMALL_TORCH_NPU, dict(torch_version='2.10.0+cu128', cuda='12.8', version='2.10.0.post7'),
-     'torch 2.10.0+cu128 is a CUDA build, with which torch_npu 2.10.0.post7 aborts', 'pip install torch==2.10.0'),
-), ids=('no CANN', 'no module', 'other torch', 'abort', 'CUDA build'))
+    pytest.param(NO_CANN, {}, 'does not import: ImportError: libhccl.so: cannot open', 'set_env.sh', id='no CANN'),
+    pytest.param('import no_such_package_of_theirs', {}, "No module named 'no_such_package_of_theirs'",
+                 'pip install no_such_package_of_theirs', id='no module', marks=pytest.mark.slow),
+    pytest.param('raise ImportError("libtorch_npu.so: undefined symbol: _ZN3c10")', {}, 'undefined symbol',
+                 'torch==2.9.0', id='other torch', marks=pytest.mark.slow),
+    pytest.param('import os; os.abort()', {}, 'does not import: killed by SIGABRT', 'torch_npu==2.9.0.post9',
+                 id='abort', marks=pytest.mark.slow),
+    pytest.param(SMALL_TORCH_NPU, dict(torch_version='2.10.0+cu128', cuda='12.8', version='2.10.0.post7'),
+                 'torch 2.10.0+cu128 is a CUDA build, with which torch_npu 2.10.0.post7 aborts',
+                 'pip install torch==2.10.0', id='CUDA build'),
+))
 def test_torch_npu_that_does_not_load(torch_npu, versions, problem, remedy, tmp_path):
     """An error where the NPU is asked for, a warning where a training would take the CPU."""
     path = site(tmp_path, torch_npu, **versions)

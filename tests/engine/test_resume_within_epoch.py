@@ -97,7 +97,7 @@ def test_recovery_file_and_evaluation(few_digits, tmp_path, monkeypatch):
     recovery = sorted(whole.glob('recovery-*'))
     assert [p.name for p in recovery] == ['recovery-1-3.pth.tar', 'recovery-1-5.pth.tar']
     for i, path in enumerate(recovery):
-        shutil.copytree(whole, tmp_path / str(i) / 'run', ignore=shutil.ignore_patterns('recovery-*'))
+        shutil.copytree(whole, tmp_path / str(i) / 'run', ignore=shutil.ignore_patterns('*.pth.tar'))
         shutil.copy(path, tmp_path / str(i) / 'run')
         path.unlink()
         path = tmp_path / str(i) / 'run' / path.name
@@ -122,6 +122,19 @@ def test_newest_checkpoint(few_digits, tmp_path, monkeypatch):
             f.truncate(damaged.stat().st_size // 2)
         found, notes = newest_checkpoint(folder)
         assert found.path == str(then) and str(damaged) in notes[-1] and 'The one before it is used' in notes[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ('recovery-0-3', 'recovery-0-5'))
+def test_recovery_file_of_an_earlier_epoch(few_digits, tmp_path, monkeypatch, name):
+    """Also one that was written between training and evaluation."""
+    flags = ('--reprob', 0.5, '--drop', 0.2)
+    assert run(few_digits, tmp_path / 'a', *flags, '--recovery-interval', 2, stop_after=6, monkeypatch=monkeypatch)
+    assert run(few_digits, tmp_path / 'whole', *flags, monkeypatch=monkeypatch) == 0
+    path = tmp_path / 'a' / 'run' / f'{name}.pth.tar'
+    assert run(few_digits, tmp_path / 'b', *flags, '--resume', path, monkeypatch=monkeypatch) == 0
+    a, b = (load(tmp_path / f / 'run' / 'last.pth.tar')['state_dict'] for f in ('whole', 'b'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import subset, train_flags
+from conftest import MODEL, subset, train_flags
 from PIL import Image
 from timm.data import create_transform
 from training import bundled_settings, load, summary, valid_record
@@ -38,7 +38,7 @@ def run(few_digits, tmp_path_factory):
 
 def evaluation_of(checkpoint, data, **settings):
     return bundled_settings(
-        'validate', '--data-dir', data, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32,
+        'validate', '--data-dir', data, *MODEL,
         '--device', 'cpu', '--workers', 0, '--checkpoint', checkpoint, **settings)
 
 

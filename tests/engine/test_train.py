@@ -15,11 +15,12 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
+import preloaded
 import pytest
 import timm
 import torch
 import yaml
-from conftest import run_cli, train_flags
+from conftest import MODEL, NARROW, WIDE, run_cli, train_flags
 from timm.models import load_checkpoint
 from timm.task import ClassificationTask
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,7 +56,7 @@ def test_outputs_are_timms(run):
     checkpoint = load(folder / 'last.pth.tar')
     assert checkpoint['epoch'] == 1 and checkpoint['arch'] == 'seresnet18_ascend' and checkpoint['version'] == 2
     assert checkpoint['args'].batch_size == 16 and 'optimizer' in checkpoint
-    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    model = timm.create_model('seresnet18_ascend', num_classes=10, **NARROW)
     load_checkpoint(model, str(folder / 'model_best.pth.tar'))  # timm loads ours
 
 
@@ -104,7 +105,7 @@ def test_validate_reproduces_the_best_checkpoint(run, few_digits, tmp_path):
     folder, _ = run
     best = json.loads((folder / 'run.json').read_text())['best']['value']
     result = train(
-        'validate', '--data-dir', few_digits, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32,
+        'validate', '--data-dir', few_digits, *MODEL,
         '--device', 'cpu', '--workers', 0, '--checkpoint', folder / 'model_best.pth.tar',
         '--results-file', tmp_path / 'r.csv')
     assert json.loads(result.stdout.split('--result')[1])['top1'] == pytest.approx(best, abs=1e-4)
@@ -115,7 +116,7 @@ def test_validate_reproduces_the_best_checkpoint(run, few_digits, tmp_path):
 def test_validate_all_checkpoints_of_a_folder(run, few_digits, tmp_path):
     folder, _ = run
     result = train(
-        'validate', '--data-dir', few_digits, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32,
+        'validate', '--data-dir', few_digits, *MODEL,
         '--device', 'cpu', '--workers', 0, '--checkpoint', folder, '--results-file', tmp_path / 'r.json',
         '--results-format', 'json')
     results = json.loads(result.stdout.split('--result')[1])
@@ -150,7 +151,7 @@ def test_resumed_run_equals_one_that_was_never_stopped(few_digits, tmp_path):
 def run_until_epoch(epochs: int, data: Path, output: Path) -> Path:
     """A run of the same flags whose process is killed once `epochs` epochs are saved."""
     process = subprocess.Popen(
-        [sys.executable, '-m', 'seresnet_timm', *map(str, train_flags(data, output, *RESUMED))],
+        [preloaded.python(), '-m', 'seresnet_timm', *map(str, train_flags(data, output, *RESUMED))],
         env={**os.environ, 'TIMM_SCRIPTS': ''}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.time() + 120
     record = output / 'run' / 'run.json'
@@ -207,7 +208,7 @@ def test_damaged_checkpoint_among_others(run, few_digits, tmp_path):
     for name in ('bad.pth.tar', 'tmp.pth.tar'):
         (folder / name).write_bytes(data[:1000])
     result = train(
-        'validate', '--data-dir', few_digits, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32,
+        'validate', '--data-dir', few_digits, *MODEL,
         '--device', 'cpu', '--workers', 0, '--checkpoint', folder)
     assert [Path(r['checkpoint']).name for r in json.loads(result.stdout.split('--result')[1])] == ['good.pth.tar']
     assert result.stderr.count('Left out: Checkpoint') == 1 and 'bad.pth.tar' in result.stderr
@@ -223,7 +224,7 @@ def test_modelzoo_checkpoint_as_initial_weights(few_digits, tmp_path):
     from reference_network import _formats
     _, formats = _formats()
     torch.save(formats['ModelZoo'], tmp_path / 'modelzoo.pth.tar')
-    flags = train_flags(few_digits, tmp_path, '--epochs', 1, '--lr', 1e-9)
+    flags = train_flags(few_digits, tmp_path, '--epochs', 1, '--lr', 1e-9, *WIDE)
     train(*flags, '--initial-checkpoint', tmp_path / 'modelzoo.pth.tar')
     trained = load(tmp_path / 'run' / 'last.pth.tar')['state_dict']
     torch.testing.assert_close(trained['conv1.weight'], formats['timm']['conv1.weight'], atol=1e-5, rtol=1e-5)
@@ -244,7 +245,7 @@ def test_two_processes_train_and_evaluate_as_one(few_digits, tmp_path):
     assert 'rank' not in record['settings']['args']  # the same on all ranks
 
     # the 70 validation images, of which no rank has as many as the other, against timm's model on all of them
-    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    model = timm.create_model('seresnet18_ascend', num_classes=10, **NARROW)
     load_checkpoint(model, str(run / 'last.pth.tar'))
     expected = evaluate_plainly(model, few_digits)
     assert [float(row['eval_top1']), float(row['eval_loss'])] == pytest.approx(expected)
@@ -258,14 +259,16 @@ def one_process_result(run, few_digits):
 
 def validate_on(processes: int, folder: Path, data: Path) -> dict:
     result = train(
-        'validate', '--data-dir', data, '--model', 'seresnet18_ascend', '--num-classes', 10, '--img-size', 32, '-b', 16,
+        'validate', '--data-dir', data, *MODEL, '-b', 16,
         '--device', 'cpu', '--workers', 0, '--checkpoint', folder / 'last.pth.tar',
         torchrun=processes if processes > 1 else 0)
     return json.loads(result.stdout.split('--result')[1])
 
 
-@pytest.mark.parametrize('processes', (2, pytest.param(3, marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', (2, 3))
 def test_validation_counts_every_image_once(run, few_digits, one_process_result, processes):
+    """Every figure; tests/timm_scripts/test_runs.py compares accuracy and loss of 3 processes in the normal run."""
     result = validate_on(processes, run[0], few_digits)
     assert result == pytest.approx(one_process_result, abs=2e-6)
 
@@ -309,7 +312,7 @@ def batches(count: int):
 def test_host_waits_for_the_device_at_log_points_only(count_reads, log_interval, log_points):
     args = train_parser().parse_args(['--log-interval', str(log_interval), '--clip-grad', '1.0'])
     args.prefetcher, args.distributed, args.world_size, args.rank = True, False, 1, 0
-    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    model = timm.create_model('seresnet18_ascend', num_classes=10, **NARROW)
     forward = Forward(torch.device('cpu'), nullcontext)
     task = ClassificationTask(model, torch.nn.CrossEntropyLoss(), device=forward.device, verbose=False)
     task.setup_ema(decay=0.9)

@@ -2,17 +2,20 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_cli
+from conftest import MODEL, run_cli
 from PIL import Image
 from recipe_runs import SMALL
 from training import summary, valid_record
 
 from seresnet_timm.cli.main import main
+from seresnet_timm.data.image_files import allowed_images
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward
 
@@ -44,8 +47,7 @@ def trees(tmp_path_factory):
 
 def flags(verb, data, *more) -> list:
     return [str(f) for f in (
-        verb, '--data-dir', data, '--model', 'seresnet18_ascend', '--num-classes', 3, '--img-size', 32, '-b', 4,
-        '--workers', 0, '--device', 'cpu', *more)]
+        verb, '--data-dir', data, *MODEL, '--num-classes', 3, '-b', 4, '--workers', 0, '--device', 'cpu', *more)]
 
 
 def train(capfd, data, output, *more, code=0) -> str:
@@ -83,7 +85,7 @@ def test_evaluation_counts_an_unreadable_image_as_wrong():
     pytest.param(('--scripts', SMALL), marks=pytest.mark.slow)), ids=('bundled', 'off', "timm's script"))
 def test_training_names_and_counts(trees, tmp_path, capfd, more):
     """Named once in two epochs, by path; run.json has the numbers; no stand-in in the evaluation."""
-    log = train(capfd, trees / 'bad', tmp_path, '--epochs', 2, *more)
+    log = train(capfd, trees / 'bad', tmp_path, '--epochs', 2, '--max-bad-images', '25%', *more)
     for split, start in (('train', 'WARNING: Data: 4 of 16 images of epoch 0'), ('val', 'WARNING: Test: 4 of 16')):
         line = next(line for line in log.splitlines() if line.startswith(start))
         for name in ('0_empty.jpg (it is empty)', '1_page.jpg (it is a web page', '2_link.png (it is a link to gone',
@@ -146,12 +148,54 @@ def test_validation_folder_without_a_readable_image(trees, tmp_path, capfd):
     assert log.splitlines()[-1].startswith('seresnet-timm: error: 12 of 12 images to evaluate cannot be read')
 
 
+TOO_MANY = ('4 of 16 training images cannot be read so far (25 %), and --max-bad-images 3 allows 3: ')
+
+
+@pytest.mark.parametrize('more', (
+    (), pytest.param(('--fast-jpeg', 'off', '--workers', 2), marks=pytest.mark.slow),
+    pytest.param(('--scripts', SMALL), marks=pytest.mark.slow)), ids=('bundled', 'off', "timm's script"))
+def test_too_many_end_the_run(trees, tmp_path, capfd, more):
+    """In the first epoch, with exit code 1, paths and a way out; run.json says why."""
+    log = train(capfd, trees / 'bad', tmp_path, '--epochs', 2, '--max-bad-images', 3, *more, code=1)
+    line = log.splitlines()[-1]
+    assert line.startswith(f'seresnet-timm: error: {TOO_MANY}{trees}/bad/train/bee/0_empty.jpg')
+    assert f'`seresnet-timm check-data {trees}/bad` lists all' in line
+    record = valid_record(tmp_path / 'run')
+    assert [f['kind'] for f in record['faults']] == ['bad_images'] and TOO_MANY in record['faults'][0]['text']
+    assert not record['epochs'] and not list((tmp_path / 'run').glob('*.pth.tar'))
+
+
+@pytest.mark.parametrize('limit, total, allowed', (
+    ('0.1%', 1281167, 1281), ('0.1%', 100, 1), ('0.1%', 3000, 3), ('10%', 100, 10), ('100%', 16, 16), ('0%', 1000, 0),
+    ('0', 1000, 0), ('7', 5, 7), ('.5%', 1000, 5)))
+def test_share_or_number(limit, total, allowed):
+    assert allowed_images(limit, total) == allowed
+
+
+def test_limit_is_checked_and_in_the_plan(trees, capfd):
+    main(flags('train', trees / 'bad', '--dry-run', '--max-bad-images', '20 %'))
+    assert 'the run ends when more than 3 of 16 training images are bad (--max-bad-images 20%)' in (
+        capfd.readouterr().err)
+    for wrong in ('101%', '-1', '0.001', 'few', '', '1e3', 'nan%'):
+        with pytest.raises(SystemExit) as e:
+            main(flags('train', trees / 'bad', '--dry-run', '--max-bad-images', wrong))
+        assert e.value.code == 2 and '--max-bad-images' in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_too_many_of_two_processes(trees, tmp_path):
+    argv = flags('train', trees / 'bad', '--warmup-epochs', 0, '--lr', 0.01, '--output', tmp_path, '--experiment',
+                 'run', '--epochs', 3, '--nproc', 2, '--max-bad-images', 3)
+    done = run_cli(*argv)
+    assert done.returncode == 1 and TOO_MANY in done.stderr.splitlines()[-1], done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes(trees, checkpoint, tmp_path):
     """Each image is counted and named once, whichever rank reads it."""
     argv = flags('train', trees / 'bad', '--warmup-epochs', 0, '--lr', 0.01, '--output', tmp_path, '--experiment',
                  'run', '--epochs', 3, '--nproc', 2)
-    done = run_cli(*argv)
+    done = run_cli(*argv, '--max-bad-images', 4)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(f'{trees}/bad/val/bee/0_empty.jpg') == 1
     assert done.stderr.count(f'{trees}/bad/train/bee/0_empty.jpg') == 1
@@ -185,9 +229,10 @@ def test_every_suffix_is_used_and_the_rest_is_told(trees, checkpoint, tmp_path, 
     assert 'data/val: 6 files are left out: 3 .heic, 3 .txt' in printed.err
 
 
-@pytest.mark.parametrize('kind', ('--csv', *(pytest.param(k, marks=pytest.mark.slow) for k in ('--json', ''))))
-def test_predict_writes_names_of_any_bytes(trees, checkpoint, tmp_path, kind):
-    """To a strict stdout; CSV and JSON give the bytes back."""
+@pytest.mark.parametrize('kind, fresh', (
+    ('--csv', False), *(pytest.param(k, True, marks=pytest.mark.slow) for k in ('--csv', '--json', ''))))
+def test_predict_writes_names_of_any_bytes(trees, checkpoint, tmp_path, monkeypatch, kind, fresh):
+    """To a strict stdout, of this process or of one that starts; CSV and JSON give the bytes back."""
     folder = tmp_path / 'odd'
     folder.mkdir()
     names = {b'\xff\xe9.jpg', b'a\nb.jpg', 'кот ²5.jpg'.encode(), b'"q, \\.jpg', b'esc\x1b[31m.jpg', b'*?[a] %s.jpg'}
@@ -196,13 +241,16 @@ def test_predict_writes_names_of_any_bytes(trees, checkpoint, tmp_path, kind):
         with open(os.path.join(os.fsencode(folder), name), 'wb') as f:
             f.write(data)
     output = tmp_path / 'out'
-    with open(output, 'wb') as f:
-        import subprocess
-        import sys
-        done = subprocess.run(
-            [sys.executable, '-m', 'seresnet_timm', 'predict', checkpoint, folder, '--topk', '1', '--device', 'cpu',
-             *kind.split()], stdout=f, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONIOENCODING='ascii:strict'))
-    assert done.returncode == 0, done.stderr
+    argv = ['predict', str(checkpoint), str(folder), '--topk', '1', '--device', 'cpu', *kind.split()]
+    if fresh:
+        with open(output, 'wb') as f:
+            done = subprocess.run([sys.executable, '-m', 'seresnet_timm', *argv], stdout=f, stderr=subprocess.PIPE,
+                                  env=dict(os.environ, PYTHONIOENCODING='ascii:strict'))
+        assert done.returncode == 0, done.stderr
+    else:
+        with open(output, 'w', encoding='ascii', errors='strict') as f, monkeypatch.context() as m:
+            m.setattr(sys, 'stdout', f)
+            main(argv)
     if kind == '':
         assert '\\udcff' in output.read_text() and '\\u043a' in output.read_text()
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import run_cli, subset, train_flags
+from conftest import WIDE, run_cli, run_here, subset, train_flags
 
 from seresnet_timm import cli
 
@@ -177,7 +177,8 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('-b', '4096'), 'One training batch needs 4096 images'),
     (('-b', '0'), '--batch-size 0 is too small: give at least 1'),
     (('--log-wandb',), '--log-wandb needs wandb: pip install wandb'),
-    (('--amp', '--amp-level', 'O2', '--model', 'test_vit', '--img-size', '160'), 'use --amp-level O1'),
+    (('--amp', '--amp-level', 'O2', '--model', 'test_vit', '--model-kwargs', '--img-size', '160'),
+     'use --amp-level O1'),
     (('--model-kwargs', 'nonsense=1'), 'leave out nonsense=1 of --model-kwargs'),
     (('--num-classes', '20'), '--num-classes 20, but the data has 10 classes'),
     (('--log-interval', '0'), '--log-interval 0 is too small: give at least 1'),
@@ -293,7 +294,7 @@ def test_checkpoint(capsys, tree, tmp_path, weights, file, hint, flag):
         message = refuse(capsys, 'validate', '--data-dir', tree, '--model', 'seresnet18_ascend', '--num-classes', 10,
                          '--img-size', 32, '--device', 'cpu', flag, weights / file)
     else:
-        message = refuse_train(capsys, tree, tmp_path, flag, weights / file)
+        message = refuse_train(capsys, tree, tmp_path, flag, weights / file, *WIDE)
     assert hint in message and str(weights / file).rstrip('/') in message
 
 
@@ -344,14 +345,14 @@ def test_exit_code_of_the_process(tmp_path):
 
 
 def test_batch_larger_than_the_training_split(few_digits, tmp_path):
-    result = run_cli(*train_flags(few_digits, tmp_path / 'out', '-b', 500))
+    result = run_here(*train_flags(few_digits, tmp_path / 'out', '-b', 500))
     assert result.returncode == 2 and not (tmp_path / 'out').exists()
     assert 'One training batch needs 500 images' in result.stderr and 'lower -b' in result.stderr
 
 
 def test_loss_that_is_not_finite(few_digits, tmp_path):
     """A failure, not bad input: exit code 1, and no checkpoint of broken weights."""
-    result = run_cli(*train_flags(few_digits, tmp_path, '--lr', '1e30'))
+    result = run_here(*train_flags(few_digits, tmp_path, '--lr', '1e30'))
     assert result.returncode == 1
     assert 'The loss became' in result.stderr and 'lower the learning rate' in result.stderr
     assert 'Traceback' not in result.stderr

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import preloaded
+import psutil
 import pytest
 import torch
-from conftest import ROOT, run_cli, subset, train_flags
+from conftest import ROOT, run_cli, run_here, subset, train_flags
 from training import load
 
 pytestmark = pytest.mark.preloaded
@@ -74,7 +75,7 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None
 @pytest.mark.parametrize('device', ('cpu', 'npu'))
 def test_dry_run_of_eight_ranks(digits, tmp_path, device):
     """Validates a plan for a machine that is not here; starts and writes nothing."""
-    result = run_cli(
+    result = run_here(
         'recipe', 'train_8p', f'--data_path={digits}', '--device', device, '--nproc', 8,
         '--output', tmp_path / 'out', '--loss-scale', 1024, '--dry-run')
     assert result.returncode == 0, result.stderr
@@ -94,7 +95,7 @@ def test_dry_run_of_eight_ranks(digits, tmp_path, device):
 
 
 def test_plan_names_script_hash_and_patches(few_digits, tmp_path):
-    result = run_cli(*train_flags(few_digits, tmp_path, '--scripts', ROOT / 'tests' / 'small_scripts', '--dry-run'))
+    result = run_here(*train_flags(few_digits, tmp_path, '--scripts', ROOT / 'tests' / 'small_scripts', '--dry-run'))
     plan = plan_of(result)
     assert re.search(r'sha256 [0-9a-f]{12} \(--scripts ', plan['script'])
     assert 'scale_loss_on_npu' in plan['changes'] and 'create_loader' in plan['changes']
@@ -110,7 +111,7 @@ def test_plan_names_script_hash_and_patches(few_digits, tmp_path):
 def test_config_is_the_base_of_everything(few_digits, tmp_path, flags, precision, rate):
     (tmp_path / 'c.yaml').write_text('amp: true\nepochs: 7\nwarmup_epochs: 3\nlr: 0.05\nbatch_size: 8\ndevice: cpu\n'
                                      'model: resnet18\nopt_kwargs: {}\nwandb_tags: []\nnum_classes: 10\n')
-    result = run_cli('train', '-c', tmp_path / 'c.yaml', '--data-dir', few_digits, '--dry-run', *flags)
+    result = run_here('train', '-c', tmp_path / 'c.yaml', '--data-dir', few_digits, '--dry-run', *flags)
     plan = plan_of(result)
     assert (plan['precision'], plan['learning rate']) == (precision, rate), result.stderr
     assert plan['batch'] == 'global batch size 8 = 8 x 1 process(es)' and plan['device'].startswith('cpu (asked for')
@@ -120,7 +121,7 @@ def test_config_is_the_base_of_everything(few_digits, tmp_path, flags, precision
 def test_recipe_with_a_config(few_digits, tmp_path):
     (tmp_path / 'c.yaml').write_text(
         'epochs: 3\nwarmup_epochs: 1\nlr: 0.01\nbatch_size: 8\nimg_size: 64\namp: true\n')
-    result = run_cli('recipe', 'train_1p', f'--data_path={few_digits}', '--config', tmp_path / 'c.yaml',
+    result = run_here('recipe', 'train_1p', f'--data_path={few_digits}', '--config', tmp_path / 'c.yaml',
                      '--device', 'cpu', '--dry-run')
     plan = plan_of(result)
     assert plan['batch'] == 'global batch size 8 = 8 x 1 process(es)', result.stderr
@@ -143,20 +144,20 @@ def test_recipe_with_a_config(few_digits, tmp_path):
     (('--scripts', 'nowhere'), 'there is no train.py'),
 ))
 def test_refused(few_digits, tmp_path, flags, hint):
-    result = run_cli(*train_flags(few_digits, tmp_path / 'out', *flags))
+    result = run_here(*train_flags(few_digits, tmp_path / 'out', *flags))
     assert result.returncode == 2 and hint in result.stderr, result.stderr
     assert 'Traceback' not in result.stderr and not (tmp_path / 'out').exists()
 
 
 def test_refused_by_the_parser_of_timms_script(few_digits, tmp_path):
     flags = train_flags(few_digits, tmp_path / 'out', '--scripts', ROOT / 'tests' / 'small_scripts')
-    result = run_cli(*flags, '--smoothng', 0.1)
+    result = run_here(*flags, '--smoothng', 0.1)
     assert result.returncode == 2 and "Unknown flag '--smoothng': did you mean --smoothing?" in result.stderr
-    result = run_cli(*flags, '--epochs', 'x')
+    result = run_here(*flags, '--epochs', 'x')
     assert result.returncode == 2 and "--epochs 'x' is not a whole number" in result.stderr
     assert 'usage:' not in result.stderr
     (tmp_path / 'c.yaml').write_text('epocs: 1\n')
-    result = run_cli(*flags, '-c', tmp_path / 'c.yaml')
+    result = run_here(*flags, '-c', tmp_path / 'c.yaml')
     assert result.returncode == 2 and "unknown key 'epocs', did you mean epochs?" in result.stderr
 
 
@@ -165,7 +166,7 @@ def test_port_in_use(few_digits, tmp_path):
         s.bind(('', 0))
         s.listen()
         port = s.getsockname()[1]
-        result = run_cli(*train_flags(few_digits, tmp_path / 'out', '--nproc', 2, '--master-port', port))
+        result = run_here(*train_flags(few_digits, tmp_path / 'out', '--nproc', 2, '--master-port', port))
     assert result.returncode == 2
     assert f'Port {port} cannot be used (Address already in use)' in result.stderr
     assert 'name a free one with --master-port' in result.stderr
@@ -186,16 +187,27 @@ def test_unreachable_master(few_digits, tmp_path):
 
 
 def test_local_address_of_another_machine(few_digits, tmp_path):
-    result = run_cli(*train_flags(few_digits, tmp_path, '--nnodes', 2, '--node_rank', 1, '--master_addr', '127.0.0.1',
+    result = run_here(*train_flags(few_digits, tmp_path, '--nnodes', 2, '--node_rank', 1, '--master_addr', '127.0.0.1',
                                   '--local_addr', '203.0.113.7'))
     assert result.returncode == 2 and '--local-addr 203.0.113.7 is not an address of this machine' in result.stderr
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-def test_rank_0_prints_and_the_others_log_to_files(few_digits, tmp_path):
-    result = run_cli(*train_flags(few_digits, tmp_path, '--nproc', 2, '-b', 8, '--epochs', 1))
+def test_two_ranks(few_digits, tmp_path):
+    """Rank 0 prints and the others log to files; each rank has its share of the cores, where the user asks for it."""
+    (tmp_path / 'cores.py').write_text(
+        'import os\nif "RANK" in os.environ:\n'
+        f'    open(f"{tmp_path}/cores-" + os.environ["RANK"], "w").write(str(sorted(os.sched_getaffinity(0))))\n')
+    result = run_cli(*train_flags(few_digits, tmp_path, '--nproc', 2, '-b', 8, '--epochs', 1,
+                                  '--cpu-affinity', 'cores', '--device-modules', 'cores'),
+                     env={'PYTHONPATH': str(tmp_path)})
     assert result.returncode == 0, result.stderr
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        share = len(cores) // 2
+        assert json.loads((tmp_path / 'cores-0').read_text()) == cores[:share]
+        assert json.loads((tmp_path / 'cores-1').read_text()) == cores[share:2 * share]
     assert result.stderr.count('Train: 0 [   0/') == 1 and result.stdout.count('--result') == 1
     logs = plan_of(result)['logs'].split(' (')[0]
     assert logs == f'{tmp_path}/run/logs/node0'
@@ -236,20 +248,20 @@ def test_killed_rank(few_digits, tmp_path):
     assert_none_left(str(tmp_path))
 
 
-@pytest.mark.parametrize('nproc, signum', (
-    (2, signal.SIGTERM), *(pytest.param(n, s, marks=pytest.mark.slow) for n, s in (
-        (1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT)))))
-def test_signals_end_every_process(few_digits, tmp_path, nproc, signum):
+@pytest.mark.parametrize('nproc, signum, fresh', (
+    (2, signal.SIGTERM, False), *(pytest.param(n, s, True, marks=pytest.mark.slow) for n, s in (
+        (1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGTERM)))))
+def test_signals_end_every_process(few_digits, tmp_path, nproc, signum, fresh):
     process = start_cli(*train_flags(
-        few_digits, tmp_path, '--nproc', nproc, '-b', 8, '--epochs', 500, '--workers', 1, '--checkpoint-hist', 1))
+        few_digits, tmp_path, '--nproc', nproc, '-b', 8, '--epochs', 500, '--workers', 1, '--checkpoint-hist', 1),
+        fresh=fresh)
     wait_for(tmp_path / 'run' / 'last.pth.tar', process)
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)  # Ctrl-C reaches the whole group
     else:
         process.send_signal(signum)
     _, stderr = process.communicate(timeout=60)
-    # a single process dies of SIGTERM itself, which a shell reports as 143 too
-    assert process.returncode in ((130,) if signum == signal.SIGINT else (143, -signal.SIGTERM))
+    assert process.returncode == 128 + signum
     assert 'Traceback' not in stderr, stderr
     if nproc == 2:
         assert f'Stopped by {signum.name}: all processes of this node have ended' in stderr
@@ -258,14 +270,39 @@ def test_signals_end_every_process(few_digits, tmp_path, nproc, signum):
 
 
 @pytest.mark.slow
-def test_launcher_killed(few_digits, tmp_path):
-    """SIGKILL leaves the launcher no time to stop its ranks: the kernel does."""
+@pytest.mark.parametrize('nproc', (1, 2))
+def test_launcher_killed(few_digits, tmp_path, nproc):
+    """SIGKILL leaves the launcher no time to stop its ranks, nor a rank its loader workers: the kernel does."""
+    process = start_cli(*train_flags(
+        few_digits, tmp_path, '--nproc', nproc, '-b', 8, '--epochs', 500, '--checkpoint-hist', 1, '--workers', 2,
+        '--fast-jpeg', 'off'))
+    wait_for(tmp_path / 'run' / 'last.pth.tar', process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= (4 if nproc == 1 else 2 + 8)  # the workers of two loaders, and two ranks
+    process.kill()
+    process.communicate()
+    time.sleep(2)
+    # nobody may have taken the exit codes of processes without a parent
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+def test_second_signal(few_digits, tmp_path):
+    """One rank does not end its step, the other one waits for it: the second signal waits for nobody."""
     process = start_cli(*train_flags(
         few_digits, tmp_path, '--nproc', 2, '-b', 8, '--epochs', 500, '--checkpoint-hist', 1))
     wait_for(tmp_path / 'run' / 'last.pth.tar', process)
-    assert len(ranks_of(str(tmp_path))) >= 3  # the launcher and two ranks
-    process.kill()
-    process.communicate()
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(p for p in family if p.environ().get('RANK') == '1').suspend()
+    process.terminate()
+    time.sleep(2)
+    assert process.poll() is None
+    process.terminate()
+    start = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 143 and 'Stopped at once by a second signal' in stderr
+    assert 'Traceback' not in stderr, stderr
     assert_none_left(str(tmp_path))
 
 
@@ -273,27 +310,10 @@ def test_launcher_killed(few_digits, tmp_path):
 @pytest.mark.parametrize('model', ('resnet18', 'legacy_seresnet50'))
 def test_any_timm_model(few_digits, tmp_path, model):
     scripts = ROOT / 'tests' / 'small_scripts' if model == 'resnet18' else 'bundled'
-    flags = train_flags(few_digits, tmp_path, '--model', model, '--nproc', 2, '-b', 8, '--epochs', 1)
+    flags = train_flags(few_digits, tmp_path, '--model', model, '--model-kwargs', '--nproc', 2, '-b', 8, '--epochs', 1)
     result = run_cli(*flags, '--scripts', scripts)
     assert result.returncode == 0, result.stderr
     assert load(tmp_path / 'run' / 'last.pth.tar')['arch'] == model
-
-
-def test_core_binding(few_digits, tmp_path):
-    """Each rank has its share of the cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        pytest.skip('one core')
-    (tmp_path / 'cores.py').write_text(
-        'import os\nif "RANK" in os.environ:\n'
-        f'    open(f"{tmp_path}/cores-" + os.environ["RANK"], "w").write(str(sorted(os.sched_getaffinity(0))))\n')
-    result = run_cli(*train_flags(few_digits, tmp_path / 'out', '--nproc', 2, '-b', 8, '--epochs', 1,
-                                  '--cpu-affinity', 'cores', '--device-modules', 'cores'),
-                     env={'PYTHONPATH': str(tmp_path)})
-    assert result.returncode == 0, result.stderr
-    share = len(cores) // 2
-    assert json.loads((tmp_path / 'cores-0').read_text()) == cores[:share]
-    assert json.loads((tmp_path / 'cores-1').read_text()) == cores[share:2 * share]
 
 
 @pytest.mark.parametrize('device, environ, bound', (

@@ -5,7 +5,7 @@ import shutil
 from argparse import Namespace
 
 import pytest
-from conftest import run_cli, subset, train_flags
+from conftest import run_cli, run_here, subset, train_flags
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.plan import make_plan, plan_prediction
@@ -61,7 +61,7 @@ def test_number_of_outputs_comes_from_the_data(tree, tmp_path, more, count, reas
 
 
 def test_plan_has_lines_for_data_classes_and_weights(tree, tmp_path):
-    result = run_cli(*train_flags(tree, tmp_path / 'out', '--dry-run'))
+    result = run_here(*train_flags(tree, tmp_path / 'out', '--dry-run'))
     assert result.returncode == 0, result.stderr
     lines = {line[2:16].strip(): line[17:] for line in result.stderr.splitlines() if line.startswith('  ')}
     assert lines['data'] == f'{tree}: 20 training images and 20 validation images'
@@ -86,7 +86,7 @@ def test_class_folders_that_differ_in_case_only_are_refused(tree, tmp_path):
 def run(few_digits, tmp_path_factory):
     """A run with settings that differ from the defaults, of a network that its flags alone describe."""
     folder = tmp_path_factory.mktemp('run')
-    result = run_cli(*train_flags(
+    result = run_here(*train_flags(
         few_digits, folder, '--epochs', 1, '--model-kwargs', 'channels=(8,16,24,32)', '--mean', 0.3, 0.3, 0.3,
         '--std', 0.2, 0.2, 0.2, '--interpolation', 'bilinear', '--crop-pct', 0.9))
     assert result.returncode == 0, result.stderr
@@ -103,7 +103,7 @@ def best(run) -> float:
 
 
 def test_validate_takes_network_and_preprocessing_from_the_checkpoint(run, few_digits):
-    result = run_cli('validate', '--checkpoint', run / 'model_best.pth.tar', '--data-dir', few_digits,
+    result = run_here('validate', '--checkpoint', run / 'model_best.pth.tar', '--data-dir', few_digits,
                      '--workers', 0, '--device', 'cpu')
     assert top1(result) == pytest.approx(best(run), abs=1e-3)
     assert 'model, input_size, mean, std, interpolation, crop_pct, num_classes are those of the file' in result.stderr
@@ -122,10 +122,10 @@ def test_checkpoint_of_other_classes_is_told_apart(run, few_digits, tmp_path):
     data = subset(few_digits, tmp_path / 'renamed', 2, 2)
     for split in ('train', 'val'):
         (data / split / '3').rename(data / split / 'three')
-    result = run_cli('validate', '--checkpoint', run / 'last.pth.tar', '--data-dir', data, '--device', 'cpu')
+    result = run_here('validate', '--checkpoint', run / 'last.pth.tar', '--data-dir', data, '--device', 'cpu')
     assert result.returncode == 2 and 'was trained with other classes' in result.stderr, result.stderr
     assert 'three' in result.stderr and '--class-map' in result.stderr
-    result = run_cli(*train_flags(data, tmp_path / 'out', '--resume', run / 'last.pth.tar', '--model-kwargs',
+    result = run_here(*train_flags(data, tmp_path / 'out', '--resume', run / 'last.pth.tar', '--model-kwargs',
                                   'channels=(8,16,24,32)'))
     assert result.returncode == 2 and 'was trained with other classes' in result.stderr, result.stderr
 
@@ -133,14 +133,20 @@ def test_checkpoint_of_other_classes_is_told_apart(run, few_digits, tmp_path):
 # --- ranks that somebody else started ---------------------------------------------------------------------------------
 
 def test_ranks_of_ones_own_torchrun_take_the_settings_of_local_rank_0(few_digits, tmp_path):
-    """Only local rank 0 plans: a module that its plan imports is imported before the run by nobody else."""
+    """Only local rank 0 plans: a module that its plan imports is imported before the run by nobody else.
+
+    `--device_list` limits every rank to the devices, not local rank 0 alone.
+    """
     (tmp_path / 'who.py').write_text(
         'import os, traceback\n'
         'plans = any(f.name == "check" for f in traceback.extract_stack())\n'
-        f'open(f"{tmp_path}/import-{{plans}}-" + os.environ["RANK"], "w")\n')
-    result = run_cli(*train_flags(few_digits, tmp_path / 'out', '-b', 8, '--epochs', 1, '--device-modules', 'who'),
+        f'with open(f"{tmp_path}/import-{{plans}}-" + os.environ["RANK"], "w") as f:\n'
+        '    f.write(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))\n')
+    result = run_cli(*train_flags(few_digits, tmp_path / 'out', '-b', 8, '--epochs', 1, '--device-modules', 'who',
+                                  '--device_list', '4,5'),
                      torchrun=2, env={'PYTHONPATH': str(tmp_path)})
     assert result.returncode == 0, result.stderr
+    assert {p.read_text() for p in tmp_path.glob('import-*')} == {'4,5'}
     assert sorted(p.name for p in tmp_path.glob('import-*')) == ['import-False-1', 'import-True-0']
     assert result.stderr.count('Plan: ') == 1
     record = json.loads((tmp_path / 'out' / 'run' / 'run.json').read_text())
@@ -156,19 +162,6 @@ def test_dry_run_under_ones_own_torchrun(few_digits, tmp_path):
     result = run_cli(*train_flags(few_digits, tmp_path / 'out', '--dry-run'), torchrun=2, timeout=60)
     assert result.returncode == 0 and result.stdout.count('Dry run: nothing was started.') == 1, result.stderr
     assert not (tmp_path / 'out').exists()
-
-
-def test_environment_of_the_plan_reaches_all_ranks(few_digits, tmp_path):
-    """`--device_list` limits every rank to the devices, not local rank 0 alone."""
-    (tmp_path / 'show.py').write_text(
-        'import os\n'
-        f'f = open(f"{tmp_path}/devices-" + os.environ["RANK"], "w")\n'
-        'f.write(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))\n')
-    result = run_cli(*train_flags(few_digits, tmp_path / 'out', '-b', 8, '--epochs', 1, '--device-modules', 'show',
-                                  '--device_list', '4,5'),
-                     torchrun=2, env={'PYTHONPATH': str(tmp_path)})
-    assert result.returncode == 0, result.stderr
-    assert [(tmp_path / f'devices-{rank}').read_text() for rank in range(2)] == ['4,5', '4,5']
 
 
 def test_a_crash_of_local_rank_0_ends_the_others(few_digits, tmp_path):

@@ -2,8 +2,8 @@
 import json
 import os
 import subprocess
-import sys
 
+import preloaded
 import pytest
 from conftest import run_cli, train_flags
 
@@ -39,7 +39,7 @@ def test_a_checkpoint_is_read_once(few_digits, tmp_path, last, kind):
         'validate': ['validate', '--data-dir', few_digits, '--checkpoint', last, '--workers', 0, '--device', 'cpu'],
     }[kind]
     result = subprocess.run(
-        [sys.executable, '-c', COUNT, json.dumps([str(a) for a in argv])], capture_output=True, text=True,
+        [preloaded.python(), '-c', COUNT, json.dumps([str(a) for a in argv])], capture_output=True, text=True,
         env={**os.environ, 'TIMM_SCRIPTS': ''})
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.partition('READ ')[2]) == [str(last)]

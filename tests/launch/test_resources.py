@@ -1,14 +1,16 @@
 """What a run shares with others or can run out of: its folder, the disk, shared memory, open files, loader workers."""
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import preloaded
 import pytest
-from conftest import run_cli, train_flags
+from conftest import WIDE, run_cli, train_flags
 from torch.utils.data import DataLoader, Dataset
 from training import bundled_settings, summary, valid_record
 
@@ -124,7 +126,7 @@ def test_no_save_succeeds(few_digits, tmp_path, capsys, monkeypatch):
         return train_epochs(*args)
     monkeypatch.setattr(engine, 'train_epochs', with_limit)
     try:
-        error = fail(capsys, *train_flags(few_digits, tmp_path, '--scripts', 'bundled'), code=1)
+        error = fail(capsys, *train_flags(few_digits, tmp_path, '--scripts', 'bundled', *WIDE), code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     run = tmp_path / 'run'
@@ -150,12 +152,12 @@ def test_full_disk(few_digits, tmp_path, script):
     from timm_scripts import SMALL
     out = tmp_path / 'out'
     out.mkdir()
-    flags = train_flags(few_digits, out, '--epochs', 4, '--checkpoint-hist', 1,
+    flags = train_flags(few_digits, out, '--epochs', 4, '--checkpoint-hist', 1, *WIDE,
                         '--scripts', 'bundled' if script == 'bundled' else SMALL)
     command = f'''mount -t tmpfs -o size=330M tmpfs {out} || exit 77
 (while ! grep -q "could not be saved" {out}/run/run.json 2>/dev/null; do sleep 0.02; done
 mount -o remount,size=1G {out}) &
-{sys.executable} -m seresnet_timm {" ".join(map(str, flags))}; code=$?
+{sys.executable} -m seresnet_timm {shlex.join(map(str, flags))}; code=$?
 ls -A {out}/run > {tmp_path}/names; cp {out}/run/run.json {out}/run/summary.csv {tmp_path}; exit $code'''
     result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True,
                             env={**os.environ, 'TIMM_SCRIPTS': ''})
@@ -250,7 +252,7 @@ except RuntimeError as e:
 
 def test_worker_that_dies_while_nobody_waits():
     """torch itself raises its error at once: from `wait` here, and prints a traceback from the destructor."""
-    result = subprocess.run([sys.executable, '-c', DIES_ELSEWHERE], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([preloaded.python(), '-c', DIES_ELSEWHERE], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and 'Traceback' not in result.stderr, result.stderr
     assert 'was ended by a signal (Segmentation fault' in result.stdout
 
@@ -268,7 +270,7 @@ def test_small_shared_memory(few_digits, tmp_path):
     """A real /dev/shm that does not take a batch: one sentence, where the run waited for ever."""
     flags = train_flags(few_digits, tmp_path, '-j', 2, '--fast-jpeg', 'off', '-b', 32)
     command = f'''mount -t tmpfs -o size=400k tmpfs /dev/shm || exit 77
-exec {sys.executable} -m seresnet_timm {" ".join(map(str, flags))}'''
+exec {sys.executable} -m seresnet_timm {shlex.join(map(str, flags))}'''
     result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True, timeout=200,
                             env={**os.environ, 'TIMM_SCRIPTS': ''})
     assert result.returncode == 1 and '/dev/shm is full' in result.stderr, result.stderr
@@ -350,5 +352,5 @@ def test_refused_before_the_start(few_digits, tmp_path, machine, capsys):
     """Through the command line, with --dry-run too, and nothing written."""
     machine(disk=10 ** 6)
     for more in ((), ('--dry-run',)):
-        assert 'A checkpoint needs at least' in fail(capsys, *train_flags(few_digits, tmp_path, *more), code=2)
+        assert 'A checkpoint needs at least' in fail(capsys, *train_flags(few_digits, tmp_path, *WIDE, *more), code=2)
     assert not (tmp_path / 'run').exists()

@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
-from conftest import run_cli, train_flags
+from conftest import WIDE, run_cli, run_here, train_flags
 from test_launch import assert_none_left, free_port, ranks_of, start_cli, wait_for
 from training import load, train
 
@@ -66,7 +66,7 @@ def test_steps_are_counted_by_process(tmp_path):
                'for _ in range(4): optimizer.step()\n'
                'heartbeat.beat()\n'
                'import os; print(os.getpid())')
-    result = subprocess.run([sys.executable, '-c', program, tmp_path / 'beats'], capture_output=True, text=True)
+    result = subprocess.run([preloaded.python(), '-c', program, tmp_path / 'beats'], capture_output=True, text=True)
     first, second, third = heartbeat.read(tmp_path / 'beats')
     assert (second.pid, second.steps) == (int(result.stdout), 5), result.stderr
     assert (first.pid, third.pid) == (0, 0)
@@ -83,7 +83,7 @@ def test_the_rank_that_holds_up_the_others_is_named(tmp_path, steps, stopped, ex
     try:
         if stopped is not None:
             ranks[stopped].send_signal(signal.SIGSTOP)
-        records = [heartbeat.RECORD.pack(r.pid, s) for r, s in zip(ranks, steps)]
+        records = [heartbeat.RECORD.pack(r.pid, s, 0.) for r, s in zip(ranks, steps)]
         (tmp_path / 'beats').write_bytes(b''.join(records))
         ended = []
         with Watch(tmp_path / 'beats', 0.5, lambda beats, guilty: ended.append(guilty), first_rank=8) as watch:
@@ -131,14 +131,14 @@ def test_what_a_rank_says_itself_is_not_tried_again(few_digits, tmp_path):
 
 @pytest.mark.parametrize('flags', (('--max-restarts', -1), ('--hang-timeout', 'nan'), ('--hang-timeout', -2)))
 def test_values_out_of_range(few_digits, tmp_path, flags):
-    result = run_cli(*train_flags(few_digits, tmp_path, *flags, '--dry-run'))
+    result = run_here(*train_flags(few_digits, tmp_path, *flags, '--dry-run'))
     assert result.returncode == 2 and flags[0] in result.stderr
 
 
 @pytest.mark.slow
 def test_a_stopped_rank_is_noticed_and_the_run_goes_on(few_digits, tmp_path):
     """Same numbers as a run that was never disturbed; run.json and the terminal say what happened."""
-    flags = ('--nproc', 2, '-b', 8, '--epochs', 5, '--drop', 0.2)
+    flags = ('--nproc', 2, '-b', 8, '--epochs', 5, '--drop', 0.2, *WIDE)
     process = start_cli(*train_flags(
         few_digits, tmp_path / 'a', *flags, '--hang-timeout', 10, '--max-restarts', 1))
     folder = tmp_path / 'a' / 'run'
@@ -183,7 +183,7 @@ def test_a_killed_rank_and_none_left_to_restart(few_digits, tmp_path):
 def test_two_machines_restart(few_digits, tmp_path):
     """A rank of node 1 is killed: both nodes start again, from the checkpoint of node 0 that both see."""
     port, flags = free_port(), (
-        '--nnodes', 2, '--nproc', 1, '--master-addr', '127.0.0.1', '--max-restarts', 1, '-b', 8, '--epochs', 6)
+        '--nnodes', 2, '--nproc', 1, '--master-addr', '127.0.0.1', '--max-restarts', 1, '-b', 8, '--epochs', 6, *WIDE)
     nodes = [start_cli(*train_flags(few_digits, tmp_path, *flags, '--master-port', port, '--node-rank', rank))
              for rank in range(2)]
     folder = tmp_path / 'run'
@@ -198,7 +198,7 @@ def test_two_machines_restart(few_digits, tmp_path):
 
 
 def test_several_nodes_need_a_common_name(few_digits, tmp_path):
-    result = run_cli(
+    result = run_here(
         'train', '--data-dir', few_digits, '--model', 'seresnet18_ascend', '--num-classes', 10, '--device', 'cpu',
         '--nnodes', 2, '--nproc', 1, '--master-addr', '127.0.0.1', '--max-restarts', 1, '--output', tmp_path,
         '--dry-run')

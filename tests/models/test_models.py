@@ -1,7 +1,7 @@
 """The SE-ResNets against an independent implementation on torchvision's ResNet."""
 import subprocess
-import sys
 
+import preloaded
 import pytest
 import timm
 import torch
@@ -36,7 +36,7 @@ def test_three_line_script():
     script = '''import seresnet_timm, timm
 model = timm.create_model('seresnet50_ascend')
 print(sum(p.numel() for p in model.parameters()))'''
-    result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    result = subprocess.run([preloaded.python(), '-c', script], capture_output=True, text=True)
     assert result.stdout.strip() == '28071976', result.stderr
 
 

@@ -1,7 +1,11 @@
 """`doctor` on an emulated server, and the contract with the torch_npu that is installed here."""
 import json
+import sys
 
+import ascend_emulator
+import preloaded
 import pytest
+from conftest import run_here
 from test_torch_npu_contract import test_extract_is_what_the_wheels_say  # noqa: F401  (runs here, with a real torch_npu)
 
 from npu.ranks import npu_cli
@@ -9,8 +13,12 @@ from npu.ranks import npu_cli
 pytestmark = pytest.mark.preloaded
 
 
-def test_doctor_computes_on_every_npu():
-    result = npu_cli('doctor', '--json', '--seconds', 0.3, devices=2)
+def test_doctor_computes_on_every_npu(monkeypatch):
+    """Its processes start in the preloaded Python here, anew in the test below."""
+    monkeypatch.setattr(sys, 'executable', preloaded.python())
+    for name, value in preloaded.environment(ascend_emulator.environment(devices=2)).items():
+        monkeypatch.setenv(name, value)
+    result = run_here('doctor', '--json', '--seconds', 0.3)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert report['ok'] is True and report['device'] == 'npu'

@@ -2,7 +2,7 @@
 import re
 
 import pytest
-from conftest import train_flags
+from conftest import WIDE, train_flags
 from recipe_runs import rows
 
 from npu.ranks import npu_cli
@@ -56,12 +56,12 @@ def test_rank_that_hangs(few_digits, tmp_path):
 
 def test_out_of_memory_names_a_batch_size_that_fits(few_digits, tmp_path):
     """The advice, followed, works."""
-    flags = ('--img-size', 128, '--epochs', 1, '-b', 32)
+    flags = ('--img-size', 128, '--epochs', 1, '-b', 32, *WIDE)
     message = error_of(train(few_digits, tmp_path, *flags, memory_mb=340))
     assert 'npu:0 is out of memory with -b 32 (NPU out of memory. Tried to allocate' in message
     advice = re.search(r'or (-b 16 --grad-accum-steps 2) for as many images a step', message)
     assert advice and 'try -b 16' in message
-    again = train(few_digits, tmp_path / 'again', *flags[:4], *advice[1].split(), memory_mb=340)
+    again = train(few_digits, tmp_path / 'again', *flags, *advice[1].split(), memory_mb=340)
     assert again.returncode == 0, again.stderr
     assert 'GiB at the peak, of 0.33' in again.stderr
 

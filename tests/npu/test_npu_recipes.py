@@ -14,6 +14,7 @@ pytestmark = pytest.mark.preloaded
 
 # small images and batches; float32, so that losses can be compared
 SMALL = ('--model', 'seresnet18_ascend', '--img-size', 32, '-j', 1, '--output', 'out', '--experiment', 'run')
+NARROW = ('--model-kwargs', 'channels=(8,16,24,32)')
 FLOAT32 = ('--amp-level', 'O0')
 TWO_EPOCHS = ('--nproc', 2, '--batch_size=64', '--train_epochs', 2, '--learning-rate', 0.06)
 
@@ -37,7 +38,7 @@ def ran_on_npus(tmp_path: Path, num_ranks: int) -> None:
 @pytest.fixture(scope='module')
 def trained_on_cpu(few_digits, tmp_path_factory):
     cwd = tmp_path_factory.mktemp('cpu')
-    result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, '--device', 'cpu', *TWO_EPOCHS,
+    result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, *NARROW, '--device', 'cpu', *TWO_EPOCHS,
                     '--scripts', 'bundled', '--fast-step', 'off', cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd / 'out' / 'run'
@@ -47,7 +48,7 @@ def trained_on_cpu(few_digits, tmp_path_factory):
 @pytest.mark.parametrize('scripts', SCRIPTS)
 def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     """Losses, top-1 and learning rates of two ranks on npu equal those on CPU; evaluated on 1 rank and on 2."""
-    result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, *FLOAT32, '--device', 'npu', *TWO_EPOCHS,
+    result = recipe('train_8p', f'--data_path={few_digits}', *SMALL, *NARROW, *FLOAT32, '--device', 'npu', *TWO_EPOCHS,
                     '--scripts', scripts, '--fast-step', 'off', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     ran_on_npus(tmp_path, 2)
@@ -60,7 +61,7 @@ def test_train_8p_then_eval_8p(few_digits, tmp_path, trained_on_cpu, scripts):
     assert json.loads((folder / 'run.json').read_text())['settings']['device'] == 'npu'
 
     for nproc in (1, 2) if scripts == 'bundled' else (2,):
-        result = recipe('eval_8p', f'--data_path={few_digits}', *SMALL[:6], *FLOAT32, '--device', 'npu',
+        result = recipe('eval_8p', f'--data_path={few_digits}', *SMALL[:6], *NARROW, *FLOAT32, '--device', 'npu',
                         '--nproc', nproc, '--scripts', scripts, f'--resume={folder}/last.pth.tar', cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert final_lines(result)['Final Train Accuracy'] == pytest.approx(last['eval_top1'], abs=1e-3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from ascend_emulator import counters, read_counters
-from conftest import train_flags
+from conftest import WIDE, train_flags
 from training import bundled_settings, load
 
 from npu.ranks import npu_cli, run_ranks
@@ -29,8 +29,9 @@ def run(device, data, output: Path, *flags, **kwargs) -> list:
 SETTINGS = {
     'workers, prefetch': ('--workers', 2, '--pin-mem'),
     'much at once': ('--model-ema', '--mixup', 0.2, '--clip-grad', 1, '--grad-accum-steps', 2, '--opt', 'adamw',
-                     '--smoothing', 0.1, '--drop-path', 0, '--aa', 'rand-m5', '--no-prefetcher'),
-    'no augmentation': ('--no-aug', '--model-kwargs', 'zero_init_last=True', '--sched', 'step'),
+                     '--smoothing', 0.1, '--drop-path', 0, '--aa', 'rand-m5', '--no-prefetcher', *WIDE),
+    'no augmentation': ('--no-aug', '--model-kwargs', 'zero_init_last=True', 'channels=(8,16,24,32)',
+                        '--sched', 'step'),
 }
 
 
@@ -104,7 +105,7 @@ assert not hasattr(torch, 'npu') and 'torch_npu' not in sys.modules
 saved = read_checkpoint(sys.argv[1]).content
 assert saved['run_state']['rng'][0]['device'] is not None and saved['optimizer']['state']
 for use_ema in (False, True):
-    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    model = timm.create_model('seresnet18_ascend', num_classes=10, channels=(8, 16, 24, 32))
     load_checkpoint(model, sys.argv[1], use_ema=use_ema)
     print(sum(p.double().abs().sum().item() for p in model.parameters()))
 """
@@ -228,7 +229,7 @@ device = torch.device('npu', rank)
 for name, kwargs, half in (('plain', {}, False), ('no_ddp_bb', dict(broadcast_buffers=False), False),
                            ('O2', dict(broadcast_buffers=False), True)):
     torch.manual_seed(0)
-    model = timm.create_model('seresnet18_ascend', num_classes=10)
+    model = timm.create_model('seresnet18_ascend', num_classes=10, channels=(32, 64, 128, 256))
     if half:
         use_half_weights(model)
     task = ClassificationTask(model.to(device), criterion=torch.nn.CrossEntropyLoss(), device=device)

@@ -1,4 +1,4 @@
-"""A Python that has torch and timm imported: its `-m MODULE` starts in milliseconds instead of 5 s of CPU time.
+"""A Python that has torch and timm imported: `-m MODULE` and `-c CODE` start in milliseconds, not 5 s of CPU time.
 
 `python()` starts, once a test process, a server (server.py) that imports what every training imports and nothing of
 this package, and returns a program to be used where sys.executable would be. That program (client.py) hands its

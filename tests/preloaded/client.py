@@ -1,4 +1,5 @@
-# Stands for a Python that is started as `python [-u] -m MODULE ...`, see __init__.py. Lies beside the server's socket.
+# Stands for a Python that is started as `python [-u] -m MODULE ...` or `-c CODE ...`, see __init__.py.
+# Lies beside the server's socket.
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ def needs_a_real_start(arguments: list, ready: dict) -> bool:
 
     `ready` is the server's environment.
     """
-    if arguments[:1] != ['-m'] or os.isatty(0) or os.isatty(1) or os.isatty(2):
+    if arguments[:1] not in (['-m'], ['-c']) or os.isatty(0) or os.isatty(1) or os.isatty(2):
         return True
     if read_at_start(os.environ) != read_at_start(ready):
         return True
@@ -61,7 +62,7 @@ def main() -> None:
 
     umask = os.umask(0)
     os.umask(umask)
-    request = dict(argv=arguments[unbuffered + 1:], unbuffered=unbuffered, environ=dict(os.environ), cwd=os.getcwd(),
+    request = dict(argv=arguments[unbuffered:], unbuffered=unbuffered, environ=dict(os.environ), cwd=os.getcwd(),
                    umask=umask, ignores_interrupts=signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
     socket.send_fds(connection, [b'.'], [0, 1, 2])
     connection.sendall(json.dumps(request).encode() + b'\n')

@@ -129,9 +129,9 @@ def become(request: Dict[str, Any], files: List[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN if request['ignores_interrupts'] else signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request['environ'])
-    sys.path[:] = [request['cwd'], *dict.fromkeys([*python_path(), *BASE_PATH])]
-    sys.argv[:] = ['-m', *request['argv'][1:]]
-    sys.orig_argv[:] = [sys.executable, '-m', *request['argv']]
+    sys.path[:] = ['' if request['argv'][0] == '-c' else request['cwd'], *dict.fromkeys([*python_path(), *BASE_PATH])]
+    sys.argv[:] = [request['argv'][0], *request['argv'][2:]]
+    sys.orig_argv[:] = [sys.executable, *request['argv']]
     if request['unbuffered']:
         sys.stdout.reconfigure(write_through=True)
     # as at an import, from the system's randomness
@@ -140,12 +140,18 @@ def become(request: Dict[str, Any], files: List[int]) -> None:
     sys.modules['torch'].default_generator.seed()
 
 
-def run(module: str) -> None:
-    """What `python -m` does, with nothing of this script left in `__main__`."""
+def run(kind: str, program: str) -> None:
+    """What `python -m MODULE` or `python -c CODE` does, with nothing of this script left in `__main__`."""
     run_as_main = runpy._run_module_as_main
     for name in [n for n in globals() if not n.startswith('__') or n == '__warningregistry__']:
         del globals()[name]
-    run_as_main(module)
+    if kind == '-m':
+        run_as_main(program)
+    else:
+        globals().update(__spec__=None, __doc__=None)
+        for name in ('__file__', '__cached__'):
+            globals().pop(name, None)
+        exec(compile(program, '<string>', 'exec'), globals())
 
 
 if __name__ == '__main__':
@@ -161,4 +167,4 @@ if __name__ == '__main__':
     gc.freeze()
     request, files = serve(sys.argv[1])
     become(request, files)
-    run(request['argv'][0])
+    run(*request['argv'][:2])

@@ -165,18 +165,22 @@ def test_a_saver_without_a_task(tmp_path):
 
 def test_interrupted_runs_are_not_finished():
     """The script's `main` returns after Ctrl-C."""
-    args = Namespace(resume='', world_size=1, rank=0)
-    overrides = overrides_of('train.py', args=vars(args))
+    overrides = overrides_of('train.py')
     finished = []
     overrides._record = Namespace(finish=lambda: finished.append(True))
 
-    def train_one_epoch(*args, **kwargs):
+    def train_epoch(*args):
         raise KeyboardInterrupt
-    overrides._originals = {'train_one_epoch': train_one_epoch}
+    overrides._training = Namespace(train_epoch=train_epoch)
+
+    def main():
+        try:
+            overrides.train_one_epoch(
+                0, None, Namespace(dataset=None), None, None, device=torch.device('cpu'), output_dir=None)
+        except KeyboardInterrupt:
+            pass
     with pytest.raises(KeyboardInterrupt):
-        overrides.train_one_epoch(
-            0, None, Namespace(dataset=None), None, args, device=torch.device('cpu'), output_dir=None)
-    overrides.finish()
+        overrides.run(main)
     assert not finished
 
 

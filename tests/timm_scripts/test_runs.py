@@ -49,15 +49,11 @@ def test_run_equals_the_bundled_scripts(few_digits, tmp_path, folder, processes)
     assert [e['images'] for e in records[0]['epochs']] == [96, 96] and records[0]['epochs'][0]['fps'] > 0
     assert records[0]['finished'] and records[0]['best'] == records[1]['best']
     assert records[0]['best']['metric'] == 'top1'
-    for record, counted in zip(records, (type(None), int)):  # only the bundled script skips bad steps and counts them
-        assert {type(epoch.pop('bad_steps')) for epoch in record['epochs']} == {counted}
+    assert [e['bad_steps'] for record in records for e in record['epochs']] == [0] * 4
     for key in ('epochs', 'best', 'model_info'):
         assert shape_of(records[0][key]) == shape_of(records[1][key]), key
     assert checkpoints[0]['model_info'] == checkpoints[1]['model_info'] == records[0]['model_info']
     assert records[0]['model_info']['class_names'] == [str(i) for i in range(10)]
-    for checkpoint in checkpoints:
-        for rank in checkpoint['run_state']['ranks']:
-            del rank['bad_steps'], rank['figures']  # likewise
     assert shape_of(checkpoints[0]['run_state']) == shape_of(checkpoints[1]['run_state'])
 
 
@@ -81,7 +77,7 @@ def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
 @pytest.mark.parametrize('folder', SCRIPTS)
 def test_resumed_run_draws_the_same_numbers(few_digits, tmp_path, folder):
     """With dropout: an epoch that is trained again after a resume has the loss that it had."""
-    dropout = ('--model-kwargs', 'drop_rate=0.5') if folder == SMALL else ('--drop', 0.5)
+    dropout = ('--model-kwargs', 'drop_rate=0.5', 'channels=(8,16,24,32)') if folder == SMALL else ('--drop', 0.5)
     flags = train_flags(few_digits, tmp_path, '--scripts', folder, *dropout)
     run(*flags)
     rows = summary(tmp_path / 'run')
@@ -215,7 +211,7 @@ def evaluate(few_digits, tmp_path, checkpoint, scripts, processes, results_forma
 
 
 @pytest.mark.parametrize('folder', [*SCRIPTS, pytest.param('bundled', id='bundled')])
-@pytest.mark.parametrize('processes', (1, 3))
+@pytest.mark.parametrize('processes', (pytest.param(1, marks=pytest.mark.slow), 3))
 def test_evaluation_counts_every_image_once(few_digits, tmp_path, modelzoo_checkpoint, expected, folder, processes):
     """A ModelZoo checkpoint, 70 images on 1 and 3 processes, against every image by itself."""
     result = evaluate(few_digits, tmp_path, modelzoo_checkpoint[0], folder, processes)

@@ -1,0 +1,109 @@
+"""Loader workers that are killed in the middle of an epoch: new ones go on, and the batches are the same."""
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
+
+from seresnet_timm.data import fast_jpeg, jpeg, loading
+from seresnet_timm.data.image_files import count_unreadable
+from seresnet_timm.data.position import make_restartable, make_resumable, resumable
+from seresnet_timm.data.seeding import SampleSeeds
+from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, explain, raise_where_loader_waits
+
+C = jpeg.decoders()[0]
+AUGMENT = {'auto_augment': 'rand-m5-mstd0.5', 're_prob': 0.5}
+WAYS = {
+    'fast': (C, AUGMENT),
+    "timm's": (None, AUGMENT),
+    'no prefetcher': (None, {'auto_augment': 'rand-m5-mstd0.5', 'use_prefetcher': False}),
+    'endless': (None, {**AUGMENT, 'use_multi_epochs_loader': True}),
+    'evaluation': (jpeg.PILLOW, {'is_training': False}),  # the C decoder has threads instead
+    "timm's evaluation": (None, {'is_training': False}),
+}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        folder = root / 'train' / 'ab'[i // 10]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f'{i:02d}.jpg')
+    return root
+
+
+def make_loader(root, way):
+    decoder, more = WAYS[way]
+    is_training = more.get('is_training', True)
+    dataset = count_unreadable(create_dataset('', root=str(root), split='train'), is_training)
+    dataset = fast_jpeg.with_fast_decoding(dataset, decoder, SampleSeeds(0) if is_training else None)
+    cpu = torch.device('cpu')
+    loader = create_loader(dataset, (3, 32, 32), 2, device=cpu, num_workers=2, **{'is_training': True, **more})
+    loader = loading.seed_and_speed_up(loader, 0)
+    return make_resumable(loader, cpu) if is_training else make_restartable(loader, cpu)
+
+
+def workers_of(loader) -> list:
+    return resumable(loader)._data_loader._iterator._workers
+
+
+def passes(loader, kills=()) -> list:
+    """All batches of two passes, and random numbers of this process; a worker is killed before some of the batches."""
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)
+    found = []
+    for epoch in range(2):
+        loading.set_epoch(loader, epoch)
+        for i, (images, targets) in enumerate(loader):
+            found += [images.clone(), targets.clone(), torch.rand(1)]
+            for at, which in kills:
+                if at == 10 * epoch + i:
+                    worker = workers_of(loader)[which]
+                    os.kill(worker.pid, signal.SIGKILL)
+                    worker.join()
+    return found
+
+
+@pytest.mark.parametrize('way', [
+    pytest.param(way, marks=() if way in ('fast', "timm's") else pytest.mark.slow) for way in WAYS])
+def test_batches_are_those_of_a_pass_without_deaths(root, way):
+    """In the middle of both passes, and between them; told once for each."""
+    plain = passes(make_loader(root, way))
+    loader = make_loader(root, way)
+    kills = ((2, 0), (9, 1), (13, 1))
+    found = passes(loader, kills)
+    assert len(found) == 60
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    ends = resumable(loader).take_ends()
+    assert 2 <= len(ends) <= 3 and all('was ended by SIGKILL, most likely' in text for _, text in ends)
+    assert resumable(loader).take_ends() == []
+
+
+def test_gives_up_after_three_deaths_without_a_batch(root):
+    """An image that kills whoever reads it."""
+    raise_where_loader_waits()
+    loader = make_loader(root, "timm's")
+    inner = resumable(loader)
+    read = inner.dataset._read
+    inner.dataset._read = lambda index: os.kill(os.getpid(), signal.SIGSEGV) if index == 7 else read(index)
+    with pytest.raises(RuntimeError) as e:
+        list(loader)
+    assert len(inner.take_ends()) == 2
+    assert 'was ended by a signal (Segmentation fault)' in explain(e.value)
+
+
+@pytest.mark.parametrize('code', (NO_SHM, NO_FILES))
+def test_short_of_shared_memory_or_files_ends_the_run(root, code):
+    """As before: new workers would be short of it too."""
+    raise_where_loader_waits()
+    loader = make_loader(root, 'fast')
+    inner = resumable(loader)
+    inner.dataset.dataset._read = lambda index: os._exit(code)
+    with pytest.raises(RuntimeError) as e:
+        list(loader)
+    assert not inner.take_ends() and ('shared memory' if code == NO_SHM else 'ulimit -n') in explain(e.value, 2)
