@@ -10,6 +10,7 @@ best of each (what is left where other programs disturb the medians), the most
 anonymous memory, and the most disk besides the source and what is kept, in copies of the weights.
 """
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -119,6 +120,22 @@ def start_server(work: Path, mbit: Optional[str]) -> subprocess.Popen:
     return server
 
 
+def write_files(checkpoint: Path, ready: Path) -> None:
+    """Write a checkpoint, and the files that a push makes of it."""
+    import timm
+    import torch
+
+    from seresnet_timm import hub
+    torch.save({'state_dict': timm.create_model('seresnet50_ascend').state_dict(), 'arch': 'seresnet50_ascend'},
+               checkpoint)
+    ready.mkdir()
+    with open(os.devnull, 'w') as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        hub.push(checkpoint, 'me/model', license='mit')
+        pulled = hub.pull('me/model')
+    for name in pulled.sha256:
+        shutil.copyfile(pulled.folder / name, ready / name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--n', type=int, default=7, help='measurements of each')
@@ -132,7 +149,6 @@ def main() -> None:
     os.environ.update(HF_HOME=str(home), TMPDIR=str(tmp))
     tempfile.tempdir = None
     import huggingface_hub
-    import timm
     import torch
     from safetensors.torch import save_file
 
@@ -140,17 +156,8 @@ def main() -> None:
     from seresnet_timm.hub import pull
     torch.set_num_threads(1)
 
-    model = timm.create_model('seresnet50_ascend')
     checkpoint, ready = work / 'model.pth.tar', work / 'ready'
-    torch.save({'state_dict': model.state_dict(), 'arch': 'seresnet50_ascend'}, checkpoint)
-    ready.mkdir()
-    with open(os.devnull, 'w') as quiet:
-        sys.stdout, sys.stderr = quiet, quiet
-        hub.push(checkpoint, 'me/model', license='mit')
-        pulled = pull('me/model')
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    for name in pulled.sha256:
-        shutil.copyfile(pulled.folder / name, ready / name)
+    write_files(checkpoint, ready)
     size = (ready / 'model.safetensors').stat().st_size
     print(f'{size / 1e6:.1f} MB, huggingface_hub {huggingface_hub.__version__}, n={args.n}, {os.cpu_count()} cores, '
           f'link {args.mbit + " Mbit/s" if args.mbit else "unlimited"}')

@@ -31,13 +31,18 @@ def settings_of(verb: str, flags: Dict[str, Any], more: Sequence[str] = (), has_
         has_data: The data folder that the flags name is looked at; else there is none.
 
     Raises:
-        UsageError: The flags contradict each other, or the machine.
+        UsageError: A training with these flags would be refused.
     """
+    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend.setup import set_environment
+    from seresnet_timm.launch import checks, sample
     from seresnet_timm.launch.plan import make_plan
     set_environment(os.environ)
     plan = make_plan(verb, [*argv_of({'scripts': 'bundled', 'nproc': 1, **flags}), *more], has_data=has_data)
     refuse(plan.problems)
+    if verb == 'train':
+        run = checks.Checked(plan.settings, {})
+        refuse([*checks.check_model(run), *checks.check_precision(run)] or list(sample.check_sample(run)))
     return plan.settings
 
 

@@ -51,7 +51,8 @@ def main(argv: List[str]) -> None:
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
     args = parser.parse_args(argv)
     measure.check_json(args.json)
-    args.device = measure.settings_of('train', dict(model=args.model, device=args.device)).device
+    args.device = measure.settings_of(
+        'train', dict(model=args.model, device=args.device, img_size=args.img_size)).device
     kind = args.device.partition(':')[0]
     args.batch_size = args.batch_size or (8 if kind == 'cpu' else 128)
     args.rounds = args.rounds or (5 if kind == 'cpu' else 50)

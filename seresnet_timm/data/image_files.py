@@ -145,7 +145,7 @@ class ImageFiles(ImageDataset):
 
     def found(self) -> List[int]:
         """Those of them that were found since this process started."""
-        return self._unreadable.nonzero().flatten().tolist()
+        return self._unreadable.numpy().nonzero()[0].tolist()
 
     def add_unreadable(self, indices: List[int]) -> None:
         """Count images that an earlier process could not read; they may be repaired by now."""

@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import run_cli, subset, train_flags
 from recipe_runs import SMALL as SMALL_SCRIPTS
+from test_resume_within_epoch import assert_same
+from test_resume_within_epoch import run as run_stopped
 from torch.utils.data._utils import signal_handling
 from training import bundled_settings, load, valid_record
 
@@ -113,13 +115,73 @@ def move(*_):
         os.rename({str(data)!r}, {str(tmp_path / 'away')!r})
 register_optimizer_step_post_hook(move)
 ''')
-    flags = (*FLAGS, '-b', 2, '--device-modules', 'mover', '--data-timeout', 12, '--hang-timeout', 5, *more)
+    flags = (*FLAGS[:7], '-b', 2, '--device-modules', 'mover', '--data-timeout', 12, '--hang-timeout', 5, *more)
     result = run_cli(*train_flags(data, tmp_path / 'out', *flags), env={'PYTHONPATH': str(tmp_path / 'modules')})
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith('seresnet-timm: error: The data folder is gone for 12 s: '), result.stderr
     assert 'Traceback' not in result.stderr and result.stderr.count('Waiting for it, for 12 s') == 1
     assert [f['kind'] for f in valid_record(tmp_path / 'out' / 'run')['faults']] == ['data_wait']
+
+
+FAULTS = '''
+import os, signal, threading, time
+import psutil
+from torch.optim.optimizer import register_optimizer_step_post_hook
+steps = []
+
+def harm(*_):
+    steps.append(1)
+    data = os.environ.get('MOVED')
+    if data and len(steps) == 2:
+        worker = min(psutil.Process().children(), key=lambda p: p.pid)
+        worker.kill()
+        while worker.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+    if data and len(steps) == 6:
+        os.rename(data, data + '.away')
+        threading.Timer(2, lambda: os.rename(data + '.away', data)).start()
+register_optimizer_step_post_hook(harm)
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fast_jpeg', ('auto', 'off'))
+@pytest.mark.parametrize('scripts', ('bundled', os.environ.get('TIMM_SCRIPTS') or SMALL_SCRIPTS))
+def test_both_in_one_run_of_the_command_line(digits, tmp_path, scripts, fast_jpeg):
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'faults.py').write_text(FAULTS)
+    weights, path = {}, str(tmp_path / 'modules')
+    for moved in ('', data):
+        output = tmp_path / f'out-{bool(moved)}'
+        flags = (*FLAGS[:7], '-j', 2, '--device-modules', 'faults', '--scripts', scripts, '--fast-jpeg', fast_jpeg)
+        done = run_cli(*train_flags(data, output, *flags), env={'PYTHONPATH': path, 'MOVED': str(moved)})
+        assert done.returncode == 0, done.stderr
+        weights[bool(moved)] = load(output / 'run' / 'last.pth.tar')['state_dict']
+    assert_equal(weights[False], weights[True])
+    assert [f['kind'] for f in valid_record(output / 'run')['faults']] == ['worker', 'data_wait'], done.stderr
+    assert done.stderr.count('The data folder is back') == done.stderr.count('was ended by SIGKILL') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ('fast', "timm's"))
+def test_bad_image_in_a_run_that_is_stopped_and_resumed(digits, tmp_path, monkeypatch, way):
+    """The same image takes its place, and it is counted, with other workers too where those do not matter."""
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    bad = sorted((data / 'train').rglob('*.jpg'))[4]
+    bad.write_bytes(bad.read_bytes()[:60])
+    fast_jpeg, flags = WAYS[way]
+    workers = ('--workers', 3) if way == 'fast' else ()
+    assert run_stopped(data, tmp_path / 'whole', *flags, monkeypatch=monkeypatch, fast_jpeg=fast_jpeg) == 0
+    last = tmp_path / 'b' / 'run' / 'last.pth.tar'
+    for more, stop, code in (((), 8, 143), ((*workers, '--resume', last), None, 0)):
+        assert run_stopped(data, tmp_path / 'b', *flags, *more, stop_after=stop, monkeypatch=monkeypatch,
+                           fast_jpeg=fast_jpeg) == code
+    assert_same(tmp_path / 'whole' / 'run', tmp_path / 'b' / 'run')
+    for run in ('whole', 'b'):
+        epochs = valid_record(tmp_path / run / 'run')['epochs']
+        assert [e['unreadable_train'] for e in epochs] == [{'count': 1, 'files': [str(bad)]}] * 2
 
 
 @pytest.mark.parametrize('value', ('-1', 'nan', 'soon'))

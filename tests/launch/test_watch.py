@@ -103,7 +103,7 @@ def test_ranks_that_get_on_are_left_alone(tmp_path):
     heartbeat.create(tmp_path / 'beats', 1)
     with Watch(tmp_path / 'beats', 0.4, lambda *_: pytest.fail('ended')) as watch:
         for step in range(1, 16):
-            (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(os.getpid(), step))
+            (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(os.getpid(), step, 0.))
             time.sleep(0.1)
     assert watch.sentence is None
 
