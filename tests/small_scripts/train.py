@@ -40,7 +40,8 @@ for flag, default in {
     parser.add_argument('--' + flag, type=int, default=default)
 for flag, default in {
         'lr': None, 'lr-base': 0.1, 'momentum': 0.9, 'weight-decay': 2e-5, 'warmup-lr': 1e-5, 'min-lr': 0.,
-        'smoothing': 0.1, 'color-jitter': 0.4, 'hflip': 0.5, 'crop-pct': None, 'clip-grad': None, 'reprob': 0.}.items():
+        'smoothing': 0.1, 'color-jitter': 0.4, 'hflip': 0.5, 'crop-pct': None, 'clip-grad': None, 'reprob': 0.,
+        'drop': 0.}.items():
     parser.add_argument('--' + flag, type=float, default=default)
 for flag in ('amp', 'no-ddp-bb', 'warmup-prefix', 'no-prefetcher', 'channels-last', 'pretrained', 'no-aug',
              'pin-mem', 'no-resume-opt', 'sched-on-updates', 'model-ema', 'model-ema-force-cpu'):
@@ -70,7 +71,7 @@ def main():
     device = utils.init_distributed_device(args)
     amp_dtype = getattr(torch, args.amp_dtype)
     utils.random_seed(args.seed, args.rank)
-    model = create_model(args.model, num_classes=args.num_classes, **args.model_kwargs)
+    model = create_model(args.model, num_classes=args.num_classes, drop_rate=args.drop, **args.model_kwargs)
     data_config = resolve_data_config(vars(args), model=model)
     model.to(device)
     if args.channels_last:

@@ -77,8 +77,8 @@ def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
 @pytest.mark.parametrize('folder', SCRIPTS)
 def test_resumed_run_draws_the_same_numbers(few_digits, tmp_path, folder):
     """With dropout: an epoch that is trained again after a resume has the loss that it had."""
-    dropout = ('--model-kwargs', 'drop_rate=0.5', 'channels=(8,16,24,32)') if folder == SMALL else ('--drop', 0.5)
-    flags = train_flags(few_digits, tmp_path, '--scripts', folder, *dropout)
+    flags = train_flags(
+        few_digits, tmp_path, '--scripts', folder, '--drop', 0.5, '--model-kwargs', 'channels=(8,16,24,32)')
     run(*flags)
     rows = summary(tmp_path / 'run')
     run(*flags, '--resume', tmp_path / 'run' / 'checkpoint-0.pth.tar')

@@ -9,6 +9,7 @@ import pytest
 import timm.task
 import torch
 from conftest import run_cli, train_flags
+from timm.utils import NativeScaler
 from timm_scripts import SCRIPTS, SMALL, known_files
 from training import load, summary, train, valid_record
 
@@ -17,16 +18,16 @@ from seresnet_timm.errors import RunError
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts import load as loader
 from seresnet_timm.timm_scripts.find import find
+from seresnet_timm.timm_scripts.train_overrides import TrainOverrides
 
 pytestmark = pytest.mark.preloaded
 
 NETWORK = ('--model-kwargs', 'channels=(4,8,8,8)', 'stem_width=4')
-NETWORK_WITH_DROPOUT = (*NETWORK, 'drop_rate=0.2', 'drop_path_rate=0.1')
-RANDOM = ('--model-ema', '--mixup', 0.2, '--cutmix', 1., '--reprob', 0.5)
+RANDOM = ('--model-ema', '--drop', 0.2, '--drop-path', 0.1, '--mixup', 0.2, '--cutmix', 1., '--reprob', 0.5)
 WORKERS = ('--workers', 2, '--aa', 'rand-m5-mstd0.5')
 ACCUMULATION = ('--sched-on-updates', '--warmup-epochs', 1, '--grad-accum-steps', 2, '--clip-grad', 1.)
 SMALL_CASES = {  # name: fast decoder, call of a method of Saving that the signal comes before, flags
-    'workers': ('off', ('after_update', 2), ('--model-ema', '--reprob', 0.5, '--workers', 2)),
+    'workers': ('off', ('after_update', 2), ('--model-ema', '--reprob', 0.5, '--workers', 2, '--drop', 0.2)),
     'accumulation': ('auto', ('after_update', 3), (*ACCUMULATION, '--model-ema')),
     'evaluation': ('off', ('after_training', 1), ('--model-ema', '--reprob', 0.5, '--workers', 1)),
 }
@@ -104,7 +105,7 @@ def assert_same(whole: Path, resumed: Path) -> None:
 @pytest.mark.parametrize('script, case', SMALL_PARAMETERS + TIMM + OLDEST)
 def test_stopped_run_equals_one_that_was_never_stopped(few_digits, tmp_path, monkeypatch, stop, script, case):
     fast_jpeg, place, flags = (SMALL_CASES if script == SMALL else CASES)[case]
-    flags = (*(NETWORK if case == 'augmix' else NETWORK_WITH_DROPOUT), '--checkpoint-hist', 1, *flags)
+    flags = (*NETWORK, '--checkpoint-hist', 1, *flags)
     assert run(script, few_digits, tmp_path / 'whole', *flags, fast_jpeg=fast_jpeg) == 0
     with monkeypatch.context():
         stop(*place)
@@ -121,7 +122,8 @@ def test_stopped_run_equals_one_that_was_never_stopped(few_digits, tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize('signum', (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
-def test_signals(few_digits, tmp_path, stop, caplog, signum):
+def test_signals(few_digits, tmp_path, monkeypatch, stop, caplog, signum):
+    monkeypatch.setattr(signal, 'getsignal', lambda signum: signal.SIG_DFL)  # whatever started this process ignores
     stop('after_update', 1, signum)
     assert run(SMALL, few_digits, tmp_path, *NETWORK) == 128 + signum
     assert f'Stopped by {signum.name}; everything is saved.' in caplog.text and '--resume' in caplog.text
@@ -133,7 +135,7 @@ def test_signals(few_digits, tmp_path, stop, caplog, signum):
 @pytest.mark.parametrize('folder', SCRIPTS)
 def test_recovery_files(few_digits, tmp_path, stop, folder):
     """A run goes on from one where it was written, also between training and evaluation."""
-    flags = (*NETWORK_WITH_DROPOUT, '--reprob', 0.5)
+    flags = (*NETWORK, '--reprob', 0.5, '--drop', 0.2)
     assert run(folder, few_digits, tmp_path / 'whole', *flags) == 0
     stop('after_update', 6)
     assert run(folder, few_digits, tmp_path / 'a', *flags, '--recovery-interval', 2) == 143
@@ -167,7 +169,7 @@ def test_two_ranks(few_digits, tmp_path, folder):
     (tmp_path / 'stop_rank_1.py').write_text(TWO_RANKS)
     env = {'PYTHONPATH': str(tmp_path), 'STOP_AT': '0'}
     flags = ('--scripts', folder, '--nproc', 2, '-b', 2, '--workers', 1, '--fast-jpeg', 'off', '--model-ema',
-             '--device-modules', 'stop_rank_1', '--resume', 'auto', '--reprob', 0.5, *NETWORK_WITH_DROPOUT)
+             '--device-modules', 'stop_rank_1', '--resume', 'auto', '--reprob', 0.5, '--drop', 0.2, *NETWORK)
     train(*train_flags(few_digits, tmp_path / 'whole', *flags), env=env)
     flags = train_flags(few_digits, tmp_path / 'b', *flags)
     stopped = run_cli(*flags, env=dict(env, STOP_AT='8'))
@@ -256,8 +258,10 @@ def test_an_epoch_without_a_good_step(few_digits, tmp_path, bad, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('folder', SCRIPTS)
-def test_loss_scale_collapses(few_digits, tmp_path, bad, folder):
+def test_loss_scale_collapses(few_digits, tmp_path, monkeypatch, bad, folder):
+    monkeypatch.setattr(TrainOverrides, 'scales_loss', lambda self, device: True)
+    monkeypatch.setattr(TrainOverrides, 'create_loss_scaler', lambda self, device: NativeScaler(device.type))
     bad(range(6, 99), float('inf'))
     with pytest.raises(RunError, match='in a row were skipped.*The last good checkpoint is'):
-        run(folder, few_digits, tmp_path, *NETWORK, '--amp', '--epochs', 9, loss_scale='dynamic', max_bad_steps=99)
+        run(folder, few_digits, tmp_path, *NETWORK, '--amp', '--amp-dtype', 'float16', '--epochs', 9, max_bad_steps=99)
     assert load(tmp_path / 'run' / 'model_best.pth.tar')['epoch'] == 0
