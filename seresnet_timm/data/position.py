@@ -18,6 +18,7 @@ import torch
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
 from torch.utils.data._utils.worker import _generate_state
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from seresnet_timm.checkpoints.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
 from seresnet_timm.data.loading import inner_loader, is_fast
@@ -243,6 +244,11 @@ class ResumableLoader:
         """
         iterator: Any = self._data_loader._iterator if self._num_workers else None
         dead = [] if iterator is None else ended_workers(iterator)
+        if iterator is not None and isinstance(error, (ConnectionError, EOFError)):
+            deadline = time.monotonic() + 1  # a worker that ends closes its connections before it has ended
+            while not dead and time.monotonic() < deadline:
+                time.sleep(0.01)
+                dead = ended_workers(iterator)
         self._ends_in_row += 1
         may_replace = self._ends_in_row < MOST_ENDS and all(is_replaceable(worker.exitcode) for worker in dead)
         if dead and not may_replace and not isinstance(error, RuntimeError):
@@ -429,6 +435,20 @@ def outlive_signals(loader: Any) -> Any:
     if isinstance(inner, DataLoader):
         inner.worker_init_fn = WorkerInit(inner.worker_init_fn)
     return loader
+
+
+def end_workers(*loaders: Any) -> None:
+    """End the worker processes of loaders that are not used any more.
+
+    Python ends them too, where it frees a loader; but one in a cycle of references (an exception has one to all frames)
+    has lost the pipes to its workers by then, and waits 5 seconds for each.
+    """
+    for loader in loaders:
+        inner = inner_loader(loader)
+        data_loader = getattr(inner, '_data_loader', inner)
+        for iterator in (getattr(data_loader, '_iterator', None), getattr(data_loader, 'iterator', None)):
+            if isinstance(iterator, _MultiProcessingDataLoaderIter) and not iterator._shutdown:
+                kill_workers(iterator)
 
 
 @atexit.register  # before multiprocessing asks the workers to end, which they would do with WORKER_GRACE

@@ -38,6 +38,7 @@ from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
+from seresnet_timm.data.position import end_workers
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
@@ -159,6 +160,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         raise SystemExit(130)
     except Stopped as e:
         end_stopped(run, settings, e)
+    finally:
+        end_workers(train_loader, eval_loader)
 
     # finish
     if args.distributed:

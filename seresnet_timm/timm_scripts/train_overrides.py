@@ -6,7 +6,7 @@ from collections import OrderedDict
 from contextlib import ExitStack
 from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import yaml
@@ -25,7 +25,7 @@ from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
 from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
-from seresnet_timm.data.position import make_restartable, make_resumable
+from seresnet_timm.data.position import end_workers, make_restartable, make_resumable
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
@@ -72,6 +72,7 @@ class TrainOverrides(Overrides):
         self._training: Any = None  # ScriptTraining, from the first epoch on
         self._outputs: Optional[Outputs] = None  # on rank 0
         self._signals = ExitStack()  # holds them from the first epoch on
+        self._loaders: List[Any] = []
         self._ranks: Any = None  # states of all ranks, at the end of the epoch
 
     def names(self) -> Dict[str, Override]:
@@ -140,6 +141,7 @@ class TrainOverrides(Overrides):
             loader = seed_sampler(loader, self.args.seed)
         loader = loading.seed_and_speed_up(loader, self.args.seed)
         loader = (make_resumable if is_training else make_restartable)(loader, kwargs['device'])
+        self._loaders.append(loader)
         # the shuffle depends on the epoch, and a run that resumes learns its first one only later
         knows_epoch = not self.args.resume and not self.args.start_epoch
         has_evaluated = not is_training and self._resumed_state().get('has_evaluated', False)
@@ -372,6 +374,8 @@ class TrainOverrides(Overrides):
                 super().run(main)
             except Stopped as e:
                 end_stopped(self._training.run, self.settings, e)
+            finally:
+                end_workers(*self._loaders)
             if self._interrupted:
                 raise KeyboardInterrupt
 

@@ -96,7 +96,7 @@ def test_gives_up(root, decoder, workers, timeout):
     began = time.monotonic()
     with pytest.raises(DataFolderGone) as e:
         list(loader)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # not the default of 600 s
     assert str(e.value).startswith('The data folder is gone') and '\n' not in str(e.value)
     assert f'{root} (No such file or directory). Check its disk' in str(e.value) and '--data-timeout' in str(e.value)
     waits = image_files_of(loader.dataset).folder.take_waits()

@@ -1,4 +1,5 @@
 """Trainings whose data folder is moved away and back, or whose loader workers are killed: the weights are the same."""
+import multiprocessing
 import os
 import signal
 import threading
@@ -68,7 +69,7 @@ def assert_equal(a, b):
 
 def kill_a_worker():
     """The first one is one of the training's: those of the evaluation start later."""
-    worker = min(psutil.Process().children(), key=lambda p: p.pid)
+    worker = psutil.Process(min(p.pid for p in multiprocessing.active_children()))
     worker.send_signal(signal.SIGKILL)
     with suppress(psutil.NoSuchProcess):
         while worker.status() != psutil.STATUS_ZOMBIE:
@@ -125,7 +126,7 @@ register_optimizer_step_post_hook(move)
 
 
 FAULTS = '''
-import os, signal, threading, time
+import multiprocessing, os, signal, threading, time
 import psutil
 from torch.optim.optimizer import register_optimizer_step_post_hook
 steps = []
@@ -134,7 +135,7 @@ def harm(*_):
     steps.append(1)
     data = os.environ.get('MOVED')
     if data and len(steps) == 2:
-        worker = min(psutil.Process().children(), key=lambda p: p.pid)
+        worker = psutil.Process(min(p.pid for p in multiprocessing.active_children()))
         worker.kill()
         while worker.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
