@@ -39,7 +39,7 @@ DECIDES: Dict[str, str] = {
     'files': 'atomic writes, locks',
     'images': 'image files',
     'old_names': 'names of 0.1',
-    'processes': 'end with their parent',
+    'child_process': 'end with their parent',
     'time_limit': 'a time limit',
     'version': 'the version',
 }

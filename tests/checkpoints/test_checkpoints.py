@@ -81,7 +81,7 @@ saver = AtomicCheckpointSaver(
     max_history=2, task=task)
 epoch = 0
 while True:
-    saver.run_state = {'epoch': epoch}
+    saver.run_state = {'epoch': epoch + 1}  # where a resumed run goes on
     saver.save_checkpoint(epoch, metric=epoch)
     print(os.getpid(), flush=True)
     epoch += 1
@@ -102,7 +102,7 @@ def test_killed_while_saving(tmp_path):
         assert process.wait() == -signal.SIGKILL
         for name in ('last.pth.tar', 'model_best.pth.tar'):
             checkpoint = read_checkpoint(tmp_path / name).content
-            assert len(checkpoint['state_dict']) == 138 and checkpoint['run_state']['epoch'] == checkpoint['epoch']
+            assert len(checkpoint['state_dict']) == 138 and checkpoint['run_state']['epoch'] == checkpoint['epoch'] + 1
             assert torch.isfinite(checkpoint['state_dict']['fc.weight']).all()
 
 

@@ -1,4 +1,4 @@
-"""Processes that this one starts"""
+"""A process that another one of a run has started"""
 import ctypes
 import os
 import signal
