@@ -172,14 +172,14 @@ def allowed_images(limit: str, total: int) -> int:
     """Images that may be unreadable.
 
     Args:
-        limit: Their number, or a share such as '0.1%'; where that is not 0 a small dataset is allowed 10 images, but not
-            more than 5 % of its own, and at least one.
+        limit: Their number, or a share such as '0.1%'; where that is not 0 a small dataset is allowed 10, but not
+            more than a quarter of its own, and at least one.
         total: Number of images.
     """
     if not limit.endswith('%'):
         return int(limit)
     share = float(limit[:-1]) / 100
-    return max(1, math.floor(share * total + 1e-9), min(10, total // 20)) if share else 0
+    return max(1, math.floor(share * total + 1e-9), min(10, total // 4)) if share else 0
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
              'bundled train.py)')
     arg('--max-bad-images', metavar='N',
         help='train: end the run when more images than this cannot be read: a number, or a share of the training '
-             'images with %%, of which a small dataset is allowed 10, but not more than 5 %% of its own, and at least '
-             'one; 0: none (0.1%%)')
+             'images with %%, of which a small dataset is allowed 10, but not more than a quarter of its own, and at '
+             'least one; 0: none (0.1%%)')
     arg('--data-timeout', metavar='SEC', type=float,
         help='how long to wait for the data folder when it is gone, such as a network drive; 0: end at once (600)')
     arg('--max-restarts', metavar='N', type=int,

@@ -166,15 +166,15 @@ def test_too_many_end_the_run(trees, tmp_path, capfd, more):
 
 
 @pytest.mark.parametrize('limit, total, allowed', (
-    ('0.1%', 1281167, 1281), ('0.1%', 16, 1), ('0.1%', 131, 6), ('0.1%', 3000, 10), ('0.1%', 20000, 20),
+    ('0.1%', 1281167, 1281), ('0.1%', 3, 1), ('0.1%', 17, 4), ('0.1%', 3000, 10), ('0.1%', 20000, 20),
     ('10%', 100, 10), ('100%', 16, 16), ('0%', 1000, 0), ('0', 1000, 0), ('7', 5, 7), ('.5%', 1000, 10)))
 def test_share_or_number(limit, total, allowed):
     assert allowed_images(limit, total) == allowed
 
 
 def test_limit_is_checked_and_in_the_plan(trees, capfd):
-    main(flags('train', trees / 'bad', '--dry-run', '--max-bad-images', '20 %'))
-    assert 'the run ends when more than 3 of 16 training images are bad (--max-bad-images 20%)' in (
+    main(flags('train', trees / 'bad', '--dry-run', '--max-bad-images', '40 %'))
+    assert 'the run ends when more than 6 of 16 training images are bad (--max-bad-images 40%)' in (
         capfd.readouterr().err)
     for wrong in ('101%', '-1', '0.001', 'few', '', '1e3', 'nan%'):
         with pytest.raises(SystemExit) as e:
