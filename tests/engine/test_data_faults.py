@@ -67,9 +67,9 @@ def assert_equal(a, b):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def kill_a_worker():
-    """The first one is one of the training's: those of the evaluation start later."""
-    worker = psutil.Process(min(p.pid for p in multiprocessing.active_children()))
+def kill_a_worker(others):
+    """The first one is one of the training's: those of the evaluation start later, `others` are of earlier tests."""
+    worker = psutil.Process(min(p.pid for p in multiprocessing.active_children() if p.pid not in others))
     worker.send_signal(signal.SIGKILL)
     with suppress(psutil.NoSuchProcess):
         while worker.status() != psutil.STATUS_ZOMBIE:
@@ -80,7 +80,8 @@ def kill_a_worker():
 def test_killed_worker(data, tmp_path, monkeypatch, way):
     plain, record = train(monkeypatch, data, tmp_path / 'a', way)
     assert record['faults'] == []
-    weights, record = train(monkeypatch, data, tmp_path / 'b', way, 3, kill_a_worker)
+    others = {p.pid for p in multiprocessing.active_children()}
+    weights, record = train(monkeypatch, data, tmp_path / 'b', way, 3, lambda: kill_a_worker(others))
     assert_equal(plain, weights)
     assert [(f['kind'], f['epoch']) for f in record['faults']] == [('worker', 0)]
     assert 'was ended by SIGKILL' in record['faults'][0]['text']
