@@ -69,30 +69,19 @@ class Faults:
     def ends_as_expected(self, run: Run, *flags: str, ranks: int = 1) -> bool:
         return run.wait() == 0 and result_of(run.folder) == self.expected(*flags, ranks=ranks)
 
-    def signal_to_launcher(self, signum: int, ranks: int) -> Row:
-        row = Row(f'{signal.Signals(signum).name} to the launcher, {ranks} rank{"s" if ranks > 1 else ""}')
+    def signal_to(self, signum: int, ranks: int, rank: Optional[int] = None) -> Row:
+        """A signal to the launcher, or to one of the ranks."""
+        whom = f'the launcher, {ranks} rank{"s" if ranks > 1 else ""}' if rank is None else f'rank {rank} of {ranks}'
+        row = Row(f'{signal.Signals(signum).name} to {whom}')
         run = self.start(ranks=ranks)
-        when, _ = run.wait_for('Train: 1')
+        run.wait_for('Train: 1')
         sent = run.seconds
-        run.process.send_signal(signum)
+        (run.process if rank is None else run.ranks()[rank]).send_signal(signum)
         code = run.wait()
         row.seconds = run.seconds - sent
         _, row.said = run.wait_for('Stopped by')
         row.lost = 'nothing'
         row.is_right = code == 128 + signum and row.seconds < 10 and self.goes_on(run, ranks=ranks)
-        return row
-
-    def signal_to_rank(self, signum: int) -> Row:
-        row = Row(f'{signal.Signals(signum).name} to rank 1 of 2')
-        run = self.start(ranks=2)
-        run.wait_for('Train: 1')
-        sent = run.seconds
-        run.ranks()[1].send_signal(signum)
-        code = run.wait()
-        row.seconds = run.seconds - sent
-        _, row.said = run.wait_for('Stopped by')
-        row.lost = 'nothing'
-        row.is_right = code == 128 + signum and row.seconds < 10 and self.goes_on(run, ranks=2)
         return row
 
     def second_signal(self) -> Row:
@@ -130,7 +119,7 @@ class Faults:
         run.wait_for('Train: 1')
         lost, stopped = run.lost(), run.seconds
         run.ranks()[1].suspend()
-        said, row.said = run.wait_for('finished a step for', after=stopped)
+        _, row.said = run.wait_for('finished a step for', after=stopped)
         when, _ = run.wait_for('Train: ', after=run.wait_for('Restart 1 of 3')[0])
         row.seconds, row.lost = when - stopped, f'{lost:.1f} s of work, and the 10 s'
         row.is_right = self.ends_as_expected(run, ranks=2)
@@ -254,10 +243,10 @@ def _mount(folder: Path, size: str) -> None:
 def do_faults(data: Path, tmp: Path, only: Optional[str]) -> List[Row]:
     faults = Faults(data, tmp)
     todo: Dict[str, Callable[[], Row]] = {
-        **{f'{signum.name.lower()}-{ranks}': functools.partial(faults.signal_to_launcher, signum, ranks)
+        **{f'{signum.name.lower()}-{ranks}': functools.partial(faults.signal_to, signum, ranks)
            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
            for ranks in (1, 2)},
-        'sigterm-rank': functools.partial(faults.signal_to_rank, signal.SIGTERM),
+        'sigterm-rank': functools.partial(faults.signal_to, signal.SIGTERM, 2, rank=1),
         'second-signal': faults.second_signal,
         'killed-rank': faults.killed_rank,
         'stopped-rank': faults.stopped_rank,

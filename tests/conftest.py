@@ -2,6 +2,7 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,3 +100,16 @@ def train_flags(data, output, *more) -> list:
         '--opt', 'momentum', '--lr', 0.01, '--warmup-epochs', 0, '--epochs', 2, '--output', output,
         '--experiment', 'run', '--log-interval', 2, *more,
     ]
+
+
+@pytest.fixture
+def dead_workers_are_told(monkeypatch):
+    """Dead loader workers are told in this process as in a rank, and as before after the test."""
+    from torch.utils.data._utils import signal_handling
+
+    from seresnet_timm.data.worker_errors import raise_where_loader_waits
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, '_SIGCHLD_handler_set', False)
+    raise_where_loader_waits()
+    yield
+    signal.signal(signal.SIGCHLD, before)

@@ -1,10 +1,9 @@
 """Random generators of every rank: capture and restore."""
 import random
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from seresnet_timm import device as devices
 
@@ -28,30 +27,6 @@ def set_own_state(state: Dict[str, Any], device: torch.device) -> None:
     random.setstate(state['python'])
     version, keys, position, has_gauss, cached = state['numpy']
     np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-
-
-def capture_rng(device: torch.device) -> Optional[List[Dict[str, Any]]]:
-    """State of every random generator of every rank, on rank 0 (None elsewhere). All ranks must call it."""
-    state = own_state(device)
-    if not dist.is_initialized():
-        return [state]
-    arrays = {k: _convert(v, torch.Tensor, torch.Tensor.numpy) for k, v in state.items()}  # travel as bytes
-    gathered: List[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, arrays)  # HCCL has no gather
-    if dist.get_rank() != 0:
-        return None
-    return [{k: _convert(v, np.ndarray, lambda a: torch.from_numpy(a.copy())) for k, v in s.items()} for s in gathered]
-
-
-def _convert(value: Any, kind: type, convert: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_convert(v, kind, convert) for v in value)
-    return convert(value) if isinstance(value, kind) else value
-
-
-def restore_rng(states: List[Dict[str, Any]], rank: int, device: torch.device) -> None:
-    """Set this rank's random generators as `capture_rng` found them."""
-    set_own_state(states[rank], device)
 
 
 # --- the generators of a loader's worker, which has no device: as bytes, to be sent with every batch ------------------

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
-from torch.utils.data._utils import signal_handling
 
 from seresnet_timm.data import fast_jpeg, jpeg, loading
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.seeding import SampleSeeds
-from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, explain, raise_where_loader_waits
+from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, explain
+
+pytestmark = pytest.mark.usefixtures('dead_workers_are_told')
 
 C = jpeg.decoders()[0]
 AUGMENT = {'auto_augment': 'rand-m5-mstd0.5', 're_prob': 0.5}
@@ -26,15 +27,6 @@ WAYS = {
     'evaluation': (jpeg.PILLOW, {'is_training': False}),  # the C decoder has threads instead
     "timm's evaluation": (None, {'is_training': False}),
 }
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_rank(monkeypatch):
-    before = signal.getsignal(signal.SIGCHLD)
-    monkeypatch.setattr(signal_handling, '_SIGCHLD_handler_set', False)
-    raise_where_loader_waits()
-    yield
-    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(scope='module')

@@ -13,15 +13,13 @@ from conftest import run_cli, subset, train_flags
 from recipe_runs import SMALL as SMALL_SCRIPTS
 from test_resume_within_epoch import assert_same
 from test_resume_within_epoch import run as run_stopped
-from torch.utils.data._utils import signal_handling
 from training import bundled_settings, load, valid_record
 
 from seresnet_timm.cli.main import main
-from seresnet_timm.data.worker_errors import raise_where_loader_waits
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.meters import Throughput
 
-pytestmark = pytest.mark.preloaded
+pytestmark = [pytest.mark.preloaded, pytest.mark.usefixtures('dead_workers_are_told')]
 FLAGS = ('--model-kwargs', 'channels=(4,8,8,8)', 'stem_width=4', '--checkpoint-hist', 1, '-b', 4, '--reprob', 0.5,
          '--drop', 0.2)
 WAYS = {
@@ -30,15 +28,6 @@ WAYS = {
     'no workers': ('auto', ('--workers', 0)),
     'threads': ('auto', ('--workers', 2, '--color-jitter', 0, '--reprob', 0)),
 }
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_rank(monkeypatch):
-    before = signal.getsignal(signal.SIGCHLD)
-    monkeypatch.setattr(signal_handling, '_SIGCHLD_handler_set', False)
-    raise_where_loader_waits()
-    yield
-    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(scope='module')
