@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from timm.task import ClassificationTask
 
 from seresnet_timm.checkpoints.fit import load_weights
-from seresnet_timm.checkpoints.random_state import capture_rng, restore_rng
+from seresnet_timm.checkpoints.random_state import own_state, set_own_state
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.errors import UsageError
@@ -61,12 +61,12 @@ def test_misfit_changes_nothing(model, tmp_path):
 
 def test_random_state_round_trip():
     device = torch.device('cpu')
-    state = capture_rng(device)
+    state = own_state(device)
 
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), np.random.randn()
     expected = draw()
-    restore_rng(state, 0, device)
+    set_own_state(state, device)
     assert draw() == expected
 
 

@@ -16,6 +16,7 @@ from timm.data import create_dataset, create_loader
 from seresnet_timm.data import data_folder, fast_jpeg, jpeg, loading
 from seresnet_timm.data.data_folder import DataFolder, DataFolderGone
 from seresnet_timm.data.image_files import count_unreadable, image_files_of, take_unreadable
+from seresnet_timm.data.position import end_workers
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.images import UnreadableImage
 from seresnet_timm.launch import watch
@@ -72,6 +73,7 @@ def test_waits_and_takes_no_image_for_bad(root, way, capfd):
         if timer:
             timer.join()
         assert take_unreadable(loader.dataset).count == 1
+        end_workers(loader)
         return batches, image_files_of(loader.dataset).folder.take_waits()
     plain, waits = load(away=False)
     assert not waits
@@ -96,6 +98,7 @@ def test_gives_up(root, decoder, workers, timeout):
     began = time.monotonic()
     with pytest.raises(DataFolderGone) as e:
         list(loader)
+    end_workers(loader)
     assert time.monotonic() - began < 60  # not the default of 600 s
     assert str(e.value).startswith('The data folder is gone') and '\n' not in str(e.value)
     assert f'{root} (No such file or directory). Check its disk' in str(e.value) and '--data-timeout' in str(e.value)
@@ -143,13 +146,15 @@ def test_waiting_is_a_sign_of_life(tmp_path, monkeypatch):
         monkeypatch.setattr(heartbeat._Writer, 'offset', heartbeat.RECORD.size)
         for rank in range(2):
             heartbeat.STEPS.pack_into(memory, heartbeat.RECORD.size * rank, os.getpid(), 7)
-        with Watch(file, 0.2, lambda *found: ended.append(found)):
+        with Watch(file, 0.5, lambda *found: ended.append(found)):
             with pytest.raises(DataFolderGone):
-                DataFolder(1.).read(fail, str(tmp_path / 'gone'))
+                DataFolder(1.2).read(fail, str(tmp_path / 'gone'))
             assert not ended
             monkeypatch.setattr(watch, 'WAITING', 0.1)
-            time.sleep(0.6)
-            assert ended
+            deadline = time.monotonic() + 20
+            while not ended and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert ended
 
 
 def fail():
