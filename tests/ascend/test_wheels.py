@@ -1,17 +1,16 @@
 """Which torch stands beside which torch_npu is read from files alone, and the pairs that cannot work are named."""
 import json
-import os
 import platform
 import shlex
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, run_here
 from packaging.requirements import Requirement
+from wheel_indexes import make_indexes, pip_would_install
 
 from seresnet_timm.ascend import wheels
 from seresnet_timm.ascend.wheels import Pair
@@ -193,49 +192,9 @@ def test_every_release_has_its_constraints_file():
     assert sorted(f.name for f in files) == sorted(f'torch_npu-{v}.txt' for v in releases)
 
 
-def write_wheel(folder: Path, name: str, version: str, *requires: str) -> None:
-    stem = f'{name}-{version}'
-    with zipfile.ZipFile(folder / f'{stem}-py3-none-any.whl', 'w') as z:
-        metadata = ['Metadata-Version: 2.1', f'Name: {name}', f'Version: {version}', 'Provides-Extra: npu']
-        tags = ['Wheel-Version: 1.0', 'Generator: test', 'Root-Is-Purelib: true', 'Tag: py3-none-any']
-        z.writestr(f'{stem}.dist-info/METADATA', '\n'.join([*metadata, *(f'Requires-Dist: {r}' for r in requires), '']))
-        z.writestr(f'{stem}.dist-info/WHEEL', '\n'.join([*tags, '']))
-        z.writestr(f'{stem}.dist-info/RECORD', '')
-
-
 @pytest.fixture(scope='module')
 def indexes(tmp_path_factory) -> dict:
-    """What PyPI offers each machine, and PyTorch's CPU index; CUDA builds need `nvidia`."""
-    folders = {}
-    for machine, cuda_from in (('aarch64', (2, 11)), ('x86_64', (0,))):
-        pypi = folders[machine] = tmp_path_factory.mktemp(machine)
-        write_wheel(pypi, 'nvidia', '1')
-        write_wheel(
-            pypi, 'seresnet_timm', '1', 'torch >= 2.6', 'torchvision >= 0.21', 'torch_npu >= 2.6; extra == "npu"')
-        for version, torchvision in (*wheels.TORCHVISION.items(), ('2.14.1', '0.29.1')):
-            write_wheel(pypi, 'torch', version, *['nvidia'] * (wheels.release(version) >= cuda_from))
-            write_wheel(pypi, 'torchvision', torchvision, f'torch=={version}')
-            label = '+cpu' if machine == 'x86_64' and wheels.release(version) < (2, 12) else ''
-            write_wheel(pypi, 'torch_npu', version, f'torch=={version}{label}')
-    cpu = folders['CPU index'] = tmp_path_factory.mktemp('cpu')
-    for version, torchvision in wheels.TORCHVISION.items():
-        write_wheel(cpu, 'torch', f'{version}+cpu')
-        write_wheel(cpu, 'torchvision', f'{torchvision}+cpu', f'torch=={version}')
-    return folders
-
-
-def pip_would_install(machine: str, folders: list, *arguments: str) -> dict:
-    """Versions by name that pip chooses on a machine; {} if nothing fits."""
-    code = (f'import platform, runpy; platform.machine = lambda: {machine!r}; '
-            'runpy.run_module("pip", run_name="__main__")')
-    result = subprocess.run(
-        [sys.executable, '-c', code, '--isolated', 'install', '--quiet', '--dry-run', '--ignore-installed', '--report',
-         '-', '--no-index', *(f'--find-links={f}' for f in folders), *arguments], capture_output=True, text=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith('PIP_')})
-    if result.returncode:
-        assert 'ResolutionImpossible' in result.stderr or 'No matching distribution' in result.stderr, result.stderr
-        return {}
-    return {i['metadata']['name']: i['metadata']['version'] for i in json.loads(result.stdout)['install']}
+    return make_indexes(tmp_path_factory.mktemp('indexes'))
 
 
 @pytest.mark.parametrize('machine, version, from_pypi', (
@@ -252,7 +211,7 @@ def test_constraints_never_bring_a_cuda_build(machine, version, from_pypi, index
              'seresnet_timm': '1'}
     assert pip_would_install(machine, [indexes[machine]], *command) == (right if from_pypi else {})
     if not from_pypi:
-        assert pip_would_install(machine, [indexes[machine], indexes['CPU index']], *command) == right
+        assert pip_would_install(machine, [indexes[machine], indexes['cpu']], *command) == right
 
 
 @pytest.mark.slow
