@@ -35,6 +35,7 @@ VERBS: Dict[str, str] = {
     'pull': 'download a model from the Hugging Face Hub and verify it',
     'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
     'bench': 'compare the loader, a training step or a whole training with timm',
+    'tune': 'measure which settings are fastest on this machine, and write them as a config file',
     'report': "print a run's results table and draw its curves",
 }
 # packages whose absence means that another Python was started than the one that has this package
