@@ -14,11 +14,13 @@ _GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
 WORDS = re.compile(
     r'PID|Traceback|stream|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|xception|imed? ?out|imeout|Warning|warning|'
     r'not found|cannot|undefined '
-    r'symbol|memory|No |exitcode|Signal|killed|fault|peer|overflow|Loss scaler|Non finite|double|nan\b|inf\b|NaN|rank|'
+    r'symbol|memory|No |exitcode|Signal|killed|fault|peer|overflow|oss scaler|down|removed|Could not run|core '
+    r'dumped|terminate|Non finite|double|nan\b|inf\b|NaN|rank|'
     r'grad-norm|abnormal|Lost|lost|Duplicated|in use|ret is|drvRetCode|Broken pipe|HCCL|hccl|oom|init|version|bound|'
     r'listen|port|set ASCEND|Two accel|TLS|Notify|kill|Kill|^\s*\d{6}\s*$')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
-_NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|^\s*(\d{6})\s*$|hcclRet -> (\d+)')
+_NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|errno[:=] ?(\d{6})\b|'
+r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|hcclRet -> (\d+)')
 _ACLNN = re.compile(r'call (aclnn\w+) failed')
 _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
 _CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
@@ -32,7 +34,7 @@ _HEADER = re.compile(r'function error:|^\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception)
 _MESSENGERS = ('ChildFailedError', 'SignalException', 'KeyboardInterrupt', 'SystemExit', 'ProcessRaisedException',
                'ProcessExitedException', 'BrokenPipeError', 'EOFError', 'RayTaskError', 'CalledProcessError')
 _ADVICE = re.compile(r'\s*(?:Possible Cause|Solution|\d\.\s?\w|Rectify the fault|\[notice\])')
-_SCALE = re.compile(r'Loss scaler reducing loss scale to ([\d.eE+-]+)')
+_SCALE = re.compile(r'[Ll]oss scaler(?: \d+)? reducing loss scale to ([\d.eE+-]*\d)')
 _NAN = re.compile(r'\b(grad[_ -]?norm|loss)\b[\'"]?\s*[:=]?\s*[\'"(]?(nan|inf)\b', re.IGNORECASE)
 # values that any line of an error may name: name, pattern
 _FACTS = tuple((name, re.compile(pattern)) for name, pattern in (
@@ -49,6 +51,7 @@ _FACTS = tuple((name, re.compile(pattern)) for name, pattern in (
     ('value', r'local(?: end| version is| version)? \[?([^\],\s]+)'),
     ('range', r'remote(?: end| version is| version)? \[?([^\],\s]+)'),
     ('value', r'parameter \w+ is (\S+) on the local rank'), ('range', r'and (\S+) on the remote rank'),
+    ('error', r'errorStr: ?([^.\]]+)'),
     ('size', r'[Aa]lloc\w* (?:memory )?(?:size|failed.*?size)[:= \[]+(\d+(?:\.\d+)? ?[KMG]?i?B?)'),
 ))
 
@@ -272,9 +275,9 @@ class EventReader:
         if call:
             found.append(_number(call[1], call[2], int(call[3])))
         for match in [] if call else _NUMBER.finditer(text):
-            number, result, alone, hccl = match.groups()
+            number, *others, hccl = match.groups()
             what = 'Hccl' if hccl else aclnn[1] if aclnn else ''
-            value = int(number or result or alone or hccl)
+            value = int(number or hccl or next(g for g in others if g))
             if value and not (number and value < 1000 and not aclnn and 'stream synchronize' not in text):
                 found.append(_number('HCCL' if hccl else 'NPU', what, value))
         is_of_warning = event is not None and event.is_warning

@@ -50,7 +50,7 @@ _PACKAGES = {'attr': 'attrs', 'yaml': 'pyyaml', 'absl': 'absl-py', 'google': 'pr
 
 def _library(match: 're.Match[str]') -> Told:
     library, line = match['library'].rpartition('/')[2], match.string
-    part = re.search(r'check that the (\w+) package', line)
+    part = re.search(r'check that the (\w+) package', line) or re.match(r'lib(atb)\b', library)
     facts = {'library': library, **({'part': part[1]} if part and part[1] != 'cann' else {})}
     if library.startswith(_DRIVER):
         return 'driver_missing', facts
@@ -101,7 +101,7 @@ def _memory(match: 're.Match[str]') -> Told:
         ('allocated', r'([\d.]+ ?\w+) already allocated'), ('allocated', r'([\d.]+ ?\w+) is allocated by PyTorch'),
         ('free', r'([\d.]+ ?\w+) free'), ('free', r'of which ([\d.]+ ?\w+) is free'),
         ('reserved', r'([\d.]+ ?\w+) reserved in total'), ('own', r'this process has ([\d.]+ ?\w+) memory in use'))
-    facts = {'kind': match['kind'], 'device': '0'}
+    facts = {'kind': match['kind']}
     for name, pattern in patterns:
         found = re.search(pattern, line)
         if found:
@@ -210,6 +210,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r"No module named '?(?P<module>[\w.]+)'?", _module),
     _p(_LIB + r': (?:undefined symbol|symbol lookup error): (?P<symbol>\w+)', _symbol),
     _p(r'(?P<library>\S+): cannot allocate memory in static TLS block', 'static_tls'),
+    _p(r"module 'torch' has no attribute 'npu'|not linked with support for npu|device type at start of device "
+       r"string: npu",
+       'torch_npu_not_loaded'),
+    _p(r'was removed in the NumPy 2\.0 release|compiled using NumPy 1\.x cannot be run in', 'numpy_new'),
     _p(r"version `?'?(?P<symbol>(?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)'? not found", 'system_old'),
     _p(r'\[Init\]\[Env\]init env failed|build op model failed', 'compiler_start', 30),
     _p(r"No space left on device(?:: '(?P<path>[^']+)')?|Disk quota exceeded", 'disk_full'),
@@ -219,7 +223,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error(?:, input data rang?e?:? '
        r'?(?P<range>[\[(][^\])]*[\])]))?',
        'visible_devices'),
-    _p('dcmi (?:module )?init\\w* failed', 'driver_start', 55),
+    _p('dcmi (?:module |model )?init\\w* failed', 'driver_start', 55),
+    _p(r'DrvMngGetConsoleLogLevel failed|drvMngGetConsoleLogLevel failed', 'driver_start', 12),
+    _p(r'[Ff]ailed to open device|[Oo]pen device failed', 'device_start', 55),
+    _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
     _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)', 'device_taken', 70),
     _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:aicore|aivec) kernel execute failed',
        'ai_core', 90),
@@ -227,11 +234,15 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'aicpu (?:error|exception)|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu', 90),
     _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
     _p(r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
+    _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error', 'ecc', 85),
+    _p(r'\b[Ll]ink (?:is |status is )?down\b', 'link_hardware', 60),
     # memory
     _p('(?P<kind>NPU|CUDA|HIP) out of memory', _memory),
     _p('exceed(?:s|ed)? per_process_memory_fraction|Allocation was preemptively rejected', 'memory_fraction'),
     _p(r'Failed to allocate \[size: \[(?P<size>[^\]]+)\]', 'memory_hccl'),
-    _p('alloc(?:ate)? device memory failed|device memory allocation error', 'memory_device', 70),
+    _p('alloc(?:ate)? device memory failed|device memory allocation error|driver error: ?out of memory',
+       'memory_device',
+       70),
     _p("DefaultCPUAllocator: can't allocate memory|Out of memory: Kill(?:ed)? process (?P<pid>\\d+)|oom-kill:|"
        r'\[Errno 12\] Cannot allocate memory', 'memory_host'),
     _p(r'DataLoader worker .*killed by signal: Bus error', 'shared_memory'),
@@ -247,6 +258,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r"operator '(?P<operator>[\w:.]+)' is not currently (?:supported|implemented) (?:on|for) the NPU",
        _operator_missing),
     _p('Expected all tensors to be on the same device', 'cpu_tensor'),
+    _p(r"Could not run '(?P<operator>[\w:.]+)' with arguments from the '(?:PrivateUse1|NPU|npu)\w*' backend",
+       'no_npu_operator'),
     _p('Tensors must be contiguous', 'not_contiguous'),
     _p('The Inner error is reported as above', 'asynchronous', 28),
     _p(r'current working operator name is (?P<operator>\w+)', 'asynchronous', 29),
@@ -257,7 +270,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'host nic listen start failed|(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|'
        r'socket type\[\d\], listen on ip\[[^\]]*\] and specific port\[\d+\] fail|\bport\b.{0,60}\bbound already',
        _port, 95),
-    _p(r'server socket has failed to (?:bind|listen).*:(?P<port>\d+)', 'port_torch'),
+    _p(r'server socket has failed to (?:bind|listen).*?(?:port: ?|\]:|\d:)(?P<port>\d+)', 'port_torch'),
     _p(r'EADDRINUSE.*port[: ]+(?P<port>\d+)|Address already in use', 'port_torch', 55),
     _p('Failed to initialize the HCCP process', 'hccp_busy', 70),
     _p(r'TLS (?:configuration|status)s?(?: information)? (?:is|are) (?:inconsistent|different)', 'tls', 95),
@@ -266,6 +279,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Cluster Exception Location\[IP/ID\]:\[(?P<remote>[^\]]+)\].*ExceptionType:\[(?P<reason>[^\]]+)\]',
        _cluster_exception, 95),
     _p(r'serverId\[(?P<remote>[^\]]+)\], deviceId\[\d+\], (?P<reason>[\w ]+ Occurred)', _cluster_exception, 95),
+    _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
     _p(r'hccl fftsplus task timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
     _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020', 'sync_timeout',
        50),
@@ -286,15 +300,16 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Signal (?P<number>\d+) \(SIG\w+\) received by PID', _signal, 60),
     _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
     _p(r'(?:Fatal Python error: |^)(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
-    _p(_OWN, _own, 45),
-    _p(r'seresnet_timm\.errors\.(?:RunError|UsageError): (?P<reason>.+)', _own, 45),
+    _p(r'^terminate called after throwing|Aborted \(core dumped\)|Fatal Python error: Aborted', 'aborted', 5),
+    _p(_OWN, _own, 35),
+    _p(r'seresnet_timm\.errors\.(?:RunError|UsageError): (?P<reason>.+)', _own, 35),
     _p('lost contact with (?:the other ranks|another node)', 'peer_lost', 40),
 )
 
 NPU_WARNING = 'only a warning of torch_npu'
 # text that looks like an error and is none: pattern, why
 HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), why) for words, why in (
-    (r'Gradient overflow\. Skipping step|Loss scaler reducing loss scale',
+    (r'Gradient overflow\. +Skipping step|[Ll]oss scaler(?: \d+)? reducing loss scale',
      'an overflow now and then, and in the first steps, is normal with fp16: the step is skipped and the scale halved'),
     ('Non finite check and unscale on NPU', 'it only says that a check runs'),
     (r"operator '(?P<name>[\w:.]+)' is not currently supported on the NPU backend and will fall back",
@@ -303,6 +318,7 @@ HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), 
     (r'NPU warning, error code is (?P<name>\d+)', NPU_WARNING + ' (number {name})'),
     ('ERR99999', 'torch_npu adds this line to every uncaught Python exception: it says nothing of the NPU'),
     ('failed to get total global memory', 'only a warning'),
+    (r'\bW[0-9A-Z]\d{4}(?::|\[|\))', 'only a warning of CANN'),
 ))
 
 

@@ -32,6 +32,7 @@ class Explanation:
         known: The text tells a fault that the table explains.
         rank, device, pid, time, source, line: Where, as far as the text says.
         sentence: torch_npu's own sentence.
+        weight: How much the text tells.
     """
     fault: str
     role: str
@@ -49,6 +50,7 @@ class Explanation:
     source: str = ''
     line: int = 0
     sentence: str = ''
+    weight: int = 0
 
     def evidence(self) -> str:
         """The codes, and torch_npu's sentence, as text."""
@@ -151,9 +153,6 @@ def diagnose(readers: Iterable[EventReader], subject: str = '') -> Diagnosis:
         if before:
             finding = next(f for f in before[0].findings if f.fault == 'diverged')
             first = _explain(before[0], finding, subject)
-    elif first and first.fault == 'diverged' and first.role == CAUSE and len(nan) == len(events) and not any(
-            f.weight >= 40 for e in nan for f in e.findings):
-        pass  # a loss that is not finite is all there is
     if first and first.role == ADVICE and 'only a warning' in harmless and first.fault == 'driver_old':
         harmless.pop('only a warning')
     others = [e for e in explained if e is not first and (e.line, e.source, e.what) != (
@@ -167,13 +166,13 @@ def _is_before(event: Event, first: Explanation) -> bool:
     return event.source != first.source or event.line <= first.line
 
 
-def _blame(e: Explanation) -> Tuple[int, int, int]:
+def _blame(e: Explanation) -> int:
     """What is to blame comes first; of equals the earliest, which the order of a stable sort keeps."""
     known = FAULTS[e.fault]
     order = {CAUSE: 0, 'link': 1, 'elsewhere': 2, WAIT: 3, MESSENGER: 4, ADVICE: 5}[known.role]
-    if e.fault == 'python' or e.fault == 'diverged' and 'became' in e.what:
+    if order == 0 and e.weight < 30:  # such as 'a task failed', or an exception: may well follow a broken link
         order = 1
-    return order, 0 if e.known else 1 if order == 0 else 0, 0
+    return order
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def _explain(event: Event, top: Finding, subject: str) -> Explanation:
     return Explanation(
         key, fault.role, fill(fault.what, facts), tuple(fill(c, facts) for c in fault.causes),
         fill(fault.remedy, facts), fill(fault.log, facts), codes, unknown, known, event.rank, event.device, event.pid,
-        event.time, event.source, event.line, event.sentence)
+        event.time, event.source, event.line, event.sentence, top.weight)
 
 
 def _codes_of(event: Event) -> Tuple[Tuple[str, str], ...]:
@@ -240,6 +239,8 @@ def _complete(key: str, facts: Dict[str, str], event: Event, subject: str, codes
     facts['limit'] = facts.get('limit') or os.environ.get('HCCL_EXEC_TIMEOUT') or _EXEC_TIMEOUT
     facts['newer_host'] = '' if 'old' in facts.get('cann', '') else (
         '; from CANN 8.1 on, on A2 and newer, HCCL_HOST_SOCKET_PORT_RANGE=auto does it')
+    if key.startswith('memory'):
+        facts.setdefault('device', '0')
     facts['an_operator'] = f'operator {facts["operator"]}' if facts.get('operator') else 'an operator'
     if key in ('compiler_start', 'environment_half_set') and 'variable' not in facts:
         facts['variable'] = 'ASCEND_OPP_PATH'

@@ -70,6 +70,14 @@ FAULTS: Dict[str, Fault] = {
     'torch_npu_missing': Fault(
         CAUSE, 'torch_npu is not installed for this Python', ('another Python or environment was started',),
         'install the torch_npu that belongs to this torch; `seresnet-timm doctor` prints the command', THIS),
+    'torch_npu_not_loaded': Fault(
+        CAUSE, 'torch does not know the device npu: torch_npu was not loaded',
+        ('torch_npu is not installed for this Python',
+        'TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, and nothing imports it'),
+        f'install torch_npu, or `import torch_npu` after torch; {DOCTOR}', THIS),
+    'numpy_new': Fault(
+        CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch", (
+            'numpy 2 was installed, CANN needs numpy 1',), "pip install 'numpy<2'", THIS),
     'environment_half_set': Fault(
         CAUSE, 'the environment variable {variable} of CANN is not set',
         ('set_env.sh of another package or of another shell was sourced',), f'{SET_ENV}', THIS),
@@ -155,7 +163,7 @@ FAULTS: Dict[str, Fault] = {
             'the user is not in the group HwHiAiUser', 'the container lacks rights'),
         'sudo usermod -aG HwHiAiUser $USER, then log in again; in a container mount the devices', DMESG),
     'ai_core': Fault(
-        CAUSE, '{an_operator} failed on an AI Core[ of device {device}]',
+        CAUSE, '{an_operator} failed on an AI Core[ of device {device}][: {error}]',
         ('an address or index out of range, for example a label outside the classes', 'an error of the operator in '
          'this CANN', 'hardware'),
         f'{BLOCKING}; check that all labels are below the number of classes; try a newer CANN; if only one device '
