@@ -26,6 +26,7 @@ VERBS: Dict[str, str] = {
     'inspect': 'show what a checkpoint contains, and whether it is complete',
     'convert': 'convert a checkpoint between timm, the ModelZoo and safetensors',
     'doctor': 'check versions, CANN, devices and network, and compute on every device',
+    'diagnose': 'explain an error text, a log, or the logs of a run that failed',
     'export': 'write a model as ONNX or torch.export program, for example for Ascend inference',
     'predict': 'print the most likely classes of images',
     'check-data': 'list the damaged images, duplicates and odd classes of a dataset',
@@ -59,8 +60,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except RuntimeError as e:
         if 'backend extension: torch_npu' not in str(e):
             raise
-        fail('torch_npu does not load, and torch with it: source the set_env.sh of CANN first, or set '
-             'TORCH_DEVICE_BACKEND_AUTOLOAD=0 to work without the NPU.')
+        from seresnet_timm.ascend.errors import explain_import
+        fail(explain_import(f'{e.__cause__ or e.__context__ or ""}\n{e}'))
     except ModuleNotFoundError as e:
         if e.name not in REQUIRED_PACKAGES:
             raise
