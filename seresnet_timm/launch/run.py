@@ -4,7 +4,7 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.launch import cluster
@@ -46,9 +46,10 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
         return
     with ExitStack() as stack:
         with handover.give_to_other_ranks(job) as give:
+            user = dict(os.environ)
             npu_notes = npu_setup.set_environment(os.environ)
             plan = make_plan(verb, argv, recipe_name)
-            settings = prepare(plan, npu_notes, stack)
+            settings = prepare(plan, npu_notes, stack, user)
             if plan.dry_run and not plan.node.is_first_of_node:
                 return
             if plan.dry_run:
@@ -61,25 +62,27 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
         modelzoo_report.finish(settings, time.time() - start)
 
 
-def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack) -> RunSettings:
+def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack, user: Mapping[str, str]) -> RunSettings:
     """Pull what the run needs, check everything, print the plan; the final settings.
 
     Args:
         plan: The plan.
         npu_notes: What was set in the environment for the NPU.
         stack: Takes what is kept until the run has ended.
+        user: The environment as the user set it.
     """
     settings = plan.settings
     if settings.device.startswith('npu'):
         settings = replace(settings, notes=settings.notes + list(npu_notes))
-    from seresnet_timm.launch import checks, describe, downloads
+    from seresnet_timm.launch import checks, describe, downloads, hccl
+    settings, hccl_problems = hccl.prepare(settings, plan.node, user, stack)
     settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack))
     changes = []
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
     if plan.node.is_first_of_node:
-        problems = plan.problems + other_classes
+        problems = plan.problems + other_classes + hccl_problems
         if settings.verb == 'train' and plan.node.is_first:  # on other nodes rank 0 of this run may hold it already
             problems += filter(None, [RunFolder(settings.output).why_busy()])
         notes = checks.check(settings, plan.dry_run, problems, plan.checkpoints)
