@@ -1,6 +1,7 @@
 """`seresnet-timm train | validate`, in order: parse and plan, check, print, start the ranks."""
 import gc
 import os
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -38,6 +39,9 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     from seresnet_timm.launch import handover
     start = time.time()
     job = cluster.detect(os.environ)
+    if job is not None and job.why_not_needed:
+        print(job.why_not_needed, file=sys.stderr)
+        return
     if handover.receives(job):
         npu_setup.set_environment(os.environ)
         settings = handover.receive()  # local rank 0 plans and checks, once a node
