@@ -51,7 +51,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
-	$(BIN)/shellcheck recipes/*.sh .ci/run
+	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh .ci/run
 	$(BIN)/mypy
 
 clean:

@@ -205,7 +205,8 @@ def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tu
     if not 0 <= rank < nnodes:
         raise UsageError(f'--node-rank {rank} is out of range: {nnodes} node(s) have the numbers 0 to {nnodes - 1}.')
     if nnodes > 1 and not node.master_addr and not node.is_rank:
-        raise UsageError(f'{nnodes} nodes need --master-addr: the address of node 0, the same on every node.')
+        unset = f' ({job.kind} does not say it: {job.master_variable} is not set)' if job else ''
+        raise UsageError(f'{nnodes} nodes need --master-addr: the address of node 0, the same on every node{unset}.')
     return node, nnodes
 
 
