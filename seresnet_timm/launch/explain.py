@@ -1,6 +1,7 @@
 """Errors of devices, memory and loader workers as sentences: what happened and what to do."""
 import errno
 import os
+import re
 from typing import Optional
 
 from seresnet_timm.runs.settings import RunSettings
@@ -24,6 +25,10 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     if ':' not in device and device != 'cpu':
         device = f'{device}:{index}'
     text = str(error)
+    label = re.search(r'(?:index|Target) (-?\d+) is out of bounds', text)
+    if label and '/' in (settings.args.get('dataset') or ''):  # folders are counted before the run
+        return (f'--dataset {settings.args["dataset"]} has an image of class {label[1]}, the model has '
+                f'{settings.args.get("num_classes")} outputs, for the classes from 0 on: give --num-classes.')
     if is_out_of_memory(error, device):
         batch_size = settings.args['batch_size']
         less = max(1, batch_size // 2)
