@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 NPU_VENV := .venv-npu
 TESTS := not slow
+# test processes at a time; some tests wait, so two cores are busy with three
+JOBS := 3
 DEMO := demo
 BIN := $(VENV)/bin
 
@@ -21,12 +23,12 @@ demo: $(VENV)/.ready
 test: test-cpu test-npu
 
 test-cpu: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" tests --ignore tests/npu
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "$(TESTS)" tests --ignore tests/npu
 
 # torch_npu's own code on an emulated Ascend server; exit code 3 of the first command: not possible here, it says why
 test-npu:
 	@$(PYTHON) tests/ascend_emulator/make_venv.py $(NPU_VENV); code=$$?; \
-	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" tests/npu; \
+	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "$(TESTS)" tests/npu; \
 	elif [ $$code = 3 ] && [ -z "$$CI" ]; then exit 0; else exit $$code; fi
 
 # further variants of the same tests, about six minutes more

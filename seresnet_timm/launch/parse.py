@@ -121,6 +121,16 @@ def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
     return found.scripts, found.evaluate, found.dry_run
 
 
+def typed_rdzv_timeout(argv: Sequence[str]) -> Optional[int]:
+    """Seconds of --rdzv-timeout, for a process that waits for one that parses the rest; None if not given rightly."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument('--rdzv-timeout', type=int)
+    try:
+        return parser.parse_known_args(argv)[0].rdzv_timeout
+    except UsageError:  # which the other process says
+        return None
+
+
 def _complete(parser: argparse.ArgumentParser, verb: str) -> None:
     """Add to a script's parser what is not the script's."""
     parser.conflict_handler = 'resolve'  # our --device replaces the script's
