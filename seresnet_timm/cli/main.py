@@ -20,6 +20,7 @@ from seresnet_timm.version import __version__
 TASKS: Dict[str, Dict[str, str]] = {
     'Check the machine': {
         'doctor': 'check versions, CANN, devices and network, and compute on every device',
+        'env': 'print what a bug report needs: versions, machine, devices, variables',
         'bench': 'compare the loader, a training step or a whole training with timm',
         'scripts': "show which train.py is used; `scripts fetch` downloads timm's",
     },

@@ -77,7 +77,7 @@ def test_the_examples_of_the_demo_run_one_after_the_other(tmp_path, monkeypatch,
             if 'digits' not in command and 'output/run' not in command and verb != 'scripts' or '--dry-run' in command:
                 continue
             shorter = [*map(str, MODEL), '--epochs', '1', '--workers', '0'] if verb == 'train' else []
-            result = run_cli(*command, *shorter, cwd=tmp_path)
+            result = run_cli(*command, *shorter, cwd=tmp_path, fresh=False)
             assert result.returncode == 0, (command, result.stderr)
             done.add(verb)
     assert len(done) == 9
