@@ -15,7 +15,8 @@ from seresnet_timm.doctor.environment_report import HIDDEN, hide_user, variables
     ('HF_TOKEN', 'hf_abc'), ('HUGGINGFACE_HUB_TOKEN', 'x'), ('WANDB_API_KEY', 'x'), ('MODELSCOPE_API_TOKEN', 'x'),
     ('HTTPS_PROXY', 'proxy:80'), ('http_proxy', 'http://me:word@proxy:80'), ('HF_ENDPOINT', 'https://hub.inside'),
     ('MASTER_ADDR', '10.0.0.5'), ('HCCL_IF_IP', '10.0.0.5'), ('SLURM_NODELIST', 'node[1-4]'),
-    ('MA_CURRENT_IP', '1.1.1.1'), ('VC_WORKER_HOSTS', 'a,b'), ('TORCH_X', 'https://inside/x'), ('SLURM_JOB_USER', 'me'), ('HF_PASSWORD', 'x'),
+    ('MA_CURRENT_IP', '1.1.1.1'), ('VC_WORKER_HOSTS', 'a,b'), ('TORCH_X', 'https://inside/x'),
+    ('SLURM_JOB_USER', 'me'), ('HF_PASSWORD', 'x'),
     ('SLURM_JWT_SECRET', 'x'), ('PYTHON_KEYRING_BACKEND', 'x')))
 def test_values_of_secrets_and_addresses_are_hidden(name, value):
     assert variables({name: value}) == {name: HIDDEN}
