@@ -26,6 +26,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Get data ready': {
         'demo-data': 'write a small dataset of real images',
+        'split': 'divide a folder of classes into training and validation, by links',
         'check-data': 'list the damaged images, duplicates and odd classes of a dataset',
         'prepare': 'copy a dataset and reduce its large images, for faster training',
         'prepare-imagenet': 'unpack the official tar files of ImageNet',

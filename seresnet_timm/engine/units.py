@@ -12,6 +12,7 @@ _FLAGS: Dict[str, str] = {
     'pixels': 'img_size max_side crop_border_pixels',
     'channels, pixels, pixels': 'input_size',
     'share of the image': 'crop_pct',
+    'share of the images of each class': 'val',
     'share of the area of the image': 'scale',
     'width divided by height': 'ratio',
     'optimizer steps': 'log_interval recovery_interval',

@@ -273,6 +273,7 @@ VALUES: Dict[str, Rule] = {
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
+    'split.val': Number(above=0, below=1), 'split.out': Output(is_folder=True),
     'bench.target': POSITIVE, 'bench.json': Output(is_folder=False),
 }
 # the ModelZoo's names for them
