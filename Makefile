@@ -15,7 +15,7 @@ JOBS := 3
 DEMO := demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint clean
+.PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint release-check clean
 
 # train SE-ResNet-50 on real pictures, evaluate it, show the result
 demo: $(VENV)/.ready
@@ -51,8 +51,12 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
-	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh .ci/run
+	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh .ci/run .ci/release-check
 	$(BIN)/mypy
+
+# build, twine check, the wheel in a fresh environment, the demo; QUICK=1: with the packages of .venv, one epoch
+release-check: $(VENV)/.ready
+	QUICK=$(QUICK) .ci/release-check
 
 clean:
 	rm -rf $(VENV) .venv-npu* $(DEMO) build dist *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so
