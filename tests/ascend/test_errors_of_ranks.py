@@ -3,9 +3,9 @@ import random
 import time
 
 import pytest
+from ascend.npu_texts import ADVICE, call, cann, err, out_of_memory, prefixed, waits
 from conftest import ROOT
 
-from ascend.npu_texts import ADVICE, call, cann, err, out_of_memory, prefixed, waits
 from seresnet_timm.ascend.error_codes import ACL, CANN, CODES, HCCL, NAMES, find
 from seresnet_timm.ascend.error_events import MAX_EVENTS, EventReader
 from seresnet_timm.ascend.errors import diagnose, diagnose_text, is_consequence, is_out_of_memory
@@ -15,17 +15,20 @@ FORMS = (7, 8.2, 8.3, 8.5)
 EARLY, LATE = '2025-11-19-11:05:00', '2025-11-19-11:35:00'
 # faults of rank 3 that are no waits
 CAUSES = {
-    'memory': f'torch.OutOfMemoryError: {out_of_memory(3)}\n' + err('ERR99999 UNKNOWN applicaiton exception', EARLY, 1003, 3,
+    'memory': f'torch.OutOfMemoryError: {out_of_memory(3)}\n' + err('ERR99999 UNKNOWN applicaiton exception', EARLY,
+    1003, 3,
                                                                    3),
     'ecc': call('NPU', 'HBM MULTI BIT ECC ERROR', 507054, time=EARLY, pid=1003, device=3, rank=3),
     'ai_core': call('NPU', 'AclrtSynchronizeStreamWithTimeout(s)', 507015, cann('EZ9999', 'aicore exception', 8.5),
                     time=EARLY, pid=1003, device=3, rank=3),
     'device_lost': call('NPU', 'aclrtMemcpy', 507010, time=EARLY, pid=1003, device=3, rank=3),
-    'port_host': call('HCCL', 'HcclGetRootInfo(&id)', 11, cann('EI0019', 'port[60000] bound already', 8.3, EARLY + '.1', 1003),
+    'port_host': call('HCCL', 'HcclGetRootInfo(&id)', 11, cann('EI0019', 'port[60000] bound already', 8.3,
+    EARLY + '.1', 1003),
                       time=EARLY, pid=1003, device=3, rank=3),
     'cann_python': f"ModuleNotFoundError: No module named 'tbe'\n{err('ERR99999 UNKNOWN', EARLY, 1003, 3, 3)}",
     'python': f'ValueError: not enough values\n{err("ERR99999 UNKNOWN applicaiton exception", EARLY, 1003, 3, 3)}',
-    'unknown': call('NPU', 'x', 507998, cann('EZ4711', 'odd', time=EARLY + '.1', pid=1003), time=EARLY, pid=1003, device=3,
+    'unknown': call('NPU', 'x', 507998, cann('EZ4711', 'odd', time=EARLY + '.1', pid=1003), time=EARLY, pid=1003,
+    device=3,
                     rank=3),
 }
 
@@ -47,7 +50,8 @@ def test_the_first_of_several_faults_and_of_several_waits():
     late = CAUSES['ecc'].replace(EARLY, LATE)
     diagnosis = diagnose_text(f'{late}\nTraceback (most recent call last):\n{CAUSES["memory"]}')
     assert diagnosis.first.fault == 'memory' and diagnosis.others[0].fault == 'ecc'
-    waiting = diagnose_text('\n'.join(prefixed(waits(r, f'2025-11-19-11:3{9 - r}:00'), f'[rank{r}]: ') for r in (0, 1, 2)))
+    waiting = diagnose_text('\n'.join(prefixed(waits(r, f'2025-11-19-11:3{9 - r}:00'), f'[rank{r}]: ') for r in (0, 1,
+        2)))
     assert waiting.first.rank == 2
     # without times: as they stand
     bare = [f'[rank{r}]: RuntimeError: ACL stream synchronize failed, error code:507046' for r in (4, 1)]
@@ -56,7 +60,8 @@ def test_the_first_of_several_faults_and_of_several_waits():
 
 def test_a_stop_on_purpose_and_a_broken_link_are_not_to_blame():
     stop = call('NPU', 'FORCE STOP', 107022, time=EARLY, pid=1001, device=1, rank=1)
-    link = call('HCCL', 'HcclAllReduce(a)', 12, cann('EI0013', 'An error CQE occurred', 8.3, EARLY + '.1', 1002), time=EARLY,
+    link = call('HCCL', 'HcclAllReduce(a)', 12, cann('EI0013', 'An error CQE occurred', 8.3, EARLY + '.1', 1002),
+        time=EARLY,
                 pid=1002, device=2, rank=2)
     cause = CAUSES['ai_core'].replace(EARLY, LATE)
     texts = [prefixed(t, f'[rank{r}]: ') for r, t in ((1, stop), (2, link), (3, cause), (0, waits(0)))]
@@ -67,17 +72,21 @@ def test_a_stop_on_purpose_and_a_broken_link_are_not_to_blame():
 
 def test_torchruns_summary_names_a_killed_rank():
     text = ('train.py FAILED\nFailures:\n[0]:\n  time      : 2024-05-21_11:57:55\n  rank      : 3 (local_rank: 3)\n'
-            '  exitcode  : -9 (pid: 927000)\n  error_file: <N/A>\n  traceback : Signal 9 (SIGKILL) received by PID 927000\n')
+            '  exitcode  : -9 (pid: 927000)\n  error_file: <N/A>\n  traceback : Signal 9 (SIGKILL) received by PID '
+            '927000\n')
     first = diagnose_text(text + waits(0)).first
     assert first.fault == 'killed' and 'SIGKILL' in first.what and first.rank == 3
-    aborted = diagnose_text(text.replace('-9', '-6').replace('Signal 9 (SIGKILL)', 'Signal 6 (SIGABRT)') + waits(0)).first
+    aborted = diagnose_text(text.replace('-9', '-6').replace('Signal 9 (SIGKILL)',
+        'Signal 6 (SIGABRT)') + waits(0)).first
     assert aborted.fault == 'exec_timeout'
     assert diagnose_text(text.replace('-9', '-15').replace('Signal 9 (SIGKILL)', 'Signal 15 (SIGTERM)')).first is None
 
 
 def test_the_exception_above_explains_the_one_below():
-    text = ('Traceback (most recent call last):\nImportError: libhccl.so: cannot open shared object file\n\nThe above exception '
-            'was the direct cause of the following exception:\n\nTraceback (most recent call last):\nRuntimeError: Failed to '
+    text = ('Traceback (most recent call last):\nImportError: libhccl.so: cannot open shared object file\n\nThe '
+    'above exception '
+            'was the direct cause of the following exception:\n\nTraceback (most recent call last):\nRuntimeError: '
+            'Failed to '
             'load the backend extension: torch_npu.')
     diagnosis = diagnose_text(text)
     assert diagnosis.first.fault == 'cann_missing' and diagnosis.others[0].fault == 'backend_not_loaded'
@@ -109,7 +118,8 @@ def test_every_number_in_every_shape():
     shapes = ('RuntimeError: f:a.cpp:1 NPU function error: g(a, b), error code is {}',
               'RuntimeError: f:a.cpp:1 OPS function error: call aclnnMul failed, error code is {}',
               'RuntimeError: call aclnnMul failed, error code is {}', 'NPU error, error code is {}',
-              'RuntimeError: ACL stream synchronize failed, error code:{}', '  aclrt execute failed, runtime result = {}.')
+              'RuntimeError: ACL stream synchronize failed, error code:{}',
+              '  aclrt execute failed, runtime result = {}.')
     for names, _, fault, _ in ACL:
         for number in names.split():
             for shape in shapes:
@@ -131,7 +141,8 @@ def test_names_of_hardware_faults_win_over_numbers_and_codes(kind):
             assert diagnose_text(text).first.fault == fault, name
 
 
-@pytest.mark.parametrize('letter, words', [('Z', 'operators'), ('E', 'runtime'), ('I', 'HCCL'), ('J', 'network'), ('H', 'ACL'),
+@pytest.mark.parametrize('letter, words', [('Z', 'operators'), ('E', 'runtime'), ('I', 'HCCL'), ('J', 'network'), ('H',
+'ACL'),
                                            ('L', 'driver'), ('1', 'GE'), ('4', 'TBE'), ('K', 'profiling')])
 @pytest.mark.parametrize('form', FORMS)
 def test_inner_errors_say_who_reports_them(letter, words, form):
@@ -139,7 +150,8 @@ def test_inner_errors_say_who_reports_them(letter, words, form):
     first = diagnose_text(f'{code}: Inner Error!\n' + cann(code, 'Odd words about nothing.', form)).first
     assert first.fault == 'inner' and not first.known and words in first.what and 'Odd words' in first.what
     # what stands under it tells more
-    first = diagnose_text(f'{code}: Inner Error!\n' + cann(code, 'x', form) + '\n        reason=[vector core exception]').first
+    first = diagnose_text(f'{code}: Inner Error!\n' + cann(code, 'x',
+        form) + '\n        reason=[vector core exception]').first
     assert first.fault == 'ai_core' and first.known
 
 
@@ -178,7 +190,8 @@ def test_a_line_without_a_time_has_that_of_the_line_before():
 
 def test_long_logs_and_long_lines():
     """Memory for events is bounded, and lines that differ in numbers only are read once."""
-    lines = ['[ERROR] HCCL(60,python):2025-12-04-14:46:07 [hccl_socket.cc:106] [60][Wait]something failed, errNo[0x5]'] * 3000
+    lines = ['[ERROR] HCCL(60,python):2025-12-04-14:46:07 [hccl_socket.cc:106] [60][Wait]something failed, '
+    'errNo[0x5]'] * 3000
     started = time.process_time()
     reader = EventReader().read_text([*lines, 'x' * 1000000, CAUSES['ecc'].replace('\n', ' ')])
     assert time.process_time() - started < 5
