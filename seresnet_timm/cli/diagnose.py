@@ -5,6 +5,13 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError, note_replaced
 from seresnet_timm.files import as_json
 
+EXAMPLES = (
+    'seresnet-timm diagnose output/train/run               # the first fault in the logs of a run',
+    'npu-smi info 2>&1 | seresnet-timm diagnose -')
+NEXT = (
+    'seresnet-timm diagnose output/train/run --bundle bug.tar.gz   # for a bug report',
+    'seresnet-timm doctor                                  # does it work here?')
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

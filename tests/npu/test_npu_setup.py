@@ -1,6 +1,9 @@
 """What is set on an NPU before a training: in torch_npu, in the environment, and the cores of each rank."""
 import json
 import os
+import re
+import socket
+from contextlib import suppress
 
 import pytest
 from conftest import train_flags
@@ -19,7 +22,8 @@ def write():
     facts = dict(
         device=torch.npu.current_device(), compiles=not torch_npu.npu.is_jit_compile_false(),
         hf32=[torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32], cores=sorted(os.sched_getaffinity(0)),
-        connect_timeout=os.environ['HCCL_CONNECT_TIMEOUT'])
+        connect_timeout=os.environ['HCCL_CONNECT_TIMEOUT'], ports=int(os.environ['HCCL_IF_BASE_PORT']),
+        rank_table=os.environ.get('RANK_TABLE_FILE'))
     with open(f'{os.path.dirname(__file__)}/facts-{os.environ["RANK"]}', 'w') as f:
         json.dump(facts, f)
 if 'RANK' in os.environ:
@@ -28,19 +32,27 @@ if 'RANK' in os.environ:
 
 
 def test_every_rank_is_set_up(few_digits, tmp_path):
-    """On a 910A, whose own default is to compile every operator."""
+    """On a 910A, whose own default is to compile every operator; another program listens at HCCL's default port."""
     (tmp_path / 'facts.py').write_text(FACTS)
-    result = npu_cli(
-        *train_flags(few_digits, tmp_path, '--device', 'npu', '--nproc', 2, '-b', 25, '--epochs', 1,
-                     '--device-modules', 'facts'),
-        env={'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ['PYTHONPATH']])}, soc='Ascend910A')
+    with socket.socket() as s:
+        with suppress(OSError):  # somebody does already
+            s.bind(('', 60000))
+            s.listen()
+        result = npu_cli(
+            *train_flags(few_digits, tmp_path, '--device', 'npu', '--nproc', 2, '-b', 25, '--epochs', 1,
+                         '--device-modules', 'facts'),
+            soc='Ascend910A', env={
+                'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ['PYTHONPATH']]),
+                'RANK_TABLE_FILE': 'hccl.json'})
     assert result.returncode == 0, result.stderr
+    chosen = re.search(r'note +HCCL_IF_BASE_PORT=(\d+): .* are free; of the default 60000-60031, ', result.stderr)
+    assert chosen and 'note           RANK_TABLE_FILE=hccl.json is unset: ' in result.stderr, result.stderr
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // 2 or len(cores)
     for rank in (0, 1):
         assert json.loads((tmp_path / f'facts-{rank}').read_text()) == dict(
             device=rank, compiles=False, hf32=[True, True], cores=cores[rank * share:][:share] or cores,
-            connect_timeout='1800')
+            connect_timeout='1800', ports=int(chosen[1]), rank_table=None)
 
 
 def test_recommended_variables_are_set_with_their_reason():
