@@ -256,7 +256,7 @@ VALUES: Dict[str, Rule] = {
     'max_bad_images': ShareOrCount(), 'loss_scale': Number(above=0, also=(-1,)),
     'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
     'fast_jpeg': Names(('auto', 'on', 'off')), 'fast_step': Names(('auto', 'off')),
-    'fuse_bn': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
+    'fuse_bn': Names(('auto', 'on', 'off')), 'lean_se': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
     # paths that are read
     **dict.fromkeys((
         'data', 'data_dir', 'config', 'class_map', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint',

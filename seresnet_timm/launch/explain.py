@@ -8,8 +8,6 @@ from seresnet_timm.runs.settings import RunSettings
 
 def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     """What an error of the device or of loader workers means and what to do; None if it has another cause."""
-    import torch
-
     from seresnet_timm.ascend.errors import explain as explain_npu
     from seresnet_timm.data import worker_errors
     from seresnet_timm.data.data_folder import DataFolderGone
@@ -26,10 +24,16 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     if ':' not in device and device != 'cpu':
         device = f'{device}:{index}'
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
+    if is_out_of_memory(error):
         batch_size = settings.args['batch_size']
         less = max(1, batch_size // 2)
         keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if settings.verb == 'train' else ''
         figures = text.splitlines()[0].partition('If reserved')[0].rstrip('. ')  # there advice on settings begins
         return f'{device} is out of memory with -b {batch_size} ({figures}): try -b {less}{keep}.'
     return explain_npu(text, device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether tensors did not fit into the memory of their device."""
+    import torch
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
