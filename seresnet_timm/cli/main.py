@@ -28,6 +28,7 @@ VERBS: Dict[str, str] = {
     'doctor': 'check versions, CANN, devices and network, and compute on every device',
     'export': 'write a model as ONNX or torch.export program, for example for Ascend inference',
     'predict': 'print the most likely classes of images',
+    'compare': 'compare a network on two devices, precisions or checkpoints, module by module',
     'check-data': 'list the damaged images, duplicates and odd classes of a dataset',
     'prepare': 'copy a dataset and reduce its large images, for faster training',
     'prepare-imagenet': 'unpack the official tar files of ImageNet',
