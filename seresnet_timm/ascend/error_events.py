@@ -12,14 +12,16 @@ _GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
 
 # lines without one of these words tell nothing; most lines of a log are such
 WORDS = re.compile(
-    r'PID|Traceback|stream|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|xception|imed? ?out|imeout|Warning|warning|'
+    r'PID|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|xception|'
+    r'imed? ?out|imeout|Warning|warning|'
     r'not found|cannot|undefined '
     r'symbol|memory|No |exitcode|Signal|killed|fault|peer|overflow|oss scaler|down|removed|Could not run|core '
     r'dumped|terminate|Non finite|double|nan\b|inf\b|NaN|rank|'
     r'grad-norm|abnormal|Lost|lost|Duplicated|in use|ret is|drvRetCode|Broken pipe|HCCL|hccl|oom|init|version|bound|'
     r'listen|port|set ASCEND|Two accel|TLS|Notify|kill|Kill|^\s*\d{6}\s*$')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
-_NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|errno[:=] ?(\d{6})\b|'
+_NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
+r'code|Code)?)[:= \[]+(\d{6})\b|'
 r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|hcclRet -> (\d+)')
 _ACLNN = re.compile(r'call (aclnn\w+) failed')
 _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
@@ -30,7 +32,9 @@ _DRIVER = re.compile(r'\bret is (-?\d+)|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)
 _EXCEPTION = re.compile(r'\s*(?:[A-Za-z_]\w*\.)*(?P<type>[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Killed)|'
 r'Exception)'
                         r'(?:: (?P<text>.*))?$')
-_HEADER = re.compile(r'function error:|^\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |stream synchronize failed')
+_HEADER = re.compile(r'function error:|^\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |stream synchronize failed|'
+                     r'^\s*rank\s*: \d+ \(local_rank')
+_TAIL = re.compile(rf'ERR\d{{5}}\b|{_CANN_LINE.pattern}|^\s*exitcode\s*:')
 _MESSENGERS = ('ChildFailedError', 'SignalException', 'KeyboardInterrupt', 'SystemExit', 'ProcessRaisedException',
                'ProcessExitedException', 'BrokenPipeError', 'EOFError', 'RayTaskError', 'CalledProcessError')
 _ADVICE = re.compile(r'\s*(?:Possible Cause|Solution|\d\.\s?\w|Rectify the fault|\[notice\])')
@@ -51,7 +55,10 @@ _FACTS = tuple((name, re.compile(pattern)) for name, pattern in (
     ('value', r'local(?: end| version is| version)? \[?([^\],\s]+)'),
     ('range', r'remote(?: end| version is| version)? \[?([^\],\s]+)'),
     ('value', r'parameter \w+ is (\S+) on the local rank'), ('range', r'and (\S+) on the remote rank'),
-    ('error', r'errorStr: ?([^.\]]+)'),
+    ('peer', r'Peer information: (server \S+, device ID \d+)'), ('expected', r'Expected value: ?(.+?)\.?$'),
+    # before CANN 8.0 no process was named
+    ('cann', r'^E\w{5}:? +(\d{4})-\d\d-\d\d-'), ('size', r'with info \[?size: ?([^\],]+)'), ('error',
+    r'errorStr: ?([^.\]]+)'),
     ('size', r'[Aa]lloc\w* (?:memory )?(?:size|failed.*?size)[:= \[]+(\d+(?:\.\d+)? ?[KMG]?i?B?)'),
 ))
 
@@ -163,7 +170,7 @@ class EventReader:
         elif is_header and event.has_header and event.has_tail:
             event = self._begin(line)
         event.has_header |= is_header
-        event.has_tail |= event.has_header and (bool(_ERR.search(line.text)) or bool(_CANN_LINE.search(line.text)))
+        event.has_tail |= event.has_header and bool(_TAIL.search(line.text))
         self._add(event, line, findings)
 
     def _is_other(self, event: Event, line: Line) -> bool:
@@ -205,7 +212,7 @@ class EventReader:
         for name, pattern in _FACTS:
             match = pattern.search(line.text)
             if match and name not in event.facts:
-                event.facts[name] = {'are': 'copy'}.get(match[1], match[1])
+                event.facts[name] = {'are': 'copy'}.get(match[1], match[1].rstrip('.,'))
         sentence = re.match(r'\s*\[Error\]: *(\S.*?)\.?\s*$', line.text)
         event.sentence = event.sentence or (sentence[1] if sentence else '')
 
@@ -278,10 +285,12 @@ class EventReader:
             number, *others, hccl = match.groups()
             what = 'Hccl' if hccl else aclnn[1] if aclnn else ''
             value = int(number or hccl or next(g for g in others if g))
+            if not number and not hccl and find(f'ACL {value}') is None:
+                continue  # other numbers have six digits too
             if value and not (number and value < 1000 and not aclnn and 'stream synchronize' not in text):
                 found.append(_number('HCCL' if hccl else 'NPU', what, value))
         is_of_warning = event is not None and event.is_warning
-        if not found and ('[Error]:' in text and not is_of_warning or 'CANN error:' in text):
+        if not found and '[Error]:' in text and not is_of_warning:
             found += [_finding(code, less=1) for pattern, code in SENTENCES if pattern.search(text)][:1]
         if not found and 'HCCL error in' in text:
             found.append(Finding('hccl_general', GENERAL))
@@ -314,15 +323,18 @@ def _cann_codes(text: str) -> List[Finding]:
     found = []
     for match in _CANN.finditer(text):
         name = match[1]
-        if find(name) is None and (not _CANN_LINE.match(text, match.start()) or name[1] not in REPORTERS):
+        is_line = _CANN_LINE.match(text, match.start()) and (name[1] in REPORTERS or 'PID' in text)
+        if find(name) is None and not is_line:
             continue
-        sentence = _sentence_of(text, match)
+        sentence = re.sub(r'^Inner Error[!,].*', '', _sentence_of(text, match))
         reason = re.search(r'Reason: ?(.+)', sentence)
-        facts = {'reason': _short(reason[1] if reason else sentence)} if sentence else {}
+        sentence = reason[1] if reason else sentence
+        facts = {'reason': _short(sentence if len(sentence) < 120 else sentence.split('. ')[0])} if sentence else {}
         found.append(_finding(name, facts))
     if not found and 'CANN error:' in text:
-        found += [_finding(code, {'reason': _short(text.partition('CANN error:')[2])})
-                  for pattern, code in SENTENCES if pattern.search(text) and code[0] == 'E'][:1]
+        sentence = _short(text.partition('CANN error:')[2])
+        found += [_finding(code, {'reason': sentence}) for pattern, code in SENTENCES if pattern.search(text)][:1]
+        found = found or [Finding(None, 4, facts={'reason': f'CANN reports "{sentence}"'})]
     return found
 
 

@@ -51,7 +51,8 @@ _PACKAGES = {'attr': 'attrs', 'yaml': 'pyyaml', 'absl': 'absl-py', 'google': 'pr
 def _library(match: 're.Match[str]') -> Told:
     library, line = match['library'].rpartition('/')[2], match.string
     part = re.search(r'check that the (\w+) package', line) or re.match(r'lib(atb)\b', library)
-    facts = {'library': library, **({'part': part[1]} if part and part[1] != 'cann' else {})}
+    facts = {'library': library, **({'part': {'atb': 'nnal (ATB)'}.get(part[1],
+        part[1])} if part and part[1] != 'cann' else {})}
     if library.startswith(_DRIVER):
         return 'driver_missing', facts
     if library.startswith(_CUDA):

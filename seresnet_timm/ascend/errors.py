@@ -237,14 +237,22 @@ def _complete(key: str, facts: Dict[str, str], event: Event, subject: str, codes
     facts['remote_or_another'] = facts.get('remote_name') or (
         f'rank {remote}' if remote and remote.isdigit() else 'another rank')
     facts['limit'] = facts.get('limit') or os.environ.get('HCCL_EXEC_TIMEOUT') or _EXEC_TIMEOUT
-    facts['newer_host'] = '' if 'old' in facts.get('cann', '') else (
+    is_old = 'cann' in facts  # before 8.0: it does not read the variables below
+    facts['newer_host'] = '' if is_old else (
         '; from CANN 8.1 on, on A2 and newer, HCCL_HOST_SOCKET_PORT_RANGE=auto does it')
+    facts['newer_device'] = '' if is_old else (
+        '; from CANN 8.1 on, HCCL_NPU_SOCKET_PORT_RANGE=auto on all ranks lets processes share a device')
+    facts['closer'] = remote or 'another process'
+    if 'variable' in facts:
+        facts['setting'] = '='.join(facts[k] for k in ('variable', 'value') if k in facts)
+    if facts.get('size', '').isdigit():
+        facts['size'] = f'{int(facts["size"]) / 2 ** 20:.1f} MiB'
     if key.startswith('memory'):
         facts.setdefault('device', '0')
     facts['an_operator'] = f'operator {facts["operator"]}' if facts.get('operator') else 'an operator'
     if key in ('compiler_start', 'environment_half_set') and 'variable' not in facts:
         facts['variable'] = 'ASCEND_OPP_PATH'
-    return {k: v for k, v in facts.items() if v != '' or k in ('newer_host',)}
+    return {k: v for k, v in facts.items() if v != '' or k.startswith('newer')}
 
 
 def fill(template: str, facts: Dict[str, str]) -> str:

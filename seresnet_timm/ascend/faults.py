@@ -173,7 +173,7 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, '{an_operator} did not end in time on an AI Core[ of device {device}]',
         ('an error of the operator in this CANN', 'hardware'), f'{BLOCKING}; try a newer CANN; {HEALTH}'),
     'ai_cpu': Fault(
-        CAUSE, "{an_operator} failed on the device's AI CPU[ of device {device}]",
+        CAUSE, '{an_operator} failed on the AI CPU[ of device {device}]',
         ('an argument out of range', 'an error of the operator in this CANN'), BLOCKING),
     'task_failed': Fault(
         CAUSE, 'a task failed on the device[ {device}]',
@@ -336,7 +336,7 @@ FAULTS: Dict[str, Fault] = {
     'port_device': Fault(
         CAUSE, "HCCL's port [{port} ]of the device is taken[ ({ip})]",
         ('two processes share this NPU', 'a process of an earlier run still runs'),
-        'one process a device; or export HCCL_NPU_SOCKET_PORT_RANGE=auto on all ranks (from CANN 8.1 on); '
+        'one process a device; end the other process{newer_device}; '
         '`npu-smi info` lists the processes of each NPU'),
     'port_torch': Fault(
         CAUSE, "torchrun's port [{port} ]is taken (not a port of HCCL)", ('another job on this host uses it',),
@@ -381,13 +381,14 @@ FAULTS: Dict[str, Fault] = {
         WAIT, LOST + 'the watchdog ended a collective[ {operator}][ after {seconds}]',
         ('another rank failed, hangs, or has fewer steps',), 'read the logs of the other ranks first', OTHERS),
     'peer_lost': Fault(
-        WAIT, LOST + '[{remote} ]closed the connection', (
+        WAIT, LOST + '{closer} closed the connection', (
             'that process has failed or ended',), 'read the logs of the other ranks first', OTHERS),
     'watchdog_messenger': Fault(
         MESSENGER, 'the watchdog reports an error of another operation', ('the text after it is the fault',),
         'read what follows, and the logs of the other ranks', OTHERS),
     'hccl_link': Fault(
-        LINK, 'a link between devices was not made or broke[ (remote rank {remote})][: {reason}]',
+        LINK, 'a link between devices was not made or broke[ (remote rank {remote})][: {reason}][; the other end: '
+        '{peer}]',
         ('the process at the other end failed first', 'a cable, module or port is down',
         'address or network of the NPU'),
         'read the log of the rank at the other end; `hccn_tool -i ID -link -g`, `-ip -g` and `-net_health -g`', OTHERS),
@@ -415,7 +416,7 @@ FAULTS: Dict[str, Fault] = {
         'unset RANK_TABLE_FILE (torchrun does not need it), or correct the file: addresses from `hccn_tool -i ID -ip '
         '-g`'),
     'hccl_variable': Fault(
-        CAUSE, 'a variable of HCCL has a value that it does not take[: {variable}={value}][ ({variable})]', (),
+        CAUSE, 'a variable of HCCL has a value that it does not take[: {setting}][; it takes {expected}]', (),
         'correct or unset the variable[ {variable}]', THIS),
     'hccl_argument': Fault(
         CAUSE, 'a collective[ {operator}] was called with a wrong argument[ ({argument})]', (
@@ -438,7 +439,7 @@ FAULTS: Dict[str, Fault] = {
         'read what comes before',
         'the log of this rank'),
     'inner': Fault(
-        CAUSE, '{reporter} reports an inner error[: {reason}]', (), f'read the lines under it; {BLOCKING}'),
+        CAUSE, 'an inner error, reported by {reporter}[: {reason}]', (), f'read the lines under it; {BLOCKING}'),
     'reported': Fault(
         LINK, '{reason}; the text does not say which', (), f'{BLOCKING}; TORCH_NPU_COMPACT_ERROR_OUTPUT=0 prints all'),
     'own': Fault(CAUSE, '{reason}', (), '', THIS),

@@ -133,7 +133,9 @@ def _other_lines(diagnosis: Diagnosis) -> List[str]:
     """What the other ranks said, one line for each kind, in the order of time."""
     groups: Dict[Tuple[str, str], List[Explanation]] = {}
     for e in diagnosis.others:
-        if e.role != ADVICE and e.fault != 'watchdog_messenger':
+        first = diagnosis.first
+        is_same = first and (e.fault, e.rank) == (first.fault, first.rank)  # in plog too, or printed twice
+        if e.role != ADVICE and e.fault != 'watchdog_messenger' and not is_same:
             groups.setdefault((e.fault, ', '.join(name for name, _ in e.codes)), []).append(e)
     lines = []
     for (_, codes), group in list(groups.items())[:MAX_OTHERS]:

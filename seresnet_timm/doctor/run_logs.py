@@ -1,5 +1,4 @@
 """The logs that `seresnet-timm diagnose` reads: a file of any kind, standard input, or all logs of a run"""
-import gzip
 import json
 import os
 import re
@@ -56,13 +55,12 @@ class Source:
     def _read(self) -> str:
         try:
             if self.path is None:
-                return self._decode(self._tail(sys.stdin.buffer))
+                return self._decode(self._tail(iter(lambda: sys.stdin.buffer.read(_CHUNK), b'')))
             with open(self.path, 'rb') as f:
                 is_gzip = f.read(2) == b'\x1f\x8b'
                 f.seek(0)
                 if is_gzip:
-                    with gzip.open(f) as unpacked:
-                        return self._decode(self._tail(unpacked))
+                    return self._decode(self._tail(self._unpacked(f)))
                 size = f.seek(0, os.SEEK_END)
                 self.left_out = max(0, size - LIMIT)
                 f.seek(self.left_out)
@@ -71,30 +69,45 @@ class Source:
             self.problem = e.strerror or str(e)
             return ''
 
-    def _tail(self, stream: BinaryIO) -> bytes:
-        """The last `LIMIT` bytes of a stream, up to where it is damaged."""
-        chunks: Deque[bytes] = deque()
+    def _tail(self, chunks: Iterator[bytes]) -> bytes:
+        """The last `LIMIT` bytes of a stream."""
+        kept: Deque[bytes] = deque()
         size = 0
-        while True:
-            try:
-                chunk = stream.read(_CHUNK)
-            except (OSError, EOFError, zlib.error) as e:
-                self.problem = f'damaged: {e}'
-                break
-            if not chunk:
-                break
-            chunks.append(chunk)
+        for chunk in chunks:
+            kept.append(chunk)
             size += len(chunk)
-            while size - len(chunks[0]) >= LIMIT:
-                dropped = len(chunks.popleft())
+            while size - len(kept[0]) >= LIMIT:
+                dropped = len(kept.popleft())
                 size -= dropped
                 self.left_out += dropped
-        return b''.join(chunks)
+        return b''.join(kept)
+
+    def _unpacked(self, file: BinaryIO) -> Iterator[bytes]:
+        """What gzip packed, up to where it is damaged or cut off."""
+        unpack = zlib.decompressobj(wbits=31)
+        data, in_member = b'', False
+        while True:
+            data = data or file.read(_CHUNK)
+            if not data:
+                break
+            in_member = True
+            try:
+                yield unpack.decompress(data, _CHUNK)
+            except zlib.error as e:
+                self.problem = f'damaged: {e}'
+                return
+            data = unpack.unconsumed_tail
+            if unpack.eof:  # another member may follow
+                data, unpack, in_member = unpack.unused_data, zlib.decompressobj(wbits=31), False
+        yield unpack.flush()
+        if in_member:
+            self.problem = 'cut off'
 
     @staticmethod
     def _decode(data: bytes) -> str:
-        if data[:2] in (b'\xff\xfe', b'\xfe\xff'):  # what PowerShell's > writes
-            return data.decode('utf-16', errors='replace')
+        for bom, codec, high in ((b'\xff\xfe', 'utf-16', data[3:1000:2]), (b'\xfe\xff', 'utf-16', data[2:1000:2])):
+            if data.startswith(bom) and high.count(0) > len(high) / 2:  # what PowerShell's > writes
+                return data.decode(codec, errors='replace')
         return data.decode('utf-8-sig', errors='replace')
 
     def events(self) -> EventReader:
