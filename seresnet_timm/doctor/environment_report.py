@@ -5,7 +5,7 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 import psutil
 
@@ -31,20 +31,25 @@ def collect() -> Dict[str, Any]:
     """Facts of this machine, by section."""
     report = examine(smoke_test=False)
     found = {section: {c.name: c.value for c in report.checks if c.section == section} for section in SECTIONS}
-    versions = installed_versions()
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     faults = {f'{c.section}: {c.name}': f'{c.status}: {c.value}' for c in report.checks
               if c.status in ('warning', 'error') and c.section != 'hccl'}
     machine = {
         'system': without_node(platform.platform()), 'processor': processor(), 'cores': str(os.cpu_count()),
         'memory': f'{psutil.virtual_memory().total / 2 ** 30:.1f} GiB',
         'device': f'{report.device} ({report.device_reason})'}
-    facts = {'versions': versions, 'machine': machine, **found, 'variables': variables(os.environ), 'faults': faults}
+    facts = {'versions': versions(), 'machine': machine, **found, 'variables': variables(os.environ), 'faults': faults}
     return {section: {k: hide_user(v) for k, v in rows.items()} for section, rows in facts.items()}
+
+
+def versions() -> Dict[str, Optional[str]]:
+    """Versions of this package, of Python and of what results or errors depend on; None for what is not installed."""
+    found = installed_versions()
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def processor() -> str:

@@ -231,8 +231,8 @@ def test_bundle(run, tmp_path, monkeypatch):
     everything = '\n'.join(texts.values())
     for secret in ('a-token-of-mine', 'alice', '192.0.2.5', 'hf_abcdef'):
         assert secret not in everything
-    assert 'HCCL_EXEC_TIMEOUT=1200' in texts['diagnosis/environment.txt'] and 'HF_TOKEN' not in texts[
-        'diagnosis/environment.txt']
+    environment = texts['diagnosis/environment.txt']
+    assert 'HCCL_EXEC_TIMEOUT=1200' in environment and 'HF_TOKEN=<secret>' in environment
     assert 'damaged' in texts['diagnosis/diagnosis.txt'] and 'secret' in texts['diagnosis/README.txt']
 
 
