@@ -19,7 +19,7 @@ def parser_of(verb: str) -> ArgumentParser:
     """The parser of a verb with all its flags, those of train and validate too."""
     from seresnet_timm.cli.main import make_parser, module_of
     module = module_of(verb)
-    if verb in SCRIPT_PARSERS:
+    if hasattr(module, 'help_parser'):  # its flags are parsed elsewhere
         return module.help_parser()
     return next(p for p in make_parser(verb, module).parsers() if p.prog == f'seresnet-timm {verb}')
 

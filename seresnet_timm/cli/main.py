@@ -23,6 +23,7 @@ TASKS: Dict[str, Dict[str, str]] = {
         'env': 'print what a bug report needs: versions, machine, devices, variables',
         'tune': 'measure which settings are fastest on this machine, and write them as a config file',
         'bench': 'compare the loader, a training step or a whole training with timm',
+        'tune': 'measure which settings are fastest on this machine, and write them as a config file',
         'scripts': "show which train.py is used; `scripts fetch` downloads timm's",
     },
     'Get data ready': {
@@ -90,6 +91,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except RuntimeError as e:
+        if 'operator torchvision::' in str(e):
+            fail(f'This torchvision does not belong to this torch: {install_command("torchvision")}')
         if 'backend extension: torch_npu' not in str(e):
             raise
         from seresnet_timm.ascend.errors import explain_import
@@ -99,7 +102,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             raise
         fail(f'{e.name} is not installed for {sys.executable}: activate the environment that has this package '
              f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {e.name} '
-             'there.')
+             f'there{": " + install_command(e.name) if e.name in ("timm", "torchvision") else "."}')
+
+
+def install_command(package: str) -> str:
+    """How to install timm or torchvision without replacing torch."""
+    from seresnet_timm.ascend import wheels
+    return wheels.add_package_command(package, wheels.installed_pair())
 
 
 def fail(message: str, exit_code: int = 1, where: str = '') -> None:

@@ -10,12 +10,17 @@ Measure on this machine what is faster for a training, and write it as a file th
 flags are those of `seresnet-timm train`, and say which training is meant. Nothing that is written changes the numbers
 of the training beyond rounding, unless --allow names it.'''
 
+EXAMPLES = (
+    'seresnet-timm tune --preset seresnet50_ascend --data-dir ImageNet -b 128 --tuned-file tuned.yaml',)
+NEXT = (
+    'seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 128 --config tuned.yaml',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.leave_unparsed('argv')
 
 
-def own_parser() -> ArgumentParser:
+def help_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog='seresnet-timm tune', description=DESCRIPTION, usage='seresnet-timm tune [options] [flags of train]',
         allow_abbrev=False)
@@ -23,11 +28,12 @@ def own_parser() -> ArgumentParser:
     parser.add_argument('--seconds', type=float, default=120, metavar='S', help='how long to measure, about (120)')
     parser.add_argument('--allow', default='', metavar='NAMES',
                         help='take these too if they are faster: batch-size, precision, or both with a comma')
+    parser.examples, parser.next_steps = EXAMPLES, NEXT
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    parser = own_parser()
+    parser = help_parser()
     if HELP_FLAGS.intersection(args.argv):
         print(guide(parser.format_help(), EXAMPLES, NEXT), end='')
         return

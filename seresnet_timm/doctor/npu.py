@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import List
 
-from seresnet_timm.ascend import hccl, hccl_network, hccl_ports, installation, wheels
+from seresnet_timm.ascend import hccl, hccl_network, hccl_ports, installation, npu_users, wheels
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
@@ -138,6 +138,19 @@ def check_npus(machine: Machine) -> List[Check]:
                             'end the processes that use it (npu-smi info), or leave it out with '
                             'ASCEND_RT_VISIBLE_DEVICES'))
     return checks
+
+
+def check_npu_users(machine: Machine) -> List[Check]:
+    """Other processes that use the NPUs."""
+    if not machine.nodes and not machine.npus:
+        return []
+    usage = npu_users.find_users(machine.environ, machine.root)
+    told = [f'{user.where}: {user.describe()}' for user in usage.users]
+    if not told:
+        return [Check('devices', 'other processes', 'note', f'none on {usage.devices} NPU(s), by {usage.how}')]
+    more = f' and {len(told) - 8} more' if len(told) > 8 else ''
+    return [Check('devices', 'other processes', 'warning', f'{"; ".join(told[:8])}{more}, by {usage.how}',
+                  'end them, or pick other NPUs for a training with --devices')]
 
 
 def check_interface(machine: Machine) -> List[Check]:

@@ -59,6 +59,8 @@ def test_every_command_in_a_help_is_understood(texts):
             parse(verb, argv)
         elif verb == 'recipe':
             parse('train', argv[1:])
+        elif verb == 'tune':
+            parse('train', module_of(verb).help_parser().parse_known_args(argv)[1])
         elif not HELP_FLAGS.intersection(argv):
             make_parser(verb, module_of(verb)).parse_args([verb, *argv])
         if verb == 'help':

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 from contextlib import suppress
 
 import pytest
@@ -53,6 +54,32 @@ def test_every_rank_is_set_up(few_digits, tmp_path):
         assert json.loads((tmp_path / f'facts-{rank}').read_text()) == dict(
             device=rank, compiles=False, hf32=[True, True], cores=cores[rank * share:][:share] or cores,
             connect_timeout='1800', ports=int(chosen[1]), rank_table=None)
+
+
+@pytest.mark.parametrize('picked, code, words', (
+    ('2-3', 2, 'HCCL fails there (EJ0001): end them, wait 10 s if they have just ended, or pick others with --devices '
+               '0,1,3,4,5,6,7.'),
+    pytest.param('4,6-7', 0, 'processes      3 (--devices 4,6-7)', marks=pytest.mark.slow),
+    pytest.param('2', 0, 'They take memory and time of this run', marks=pytest.mark.slow)))
+def test_picked_devices_and_those_in_use(few_digits, tmp_path, picked, code, words):
+    """NPU 2 is used by a process that npu-smi shows: HCCL of this chip cannot share it."""
+    with subprocess.Popen(['sleep', '200'], start_new_session=True) as other:
+        (tmp_path / 'npu-smi').write_text(f'''#!/bin/sh
+for i in 0 1 2 3 4 5 6 7; do
+  echo "| $i  910A | OK           | 72.5 41 0 / 0 |"
+  echo "| 0        | 0000:C1:00.0 | 0  0 / 15038 0 / 32768 |"
+done
+echo "| NPU  Chip | Process id | Process name | Process memory(MB) |"
+echo "| 2  0 | {other.pid} | python3.9 | 62 |"
+''')
+        (tmp_path / 'npu-smi').chmod(0o755)
+        result = npu_cli(
+            *train_flags(few_digits, tmp_path, '--device', 'npu', '-b', 25, '--dry-run', '--devices', picked),
+            env={'PATH': f'{tmp_path}:{os.environ["PATH"]}'}, soc='Ascend910A')
+        other.kill()
+    assert result.returncode == code and words in result.stderr, result.stderr
+    told = f'by `npu-smi info`: NPU 2: python3.9 (pid {other.pid}, 62 MB). '
+    assert (told in result.stderr) == ('2' in picked), result.stderr
 
 
 def test_recommended_variables_are_set_with_their_reason():
