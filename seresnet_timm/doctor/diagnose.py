@@ -44,8 +44,8 @@ def make_report(target: str) -> Report:
     logs = find_logs(target)
     readers = [source.events() for source in logs.sources]
     readers += _of_record(logs)
-    notes = _notes(logs)
-    return Report(logs, diagnose(readers), notes)
+    diagnosis = diagnose(readers)
+    return Report(logs, diagnosis, _notes(logs) + _silent(logs, diagnosis))
 
 
 def _of_record(logs: Logs) -> List[EventReader]:
@@ -78,6 +78,19 @@ def _notes(logs: Logs) -> List[str]:
         notes.append('Rank 0 prints on the terminal: its output is read from a file only, for example `seresnet-timm '
                      'diagnose FILE`.')
     return notes
+
+
+def _silent(logs: Logs, diagnosis: Diagnosis) -> List[str]:
+    """Where all that was read are waits: the ranks that wrote no error are the ones that are waited for."""
+    first = diagnosis.first
+    if first is None or first.role != WAIT or logs.folder is None:
+        return []
+    heard = {e.rank for e in [first, *diagnosis.others]}
+    silent = sorted({s.rank for s in logs.sources if s.rank is not None} - heard)
+    if not silent:
+        return []
+    names = first_names(map(str, silent), 8)
+    return [f'No error was found of rank{"s" if len(silent) > 1 else ""} {names}: such a rank may hang, or was killed.']
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
