@@ -39,6 +39,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Evaluate': {
         'validate': 'evaluate a model or a checkpoint',
+        'compare': 'compare a network on two devices, precisions or checkpoints, module by module',
     },
     'Use a model': {
         'predict': 'print the most likely classes of images',
