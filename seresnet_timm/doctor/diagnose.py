@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from seresnet_timm.ascend.error_events import Event, EventReader, Finding
 from seresnet_timm.ascend.errors import Diagnosis, Explanation, diagnose, where_plog_lies
 from seresnet_timm.ascend.faults import ADVICE, CAUSE, WAIT
-from seresnet_timm.doctor.run_logs import Logs, find_logs
+from seresnet_timm.doctor.run_logs import Logs, find_logs, plog_of
 from seresnet_timm.errors import first_names, printable
 
 MAX_OTHERS = 12  # lines on further errors
@@ -43,6 +43,12 @@ def make_report(target: str) -> Report:
     """
     logs = find_logs(target)
     readers = [source.events() for source in logs.sources]
+    plog = plog_of(logs, {e.pid for reader in readers for e in reader.events if e.pid is not None})
+    ranks = {e.pid: e.rank for reader in readers for e in reader.events if e.pid is not None and e.rank is not None}
+    for source in plog:
+        source.rank = source.rank if source.rank is not None else ranks.get(source.pid)
+    logs.sources += plog
+    readers += [source.events() for source in plog]
     readers += _of_record(logs)
     diagnosis = diagnose(readers)
     return Report(logs, diagnosis, _notes(logs) + _silent(logs, diagnosis))
