@@ -271,9 +271,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p('A grad-norm spike may happen|feature detection detects abnormal results|Matmul checksum is abnormal',
        'corruption', 50),
     # several ranks
-    _p(r'host nic listen start failed|(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|'
-       r'socket type\[\d\], listen on ip\[[^\]]*\] and specific port\[\d+\] fail|\bport\b.{0,60}\bbound already',
-       _port, 95),
+    _p(r'socket type\[\d\], listen on ip\[[^\]]*\] and specific port\[\d+\] fail', _port, 97),
+    _p('host nic listen start failed', _port, 96),
+    _p(r'(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|\bport\b.{0,60}\bbound already', _port,
+       95),
     _p(r'server socket has failed to (?:bind|listen).*?(?:port: ?|\]:|\d:)(?P<port>\d+)', 'port_torch'),
     _p(r'EADDRINUSE.*port[: ]+(?P<port>\d+)|Address already in use', 'port_torch', 55),
     _p('Failed to initialize the HCCP process', 'hccp_busy', 70),
