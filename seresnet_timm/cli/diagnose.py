@@ -15,7 +15,7 @@ NEXT = (
 EXAMPLES = (
     'seresnet-timm diagnose output/train/RUN',
     'seresnet-timm diagnose train.log',
-    'seresnet-timm diagnose - < train.log',
+    'seresnet-timm diagnose train.log --json',
     'seresnet-timm diagnose output/train/RUN --bundle report.tar.gz')
 NEXT = ('seresnet-timm doctor   # checks the machine, and says what to do',)
 
