@@ -3,7 +3,7 @@
 A variable is in DEAD if neither torch_npu's sources nor its libraries contain its name (2.6.0.post5 to 2.14.0).
 """
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 TORCH_NPU_DOCS = "torch_npu's environment variable reference"
 HCCL_DOCS = "CANN's environment variable reference, collective communication"
@@ -100,6 +100,13 @@ CHECKED: Dict[str, Variable] = {
     'NPU_ASD_ENABLE': Variable(
         None, 'the same before torch_npu 7.1', TORCH_NPU_DOCS, 'offered; checked before torch_npu reads it',
         '1 switches it on'),
+}
+
+# Values that `seresnet-timm tune` tries: which is fastest depends on the machine
+TUNED: Dict[str, Tuple[str, ...]] = {
+    'TASK_QUEUE_ENABLE': ('1', '2'),
+    'CPU_AFFINITY_CONF': ('1', '2'),
+    'TORCH_NPU_LAZY_FUSION': ('True',),
 }
 
 DEAD: Dict[str, str] = {

@@ -58,6 +58,7 @@ def examine(
         seconds: float = 5,
         timeout: float = 180,
         with_stress: bool = False,
+        smoke_test: bool = True,
 ) -> Report:
     """Make all checks, and the smoke test if no check failed.
 
@@ -68,6 +69,7 @@ def examine(
         seconds: How long the smoke test computes.
         timeout: Seconds after which a smoke test that does not end has failed.
         with_stress: Run torch_npu's stress detection too, for minutes.
+        smoke_test: Make the smoke test.
     """
     machine = inspect_machine(device, root, dict(os.environ if environ is None else environ))
     chosen, reason = general.choose_device(machine)
@@ -90,6 +92,8 @@ def examine(
         *general.check_decoder(machine),
         *general.check_scripts(machine),
     ]
+    if not smoke_test:
+        return Report(chosen, reason, checks)
     if not _errors(checks):
         checks += general.run_smoke_checks(machine, chosen, seconds, timeout)
         if with_stress:

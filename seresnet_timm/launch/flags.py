@@ -58,6 +58,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--fast-step', choices=('auto', 'off'),
         help="auto: the fastest set-up of the step that is correct on the device, printed in the plan; off: timm's own "
              '(auto)')
+    arg('--lean-se', choices=('auto', 'on', 'off'),
+        help='SE blocks that compute some activations twice to save memory; auto: with --fast-step auto (auto)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,

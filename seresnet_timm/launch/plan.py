@@ -22,6 +22,7 @@ from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.sources import Sources, collect, merge, plain
+from seresnet_timm.launch.tuned import describe as describe_tuned
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings, Script
 
@@ -117,6 +118,9 @@ def _make_plan(
     data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)
+    if sources.tuned:
+        sources.notes += describe_tuned(
+            sources.tuned, line.flags.get('config') or 'The config file', os.environ, device)
     problems = [
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]

@@ -5,11 +5,12 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.outputs import name_outputs_of_hub
+from seresnet_timm.launch.parse import typed_rdzv_timeout
 from seresnet_timm.launch.plan import Node, Plan, make_plan
 from seresnet_timm.launch.waiting import wait_for_ranks
 from seresnet_timm.runs.folder import RunFolder
@@ -44,16 +45,17 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
         return
     if handover.receives(job):
         npu_setup.set_environment(os.environ)
-        settings = handover.receive()  # local rank 0 plans and checks, once a node
+        node = Node(job=job, rdzv_timeout=typed_rdzv_timeout(argv) or Node.rdzv_timeout)
+        settings = handover.receive(node.rdzv_timeout)  # local rank 0 plans and checks, once a node
         if settings is not None:
-            start_ranks(settings, Node(job=job))
+            start_ranks(settings, node)
         return
     with ExitStack() as stack:
-        with handover.give_to_other_ranks(job) as give:
+        with handover.give_to_other_ranks(job) as (give, tell_of_download):
             user = dict(os.environ)
             npu_notes = npu_setup.set_environment(os.environ)
             plan = make_plan(verb, argv, recipe_name)
-            settings = prepare(plan, npu_notes, stack, user)
+            settings = prepare(plan, npu_notes, stack, user, tell_of_download)
             if plan.dry_run and not plan.node.is_first_of_node:
                 return
             if plan.dry_run:
@@ -66,7 +68,13 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
         modelzoo_report.finish(settings, time.time() - start)
 
 
-def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack, user: Mapping[str, str]) -> RunSettings:
+def prepare(
+        plan: Plan,
+        npu_notes: Sequence[str],
+        stack: ExitStack,
+        user: Mapping[str, str],
+        before_download: Callable[[], None] = lambda: None,
+) -> RunSettings:
     """Pull what the run needs, check everything, print the plan; the final settings.
 
     Args:
@@ -74,13 +82,14 @@ def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack, user: Mappin
         npu_notes: What was set in the environment for the NPU.
         stack: Takes what is kept until the run has ended.
         user: The environment as the user set it.
+        before_download: Called before something is downloaded.
     """
     settings = plan.settings
     if settings.device.startswith('npu'):
         settings = replace(settings, notes=settings.notes + list(npu_notes))
     from seresnet_timm.launch import checks, describe, downloads, hccl
     settings, hccl_problems = hccl.prepare(settings, plan.node, user, stack)
-    settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack))
+    settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack, before_download))
     changes = []
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script
@@ -95,7 +104,7 @@ def prepare(plan: Plan, npu_notes: Sequence[str], stack: ExitStack, user: Mappin
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
         describe.print_plan(settings, plan.node, changes)
     if not plan.dry_run and plan.node.is_first_of_node:
-        stack.enter_context(downloads.downloaded(settings))
+        stack.enter_context(downloads.downloaded(settings, before_download))
     return settings
 
 

@@ -124,7 +124,7 @@ def test_an_abort_of_torch_npu_is_a_finding(tmp_path):
     if torch.version.cuda is not None:
         assert result.returncode == 0, result.stderr
         assert 'is a CUDA build, with which torch_npu' in result.stdout
-        assert '-> install the CPU build' in result.stdout
+        assert '-m pip install torch==' in result.stdout and '+cpu' in result.stdout
         assert 'A training on cpu runs here.' in result.stdout
         for device, expected in (('auto', f'{tmp_path} has no'), ('npu', '--device npu cannot be used here: torch ')):
             flags = ('--data-dir', tmp_path, '--model', 'seresnet18_ascend', '--device', device)
