@@ -71,7 +71,13 @@ def set_up(device: str, dtypes: Sequence[Optional[str]] = ()) -> None:
     _, _, index = device.partition(':')
     torch.npu.set_device(int(index or os.environ.get('LOCAL_RANK', 0)))  # before the first use makes it device 0
     torch_npu.npu.set_compile_mode(jit_compile=False)
-    torch.npu.conv.allow_hf32 = True
-    torch.npu.matmul.allow_hf32 = True
+    set_hf32(True)
     if 'bfloat16' in dtypes and not torch.npu.is_bf16_supported():
         raise UsageError(f'{torch.npu.get_device_name()} does not compute in bfloat16: use --amp --amp-dtype float16.')
+
+
+def set_hf32(allowed: bool) -> None:
+    """Allow or forbid float32 convolutions and matrix products at 11 bits in this process; torch_npu is loaded."""
+    import torch
+    torch.npu.conv.allow_hf32 = allowed
+    torch.npu.matmul.allow_hf32 = allowed

@@ -21,7 +21,6 @@ TASKS: Dict[str, Dict[str, str]] = {
     'Check the machine': {
         'doctor': 'check versions, CANN, devices and network, and compute on every device',
         'env': 'print what a bug report needs: versions, machine, devices, variables',
-        'tune': 'measure which settings are fastest on this machine, and write them as a config file',
         'bench': 'compare the loader, a training step or a whole training with timm',
         'tune': 'measure which settings are fastest on this machine, and write them as a config file',
         'scripts': "show which train.py is used; `scripts fetch` downloads timm's",
@@ -40,6 +39,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Evaluate': {
         'validate': 'evaluate a model or a checkpoint',
+        'compare': 'compare a network on two devices, precisions or checkpoints, module by module',
     },
     'Use a model': {
         'predict': 'print the most likely classes of images',
