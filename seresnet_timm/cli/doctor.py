@@ -17,10 +17,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--device', default='auto', metavar='DEVICE', help='auto, npu, cuda or cpu, or one device such as npu:0')
     arg('--json', action='store_true', help='print one JSON object instead of text')
     arg('--seconds', type=float, default=5, metavar='S', help='length of the smoke test (%(default)s)')
+    arg('--stress', action='store_true',
+        help="let torch_npu's stress detection look for faults of the hardware too: minutes for each NPU, on which "
+             'nothing else may run')
     arg('--timeout', type=float, default=180, metavar='S',
         help='time limit of the smoke test; it has failed if it takes longer (%(default)s)')
 
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.doctor import doctor
-    doctor.run(args.device, args.seconds, args.timeout, args.json)
+    doctor.run(args.device, args.seconds, args.timeout, args.json, args.stress)
