@@ -27,6 +27,7 @@ TORCHVISION = {
     '2.13.0': '0.28.0',
     '2.14.0': '0.29.0',
 }
+OLDEST = (2, 6, 0)
 # The newest whose torch is a CPU build on PyPI, on aarch64. On x86-64 PyPI has CUDA builds only.
 NEWEST_FROM_PYPI = '2.10.0'
 # CPU builds for both machines. Their versions end in +cpu, which PyPI does not allow: such a pin excludes its builds.
@@ -85,6 +86,10 @@ def incompatibility(pair: Optional[Pair] = None) -> Optional[Incompatible]:
     if pair.torch is None:
         return Incompatible('torch is not installed', install_command(pair))
     wanted = wanted_torch(pair)
+    if wanted is not None and wanted < OLDEST:
+        return Incompatible(
+            f'torch_npu {pair.torch_npu} is older than {dotted(OLDEST)}, the oldest that this package works with',
+            install_command(pair))
     if wanted is not None and release(pair.torch) != wanted:
         return Incompatible(
             f'torch_npu {pair.torch_npu} is built for torch {dotted(wanted)}, installed is {pair.torch}',
@@ -110,8 +115,9 @@ def install_command(pair: Pair, machine: Optional[str] = None) -> str:
         machine: As `uname -m` prints it; None for this one.
     """
     installed = wanted_torch(pair) if pair.torch_npu is not None else None
-    wanted = dotted(installed) if installed else _nearest(pair.torch)
-    if pair.torch_npu is None or not release(pair.torch_npu):
+    supported = installed is not None and installed >= OLDEST
+    wanted = dotted(installed) if supported else _nearest(pair.torch)
+    if not supported or not release(pair.torch_npu):
         torch_npu = f"'torch_npu=={wanted}.*'"
     else:
         torch_npu = '' if '+' in pair.torch_npu else f'torch_npu=={pair.torch_npu}'  # no index has a build of one's own
@@ -126,6 +132,8 @@ def install_command(pair: Pair, machine: Optional[str] = None) -> str:
 def reinstall_torch_command(pair: Pair, machine: Optional[str] = None) -> str:
     """The command that installs the installed version of torch anew: a CPU build where torch_npu needs one."""
     version = dotted(release(pair.torch))
+    if not version:
+        return install_command(pair, machine)
     pin = f'torch=={version}' if pair.torch_npu is None else torch_pin(version, machine)
     return ' '.join(filter(None, (f'{_pip()} install --force-reinstall --no-deps', pin, _index(pin))))
 
@@ -135,9 +143,9 @@ def add_package_command(name: str, pair: Pair, machine: Optional[str] = None) ->
 
     Without torch's version pip takes the newest torchvision, and moves torch to the release which that needs.
     """
-    if pair.torch is None:
+    version = dotted(release(pair.torch or ''))
+    if not version:
         return f'{_pip()} install {name}'
-    version = dotted(release(pair.torch))
     if name == 'torchvision':
         cuda = pair.cuda is not None and version in TORCHVISION
         name = f'torchvision=={TORCHVISION[version]}' if cuda else torchvision_pin(version, machine)

@@ -39,6 +39,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Evaluate': {
         'validate': 'evaluate a model or a checkpoint',
+        'compare': 'compare a network on two devices, precisions or checkpoints, module by module',
     },
     'Use a model': {
         'predict': 'print the most likely classes of images',
@@ -51,6 +52,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Look after a run': {
         'report': "print a run's results table and draw its curves",
+        'diagnose': 'explain an error text, a log, or the logs of a run that failed',
         'inspect': 'show what a checkpoint contains, and whether it is complete',
     },
     'Get help': {
@@ -89,16 +91,24 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except RuntimeError as e:
+        if 'operator torchvision::' in str(e):
+            fail(f'This torchvision does not belong to this torch: {install_command("torchvision")}')
         if 'backend extension: torch_npu' not in str(e):
             raise
-        fail('torch_npu does not load, and torch with it: source the set_env.sh of CANN first, or set '
-             'TORCH_DEVICE_BACKEND_AUTOLOAD=0 to work without the NPU.')
+        from seresnet_timm.ascend.errors import explain_import
+        fail(explain_import(f'{e.__cause__ or e.__context__ or ""}\n{e}'))
     except ModuleNotFoundError as e:
         if e.name not in REQUIRED_PACKAGES:
             raise
         fail(f'{e.name} is not installed for {sys.executable}: activate the environment that has this package '
              f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {e.name} '
-             'there.')
+             f'there{": " + install_command(e.name) if e.name in ("timm", "torchvision") else "."}')
+
+
+def install_command(package: str) -> str:
+    """How to install timm or torchvision without replacing torch."""
+    from seresnet_timm.ascend import wheels
+    return wheels.add_package_command(package, wheels.installed_pair())
 
 
 def fail(message: str, exit_code: int = 1, where: str = '') -> None:

@@ -79,6 +79,7 @@ def examine(
         *npu.check_nodes(machine),
         *npu.check_npu_smi(machine),
         *npu.check_npus(machine),
+        *npu.check_npu_users(machine),
         *general.check_gpus(machine),
         *general.check_chosen_device(machine),
         *npu.check_interface(machine),

@@ -274,6 +274,8 @@ VALUES: Dict[str, Rule] = {
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
     'split.val': Number(above=0, below=1), 'split.out': Output(is_folder=True),
+    'compare.loss_scale': POSITIVE, 'rtol': POSITIVE, 'top': COUNT, 'reference_device': Device(),
+    'dump': Output(is_folder=False), 'against': FilePath(), 'checkpoints': FilePath(),
     'bench.target': POSITIVE, 'bench.json': Output(is_folder=False),
 }
 # the ModelZoo's names for them

@@ -120,9 +120,13 @@ def _why_no_hub(name: str) -> Optional[str]:
 
 def _splits(settings: RunSettings) -> Iterator[Dict[str, Any]]:
     args = settings.args
-    for split in [args['split']] if settings.verb == 'validate' else [args['train_split'], args['val_split']]:
+    splits = {'split': 'num_samples'} if settings.verb == 'validate' else {
+        'train_split': 'train_num_samples', 'val_split': 'val_num_samples'}
+    for flag, count in splits.items():
+        split = args[flag]
         if split:
             yield dict(
+                num_samples=args.get(count),
                 name=args['dataset'], root=args.get('data_dir'), split=split, is_training=False, batch_size=1,
                 download=bool(args.get('dataset_download')),
                 trust_remote_code=bool(args.get('dataset_trust_remote_code')),

@@ -42,7 +42,7 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             output_folder(settings):
         try:
             _run_script(settings, checkpoints or {})
-        except (RuntimeError, OSError) as e:  # torch.OutOfMemoryError is a RuntimeError
+        except (RuntimeError, OSError, IndexError) as e:  # torch.OutOfMemoryError is a RuntimeError
             explained = explain(e, settings)
             if explained is None:
                 raise

@@ -207,18 +207,20 @@ def apply_checkpoint(sources: Sources) -> None:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
     own_names = (info.name.split('.')[0], checkpoint.arch) if info.name else ()
     is_other = bool(asked_model and own_names and asked_model.split('.')[0] not in own_names)
+    given = {**sources.config, **sources.flags}
+    channels = (given.get('input_size') or [given.get('in_chans') or info.in_chans])[0]
     found = dict(
-        mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
-        crop_mode=info.crop_mode,
+        mean=_for_channels(info.mean, channels), std=_for_channels(info.std, channels),
+        interpolation=info.interpolation, crop_pct=info.crop_pct, crop_mode=info.crop_mode,
         input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
     if not is_other:
         kwargs = dict(info.kwargs)
         found.update(
             model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
             gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
-        for given in (sources.config, sources.flags):
-            if isinstance(given.get('model_kwargs'), dict):  # those that were not given stay the file's
-                given['model_kwargs'] = {**kwargs, **given['model_kwargs']}
+        for source in (sources.config, sources.flags):
+            if isinstance(source.get('model_kwargs'), dict):  # those that were not given stay the file's
+                source['model_kwargs'] = {**kwargs, **source['model_kwargs']}
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
     unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
     if unknown:
@@ -226,7 +228,6 @@ def apply_checkpoint(sources: Sources) -> None:
                              'taken; flags change it.')
     for name in taken:
         sources.reasons[name] = f'from {file}'
-    given = {**sources.config, **sources.flags}
     overridden = [k for k, v in found.items() if v is not None and k in given and plain(given[k]) != plain(v)]
     if info.input_size and sources.asked('img_size', 'input_size'):
         overridden.append('input_size')
@@ -235,6 +236,11 @@ def apply_checkpoint(sources: Sources) -> None:
     if 'input_size' in taken:
         sources.preset.pop('img_size', None)
     sources.preset.update(taken)
+
+
+def _for_channels(values: Optional[List[float]], channels: Optional[int]) -> Optional[List[float]]:
+    """Mean or std of a file as timm takes it: the average, as in training, if it is not of as many channels."""
+    return [sum(values) / len(values)] if values and channels and len(values) != channels else values
 
 
 def plain(value: Any) -> Any:

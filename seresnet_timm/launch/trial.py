@@ -30,7 +30,7 @@ def main() -> None:
         sentence = str(e) if isinstance(e, UsageError) else explain(e, settings)
         if sentence is None:
             raise
-        result = {'error': sentence, 'out_of_memory': is_out_of_memory(e)}
+        result = {'error': sentence, 'out_of_memory': is_out_of_memory(e, settings.device)}
     print(json.dumps(result))
 
 

@@ -101,8 +101,8 @@ class RunRecord:
         self.content['faults'].append({'time': _now(when), 'kind': kind, 'epoch': epoch, 'text': text})
         self._write()
 
-    def set_best(self, metric: str, value: float, epoch: int) -> None:
-        self.content['best'] = {'metric': metric, 'value': value, 'epoch': epoch}
+    def set_best(self, metric: str, value: Optional[float], epoch: Optional[int]) -> None:
+        self.content['best'] = None if value is None else {'metric': metric, 'value': value, 'epoch': epoch}
         self._write()
 
     def set_evaluation(self, figures: Dict[str, Any]) -> None:

@@ -120,6 +120,16 @@ CPU, ARM_CUDA = '--extra-index-url https://download.pytorch.org/whl/cpu', '2.14.
     # of a release that the table does not have yet, built by its user
     ('aarch64', dict(torch_version='2.15.0+cu130', cuda='13.0', torch_npu='2.15.0+gitabc', requires='torch==2.15.0'),
      f'install torch==2.15.0+cpu torchvision {CPU}'),
+    # too old for this package, whatever torch is there
+    ('aarch64', dict(torch_version='2.5.1', torch_npu='2.5.1.post1', requires='torch==2.5.1'),
+     "install torch==2.10.0 torchvision==0.25.0 'torch_npu==2.10.0.*'"),
+    ('x86_64', dict(torch_version=ARM_CUDA, cuda='13.0', torch_npu='2.1.0.post17', requires='torch==2.1.0'),
+     f"install torch==2.14.0+cpu torchvision==0.29.0+cpu 'torch_npu==2.14.0.*' {CPU}"),
+    # a release without a line in the table, and one of torch's nightly builds
+    ('aarch64', dict(torch_version='2.14.1', torch_npu='2.7.0', requires='torch==2.7.0'),
+     'install torch==2.7.0 torchvision torch_npu==2.7.0'),
+    ('x86_64', dict(torch_version='2.15.0.dev20261101+cu130', cuda='13.0', torch_npu='2.14.0'),
+     f'install torch==2.14.0+cpu torchvision==0.29.0+cpu torch_npu==2.14.0 {CPU}'),
     # no torch beside it, as after `pip install --no-deps`
     ('aarch64', dict(torch_npu='2.10.0.post7', requires='torch==2.10.0'),
      'install torch==2.10.0 torchvision==0.25.0 torch_npu==2.10.0.post7'),
@@ -161,7 +171,7 @@ def test_command_that_installs_torch_anew():
     start = f'{sys.executable} -m pip install --force-reinstall --no-deps torch=='
     for machine, torch_npu, command in (
             ('aarch64', '2.11.0', f'2.11.0+cpu {CPU}'), ('x86_64', '2.11.0', f'2.11.0+cpu {CPU}'),
-            ('aarch64', None, '2.11.0')):
+            ('aarch64', None, '2.11.0')):  # no torch_npu: any build
         assert wheels.reinstall_torch_command(Pair('2.11.0', None, torch_npu, None), machine) == start + command
 
 

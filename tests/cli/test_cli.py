@@ -136,9 +136,13 @@ def test_a_closed_pipe_ends_quietly():
 
 @pytest.mark.parametrize('error, words', (
     ('ModuleNotFoundError("x", name="torch")', 'torch is not installed for'),
+    ('ModuleNotFoundError("x", name="torchvision")', '-m pip install torch=='),  # never a newer torch
+    ('RuntimeError("operator torchvision::nms does not exist")', 'torchvision does not belong to this torch: '),
     ('RuntimeError("Failed to load the backend extension: torch_npu.")', 'torch_npu does not load')))
 def test_a_broken_installation_is_one_sentence(tmp_path, error, words):
-    (tmp_path / 'torch.py').write_text(f'raise {error}')
+    (tmp_path / 'torch').mkdir()
+    (tmp_path / 'torch' / '__init__.py').write_text(f'raise {error}')
+    (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.10.0+cpu"')
     (tmp_path / 'x.pth').write_text('')
     result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)
     assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1

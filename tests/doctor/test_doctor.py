@@ -215,8 +215,8 @@ def test_files_of_a_server(tmp_path):
     assert status(report, 'devices', 'npu-smi')[:2] == ('warning', '1 NPU(s) report Alarm')
     assert status(report, 'hccl', 'interface')[0] == 'warning'
     assert '203.0.113.9 is no address of this machine' in status(report, 'hccl', 'interface')[1]
-    assert status(report, 'hccl', 'ports')[:2] == ('warning', f'{base + 3} of {base}-{base + 15} in use')
-    assert hccl_network.exposed_ports(root, 60000) == list(range(60008, 60016))
+    assert status(report, 'hccl', 'ports')[:2] == ('warning', f'{base + 3} of {base}-{base + 31} in use')
+    assert hccl_network.exposed_ports(root, 60000, 16) == list(range(60008, 60016))
     sourced = examine(root, PYTHONPATH=path, ASCEND_HOME_PATH=f'{root}/opt/Ascend/ascend-toolkit/latest',
                       HCCL_SOCKET_IFNAME='lo')
     assert ('cann', 'set_env.sh') not in sourced['found']
