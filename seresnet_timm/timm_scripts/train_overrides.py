@@ -47,6 +47,7 @@ from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.bad_steps import BadSteps
+from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
 from seresnet_timm.timm_scripts.training import ModelState, NoScheduler, ScriptTraining, StepMeter, go_on
@@ -121,6 +122,8 @@ class TrainOverrides(Overrides):
         self._model = super().create_model(model_name, *args, **kwargs)
         if initial:
             load_weights(self._model, read_once(initial, self.checkpoints), self.args.model, use_ema=True)
+        if self.settings.freeze:
+            freeze(self._model, self.settings.freeze)
         return use_half_weights(self._model) if self.settings.half_weights else self._model
 
     def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:

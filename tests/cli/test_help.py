@@ -6,7 +6,7 @@ import shlex
 import subprocess
 
 import pytest
-from conftest import MODEL, run_here
+from conftest import MODEL, ROOT, run_here
 
 from seresnet_timm.argument_parser import HELP_FLAGS
 from seresnet_timm.cli import flag_help
@@ -54,6 +54,18 @@ def test_every_command_in_a_help_is_understood(texts):
     """By the parser that would read it; train, validate and recipe by the launcher's."""
     found = [command for text in texts.values() for command in commands(text)]
     assert {command[0] for command in found} == set(VERBS)
+    check_commands(found)
+
+
+def test_every_command_on_the_page_on_ones_own_data_is_understood_and_in_both_languages():
+    names = ('one-own-data.md', 'zh-CN/one-own-data.md')
+    pages = [(ROOT / 'docs' / name).read_text(encoding='utf-8') for name in names]
+    english, chinese = (commands(re.sub('^seresnet-timm', '  seresnet-timm', page, flags=re.M)) for page in pages)
+    assert english == chinese and len(english) == 12
+    check_commands(english)
+
+
+def check_commands(found: list) -> None:
     for verb, *argv in found:
         if verb in ('train', 'validate'):
             parse(verb, argv)
