@@ -5,7 +5,6 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 import importlib
 import importlib.util
 import os
-import shlex
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -23,7 +22,7 @@ from seresnet_timm.data.label_files import (
     valid_labels_of_timm,
     wrong_real_name,
 )
-from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse
+from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import (
     check_checkpoint,
@@ -232,7 +231,7 @@ def check_output(run: Checked) -> Iterator[str]:
     elif folder.holds_a_run() and not _starts_anew(run, folder):
         start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
         yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
-               f'that run by --resume {shlex.quote(str(start))}.')
+               f'that run by --resume {shell_line([str(start)])}.')
 
 
 def _starts_anew(run: Checked, folder: RunFolder) -> bool:
