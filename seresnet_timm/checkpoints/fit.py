@@ -10,7 +10,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, names_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError, first_names, printable
-from seresnet_timm.models.create import create_from_info
+from seresnet_timm.models.create import create_from_info, not_finite
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import SEResNet, checkpoint_filter_fn
 
@@ -38,12 +38,6 @@ def named_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -
 def weights_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -> Dict[str, torch.Tensor]:
     """The weights of `named_for`."""
     return named_for(checkpoint, model, use_ema).weights
-
-
-def not_finite(weights: Dict[str, Any]) -> List[str]:
-    """Names of the weights that hold NaN or infinity."""
-    return [k for k, v in weights.items()
-            if isinstance(v, torch.Tensor) and v.is_floating_point() and not bool(v.isfinite().all())]
 
 
 def describe_not_finite(checkpoint: Checkpoint, weights: Dict[str, Any]) -> Optional[str]:

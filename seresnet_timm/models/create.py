@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 
-from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable
+from seresnet_timm.errors import UsageError, did_you_mean, first_line, first_names, printable
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.trusted import trusted_kwargs, why_untrusted
 
@@ -21,6 +21,7 @@ __all__ = [
     'check_model_name', 'create_from_args', 'create_from_info', 'create_model', 'trusted_kwargs', 'why_untrusted',
 ]
 
+MAX_NAMED = 3  # weights that one sentence lists
 MAX_VALUES = 1 << 33  # of a network that a file describes: 32 GiB; timm's largest have 7 billion
 # the flag that gives an argument of the network; the first that was given is named
 FLAGS = {
@@ -244,7 +245,7 @@ def _create(
     kwargs = {k: v for k, v in kwargs.items() if v is not None}
     try:
         with torch.device('meta') if meta else nullcontext():
-            return timm.create_model(made_as, **kwargs)
+            model = timm.create_model(made_as, **kwargs)
     except WRONG_ARGUMENT as e:
         text = str(e)
         key = text.rsplit("'", 2)[1] if isinstance(e, TypeError) and 'unexpected keyword argument' in text else None
@@ -253,3 +254,14 @@ def _create(
         what = f"does not take '{printable(key)}'" if key else f'cannot be made ({printable(first_line(e))})'
         advice = remedy(key)
         raise UsageError(f'{name} {what}{": " + advice if advice else ""}.') from e
+    bad = not_finite(model.state_dict()) if kwargs.get('pretrained') and not meta else []
+    if bad:
+        raise UsageError(f'{printable(name)} has weights that are not finite (NaN or infinity): '
+                         f'{printable(first_names(bad, MAX_NAMED))}.')
+    return model
+
+
+def not_finite(weights: Dict[str, Any]) -> List[str]:
+    """Names of the weights that hold NaN or infinity."""
+    return [k for k, v in weights.items()
+            if isinstance(v, torch.Tensor) and v.is_floating_point() and not bool(v.isfinite().all())]
