@@ -38,7 +38,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
-	$(BIN)/shellcheck recipes/*.sh .ci/run
+	$(BIN)/shellcheck recipes/*.sh recipes/slurm/*.sbatch .ci/run
 	$(BIN)/mypy
 
 clean:
