@@ -215,13 +215,14 @@ class TrainOverrides(Overrides):
         self._saver, saver.errors, saver.in_background = saver, SaveErrors(), True
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
-        if args.resume and folder.owns(args.resume):
+        continues = bool(args.resume) and folder.owns(args.resume)
+        if continues:
             checkpoint = self._resumed()
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'])
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
-        self._record.continue_from(start_epoch)
+        self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
         trim_summary(str(folder.summary), start_epoch)
