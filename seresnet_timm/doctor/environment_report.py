@@ -1,5 +1,4 @@
 """What a bug report needs (`seresnet-timm env`): versions, machine, devices and variables, without secrets"""
-import getpass
 import os
 import platform
 import re
@@ -9,6 +8,7 @@ from typing import Any, Dict, Mapping, Optional
 
 import psutil
 
+from seresnet_timm.doctor.bundle import Cleaner
 from seresnet_timm.doctor.doctor import examine
 from seresnet_timm.errors import printable
 from seresnet_timm.runs.record import installed_versions
@@ -34,11 +34,12 @@ def collect() -> Dict[str, Any]:
     faults = {f'{c.section}: {c.name}': f'{c.status}: {c.value}' for c in report.checks
               if c.status in ('warning', 'error') and c.section != 'hccl'}
     machine = {
-        'system': without_node(platform.platform()), 'processor': processor(), 'cores': str(os.cpu_count()),
+        'system': platform.platform(), 'processor': processor(), 'cores': str(os.cpu_count()),
         'memory': f'{psutil.virtual_memory().total / 2 ** 30:.1f} GiB',
         'device': f'{report.device} ({report.device_reason})'}
     facts = {'versions': versions(), 'machine': machine, **found, 'variables': variables(os.environ), 'faults': faults}
-    return {section: {k: hide_user(v) for k, v in rows.items()} for section, rows in facts.items()}
+    cleaner = Cleaner()
+    return {section: {k: hide_names(section, v, cleaner) for k, v in rows.items()} for section, rows in facts.items()}
 
 
 def versions() -> Dict[str, Optional[str]]:
@@ -62,12 +63,6 @@ def processor() -> str:
     return f'{name[1] if name else platform.processor() or "unknown"}, {platform.machine()}'
 
 
-def without_node(text: str) -> str:
-    """A text without the name of this machine."""
-    node = platform.node()
-    return text.replace(node, 'machine') if node else text
-
-
 def variables(environ: Mapping[str, str]) -> Dict[str, str]:
     """The variables that change a run; secrets and addresses are named, their values are not shown."""
     found = {}
@@ -79,20 +74,10 @@ def variables(environ: Mapping[str, str]) -> Dict[str, str]:
     return found
 
 
-def hide_user(value: Any) -> Any:
-    """A value with `~` for the home folder, and without the names of the user and the machine in paths."""
-    if not isinstance(value, str):
-        return value
-    home = os.path.expanduser('~')
-    if home not in ('', '/', '~'):
-        value = re.sub(re.escape(home) + r'(?![\w.-])', '~', value)
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        user = ''
-    if user and user != 'root':
-        value = re.sub(rf'(?<=/){re.escape(user)}(?=/|$)', 'USER', value)
-    return without_node(value) if len(platform.node()) > 3 else value
+def hide_names(section: str, value: Any, cleaner: Cleaner) -> Any:
+    """A value without the names of user and machine; versions of four numbers are no addresses."""
+    is_version = section in ('versions', 'cann') and '/' not in str(value)
+    return value if value is None or is_version else cleaner.clean(value)
 
 
 def as_text(facts: Dict[str, Any]) -> str:
