@@ -168,8 +168,11 @@ def _other_network(run: Any, checkpoint: Checkpoint) -> List[str]:
     own = ModelInfo.of_model(run.model).kwargs
     differs = [k for k in {**info.kwargs, **own} if k not in OF_TRAINING and info.kwargs.get(k) != own.get(k)]
     result = []
+    given = {'bn_eps': run.flag('bn_eps'), 'global_pool': run.flag('gp'), **(run.args.model_kwargs or {})}
     for key in differs:
         saved = info.kwargs.get(key)
+        if saved is None and given.get(key) is None and not run.args.model.startswith(('hf-hub:', 'local-dir:')):
+            continue  # both have the default
         flag = f'{FLAGS[key]} {saved}' if key in FLAGS else f'--model-kwargs {key}={saved}'
         remedy = f'{flag} keeps it' if saved is not None else 'leave the flag out to keep its network'
         result.append(f'{checkpoint.path} was trained with {key} {_value(saved)}, this run has {_value(own.get(key))}: '

@@ -263,5 +263,23 @@ def _create(
 
 def not_finite(weights: Dict[str, Any]) -> List[str]:
     """Names of the weights that hold NaN or infinity."""
-    return [k for k, v in weights.items()
-            if isinstance(v, torch.Tensor) and v.is_floating_point() and not bool(v.isfinite().all())]
+    return [k for k, v in weights.items() if isinstance(v, torch.Tensor) and count_not_finite(v)]
+
+
+def count_not_finite(values: torch.Tensor) -> int:
+    """Number of values that are NaN or infinity; 0 for a tensor without plain floating-point values."""
+    if why_not_plain(values) or not values.is_floating_point():
+        return 0
+    values = values.float() if values.element_size() == 1 else values  # torch has no isfinite for 8 bits
+    return 0 if bool(values.isfinite().all()) else int((~values.isfinite()).sum())
+
+
+def why_not_plain(values: torch.Tensor) -> Optional[str]:
+    """What a tensor is whose values a network cannot take as they are; None for a plain one."""
+    if values.is_meta:
+        return 'without values'
+    if values.is_quantized:
+        return 'quantised'
+    if values.layout != torch.strided:
+        return 'sparse'
+    return 'complex' if values.is_complex() else None
