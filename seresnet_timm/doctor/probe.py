@@ -118,12 +118,18 @@ def probe_smoke(kind: str, seconds: float) -> None:
     report(phase='done')
 
 
+def probe_operators() -> None:
+    """What the steps of the recipes reach on the NPU."""
+    from seresnet_timm.doctor.operators import watch
+    report(**watch())
+
+
 def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == 'smoke':
         probe_smoke(arguments[0], float(arguments[1]))
     else:
-        {'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg}[what]()
+        {'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg, 'operators': probe_operators}[what]()
 
 
 if __name__ == '__main__':
