@@ -21,7 +21,7 @@ NO_UNIT = set(
     'layer_decay_min_scale layer_decay_no_opt_scale lr_base_size lr_noise lr_noise_pct lr_noise_std lr_cycle_mul '
     'lr_cycle_decay lr_cycle_limit lr_k_decay warmup_lr min_lr decay_rate learning_rate color_jitter bce_target_thresh '
     'bce_pos_weight recount mixup cutmix cutmix_minmax smoothing bn_momentum bn_eps model_ema_decay seed node_rank '
-    'rank gpu master_port loss_scale local_rank drop_connect num_gpu quality opset atc_batch_size'.split())
+    'rank gpu master_port loss_scale local_rank drop_connect num_gpu quality opset atc_batch_size rtol'.split())
 
 
 def commands(text: str) -> list:
@@ -189,7 +189,7 @@ def test_bash_completes_verbs_flags_values_and_files(bash_script, tmp_path):
     (tmp_path / 'ImageNet').mkdir()
     (tmp_path / 'last.pth.tar').touch()
     for words, expected in (
-            (['tra'], ['train']), (['prepare-'], ['prepare-imagenet']), (['comp'], ['completion']),
+            (['tra'], ['train']), (['prepare-'], ['prepare-imagenet']), (['compl'], ['completion']),
             (['train', '--warmup-p'], ['--warmup-prefix']), (['train', '--data_p'], ['--data_path']),
             (['train', '--preset', 'digits'], ['digits_demo']), (['train', '--amp-level', ''], ['O0', 'O1', 'O2']),
             (['train', '--data-dir', 'I'], ['ImageNet']), (['train', '--resume', 'l'], ['last.pth.tar']),
