@@ -127,6 +127,12 @@ def probe_stress(index: int) -> None:
     report(result=1 if result is None else result, remark=remark)
 
 
+def probe_operators() -> None:
+    """What the steps of the recipes reach on the NPU."""
+    from seresnet_timm.doctor.operators import watch
+    report(**watch())
+
+
 def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == 'smoke':
@@ -134,7 +140,7 @@ def main() -> None:
     elif what == 'stress':
         probe_stress(int(arguments[0]))
     else:
-        {'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg}[what]()
+        {'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg, 'operators': probe_operators}[what]()
 
 
 if __name__ == '__main__':

@@ -66,7 +66,9 @@ def run_smoke_test(
                 MASTER_ADDR='127.0.0.1', MASTER_PORT=port, SMOKE_DEVICE=index)
             process = subprocess.Popen(
                 _command('smoke', kind, seconds), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                env={'OMP_NUM_THREADS': str(max(1, cores // len(devices))), **_with_package(environ),
+                env={'OMP_NUM_THREADS': str(max(1, cores // len(devices))),
+                     'TORCH_NPU_FALLBACK_CPU_DISABLE': '1',  # it shall compute on the NPU, or say why not
+                     **_with_package(environ),
                      **{name: str(value) for name, value in variables.items()}})
             stack.callback(_end, process)
             processes.append(process)
