@@ -3,6 +3,9 @@ import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
 
+EXAMPLES = ('seresnet-timm demo-data digits',)
+NEXT = ('seresnet-timm train --preset digits_demo --data-dir digits --output output --experiment run',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

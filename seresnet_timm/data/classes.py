@@ -8,6 +8,7 @@ dataset too. `names_of_dataset` asks timm's reader itself: that is what a run sa
 import os
 import tarfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Collection, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -379,6 +380,18 @@ def name_classes(dataset: Any, class_names: Optional[Sequence[str]], class_map: 
     else:
         reader.samples = [(path, label) for (path, _), label, kept in zip(reader.samples, labels, keep) if kept]
         reader.class_to_idx = indices
+
+
+def renumber_torchvision(dataset: Any, class_names: Sequence[str]) -> None:
+    """Number the classes of a dataset of torchvision as a run has planned, if it has them all."""
+    indices = _indices_of(dataset) or {}
+    wanted = {name: i for i, name in enumerate(class_names)}
+    if indices == wanted or not indices or not indices.keys() <= wanted.keys():
+        return
+    dataset.target_transform = {index: wanted[name] for name, index in indices.items()}.__getitem__
+    dataset.classes = list(class_names)
+    with suppress(AttributeError):  # some compute it from the classes
+        dataset.class_to_idx = wanted
 
 
 def _belong(reader: Any, is_tar: bool, named: Collection[str]) -> Iterator[bool]:

@@ -11,13 +11,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from seresnet_timm.data import fast_jpeg, loading
-from seresnet_timm.data.classes import name_classes, split_folder
+from seresnet_timm.data.classes import name_classes, renumber_torchvision, split_folder
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.images import extend_timm
+
+RENUMBERED = ('hfds', 'tfds')  # timm's readers that know the names of classes, and take other numbers
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def create_dataset(name: str, root: str, split: str, class_map: str, class_names
         root: Folder of the dataset.
         split: Name of the split.
         class_map: File that numbers the classes; it is read here, so that a byte order mark is not a part of a name.
-        class_names: Name of every class, by index; not used with a class map.
+        class_names: Name of every class, by index; not used with a class map. Readers of other packages that have no
+            names ignore it.
         kwargs: Further arguments of timm's `create_dataset`.
     """
     extend_timm()
@@ -98,9 +101,13 @@ def create_dataset(name: str, root: str, split: str, class_map: str, class_names
         folder = (split_folder(root, split) or root) if is_folder else root
         found = os.listdir(folder) if is_folder and os.path.isdir(folder) else ()
         indices = read_class_map(class_map, str(folder or ''), found)
+    elif class_names and name.partition('/')[0].lower() in RENUMBERED:
+        indices = {name: i for i, name in enumerate(class_names)}
     dataset = timm.data.create_dataset(name, root=root, split=split, class_map=indices, **kwargs)
     if is_folder:
         name_classes(dataset, class_names, indices)
+    elif class_names and name.lower().startswith('torch/'):
+        renumber_torchvision(dataset, class_names)
     return dataset
 
 

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm import utils
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
+from torch.utils.data import IterableDataset
 
 from seresnet_timm.data.image_files import IGNORED_TARGET, Unreadable, take_unreadable
 from seresnet_timm.engine.agreement import Agreement
@@ -112,7 +113,10 @@ def evaluate(
     if log.agreement is not None:
         log.agreement.vote()
     loss_sum, counts = _over_all_ranks(evaluator) if forward.distributed else _sums(evaluator)
-    return _metrics(loss_sum, counts), report_unreadable(loader, log.logger)
+    skipped = None if forward.distributed else _skipped_by_reader(loader, counts, log.logger)
+    if skipped is not None:
+        counts = counts + torch.tensor([skipped.count, 0, 0, skipped.count], device=counts.device)
+    return _metrics(loss_sum, counts), skipped or report_unreadable(loader, log.logger)
 
 
 class _LossOfReadable:
@@ -130,6 +134,21 @@ class _LossOfReadable:
         self.unreadable += len(target) - readable
         loss = F.cross_entropy(output, target, ignore_index=IGNORED_TARGET).double()
         return torch.where(readable > 0, loss * readable / len(target), 0.)
+
+
+def _skipped_by_reader(loader: Any, counts: torch.Tensor, logger: Optional[logging.Logger]) -> Optional[Unreadable]:
+    """Images that the reader of an iterable dataset has skipped, by the number that it told; None if there are none."""
+    dataset = getattr(loader, 'dataset', None)
+    total = getattr(getattr(dataset, 'reader', None), 'num_samples', None) or 0
+    if not isinstance(dataset, IterableDataset):
+        return None
+    count = int(counts[0])
+    if count >= total:
+        return None
+    if logger is not None:
+        logger.warning(f'Test: {total - count} of {total} images were skipped by the reader of the dataset, whose own '
+                       'lines say why; they count as wrong, and the loss leaves them out')
+    return Unreadable(count=total - count, total=total, new=[], num_new=0, files=[])
 
 
 def report_unreadable(loader: Any, logger: Optional[logging.Logger]) -> Optional[Unreadable]:

@@ -9,6 +9,8 @@ BANDS = {
     **dict.fromkeys(('1', 'L', 'P', 'I', 'F'), 1), **dict.fromkeys(('LA', 'La', 'PA'), 2),
     **dict.fromkeys(('RGB', 'YCbCr', 'LAB', 'HSV'), 3), **dict.fromkeys(('RGBA', 'RGBa', 'RGBX', 'CMYK'), 4)}
 MODES = {2: 'LA', 4: 'RGBA or CMYK'}  # to suggest, by channels
+# readers of --dataset that share whole files among processes
+STREAMS = ('tfds', 'hfids', 'wds')
 MAX_SEED = 2 ** 32 - 1  # of numpy
 
 
@@ -27,6 +29,12 @@ def find_contradictions(
         found += _auto_augment(args)
     if verb == 'train':
         found += [*_augmentation(args), *_schedule(args, asked)]
+    kind = (args.get('dataset') or '').partition('/')[0].lower()
+    if world_size > 1 and kind in STREAMS and (verb == 'validate' or args.get('val_split')):
+        other = 'evaluate on one process (--nproc 1)' if verb == 'validate' else (
+            "train without evaluation (--val-split '') and evaluate on one process (validate --nproc 1)")
+        found.append(f'--dataset {args["dataset"]} on {world_size} processes: its reader would evaluate some images '
+                     f'twice and others never; {other}, or use folders of images.')
     if (args.get('seed') or 0) + world_size - 1 > MAX_SEED:
         found.append(f'--seed {args["seed"]} is too large for {world_size} processes, each of which adds its number.')
     return found

@@ -3,16 +3,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
+from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
 from seresnet_timm.launch.combinations import uses_mixup
 
 MAX_NAMED = 3  # names of classes that one sentence lists
-# timm's readers of --dataset by the part before the slash, and the package that each needs
-READERS = {'torch': 'torchvision', 'tfds': 'tensorflow_datasets', 'hfds': 'datasets', 'hfids': 'datasets',
-           'wds': 'webdataset'}
-TORCH_DATASETS = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', 'imagenet', 'inaturalist',
-                  'inat', 'places365', 'image_folder', 'folder')
 
 
 @dataclass(frozen=True)
@@ -26,6 +21,7 @@ class DataFacts:
         problems: Faults, each a sentence.
         notes: What a user may not expect, each a sentence.
         mapped: A class map says which folders count, and as what.
+        is_fixed: The classes keep the numbers that their reader gives them.
         nested: Class folders that are not directly in the folder of their split.
     """
     class_names: Optional[List[str]] = None
@@ -34,16 +30,18 @@ class DataFacts:
     problems: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
     mapped: bool = False
+    is_fixed: bool = False
     nested: List[str] = field(default_factory=list)
 
 
 def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
     """Look at the data that a script's flags name. Nothing is written."""
     from seresnet_timm.data.loaders import is_folder_dataset
+    from seresnet_timm.launch import reader_dataset
     try:
-        _check_name(args)
+        reader_dataset.check_name(args)
         if not is_folder_dataset(args.get('dataset')):
-            return DataFacts(problems=list(_faults_of_reader(args)))
+            return DataFacts(**reader_dataset.examine(verb, args))
         root = _root(verb, args)
         splits = _find_splits(verb, root, args)
     except UsageError as e:
@@ -56,7 +54,7 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
         except UsageError as e:
             problems.append(str(e))
             continue
-        faults = list(_faults(tree))
+        faults = faults_of_classes(tree)
         problems += faults
         if not faults:
             trees[split] = tree
@@ -74,55 +72,6 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
         mapped=bool(args.get('class_map')),
         nested=next(iter(trees.values())).nested,
     )
-
-
-# --- datasets of other readers ----------------------------------------------------------------------------------------
-
-def _check_name(args: Dict[str, Any]) -> None:
-    """Refuse a --dataset that timm would silently read as folders.
-
-    Raises:
-        UsageError: timm has no such reader.
-    """
-    name = args.get('dataset') or ''
-    prefix, slash, rest = name.partition('/')
-    if slash and prefix.lower() not in READERS:
-        raise UsageError(f"--dataset {printable(name)}: timm has no reader '{printable(prefix)}', "
-                         f'{did_you_mean(prefix.lower(), READERS)} Leave it out for folders of images.')
-    if not slash and name.lower() in TORCH_DATASETS[:-2]:
-        raise UsageError(f'--dataset {name} means folders of images to timm: for the dataset of torchvision, give '
-                         f'--dataset torch/{name.lower()}; leave it out for folders.')
-    if prefix.lower() == 'torch' and name.split('/', 2)[-1].lower() not in TORCH_DATASETS:
-        rest = name.split('/', 2)[-1].lower()
-        raise UsageError(f"--dataset {printable(name)}: timm has no dataset '{printable(rest)}' of torchvision, "
-                         f'{did_you_mean(rest, TORCH_DATASETS)}')
-
-
-def _faults_of_reader(args: Dict[str, Any]) -> Iterator[str]:
-    """What can be told of a dataset without its package."""
-    import importlib.util
-    name = args['dataset']
-    prefix, _, rest = name.partition('/')
-    prefix = prefix.lower()
-    package = READERS[prefix]
-    if importlib.util.find_spec(package) is None:
-        yield f'--dataset {name} needs {package}: pip install {package.replace("_", "-")}.'
-    root = args.get('data_dir')
-    if prefix == 'torch' and args.get('class_map'):
-        yield f'--class-map has no effect on --dataset {name}: leave one of the two out.'
-    if prefix in ('torch', 'wds') and not root:
-        yield f'--dataset {name} needs the folder of its files: name it with --data-dir.'
-    elif root and prefix in ('torch', 'wds') and '://' not in str(root) and not Path(root).is_dir() and not args.get(
-            'dataset_download'):
-        yield f'Dataset {printable(root)} does not exist: check --data-dir.'
-    if prefix in ('hfds', 'hfids', 'tfds') and not rest:
-        yield f'--dataset {name} names no dataset: write it after the slash.'
-    if args.get('class_map'):
-        from seresnet_timm.data.label_files import read_class_map
-        try:
-            read_class_map(args['class_map'], str(root or ''))
-        except UsageError as e:
-            yield str(e)
 
 
 # --- folders and tars -------------------------------------------------------------------------------------------------
@@ -199,8 +148,12 @@ def _describe_files(tree: Any) -> str:
     return '; '.join(filter(None, clauses))
 
 
-def _faults(tree: Any) -> Iterator[str]:
+def faults_of_classes(tree: Any) -> List[str]:
     """Why the classes of one split are not what its owner means, each a sentence."""
+    return list(_faults(tree))
+
+
+def _faults(tree: Any) -> Iterator[str]:
     folder = printable(tree.folder)
     by_map = 'list the classes in a file for --class-map: class folders that it names are taken as they are'
     if tree.stray:

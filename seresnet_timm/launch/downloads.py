@@ -4,7 +4,7 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 from seresnet_timm.errors import RunError, first_line, printable
 from seresnet_timm.files import temporary_folder
@@ -16,17 +16,20 @@ from seresnet_timm.runs.settings import RunSettings
 FROM_THE_HUB, ON_REQUEST = ('hfds', 'hfids'), ('torch', 'tfds', 'hfids')
 
 
-def pull_model(settings: RunSettings, plan: Plan, stack: ExitStack) -> RunSettings:
+def pull_model(
+        settings: RunSettings, plan: Plan, stack: ExitStack, before_download: Callable[[], None]) -> RunSettings:
     """Pull a model of the Hub, once a node; in a dry run its configuration only, which is removed afterwards.
 
     Args:
         settings: Settings of the run.
         plan: The plan that they are of.
         stack: Keeps the temporary folder of a dry run.
+        before_download: Called before something is downloaded.
     """
     name = settings.args['model']
     if not name.startswith('hf-hub:'):
         return settings
+    before_download()
     from seresnet_timm.hub.pull import architecture_without, pull
     weights = bool(settings.args.get('pretrained')) and not plan.dry_run
     cache = stack.enter_context(temporary_folder(tempfile.gettempdir(), 'seresnet-timm-dry-')) if plan.dry_run else None
@@ -44,8 +47,12 @@ def pull_model(settings: RunSettings, plan: Plan, stack: ExitStack) -> RunSettin
 
 
 @contextmanager
-def downloaded(settings: RunSettings) -> Iterator[None]:
+def downloaded(settings: RunSettings, before_download: Callable[[], None]) -> Iterator[None]:
     """Have what the ranks need in the caches; they take it from there, without a network.
+
+    Args:
+        settings: Settings of the run.
+        before_download: Called before something is downloaded.
 
     Raises:
         RunError: Something cannot be downloaded.
@@ -54,6 +61,7 @@ def downloaded(settings: RunSettings) -> Iterator[None]:
     with ExitStack() as stack:
         if args.get('pretrained') and not _has_own_weights(settings) and not names_several_models(args['model']):
             from seresnet_timm.hub import weights
+            before_download()
             by_hand = weights.download(args['model']) is not None and weights.brought_in_by_hand(args['model'])
             if by_hand:
                 print(f'Pretrained weights of {args["model"]}: {printable(by_hand)}.')
@@ -62,6 +70,7 @@ def downloaded(settings: RunSettings) -> Iterator[None]:
                 stack.enter_context(offline())
         kind = (args.get('dataset') or '').partition('/')[0].lower()
         if kind in FROM_THE_HUB or kind in ON_REQUEST and args.get('dataset_download'):
+            before_download()
             _download_dataset(settings, kind, stack)
         yield
 
@@ -111,9 +120,13 @@ def _why_no_hub(name: str) -> Optional[str]:
 
 def _splits(settings: RunSettings) -> Iterator[Dict[str, Any]]:
     args = settings.args
-    for split in [args['split']] if settings.verb == 'validate' else [args['train_split'], args['val_split']]:
+    splits = {'split': 'num_samples'} if settings.verb == 'validate' else {
+        'train_split': 'train_num_samples', 'val_split': 'val_num_samples'}
+    for flag, count in splits.items():
+        split = args[flag]
         if split:
             yield dict(
+                num_samples=args.get(count),
                 name=args['dataset'], root=args.get('data_dir'), split=split, is_training=False, batch_size=1,
                 download=bool(args.get('dataset_download')),
                 trust_remote_code=bool(args.get('dataset_trust_remote_code')),

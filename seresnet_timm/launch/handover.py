@@ -10,18 +10,19 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional, Tuple
 
+from seresnet_timm.ascend import hccl
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch.cluster import SECONDS_TO_ANSWER, Cluster, uses_agent_store
 from seresnet_timm.launch.network import answers
 from seresnet_timm.launch.waiting import Wait
 from seresnet_timm.runs.settings import RunSettings
 
-TIMEOUT = 1800  # seconds; a model may have to be downloaded
-KEY = 'settings'
+DOWNLOAD_TIMEOUT = 1800  # seconds, once local rank 0 downloads what the run needs
+SETTINGS, DOWNLOADS = 'settings', 'downloads'  # keys in the store
 # what the plan sets in the environment of its own process
-VARIABLES = ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES', 'HF_HUB_OFFLINE')
+VARIABLES = ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES', 'HF_HUB_OFFLINE', *hccl.VARIABLES)
 
 
 def receives(job: Optional[Cluster]) -> bool:
@@ -35,37 +36,39 @@ def _shares_store(job: Cluster) -> bool:
         os.environ.get('MASTER_ADDR', ''), job.variable('MASTER_PORT', 0), SECONDS_TO_ANSWER)
 
 
-def _store() -> Any:
+def _store(seconds: float) -> Any:
     """The store of torchrun's agent, with keys of this node and this start of its ranks."""
     from torch.distributed import PrefixStore, TCPStore
     store = TCPStore(
         os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
-        timeout=timedelta(seconds=TIMEOUT))
+        timeout=timedelta(seconds=seconds))
     node, start = os.environ.get('GROUP_RANK', '0'), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     return PrefixStore(f'seresnet_timm/{node}/{start}', store)
 
 
 @contextmanager
-def give_to_other_ranks(job: Optional[Cluster]) -> Iterator[Callable[[RunSettings], None]]:
-    """Function that gives the settings to the other ranks of this node; an error, or nothing given, ends them too.
+def give_to_other_ranks(job: Optional[Cluster]) -> Iterator[Tuple[Callable[[RunSettings], None], Callable[[], None]]]:
+    """Functions that give the settings to the other ranks of this node, and that tell them of a download.
+
+    An error, or nothing given, ends the others too.
 
     Args:
         job: Who started this process; nothing is given where it is not one of several ranks of torchrun.
     """
     if job is None or not _shares_store(job):
-        yield lambda settings: None
+        yield lambda settings: None, lambda: None
         return
-    store = _store()
+    store = _store(DOWNLOAD_TIMEOUT)
     outcome = {'exit_code': 1}
 
     def give(settings: RunSettings) -> None:
         outcome.clear()
         outcome.update(
             settings=asdict(settings), environ={k: os.environ[k] for k in VARIABLES if k in os.environ})
-        store.set(KEY, json.dumps(outcome))
+        store.set(SETTINGS, json.dumps(outcome))
 
     try:
-        yield give
+        yield give, lambda: store.set(DOWNLOADS, '')
         if 'settings' not in outcome:
             outcome['exit_code'] = 0
     except (UsageError, RunError) as e:
@@ -73,22 +76,30 @@ def give_to_other_ranks(job: Optional[Cluster]) -> Iterator[Callable[[RunSetting
         raise
     finally:
         if 'settings' not in outcome:
-            store.set(KEY, json.dumps(outcome))
+            store.set(SETTINGS, json.dumps(outcome))
 
 
-def receive() -> Optional[RunSettings]:
+def receive(seconds: int) -> Optional[RunSettings]:
     """Settings that local rank 0 gives; None if there is nothing to run.
+
+    Args:
+        seconds: How long it may check the run; a download may take longer.
 
     Raises:
         RunError: Local rank 0 did not answer in time, or has ended.
         SystemExit: It refused the run, and has said why.
     """
-    wait = Wait(TIMEOUT)
+    wait, action = Wait(seconds), 'check this run'
     try:
-        store = _store()
-        while not store.check([KEY]):
-            wait.go_on('local rank 0 to check this run' if os.environ['LOCAL_RANK'] == '1' else None)
-        outcome = json.loads(store.get(KEY))
+        store = _store(DOWNLOAD_TIMEOUT)
+        while not store.check([SETTINGS]):
+            if wait.seconds < DOWNLOAD_TIMEOUT and store.check([DOWNLOADS]):
+                wait, action = Wait(DOWNLOAD_TIMEOUT), 'download what this run needs'
+            if wait.is_over:
+                raise RunError(f'Local rank 0 did not {action} within {wait.seconds} s: its log says how far it came. '
+                               'Start it, or wait longer with --rdzv-timeout SECONDS.')
+            wait.go_on(f'local rank 0 to {action}' if os.environ['LOCAL_RANK'] == '1' else None)
+        outcome = json.loads(store.get(SETTINGS))
     except RuntimeError as e:  # torch.distributed's errors of stores
         raise RunError(f'Local rank 0 gave no settings ({str(e).splitlines()[0]}): its own log says why.')
     if 'settings' in outcome:

@@ -22,7 +22,7 @@ def name_outputs(verb: str, sources: Any, args: Dict[str, Any], data: DataFacts)
     if verb != 'validate' or data.class_names is None or data.problems:
         return data
     outputs, origin = _names_of_outputs(sources, args)
-    if outputs is None or data.mapped or not _can_name(outputs, data.class_names):
+    if outputs is None or data.mapped or data.is_fixed or not _can_name(outputs, data.class_names):
         return data
     sources.notes += _numbered_by(outputs, data.class_names, origin)
     if len(outputs) > len(data.class_names):

@@ -12,6 +12,7 @@ from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.config_file import load_config, read_yaml
 from seresnet_timm.launch.parse import CommandLine
 from seresnet_timm.launch.recipes import Recipe, load_recipe
+from seresnet_timm.launch.tuned import KEY, options_of
 
 # flags of a training preset or config that evaluation shares
 SHARED_WITH_VALIDATION = (
@@ -36,6 +37,7 @@ class Sources:
         notes: Sentences for the plan.
         checkpoints: Checkpoints that were read, by their path.
         lr_of_recipe: The learning rate is the recipe's, for its batch.
+        tuned: What `seresnet-timm tune` wrote into the config file, beside settings of the script.
     """
     recipe: Optional[Recipe]
     preset: Dict[str, Any]
@@ -48,6 +50,7 @@ class Sources:
     notes: List[str] = field(default_factory=list)
     checkpoints: Dict[str, Any] = field(default_factory=dict)
     lr_of_recipe: bool = False
+    tuned: Optional[Dict[str, Any]] = None
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
@@ -83,7 +86,10 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if line.verb == 'validate':
         settings = for_validation(settings)
     config = load_config_of(line, config_path) if config_path else {}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo))
+    tuned = config.pop(KEY, None)
+    if tuned:
+        options = {**options_of(tuned), **options}
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned)
 
 
 def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
@@ -94,6 +100,7 @@ def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
     keys = read_yaml(path)
     parser = train_parser()
     defaults = vars(parser.parse_args([]))
+    keys.pop(KEY, None)
     if set(keys) <= set(defaults) and not set(keys) <= set(line.defaults):
         return for_validation(load_config(path, parser, defaults))
     return load_config(path, line.parser, line.defaults)
@@ -200,18 +207,20 @@ def apply_checkpoint(sources: Sources) -> None:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
     own_names = (info.name.split('.')[0], checkpoint.arch) if info.name else ()
     is_other = bool(asked_model and own_names and asked_model.split('.')[0] not in own_names)
+    given = {**sources.config, **sources.flags}
+    channels = (given.get('input_size') or [given.get('in_chans') or info.in_chans])[0]
     found = dict(
-        mean=info.mean, std=info.std, interpolation=info.interpolation, crop_pct=info.crop_pct,
-        crop_mode=info.crop_mode,
+        mean=_for_channels(info.mean, channels), std=_for_channels(info.std, channels),
+        interpolation=info.interpolation, crop_pct=info.crop_pct, crop_mode=info.crop_mode,
         input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
     if not is_other:
         kwargs = dict(info.kwargs)
         found.update(
             model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
             gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)
-        for given in (sources.config, sources.flags):
-            if isinstance(given.get('model_kwargs'), dict):  # those that were not given stay the file's
-                given['model_kwargs'] = {**kwargs, **given['model_kwargs']}
+        for source in (sources.config, sources.flags):
+            if isinstance(source.get('model_kwargs'), dict):  # those that were not given stay the file's
+                source['model_kwargs'] = {**kwargs, **source['model_kwargs']}
     taken = {k: v for k, v in found.items() if v is not None and not sources.asked(k)}
     unknown = [k for k in info.unknown_preprocessing() if not sources.asked(k.replace(' ', '_'))]
     if unknown:
@@ -219,7 +228,6 @@ def apply_checkpoint(sources: Sources) -> None:
                              'taken; flags change it.')
     for name in taken:
         sources.reasons[name] = f'from {file}'
-    given = {**sources.config, **sources.flags}
     overridden = [k for k, v in found.items() if v is not None and k in given and plain(given[k]) != plain(v)]
     if info.input_size and sources.asked('img_size', 'input_size'):
         overridden.append('input_size')
@@ -228,6 +236,11 @@ def apply_checkpoint(sources: Sources) -> None:
     if 'input_size' in taken:
         sources.preset.pop('img_size', None)
     sources.preset.update(taken)
+
+
+def _for_channels(values: Optional[List[float]], channels: Optional[int]) -> Optional[List[float]]:
+    """Mean or std of a file as timm takes it: the average, as in training, if it is not of as many channels."""
+    return [sum(values) / len(values)] if values and channels and len(values) != channels else values
 
 
 def plain(value: Any) -> Any:

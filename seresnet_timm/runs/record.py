@@ -49,7 +49,7 @@ class RunRecord:
             'settings': dict(
                 asdict(settings), precision=settings.precision, global_batch_size=settings.global_batch_size),
             'model_info': model_info,
-            'versions': _versions(),
+            'versions': installed_versions(),
             'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
             'started': _now(),
             'finished': None,
@@ -154,7 +154,7 @@ def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
     return None if images is None else {'count': images.count, 'files': list(images.files)}
 
 
-def _versions() -> Dict[str, Optional[str]]:
+def installed_versions() -> Dict[str, Optional[str]]:
     """Versions of what the numbers depend on; None for a package that is not installed."""
     versions: Dict[str, Optional[str]] = {'seresnet_timm': __version__, 'python': platform.python_version()}
     for name in PACKAGES:

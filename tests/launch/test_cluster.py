@@ -3,10 +3,11 @@ import os
 import socket
 
 import pytest
-from conftest import run_cli, train_flags
+from conftest import run_cli, run_here, train_flags
 
-from seresnet_timm.errors import UsageError
-from seresnet_timm.launch import cluster, waiting
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.launch import cluster, handover, waiting
+from seresnet_timm.launch.parse import typed_rdzv_timeout
 
 
 def free_port() -> int:
@@ -194,6 +195,39 @@ def test_a_node_says_for_whom_it_waits(few_digits, tmp_path):
     result = run_cli(*train_flags(few_digits, tmp_path, *flags, '--rdzv-timeout', 3), timeout=60)
     assert result.returncode == 1 and 'Not all of the 3 nodes came' in result.stderr
     assert 'Waiting for nodes 1, 2 to come to 127.0.0.1:' in result.stderr
+
+
+@pytest.fixture
+def store_of_torchrun(monkeypatch):
+    """The store that torchrun's agent runs for its ranks, and this process as local rank 1."""
+    from torch.distributed import PrefixStore, TCPStore
+    store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    env = {'RANK': 1, 'LOCAL_RANK': 1, 'WORLD_SIZE': 2, 'LOCAL_WORLD_SIZE': 2, 'MASTER_ADDR': '127.0.0.1',
+           'MASTER_PORT': store.port, 'TORCHELASTIC_USE_AGENT_STORE': True, 'TORCHELASTIC_RUN_ID': 'none'}
+    for name, value in env.items():
+        monkeypatch.setenv(name, str(value))
+    return PrefixStore('seresnet_timm/0/0', store)
+
+
+def test_a_rank_of_torchrun_waits_for_local_rank_0_no_longer_than_asked(store_of_torchrun, tmp_path):
+    result = run_here('train', '--data-dir', tmp_path, '--rdzv-timeout', '1', '--no-such-flag')
+    waiting, error = result.stderr.splitlines()
+    assert result.returncode == 1 and waiting.startswith('Waiting for local rank 0 to check this run: 0 s of at most 1')
+    assert 'error (rank 1): Local rank 0 did not check this run within 1 s' in error and '--rdzv-timeout' in error
+
+
+def test_a_download_may_take_longer_than_the_check_of_a_run(store_of_torchrun, monkeypatch, capsys):
+    monkeypatch.setattr(handover, 'DOWNLOAD_TIMEOUT', 2)
+    store_of_torchrun.set(handover.DOWNLOADS, '')
+    with pytest.raises(RunError, match='Local rank 0 did not download what this run needs within 2 s'):
+        handover.receive(1)
+    assert capsys.readouterr().err.startswith('Waiting for local rank 0 to download what this run needs: ')
+
+
+@pytest.mark.parametrize('argv, seconds', (
+    ('--rdzv-timeout 7', 7), ('--rdzv_timeout=7', 7), ('--lr 1 --rdzv-t 7', 7), ('--rdzv-timeout x', None), ('', None)))
+def test_seconds_that_a_waiting_rank_reads(argv, seconds):
+    assert typed_rdzv_timeout(argv.split()) == seconds
 
 
 def test_lines_of_a_wait_are_rare(monkeypatch, capsys):

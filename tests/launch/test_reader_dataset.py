@@ -1,0 +1,165 @@
+"""Data sets of timm's other readers: --dataset torch/, hfds/, hfids/, wds/."""
+import io
+import json
+import shutil
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MODEL, run_here, subset, train_flags
+
+from seresnet_timm.launch.combinations import find_contradictions
+from seresnet_timm.launch.dataset import examine
+
+pytestmark = pytest.mark.preloaded
+
+
+def look(verb='validate', **args):
+    return examine(verb, {'split': 'validation', 'train_split': 'train', 'val_split': 'validation', **args})
+
+
+@pytest.fixture(scope='module')
+def named(few_digits, tmp_path_factory):
+    """Ten classes n1 to n10: their natural order is another than that of text, in which other readers number them."""
+    root = tmp_path_factory.mktemp('named') / 'data'
+    subset(few_digits, root, 3, 3)
+    for folder in sorted(root.glob('*/*')):
+        folder.rename(folder.parent / f'n{int(folder.name) + 1}')
+    return root
+
+
+@pytest.fixture(scope='module')
+def run(named, tmp_path_factory):
+    """A training on these folders, and its evaluation on them."""
+    output = tmp_path_factory.mktemp('run')
+    flags = train_flags(named, output, '-b', 10, '--epochs', 4, '--lr', 0.05)
+    assert run_here(*flags).returncode == 0
+    return output / 'run' / 'last.pth.tar', evaluate(output / 'run' / 'last.pth.tar', data_dir=named)
+
+
+def evaluate(checkpoint, **flags):
+    """top1, top5 and loss of a checkpoint."""
+    target = Path(checkpoint).parent / 'result.json'
+    argv = [f'--{k.replace("_", "-")}={v}' for k, v in flags.items()]
+    result = run_here('validate', '--checkpoint', checkpoint, '--device', 'cpu', '-b', 8, '--workers', 0,
+                      '--fast-jpeg', 'off', '--results-file', target, '--results-format', 'json', *argv)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(target.read_text())
+    return {k: pytest.approx(found[k], abs=2e-3) for k in ('top1', 'top5', 'loss') if k in found}
+
+
+def test_classes_of_torchvision_folders_are_evaluated_by_name(run, named):
+    checkpoint, expected = run
+    assert evaluate(checkpoint, dataset='torch/image_folder', data_dir=named) == expected
+
+
+def test_classes_of_hugging_face_are_evaluated_by_name(run, named, tmp_path):
+    pytest.importorskip('datasets')
+    checkpoint, expected = run
+    assert evaluate(checkpoint, dataset=f'hfds/{named}', data_dir=tmp_path / 'cache') == expected
+    result = run_here('validate', '--checkpoint', checkpoint, '--device', 'cpu', '--num-samples', 30,
+                      '--dataset', f'hfids/{named}')  # whose reader has no names of a local folder to number them by
+    assert result.returncode == 2 and "class 1 is 'n2' in the checkpoint and 'n10' in the data" in result.stderr
+
+
+def test_unknown_split_of_hugging_face(named, tmp_path):
+    pytest.importorskip('datasets')
+    problem, = look(dataset=f'hfds/{named}', data_dir=str(tmp_path), split='tst').problems
+    assert "has no split 'tst': it has train, validation" in problem and not any(tmp_path.iterdir())
+
+
+def test_splits_of_torchvision_that_timm_would_take_for_others(named, tmp_path):
+    """timm takes any name but train for the test images, and the root for a folder that is not there."""
+    problem, = look('train', dataset='torch/mnist', data_dir=str(named), train_split='train[:50%]').problems
+    assert 'timm would take the test images' in problem
+    (tmp_path / 'x').mkdir()
+    problem, = look('train', dataset='torch/image_folder', data_dir=str(named), val_split='tst').problems
+    assert 'those of other splits included' in problem
+
+
+def test_classes_of_torchvision_that_differ(named, tmp_path):
+    root = shutil.copytree(named, tmp_path / 'data')
+    shutil.rmtree(root / 'val' / 'n3')
+    problem, = look('train', dataset='torch/image_folder', data_dir=str(root)).problems
+    assert "'n3' only in training" in problem
+
+
+def test_gray_images_of_torchvision(tmp_path):
+    """Those of a training are evaluated with the average of the mean and std that the file holds for three channels."""
+    folder = tmp_path / 'MNIST' / 'raw'
+    folder.mkdir(parents=True)
+    for name in ('train', 't10k'):
+        pixels = np.zeros((20, 28, 28), 'uint8')
+        (folder / f'{name}-images-idx3-ubyte').write_bytes(struct.pack('>4I', 2051, *pixels.shape) + pixels.tobytes())
+        labels = np.arange(20, dtype='uint8') % 10
+        (folder / f'{name}-labels-idx1-ubyte').write_bytes(struct.pack('>2I', 2049, 20) + labels.tobytes())
+    problem, = look(dataset='torch/mnist', data_dir=str(tmp_path)).problems
+    assert 'give --in-chans 1' in problem
+    found = look('train', dataset='torch/mnist', data_dir=str(tmp_path), in_chans=1)
+    assert found.num_images == {'train': 20, 'val': 20} and found.class_names[0] == '0 - zero' and not found.problems
+    flags = train_flags(tmp_path, tmp_path, '--dataset', 'torch/mnist', '--in-chans', 1, '-b', 10, '--epochs', 1)
+    assert run_here(*flags).returncode == 0
+    found = evaluate(tmp_path / 'run' / 'last.pth.tar', dataset='torch/mnist', data_dir=tmp_path, workers=1)
+    assert found['top1'].expected == 10
+
+
+@pytest.mark.parametrize('dataset', ('wds/x', 'tfds/mnist', 'hfids/a/b'))
+def test_streams_are_not_evaluated_on_several_processes(dataset):
+    """Their readers share whole files: some images would count twice, and others never."""
+    def problems(verb, world_size, **args):
+        found = find_contradictions(verb, {'dataset': dataset, 'epochs': 1, **args}, lambda *names: False, world_size)
+        return [p for p in found if dataset in p]
+    assert '--nproc 1' in problems('validate', 2)[0] and not problems('validate', 1)
+    assert "--val-split ''" in problems('train', 2, val_split='validation')[0]
+    assert not problems('train', 2, val_split='')
+
+
+# --- webdataset -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def shards(named, tmp_path):
+    """The validation images in two tars, with the index of each in the natural order of the classes."""
+    pytest.importorskip('webdataset')
+    files = sorted((named / 'val').glob('*/*'))
+    names = ['val-0.tar', 'val-1.tar']
+    for k, name in enumerate(names):
+        with tarfile.open(tmp_path / name, 'w') as tar:
+            for i, file in enumerate(files[k::2]):
+                index = int(file.parent.name[1:]) - 1
+                for suffix, data in ((file.suffix, file.read_bytes()), ('.cls', b'%d' % index)):
+                    member = tarfile.TarInfo(f'{i:04d}{suffix}')
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    split = dict(name='validation', num_samples=len(files), filenames=names, shard_lengths=[15, 15])
+    (tmp_path / '_info.json').write_text(json.dumps({'splits': {'validation': split}}))
+    return tmp_path
+
+
+def test_webdataset_counts_every_image_once(run, shards):
+    checkpoint, expected = run
+    assert evaluate(checkpoint, dataset='wds/x', data_dir=shards) == expected
+    assert evaluate(checkpoint, dataset='wds/x', data_dir=shards, workers=3) == expected
+
+
+def test_images_that_webdataset_skips_count_as_wrong(run, shards):
+    checkpoint, expected = run
+    found = evaluate(checkpoint, dataset='wds/x', data_dir=shards, num_samples=60)
+    assert found['top1'].expected == pytest.approx(expected['top1'].expected / 2, abs=2e-3)
+
+
+def test_shards_that_cannot_be_read(run, shards):
+    (shards / 'val-1.tar').unlink()
+    problem, = look(dataset='wds/x', data_dir=str(shards)).problems
+    assert '1 of its 2 files are missing' in problem and 'val-1.tar' in problem
+    problem, = look(dataset='wds/x', data_dir=str(shards), split='val-{0..0}.tar').problems
+    assert 'give its number of images with --num-samples' in problem
+    problem, = look('train', dataset='wds/x', data_dir=str(shards)).problems
+    assert '--train-split train of --dataset wds/x cannot be opened' in problem
+
+
+def test_label_that_the_model_does_not_have(run, shards):
+    result = run_here('validate', *MODEL[:4], '--num-classes', 3, '--checkpoint', run[0], '--dataset', 'wds/x',
+                      '--device', 'cpu', '--data-dir', shards)
+    assert result.returncode in (1, 2) and 'Traceback' not in result.stderr
