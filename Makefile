@@ -55,7 +55,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
-	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh tests/arm/run.sh .ci/run .ci/release-check
+	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh recipes/*/*.sbatch tests/arm/run.sh .ci/run .ci/release-check
 	$(BIN)/mypy
 
 # build, twine check, the wheel in a fresh environment, the demo; QUICK=1: with the packages of .venv, one epoch

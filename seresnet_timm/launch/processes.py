@@ -17,7 +17,7 @@ import psutil
 from seresnet_timm.ascend.errors import is_consequence
 from seresnet_timm.checkpoints.newest import newest_checkpoint
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
-from seresnet_timm.errors import RunError, UsageError, first_names
+from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
@@ -47,7 +47,7 @@ def run(settings: RunSettings, node: Node) -> None:
         signal.signal(signum, api._terminate_process_handler)
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1:
-        print(f'  logs           {log_dir} (all ranks but the first)', file=sys.stderr)
+        print(f'  logs           {printable(log_dir)} (all ranks but the first)', file=sys.stderr)
     while True:
         with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
             failure = _attempt(settings, node, log_dir, Path(tmp))
@@ -188,7 +188,7 @@ def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, An
     Args:
         settings: Settings of the run.
         node: This node.
-        error: torchrun's ChildFailedError. It has the ranks that torchrun ended, and not those that failed meanwhile.
+        error: torchrun's ChildFailedError. It lacks ranks that failed while it ended the others.
     """
     rank, first = error.get_first_failure()
     if not _lost_another(first):
@@ -199,20 +199,12 @@ def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, An
         file = base / str(local) / 'error.json'
         if file.is_file() and node.rank * settings.nproc + local not in error.failures:
             failures.append((node.rank * settings.nproc + local, SimpleNamespace(exitcode=1, error_file=str(file))))
-    return next(((r, failure) for r, failure in failures
-                 if not _lost_another(failure) and not _ended_by_torchrun(failure, first)), (rank, first))
+    return next(((r, failure) for r, failure in failures if not _lost_another(failure)), (rank, first))
 
 
 def _lost_another(failure: Any) -> bool:
     text = _read_error(failure.error_file)[1] if failure.exitcode > 0 else ''
     return bool(text) and is_consequence(text)
-
-
-def _ended_by_torchrun(failure: Any, first: Any) -> bool:
-    """After the first failure torchrun sends SIGTERM to the other ranks, and SIGKILL to those that hang, 30 s later."""
-    if failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM):
-        return True
-    return failure.exitcode == -signal.SIGKILL and failure.timestamp - first.timestamp > 10
 
 
 def _is_final(failure: Any) -> bool:
