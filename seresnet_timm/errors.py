@@ -2,6 +2,7 @@
 import contextlib
 import difflib
 import os
+import shlex
 import sys
 import unicodedata
 from typing import Iterable, List, Optional, Sequence, Union
@@ -93,6 +94,19 @@ def printable(text: object) -> str:
 
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in _JOINERS
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """A command for bash or zsh to be pasted from one printed line: what would be escaped there is quoted as $'...'."""
+    return ' '.join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    encoding = getattr(sys.stderr, 'encoding', None) or 'utf-8'
+    if printable(word) == word and word.encode(encoding, 'replace').decode(encoding) == word:
+        return shlex.quote(word)
+    plain = ''.join(chr(b) if 32 <= b < 127 and chr(b) not in "\\'" else f'\\{b:03o}' for b in os.fsencode(word))
+    return f"$'{plain}'"
 
 
 def note_replaced(path: Optional[str], flag: str = '') -> None:

@@ -10,7 +10,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, names_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError, first_names, printable
-from seresnet_timm.models.create import create_from_info
+from seresnet_timm.models.create import create_from_info, not_finite, why_not_plain
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import SEResNet, checkpoint_filter_fn
 
@@ -40,12 +40,6 @@ def weights_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False)
     return named_for(checkpoint, model, use_ema).weights
 
 
-def not_finite(weights: Dict[str, Any]) -> List[str]:
-    """Names of the weights that hold NaN or infinity."""
-    return [k for k, v in weights.items()
-            if isinstance(v, torch.Tensor) and v.is_floating_point() and not bool(v.isfinite().all())]
-
-
 def describe_not_finite(checkpoint: Checkpoint, weights: Dict[str, Any]) -> Optional[str]:
     """That weights of a checkpoint are not finite, as a sentence; None if they are."""
     names = not_finite(weights)
@@ -59,7 +53,8 @@ def misfits(weights: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, Lis
     """Where weights do not fit a model, by key.
 
     Returns:
-        Names that are `missing`, `unexpected`, and `of another shape` (with both shapes).
+        Names that are `missing`, `unexpected`, `of another shape` (with both shapes), and `of another kind` than a
+        network takes.
     """
     own = model.state_dict()
     shapes = {k: getattr(weights[k], 'shape', None) for k in own if k in weights}
@@ -69,7 +64,17 @@ def misfits(weights: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, Lis
         'of another shape': [
             f'{k} {"x".join(map(str, s)) if s is not None else "no tensor"} for {"x".join(map(str, own[k].shape))}'
             for k, s in shapes.items() if s != own[k].shape],
+        'of another kind': [f'{k} ({kind})' for k, kind in ((k, _other_kind(weights[k], own[k])) for k in shapes)
+                            if kind],
     }
+
+
+def _other_kind(values: Any, own: torch.Tensor) -> Optional[str]:
+    """What values are that a network cannot take for its own without changing them; None if it can."""
+    if not isinstance(values, torch.Tensor):
+        return None  # which has no shape
+    is_whole = own.is_floating_point() and not values.is_floating_point()
+    return why_not_plain(values) or (str(values.dtype).removeprefix('torch.') if is_whole else None)
 
 
 def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Optional[str] = None) -> Optional[str]:
@@ -84,7 +89,7 @@ def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Op
     if not any(found.values()):
         return None
     head = classifier_keys(model)
-    if not found['missing'] and not found['unexpected'] and head and all(
+    if not found['missing'] and not found['unexpected'] and not found['of another kind'] and head and all(
             k.split()[0] in head for k in found['of another shape']):
         classes = weights[head[0]].shape[0]
         return f'it has {classes} classes (--num-classes {classes})'

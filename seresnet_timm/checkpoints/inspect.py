@@ -12,7 +12,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, first_names, printable
-from seresnet_timm.models.create import check_model_name, create_from_info
+from seresnet_timm.models.create import check_model_name, count_not_finite, create_from_info, not_finite
 
 MAX_KEYS = 12  # of a file, in one line
 
@@ -63,8 +63,8 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
         'weights_under': checkpoint.weights_key,
         'prefix': _prefix(checkpoint),
         'also_in_it': checkpoint.others,
-        'not_finite_weights': fit.not_finite(tensors),
-        'not_finite': sum(int((~t.float().isfinite()).sum()) for t in tensors.values() if t.is_floating_point()),
+        'not_finite_weights': not_finite(tensors),
+        'not_finite': sum(count_not_finite(t) for t in tensors.values()),
         'integrity': checkpoint.integrity,
         'bytes': os.path.getsize(checkpoint.path),
         'sha256': file_sha256(checkpoint.path),

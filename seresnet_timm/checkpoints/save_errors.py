@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from glob import escape, glob
 from typing import Callable, Iterator, List, Optional, Tuple
 
+from seresnet_timm.errors import printable
+
 _logger = logging.getLogger('train')
 WRITE_ERRORS = ('PytorchStreamWriter', 'inline_container')  # torch.save raises RuntimeError if a write fails
 PROBE = 1 << 20  # bytes
@@ -44,13 +46,13 @@ class SaveErrors:
             save()
         except OSError as e:
             remove_temporary_files(folder)
-            self.last = f'{what} could not be saved in {folder} ({describe(e)}).'
+            self.last = f'{what} could not be saved in {printable(folder)} ({describe(e)}).'
             self._failures.append((epoch, self.last, time.time()))
             _logger.error(f'NOT SAVED: {self.last} The checkpoints of before are intact. The training goes on, and the '
                           'next save is tried as usual: free disk space now.')
             return False
         if self.last:
-            _logger.warning(f'Saved again: {what} is in {folder}, after: {self.last}')
+            _logger.warning(f'Saved again: {what} is in {printable(folder)}, after: {self.last}')
             self.last = None
         return True
 

@@ -2,6 +2,7 @@
 import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.errors import printable
 
 EXAMPLES = ('seresnet-timm demo-data digits',)
 NEXT = ('seresnet-timm train --preset digits_demo --data-dir digits --output output --experiment run',)
@@ -16,4 +17,4 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.datasets.demo import write_demo_data
     counts = write_demo_data(args.dir)
-    print(f'{args.dir}: 10 classes, {counts["train"]} training and {counts["val"]} validation images')
+    print(f'{printable(args.dir)}: 10 classes, {counts["train"]} training and {counts["val"]} validation images')

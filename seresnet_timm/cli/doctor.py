@@ -21,6 +21,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='list the operators that the recipes reach on the NPU, and whether the installed torch_npu has a kernel '
         'for each; exit code 1 if one runs on the CPU')
     arg('--seconds', type=float, default=5, metavar='S', help='length of the smoke test (%(default)s)')
+    arg('--stress', action='store_true',
+        help="let torch_npu's stress detection look for faults of the hardware too: minutes for each NPU, on which "
+             'nothing else may run')
     arg('--timeout', type=float, default=180, metavar='S',
         help='time limit of the smoke test; it has failed if it takes longer (%(default)s)')
 
@@ -33,4 +36,4 @@ def run(args: argparse.Namespace) -> None:
         operators.run(args.json, os.environ)
         return
     from seresnet_timm.doctor import doctor
-    doctor.run(args.device, args.seconds, args.timeout, args.json)
+    doctor.run(args.device, args.seconds, args.timeout, args.json, args.stress)

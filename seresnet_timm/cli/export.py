@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from seresnet_timm.errors import note_replaced
+    from seresnet_timm.errors import note_replaced, printable
     from seresnet_timm.inference import export
     soc = export.check_soc(args.soc) if args.soc else None
     loaded = load_model(args)
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     out = export.export(loaded, args.out, args.format, args.opset, args.uint8)
     is_onnx = (args.format or export.SUFFIXES.get(out.suffix)) == 'onnx'
     kind = f'ONNX opset {args.opset}' if is_onnx else 'torch.export program'
-    print(f'{out}: {kind}, any batch size; outputs compared with the model at batch sizes '
+    print(f'{printable(out)}: {kind}, any batch size; outputs compared with the model at batch sizes '
           f'{", ".join(map(str, export.CHECKED_BATCH_SIZES))}')
     if is_onnx:
         print('\n' + export.atc_command(out, loaded.data_config['input_size'], soc, args.atc_batch_size))

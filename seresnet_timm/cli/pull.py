@@ -2,6 +2,7 @@
 import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.errors import printable
 
 EXAMPLES = (
     'seresnet-timm pull org/name',
@@ -26,4 +27,4 @@ def run(args: argparse.Namespace) -> None:
     print(f'{pulled.repo_id}: commit {pulled.commit}{", from the cache" if pulled.cached else ""}')
     for name, digest in pulled.sha256.items():
         print(f'  {name:<18} sha256 {digest} {"not verified" if name in pulled.unverified else "verified"}')
-    print(f'{pulled.folder}\n\n{how_to_use(pulled, args.repo, args.out)}')
+    print(f'{printable(pulled.folder)}\n\n{how_to_use(pulled, args.repo, args.out)}')

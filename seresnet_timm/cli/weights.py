@@ -2,7 +2,7 @@
 import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, printable
 
 EXAMPLES = (
     'seresnet-timm weights fetch seresnet50.ra2_in1k',
@@ -37,4 +37,4 @@ def run(args: argparse.Namespace) -> None:
     verified = f'verified with {fetched.checked}' if fetched.checked else (
         'NOT VERIFIED: neither --sha256 nor the Hub nor its name tells its hash; compare it with that on the page '
         'of the file')
-    print(f'{fetched.path}: sha256 {fetched.sha256} {verified}')
+    print(f'{printable(fetched.path)}: sha256 {fetched.sha256} {verified}')

@@ -6,7 +6,7 @@ import codecs
 import json
 import os
 from pathlib import Path
-from typing import Any, Collection, Dict, List, Optional, Union
+from typing import Any, Collection, Dict, Iterable, List, Optional, Union
 
 from timm.data.readers.class_map import load_class_map
 
@@ -150,11 +150,15 @@ def valid_labels_of_timm(path: Union[str, Path]) -> Optional[List[int]]:
         return None
 
 
-def check_real_labels(path: Union[str, Path]) -> List[Any]:
+def check_real_labels(path: Union[str, Path], num_classes: Optional[int] = None) -> List[List[int]]:
     """The content of the file of `--real-labels`, as timm reads it: a JSON list of the labels of every image.
 
+    Args:
+        path: The file.
+        num_classes: Number of outputs of the model; None if not known.
+
     Raises:
-        UsageError: timm could not read it.
+        UsageError: timm could not read it, or would count a label as never right.
     """
     what = f'--real-labels {printable(path)}'
     text = read_text(path, '--real-labels')
@@ -166,7 +170,29 @@ def check_real_labels(path: Union[str, Path]) -> List[Any]:
         raise UsageError(f'{what} is not JSON ({printable(first_line(e))}).')
     if not isinstance(labels, list) or not all(isinstance(x, list) for x in labels):
         raise UsageError(f'{what} is not a JSON list of the labels of every image.')
+    for i, label in ((i, label) for i, of_image in enumerate(labels) for label in of_image):
+        below = '' if num_classes is None else f' below {num_classes}'
+        if type(label) is not int or label < 0 or num_classes is not None and label >= num_classes:
+            raise UsageError(f'{what}: a label of image {i + 1} is {printable(json.dumps(label)[:40])}, labels are '
+                             f'class indices{below}.')
+    if not any(labels):
+        raise UsageError(f'{what} has no label of any image.')
     return labels
+
+
+def wrong_real_name(names: Iterable[str], count: int) -> Optional[str]:
+    """The first file name that `--real-labels` has no labels for, as a sentence; None if there is none.
+
+    Args:
+        names: Names of the images, without their folders.
+        count: Images that the file has labels of.
+    """
+    known = {f'ILSVRC2012_val_{i + 1:08d}.JPEG' for i in range(count)}
+    wrong = next((name for name in names if name not in known), None)
+    return None if wrong is None else (
+        f'--real-labels: {printable(wrong)} is not one of the images ILSVRC2012_val_00000001.JPEG to '
+        f'ILSVRC2012_val_{count:08d}.JPEG, by whose names timm finds the labels: name the original validation images '
+        'of ImageNet with --data-dir.')
 
 
 def quote(name: str) -> str:

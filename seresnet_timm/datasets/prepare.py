@@ -120,8 +120,8 @@ def prepare(
         raise RunError('Interrupted: run the same command again to continue.')
 
     before, after = sum(i.size for i in items), sum(done[p].copy_size for p in names if p in done)
-    print(f'{dst}: {counts["copied"]} images copied unchanged, {counts["smaller"]} made smaller (longer side '
-          f'{max_side}, JPEG quality {quality}); {_megabytes(before)} became {_megabytes(after)}'
+    print(f'{printable(dst)}: {counts["copied"]} images copied unchanged, {counts["smaller"]} made smaller (longer '
+          f'side {max_side}, JPEG quality {quality}); {_megabytes(before)} became {_megabytes(after)}'
           + (f'; {len(already)} were done before' if already else ''))
     if counts['smaller']:
         print('A training on the copy sees other pixels than one on the source: mention it with the results.')

@@ -20,7 +20,7 @@ from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from tqdm import tqdm
 
 from seresnet_timm.datasets.prepare import exclusive, sync
-from seresnet_timm.errors import RunError, UsageError, first_names
+from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import atomic_path
 
 # names and MD5 sums as in torchvision.datasets.imagenet
@@ -99,7 +99,7 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
     except KeyboardInterrupt:
         raise RunError('Interrupted: run the same command again to continue.')
     for name in splits:
-        print(f'{target / name}: {counts[name]} images in {len(devkit.names)} classes')
+        print(f'{printable(target / name)}: {counts[name]} images in {len(devkit.names)} classes')
     if problems:
         raise RunError(f'{dst} is not complete: {"; ".join(problems)}. --check-md5 checks whether the archives are the '
                        'official ones.')
@@ -110,7 +110,7 @@ def _check_md5(archives: Dict[str, Path]) -> None:
     """Compare with the sums that torchvision knows."""
     from torchvision.datasets.utils import calculate_md5
     for name, path in archives.items():
-        print(f'MD5 of {path.name} ...', file=sys.stderr, flush=True)
+        print(f'MD5 of {printable(path.name)} ...', file=sys.stderr, flush=True)
         found = calculate_md5(path)
         if found != ARCHIVES[name][1]:
             raise RunError(f'{path} is not the official file, or damaged: its MD5 sum is {found}, not '

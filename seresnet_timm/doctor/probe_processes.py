@@ -24,14 +24,14 @@ class Probe:
     failure: Optional[str]
 
 
-def run_probe(what: str, environ: Mapping[str, str]) -> Probe:
+def run_probe(what: str, environ: Mapping[str, str], *arguments: Any, timeout: float = PROBE_TIMEOUT) -> Probe:
     """Run one check of probe.py under these environment variables."""
     try:
         result = subprocess.run(
-            _command(what), env=_with_package(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors='replace', timeout=PROBE_TIMEOUT)
+            _command(what, *arguments), env=_with_package(environ), stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors='replace', timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Probe({}, f'not finished after {PROBE_TIMEOUT} s')
+        return Probe({}, f'not finished after {timeout:g} s')
     data = _parse_reports(result.stdout)
     failure = _how_it_ended(result.returncode, result.stderr)
     return Probe(data, failure or (None if data else 'it ended early'))

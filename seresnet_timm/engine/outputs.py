@@ -11,6 +11,7 @@ from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.engine.bad_steps import is_bad_epoch
 from seresnet_timm.engine.epoch import Outputs, Training
+from seresnet_timm.errors import printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
@@ -48,14 +49,14 @@ def create_outputs(
         if checkpoint.content.get('saver'):
             saver.load_state_dict(checkpoint.content['saver'])
         else:
-            _logger.warning(f'{checkpoint.path} holds no ranking of checkpoints: it starts again.')
+            _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
     record = RunRecord(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch if continues else 0)
+    record.continue_from(start_epoch if continues else 0, is_same_run=continues)
     note_failed_saves(saver, record)
     trim_summary(str(folder.summary), start_epoch if continues else 0)
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
         yaml.safe_dump(settings.args, f, default_flow_style=False)
-    _logger.info(f'Output: {folder.path}')
+    _logger.info(f'Output: {printable(folder.path)}')
     return Outputs(folder, saver, record)
 
 

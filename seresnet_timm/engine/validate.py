@@ -28,7 +28,7 @@ from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
-from seresnet_timm.data.label_files import read_valid_labels
+from seresnet_timm.data.label_files import read_valid_labels, wrong_real_name
 from seresnet_timm.engine import faults
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
@@ -184,7 +184,11 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
     collected: List[torch.Tensor] = []
     real_labels = None
     if args.real_labels:
-        real_labels = RealLabelsImagenet(loader.dataset.filenames(basename=True), real_json=args.real_labels)
+        names = loader.dataset.filenames(basename=True)
+        wrong = wrong_real_name(names, len(names))
+        if wrong:
+            raise UsageError(wrong)
+        real_labels = RealLabelsImagenet(names, real_json=args.real_labels)
 
     def on_output(output: torch.Tensor, target: torch.Tensor) -> None:
         if real_labels is not None:

@@ -163,6 +163,20 @@ class FilePath(Rule):
         return 'holds a null character' if '\0' in value else None
 
 
+MAX_NAME = 255  # bytes of a name, on all usual file systems
+
+
+class FolderName(Rule):
+    """The name of a folder that is made, perhaps in others."""
+
+    def wrong(self, value: Any) -> Optional[str]:
+        if '\0' in value:
+            return 'holds a null character'
+        if any(len(os.fsencode(part)) > MAX_NAME for part in value.split(os.sep)):
+            return f'is longer than {MAX_NAME} bytes, which file systems allow'
+        return None
+
+
 @dataclass(frozen=True)
 class Output(FilePath):
     """A file or folder to write."""
@@ -263,6 +277,7 @@ VALUES: Dict[str, Rule] = {
         'real_labels', 'valid_labels', 'scripts', 'model', 'src', 'source', 'file', 'run', 'image', 'class_names',
         'timm_scripts'), FilePath()),
     # outputs
+    'experiment': FolderName(),
     'output': Output(is_folder=True), 'prof': Output(is_folder=True), 'dst': Output(is_folder=True),
     'results_file': Output(is_folder=False), 'out': Output(is_folder=False),
     # other verbs

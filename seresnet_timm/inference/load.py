@@ -16,10 +16,10 @@ from timm.data.loader import adapt_to_chs
 from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, Checkpoint
-from seresnet_timm.checkpoints.fit import MAX_NAMED, model_of, not_finite
+from seresnet_timm.checkpoints.fit import model_of
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.label_files import read_class_names
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, first_names, printable
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, printable
 from seresnet_timm.hub import weights
 from seresnet_timm.hub.client import hub_name
 from seresnet_timm.hub.pull import folder_of, network_of
@@ -249,10 +249,6 @@ def _load_named(source: str, img_size: Optional[int]) -> Tuple[nn.Module, str, s
     except Exception as e:  # torch, safetensors and timm have their own
         raise RunError(f'The weights of {printable(source)} do not load ({printable(first_line(e))}): if they are '
                        'damaged, remove them from the cache.') from e
-    bad = not_finite(model.state_dict())
-    if bad:
-        raise UsageError(f'{printable(source)} has weights that are not finite (NaN or infinity): '
-                         f'{first_names(bad, MAX_NAMED)}.')
     cfg = model.pretrained_cfg
     commit = f'{name.split("@")[0]}@{folder.name}' if folder else ''
     where = {'hf-hub': f'pretrained, from {commit} on the Hub', 'local-dir': f'from {name}'}

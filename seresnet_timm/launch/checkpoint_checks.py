@@ -1,6 +1,7 @@
 """What can be said of a run's checkpoints before it starts: refusals, and notes for the plan"""
 import os
 import sys
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
@@ -11,8 +12,10 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 
 from seresnet_timm.checkpoints import fit, resume
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
 from seresnet_timm.errors import UsageError, first_names
+from seresnet_timm.hub.repository import WEIGHTS
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
@@ -49,6 +52,17 @@ def check_checkpoint(run: Any) -> Iterator[str]:
         run.notes += _other_network(run, checkpoint)
         if run.args.use_ema and not checkpoint.has_ema:
             run.notes.append(f'{path} holds no moving average (--use-ema): its weights are evaluated.')
+
+
+def check_named_weights(run: Any) -> Iterator[str]:
+    """The weights in the folder that `--model` names, or that was pulled from the Hub. A dry run pulls none."""
+    folder = run.settings.model_folder or run.args.model.partition('local-dir:')[2]
+    if not folder or not run.args.pretrained or run.flag('checkpoint') or run.flag('pretrained_path'):
+        return
+    path = next((Path(folder) / name for name in WEIGHTS if (Path(folder) / name).is_file()), None)
+    if path is not None:
+        checkpoint = read_checkpoint(path)
+        yield from filter(None, [fit.describe_not_finite(checkpoint, checkpoint.weights)])
 
 
 def unnamed_classes(settings: RunSettings, checkpoints: Dict[str, Checkpoint]) -> List[str]:
@@ -154,8 +168,11 @@ def _other_network(run: Any, checkpoint: Checkpoint) -> List[str]:
     own = ModelInfo.of_model(run.model).kwargs
     differs = [k for k in {**info.kwargs, **own} if k not in OF_TRAINING and info.kwargs.get(k) != own.get(k)]
     result = []
+    given = {'bn_eps': run.flag('bn_eps'), 'global_pool': run.flag('gp'), **(run.args.model_kwargs or {})}
     for key in differs:
         saved = info.kwargs.get(key)
+        if saved is None and given.get(key) is None and not run.args.model.startswith(('hf-hub:', 'local-dir:')):
+            continue  # both have the default
         flag = f'{FLAGS[key]} {saved}' if key in FLAGS else f'--model-kwargs {key}={saved}'
         remedy = f'{flag} keeps it' if saved is not None else 'leave the flag out to keep its network'
         result.append(f'{checkpoint.path} was trained with {key} {_value(saved)}, this run has {_value(own.get(key))}: '

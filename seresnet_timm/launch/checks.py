@@ -5,7 +5,6 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 import importlib
 import importlib.util
 import os
-import shlex
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -16,15 +15,28 @@ from timm.optim import list_optimizers
 from seresnet_timm.ascend import optim  # registers the NPU's optimizer
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_once
-from seresnet_timm.data.label_files import check_real_labels, read_valid_labels, valid_labels_of_timm
-from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse
+from seresnet_timm.data.classes import read_classes, split_folder
+from seresnet_timm.data.label_files import (
+    check_real_labels,
+    read_valid_labels,
+    valid_labels_of_timm,
+    wrong_real_name,
+)
+from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
-from seresnet_timm.launch.checkpoint_checks import check_checkpoint, check_train_weights, unnamed_classes
+from seresnet_timm.launch.checkpoint_checks import (
+    check_checkpoint,
+    check_named_weights,
+    check_train_weights,
+    unnamed_classes,
+)
 from seresnet_timm.launch.resources import check_resources
 from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.freeze import describe as describe_frozen
+from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import use_half_weights
 
 # flags of train.py that are arguments of the network too
@@ -133,7 +145,8 @@ def check_model(run: Checked) -> Iterator[str]:
         if run.settings.verb == 'validate' and not args.checkpoint and not has_weights:
             yield f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.'
         elif args.pretrained and not run.flag('pretrained_path') and not run.flag('checkpoint') and not has_weights:
-            yield f'There are no pretrained weights for {args.model}: leave out --pretrained.'
+            yield (f'There are no pretrained weights for {args.model}: leave out --pretrained, or name a file with '
+                   '--pretrained-path.')
     rates = {} if run.settings.verb == 'validate' else dict(
         drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
         drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
@@ -146,6 +159,22 @@ def check_model(run: Checked) -> Iterator[str]:
         raise UsageError(f'{args.model} cannot be made ({printable(first_line(e))}): check {", ".join(given)}.')
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know
+    if run.settings.freeze and run.settings.verb == 'train':
+        yield from _freeze(run)
+
+
+def _freeze(run: Checked) -> Iterator[str]:
+    freeze(run.model, run.settings.freeze)
+    run.notes.append(f'--freeze {run.settings.freeze}: {describe_frozen(run.model)}.')
+    sources = ('pretrained', 'pretrained_path', 'initial_checkpoint', 'resume')
+    if not any(run.flag(name) for name in sources) and run.settings.model_folder is None:
+        yield ('--freeze keeps layers as they are, but no weights are loaded, so that they would stay random: add '
+               '--pretrained, --pretrained-path or --initial-checkpoint.')
+
+
+def check_freeze(run: Checked) -> Iterator[str]:
+    if run.settings.freeze:
+        yield '--freeze is a flag of train: an evaluation changes no weights. Leave it out.'
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -221,7 +250,7 @@ def check_output(run: Checked) -> Iterator[str]:
     elif folder.holds_a_run() and not _starts_anew(run, folder):
         start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
         yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
-               f'that run by --resume {shlex.quote(str(start))}.')
+               f'that run by --resume {shell_line([str(start)])}.')
 
 
 def _starts_anew(run: Checked, folder: RunFolder) -> bool:
@@ -244,17 +273,35 @@ def check_labels(run: Checked) -> Iterator[str]:
             yield (f"timm's validate.py cannot read --valid-labels {valid}: save it as UTF-8 without a byte order "
                    'mark, with one index a line and no empty lines.')
     if real:
-        count, images = len(check_real_labels(real)), run.settings.num_images.get('val')
-        if images is not None and images != count:
-            yield (f'--real-labels {real} has labels of {count:,} images, the data has {images:,}: it is for the whole '
-                   'validation split of ImageNet.')
+        yield from _check_real_labels(run, real)
+
+
+def _check_real_labels(run: Checked, path: str) -> Iterator[str]:
+    outputs = run.args.num_classes or (run.model.num_classes if run.model is not None else None)
+    if run.flag('valid_labels'):
+        yield '--real-labels names classes of all outputs, --valid-labels numbers some of them anew: leave out one.'
+    if run.flag('dataset'):
+        yield f'--real-labels goes by the names of image files, which --dataset {run.args.dataset} does not tell.'
+    if outputs is not None and outputs < 5:
+        yield f'--real-labels computes top-5, the model has {outputs} outputs.'
+    count, images = len(check_real_labels(path, outputs)), run.settings.num_images.get('val')
+    root = Path(run.args.data_dir or '')
+    if images is not None and images != count:
+        yield (f'--real-labels {printable(path)} has labels of {count:,} images, the data has {images:,}: it is for '
+               'the whole validation split of ImageNet.')
+    elif images is not None and root.is_dir():
+        files: Dict[Optional[str], List[str]] = {}
+        read_classes(split_folder(root, run.args.split) or root, run.args.class_map or None, files)
+        names = (os.path.basename(p) for name, paths in files.items() if name is not None for p in paths)
+        yield from filter(None, [wrong_real_name(names, count)])
 
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
     'train': [check_model, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
-              check_output, check_train_weights, check_resources],
-    'validate': [check_model, check_precision, check_transforms, check_packages, check_processes,
-                 check_results_file, check_labels, check_checkpoint, check_resources],
+              check_output, check_train_weights, check_named_weights, check_resources],
+    'validate': [check_model, check_freeze, check_precision, check_transforms, check_packages, check_processes,
+                 check_results_file, check_labels, check_checkpoint,
+                 check_named_weights, check_resources],
 }

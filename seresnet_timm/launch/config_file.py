@@ -59,18 +59,29 @@ def read_yaml(path: str) -> Dict[Any, Any]:
 
     try:
         with open(path, 'rb') as f:  # bytes: yaml takes UTF-16 and a byte order mark
-            config = yaml.safe_load(f)
+            text = f.read()
+        config, twice = yaml.safe_load(text), _key_twice(yaml.compose(text, yaml.SafeLoader))
     except OSError as e:
         raise UsageError(f'Cannot read config {path}: {e.strerror}.')
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         mark = getattr(e, 'problem_mark', None)
         where = f', line {mark.line + 1}' if mark else ''
         raise UsageError(f'Config {path}{where} is not valid YAML: {getattr(e, "problem", None) or e}.')
+    if twice:
+        raise UsageError(f'Config {path}: {printable(twice[0])} is given twice, the second time in line {twice[1]}: '
+                         'remove one.')
     if config is None:
         return {}
     if not isinstance(config, dict):
         raise UsageError(f'Config {path} must be a mapping of flags to values, got {type(config).__name__}.')
     return config
+
+
+def _key_twice(node: Any) -> Optional[Tuple[str, int]]:
+    """The first key of a mapping that is there twice, and its line; YAML would take the last one silently."""
+    keys = [key for key, _ in node.value if isinstance(key.value, str)] if getattr(node, 'id', '') == 'mapping' else []
+    names = [key.value for key in keys]
+    return next(((key.value, key.start_mark.line + 1) for i, key in enumerate(keys) if key.value in names[:i]), None)
 
 
 def _type_mismatch(action: argparse.Action, value: Any, default: Any) -> Optional[str]:

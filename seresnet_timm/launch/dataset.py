@@ -166,7 +166,10 @@ def _faults(tree: Any) -> Iterator[str]:
         yield f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: check --data-dir.{tars}'
     elif tree.class_map and not tree.num_images:
         yield (f'Class map {tree.class_map} names none of the folders with images in {folder} (it names '
-               f'{named(tree.missing)}, there are {named(tree.unmapped)}): check --class-map.')
+               f'{named(tree.missing)}, there are {named(tree.unmapped)}{_alike_in_map(tree)}): check --class-map.')
+    elif tree.class_map and _alike_in_map(tree):
+        yield (f'Class map {printable(tree.class_map)} does not name a folder as it is written'
+               f'{_alike_in_map(tree)}: write the name of the folder.')
     if tree.ties and not tree.class_map:
         # timm sorts them as equals, in an order that differs from process to process
         pairs = ', '.join(f'{a} and {b}' for a, b in tree.ties[:MAX_NAMED])
@@ -194,6 +197,14 @@ def _faults(tree: Any) -> Iterator[str]:
             t.startswith(tree.empty[0]) for t in tree.tars) else ''
         yield (f'{first_names(sorted(tree.empty), MAX_NAMED)} has no image in it: fill or remove it, as classes would '
                f'be numbered differently in train and val{tars}.')
+
+
+def _alike_in_map(tree: Any) -> str:
+    """That a name of a class map without a folder looks like a folder that the map leaves out, as a clause, or ''."""
+    from seresnet_timm.data.alike import describe_alike, looks
+    unmapped = {looks(name, fold=True): name for name in tree.unmapped}
+    pairs = ((name, unmapped.get(looks(name, fold=True))) for name in tree.missing)
+    return next((f'; {describe_alike(a, b, "the class map", str(tree.folder))}' for a, b in pairs if b), '')
 
 
 def named(names: Sequence[str]) -> str:

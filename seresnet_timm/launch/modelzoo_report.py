@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
-from seresnet_timm.errors import RunError
+from seresnet_timm.errors import RunError, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -31,7 +31,7 @@ def finish(settings: RunSettings, seconds: float) -> None:
     print(f'Final Train Accuracy : {_percent(result["top1"])}')
     print(f'E2E Training Duration sec : {round(seconds)}')
     log = write_log(settings.output, settings.world_size, settings.global_batch_size, result)
-    print(f'Log: {log}', file=sys.stderr)
+    print(f'Log: {printable(log)}', file=sys.stderr)
 
 
 def train_result(folder: Union[str, Path]) -> Dict[str, Any]:

@@ -17,7 +17,7 @@ import psutil
 from seresnet_timm.ascend.errors import is_consequence
 from seresnet_timm.checkpoints.newest import newest_checkpoint
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
-from seresnet_timm.errors import RunError, UsageError, first_names
+from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
@@ -47,7 +47,7 @@ def run(settings: RunSettings, node: Node) -> None:
         signal.signal(signum, api._terminate_process_handler)
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1:
-        print(f'  logs           {log_dir} (all ranks but the first)', file=sys.stderr)
+        print(f'  logs           {printable(log_dir)} (all ranks but the first)', file=sys.stderr)
     while True:
         with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
             failure = _attempt(settings, node, log_dir, Path(tmp))

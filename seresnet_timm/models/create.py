@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 
-from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable
+from seresnet_timm.errors import UsageError, did_you_mean, first_line, first_names, printable
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.trusted import trusted_kwargs, why_untrusted
 
@@ -21,6 +21,7 @@ __all__ = [
     'check_model_name', 'create_from_args', 'create_from_info', 'create_model', 'trusted_kwargs', 'why_untrusted',
 ]
 
+MAX_NAMED = 3  # weights that one sentence lists
 MAX_VALUES = 1 << 33  # of a network that a file describes: 32 GiB; timm's largest have 7 billion
 # the flag that gives an argument of the network; the first that was given is named
 FLAGS = {
@@ -244,7 +245,7 @@ def _create(
     kwargs = {k: v for k, v in kwargs.items() if v is not None}
     try:
         with torch.device('meta') if meta else nullcontext():
-            return timm.create_model(made_as, **kwargs)
+            model = timm.create_model(made_as, **kwargs)
     except WRONG_ARGUMENT as e:
         text = str(e)
         key = text.rsplit("'", 2)[1] if isinstance(e, TypeError) and 'unexpected keyword argument' in text else None
@@ -253,3 +254,32 @@ def _create(
         what = f"does not take '{printable(key)}'" if key else f'cannot be made ({printable(first_line(e))})'
         advice = remedy(key)
         raise UsageError(f'{name} {what}{": " + advice if advice else ""}.') from e
+    bad = not_finite(model.state_dict()) if kwargs.get('pretrained') and not meta else []
+    if bad:
+        raise UsageError(f'{printable(name)} has weights that are not finite (NaN or infinity): '
+                         f'{printable(first_names(bad, MAX_NAMED))}.')
+    return model
+
+
+def not_finite(weights: Dict[str, Any]) -> List[str]:
+    """Names of the weights that hold NaN or infinity."""
+    return [k for k, v in weights.items() if isinstance(v, torch.Tensor) and count_not_finite(v)]
+
+
+def count_not_finite(values: torch.Tensor) -> int:
+    """Number of values that are NaN or infinity; 0 for a tensor without plain floating-point values."""
+    if why_not_plain(values) or not values.is_floating_point():
+        return 0
+    values = values.float() if values.element_size() == 1 else values  # torch has no isfinite for 8 bits
+    return 0 if bool(values.isfinite().all()) else int((~values.isfinite()).sum())
+
+
+def why_not_plain(values: torch.Tensor) -> Optional[str]:
+    """What a tensor is whose values a network cannot take as they are; None for a plain one."""
+    if values.is_meta:
+        return 'without values'
+    if values.is_quantized:
+        return 'quantised'
+    if values.layout != torch.strided:
+        return 'sparse'
+    return 'complex' if values.is_complex() else None

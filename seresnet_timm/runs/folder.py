@@ -1,6 +1,5 @@
 """RunFolder: the names and places of a run's files"""
 import os
-import shlex
 import shutil
 import sys
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,7 +9,7 @@ from typing import Iterator, List, Optional, Union
 
 from filelock import Timeout
 
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, shell_line
 from seresnet_timm.files import exclusive, is_locked
 from seresnet_timm.runs.settings import RunSettings
 
@@ -130,8 +129,8 @@ def resume_hint(settings: RunSettings) -> str:
     words = [*_runnable(settings.command), '--output', str(folder.path.parent), '--experiment', folder.path.name,
              '--resume', str(folder.last)]
     names_files_here = any(_is_relative_path(word.partition('=')[2] or word) for word in settings.command[2:])
-    place = f'cd {shlex.quote(os.getcwd())} && ' if names_files_here else ''
-    return f' Resume with: {place}{shlex.join(words)}'
+    place = f'{shell_line(["cd", os.getcwd()])} && ' if names_files_here else ''
+    return f' Resume with: {place}{shell_line(words)}'
 
 
 def _runnable(command: List[str]) -> List[str]:

@@ -4,6 +4,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
+from seresnet_timm.errors import printable
+
 WAIT, WARMUP, ACTIVE = 5, 2, 5  # optimizer steps
 
 
@@ -41,7 +43,7 @@ def _profiler(path: Path, wait: int, warmup: int, active: int):
 
     def write(p) -> None:
         p.export_chrome_trace(str(path / 'trace.json'))
-        print(f'Profile: {path / "trace.json"}')
+        print(f'Profile: {printable(path / "trace.json")}')
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     steps = schedule(wait=wait, warmup=warmup, active=active, repeat=1)
     return profile(activities=activities, schedule=steps, on_trace_ready=write)

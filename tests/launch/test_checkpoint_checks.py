@@ -1,12 +1,19 @@
 """What a run resumes or starts from: refused or told before anything is written, in a dry run too."""
+import json
 import re
 
 import pytest
+import timm
 import torch
+from conftest import run_here
 from PIL import Image
+from safetensors.torch import save_file
 from training import load
 
 from seresnet_timm import cli
+from seresnet_timm.errors import UsageError
+from seresnet_timm.models.create import create_model
+from seresnet_timm.models.info import ModelInfo
 
 pytestmark = pytest.mark.preloaded
 MODEL = ['--model', 'seresnet18_ascend', '--model-kwargs', 'channels=[4,8,8,8]', 'stem_width=8']
@@ -133,3 +140,45 @@ def test_evaluation_with_arguments_of_both(capsys, data, run, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(['predict', str(tmp_path / 'odd.pth.tar'), str(data / 'val')])
     assert 'Only `seresnet-timm validate`' in capsys.readouterr().err
+
+
+def test_weights_of_a_folder_that_are_not_finite(few_digits, tmp_path):
+    """As of a model on the Hub: neither a training nor an evaluation starts with them, nor does timm load them."""
+    network = timm.create_model('seresnet18_ascend', num_classes=10, channels=(8, 16, 24, 32))
+    weights = network.state_dict()
+    weights['conv1.weight'][0, 0, 0, 0] = float('nan')
+    save_file(weights, tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'seresnet18_ascend', 'num_classes': 10, 'model_args': {'channels': [8, 16, 24, 32]},
+        'pretrained_cfg': {'input_size': [3, 32, 32], 'num_classes': 10, 'first_conv': 'conv1', 'classifier': 'fc'}}))
+    name = f'local-dir:{tmp_path}'
+    common = ('--model', name, '--data-dir', few_digits, '--device', 'cpu', '--dry-run')
+    for argv in (('validate', *common), ('train', '--pretrained', '--output', tmp_path / 'out', '-b', 8, *common)):
+        result = run_here(*argv)
+        assert result.returncode == 2 and 'not finite (NaN or infinity): conv1.weight' in result.stderr, result.stderr
+    with pytest.raises(UsageError, match='weights that are not finite'):
+        create_model(name, pretrained=True)
+
+
+def test_model_of_a_folder_is_evaluated_as_a_checkpoint_is(few_digits, tmp_path):
+    """With the size, mean, std, crop and order of classes that its config.json says, as a Hub model has it."""
+    network = timm.create_model('seresnet18_ascend', num_classes=10, channels=(8, 16, 24, 32))
+    names = [str(i) for i in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
+    seen = {'input_size': [3, 48, 48], 'mean': [.3, .2, .1], 'std': [.4] * 3, 'crop_pct': .8,
+            'interpolation': 'bicubic'}
+    save_file(network.state_dict(), tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'seresnet18_ascend', 'num_classes': 10, 'model_args': {'channels': [8, 16, 24, 32]},
+        'label_names': names,
+        'pretrained_cfg': {'num_classes': 10, 'first_conv': 'conv1', 'classifier': 'fc', **seen}}))
+    info = ModelInfo(name='seresnet18_ascend', kwargs={'channels': [8, 16, 24, 32]}, num_classes=10, in_chans=3,
+                     class_names=names, crop_mode='center', **seen)
+    torch.save({'state_dict': network.state_dict(), 'model_info': info.to_dict()}, tmp_path / 'c.pth.tar')
+    found = []
+    for source in (('--model', f'local-dir:{tmp_path}'), ('--checkpoint', tmp_path / 'c.pth.tar')):
+        target = tmp_path / 'result.json'
+        result = run_here('validate', *source, '--data-dir', few_digits, '--device', 'cpu', '--workers', 0,
+                          '--results-file', target, '--results-format', 'json')
+        assert result.returncode == 0 and 'at its default' not in result.stderr, result.stderr
+        found.append({**json.loads(target.read_text()), 'model': ''})
+    assert found[0] == found[1] and found[0]['img_size'] == 48 and found[0]['crop_pct'] == .8

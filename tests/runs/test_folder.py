@@ -1,11 +1,16 @@
 """A run's folder: what is in it, who writes into it, and the command that goes on with it."""
+import io
+import os
 import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from seresnet_timm.cli.main import fail
+from seresnet_timm.errors import print_any_text
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings, Script
 
@@ -47,6 +52,33 @@ def test_pasted_command_goes_on_in_the_folder(tmp_path, monkeypatch, command):
         assert words[:5] == [sys.executable, '-m', 'seresnet_timm', 'recipe', 'train_8p'] and words[5:8] == command[2:]
     else:
         assert words[:-6][-len(command) + 1:] == command[1:]
+
+
+@pytest.mark.parametrize('encoding', ('utf-8', 'ascii'))
+@pytest.mark.parametrize('name', (
+    'two words', "it's", 'say "hi"', '100 % $HOME `id`', 'two\nlines', '\x1b[31mred', 'caf\u00e9 \u732b',
+    os.fsdecode(b'\xff'),
+    'a\u202eb', 'back\\slash', '!bang', '*[star]?', 'a && b; c | d', '\ttab '))
+def test_names_of_any_bytes_are_pasted_as_they_are(tmp_path, monkeypatch, name, encoding):
+    """bash gets the words of the command from what was printed on stderr."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    folder = RunFolder(tmp_path / name / 'run')
+    folder.path.mkdir()
+    folder.last.write_text('')
+    stderr = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, 'stderr', stderr)
+    print_any_text()
+    command = ['torchrun', 'train', '--data-dir', name, f'--aa={name}']
+    with pytest.raises(SystemExit):
+        fail(f'It ended.{resume_hint(replace(SETTINGS, command=command, output=str(folder.path)))}')
+    stderr.flush()
+    pasted = stderr.buffer.getvalue().partition(b' Resume with: ')[2]
+    place, _, line = pasted.partition(b' && ' + b'torchrun')
+    result = subprocess.run([b'bash', b'-c', place + b' && printf "%s\\0" "$PWD"' + line], capture_output=True, cwd='/')
+    words = [os.fsdecode(w) for w in result.stdout.split(b'\0')[:-1]]
+    assert words == [str(tmp_path), *command[1:], '--output', str(tmp_path / name), '--experiment', 'run',
+                     '--resume', str(folder.last)]
 
 
 def test_command_without_files_needs_no_folder(tmp_path):
