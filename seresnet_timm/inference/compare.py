@@ -27,7 +27,7 @@ from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.fit import misfits
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.inference import trace
-from seresnet_timm.inference.predict import ImageFiles
+from seresnet_timm.inference.compare_batch import Batch
 from seresnet_timm.inference.trace import Checking, Figures, Recording, Settings, figures
 from seresnet_timm.inference.trace_file import Place, TraceReader, TraceWriter
 from seresnet_timm.models.create import create_from_info
@@ -167,14 +167,6 @@ class Comparison:
     @property
     def equal(self) -> bool:
         return not any(d.differs for found in (self.weights, *self.passes.values()) for d in found)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of the network's input, a class for each, and where they are from."""
-    images: torch.Tensor
-    targets: torch.Tensor
-    origin: str
 
 
 @dataclass
@@ -462,34 +454,3 @@ def compare_with_dump(dumped: Dump, tested: Side, rtol: Optional[float] = None) 
     result.passes = check(tested, dumped.batch, dumped.reference, rtol)
     result.notes += notes_on(dumped.reference)
     return result
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-def synthetic_batch(size: Tuple[int, int, int], count: int, seed: int, num_classes: int) -> Batch:
-    """Normal random numbers, as normalised images are."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, *size, generator=generator)
-    return Batch(images, _targets(count, num_classes, generator), f'random numbers, seed {seed}')
-
-
-def image_batch(files: List[str], data_config: Dict[str, Any], count: int, seed: int, num_classes: int) -> Batch:
-    """Images from all over a list of files, preprocessed as in validation; their classes are random.
-
-    Raises:
-        UsageError: There are too few, or one cannot be read.
-    """
-    if len(files) < count:
-        raise UsageError(f'-b {count}: --data-dir has only {len(files)} images.')
-    chosen = [files[i * len(files) // count] for i in range(count)]
-    images = ImageFiles(chosen, data_config)
-    found = [images[i][1] for i in range(count)]
-    for file, image in zip(chosen, found):
-        if isinstance(image, str):
-            raise UsageError(f'{file}: cannot be read: {image}')
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.stack(found), _targets(count, num_classes, generator), f'{count} images, e.g. {chosen[0]}')
-
-
-def _targets(count: int, num_classes: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(max(1, num_classes), (count,), generator=generator)

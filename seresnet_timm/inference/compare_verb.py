@@ -1,5 +1,6 @@
 """`seresnet-timm compare`: from its flags to the two sides and the batch."""
 import argparse
+import ctypes
 import sys
 from pathlib import Path
 from typing import List, Tuple
@@ -10,21 +11,20 @@ from seresnet_timm import device as devices
 from seresnet_timm.errors import UsageError, note_replaced, printable, refuse
 from seresnet_timm.inference.compare import (
     Arithmetic,
-    Batch,
     Comparison,
     Side,
     compare,
     compare_with_dump,
     dump,
-    image_batch,
     read_dump,
-    synthetic_batch,
 )
+from seresnet_timm.inference.compare_batch import Batch, image_batch, synthetic_batch
 from seresnet_timm.inference.compare_report import as_object, as_text
 from seresnet_timm.inference.load import LoadedModel, load_model, untrained_model
 from seresnet_timm.inference.predict import find_images
 from seresnet_timm.inference.trace import Settings
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 SMALL_IMAGE = 128  # below it the last layers see so few pixels that a BatchNorm needs more images
 
 
@@ -39,6 +39,9 @@ def run(args: argparse.Namespace) -> bool:
         RunError: A module fails, or memory or disk is full.
     """
     refuse(problems(args))
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)  # glibc would keep most of what is freed, up to twice what is in use
     arithmetic = Arithmetic(args.precision, args.amp_dtype, args.hf32, args.loss_scale)
     device, reason = _set_up(args.device, args)
     dumped = read_dump(args.against) if args.against else None

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from conftest import NARROW, run_here
 
 from seresnet_timm.inference import trace
-from seresnet_timm.inference.compare import Arithmetic, Batch, Side, compare, synthetic_batch
+from seresnet_timm.inference.compare import Arithmetic, Side, compare
+from seresnet_timm.inference.compare_batch import Batch, synthetic_batch
 from seresnet_timm.inference.trace import Settings, figures
 
 CPU = torch.device('cpu')
