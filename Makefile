@@ -1,14 +1,21 @@
 # make demo | test | lint: each installs what it needs into .venv first
 # make test-cpu and make test-npu are the two halves of make test; the second needs a g++ and has its own .venv-npu
+# make test-npu NPU_VERSION=2.10.0: another torch_npu; make test-npu-versions: several, one after the other
+# make test-arm: a selection on an emulated aarch64 machine, as root
 PYTHON ?= python3
 # not from the environment, as `demo` and `clean` remove them: make demo DEMO=...
 VENV := .venv
-NPU_VENV := .venv-npu
+NPU_VERSION :=
+NPU_VENV := .venv-npu$(addprefix -,$(NPU_VERSION))
+# the oldest with the same tests, one in the middle, the newest; make test has 2.13.0
+NPU_VERSIONS := 2.10.0 2.12.0 2.14.0
 TESTS := not slow
+# test processes at a time; some tests wait, so two cores are busy with three
+JOBS := 3
 DEMO := demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-cpu test-npu test-slow lint clean
+.PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint release-check clean
 
 # train SE-ResNet-50 on real pictures, evaluate it, show the result
 demo: $(VENV)/.ready
@@ -21,13 +28,19 @@ demo: $(VENV)/.ready
 test: test-cpu test-npu
 
 test-cpu: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" tests --ignore tests/npu
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "$(TESTS)" tests --ignore tests/npu
 
 # torch_npu's own code on an emulated Ascend server; exit code 3 of the first command: not possible here, it says why
 test-npu:
-	@$(PYTHON) tests/ascend_emulator/make_venv.py $(NPU_VENV); code=$$?; \
-	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" tests/npu; \
+	@$(PYTHON) tests/ascend_emulator/make_venv.py $(NPU_VENV) $(NPU_VERSION); code=$$?; \
+	if [ $$code = 0 ]; then $(NPU_VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "$(TESTS)" tests/npu; \
 	elif [ $$code = 3 ] && [ -z "$$CI" ]; then exit 0; else exit $$code; fi
+
+# with a CUDA build of torch where pip finds no CPU build; each downloads 3 GB, needs 8 GB of disk, and is then removed
+test-npu-versions:
+	@failed=; for version in $(NPU_VERSIONS); do echo "== torch_npu $$version"; \
+	NPU_CUDA_BUILD=1 $(MAKE) test-npu NPU_VERSION=$$version || failed="$$failed $$version"; rm -rf .venv-npu-$$version; \
+	done; [ -z "$$failed" ] || { echo "Failed with torch_npu$$failed" >&2; exit 1; }
 
 # further variants of the same tests, about six minutes more
 test-slow:
@@ -38,11 +51,15 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
-	$(BIN)/shellcheck recipes/*.sh .ci/run
+	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh .ci/run .ci/release-check
 	$(BIN)/mypy
 
+# build, twine check, the wheel in a fresh environment, the demo; QUICK=1: with the packages of .venv, one epoch
+release-check: $(VENV)/.ready
+	QUICK=$(QUICK) .ci/release-check
+
 clean:
-	rm -rf $(VENV) $(NPU_VENV) $(DEMO) build dist *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so
+	rm -rf $(VENV) .venv-npu* $(DEMO) build dist *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so
 
 $(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c seresnet_timm/data/_resize.h
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from seresnet_timm.errors import RunError, UsageError, refuse
+from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.launch.trial import settings_to_measure
 from seresnet_timm.runs.settings import RunSettings
 
 
@@ -33,17 +34,7 @@ def settings_of(verb: str, flags: Dict[str, Any], more: Sequence[str] = (), has_
     Raises:
         UsageError: A training with these flags would be refused.
     """
-    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
-    from seresnet_timm.ascend.setup import set_environment
-    from seresnet_timm.launch import checks, sample
-    from seresnet_timm.launch.plan import make_plan
-    set_environment(os.environ)
-    plan = make_plan(verb, [*argv_of({'scripts': 'bundled', 'nproc': 1, **flags}), *more], has_data=has_data)
-    refuse(plan.problems)
-    if verb == 'train':
-        run = checks.Checked(plan.settings, {})
-        refuse([*checks.check_model(run), *checks.check_precision(run)] or list(sample.check_sample(run)))
-    return plan.settings
+    return settings_to_measure(verb, [*argv_of({'scripts': 'bundled', 'nproc': 1, **flags}), *more], has_data)
 
 
 def argv_of(flags: Dict[str, Any]) -> List[str]:

@@ -20,6 +20,8 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
+from seresnet_timm.launch.rank import set_up_npu
+from seresnet_timm.launch.trial import random_batch, training_step
 from seresnet_timm.runs.settings import RunSettings
 
 GOALS = {
@@ -76,19 +78,20 @@ def run(args) -> Dict[str, Any]:
     report['settings'] = {k: v for k, v in vars(args).items() if k != 'json'}
     report['threads'] = torch.get_num_threads()
     timms = train_settings(args, args.timm_model, fast_step='off')
+    set_up_npu(timms)
     ours = train_settings(args, args.model)
 
-    report['memory'] = {name: peak_memory(_training_step(settings), device)
+    report['memory'] = {name: peak_memory(training_step(settings), device)
                         for name, settings in (('timm', timms), ('seresnet_timm', ours))}
     report['memory']['ratio'] = round(report['memory']['seresnet_timm'] / report['memory']['timm'], 3)
 
     steps = {
-        'timm': _training_step(timms),
-        'seresnet_timm': _training_step(ours),
-        'seresnet_timm, no SE': _training_step(train_settings(args, args.without_se)),
+        'timm': training_step(timms),
+        'seresnet_timm': training_step(ours),
+        'seresnet_timm, no SE': training_step(train_settings(args, args.without_se)),
     }
     if args.torchcompile:
-        steps['seresnet_timm, compiled'] = _training_step(train_settings(args, args.model, torchcompile='inductor'))
+        steps['seresnet_timm, compiled'] = training_step(train_settings(args, args.model, torchcompile='inductor'))
         report['seconds_to_compile'] = round(_timed(steps['seresnet_timm, compiled'], device)(), 1)
     times = measure.interleave({k: _timed(step, device) for k, step in steps.items()}, args.rounds)
     report['training'] = _figures(times, args.batch_size)
@@ -122,57 +125,6 @@ def _flags(args) -> Dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def _batch(args, model, forward):
-    """A random batch where the loader would put it."""
-    import torch
-    from timm.data import resolve_data_config
-    size = resolve_data_config(vars(args), model=model)['input_size']
-    images = torch.randn(args.batch_size, *size, device=forward.device, dtype=forward.dtype)
-    return forward.lay_out(images), torch.randint(0, model.num_classes, (args.batch_size,), device=forward.device)
-
-
-def _training_step(settings: RunSettings) -> Callable[[], None]:
-    """A step of the bundled train.py, made by its stages. timm's set-up does not look for bad steps."""
-    from timm.task import ClassificationTask
-    from timm.utils import random_seed
-
-    from seresnet_timm.engine import train
-    from seresnet_timm.engine.forward import Forward, set_up_device
-    from seresnet_timm.engine.loss import backward, training_loss
-    from seresnet_timm.launch.rank import set_up_npu
-    from seresnet_timm.models import lean_se
-    from seresnet_timm.step.bad_steps import BadSteps
-    from seresnet_timm.step.loss_scaler import create_loss_scaler
-    set_up_npu(settings)
-    args = settings.namespace()
-    device = set_up_device(args)
-    forward = Forward.from_args(args, device)
-    scaler, _ = create_loss_scaler(device, args.amp, args.amp_dtype, settings.loss_scale)
-    random_seed(args.seed, args.rank)
-    model = train.place_model(train.create_model(settings, args, {}), args, forward)
-    task = ClassificationTask(
-        model, criterion=training_loss(args).to(device), device=device, dtype=forward.dtype, verbose=False)
-    optimizer = train.create_optimizer(settings, args, model)
-    train.compile_and_distribute(settings, task, args, device)
-    task.get_trainable_module().train()
-    bad_steps = BadSteps(
-        task.get_trainable_module(), optimizer, device, scaler) if settings.fast_step else None
-    if bad_steps is not None:
-        bad_steps.start_epoch()
-    images, target = _batch(args, model, forward)
-
-    def step() -> None:
-        lean_se.set_lean_se(settings.fast_step)
-        with forward.autocast():
-            loss = task(images, target)['loss']
-        backward(loss, task, optimizer, args, scaler, need_update=True, bad_steps=bad_steps)
-        if bad_steps is not None:
-            bad_steps.count()
-        optimizer.zero_grad()
-    step.model, step.optimizer = model, optimizer
-    return step
-
-
 def _evaluation(settings: RunSettings) -> Callable[[], None]:
     """A forward pass of the bundled validate.py, with a model that it has prepared, of random weights."""
     import torch
@@ -180,17 +132,15 @@ def _evaluation(settings: RunSettings) -> Callable[[], None]:
 
     from seresnet_timm.engine import validate
     from seresnet_timm.engine.forward import Forward, set_up_device
-    from seresnet_timm.launch.rank import set_up_npu
     from seresnet_timm.models import lean_se
     from seresnet_timm.models.create import create_from_args
-    set_up_npu(settings)
     args = settings.namespace()
     forward = Forward.from_args(args, set_up_device(args))
     network = create_from_args(args)
     data_config = resolve_data_config(vars(args), model=network)
     model, _ = validate.prepare_model(network, data_config, validate.Evaluation(settings, args, forward, {}))
     model.eval()
-    images, _ = _batch(args, network, forward)
+    images, _ = random_batch(args, network, forward)
 
     def step() -> None:
         lean_se.set_lean_se(settings.fast_step)

@@ -96,8 +96,15 @@ class ArgumentParser(argparse.ArgumentParser):
 
     Attributes:
         rules: The rules for the values of its arguments, by their `dest`, as in `engine/values.py`.
+        examples: Command lines with which its help begins.
+        next_steps: Command lines, or sentences, with which its help ends.
     """
     rules: Mapping[str, Any] = {}
+    examples: Sequence[str] = ()
+    next_steps: Sequence[str] = ()
+
+    def format_help(self) -> str:
+        return guide(super().format_help(), self.examples, self.next_steps)
 
     def error(self, message: str):
         raise UsageError(f'{message[:1].upper()}{message[1:]}{_meant(message, self.flags())}.'.replace('?.', '?'))
@@ -138,6 +145,14 @@ class ArgumentParser(argparse.ArgumentParser):
         """Store all arguments as they are, flags and --help too, for another parser."""
         self.prefix_chars = '\0'  # no argument starts with it, so argparse takes none for a flag
         self.add_argument(dest, nargs=argparse.REMAINDER)
+
+
+def guide(text: str, examples: Sequence[str], next_steps: Sequence[str]) -> str:
+    """The help of a command, with examples before it and the next steps after it."""
+    before, after = (
+        f'{title}:\n' + ''.join(f'  {line}\n' for line in lines) if lines else ''
+        for title, lines in (('Examples' if len(examples) > 1 else 'Example', examples), ('Next', next_steps)))
+    return '\n'.join(part for part in (before, text, after) if part)
 
 
 class KeyValues(argparse.Action):

@@ -104,6 +104,12 @@ def rng_state(device: torch.device) -> Optional[torch.Tensor]:
     return None if module is None else module.get_rng_state()
 
 
+def seed(device: torch.device, number: int) -> None:
+    """Seed the generator of a device only; torch.manual_seed seeds those of all devices."""
+    module = device_module(device.type)
+    (torch.default_generator if module is None else module).manual_seed(number)
+
+
 def set_rng_state(device: torch.device, state: Optional[torch.Tensor]) -> None:
     module = device_module(device.type)
     if module is not None and state is not None:

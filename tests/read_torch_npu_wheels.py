@@ -23,8 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = runpy.run_path(str(ROOT / 'tests' / 'torch_npu_contract.py'))
 ABSENT, ENTRY_POINT, NAMES = CONTRACT['ABSENT'], CONTRACT['ENTRY_POINT'], CONTRACT['NAMES']
 ENVIRONMENT = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'environment.py'))
+INSTALL = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'wheels.py'))
 VARIABLES = sorted([*ENVIRONMENT['VARIABLES'], *ENVIRONMENT['DEAD']])
 EXTRACT = ROOT / 'tests' / 'golden' / 'torch_npu_names.json'
+# what was run with a release, see tests/ascend_emulator
+EMULATED = {'2.13.0': 'emulated'}
 MISSING = 'missing'
 # compiled, without a source: what torch_npu's own sources use of it is all that can be read
 COMPILED = 'torch_npu._C'
@@ -291,13 +294,18 @@ def extract(paths: List[Union[str, Path]]) -> Dict:
 
 
 def table(data: Dict) -> str:
-    """Markdown: which torch each release of torch_npu asks for."""
-    lines = ['| torch_npu | torch, aarch64 | torch, x86-64 |', '|---|---|---|']
+    """Markdown: which torch each release of torch_npu asks for, where it is found, and what was run."""
+    lines = ['| torch_npu | asks for torch, aarch64 / x86-64 | torchvision | CPU build of torch for aarch64 | run |',
+             '|---|---|---|---|---|']
     for version, wheels in data['wheels'].items():
         pins = {}
         for name, wheel in wheels.items():
             pins['aarch64' if 'aarch64' in name else 'x86_64'] = wheel['requires'].replace('torch', '', 1)
-        lines.append(f'| {version} | {pins["aarch64"]} | {pins["x86_64"]} |')
+        torch = INSTALL['dotted'](INSTALL['release'](version))
+        index = "PyTorch's CPU index" if INSTALL['needs_cpu_index'](torch, 'aarch64') else 'PyPI'
+        run = EMULATED.get(torch, 'no: names read')
+        lines.append(
+            f'| {version} | {pins["aarch64"]} / {pins["x86_64"]} | {INSTALL["TORCHVISION"][torch]} | {index} | {run} |')
     return '\n'.join(lines)
 
 

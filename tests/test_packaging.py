@@ -48,7 +48,8 @@ def package_files() -> set:
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*') if p.suffix in (
         '.py', '.j2', '.json')}
     recipes = {f'seresnet_timm/recipes/{p.name}' for p in (ROOT / 'recipes').iterdir() if p.suffix in ('.yaml', '.sh')}
-    return sources | recipes | {'seresnet_timm/hub/card.md.j2'}
+    constraints = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm' / 'ascend' / 'constraints').iterdir()}
+    return sources | recipes | constraints | {'seresnet_timm/hub/card.md.j2'}
 
 
 def test_contents(wheel):

@@ -3,7 +3,7 @@
 A variable is in DEAD if neither torch_npu's sources nor its libraries contain its name (2.6.0.post5 to 2.14.0).
 """
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 TORCH_NPU_DOCS = "torch_npu's environment variable reference"
 HCCL_DOCS = "CANN's environment variable reference, collective communication"
@@ -52,6 +52,13 @@ VARIABLES: Dict[str, Variable] = {
         TORCH_NPU_DOCS),
     'TORCH_DEVICE_BACKEND_AUTOLOAD': Variable(
         None, '0 keeps `import torch` from loading torch_npu', "torch's documentation of torch.backends"),
+}
+
+# Values that `seresnet-timm tune` tries: which is fastest depends on the machine
+TUNED: Dict[str, Tuple[str, ...]] = {
+    'TASK_QUEUE_ENABLE': ('1', '2'),
+    'CPU_AFFINITY_CONF': ('1', '2'),
+    'TORCH_NPU_LAZY_FUSION': ('True',),
 }
 
 DEAD: Dict[str, str] = {

@@ -1,12 +1,14 @@
 """The host's network for HCCL: interfaces and ports."""
+import ipaddress
 import socket
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import psutil
 
+from seresnet_timm.ascend.hccl import Findings
+
 HCCL_BASE_PORT = 60000
-HCCL_PORTS = 16  # from the base port on, on the host
 
 
 def addresses() -> Dict[str, str]:
@@ -27,22 +29,144 @@ def matches_interface(setting: str, name: str) -> bool:
     return hit != excluded
 
 
-def busy_ports(first: int) -> List[int]:
-    """HCCL's ports that another process listens on."""
-    return [port for port in range(first, first + HCCL_PORTS) if not _is_free(port)]
+class Interface(NamedTuple):
+    """An address of this machine for HCCL: None if HCCL chooses; why it is this one, as a clause."""
+    address: Optional[str]
+    why: str
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as s:
+class Nodes(NamedTuple):
+    """The nodes of a run, and how they meet.
+
+    Attributes:
+        count: Number of nodes.
+        rank: Number of this node.
+        master: Address or name of node 0.
+        local: Address of this node, as typed.
+    """
+    count: int = 1
+    rank: int = 0
+    master: Optional[str] = None
+    local: Optional[str] = None
+
+
+def choose_interface(environ: Mapping[str, str], nodes: Nodes) -> Tuple[Interface, Findings]:
+    """The address that HCCL uses, checked to be of this machine and, with several nodes, to be on their network."""
+    found = Findings()
+    nnodes, master, local = nodes.count, nodes.master, nodes.local
+    ip, setting = environ.get('HCCL_IF_IP'), environ.get('HCCL_SOCKET_IFNAME')
+    if ip is not None:
+        chosen = _by_address(found, ip, setting, local)
+    elif local:
+        chosen = Interface(local, f'--local-addr {local}')
+    elif setting is not None:
+        chosen = _by_name(found, setting, nnodes)
+    else:
+        chosen = Interface(None, 'HCCL chooses the interface')
+    if nnodes == 1 or found.problems:
+        return chosen, found
+    route = _route(found, master, nodes.rank) if master else None
+    if chosen.address is None and route and setting is None and not found.problems:
+        found.set('HCCL_IF_IP', route, f'the address of this machine on the way to {master}')
+        chosen = Interface(route, f'on the way to {master}')
+    elif chosen.address is not None and _is_loopback(chosen.address):
+        found.problems.append(f'{chosen.why} is a loopback address, which the other {nnodes - 1} node(s) cannot reach: '
+                              'name an address on the network of node 0.')
+    elif route and chosen.address not in (None, route):
+        found.notes.append(f'HCCL uses {chosen.address} ({chosen.why}), while this machine reaches {master} from '
+                           f'{route}: check that the other nodes reach {chosen.address}.')
+    return chosen, found
+
+
+def _by_address(found: Findings, ip: str, setting: Optional[str], local: Optional[str]) -> Interface:
+    here = all_addresses()
+    try:
+        address = str(ipaddress.ip_address(ip.strip()))
+    except ValueError:
+        found.problems.append(f"HCCL_IF_IP='{ip}' is not an IP address: name one of {_listing(here)}, or unset it.")
+        return Interface(None, '')
+    names = [name for name, addresses in here.items() if address in addresses]
+    if not names:
+        found.problems.append(f'HCCL_IF_IP={ip} is not an address of this machine: set it to one of {_listing(here)}, '
+                              'or unset it.')
+        return Interface(None, '')
+    if local and local != address:
+        found.problems.append(f'HCCL_IF_IP={ip} and --local-addr {local} contradict each other: unset the first, or '
+                              'give the same address.')
+    if setting is not None and not any(matches_interface(setting, name) for name in names):
+        found.notes.append(f'HCCL_IF_IP={ip} wins over HCCL_SOCKET_IFNAME={setting}, which does not allow '
+                           f'its interface {names[0]}.')
+    return Interface(address, f'HCCL_IF_IP={ip}')
+
+
+def _by_name(found: Findings, setting: str, nnodes: int) -> Interface:
+    here = all_addresses()
+    allowed = {name: a for name, a in here.items() if a and matches_interface(setting, name)}
+    if not allowed:
+        found.problems.append(f"HCCL_SOCKET_IFNAME='{setting}' allows none of {_listing(here)}: set it to the "
+                              'beginning of a name, to =NAME, or unset it.')
+        return Interface(None, '')
+    outside = [a for addresses in allowed.values() for a in addresses if not _is_loopback(a)]
+    if not outside and nnodes > 1:
+        found.problems.append(f'HCCL_SOCKET_IFNAME={setting} allows {", ".join(allowed)} only, a loopback interface, '
+                              f'which the other {nnodes - 1} node(s) cannot reach: name another, or unset it.')
+    only = next(iter(allowed.values()))[0] if len(allowed) == 1 else None
+    return Interface(only, f'HCCL_SOCKET_IFNAME={setting}')
+
+
+def _route(found: Findings, master: str, rank: int) -> Optional[str]:
+    """The address of this machine from which it reaches node 0; None if its name is not known yet."""
+    try:
+        family, _, _, _, target = socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)[0]
+    except (OSError, UnicodeError):
+        return None  # torchrun waits until the name is there
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as s:
+            s.connect(target)  # sends nothing: the kernel looks for the route
+            address = str(s.getsockname()[0])
+    except OSError as e:
+        found.problems.append(f'This machine has no route to --master-addr {master} ({e.strerror}): name an address of '
+                              'node 0 that it reaches.')
+        return None
+    if _is_loopback(str(target[0])):
+        if master != target[0] and rank == 0:  # its own name, which other nodes may know by another address
+            found.notes.append(f'{master} is {target[0]} on this machine, so that HCCL chooses the interface: '
+                               '--local-addr names one.')
+            return None
+        known = ' is' if master == target[0] else f' is {target[0]} on this machine,'
+        found.problems.append(f'--master-addr {master}{known} a loopback address, which other nodes cannot reach: '
+                              'name the address of node 0 on their network.')
+        return None
+    return address
+
+
+def all_addresses() -> Dict[str, List[str]]:
+    """All addresses of each interface of this machine."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {name: [e.address.partition('%')[0] for e in entries if e.family in families]
+            for name, entries in psutil.net_if_addrs().items()}
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition('%')[0]).is_loopback
+
+
+def _listing(here: Mapping[str, List[str]]) -> str:
+    return ', '.join(f'{name} {addresses[0]}' for name, addresses in here.items() if addresses) or 'none'
+
+
+def is_free(port: int, address: Optional[str] = None) -> bool:
+    """Whether a process can listen at a port of an address, or of all addresses."""
+    with socket.socket(socket.AF_INET6 if address and ':' in address else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            s.bind(('', port))
+            s.bind((address or '', port))
         except OSError:
             return False
     return True
 
 
-def exposed_ports(root: Path, first: int) -> List[int]:
+def exposed_ports(root: Path, first: int, count: int) -> List[int]:
     """HCCL's ports that the kernel may give to any outgoing connection, because they are not reserved."""
     kernel = root / 'proc/sys/net/ipv4'
     try:
@@ -50,7 +174,7 @@ def exposed_ports(root: Path, first: int) -> List[int]:
         reserved = _parse_ports((kernel / 'ip_local_reserved_ports').read_text())
     except (OSError, ValueError):
         return []
-    return [p for p in range(first, first + HCCL_PORTS) if low <= p <= high and p not in reserved]
+    return [p for p in range(first, first + count) if low <= p <= high and p not in reserved]
 
 
 def _parse_ports(text: str) -> List[int]:

@@ -6,6 +6,7 @@ from typing import List, MutableMapping, Optional, Sequence, Tuple
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.errors import UsageError
 
+RANK_TABLE = 'RANK_TABLE_FILE'
 # what is set, as the plan shows it, and the reason
 DECISIONS: Tuple[Tuple[str, str], ...] = (
     ('jit_compile off', 'precompiled kernels; otherwise a 910A compiles each operator at its first shape, for minutes'),
@@ -21,11 +22,15 @@ def set_environment(environ: MutableMapping[str, str]) -> List[str]:
         environ: Environment of this process, which its ranks inherit; unchanged if torch_npu is not installed.
 
     Returns:
-        Notes for the plan: what was set and why, which of the user's variables were kept, and which have no effect.
+        Notes for the plan: what was set or unset and why, which of the user's variables were kept, and which have no
+        effect.
     """
     if importlib.util.find_spec('torch_npu') is None:
         return []
     notes = []
+    if RANK_TABLE in environ:
+        notes.append(f'{RANK_TABLE}={environ.pop(RANK_TABLE)} is unset: the ranks meet through torchrun, and torch_npu '
+                     'would take their links from that file.')
     for name, variable in VARIABLES.items():
         if variable.recommended is None:
             continue
@@ -59,7 +64,13 @@ def set_up(device: str, dtypes: Sequence[Optional[str]] = ()) -> None:
     _, _, index = device.partition(':')
     torch.npu.set_device(int(index or os.environ.get('LOCAL_RANK', 0)))  # before the first use makes it device 0
     torch_npu.npu.set_compile_mode(jit_compile=False)
-    torch.npu.conv.allow_hf32 = True
-    torch.npu.matmul.allow_hf32 = True
+    set_hf32(True)
     if 'bfloat16' in dtypes and not torch.npu.is_bf16_supported():
         raise UsageError(f'{torch.npu.get_device_name()} does not compute in bfloat16: use --amp --amp-dtype float16.')
+
+
+def set_hf32(allowed: bool) -> None:
+    """Allow or forbid float32 convolutions and matrix products at 11 bits in this process; torch_npu is loaded."""
+    import torch
+    torch.npu.conv.allow_hf32 = allowed
+    torch.npu.matmul.allow_hf32 = allowed

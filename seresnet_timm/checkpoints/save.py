@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 from timm.utils import CheckpointSaver
 
+from seresnet_timm.checkpoints.background import BackgroundSave, HostCopy
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, weights_sha256
 from seresnet_timm.checkpoints.save_errors import SaveErrors, remove_temporary_files, torch_errors_as_oserror
 from seresnet_timm.files import copy_file, fsync
@@ -21,6 +22,9 @@ class AtomicCheckpointSaver(CheckpointSaver):
         run_state: What an exact resume needs beside weights and optimizer; set it before every save.
         model_info: `ModelInfo.to_dict()` of the run's model; set it once.
         errors: Whether the last save failed, and why; None to raise the error.
+        in_background: Copy what is saved, and write it in a thread; call `wait` before its files are used. For a saver
+            with `errors`. The copy stays in memory.
+        on_failure: Called with epoch, reason and time of a save that failed, from a method of this object.
     """
 
     def __init__(self, *args, task, **kwargs):
@@ -28,7 +32,12 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self.run_state: Dict[str, Any] = {}
         self.model_info: Dict[str, Any] = {}
         self.errors: Optional[SaveErrors] = None
+        self.in_background = False
+        self.on_failure: Callable[[int, str, float], None] = lambda *_: None
+        self._background, self._copy = BackgroundSave(), HostCopy()
         self.task = _WithRunState(task, self)
+        self.optimizer = _State(self.optimizer)
+        self.amp_scaler = None if self.amp_scaler is None else _State(self.amp_scaler)
         if self.checkpoint_dir:
             remove_temporary_files(self.checkpoint_dir)
 
@@ -38,32 +47,65 @@ class AtomicCheckpointSaver(CheckpointSaver):
         A metric that is not a finite number ranks nowhere: timm's saver would keep the first one as the best for ever.
         What `save_last` kept of the state before is removed.
         """
-        before = self.checkpoint_files, self.best_epoch, self.best_metric
-        self.checkpoint_files = list(self.checkpoint_files)
+        self.wait()
         if metric is not None and not math.isfinite(metric):
             metric = None
-        save = functools.partial(super().save_checkpoint, epoch, metric)
-        if not self._attempt(f'Epoch {epoch}', self.checkpoint_dir, save):
+        best = self.best_metric, self.best_epoch
+        is_best = metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric))
+        self._save_with(functools.partial(self._save_epoch, epoch, metric), f'Epoch {epoch}', epoch)
+        if self.in_background:  # once it is saved
+            return (metric, epoch) if is_best else best
+        return (None, None) if self.best_metric is None else (self.best_metric, self.best_epoch)
+
+    def _save_epoch(self, epoch: int, metric: Optional[float]) -> None:
+        before = self.checkpoint_files, self.best_epoch, self.best_metric
+        self.checkpoint_files = list(self.checkpoint_files)
+        try:
+            super().save_checkpoint(epoch, metric)
+        except OSError:
             files, self.best_epoch, self.best_metric = before
             self.checkpoint_files = [(path, m) for path, m in files if os.path.exists(path)]
-        elif os.path.exists(self._previous):
+            raise
+        if os.path.exists(self._previous):
             os.unlink(self._previous)
-        return (None, None) if self.best_metric is None else (self.best_metric, self.best_epoch)
 
     def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
         save = functools.partial(super().save_recovery, epoch, batch_idx)
-        self._attempt(f'Update {batch_idx} of epoch {epoch}', self.recovery_dir, save)
-
-    def _attempt(self, what: str, folder: str, save: Callable[[], Any]) -> bool:
-        if self.errors is not None:
-            return self.errors.attempt(what, folder, save)
-        save()
-        return True
+        self._save_with(save, f'Update {batch_idx} of epoch {epoch}', epoch)
 
     def save_last(self, epoch: int) -> None:
         """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""
-        save = functools.partial(self._save_last, epoch)
-        self._attempt(f'The middle of epoch {epoch + 1}', self.checkpoint_dir, save)
+        self._save_with(functools.partial(self._save_last, epoch), f'The middle of epoch {epoch + 1}', epoch + 1)
+
+    def save_milestone(self, completed_epochs: int) -> str:
+        self.wait()
+        return super().save_milestone(completed_epochs)
+
+    def wait(self) -> None:
+        """Wait until everything is saved, and tell of what is not."""
+        self._background.wait()
+        if self.errors is not None:
+            for failure in self.errors.take():
+                self.on_failure(*failure)
+
+    def _save_with(self, save: Callable[[], None], what: str, epoch: int) -> None:
+        self.wait()
+        if self.errors is None:
+            self._hold(lambda value: value)
+            return save()
+        self._hold(self._copy if self.in_background else lambda value: value)
+        folder = self.recovery_dir if what.startswith('Update') else self.checkpoint_dir
+        attempt = functools.partial(self.errors.attempt, what, folder, save, epoch)
+        if self.in_background:
+            return self._background.start(attempt)
+        attempt()
+        self.wait()
+
+    def _hold(self, copy: Callable[[Any], Any]) -> None:
+        """Hold what is saved as it is now."""
+        parts = [self.task, self.optimizer, *([] if self.amp_scaler is None else [self.amp_scaler])]
+        for part, state in zip(parts, copy([part.now() for part in parts])):
+            part.held = state
 
     def _save_last(self, epoch: int) -> None:
         tmp = os.path.join(self.checkpoint_dir, f'tmp{self.extension}')
@@ -79,7 +121,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
     def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
         # readers go on with the epoch after it, which is the same one for a recovery file
-        epoch = self.run_state.get('epoch', epoch + 1) - 1
+        epoch = self.task.held['run_state'].get('epoch', epoch + 1) - 1
         with torch_errors_as_oserror(save_path):
             super()._save(save_path, epoch, metric)
         fsync(save_path)
@@ -97,17 +139,39 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self._replace(tmp, dst)
 
 
+class _State:
+    """An object whose state is saved, as the saver sees it: with the state that it holds."""
+
+    def __init__(self, original: Any):
+        self._original = original
+        self.held: Dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def now(self) -> Dict[str, Any]:
+        return self._original.state_dict()
+
+    def state_dict(self) -> Dict[str, Any]:
+        return self.held
+
+
 class _WithRunState:
     """The task as the saver sees it: its entries, with contiguous weights, and the entries that this package adds."""
 
     def __init__(self, task, saver: AtomicCheckpointSaver):
         self._task, self._saver = task, saver
         self._sha256: Dict[str, str] = {}
+        self.held: Dict[str, Any] = {}
+
+    def now(self) -> Dict[str, Any]:
+        weights = (self._task.get_checkpoint_state(ema=ema, unwrap_fn=self._saver.unwrap_fn) for ema in (False, True))
+        return dict(run_state=self._saver.run_state, weights=list(weights))
 
     def get_checkpoint_state(self, ema: bool = False, unwrap_fn=None) -> Dict[str, Any]:
-        state = self._task.get_checkpoint_state(ema=ema, unwrap_fn=unwrap_fn)
+        state = dict(self.held['weights'][ema])
         if not ema:
-            state['run_state'] = self._saver.run_state
+            state['run_state'] = self.held['run_state']
             if self._saver.model_info:
                 state[INFO_KEY] = self._saver.model_info
             self._sha256 = {}

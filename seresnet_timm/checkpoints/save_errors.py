@@ -2,9 +2,10 @@
 import errno
 import logging
 import os
+import time
 from contextlib import contextmanager, suppress
 from glob import escape, glob
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, List, Optional, Tuple
 
 from seresnet_timm.errors import printable
 
@@ -22,14 +23,21 @@ class SaveErrors:
 
     def __init__(self):
         self.last: Optional[str] = None
+        self._failures: List[Tuple[int, str, float]] = []
 
-    def attempt(self, what: str, folder: str, save: Callable[[], None]) -> bool:
+    def take(self) -> List[Tuple[int, str, float]]:
+        """Epoch, reason and time of the saves that failed since the last call."""
+        failures, self._failures = self._failures, []
+        return failures
+
+    def attempt(self, what: str, folder: str, save: Callable[[], None], epoch: int) -> bool:
         """Save; an error of the file system is logged and leaves no temporary file behind.
 
         Args:
             what: What is saved, for the message.
             folder: Where.
             save: Saves it, or raises OSError.
+            epoch: Epoch of what is saved.
 
         Returns:
             Whether it was saved.
@@ -39,6 +47,7 @@ class SaveErrors:
         except OSError as e:
             remove_temporary_files(folder)
             self.last = f'{what} could not be saved in {printable(folder)} ({describe(e)}).'
+            self._failures.append((epoch, self.last, time.time()))
             _logger.error(f'NOT SAVED: {self.last} The checkpoints of before are intact. The training goes on, and the '
                           'next save is tried as usual: free disk space now.')
             return False

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Dict
 
-from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.argument_parser import ArgumentParser, guide
 from seresnet_timm.errors import UsageError, did_you_mean
 
 BENCHES: Dict[str, str] = {
@@ -15,6 +15,9 @@ BENCHES: Dict[str, str] = {
 }
 FOLDER = Path(__file__).resolve().parents[2] / 'benchmarks'
 
+EXAMPLES = ('seresnet-timm bench data',)
+NEXT = ('seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 128 --nproc auto',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.leave_unparsed('argv')
@@ -23,10 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     name = args.argv[0] if args.argv else '--help'
     if name in ('-h', '--help'):
-        print('usage: seresnet-timm bench <name> [options]\n')
-        for name, what in BENCHES.items():
-            print(f'  {name:<10}{what}')
-        print("\n'seresnet-timm bench <name> --help' lists the options of a benchmark.")
+        lines = [f'  {name:<10}{what}' for name, what in BENCHES.items()]
+        print(guide('\n'.join(['usage: seresnet-timm bench <name> [options]', '', *lines, '',
+                               "'seresnet-timm bench <name> --help' lists the options of a benchmark.", '']),
+                    EXAMPLES, NEXT), end='')
         return
     if name not in BENCHES:
         raise UsageError(f"Unknown benchmark '{name}': {did_you_mean(name, BENCHES)}")

@@ -5,6 +5,11 @@ import sys
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError, UsageError, printable
 
+EXAMPLES = (
+    'seresnet-timm check-data digits',
+    'seresnet-timm check-data ImageNet --json check.json')
+NEXT = ('seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 128 --nproc auto',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (
@@ -12,8 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         'very large images, files of another type than their suffix says, images that are in training and validation '
         'both, classes that differ, are empty or have few images. The dataset is only read. After an interruption, run '
         'it again: it continues.')
-    parser.epilog = ('Example: seresnet-timm check-data ImageNet --json check.json. Exit code: 0 nothing wrong, 1 '
-                     'something is wrong, 2 the dataset cannot be checked.')
+    parser.epilog = 'Exit code: 0 nothing wrong, 1 something is wrong, 2 the dataset cannot be checked.'
     arg = parser.add_argument
     arg('dir', metavar='DIR', help='root of the dataset, with train/<class>/* and val/<class>/* in it; or one split')
     arg('--json', nargs='?', const='-', metavar='FILE', help='write all findings as JSON, to stdout without FILE')

@@ -3,6 +3,11 @@ import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
 
+EXAMPLES = (
+    'seresnet-timm convert output/run model.safetensors',
+    'seresnet-timm convert output/run for_modelzoo.pth.tar --to modelzoo')
+NEXT = ('seresnet-timm inspect model.safetensors',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = "Convert a checkpoint's weights between timm, the ModelZoo and safetensors, bit for bit."

@@ -4,6 +4,9 @@ import argparse
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import printable
 
+EXAMPLES = ('seresnet-timm demo-data digits',)
+NEXT = ('seresnet-timm train --preset digits_demo --data-dir digits --output output --experiment run',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

@@ -3,6 +3,11 @@ import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
 
+EXAMPLES = (
+    'seresnet-timm doctor',
+    'seresnet-timm doctor --device npu --json')
+NEXT = ('seresnet-timm demo-data digits   # a small dataset, for a first training',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

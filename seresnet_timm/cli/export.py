@@ -6,6 +6,13 @@ import sys
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.cli.model_argument import add_model_argument, load_model
 
+EXAMPLES = (
+    'seresnet-timm export output/run model.onnx --soc Ascend310P3',
+    'seresnet-timm export output/run model.pt2')
+NEXT = (
+    'Run the printed atc command where CANN is: it makes the .om file for the chip.',
+    'seresnet-timm push output/run org/name --license apache-2.0')
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = ('Write a model as ONNX or torch.export program, check its outputs, and print the ATC command '

@@ -5,6 +5,13 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError
 from seresnet_timm.files import as_json
 
+EXAMPLES = (
+    'seresnet-timm inspect output/run',
+    'seresnet-timm inspect model.pth.tar --model seresnet50   # which weights do not fit')
+NEXT = (
+    'seresnet-timm convert output/run model.safetensors',
+    'seresnet-timm validate --data-dir digits --checkpoint output/run/model_best.pth.tar')
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

@@ -11,32 +11,67 @@ import sys
 from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
-from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
+from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable
 from seresnet_timm.version import __version__
 
-# verb -> its line in `seresnet-timm --help`
-VERBS: Dict[str, str] = {
-    'train': 'train a model',
-    'validate': 'evaluate a model or a checkpoint',
-    'recipe': 'run a recipe of the ModelZoo',
-    'scripts': "show which train.py is used; `scripts fetch` downloads timm's",
-    'demo-data': 'write a small dataset of real images',
-    'inspect': 'show what a checkpoint contains, and whether it is complete',
-    'convert': 'convert a checkpoint between timm, the ModelZoo and safetensors',
-    'doctor': 'check versions, CANN, devices and network, and compute on every device',
-    'export': 'write a model as ONNX or torch.export program, for example for Ascend inference',
-    'predict': 'print the most likely classes of images',
-    'check-data': 'list the damaged images, duplicates and odd classes of a dataset',
-    'prepare': 'copy a dataset and reduce its large images, for faster training',
-    'prepare-imagenet': 'unpack the official tar files of ImageNet',
-    'push': 'push a run or a checkpoint to the Hugging Face Hub',
-    'pull': 'download a model from the Hugging Face Hub and verify it',
-    'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
-    'bench': 'compare the loader, a training step or a whole training with timm',
-    'report': "print a run's results table and draw its curves",
+# what one wants to do -> verb -> its line in `seresnet-timm --help`
+TASKS: Dict[str, Dict[str, str]] = {
+    'Check the machine': {
+        'doctor': 'check versions, CANN, devices and network, and compute on every device',
+        'env': 'print what a bug report needs: versions, machine, devices, variables',
+        'bench': 'compare the loader, a training step or a whole training with timm',
+        'tune': 'measure which settings are fastest on this machine, and write them as a config file',
+        'scripts': "show which train.py is used; `scripts fetch` downloads timm's",
+    },
+    'Get data ready': {
+        'demo-data': 'write a small dataset of real images',
+        'split': 'divide a folder of classes into training and validation, by links',
+        'check-data': 'list the damaged images, duplicates and odd classes of a dataset',
+        'prepare': 'copy a dataset and reduce its large images, for faster training',
+        'prepare-imagenet': 'unpack the official tar files of ImageNet',
+    },
+    'Train': {
+        'train': 'train a model',
+        'recipe': 'run a recipe of the ModelZoo',
+        'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
+    },
+    'Evaluate': {
+        'validate': 'evaluate a model or a checkpoint',
+        'compare': 'compare a network on two devices, precisions or checkpoints, module by module',
+    },
+    'Use a model': {
+        'predict': 'print the most likely classes of images',
+        'export': 'write a model as ONNX or torch.export program, for example for Ascend inference',
+        'convert': 'convert a checkpoint between timm, the ModelZoo and safetensors',
+    },
+    'Share a model': {
+        'push': 'push a run or a checkpoint to the Hugging Face Hub',
+        'pull': 'download a model from the Hugging Face Hub and verify it',
+    },
+    'Look after a run': {
+        'report': "print a run's results table and draw its curves",
+        'diagnose': 'explain an error text, a log, or the logs of a run that failed',
+        'inspect': 'show what a checkpoint contains, and whether it is complete',
+    },
+    'Get help': {
+        'help': 'explain a verb, or one flag of it: `help train --lr`',
+        'completion': 'print the completion of verbs and flags for bash or zsh',
+    },
 }
+# in sentences the two that are meant most come first
+VERBS: Dict[str, str] = {
+    **dict.fromkeys(('train', 'validate')), **{verb: text for verbs in TASKS.values() for verb, text in verbs.items()}}
+EXAMPLES = (
+    'seresnet-timm doctor                                  # does it work here?',
+    'seresnet-timm demo-data digits                        # a first training, a minute or two',
+    'seresnet-timm train --preset digits_demo --data-dir digits --output output --experiment run',
+    'seresnet-timm report output/run')
+NEXT = (
+    'seresnet-timm <verb> --help        # examples and all flags of a verb',
+    'seresnet-timm help train --lr      # one flag: meaning, default, values')
+WITHOUT_NPU = ('help', 'completion')
 # packages whose absence means that another Python was started than the one that has this package
 REQUIRED_PACKAGES = (
     'torch', 'timm', 'torchvision', 'yaml', 'numpy', 'PIL', 'safetensors', 'tqdm', 'huggingface_hub', 'psutil',
@@ -56,16 +91,24 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except RuntimeError as e:
+        if 'operator torchvision::' in str(e):
+            fail(f'This torchvision does not belong to this torch: {install_command("torchvision")}')
         if 'backend extension: torch_npu' not in str(e):
             raise
-        fail('torch_npu does not load, and torch with it: source the set_env.sh of CANN first, or set '
-             'TORCH_DEVICE_BACKEND_AUTOLOAD=0 to work without the NPU.')
+        from seresnet_timm.ascend.errors import explain_import
+        fail(explain_import(f'{e.__cause__ or e.__context__ or ""}\n{e}'))
     except ModuleNotFoundError as e:
         if e.name not in REQUIRED_PACKAGES:
             raise
         fail(f'{e.name} is not installed for {sys.executable}: activate the environment that has this package '
              f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {e.name} '
-             'there.')
+             f'there{": " + install_command(e.name) if e.name in ("timm", "torchvision") else "."}')
+
+
+def install_command(package: str) -> str:
+    """How to install timm or torchvision without replacing torch."""
+    from seresnet_timm.ascend import wheels
+    return wheels.add_package_command(package, wheels.installed_pair())
 
 
 def fail(message: str, exit_code: int = 1, where: str = '') -> None:
@@ -83,35 +126,57 @@ def dispatch(argv: List[str]) -> None:
     verb = argv[0] if argv else ''
     if verb not in VERBS:
         parser = make_parser()
-        if not argv or verb == 'help':
-            parser.print_help()
         if not argv:
+            parser.print_help()
             raise UsageError('Name a verb: ' + ', '.join(VERBS) + '.')
-        if verb == 'help':
-            return
         if verb.startswith('-'):
             parser.parse_args(argv[:1])  # --help and --version end here, other flags are refused
         raise UsageError(f"Unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
-    module = importlib.import_module(f'seresnet_timm.cli.{verb.replace("-", "_")}')
+    module = module_of(verb)
     args = make_parser(verb, module).parse_args(argv)
-    if not HELP_FLAGS.intersection(argv):
+    if verb not in WITHOUT_NPU and not HELP_FLAGS.intersection(argv):
         from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu  # 25 ms
         disable_incompatible_torch_npu()
     module.run(args)
 
 
+def module_of(verb: str) -> ModuleType:
+    """The file of a verb."""
+    return importlib.import_module(f'seresnet_timm.cli.{verb.replace("-", "_")}')
+
+
 def make_parser(verb: str = '', module: Optional[ModuleType] = None) -> ArgumentParser:
     """The parser of all verbs; the arguments are those of one verb, whose file is given."""
-    parser = ArgumentParser(
+    parser = VerbsParser(
         prog='seresnet-timm', usage='seresnet-timm <verb> [options]',
         description=f'seresnet-timm {__version__}: train SE-ResNet on Ascend NPUs, GPUs and CPUs with timm',
-        epilog="'seresnet-timm <verb> --help' lists the options of a verb.",
-        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=24))
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=22))
+    parser.examples, parser.next_steps = EXAMPLES, NEXT
     parser.add_argument('-V', '--version', action='version', version=__version__)
-    verbs = parser.add_subparsers(title='verbs', metavar='<verb>', parser_class=ArgumentParser)
+    verbs = parser.add_subparsers(metavar='<verb>', parser_class=ArgumentParser)
     for name, text in VERBS.items():
         verb_parser = verbs.add_parser(name, help=text, prog=f'seresnet-timm {name}')
         if name == verb:
             module.add_arguments(verb_parser)
+            verb_parser.examples, verb_parser.next_steps = module.EXAMPLES, module.NEXT
             parser.rules = rules_of(verb)
     return parser
+
+
+class VerbsParser(ArgumentParser):
+    """The parser of all verbs. Its help lists them by what one wants to do."""
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        lines = {a.dest: a for action in self._actions if isinstance(action, argparse._SubParsersAction)
+                 for a in action._get_subactions()}
+        for task, verbs in TASKS.items():
+            formatter.start_section(task)
+            formatter.add_arguments(lines[verb] for verb in verbs)
+            formatter.end_section()
+        formatter.start_section('Options')
+        formatter.add_arguments(a for a in self._actions if a.option_strings)
+        formatter.end_section()
+        return guide(formatter.format_help(), self.examples, self.next_steps)

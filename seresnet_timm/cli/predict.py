@@ -6,6 +6,11 @@ import sys
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.cli.model_argument import add_model_argument, load_model
 
+EXAMPLES = (
+    'seresnet-timm predict output/run digits/val --csv --output classes.csv',
+    'seresnet-timm predict seresnet50.ra2_in1k photo.jpg --topk 3')
+NEXT = ('seresnet-timm export output/run model.onnx',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = 'Print the most likely classes of images, preprocessed as in validation.'

@@ -3,6 +3,11 @@ import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
 
+EXAMPLES = ('seresnet-timm prepare ImageNet ImageNet-448 --max-side 448',)
+NEXT = (
+    'seresnet-timm check-data ImageNet-448',
+    'seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet-448 -b 128 --nproc auto')
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

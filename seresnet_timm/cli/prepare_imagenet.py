@@ -3,6 +3,11 @@ import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
 
+EXAMPLES = ('seresnet-timm prepare-imagenet --from DOWNLOADS ImageNet',)
+NEXT = (
+    'seresnet-timm prepare ImageNet ImageNet-448 --max-side 448   # optional: smaller images',
+    'seresnet-timm check-data ImageNet')
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

@@ -4,6 +4,13 @@ import argparse
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import printable
 
+EXAMPLES = (
+    'seresnet-timm pull org/name',
+    'seresnet-timm pull org/name@v1 model')
+NEXT = (
+    'seresnet-timm validate --data-dir digits --model hf-hub:org/name',
+    'seresnet-timm predict hf-hub:org/name digits/val')
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

@@ -3,6 +3,9 @@ import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
 
+EXAMPLES = ('seresnet-timm push output/run org/name --license apache-2.0 --tag v1',)
+NEXT = ('seresnet-timm pull org/name@v1',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

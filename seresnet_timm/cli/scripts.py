@@ -5,6 +5,11 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError
 from seresnet_timm.timm_scripts import known
 
+EXAMPLES = ('seresnet-timm scripts',)
+NEXT = (
+    "seresnet-timm scripts fetch   # get timm's own scripts",
+    'seresnet-timm train --preset digits_demo --data-dir digits --scripts bundled')
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = ("Show which train.py and validate.py are used, and why. `scripts fetch` downloads timm's. "
@@ -14,6 +19,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     fetch = parser.add_subparsers(dest='action', title='actions', metavar='[fetch]').add_parser(
         'fetch', help="download timm's train.py and validate.py",
         description="Download timm's train.py and validate.py of a release, check their SHA-256, and keep them.")
+    fetch.examples = ('seresnet-timm scripts fetch', 'seresnet-timm scripts fetch --from timm.zip')
+    fetch.next_steps = ('seresnet-timm scripts   # which scripts are used now',)
     fetch.add_argument('--tag', metavar='TAG',
                        help='release; default: that of the installed timm if it is known, else the newest')
     fetch.add_argument('--mirror', metavar='URL', help=f'download URL/TAG/train.py ({known.REPOSITORY})')

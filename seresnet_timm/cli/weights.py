@@ -4,6 +4,11 @@ import argparse
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError, printable
 
+EXAMPLES = (
+    'seresnet-timm weights fetch seresnet50.ra2_in1k',
+    'seresnet-timm weights fetch seresnet50.ra2_in1k --from model.safetensors')
+NEXT = ('seresnet-timm train --model seresnet50.ra2_in1k --pretrained --data-dir digits',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = 'Put pretrained weights where --pretrained finds them without a network.'
@@ -13,6 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
             'Put the pretrained weights of a model into the cache, from the Hub (HF_ENDPOINT), a mirror or a file. '
             'Their SHA-256 is compared with --sha256, else with what the Hub or the mirror names, else with the hash '
             'in the name of the file. Where nothing tells the hash, it is printed.'))
+    fetch.examples, fetch.next_steps = EXAMPLES, NEXT
     fetch.add_argument('name', metavar='NAME', help="timm's name, e.g. seresnet50.ra2_in1k, or hf-hub:org/name")
     fetch.add_argument('--from', dest='source', metavar='FILE',
                        help='read a file, or the folder that holds it, instead of a download; for hf-hub:org/name the '

@@ -11,6 +11,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.mixup import FastCollateMixup
 from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data.distributed import DistributedSampler
 
 from seresnet_timm.data.fast_jpeg import FastJpegDataset
 from seresnet_timm.data.seeding import SHUFFLE, WORKERS, SeededDataset, SeededMixup, derive_seed
@@ -83,8 +84,14 @@ def set_epoch(loader: Any, epoch: int) -> None:
         dataset.set_epoch(epoch)
     if hasattr(sampler, 'set_epoch'):
         sampler.set_epoch(epoch)
-    elif isinstance(sampler, RandomSampler) and is_fast(dataset):
-        sampler.generator.manual_seed(derive_seed(SHUFFLE, dataset.seeds.seed, epoch) % 2 ** 63)
+    if not is_fast(dataset) or getattr(dataset, 'seeds', None) is None:
+        return
+    # the same shuffle on any number of ranks
+    seed = derive_seed(SHUFFLE, dataset.seeds.seed, epoch) % 2 ** 63
+    if isinstance(sampler, RandomSampler):
+        sampler.generator.manual_seed(seed)
+    elif isinstance(sampler, DistributedSampler):
+        sampler.seed = seed - epoch  # it adds the epoch
 
 
 class ThreadedLoader:

@@ -5,24 +5,25 @@ before. So the loader remembers, for the next batch: the seed of the shuffle, th
 batch was loaded (timm's PrefetchLoader holds one batch more than the training has seen), and those of every worker.
 """
 import atexit
-import itertools
 import logging
 import multiprocessing
 import random
 import signal
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.worker import _generate_state
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from seresnet_timm.checkpoints.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
 from seresnet_timm.child_process import end_with_parent
+from seresnet_timm.data.batches import Batches, own_sampler, set_batch_sampler
 from seresnet_timm.data.loading import inner_loader, is_fast
+from seresnet_timm.data.seeding import SeededErasing
 from seresnet_timm.data.worker_errors import as_torch_tells, describe_ends, ended_workers, is_replaceable, kill_workers
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def make_resumable(loader: Any, device: torch.device) -> Any:
         return loader
     if inner is loader:
         return ResumableLoader(inner, device)
+    if loader.random_erasing is not None and is_fast(inner.dataset):
+        loader.random_erasing = SeededErasing.from_erasing(loader.random_erasing, inner.dataset.seeds)
     loader.loader = ResumableLoader(inner, device, loader)
     return loader
 
@@ -67,10 +70,12 @@ class ResumableLoader:
         self._device, self._prefetched = device, prefetcher is not None
         self._data_loader: DataLoader = getattr(loader, '_loader', loader)  # ThreadedLoader holds one
         self._draws = draws and not is_fast(loader.dataset)
-        self._batches = _Batches(_own_sampler(self._data_loader), self._data_loader.collate_fn)
-        _set_batch_sampler(self._data_loader, self._batches)
+        self._batches = Batches(own_sampler(self._data_loader), self._data_loader.collate_fn)
+        set_batch_sampler(self._data_loader, self._batches)
         self._num_workers = self._data_loader.num_workers if self._data_loader is loader else 0
-        erases = prefetcher is not None and prefetcher.random_erasing is not None
+        erasing = None if prefetcher is None else prefetcher.random_erasing
+        self._erasing = erasing if isinstance(erasing, SeededErasing) else None
+        erases = erasing is not None and self._erasing is None
         self._draws_here = erases or self._draws and not self._num_workers
         self._worker_states: Dict[int, bytes] = {}
         self._next_worker = self._padding = 0
@@ -121,6 +126,7 @@ class ResumableLoader:
             num_workers=self._num_workers,
             has_started=self._batches.has_started,
             mixes=self._batches.mixes,
+            order=self._batches.order if 0 < batches < len(self) else None,
         )
 
     def resume(
@@ -153,7 +159,9 @@ class ResumableLoader:
             # a loader draws the workers' seed when it starts, which the run before did once
             self._data_loader.generator = torch.Generator()
             self._go_on_in_workers()
-        self._batches.start_at(batches, state['seeds'], padding, state['drawn'])
+        order = state.get('order')  # where the shuffle of several ranks is not that of its seed and epoch
+        seeds = state['seeds'] if self._batches.draws_seed or order is None else [order]
+        self._batches.start_at(batches, seeds, padding, state['drawn'])
         self._batches.has_started = state['has_started']
         return note
 
@@ -162,10 +170,15 @@ class ResumableLoader:
         ends, self._ends = self._ends, []
         return ends
 
-    def skip(self, batches: int) -> None:
-        """Let the next epoch begin with a batch, with random numbers of its own. Call it before the workers start."""
+    def skip(self, batches: int, order: Optional[int] = None) -> None:
+        """Let the next epoch begin with a batch, with random numbers of its own. Call it before the workers start.
+
+        Args:
+            batches: Batches to leave out.
+            order: Of the images of this epoch, from `state` of a run on another number of ranks; None for a new one.
+        """
         self._first = batches
-        self._batches.start_at(batches)
+        self._batches.start_at(batches, () if order is None else (order,))
 
     def __iter__(self) -> Iterator:
         first, self._first = self._first, 0
@@ -176,6 +189,8 @@ class ResumableLoader:
             yield from self._pass(first, start, after)
         finally:
             self._running = None
+            if not isinstance(self.loader, MultiEpochsDataLoader):  # which loads ahead in the next epoch
+                self._batches.yielded.clear()
 
     def _pass(self, first: int, start: Optional[Dict[str, Any]], after: Optional[Callable[[], None]]) -> Iterator:
         self._restart_after_deaths(lambda: self._begin(self.loader), first)
@@ -219,6 +234,9 @@ class ResumableLoader:
         self._restart_after_deaths(read, index)
         self._ends_in_row = 0
         batch = batches[0]
+        indices = self._batches.yielded.popleft()
+        if self._erasing is not None:
+            self._erasing.indices = indices
         if not isinstance(self._data_loader.collate_fn, _CollateWithState):
             return batch
         batch, worker, state = batch
@@ -276,100 +294,6 @@ class ResumableLoader:
         self._init_worker.states, self._init_worker.base_seed = dict(self._worker_states), self._base_seed
         if self._batches.mixes is not None:
             self._init_worker.mixup = (self.collate_fn, self._batches.mixes)
-
-
-class _Batches:
-    """A batch sampler that remembers the seeds of its shuffles, and can start in the middle of a pass.
-
-    Attributes:
-        draws_seed: The shuffle has no seed of its own: each pass draws one.
-        seeds: Of the passes that have begun and are not over, oldest first; only where the shuffle has no seed already.
-        has_started: A pass has begun, in this run or in the one that it continues.
-        mixes: Whether the workers mixed images when they started; None if the collate function cannot.
-        begun: Number of passes that have begun and are not over.
-    """
-
-    def __init__(self, batch_sampler: Any, collate_fn: Callable):
-        self._batch_sampler, self._collate_fn = batch_sampler, collate_fn
-        sampler = batch_sampler.sampler
-        self.draws_seed = isinstance(sampler, RandomSampler) and sampler.generator is None
-        self.seeds: List[int] = []
-        self.has_started = False
-        self.mixes: Optional[bool] = None
-        self.begun = 0
-        self._shuffle: Optional[torch.Tensor] = None  # state of the shuffle's own generator before the pass
-        self._given: List[int] = []
-        self._skip = self._padding = 0
-        self._given_drawn = 0
-
-    def __getattr__(self, name: str) -> Any:
-        if name == '_batch_sampler':
-            raise AttributeError(name)
-        return getattr(self._batch_sampler, name)
-
-    def __len__(self) -> int:
-        return len(self._batch_sampler)
-
-    def start_at(self, batches: int, seeds: Sequence[int] = (), padding: int = 0, drawn: int = 0) -> None:
-        """Let the next pass begin with a batch.
-
-        Args:
-            batches: Batches to leave out.
-            seeds: Seeds of that pass and, if they are drawn already, of later ones.
-            padding: Empty batches before the first one, so that the worker that would have loaded it gets it.
-            drawn: Number of seeds that the generators have drawn; they draw the others again.
-        """
-        self._given_drawn = drawn
-        self._skip, self._given, self._padding = batches, list(seeds), padding
-
-    def start_again_at(self, batches: int, seeds: Sequence[int], padding: int) -> None:
-        """Let the passes that have begun begin again, the first one with a batch."""
-        self.seeds, self.begun = [], 0
-        if self._shuffle is not None:
-            self._batch_sampler.sampler.generator.set_state(self._shuffle)
-        self.start_at(batches, seeds, padding, drawn=len(seeds))
-
-    def end_of_pass(self) -> None:
-        self.begun -= 1
-        del self.seeds[:1]
-
-    def __iter__(self) -> Iterator[List[int]]:
-        skip, padding = self._skip, self._padding
-        self._skip = self._padding = 0
-        self.begun += 1
-        if not self.has_started:
-            self.mixes = getattr(self._collate_fn, 'mixup_enabled', None)
-            self.has_started = True
-        if self.draws_seed:
-            is_given, self._given_drawn = bool(self._given), self._given_drawn - 1
-            if not is_given or self._given_drawn < 0:
-                # as torch's RandomSampler draws it, at the same time
-                seed = int(torch.empty((), dtype=torch.int64).random_().item())
-            if is_given:
-                seed = self._given.pop(0)
-            self.seeds.append(seed)
-            self._batch_sampler.sampler.generator = torch.Generator().manual_seed(seed)
-        elif isinstance(self._batch_sampler.sampler, RandomSampler):
-            self._shuffle = self._batch_sampler.sampler.generator.get_state()
-        for _ in range(padding):
-            yield []
-        yield from itertools.islice(self._batch_sampler, skip, None)
-
-
-def _own_sampler(loader: Any) -> Any:
-    """The batch sampler of a loader: what a MultiEpochsDataLoader repeats."""
-    batch_sampler: Any = loader.batch_sampler
-    return batch_sampler.sampler if isinstance(loader, MultiEpochsDataLoader) else batch_sampler
-
-
-def _set_batch_sampler(loader: Any, batches: _Batches) -> None:
-    batch_sampler: Any = loader.batch_sampler
-    if isinstance(loader, MultiEpochsDataLoader):
-        batch_sampler.sampler = batches
-        return
-    loader._DataLoader__initialized = False  # torch lets nobody replace it later, as timm's MultiEpochsDataLoader does
-    loader.batch_sampler = batches
-    loader._DataLoader__initialized = True
 
 
 class _CollateWithState:

@@ -13,10 +13,13 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 from timm.data import FastCollateMixup
+from timm.data.random_erasing import RandomErasing
 from torch.utils.data import Dataset, get_worker_info
 
+from seresnet_timm import device as devices
+
 # what a number is drawn for: part of the seed, so that different draws are independent
-SAMPLE, BATCH, SHUFFLE, WORKERS = range(4)
+SAMPLE, BATCH, SHUFFLE, WORKERS, ERASING = range(5)
 
 
 def derive_seed(*numbers: int) -> int:
@@ -177,3 +180,33 @@ class SeededMixup(FastCollateMixup):
     def __call__(self, batch: Batch, _=None):
         with global_generators(batch.seed):
             return super().__call__(batch)
+
+
+class SeededErasing(RandomErasing):
+    """timm's random erasing on the device, which draws from the seed of each image.
+
+    Attributes:
+        indices: Of the images of the next batch.
+    """
+
+    @classmethod
+    def from_erasing(cls, erasing: RandomErasing, seeds: SampleSeeds) -> 'SeededErasing':
+        seeded = cls.__new__(cls)
+        vars(seeded).update(vars(erasing), seeds=seeds, indices=[])
+        return seeded
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        device, draws_there = images.device, self.per_pixel or self.rand_color
+        state, device_state = global_state(), devices.rng_state(device) if draws_there else None
+        samples = list(zip(self.indices, repeats(self.indices)))
+        first = len(images) // self.num_splits if self.num_splits > 1 else 0
+        for i in range(first, len(images)):
+            split, place = divmod(i, len(samples))
+            seed = self.seeds.derive(ERASING, *samples[place], split)
+            random.seed(seed)
+            if draws_there:
+                devices.seed(device, seed % 2 ** 63)
+            self._erase(images[i], *images.shape[1:], images.dtype)
+        set_global_state(state)
+        devices.set_rng_state(device, device_state)
+        return images

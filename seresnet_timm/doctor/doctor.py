@@ -56,6 +56,7 @@ def examine(
         environ: Optional[Mapping[str, str]] = None,
         seconds: float = 5,
         timeout: float = 180,
+        smoke_test: bool = True,
 ) -> Report:
     """Make all checks, and the smoke test if no check failed.
 
@@ -65,6 +66,7 @@ def examine(
         environ: Environment variables for the checks and the processes that they start; None for those of this process.
         seconds: How long the smoke test computes.
         timeout: Seconds after which a smoke test that does not end has failed.
+        smoke_test: Make the smoke test.
     """
     machine = inspect_machine(device, root, dict(os.environ if environ is None else environ))
     chosen, reason = general.choose_device(machine)
@@ -77,6 +79,7 @@ def examine(
         *npu.check_nodes(machine),
         *npu.check_npu_smi(machine),
         *npu.check_npus(machine),
+        *npu.check_npu_users(machine),
         *general.check_gpus(machine),
         *general.check_chosen_device(machine),
         *npu.check_interface(machine),
@@ -85,6 +88,8 @@ def examine(
         *general.check_decoder(machine),
         *general.check_scripts(machine),
     ]
+    if not smoke_test:
+        return Report(chosen, reason, checks)
     if not _errors(checks):
         checks += general.run_smoke_checks(machine, chosen, seconds, timeout)
     else:

@@ -21,13 +21,14 @@ def check_torch(machine: Machine) -> List[Check]:
     checks = [Check('versions', 'python', 'ok', python)]
     pair = machine.pair
     if pair.torch is None:
-        return [*checks, Check('versions', 'torch', 'error', 'not installed', wheels.install_command(pair))]
+        remedy = wheels.install_command(pair) if machine.has_ascend else f'{PIP} torch torchvision'
+        return [*checks, Check('versions', 'torch', 'error', 'not installed', remedy)]
     build = f'{pair.torch}, CUDA {pair.cuda} build' if pair.cuda else f'{pair.torch}, CPU build'
     if machine.torch_works:
         return [*checks, Check('versions', 'torch', 'ok', build)]
     return [*checks, Check(
         'versions', 'torch', 'error', f'{build}, does not import: {machine.without_backends.failure}',
-        f'{PIP} --force-reinstall torch=={wheels.dotted(wheels.release(pair.torch))}')]
+        wheels.reinstall_torch_command(pair))]
 
 
 def check_autoload(machine: Machine) -> List[Check]:
@@ -55,13 +56,14 @@ def check_packages(machine: Machine) -> List[Check]:
         try:
             checks.append(Check('versions', name, 'ok', importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            return [*checks, Check('versions', name, 'error', 'not installed', f'{PIP} {name}')]
+            remedy = wheels.add_package_command(name, machine.pair)
+            return [*checks, Check('versions', name, 'error', 'not installed', remedy)]
     probe = machine.imports if 'torch' in machine.imports.data else machine.without_backends
     if machine.torch_works and probe.failure:
         checks.append(Check(
             'versions', 'imports', 'error', f'torchvision and timm do not import: {probe.failure}',
-            'install the torchvision that belongs to this torch, from the same index (0.24 to torch 2.9, '
-            '0.25 to 2.10 and so on)'))
+            f'install the torchvision that belongs to this torch: '
+            f'{wheels.add_package_command("torchvision", machine.pair)}'))
     return checks
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import List
 
-from seresnet_timm.ascend import hccl_network, installation, wheels
+from seresnet_timm.ascend import hccl, hccl_network, hccl_ports, installation, npu_users, wheels
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
@@ -140,6 +140,19 @@ def check_npus(machine: Machine) -> List[Check]:
     return checks
 
 
+def check_npu_users(machine: Machine) -> List[Check]:
+    """Other processes that use the NPUs."""
+    if not machine.nodes and not machine.npus:
+        return []
+    usage = npu_users.find_users(machine.environ, machine.root)
+    told = [f'{user.where}: {user.describe()}' for user in usage.users]
+    if not told:
+        return [Check('devices', 'other processes', 'note', f'none on {usage.devices} NPU(s), by {usage.how}')]
+    more = f' and {len(told) - 8} more' if len(told) > 8 else ''
+    return [Check('devices', 'other processes', 'warning', f'{"; ".join(told[:8])}{more}, by {usage.how}',
+                  'end them, or pick other NPUs for a training with --devices')]
+
+
 def check_interface(machine: Machine) -> List[Check]:
     """The network interface that HCCL uses."""
     here = hccl_network.addresses()
@@ -163,19 +176,20 @@ def check_interface(machine: Machine) -> List[Check]:
 def check_ports(machine: Machine, device: str) -> List[Check]:
     """The ports on which HCCL listens."""
     base = machine.environ.get('HCCL_IF_BASE_PORT', str(hccl_network.HCCL_BASE_PORT))
-    count = hccl_network.HCCL_PORTS
-    if not base.isdigit() or not 1024 <= int(base) <= 65536 - count:
+    low, high = hccl_ports.LOWEST, hccl_ports.HIGHEST
+    if not base.isdigit() or not low <= int(base) <= high:
         return [Check('hccl', 'ports', 'warning', f'HCCL_IF_BASE_PORT={base} is no port',
-                      f'set it to a number from 1024 to {65536 - count}, or unset it')]
-    ports = f'{base}-{int(base) + count - 1}'
-    busy = hccl_network.busy_ports(int(base))
+                      f'set it to a number from {low} to {high}, or unset it')]
+    all_ports = hccl_ports.ports_from(int(base), hccl.inspect(None, machine.environ, machine.root))
+    count, ports = len(all_ports), f'{base}-{all_ports[-1]}'
+    busy = hccl_ports.taken_ports(all_ports, None)
     if busy:
         checks = [Check('hccl', 'ports', 'warning', f'{", ".join(map(str, busy))} of {ports} in use',
                         f'end the processes that listen there (ss -ltnp), or set HCCL_IF_BASE_PORT to the first of '
-                        f'{count} free ports')]
+                        f'{count} free ports; a training does so by itself on one node')]
     else:
         checks = [Check('hccl', 'ports', 'ok', f'{ports} are free')]
-    if hccl_network.exposed_ports(machine.root, int(base)):
+    if hccl_network.exposed_ports(machine.root, int(base), count):
         checks.append(Check('hccl', 'reserved ports', _only_a_note_without_npu(device, 'warning'),
                             f'the kernel may give {ports} to any outgoing connection',
                             f'sudo sysctl -w net.ipv4.ip_local_reserved_ports={ports}'))

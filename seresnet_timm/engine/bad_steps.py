@@ -64,6 +64,8 @@ def _ended(run: Any, place: Tuple[int, int], loss: float) -> RunError:
     if files:
         more = (f' The first of them was update {int(figures.began)}, with the images '
                 f'{first_names(map(printable, files), MAX_NAMED)}.')
+    if run.outputs:
+        run.outputs.saver.wait()
     if run.outputs and run.outputs.folder.last.exists():
         more += f' The last good checkpoint is {run.outputs.folder.last}.'
     error = diverged(run.record, what, is_saved=bool(run.outputs and run.outputs.folder.last.exists()), more=more)

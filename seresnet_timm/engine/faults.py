@@ -30,11 +30,13 @@ def note_all(record: Optional[RunRecord], epoch: Optional[int], *loaders: Any) -
 
 @contextmanager
 def noted(run: Any) -> Iterator[None]:
-    """Add what happened to the loaders of this rank before an epoch did not come to its end."""
+    """Add what happened to the loaders of this rank before an epoch did not come to its end; wait for the last save."""
     try:
         yield
     finally:
         note_own(run.record, None, run.train_loader, run.eval_loader)
+        if run.outputs:
+            run.outputs.saver.wait()
 
 
 def take(loaders: Iterable[Any]) -> List[Fault]:

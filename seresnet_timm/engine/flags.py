@@ -86,16 +86,20 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     group = parser.add_argument_group('Optimizer')
     arg = group.add_argument
     arg('--opt', default='sgd', metavar='NAME', help="a timm optimizer; 'sgd' is Nesterov, 'momentum' is not")
-    arg('--opt-eps', type=float, metavar='EPS')
-    arg('--opt-betas', type=float, nargs='+', metavar='BETA')
-    arg('--momentum', type=float, default=0.9)
+    arg('--opt-eps', type=float, metavar='EPS',
+        help="small number that the optimizer adds to a divisor (default: the optimizer's)")
+    arg('--opt-betas', type=float, nargs='+', metavar='BETA',
+        help="factors of the moving averages of Adam-like optimizers (default: the optimizer's)")
+    arg('--momentum', type=float, default=0.9, help='momentum of the optimizer')
     arg('--weight-decay', type=float, default=2e-5,
         help='biases and BatchNorm are exempt unless --opt-kwargs filter_bias_and_bn=False')
     arg('--clip-grad', type=float, metavar='NORM', help='gradient clipping (default: none)')
-    arg('--clip-mode', default='norm', choices=('norm', 'value', 'agc'))
+    arg('--clip-mode', default='norm', choices=('norm', 'value', 'agc'),
+        help='clip by the norm of all gradients, by value, or by the norm of each weight (agc)')
     arg('--layer-decay', type=float, help='learning rate decay from layer to layer')
-    arg('--layer-decay-min-scale', type=float, default=0)
-    arg('--layer-decay-no-opt-scale', type=float)
+    arg('--layer-decay-min-scale', type=float, default=0, help='the least factor of --layer-decay')
+    arg('--layer-decay-no-opt-scale', type=float,
+        help='layers whose factor of --layer-decay is below this are not trained')
     arg('--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further optimizer arguments')
 
     group = parser.add_argument_group('Learning rate schedule')
@@ -103,71 +107,85 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--sched', default='cosine', metavar='NAME', help='a timm schedule: cosine, tanh, step, multistep, poly, wsd')
     arg('--sched-on-updates', action='store_true', help='step the schedule every update, not every epoch')
     arg('--lr', type=float, help='learning rate; without it lr-base x global batch size / lr-base-size')
-    arg('--lr-base', type=float, default=0.1)
-    arg('--lr-base-size', type=int, default=256)
+    arg('--lr-base', type=float, default=0.1,
+        help='learning rate for a global batch of --lr-base-size images, without --lr')
+    arg('--lr-base-size', type=int, default=256, help='global batch size that --lr-base is for')
     arg('--lr-base-scale', default='', metavar='KIND', help="'linear' or 'sqrt'; by optimizer if empty")
-    arg('--lr-noise', type=float, nargs='+', metavar='PCT')
-    arg('--lr-noise-pct', type=float, default=0.67)
-    arg('--lr-noise-std', type=float, default=1.0)
-    arg('--lr-cycle-mul', type=float, default=1.0)
-    arg('--lr-cycle-decay', type=float, default=0.5)
-    arg('--lr-cycle-limit', type=int, default=1)
-    arg('--lr-k-decay', type=float, default=1.0)
-    arg('--warmup-lr', type=float, default=1e-5)
-    arg('--min-lr', type=float, default=0)
-    arg('--epochs', type=int, default=300, metavar='N')
+    arg('--lr-noise', type=float, nargs='+', metavar='PCT',
+        help='part of the epochs in which noise is added to the learning rate: its start, or start and end')
+    arg('--lr-noise-pct', type=float, default=0.67, help='largest share by which the noise changes the learning rate')
+    arg('--lr-noise-std', type=float, default=1.0, help='standard deviation of the noise')
+    arg('--lr-cycle-mul', type=float, default=1.0,
+        help='factor for the length of a cycle of the schedule after each cycle')
+    arg('--lr-cycle-decay', type=float, default=0.5, help='factor for the learning rate of a cycle after each cycle')
+    arg('--lr-cycle-limit', type=int, default=1, help='number of cycles of the schedule')
+    arg('--lr-k-decay', type=float, default=1.0, help='exponent of the position in a cosine or poly cycle (k-decay)')
+    arg('--warmup-lr', type=float, default=1e-5, help='learning rate at the start of the warm-up')
+    arg('--min-lr', type=float, default=0, help='learning rate at the end of the schedule')
+    arg('--epochs', type=int, default=300, metavar='N',
+        help='epochs of the schedule; --cooldown-epochs, and with --warmup-prefix the warm-up, are added')
     arg('--epoch-repeats', type=float, default=0., metavar='N', help='dataset repeats per epoch (iterable datasets)')
     arg('--start-epoch', type=int, metavar='N', help='number of the first epoch; overrides that of --resume')
-    arg('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH')
-    arg('--decay-epochs', type=float, default=90)
-    arg('--warmup-epochs', type=int, default=5, metavar='N')
+    arg('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH',
+        help='epochs at which --sched multistep multiplies the learning rate by --decay-rate')
+    arg('--decay-epochs', type=float, default=90, help='epochs between two such steps of --sched step')
+    arg('--warmup-epochs', type=int, default=5, metavar='N',
+        help='epochs in which the learning rate rises from --warmup-lr')
     arg('--warmup-prefix', action='store_true', help='warm-up epochs come before --epochs, not within them')
-    arg('--cooldown-epochs', type=int, default=0, metavar='N')
-    arg('--patience-epochs', type=int, default=10, metavar='N')
-    arg('--decay-rate', '--dr', type=float, default=0.1)
+    arg('--cooldown-epochs', type=int, default=0, metavar='N', help='further epochs with the least learning rate')
+    arg('--patience-epochs', type=int, default=10, metavar='N',
+        help='epochs without a better metric after which --sched plateau lowers the learning rate')
+    arg('--decay-rate', '--dr', type=float, default=0.1,
+        help='factor for the learning rate, of --sched step, multistep, plateau and poly (its exponent)')
 
     group = parser.add_argument_group('Augmentation and regularization')
     arg = group.add_argument
     arg('--no-aug', action='store_true', help='only resize training images')
-    arg('--train-crop-mode', metavar='MODE')
+    arg('--train-crop-mode', metavar='MODE',
+        help='random crop: rrc (resized crop), rkrc or rkrr (keep the ratio, then crop)')
     arg('--scale', type=float, nargs='+', default=[0.08, 1.0], help='area of the random crop')
     arg('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.], help='aspect ratio of the random crop')
-    arg('--hflip', type=float, default=0.5, metavar='P')
-    arg('--vflip', type=float, default=0., metavar='P')
-    arg('--color-jitter', type=float, default=0.4, metavar='F')
-    arg('--color-jitter-prob', type=float, metavar='P')
-    arg('--grayscale-prob', type=float, metavar='P')
-    arg('--gaussian-blur-prob', type=float, metavar='P')
+    arg('--hflip', type=float, default=0.5, metavar='P', help='horizontal flip')
+    arg('--vflip', type=float, default=0., metavar='P', help='vertical flip')
+    arg('--color-jitter', type=float, default=0.4, metavar='F',
+        help='strength of the changes of brightness, contrast and saturation')
+    arg('--color-jitter-prob', type=float, metavar='P', help='probability of --color-jitter (default: always)')
+    arg('--grayscale-prob', type=float, metavar='P', help='probability of a grey image')
+    arg('--gaussian-blur-prob', type=float, metavar='P', help='probability of a blurred image')
     arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'")
     arg('--aug-repeats', type=float, default=0, help='repeated augmentation (several processes only)')
     arg('--aug-splits', type=int, default=0, metavar='N', help='augmentation splits, 0 or at least 2')
     arg('--jsd-loss', action='store_true', help='Jensen-Shannon divergence over the augmentation splits')
     arg('--bce-loss', action='store_true', help='binary cross entropy')
-    arg('--bce-sum', action='store_true')
-    arg('--bce-target-thresh', type=float)
-    arg('--bce-pos-weight', type=float)
+    arg('--bce-sum', action='store_true', help='sum the binary cross entropy over the classes, not their mean')
+    arg('--bce-target-thresh', type=float, help='targets above this become 1 for --bce-loss, others 0')
+    arg('--bce-pos-weight', type=float, help='weight of the classes that are present for --bce-loss')
     arg('--reprob', type=float, default=0., metavar='P', help='random erasing')
-    arg('--remode', default='pixel', metavar='MODE')
-    arg('--recount', type=int, default=1, metavar='N')
+    arg('--remode', default='pixel', metavar='MODE',
+        help='what erased areas are filled with: const (black), rand (one colour), pixel (noise)')
+    arg('--recount', type=int, default=1, metavar='N', help='number of erased areas')
     arg('--resplit', action='store_true', help='no random erasing in the first augmentation split')
-    arg('--mixup', type=float, default=0.0, metavar='ALPHA')
-    arg('--cutmix', type=float, default=0.0, metavar='ALPHA')
-    arg('--cutmix-minmax', type=float, nargs='+', metavar='RATIO')
-    arg('--mixup-prob', type=float, default=1.0, metavar='P')
-    arg('--mixup-switch-prob', type=float, default=0.5, metavar='P')
-    arg('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem', 'half'))
+    arg('--mixup', type=float, default=0.0, metavar='ALPHA', help='alpha of mixup, which blends two images; 0: none')
+    arg('--cutmix', type=float, default=0.0, metavar='ALPHA',
+        help='alpha of cutmix, which pastes a part of another image; 0: none')
+    arg('--cutmix-minmax', type=float, nargs='+', metavar='RATIO',
+        help='least and largest share of the side that cutmix pastes, instead of --cutmix')
+    arg('--mixup-prob', type=float, default=1.0, metavar='P', help='probability that a batch has mixup or cutmix')
+    arg('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='probability of cutmix, where both are on')
+    arg('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem', 'half'),
+        help='what is mixed alike: a batch, pairs of images, or each image')
     arg('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
     arg('--smoothing', type=float, default=0.1, help='label smoothing')
-    arg('--train-interpolation', default='random', metavar='NAME')
+    arg('--train-interpolation', default='random', metavar='NAME', help='resize filter in training')
     arg('--drop', type=float, default=0.0, metavar='P', help='dropout')
     arg('--drop-connect', type=float, metavar='P', help=argparse.SUPPRESS)
-    arg('--drop-path', type=float, metavar='P')
-    arg('--drop-block', type=float, metavar='P')
+    arg('--drop-path', type=float, metavar='P', help='probability that a residual branch is left out')
+    arg('--drop-block', type=float, metavar='P', help='probability that an area of features is set to 0')
 
     group = parser.add_argument_group('Batch norm')
     arg = group.add_argument
-    arg('--bn-momentum', type=float)
-    arg('--bn-eps', type=float)
+    arg('--bn-momentum', type=float, help="momentum of BatchNorm's running statistics (default: the model's)")
+    arg('--bn-eps', type=float, help="small number that BatchNorm adds to the variance (default: the model's)")
     arg('--sync-bn', action='store_true', help='BatchNorm over the global batch')
     arg('--dist-bn', default='reduce', choices=('broadcast', 'reduce', ''),
         help='how ranks agree on running statistics after an epoch')
@@ -175,15 +193,16 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
 
     group = parser.add_argument_group('Exponential moving average')
     arg = group.add_argument
-    arg('--model-ema', action='store_true')
+    arg('--model-ema', action='store_true', help='keep a moving average of the weights, evaluate it too, and save it')
     arg('--model-ema-force-cpu', action='store_true', help='keep it in host memory, without evaluation')
-    arg('--model-ema-decay', type=float, default=0.9998)
-    arg('--model-ema-warmup', action='store_true')
+    arg('--model-ema-decay', type=float, default=0.9998, help='share of the average that each step keeps')
+    arg('--model-ema-warmup', action='store_true', help='let the decay rise in the first steps')
 
     group = parser.add_argument_group('Run')
     arg = group.add_argument
-    arg('--seed', type=int, default=42)
-    arg('--worker-seeding', default='all', metavar='MODE')
+    arg('--seed', type=int, default=42, help='seed of all random numbers; each process adds its rank')
+    arg('--worker-seeding', default='all', metavar='MODE',
+        help="what a worker's seed sets: all (Python, NumPy and torch) or part (NumPy)")
     arg('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
     arg('--val-interval', type=int, default=1, metavar='N', help='epochs between evaluations')
     arg('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery checkpoints')
@@ -195,10 +214,10 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--experiment', metavar='NAME', default='', help='folder of this run (default: date-model-size)')
     arg('--eval-metric', default='top1', metavar='NAME', help='metric that selects the best checkpoint')
     arg('--tta', type=int, default=0, metavar='N', help='test-time augmentation factor')
-    arg('--log-wandb', action='store_true')
-    arg('--wandb-project')
-    arg('--wandb-tags', nargs='+', default=[])
-    arg('--wandb-resume-id', default='')
+    arg('--log-wandb', action='store_true', help='log the epochs to Weights & Biases')
+    arg('--wandb-project', help='project of Weights & Biases')
+    arg('--wandb-tags', nargs='+', default=[], help='tags of the run in Weights & Biases')
+    arg('--wandb-resume-id', default='', help='id of a run of Weights & Biases that goes on')
 
     _add_timm_only(parser, TIMM_ONLY_TRAIN)
     return parser
@@ -218,14 +237,14 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
 
     group = parser.add_argument_group('Model')
     arg = group.add_argument
-    arg('-m', '--model', metavar='NAME', default='dpn92')
+    arg('-m', '--model', metavar='NAME', default='dpn92', help='model to evaluate')
     arg('--pretrained', action='store_true', help='default if there is no --checkpoint')
     arg('--checkpoint', metavar='PATH', default='', help='weights; a folder evaluates every checkpoint in it')
     arg('--use-ema', action='store_true', help='the moving average of the checkpoint instead of its weights')
     _add_model_shape(group)
     arg('--use-train-size', action='store_true', help='the training input size, if the model has a test size')
     arg('--crop-mode', metavar='MODE', help='squash, border or center')
-    arg('--crop-border-pixels', type=int, metavar='N')
+    arg('--crop-border-pixels', type=int, metavar='N', help='border that --crop-mode border cuts off')
     arg('-b', '--batch-size', type=int, default=256, metavar='N', help='images per process and step')
     arg('--test-pool', action='store_true', help='test-time pooling')
     arg('--reparam', action='store_true', help='fold reparameterizable branches')
@@ -238,11 +257,11 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
 
     group = parser.add_argument_group('Run')
     arg = group.add_argument
-    arg('--seed', type=int, default=42)
+    arg('--seed', type=int, default=42, help='seed of all random numbers; each process adds its rank')
     arg('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
     _add_loader(group)
     arg('--results-file', metavar='FILE', default='', help='write the results here')
-    arg('--results-format', default='csv', choices=('csv', 'json'))
+    arg('--results-format', default='csv', choices=('csv', 'json'), help='format of --results-file')
     arg('--real-labels', metavar='FILE', default='', help="ImageNet 'real' labels (JSON)")
     arg('--valid-labels', metavar='FILE', default='', help='class indices to evaluate, one a line')
     arg('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='also precision, recall and F1 (scikit-learn)')
@@ -265,11 +284,13 @@ def _add_data_source(group) -> None:
     arg('--dataset-download', action='store_true', help='download torch/ and tfds/ datasets')
     arg('--class-map', metavar='FILE', default='', help='file with the folder of every class, a name a line')
     arg('--input-img-mode', metavar='MODE', help="PIL mode of the images, e.g. 'RGB'")
-    arg('--input-key', metavar='KEY')
-    arg('--target-key', metavar='KEY')
+    arg('--input-key', metavar='KEY',
+        help='name of the images in a Hugging Face dataset, or their suffix in WebDataset tars')
+    arg('--target-key', metavar='KEY', help='name of the classes there, such as label or cls')
     arg('--dataset-trust-remote-code', action='store_true', help='run the code of a Hugging Face dataset')
-    arg('--mean', type=float, nargs='+', help="normalization (default: the model's)")
-    arg('--std', type=float, nargs='+')
+    arg('--mean', type=float, nargs='+', help="mean of the pixels, for normalization (default: the model's)")
+    arg('--std', type=float, nargs='+',
+        help="standard deviation of the pixels, for normalization (default: the model's)")
     arg('--interpolation', metavar='NAME', default='', help='resize filter at evaluation')
     arg('--crop-pct', type=float, help='share of the image that the evaluation crop covers')
 
@@ -287,9 +308,10 @@ def _add_model_shape(group) -> None:
 def _add_execution(group) -> None:
     arg = group.add_argument
     arg('--channels-last', action='store_true', help='NHWC memory layout')
-    arg('--fast-norm', action='store_true')
+    arg('--fast-norm', action='store_true',
+        help="timm's faster normalization layers, in lower precision where the device has them")
     arg('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='torch.compile')
-    arg('--torchcompile-mode', metavar='MODE')
+    arg('--torchcompile-mode', metavar='MODE', help="mode of torch.compile, e.g. 'max-autotune'")
 
 
 def _add_device(group) -> None:
@@ -297,7 +319,7 @@ def _add_device(group) -> None:
     arg('--device', default='auto', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
     arg('--device-modules', nargs='+', metavar='MODULE', help='Python modules to import first')
     arg('--amp', action='store_true', help='mixed precision')
-    arg('--amp-dtype', default='float16', choices=('float16', 'bfloat16'))
+    arg('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='number format of --amp')
     arg('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the weights, without --amp')
 
 

@@ -1,7 +1,7 @@
 """Running figures that do not make the host wait for the device."""
 import logging
 import time
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -113,6 +113,17 @@ class LossMeter:
         self._pending = torch.tensor(state['pending'], device=self._pending.device)
         self._pending_count, self._sum, self._count = state['pending_count'], state['sum'], state['count']
         self._left_out = state.get('left_out', 0.)
+
+
+def mean_losses(states: List[Dict[str, Any]], world_size: int) -> Dict[str, Any]:
+    """State of a LossMeter of each rank, for another number of ranks: from those of all ranks before."""
+    share = len(states) / world_size  # of what a rank counted before: sums are means over the ranks
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+    last, *pending = (mean(values) for values in zip(*(s['pending'] for s in states)))
+    sums = {k: share * mean([s.get(k, 0.) for s in states]) for k in ('pending_count', 'sum', 'count', 'left_out')}
+    return dict(sums, pending=[last, *(share * value for value in pending)])
 
 
 class Throughput:

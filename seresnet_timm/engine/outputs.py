@@ -43,7 +43,7 @@ def create_outputs(
         max_history=args.checkpoint_hist,
         task=run.task,
     )
-    saver.model_info, saver.errors = info.to_dict(), SaveErrors()
+    saver.model_info, saver.errors, saver.in_background = info.to_dict(), SaveErrors(), True
     continues = checkpoint is not None and folder.owns(checkpoint.path)
     if continues:
         if checkpoint.content.get('saver'):
@@ -52,11 +52,22 @@ def create_outputs(
             _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
     record = RunRecord(settings, folder.path, saver.model_info)
     record.continue_from(start_epoch if continues else 0)
+    note_failed_saves(saver, record)
     trim_summary(str(folder.summary), start_epoch if continues else 0)
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
         yaml.safe_dump(settings.args, f, default_flow_style=False)
     _logger.info(f'Output: {printable(folder.path)}')
     return Outputs(folder, saver, record)
+
+
+def note_failed_saves(saver: AtomicCheckpointSaver, record: RunRecord) -> None:
+    """Let a saver note in run.json what it could not save; an epoch that is not saved is not the best one."""
+    def note(epoch: int, reason: str, when: float) -> None:
+        record.add_fault('save', epoch, reason, when)
+        best = record.content['best']
+        if best and best['epoch'] == epoch and saver.best_epoch != epoch:
+            record.set_best(best['metric'], saver.best_metric, saver.best_epoch)
+    saver.on_failure = note
 
 
 def start_wandb(args, name: str) -> None:
@@ -94,8 +105,6 @@ def save_epoch(
         epoch, metric=None if is_bad_epoch(train_metrics, eval_metrics) else metric)
     if best_metric is not None:
         outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
-    if outputs.saver.errors.last:
-        outputs.record.add_fault('save', epoch, outputs.saver.errors.last)
 
 
 def print_results(run: Training, results: List[Dict[str, Any]]) -> None:

@@ -16,8 +16,10 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import weights_for
 from seresnet_timm.checkpoints.random_state import own_state, set_own_state
 from seresnet_timm.data.image_files import Unreadable, image_files_of
+from seresnet_timm.data.loading import is_fast
 from seresnet_timm.data.position import resumable
 from seresnet_timm.engine.epoch import Training
+from seresnet_timm.engine.meters import mean_losses
 from seresnet_timm.errors import UsageError, first_line
 from seresnet_timm.step.bad_steps import BadSteps, Figures
 
@@ -149,12 +151,12 @@ class Resumed:
         ranks = self.state.get('ranks')
         return ranks[rank] if ranks and self.is_exact else {}
 
-    def start_of(self, epoch: int, rank: int) -> Optional[Dict[str, Any]]:
+    def start_of(self, epoch: int, rank: int, world_size: int) -> Optional[Dict[str, Any]]:
         """What an epoch that was begun before goes on with, for `train_one_epoch`; None for another epoch."""
         if epoch != self.place.epoch or not self.place.is_within_epoch:
             return None
-        ranks = self.state['ranks']  # means over the ranks, but for what was not read yet
-        losses = ranks[rank if self.is_exact else 0]['losses']
+        ranks = self.state['ranks']
+        losses = ranks[rank]['losses'] if self.is_exact else mean_losses([r['losses'] for r in ranks], world_size)
         return dict(self.state, batches=self.place.batches, losses=losses)
 
     def trained_epoch(self, epoch: int) -> Optional[Tuple[Dict[str, float], Dict[str, Any]]]:
@@ -185,7 +187,11 @@ def resume_from(checkpoint: Optional[Checkpoint], run: Training, resume_epoch: O
     notes = []
     if not is_exact:
         notes.append(f'Random state not restored: saved by {state["world_size"]} process(es), this run has '
-                     f'{args.world_size}.')
+                     f'{args.world_size}. ' + (
+                         'Order and augmentation of the images are the same; dropout, drop-path, mixup and cutmix '
+                         'draw other numbers.' if is_fast(run.train_loader.dataset) and not args.aug_repeats else
+                         "Images are augmented with other random numbers, as timm's own loading draws them in every "
+                         'process.'))
     if epoch != place.epoch:
         place = Place(epoch)  # --start-epoch
     elif place.batches and not place.is_trained and resumable(run.train_loader) is None:
@@ -230,7 +236,9 @@ def restore_loader(run: Training, resumed: Resumed) -> None:
         if note and utils.is_primary(args):
             _logger.warning(note)
     elif batches:
-        loader.skip(batches)
+        ranks = state.get('ranks')
+        order = (ranks[0]['loader'] or {}).get('order') if ranks and knows_epoch else None
+        loader.skip(batches, order)
 
 
 def restore_rank(run: Training, resumed: Resumed) -> None:
@@ -259,7 +267,8 @@ def restore_counts(run: Training, resumed: Resumed) -> None:
         run.bad_steps.load_state_dict(state)
         run.figures = Figures(*ranks[0]['figures']) if ranks[0].get('figures') else None
     files = image_files_of(getattr(run.train_loader, 'dataset', None))
-    indices = resumed.of_rank(run.args.rank).get('unreadable')
+    found = [resumed.of_rank(run.args.rank)] if resumed.is_exact else ranks
+    indices = sorted({i for rank in found for i in rank.get('unreadable') or ()})
     if files is not None and indices and place.batches and not place.is_trained:
         files.add_unreadable(indices)
 

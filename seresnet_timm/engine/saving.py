@@ -108,6 +108,7 @@ def end_stopped(run: Training, settings: RunSettings, error: Stopped) -> None:
         SystemExit: Always; the exit code is 128 and the number of the signal.
     """
     if run.outputs is not None:
+        run.outputs.saver.wait()
         saved = run.outputs.saver.errors.last or 'everything is saved.'
         _logger.info(f'Stopped by {error.name}; {saved}{resume_hint(settings)}')
     run.saving.agreement.wait_until_saved()

@@ -389,7 +389,7 @@ def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, 
     trained = resumed.trained_epoch(epoch)
     if trained is not None:
         return trained
-    args, run.begun = run.args, resumed.start_of(epoch, run.args.rank)
+    args, run.begun = run.args, resumed.start_of(epoch, run.args.rank, run.args.world_size)
     set_epoch(run.train_loader, epoch)
     train_metrics, figures = train_one_epoch(run, epoch)
     note_all(run.record, epoch, run.train_loader)

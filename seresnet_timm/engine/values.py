@@ -25,6 +25,10 @@ class Rule:
     def wrong_list(self, values: Sequence[Any]) -> Optional[str]:
         """Likewise, for all values of a flag that takes several, each right by itself."""
 
+    def describe(self) -> str:
+        """What to give, for `seresnet-timm help VERB FLAG`."""
+        return ''
+
 
 @dataclass(frozen=True)
 class Number(Rule):
@@ -71,6 +75,11 @@ class Number(Rule):
             return 'is not in ascending order: give the lower value first'
         return None
 
+    def describe(self) -> str:
+        counts = f'{" or ".join(map(str, self.counts))} numbers, ' if self.counts else ''
+        order = ', in ascending order' if self.ascending else ''
+        return f'{counts}{self.advice()}{order}'
+
     def advice(self) -> str:
         """What to give, in words."""
         if self.low is not None and self.high is not None:
@@ -84,6 +93,9 @@ class Number(Rule):
 
 class ShareOrCount(Rule):
     """A number of images, or their share in percent: '5' or '0.1%'."""
+
+    def describe(self) -> str:
+        return 'a number of images, or a share in percent such as 0.1%'
 
     def read(self, value: Any) -> Any:
         return value.replace(' ', '') if isinstance(value, str) else value
@@ -110,6 +122,10 @@ class Names(Rule):
     first_part: bool = False
     ignores_case: bool = False
 
+    def describe(self) -> str:
+        more = ', followed by settings, e.g. rand-m7-mstd0.5' if self.first_part else ''
+        return ', '.join(self.known) + more
+
     def wrong(self, value: Any) -> Optional[str]:
         name = value.lower() if self.ignores_case else value
         if self.first_part:
@@ -122,6 +138,9 @@ class Names(Rule):
 class Device(Rule):
     """A device, with or without an index."""
 
+    def describe(self) -> str:
+        return 'auto, npu, cuda (or gpu), cpu, or one with an index: npu:0'
+
     def wrong(self, value: Any) -> Optional[str]:
         if re.fullmatch(r'auto|(npu|cuda|gpu|cpu)(:\d+)?', value):
             return None
@@ -130,6 +149,9 @@ class Device(Rule):
 
 class FilePath(Rule):
     """A path, or a name that may be one. `~` is the home folder, as in a shell, which does not look behind `=`."""
+
+    def describe(self) -> str:
+        return 'a path or a name'
 
     def read(self, value: Any) -> Any:
         scheme, colon, rest = value.partition(':')
@@ -159,6 +181,9 @@ class FolderName(Rule):
 class Output(FilePath):
     """A file or folder to write."""
     is_folder: bool = True
+
+    def describe(self) -> str:
+        return 'a folder to write to' if self.is_folder else 'a file to write'
 
     def wrong(self, value: Any) -> Optional[str]:
         if super().wrong(value):
@@ -245,7 +270,7 @@ VALUES: Dict[str, Rule] = {
     'max_bad_images': ShareOrCount(), 'loss_scale': Number(above=0, also=(-1,)),
     'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
     'fast_jpeg': Names(('auto', 'on', 'off')), 'fast_step': Names(('auto', 'off')),
-    'fuse_bn': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
+    'fuse_bn': Names(('auto', 'on', 'off')), 'lean_se': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
     # paths that are read
     **dict.fromkeys((
         'data', 'data_dir', 'config', 'class_map', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint',
@@ -263,6 +288,9 @@ VALUES: Dict[str, Rule] = {
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
+    'split.val': Number(above=0, below=1), 'split.out': Output(is_folder=True),
+    'compare.loss_scale': POSITIVE, 'rtol': POSITIVE, 'top': COUNT, 'reference_device': Device(),
+    'dump': Output(is_folder=False), 'against': FilePath(), 'checkpoints': FilePath(),
     'bench.target': POSITIVE, 'bench.json': Output(is_folder=False),
 }
 # the ModelZoo's names for them

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import timm
+import torch
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.data.loader import adapt_to_chs
@@ -133,6 +134,28 @@ def load_model(
         flags=[f'{flag} {value}' for flag, value in given if value is not None],
         unknown=[] if path is None else info.unknown_preprocessing(),
     )
+
+
+def untrained_model(
+        name: str,
+        num_classes: Optional[int],
+        img_size: Optional[int],
+        seed: int,
+        kwargs: Dict[str, Any],
+) -> LoadedModel:
+    """A network with the random weights of a seed.
+
+    Raises:
+        UsageError: There is no such network, or it does not take one of the arguments.
+    """
+    check_model_name(name)
+    name = split_model_name_tag(name)[0]
+    torch.manual_seed(seed)
+    arguments = {'num_classes': num_classes, **_size_argument(name, img_size), **kwargs}
+    model = create_model(name, pretrained=False, exportable=True, **arguments)
+    data_config = _preprocessing(model, ModelInfo(), name, img_size, None)
+    info = replace(ModelInfo.of_model(model, data_config), name=name, num_classes=model.num_classes)
+    return LoadedModel(model.float(), info, f'random weights of seed {seed}')
 
 
 def read_model_file(source: str) -> Checkpoint:

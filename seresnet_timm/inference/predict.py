@@ -102,7 +102,7 @@ def _list_folder(
             _list_folder(entry.path, images, others, foreign, seen)
 
 
-class _Images(Dataset):
+class ImageFiles(Dataset):
     """Images by file; one that cannot be read is a sentence instead of a tensor."""
 
     def __init__(self, files: List[str], data_config: Dict[str, Any]):
@@ -148,7 +148,7 @@ def predict(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> Ite
     """
     device, batch_size = settings.device, settings.args['batch_size']
     loader = DataLoader(
-        _Images(files, loaded.data_config), batch_size=batch_size, num_workers=settings.args['workers'],
+        ImageFiles(files, loaded.data_config), batch_size=batch_size, num_workers=settings.args['workers'],
         collate_fn=_collate)
     model = loaded.model.to(device)
     topk = min(settings.args['topk'], model.num_classes)

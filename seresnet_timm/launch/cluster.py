@@ -1,4 +1,4 @@
-"""Who started this process, and what they have already decided: torchrun, SLURM or MindCluster
+"""Who started this process, and what they have already decided: torchrun, SLURM, MindCluster or ModelArts
 
 `detect` reads the environment, `decide` compares it with the command line: what was typed wins over variables.
 """
@@ -20,7 +20,7 @@ class Cluster:
     """A job as its scheduler describes it.
 
     Attributes:
-        kind: 'torchrun', 'SLURM' or 'MindCluster'.
+        kind: 'torchrun', 'SLURM', 'MindCluster' or 'ModelArts'.
         is_rank: This process is one rank of the job, not the launcher of a node's ranks.
         nnodes: Number of nodes.
         node_rank: Number of this node.
@@ -31,6 +31,8 @@ class Cluster:
         tasks: Processes that were started as this one was: ranks, or launchers of nodes.
         task: Number of this process among them.
         variables: The variables that say so, as a sentence names them.
+        master_variable: The variable that names the address of node 0.
+        why_not_needed: Why this process ends at once, as a sentence: another one starts the ranks of its node.
     """
     kind: str
     is_rank: bool
@@ -43,6 +45,8 @@ class Cluster:
     tasks: int = 1
     task: int = 0
     variables: str = ''
+    master_variable: str = 'MASTER_ADDR'
+    why_not_needed: Optional[str] = None
 
     def variable(self, name: str, default: Optional[int] = None) -> int:
         """torch's variable of this rank: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE."""
@@ -71,6 +75,8 @@ def detect(env: Mapping[str, str]) -> Optional[Cluster]:
         rank, size = env.get('RANK', '?'), env.get('WORLD_SIZE', '?')
         return Cluster('torchrun', is_rank=True, tasks=_number(env, 'WORLD_SIZE', 1), task=_number(env, 'RANK', 0),
                        variables=f'RANK={rank} and WORLD_SIZE={size}')
+    if 'MA_NUM_HOSTS' in env or 'VC_WORKER_NUM' in env and 'MA_NUM_GPUS' in env:
+        return _modelarts(env)
     if _number(env, 'SLURM_STEP_NUM_TASKS', 1) > 1:  # set by srun only: a batch script is not one of the tasks
         return _slurm(env)
     return None
@@ -169,17 +175,68 @@ def forget(env: MutableMapping[str, str]) -> None:
 
 def _mindcluster(env: Mapping[str, str]) -> Cluster:
     """MindCluster (Volcano): RANK is the node's, WORLD_SIZE counts all NPUs, LOCAL_RANK lists this node's."""
-    nproc = len(env['LOCAL_RANK'].split(','))
+    listed = env['LOCAL_RANK'].split(',')
+    if not all(re.fullmatch(r' *[0-9]+ *', number) for number in listed) or len(set(map(int, listed))) < len(listed):
+        raise UsageError(f"MindCluster says LOCAL_RANK={env['LOCAL_RANK']}, which is no list of this node's NPUs, such "
+                         'as 0,1,2,3: correct it, or unset it and give --nproc, --nnodes and --node-rank.')
+    nproc = len(listed)
     world_size = _number(env, 'WORLD_SIZE', nproc)
-    if world_size % nproc:
-        raise UsageError(f'MindCluster says WORLD_SIZE={world_size} and LOCAL_RANK={env["LOCAL_RANK"]}: the nodes have '
-                         'different numbers of NPUs; give --nproc, --nnodes and --node-rank, and unset LOCAL_RANK.')
-    nnodes, node_rank = world_size // nproc, _number(env, 'RANK', 0)
+    if world_size < nproc or world_size % nproc or _number(env, 'LOCAL_WORLD_SIZE', nproc) != nproc:
+        here = f' and LOCAL_WORLD_SIZE={env["LOCAL_WORLD_SIZE"]}' if 'LOCAL_WORLD_SIZE' in env else ''
+        raise UsageError(f'MindCluster says WORLD_SIZE={world_size} and LOCAL_RANK={env["LOCAL_RANK"]}{here}: the '
+                         'nodes have different numbers of NPUs; give --nproc, --nnodes and --node-rank, and unset '
+                         'LOCAL_RANK.')
+    nnodes = world_size // nproc
+    node_rank = _node_number(env, 'RANK', nnodes, 'MindCluster')
     return Cluster(
         'MindCluster', is_rank=False, nnodes=nnodes, node_rank=node_rank, nproc=nproc,
-        master_addr=env.get('MASTER_ADDR'), master_port=_number(env, 'MASTER_PORT', 29500), tasks=nnodes,
+        master_addr=env.get('MASTER_ADDR'), master_port=_port(env), tasks=nnodes,
         task=node_rank, variables=f"MindCluster's RANK={node_rank}, LOCAL_RANK={env['LOCAL_RANK']} and "
                                   f'WORLD_SIZE={world_size}')
+
+
+def _modelarts(env: Mapping[str, str]) -> Cluster:
+    """ModelArts: how many machines, which of them this is, their names, and the devices of each.
+
+    Its image for Ascend runs the boot file once a device, with ASCEND_DEVICE_ID; elsewhere it runs once a machine.
+    """
+    counts = {name: _number(env, name) for name in ('MA_NUM_HOSTS', 'VC_WORKER_NUM') if name in env}
+    nnodes = next(iter(counts.values()))
+    if min(counts.values()) < 1 or len(set(counts.values())) > 1:
+        told = ' and '.join(f'{name}={value}' for name, value in counts.items())
+        raise UsageError(f'ModelArts says {told}: that is no number of machines; correct it, or unset it.')
+    hosts = [host.strip() for host in env.get('VC_WORKER_HOSTS', '').split(',') if host.strip()]
+    if nnodes > 1 and hosts and len(hosts) != nnodes:
+        raise UsageError(f'ModelArts says {next(iter(counts))}={nnodes}, and VC_WORKER_HOSTS={env["VC_WORKER_HOSTS"]} '
+                         f'names {len(hosts)} machine(s): correct one of them.')
+    node_rank = _node_number(env, 'VC_TASK_INDEX', nnodes, 'ModelArts') if nnodes > 1 else 0
+    nproc = _number(env, 'MA_NUM_GPUS', 0) or None
+    device, variables = env.get('ASCEND_DEVICE_ID'), f"ModelArts' MA_NUM_HOSTS={nnodes} and VC_TASK_INDEX={node_rank}"
+    leaves = None
+    if device is not None and _number(env, 'ASCEND_DEVICE_ID') != 0:
+        leaves = (f'ModelArts starts this program once for each device: the one of device 0 starts all ranks of this '
+                  f'machine, the one of device {device} ends here.')
+    return Cluster(
+        'ModelArts', is_rank=False, nnodes=nnodes, node_rank=node_rank, nproc=nproc,
+        master_addr=hosts[0] if nnodes > 1 and hosts else None, master_port=_port(env) if nnodes > 1 else None,
+        tasks=nnodes, task=node_rank, variables=variables, master_variable='VC_WORKER_HOSTS', why_not_needed=leaves)
+
+
+def _node_number(env: Mapping[str, str], name: str, nnodes: int, kind: str) -> int:
+    """Number of this node; 0 may be left out where there is one."""
+    number = _number(env, name, 0 if nnodes == 1 else None)
+    if not 0 <= number < nnodes:
+        raise UsageError(f'{kind} says {name}={number}, but {nnodes} node(s) have the numbers 0 to {nnodes - 1}: '
+                         'correct it, or give --nnodes and --node-rank and unset the variables of this job.')
+    return number
+
+
+def _port(env: Mapping[str, str]) -> int:
+    port = _number(env, 'MASTER_PORT', 29500)
+    if not 0 < port < 65536:
+        raise UsageError(f'The environment variable MASTER_PORT is {port}, which is no port: set it to one from 1 to '
+                         '65535, the same on every node.')
+    return port
 
 
 def _slurm(env: Mapping[str, str]) -> Cluster:

@@ -6,6 +6,7 @@ from seresnet_timm.argument_parser import KeyValues, checked
 from seresnet_timm.engine.flags import TIMM_ONLY_TRAIN, TIMM_ONLY_VALIDATE, TimmOnly, timm_only_message
 from seresnet_timm.engine.values import VALUES
 from seresnet_timm.errors import UsageError, did_you_mean, printable
+from seresnet_timm.launch.tuned import KEY, take_tuned
 
 
 def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, Any]) -> Dict[str, Any]:
@@ -19,8 +20,12 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
     Raises:
         UsageError: The file cannot be read, is not a mapping, or has unknown keys or values of a wrong type; all
             of them are named.
+
+    Returns:
+        Values by flag; under 'tuned' what `seresnet-timm tune` wrote beside them, if it did.
     """
     config = read_yaml(path)
+    tuned = take_tuned(config, path)
     actions = {a.dest: a for a in parser._actions if a.dest in defaults or isinstance(a, TimmOnly)}
     problems, result = [], {}
     for key, value in config.items():
@@ -45,7 +50,7 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
         result['data_dir'] = result.get('data_dir') or result['data']
         del result['data']
     result.pop('local_rank', None)
-    return result
+    return result if tuned is None else {**result, KEY: tuned}
 
 
 def read_yaml(path: str) -> Dict[Any, Any]:

@@ -9,9 +9,7 @@ from seresnet_timm.runs.settings import RunSettings
 
 def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     """What an error of the device or of loader workers means and what to do; None if it has another cause."""
-    import torch
-
-    from seresnet_timm.ascend.errors import explain as explain_npu
+    from seresnet_timm.ascend import errors
     from seresnet_timm.data import worker_errors
     from seresnet_timm.data.data_folder import DataFolderGone
     if isinstance(error, DataFolderGone):
@@ -31,10 +29,22 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     if label and '/' in (settings.args.get('dataset') or ''):  # folders are counted before the run
         return (f'--dataset {settings.args["dataset"]} has an image of class {label[1]}, the model has '
                 f'{settings.args.get("num_classes")} outputs, for the classes from 0 on: give --num-classes.')
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
+    if is_out_of_memory(error, device):
         batch_size = settings.args['batch_size']
         less = max(1, batch_size // 2)
         keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if settings.verb == 'train' else ''
-        figures = text.splitlines()[0].partition('If reserved')[0].rstrip('. ')  # there advice on settings begins
+        lines = [line for line in text.splitlines() if 'memory' in line] or text.splitlines()
+        figures = lines[0].partition('If reserved')[0].strip().rstrip('. ')  # there advice on settings begins
         return f'{device} is out of memory with -b {batch_size} ({figures}): try -b {less}{keep}.'
-    return explain_npu(text, device)
+    return errors.explain(text, device)
+
+
+def is_out_of_memory(error: Exception, device: str) -> bool:
+    """Whether tensors did not fit into the memory of their device."""
+    import torch
+
+    from seresnet_timm.ascend import errors
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text or (
+        # torch_npu to 2.9 raises a RuntimeError, and CANN's own texts are others
+        device.startswith('npu') and errors.is_out_of_memory(text))

@@ -35,6 +35,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg = parser.add_argument_group('Launcher').add_argument
     arg('--preset', metavar='NAME', help='settings of a recipe of this package, as defaults: `seresnet-timm recipe`')
     arg('--device', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
+    arg('--devices', metavar='LIST',
+        help='NPUs or GPUs of this node, one process each: numbers and ranges, such as 0,2-5 (all)')
     arg('--nproc', metavar='N', help='processes on this node; auto: one a device, one on the CPU (auto)')
     arg('--nnodes', metavar='N', type=int, help='number of nodes (1)')
     arg('--node-rank', '--node_rank', metavar='R', type=int, help='number of this node, from 0')
@@ -56,6 +58,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--fast-step', choices=('auto', 'off'),
         help="auto: the fastest set-up of the step that is correct on the device, printed in the plan; off: timm's own "
              '(auto)')
+    arg('--lean-se', choices=('auto', 'on', 'off'),
+        help='SE blocks that compute some activations twice to save memory; auto: with --fast-step auto (auto)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Callable, Iterator, Optional, Tuple
 
+from seresnet_timm.ascend import hccl
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch.cluster import SECONDS_TO_ANSWER, Cluster, uses_agent_store
 from seresnet_timm.launch.network import answers
@@ -21,7 +22,7 @@ from seresnet_timm.runs.settings import RunSettings
 DOWNLOAD_TIMEOUT = 1800  # seconds, once local rank 0 downloads what the run needs
 SETTINGS, DOWNLOADS = 'settings', 'downloads'  # keys in the store
 # what the plan sets in the environment of its own process
-VARIABLES = ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES', 'HF_HUB_OFFLINE')
+VARIABLES = ('ASCEND_RT_VISIBLE_DEVICES', 'CUDA_VISIBLE_DEVICES', 'HF_HUB_OFFLINE', *hccl.VARIABLES)
 
 
 def receives(job: Optional[Cluster]) -> bool:

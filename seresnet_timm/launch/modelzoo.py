@@ -6,6 +6,7 @@ rises to `--learning-rate` in equal steps.
 from typing import Any, Dict, Mapping
 
 from seresnet_timm.errors import UsageError
+from seresnet_timm.launch import devices as devices_flag
 
 WARM_UP_EPOCHS = 5  # of the ModelZoo
 # ModelZoo's name -> option of the launcher that means the same
@@ -60,6 +61,9 @@ def launcher_options(modelzoo: Mapping[str, Any], options: Mapping[str, Any], fl
             raise UsageError('--gpu is the index of --device npu or cuda: name that too.')
         device = f'{device}:{modelzoo["gpu"]}'
     options['device'] = device
+    devices_flag.check_options(options, modelzoo)
+    if 'devices' in options:
+        options['nproc'] = str(len(devices_flag.parse_devices(options['devices'])))
     if (options.get('loss_scale') or 1) <= 0:
         options['loss_scale'] = None  # -1 is the ModelZoo's word for dynamic
     if options.get('amp_level') == 'O0' and flags.get('amp'):

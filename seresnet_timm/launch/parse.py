@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.argument_parser import (
-    HELP_FLAGS,
     WRONG,
     ArgumentParser,
     collected_problems,
@@ -98,19 +97,17 @@ def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> T
     return typed, problems
 
 
-def print_help_if_asked(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> bool:
-    """List the bundled script's flags and all others where -h or --help is given.
+def help_parser(verb: str, prog: Optional[str] = None) -> ArgumentParser:
+    """Parser of the bundled script's flags and all others, with their defaults.
 
-    Returns:
-        Whether it was.
+    Args:
+        verb: 'train' or 'validate'.
+        prog: The command in its usage line; default: the verb.
     """
-    if not HELP_FLAGS.intersection(argv):
-        return False
-    prog = f'bash recipes/{recipe_name}.sh' if recipe_name else f'seresnet-timm {verb}'
+    prog = prog or f'seresnet-timm {verb}'
     parser = train_parser(prog) if verb == 'train' else validate_parser(prog)
     _complete(parser, verb)
-    parser.print_help()
-    return True
+    return parser
 
 
 def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:

@@ -17,10 +17,12 @@ from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.dataset import DataFacts, examine, fit_batch
+from seresnet_timm.launch.devices import set_visible
 from seresnet_timm.launch.first_look import refuse_wrong_values
 from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.sources import Sources, collect, merge, plain
+from seresnet_timm.launch.tuned import describe as describe_tuned
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings, Script
 
@@ -116,6 +118,9 @@ def _make_plan(
     data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)
+    if sources.tuned:
+        sources.notes += describe_tuned(
+            sources.tuned, line.flags.get('config') or 'The config file', os.environ, device)
     problems = [
         *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
         *decide_classes(line.verb, sources, args, data)]
@@ -201,7 +206,8 @@ def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tu
     if not 0 <= rank < nnodes:
         raise UsageError(f'--node-rank {rank} is out of range: {nnodes} node(s) have the numbers 0 to {nnodes - 1}.')
     if nnodes > 1 and not node.master_addr and not node.is_rank:
-        raise UsageError(f'{nnodes} nodes need --master-addr: the address of node 0, the same on every node.')
+        unset = f' ({job.kind} does not say it: {job.master_variable} is not set)' if job else ''
+        raise UsageError(f'{nnodes} nodes need --master-addr: the address of node 0, the same on every node{unset}.')
     return node, nnodes
 
 
@@ -210,6 +216,7 @@ def resolve_processes(sources: Sources, node: Node, nnodes: int) -> Tuple[str, i
     options, reasons = sources.options, sources.reasons
     for name, value in modelzoo.visible_devices(sources.modelzoo).items():
         os.environ[name] = value  # before torch looks for devices
+    set_visible(options)
     from seresnet_timm import device as devices
 
     requested = options['device'] or sources.base().get('device') or 'auto'
@@ -220,14 +227,21 @@ def resolve_processes(sources: Sources, node: Node, nnodes: int) -> Tuple[str, i
         world_size = node.job.variable('WORLD_SIZE')
         asked = options['nproc']
         if asked != 'auto' and int(asked) * nnodes != world_size:
+            flag = f'--devices {options["devices"]}' if 'devices' in options else f'--nproc {asked}'
             raise UsageError(
-                f'{node.job.kind} started this process as one of {world_size} ranks, --nproc {asked} on {nnodes} '
-                f'node(s) asks for {int(asked) * nnodes}: leave out --nproc, or start as many ranks with '
+                f'{node.job.kind} started this process as one of {world_size} ranks, {flag} on {nnodes} '
+                f'node(s) asks for {int(asked) * nnodes}: leave out {flag.split()[0]}, or start as many ranks with '
                 f'{node.job.kind}.')
         return device, node.job.variable('LOCAL_WORLD_SIZE', world_size // nnodes), world_size
     kind, _, index = device.partition(':')
+    if kind == 'cpu' and 'devices' in options:
+        raise UsageError(f'--devices {options["devices"]} picks NPUs or GPUs, and there are none here '
+                         f'({reasons["device"]}): leave it out.')
     available = 0 if devices.why_unavailable(kind) else devices.device_count(kind)
     nproc, reasons['nproc'] = _processes(sources, node.job, kind, index, available)
+    if 'devices' in options and nproc > available and must_exist:
+        raise UsageError(f'--devices {options["devices"]} names {nproc} {kind} devices, of which {available} exist: '
+                         'name those.')
     if kind != 'cpu' and nproc > max(1, available) and must_exist:
         raise UsageError(f'--nproc {nproc} needs as many {kind} devices, this machine has {available}.')
     if index and nproc > 1:
@@ -239,7 +253,9 @@ def _processes(
         sources: Sources, job: Optional[cluster.Cluster], kind: str, index: str, available: int) -> Tuple[int, str]:
     """Processes of this node, and the reason."""
     if sources.options['nproc'] != 'auto':
-        return int(sources.options['nproc']), '--device_list' if 'device_list' in sources.modelzoo else '--nproc'
+        flag = '--device_list' if 'device_list' in sources.modelzoo else '--nproc'
+        named = sources.options.get('devices')
+        return int(sources.options['nproc']), f'--devices {named}' if named else flag
     if sources.recipe and sources.recipe.processes:
         return sources.recipe.processes, 'the recipe'
     if job and job.nproc:

@@ -9,13 +9,16 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator, List, Optional, Tuple
 
 import psutil
 
+from seresnet_timm.ascend.errors import is_consequence
 from seresnet_timm.checkpoints.newest import newest_checkpoint
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
+from seresnet_timm.files import write_json
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
 from seresnet_timm.launch.plan import Node
@@ -24,10 +27,6 @@ from seresnet_timm.launch.watch import Watch, end_ranks
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import heartbeat
-
-# what a rank says when another one is gone: gloo, nccl, hccl
-LOST_PEER = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'Timed out waiting',
-             'NCCL communicator was aborted', 'remote process exited', 'HCCL', 'EI0002', 'EI0006')
 
 
 def run(settings: RunSettings, node: Node) -> None:
@@ -117,12 +116,14 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
         if stopped is not None:
             raise _stop(settings, stopped)
         made_steps = any(beat.steps for beat in heartbeat.read(beats))
+        _write_pids(settings, node, beats, log_dir)
         if watch.sentence:
             error = RunError(f'{watch.sentence}; the stacks of all ranks of this node are in {log_dir / "stacks"}.'
                              f'{resume_hint(settings)}')
             return Failure(error, made_steps)
-        error = _failure(settings, node, *e.get_first_failure(), log_dir)
-        return Failure(error, made_steps and not _is_final(e.get_first_failure()[1]))
+        rank, failure = _first_fault(settings, node, e)
+        error = _failure(settings, node, rank, failure, log_dir)
+        return Failure(error, made_steps and not _is_final(failure))
     except SignalException as e:
         raise _stop(settings, e.sigval)
     except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
@@ -172,6 +173,38 @@ def _run_torchrun(args: Any, settings: RunSettings, node: Node) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(1)
+
+
+def _write_pids(settings: RunSettings, node: Node, beats: Path, log_dir: Path) -> None:
+    """Write the process of each rank beside the logs: CANN's own logs are named after it."""
+    first = node.rank * settings.nproc
+    with suppress(OSError):
+        write_json(log_dir / 'pids.json', {str(first + i): beat.pid for i, beat in enumerate(heartbeat.read(beats))})
+
+
+def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, Any]:
+    """Rank and failure of the rank that failed first; one that only lost another rank is not to blame.
+
+    Args:
+        settings: Settings of the run.
+        node: This node.
+        error: torchrun's ChildFailedError. It lacks ranks that failed while it ended the others.
+    """
+    rank, first = error.get_first_failure()
+    if not _lost_another(first):
+        return rank, first
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    base = Path(first.error_file).parents[1]  # one folder a rank
+    for local in range(settings.nproc):
+        file = base / str(local) / 'error.json'
+        if file.is_file() and node.rank * settings.nproc + local not in error.failures:
+            failures.append((node.rank * settings.nproc + local, SimpleNamespace(exitcode=1, error_file=str(file))))
+    return next(((r, failure) for r, failure in failures if not _lost_another(failure)), (rank, first))
+
+
+def _lost_another(failure: Any) -> bool:
+    text = _read_error(failure.error_file)[1] if failure.exitcode > 0 else ''
+    return bool(text) and is_consequence(text)
 
 
 def _is_final(failure: Any) -> bool:
@@ -254,7 +287,7 @@ def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir
         return UsageError(text)
     if kind == 'RunError':
         return RunError(text)
-    if settings.nnodes > 1 and any(words in text for words in LOST_PEER):
+    if settings.nnodes > 1 and is_consequence(text):
         return RunError(f'Node {node.rank} lost contact with another node, which has ended or cannot be reached '
                         f'any more: its own log says why.{resume_hint(settings)}\n{text.strip().splitlines()[-1]}')
     where = f'Rank {rank} failed' if text else f'Rank {rank} ended with exit code {failure.exitcode}'

@@ -28,23 +28,13 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
         UsageError: The device refused the settings.
         RunError: Training failed, or the device did.
     """
-    set_cpu_affinity(settings)
+    set_up_process(settings)
     silence_loader_workers_of_a_dead_rank()
-    from seresnet_timm.step import fast
-    fast.set_up(settings.device, settings.fast_step)
-    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
-    from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
-    from seresnet_timm.launch.checks import import_modules
-    from seresnet_timm.step.profile import profiled
-    import_modules(settings.args.get('device_modules') or [])
-    if settings.device == 'cpu':
-        never_destroy_gloo_group()
-    set_up_npu(settings)
-
     import torch
 
     from seresnet_timm.checkpoints import safe_pickle
     from seresnet_timm.data.worker_errors import end_worker_at_queue_error, raise_where_loader_waits
+    from seresnet_timm.step.profile import profiled
     end_worker_at_queue_error()
     raise_where_loader_waits()
     # timm reads --initial-checkpoint and --pretrained-path itself
@@ -57,6 +47,24 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             if explained is None:
                 raise
             raise RunError(explained + resume_hint(settings)) from e
+
+
+def set_up_process(settings: RunSettings) -> None:
+    """Prepare this process to compute with the settings of a run.
+
+    Raises:
+        UsageError: The device refused the settings.
+    """
+    set_cpu_affinity(settings)
+    from seresnet_timm.step import fast
+    fast.set_up(settings.device, settings.fast_step, settings.uses_lean_se)
+    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
+    from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
+    from seresnet_timm.launch.checks import import_modules
+    import_modules(settings.args.get('device_modules') or [])
+    if settings.device == 'cpu':
+        never_destroy_gloo_group()
+    set_up_npu(settings)
 
 
 def set_up_npu(settings: RunSettings) -> None:

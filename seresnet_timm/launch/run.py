@@ -1,10 +1,11 @@
 """`seresnet-timm train | validate`, in order: parse and plan, check, print, start the ranks."""
 import gc
 import os
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.launch import cluster
@@ -39,6 +40,9 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     from seresnet_timm.launch import handover
     start = time.time()
     job = cluster.detect(os.environ)
+    if job is not None and job.why_not_needed:
+        print(job.why_not_needed, file=sys.stderr)
+        return
     if handover.receives(job):
         npu_setup.set_environment(os.environ)
         node = Node(job=job, rdzv_timeout=typed_rdzv_timeout(argv) or Node.rdzv_timeout)
@@ -48,9 +52,10 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
         return
     with ExitStack() as stack:
         with handover.give_to_other_ranks(job) as (give, tell_of_download):
+            user = dict(os.environ)
             npu_notes = npu_setup.set_environment(os.environ)
             plan = make_plan(verb, argv, recipe_name)
-            settings = prepare(plan, npu_notes, stack, tell_of_download)
+            settings = prepare(plan, npu_notes, stack, user, tell_of_download)
             if plan.dry_run and not plan.node.is_first_of_node:
                 return
             if plan.dry_run:
@@ -67,6 +72,7 @@ def prepare(
         plan: Plan,
         npu_notes: Sequence[str],
         stack: ExitStack,
+        user: Mapping[str, str],
         before_download: Callable[[], None] = lambda: None,
 ) -> RunSettings:
     """Pull what the run needs, check everything, print the plan; the final settings.
@@ -75,19 +81,21 @@ def prepare(
         plan: The plan.
         npu_notes: What was set in the environment for the NPU.
         stack: Takes what is kept until the run has ended.
+        user: The environment as the user set it.
         before_download: Called before something is downloaded.
     """
     settings = plan.settings
     if settings.device.startswith('npu'):
         settings = replace(settings, notes=settings.notes + list(npu_notes))
-    from seresnet_timm.launch import checks, describe, downloads
+    from seresnet_timm.launch import checks, describe, downloads, hccl
+    settings, hccl_problems = hccl.prepare(settings, plan.node, user, stack)
     settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack, before_download))
     changes = []
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script
         changes = check_script(settings.script)
     if plan.node.is_first_of_node:
-        problems = plan.problems + other_classes
+        problems = plan.problems + other_classes + hccl_problems
         if settings.verb == 'train' and plan.node.is_first:  # on other nodes rank 0 of this run may hold it already
             problems += filter(None, [RunFolder(settings.output).why_busy()])
         notes = checks.check(settings, plan.dry_run, problems, plan.checkpoints)

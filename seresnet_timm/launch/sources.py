@@ -12,6 +12,7 @@ from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.config_file import load_config, read_yaml
 from seresnet_timm.launch.parse import CommandLine
 from seresnet_timm.launch.recipes import Recipe, load_recipe
+from seresnet_timm.launch.tuned import KEY, options_of
 
 # flags of a training preset or config that evaluation shares
 SHARED_WITH_VALIDATION = (
@@ -36,6 +37,7 @@ class Sources:
         notes: Sentences for the plan.
         checkpoints: Checkpoints that were read, by their path.
         lr_of_recipe: The learning rate is the recipe's, for its batch.
+        tuned: What `seresnet-timm tune` wrote into the config file, beside settings of the script.
     """
     recipe: Optional[Recipe]
     preset: Dict[str, Any]
@@ -48,6 +50,7 @@ class Sources:
     notes: List[str] = field(default_factory=list)
     checkpoints: Dict[str, Any] = field(default_factory=dict)
     lr_of_recipe: bool = False
+    tuned: Optional[Dict[str, Any]] = None
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
@@ -83,7 +86,10 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if line.verb == 'validate':
         settings = for_validation(settings)
     config = load_config_of(line, config_path) if config_path else {}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo))
+    tuned = config.pop(KEY, None)
+    if tuned:
+        options = {**options_of(tuned), **options}
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned)
 
 
 def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
@@ -94,6 +100,7 @@ def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
     keys = read_yaml(path)
     parser = train_parser()
     defaults = vars(parser.parse_args([]))
+    keys.pop(KEY, None)
     if set(keys) <= set(defaults) and not set(keys) <= set(line.defaults):
         return for_validation(load_config(path, parser, defaults))
     return load_config(path, line.parser, line.defaults)

@@ -49,7 +49,7 @@ class RunRecord:
             'settings': dict(
                 asdict(settings), precision=settings.precision, global_batch_size=settings.global_batch_size),
             'model_info': model_info,
-            'versions': _versions(),
+            'versions': installed_versions(),
             'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
             'started': _now(),
             'finished': None,
@@ -101,8 +101,8 @@ class RunRecord:
         self.content['faults'].append({'time': _now(when), 'kind': kind, 'epoch': epoch, 'text': text})
         self._write()
 
-    def set_best(self, metric: str, value: float, epoch: int) -> None:
-        self.content['best'] = {'metric': metric, 'value': value, 'epoch': epoch}
+    def set_best(self, metric: str, value: Optional[float], epoch: Optional[int]) -> None:
+        self.content['best'] = None if value is None else {'metric': metric, 'value': value, 'epoch': epoch}
         self._write()
 
     def set_evaluation(self, figures: Dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
     return None if images is None else {'count': images.count, 'files': list(images.files)}
 
 
-def _versions() -> Dict[str, Optional[str]]:
+def installed_versions() -> Dict[str, Optional[str]]:
     """Versions of what the numbers depend on; None for a package that is not installed."""
     versions: Dict[str, Optional[str]] = {'seresnet_timm': __version__, 'python': platform.python_version()}
     for name in PACKAGES:

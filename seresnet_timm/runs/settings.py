@@ -62,6 +62,7 @@ class RunSettings:
         loss_scale: Fixed loss scale of fp16 mixed precision; None for a dynamic one.
         fast_jpeg: Fast decoding: 'auto', 'on' or 'off' (timm's own loading, bit for bit).
         fast_step: The fastest correct set-up of the step; False for timm's own.
+        lean_se: SE blocks that compute some activations twice to save memory: 'auto' (as `fast_step`), 'on' or 'off'.
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
@@ -93,6 +94,7 @@ class RunSettings:
     loss_scale: Optional[float] = None
     fast_jpeg: str = 'auto'
     fast_step: bool = True
+    lean_se: str = 'auto'
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     max_bad_steps: int = 20
@@ -117,6 +119,10 @@ class RunSettings:
     def half_weights(self) -> bool:
         """fp16 weights with float32 masters (O2)."""
         return self.amp_level == 'O2' and self.verb == 'train'
+
+    @property
+    def uses_lean_se(self) -> bool:
+        return self.fast_step if self.lean_se == 'auto' else self.lean_se == 'on'
 
     @property
     def global_batch_size(self) -> int:

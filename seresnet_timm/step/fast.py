@@ -186,34 +186,36 @@ def keep_freed_memory() -> bool:
 
 # --- a process, and what the plan says --------------------------------------------------------------------------------
 
-def set_up(device: str, fast: bool = True) -> None:
+def set_up(device: str, fast: bool = True, lean_se: bool = True) -> None:
     """Set up a process that trains or evaluates on a device.
 
     Args:
         device: Device of the run.
         fast: False for timm's set-up.
+        lean_se: SE blocks save memory.
     """
     from seresnet_timm.models.lean_se import set_lean_se
-    set_lean_se(fast)
+    set_lean_se(lean_se)
     if fast and kind_of(device) == 'cpu':
         keep_freed_memory()
 
 
-def describe(verb: str, args, device: str, world_size: int, fast: bool) -> str:
+def describe(verb: str, args, device: str, world_size: int, fast: bool, lean_se: bool) -> str:
     """What is set up for speed, each with its reason, as a line of the plan."""
     channels_last = getattr(args, 'channels_last', False)
     layout = 'channels_last' if channels_last else 'contiguous'
     wanted, why = wants_channels_last(args.model, device)
+    lean = ['memory-saving SE blocks (same results)'] if lean_se and (
+        verb == 'train' and args.model.split('.')[0].endswith('_ascend')) else []
     if not fast:
-        return f"timm's own, {layout} (--fast-step off)"
+        return ', '.join([f"timm's own, {layout} (--fast-step off)", *lean])
     parts = [f'{layout} ({why if wanted == channels_last else "as asked for"})']
     if verb == 'train':
         if wants_fused(args.opt, args.opt_kwargs, device):
             parts.append(f"fused {args.opt} (torch's, one pass over the weights)")
         if world_size > 1 and ddp_arguments(device):
             parts.append('gradients as bucket views (no second copy)')
-        if args.model.split('.')[0].endswith('_ascend'):
-            parts.append('memory-saving SE blocks (same results)')
+        parts += lean
         if not getattr(args, 'torchcompile', None):
             parts.append('not compiled (--torchcompile does)')
     if kind_of(device) == 'cpu':

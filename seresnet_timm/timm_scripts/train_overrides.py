@@ -36,6 +36,7 @@ from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
 from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
+from seresnet_timm.engine.outputs import note_failed_saves
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
@@ -208,7 +209,7 @@ class TrainOverrides(Overrides):
             **kwargs,
         )
         data_config = resolve_data_config(vars(args), model=self._model)
-        self._saver, saver.errors = saver, SaveErrors()
+        self._saver, saver.errors, saver.in_background = saver, SaveErrors(), True
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
         if args.resume and folder.owns(args.resume):
@@ -218,6 +219,7 @@ class TrainOverrides(Overrides):
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch)
+        note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
         trim_summary(str(folder.summary), start_epoch)
         return saver
@@ -356,8 +358,6 @@ class TrainOverrides(Overrides):
         self._training.run.saving.after_epoch()
         if best_metric is not None:
             self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
-        if self._saver.errors.last:
-            self._record.add_fault('save', epoch, self._saver.errors.last)
 
     def _add_epoch(self) -> None:
         if self._figures is not None:
@@ -376,6 +376,8 @@ class TrainOverrides(Overrides):
                 end_stopped(self._training.run, self.settings, e)
             finally:
                 end_workers(*self._loaders)
+                if self._saver is not None:
+                    self._saver.wait()
             if self._interrupted:
                 raise KeyboardInterrupt
 

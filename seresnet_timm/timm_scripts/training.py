@@ -80,7 +80,7 @@ class ScriptTraining:
 
     def _train(self, epoch: int, train: Callable[..., Metrics]) -> Tuple[Metrics, Dict[str, Any]]:
         run = self.run
-        run.begun = self._resumed.start_of(epoch, run.args.rank)
+        run.begun = self._resumed.start_of(epoch, run.args.rank, run.args.world_size)
         run.bad_steps = run.bad_steps or BadSteps(
             run.task.get_trainable_module(), run.optimizer, run.device, run.loss_scaler)
         run.bad_steps.start_epoch(is_begun=run.begun is not None)

@@ -1,11 +1,16 @@
 """`make test-npu` where the emulated server cannot be made: says so loudly and passes, and fails where CI is set."""
+import importlib
 import os
+import platform
+import runpy
 import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+from seresnet_timm.ascend.wheels import installed_pair
 
 
 @pytest.fixture
@@ -55,3 +60,57 @@ def write_wheel(folder, name: str, version: str, requires: list) -> None:
             f'Requires-Dist: {r}\n' for r in requires))
         z.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         z.writestr(f'{info}/RECORD', '')
+
+
+@pytest.fixture
+def make_venv(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tests' / 'ascend_emulator'))
+    return importlib.import_module('make_venv')
+
+
+CUDA_BUILD = "__version__ = '2.12.0+cu130'\ndebug = False\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n"
+CPU_BUILD = "__version__ = '2.12.0+cpu'\ndebug = False\ncuda: Optional[str] = None\nhip: Optional[str] = None\n"
+
+
+@pytest.mark.parametrize('allowed, before, after', (
+    ('1', CUDA_BUILD, CPU_BUILD),
+    ('1', CUDA_BUILD.replace('+cu130', ''), CPU_BUILD),
+    ('1', CPU_BUILD, CPU_BUILD),
+    ('1', CPU_BUILD.replace('+cpu', ''), CPU_BUILD.replace('+cpu', '')),
+    ('', CUDA_BUILD, CUDA_BUILD),
+), ids=('CUDA build', 'without label', 'CPU build', 'CPU build of PyPI', 'not allowed'))
+def test_a_cuda_build_is_called_a_cpu_build_where_allowed(make_venv, tmp_path, monkeypatch, allowed, before, after):
+    """Only in the environment of these tests; what the package itself then reads of it is a CPU build."""
+    site = tmp_path / 'lib' / 'python3.11' / 'site-packages'
+    (site / 'torch').mkdir(parents=True)
+    (site / 'torch' / '__init__.py').touch()
+    (site / 'torch' / 'version.py').write_text(before)
+    monkeypatch.setenv('NPU_CUDA_BUILD', allowed)
+    make_venv.call_it_a_cpu_build(tmp_path)
+    assert (site / 'torch' / 'version.py').read_text() == after
+    assert (installed_pair([str(site)]).cuda is None) == (after != CUDA_BUILD)
+
+
+def test_version_of_torch_npu_is_a_supported_one(tmp_path):
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tests' / 'ascend_emulator' / 'make_venv.py', tmp_path / 'venv', '2.5.1'],
+        capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and 'torch_npu 2.5.1 is not supported; these are: 2.6.0, ' in result.stderr
+    assert not (tmp_path / 'venv').exists()
+
+
+@pytest.mark.parametrize('machine, version', (('aarch64', '2.10.0'), ('x86_64', '2.13.0')))
+def test_default_version_has_a_cpu_build_for_the_machine(machine, version, monkeypatch):
+    """On aarch64 the newest that PyPI has."""
+    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    script = runpy.run_path(str(ROOT / 'tests' / 'ascend_emulator' / 'make_venv.py'))
+    assert script['DEFAULT'] == version
+
+
+def test_make_passes_the_version_on():
+    """Each version has an environment of its own; `make clean` and git know them."""
+    result = subprocess.run(
+        ['make', '-n', 'test-npu', 'NPU_VERSION=2.10.0'], cwd=ROOT, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith('MAKE')})
+    assert 'make_venv.py .venv-npu-2.10.0 2.10.0;' in result.stdout and '.venv-npu-2.10.0/bin/python' in result.stdout
+    assert '/.venv-npu*/' in (ROOT / '.gitignore').read_text()

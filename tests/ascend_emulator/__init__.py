@@ -65,6 +65,9 @@ def environment(**settings: object) -> Dict[str, str]:
 def autoload() -> None:
     """What `import torch` calls: load torch_npu and install the router."""
     import torch
+    keys = Path(os.environ['ASCEND_EMULATOR']) / 'allocator_keys.so'
+    if keys.exists():  # torch is a CUDA build
+        ctypes.CDLL(str(keys)).ascend_emulator_forget_allocator_keys()
     import torch_npu  # noqa: F401
     make_torchvision_importable(torch)
 

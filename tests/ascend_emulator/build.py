@@ -23,9 +23,15 @@ CANN = HERE / 'cann'
 ENTRY_POINTS = '[torch.backends]\nascend_emulator = ascend_emulator:autoload\n'
 
 
+def is_cuda_build() -> bool:
+    """Whether torch is a CUDA build that make_venv.py calls a CPU build, and shares its allocator settings' names."""
+    torch = Path(find_spec('torch').submodule_search_locations[0])
+    return (torch / 'lib' / 'libtorch_cuda.so').exists() and (torch / 'include/c10/core/AllocatorConfig.h').exists()
+
+
 def cache_folder() -> Path:
     """Where the emulator of these sources and versions belongs."""
-    digest = hashlib.sha256(f'{version("torch")} {version("torch_npu")} {sys.version}'.encode())
+    digest = hashlib.sha256(f'{version("torch")} {version("torch_npu")} {is_cuda_build()} {sys.version}'.encode())
     for path in sorted([*CANN.iterdir(), *HERE.glob('*.cpp'), HERE / 'build.py']):
         digest.update(path.read_bytes())
     base = os.environ.get('ASCEND_EMULATOR_CACHE') or Path.home() / '.cache' / 'seresnet_timm'
@@ -78,6 +84,10 @@ def _build_into(out: Path) -> None:
         _run(['gcc', '-shared', '-x', 'c', '/dev/null', *link, f'-Wl,-soname,lib{name}.so',
               '-o', str(out / f'lib{name}.so')])
     _run(_router_command(out))
+    if is_cuda_build():
+        torch = find_spec('torch').submodule_search_locations[0]
+        _run(['g++', '-O1', '-fPIC', '-shared', '-std=c++20', '-w', f'-I{torch}/include',
+              str(HERE / 'allocator_keys.cpp'), f'-L{torch}/lib', '-lc10', '-o', str(out / 'allocator_keys.so')])
 
     for name in ('runtime', 'compiler'):
         (out / name).mkdir()  # torch_npu looks whether CANN has them
@@ -90,13 +100,14 @@ def _build_into(out: Path) -> None:
 
 
 def _router_command(out: Path) -> List[str]:
-    torch = Path(find_spec('torch').submodule_search_locations[0])
+    torch, torch_npu = (Path(find_spec(name).submodule_search_locations[0]) for name in ('torch', 'torch_npu'))
     includes = [torch / 'include', torch / 'include' / 'torch' / 'csrc' / 'api' / 'include',
                 sysconfig.get_paths()['include'], HERE]
     return [
         'g++', '-O1', '-fPIC', '-shared', '-std=c++20', '-w', '-DTORCH_EXTENSION_NAME=_ascend_router',
         *(f'-I{i}' for i in includes), str(HERE / 'router.cpp'), f'-L{torch / "lib"}', f'-L{out}',
-        '-ltorch_python', '-ltorch_cpu', '-ltorch', '-lc10', '-lascendcl', '-Wl,-rpath,$ORIGIN',
+        f'-L{torch_npu / "lib"}', '-ltorch_python', '-ltorch_cpu', '-ltorch', '-lc10', '-ltorch_npu', '-lascendcl',
+        '-Wl,-rpath,$ORIGIN', '-Wl,--allow-shlib-undefined',
         '-o', str(out / '_ascend_router.so'),
     ]
 

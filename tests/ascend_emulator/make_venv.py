@@ -1,12 +1,15 @@
-"""Make the environment of the tests on the emulated Ascend server: `python make_venv.py FOLDER`.
+"""Make the environment of the tests on the emulated Ascend server: `python make_venv.py FOLDER [TORCH_NPU]`.
 
-torch_npu needs a CPU build of exactly its version of torch. PyPI has one for aarch64; for x86-64 PyPI's is built for
-CUDA, with which `import torch_npu` ends the process. Where pip finds no CPU build, nothing is installed: exit code 3,
-and what to do. Arguments for pip, e.g. an index with CPU builds, go into NPU_PIP_ARGS.
+torch_npu needs a CPU build of its torch. PyPI has one for aarch64 up to torch 2.10, none for x86-64. Where pip finds no
+CPU build, nothing is installed: exit code 3, and what to do. Arguments for pip, e.g. an index with CPU builds, go into
+NPU_PIP_ARGS. With NPU_CUDA_BUILD=1 a CUDA build serves, several GB: it is then told that it is none, for these tests
+only, and the emulator keeps it from aborting (allocator_keys.cpp).
 """
 import json
 import os
 import platform
+import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -15,14 +18,20 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TORCH, TORCHVISION = '2.13.0', '0.28.0'
+WHEELS = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'wheels.py'))
+DEFAULT = WHEELS['NEWEST_FROM_PYPI'] if platform.machine() == 'aarch64' else '2.13.0'
 CANNOT = 3
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    torch_npu = sys.argv[2] if sys.argv[2:] and sys.argv[2] else DEFAULT
+    torch = '.'.join(map(str, WHEELS['release'](torch_npu)))
+    if torch not in WHEELS['TORCHVISION']:
+        sys.exit(f'torch_npu {torch_npu} is not supported; these are: {", ".join(WHEELS["TORCHVISION"])}')
+    torchvision = WHEELS['TORCHVISION'][torch]
     stamp = folder / '.ready'
-    recipe = f'torch {TORCH}, torchvision {TORCHVISION}\n' + (ROOT / 'setup.cfg').read_text()
+    recipe = f'torch {torch}, torchvision {torchvision}, torch_npu {torch_npu}\n' + (ROOT / 'setup.cfg').read_text()
     if stamp.is_file() and stamp.read_text() == recipe:
         return build(folder)
     if platform.system() != 'Linux':
@@ -34,25 +43,39 @@ def main() -> None:
     pip = [str(folder / 'bin' / 'python'), '-m', 'pip']
     subprocess.run([*pip, 'install', '--quiet', '--upgrade', 'pip'], check=True)
     more = shlex.split(os.environ.get('NPU_PIP_ARGS', ''))
-    check_cpu_build([*pip, 'install', *more])
-    run([*pip, 'install', *more, f'torch=={TORCH}'])
-    run([*pip, 'install', f'torch_npu=={TORCH}', f'torchvision=={TORCHVISION}'])
+    if os.environ.get('NPU_CUDA_BUILD') != '1':
+        check_cpu_build([*pip, 'install', *more], torch)
+    run([*pip, 'install', *more, f'torch=={torch}'])
+    # a pin torch==X+cpu is not met by a CUDA build
+    run([*pip, 'install', '--no-deps', f'torch_npu=={torch}.*' if torch == torch_npu else f'torch_npu=={torch_npu}'])
+    run([*pip, 'install', f'torchvision=={torchvision}'])
     run([*pip, 'install', '-e', f'{ROOT}[demo,test]'])
+    call_it_a_cpu_build(folder)
     stamp.write_text(recipe)
     build(folder)
 
 
-def check_cpu_build(install: list) -> None:
+def check_cpu_build(install: list, torch: str = DEFAULT) -> None:
     """Give up unless pip would install a CPU build of torch; looks at its metadata only."""
     report = subprocess.run(
-        [*install, '--quiet', '--dry-run', '--ignore-installed', '--report', '-', f'torch=={TORCH}'],
+        [*install, '--quiet', '--dry-run', '--ignore-installed', '--report', '-', f'torch=={torch}'],
         capture_output=True, text=True)
     if report.returncode:
-        give_up(f'pip does not find torch {TORCH} for this machine: {report.stderr.strip().splitlines()[-1]}')
+        give_up(f'pip does not find torch {torch} for this machine: {report.stderr.strip().splitlines()[-1]}')
     names = {item['metadata']['name'].lower() for item in json.loads(report.stdout)['install']}
     if any(name.startswith(('nvidia', 'cuda-', 'triton')) for name in names):
-        give_up(f'pip finds a CUDA build of torch {TORCH} only, with which torch_npu does not import. Name an index '
-                "with CPU builds, PyTorch's own or a mirror of it: NPU_PIP_ARGS='--index-url URL' make test-npu")
+        give_up(f'pip finds a CUDA build of torch {torch} only, with which torch_npu does not import. Name an index '
+                "with CPU builds, PyTorch's own or a mirror of it: NPU_PIP_ARGS='--index-url URL' make test-npu. "
+                'Or test with the CUDA build, 8 GB: NPU_CUDA_BUILD=1 make test-npu')
+
+
+def call_it_a_cpu_build(folder: Path) -> None:
+    """Where NPU_CUDA_BUILD allows a CUDA build, write into its version.py that it is none."""
+    version = next(folder.glob('lib/python*/site-packages/torch/version.py'))
+    text = version.read_text()
+    if os.environ.get('NPU_CUDA_BUILD') == '1' and not re.search(r'^cuda\b.*= None$', text, re.M):
+        text = re.sub(r"^(cuda\b.*=) '.*'$", r'\1 None', text, flags=re.M)
+        version.write_text(re.sub(r"^(__version__ = '[\d.]+).*'$", r"\1+cpu'", text, flags=re.M))
 
 
 def run(command: list) -> None:

@@ -16,6 +16,11 @@
 
 #include "cann/emulator.h"
 
+// of libtorch_npu: torch's own way to it, `globalContext().defaultGenerator`, works from torch_npu 2.13 on
+namespace at_npu::detail {
+const at::Generator& getDefaultNPUGenerator(c10::DeviceIndex device);
+}
+
 namespace {
 
 using c10::IValue;
@@ -127,7 +132,7 @@ class NpuRandomness {
  public:
   NpuRandomness(const c10::OperatorHandle& op, std::optional<at::Generator> generator, c10::Device device) {
     if (!op.hasTag(at::Tag::nondeterministic_seeded)) return;
-    npu_ = generator && generator->defined() ? *generator : at::globalContext().defaultGenerator(device);
+    npu_ = generator && generator->defined() ? *generator : at_npu::detail::getDefaultNPUGenerator(device.index());
     if (npu_.device().type() != NPU) { npu_ = at::Generator(); return; }
     cpu_ = at::detail::getDefaultCPUGenerator();
     std::lock_guard<std::mutex> guard(cpu_.mutex());

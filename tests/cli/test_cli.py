@@ -69,11 +69,11 @@ def test_help_lists_every_flag_that_is_implemented():
 
 
 def test_every_verb_has_a_file_and_every_file_a_verb(capsys):
-    files = {name for _, name, _ in pkgutil.iter_modules(cli.__path__)} - {'main', 'model_argument'}
+    files = {name for _, name, _ in pkgutil.iter_modules(cli.__path__)} - {'main', 'model_argument', 'flag_help'}
     assert files == {verb.replace('-', '_') for verb in VERBS}
     main(['help'])
     text = capsys.readouterr().out
-    assert all(f'\n    {verb}' in text for verb in VERBS)
+    assert all(f'\n  {verb} ' in text for verb in VERBS)
 
 
 def test_verbs(capsys):
@@ -119,7 +119,7 @@ def test_the_moving_average_has_one_flag_and_its_old_names():
 def test_arguments_of_train_reach_the_launcher_unchanged():
     """Also what argparse treats specially: --help, --, flags before all else, glued and empty arguments."""
     argv = ['-b8', '--help', '--opt-kwargs', 'a=1', '--', '-h', '', '--version', '-V', 'x y', '--no-such-flag']
-    for verb in ('train', 'validate', 'recipe', 'bench'):
+    for verb in ('train', 'validate', 'recipe', 'bench', 'help'):
         assert parse(verb, *argv).argv == argv and parse(verb).argv == []
 
 
@@ -136,9 +136,13 @@ def test_a_closed_pipe_ends_quietly():
 
 @pytest.mark.parametrize('error, words', (
     ('ModuleNotFoundError("x", name="torch")', 'torch is not installed for'),
+    ('ModuleNotFoundError("x", name="torchvision")', '-m pip install torch=='),  # never a newer torch
+    ('RuntimeError("operator torchvision::nms does not exist")', 'torchvision does not belong to this torch: '),
     ('RuntimeError("Failed to load the backend extension: torch_npu.")', 'torch_npu does not load')))
 def test_a_broken_installation_is_one_sentence(tmp_path, error, words):
-    (tmp_path / 'torch.py').write_text(f'raise {error}')
+    (tmp_path / 'torch').mkdir()
+    (tmp_path / 'torch' / '__init__.py').write_text(f'raise {error}')
+    (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.10.0+cpu"')
     (tmp_path / 'x.pth').write_text('')
     result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)
     assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1

@@ -163,13 +163,18 @@ Saving.after_update = after_update
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('folder', SCRIPTS)
-def test_two_ranks(few_digits, tmp_path, folder):
+@pytest.mark.parametrize('folder, more', [
+    pytest.param(*p.values, ('--fast-jpeg', 'off'), id=p.id, marks=p.marks) for p in SCRIPTS] + [
+    pytest.param(*SCRIPTS[1].values, ('--aug-repeats', 3), id='timm-repeats', marks=SCRIPTS[1].marks),
+    pytest.param(None, ('--aug-repeats', 3), id='bundled-repeats'),
+    pytest.param(None, ('--aug-repeats', 3, '--fast-jpeg', 'off'), id='bundled-repeats-off'),
+])
+def test_two_ranks(few_digits, tmp_path, folder, more):
     """A signal to rank 1; the run goes on by itself."""
     (tmp_path / 'stop_rank_1.py').write_text(TWO_RANKS)
     env = {'PYTHONPATH': str(tmp_path), 'STOP_AT': '0'}
-    flags = ('--scripts', folder, '--nproc', 2, '-b', 2, '--workers', 1, '--fast-jpeg', 'off', '--model-ema',
-             '--device-modules', 'stop_rank_1', '--resume', 'auto', '--reprob', 0.5, '--drop', 0.2, *NETWORK)
+    flags = (*more, '--nproc', 2, '-b', 2, '--workers', 1, '--model-ema', '--device-modules', 'stop_rank_1', '--resume',
+             'auto', '--reprob', 0.5, '--drop', 0.2, *NETWORK, *(('--scripts', folder) if folder else ()))
     train(*train_flags(few_digits, tmp_path / 'whole', *flags), env=env)
     flags = train_flags(few_digits, tmp_path / 'b', *flags)
     stopped = run_cli(*flags, env=dict(env, STOP_AT='8'))

@@ -88,12 +88,18 @@ size_t item_size(HcclDataType type) {
   }
 }
 
+#ifdef __aarch64__
+using fp16 = __fp16;  // GCC 12 has no _Float16 in C++ on this machine
+#else
+using fp16 = _Float16;
+#endif
+
 // fp16 and bf16 are summed in float and rounded once
 struct Half {
-  static float load(uint16_t v) { _Float16 f; memcpy(&f, &v, 2); return static_cast<float>(f); }
+  static float load(uint16_t v) { fp16 f; memcpy(&f, &v, 2); return static_cast<float>(f); }
   static uint16_t store(float v) {
     if (ascend_emulator_saturates()) v = std::max(-65504.f, std::min(65504.f, v));
-    _Float16 f = static_cast<_Float16>(v); uint16_t u; memcpy(&u, &f, 2); return u;
+    fp16 f = static_cast<fp16>(v); uint16_t u; memcpy(&u, &f, 2); return u;
   }
 };
 struct BFloat16 {

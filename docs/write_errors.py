@@ -1,0 +1,81 @@
+"""Writes docs/errors.md from the tables of seresnet_timm/ascend; `--check` only compares."""
+import sys
+from pathlib import Path
+from typing import List
+
+from seresnet_timm.ascend import error_codes
+from seresnet_timm.ascend.errors import fill
+from seresnet_timm.ascend.faults import FAULTS, ROLES
+
+PAGE = Path(__file__).with_name('errors.md')
+ROLE_TEXT = dict(zip(ROLES, (
+    'a fault of this process', 'a link between devices broke, or the process at its other end ended',
+    'the fault is elsewhere', 'a wait for another rank: read the log of that rank', 'a message about another message',
+    'a setting or version that is not right; it did not stop the run')))
+HEAD = """# Errors of torch_npu, CANN, HCCL and the driver
+
+`seresnet-timm diagnose RUN`, `FILE` or `-` explains them. It reads all lines, with any prefix of
+launchers and loggers, and names the fault that came first. This page is written from its tables by
+`python docs/write_errors.py`.
+
+## How to read an error
+
+* The first error is the cause. When one rank fails, all others end with time-outs (EI0002, EI0006, 107020, 507046,
+  507048), up to half an hour later. Read the logs of all ranks.
+* The code under a number tells more than the number: EL0004 under 507013 is a full memory.
+* A number means different things in ACL (`NPU function error`) and HCCL (`HCCL function error`, `OPS function error:
+  Hccl...`).
+* `ERRmmkkk` says who reports (mm: 00 torch_npu, 01 operators, 02 HCCL, 03 graph, 04 profiler) and what kind (kkk: 100 a
+  call of ACL failed, 200 of HCCL, 300 of GE). ERR99999 says nothing of the NPU.
+* The second letter of a code of CANN says who reports it: EE runtime, EI HCCL, EJ network, EZ operators, EH ACL, EL
+  driver, E1 to E4 compilers, EK profiling. 9999 is an inner error: the lines under it tell.
+* Operators run later than their calls: with ASCEND_LAUNCH_BLOCKING=1 the line of Python that is named is the right one.
+* plog: `~/ascend/log/debug/plog/plog-PID_TIME.log`; communicators in `run/plog`. ASCEND_PROCESS_LOG_PATH replaces
+  `~/ascend/log`, ASCEND_GLOBAL_LOG_LEVEL sets the level (0 debug to 3 error).
+* Harmless: `Gradient overflow. Skipping step` now and then, `Non finite check and unscale`, operators that `will fall
+  back to run on the CPU` (slow), `do not support double dtype`, `NPU warning, error code is N`.
+
+Roles: """
+TABLES = (
+    (error_codes.ACL, 'Numbers of ACL'), (error_codes.HCCL, 'Numbers of HCCL'), (error_codes.CANN, 'Codes of CANN'),
+    (error_codes.NAMES, 'Names of hardware faults'), (error_codes.DRIVER, 'Returns of the driver'))
+
+
+def page() -> str:
+    """The page."""
+    lines = [HEAD + '; '.join(f'**{role}**: {text}' for role, text in ROLE_TEXT.items()) + '.']
+    for rows, title in TABLES:
+        lines += ['', f'## {title}', '', '| code | meaning | fault |', '|---|---|---|']
+        for names, meaning, fault, _ in rows:
+            codes = names if rows is error_codes.NAMES else names.replace(' ', ', ')
+            lines.append(f'| {codes} | {meaning} | [{fault}](#{fault}) |')
+    lines += ['', '## Faults']
+    for name in FAULTS:
+        if name not in ('own', 'python', 'unknown', 'reported', 'inner'):
+            lines += ['', *_fault(name)]
+    return '\n'.join(lines) + '\n'
+
+
+def _fault(name: str) -> List[str]:
+    fault = FAULTS[name]
+    subject = {'subject': 'this rank', 'kind': 'NPU', 'an_operator': 'an operator',
+        'newer_host': '; from CANN 8.1 on, on A2 and newer, '
+               'HCCL_HOST_SOCKET_PORT_RANGE=auto does it', 'newer_device': '', 'limit': '1836',
+               'remote_or_another': 'another rank',
+               'closer': 'another process'}
+    lines = [f'### {name}', '', f'{_text(fault.what, subject)} ({fault.role}).', '']
+    lines += [f'{i}. {fill(cause, subject)}' for i, cause in enumerate(fault.causes,
+    1)] + ([''] if fault.causes else [])
+    return lines + [f'Do: {_text(fault.remedy, subject)}.', '', f'Log: {_text(fault.log, subject)}.']
+
+
+def _text(template: str, values: dict) -> str:
+    text = fill(template, values)
+    return (text[0].upper() + text[1:]).replace('?', 'N') if text else text
+
+
+if __name__ == '__main__':
+    if sys.argv[1:] == ['--check']:
+        sys.exit(0 if PAGE.read_text(encoding='utf-8') == page() else 'docs/errors.md is out of date: run python '
+                 'docs/write_errors.py')
+    PAGE.write_text(page(), encoding='utf-8')

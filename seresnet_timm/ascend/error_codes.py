@@ -1,0 +1,268 @@
+"""The one table of codes: numbers of ACL and HCCL, codes of CANN and torch_npu, names of hardware faults
+
+A row gives the codes, what they mean, the fault in `faults.py` (causes, remedy, log), and how much the code tells: the
+code with the highest weight in an error explains it. docs/errors.md is written from this table.
+"""
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+GENERAL, NUMBER, SPECIFIC, EXACT = 5, 20, 60, 80  # weights
+
+
+@dataclass(frozen=True)
+class Code:
+    """A code.
+
+    Attributes:
+        name: As it is printed to users, e.g. 'ACL 507015', 'HCCL 9', 'EI0006', 'ERR00008'.
+        meaning: What it means, a few words.
+        fault: Key of `FAULTS`; None where the code alone tells too little.
+        weight: How much it tells.
+    """
+    name: str
+    meaning: str
+    fault: Optional[str]
+    weight: int
+
+
+# codes, meaning, fault, weight
+ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
+    ('100000 107000', 'wrong argument of a call', 'wrong_use', NUMBER),
+    ('100001', 'ACL is not initialised', 'wrong_use', NUMBER),
+    ('100002', 'initialised or loaded twice', 'wrong_use', NUMBER),
+    ('100003 100004 107009 107010', 'a file cannot be opened or written', 'wrong_use', NUMBER),
+    ('100024 100025 100028 100029', 'an operator is not found, or not registered', 'no_kernel', NUMBER),
+    ('100026 100027', 'dtype or format that is not supported', 'no_kernel', NUMBER),
+    ('100039', 'a library for compiling only is loaded, not the real one', 'cann_missing', NUMBER),
+    ('107001 200002', 'wrong device number', 'device_absent', NUMBER),
+    ('107002', 'no context: no device was set in this thread', 'wrong_use', NUMBER),
+    ('107003', 'a stream of another context', 'wrong_use', NUMBER),
+    ('107017 200005', 'a handle that is not valid', 'wrong_use', NUMBER),
+    ('107019', 'a task took too long', 'sync_timeout', NUMBER),
+    ('107022', 'the tasks of the device were stopped', 'force_stop', 40),
+    ('107020', 'a wait took too long (old number)', 'sync_timeout', NUMBER),
+    ('148049', 'ASCEND_OPP_PATH is not set or wrong', 'environment_half_set', SPECIFIC),
+    ('161001 161002 161003', 'aclnn: wrong argument of an operator', 'argument', 40),
+    ('200000', 'memory cannot be allocated', 'memory_device', 40),
+    ('200001 200006 207000 507009', 'not supported', 'not_supported', NUMBER),
+    ('207001', 'memory cannot be allocated', 'memory_device', 40),
+    ('207002', 'memory cannot be freed', 'wrong_use', NUMBER),
+    ('207003 207016 207017', 'overflow in an operator', 'overflow', 40),
+    ('207004', 'no device', 'device_absent', NUMBER),
+    ('207005 207007 207008 207009 207010 207011 207012', 'a resource is used up', 'resources', NUMBER),
+    ('207006', 'no permission', 'permission', NUMBER),
+    ('207018', 'the memory of the device is used up', 'memory_device', 40),
+    ('300000', 'storage limit exceeded', 'resources', NUMBER),
+    ('361001', 'aclnn: a call of the runtime failed', 'task_failed', NUMBER),
+    ('500000', 'unknown internal error', 'cann_internal', 10),
+    ('500001', 'internal error of ACL: the operator compiler did not start', 'compiler_start', 10),
+    ('500002', 'internal error of the graph compiler (GE)', 'compile', 10),
+    ('500003', 'internal error of the runtime', 'cann_internal', 10),
+    ('500004', 'internal error of the driver', 'driver_internal', 10),
+    ('500005', 'internal error of profiling', 'cann_internal', 10),
+    ('507000', 'internal error of the runtime', 'cann_internal', 10),
+    ('507001', "internal error of the device's task scheduler", 'scheduler', NUMBER),
+    ('507002', 'too many tasks in a stream', 'resources', NUMBER),
+    ('507008', 'unknown chip', 'chip_unknown', NUMBER),
+    ('507010', 'the task scheduler lost the heartbeat', 'device_lost', 40),
+    ('507011', 'a model or task failed', 'task_failed', NUMBER),
+    ('507012', 'no message of the task scheduler', 'device_lost', NUMBER),
+    ('507013', 'memory copy (DMA) failed', 'dma', 40),
+    ('507014', 'an operator on an AI Core took too long', 'ai_core_timeout', 40),
+    ('507015 507016', 'an operator failed on an AI Core', 'ai_core', 40),
+    ('507042 507043', 'an operator on an AI Core used an address out of bounds', 'ai_core', 40),
+    ('507017', 'an operator on the AI CPU took too long', 'ai_cpu', 40),
+    ('507018 507019 507020 507900', 'an operator failed on the AI CPU', 'ai_cpu', 40),
+    ('507021', 'profiling failed', 'cann_internal', NUMBER),
+    ('507022', 'processes cannot talk to each other', 'cann_internal', NUMBER),
+    ('507027 507028', 'a kernel is not registered, or twice', 'no_kernel', NUMBER),
+    ('507033', 'the device was not started', 'device_start', 30),
+    ('507034', 'an operator on a vector core took too long', 'ai_core_timeout', 40),
+    ('507035 507036', 'an operator failed on a vector core', 'ai_core', 40),
+    ('507044 507045', 'an operator on a vector core used an address out of bounds', 'ai_core', 40),
+    ('507046', 'the wait for a stream took too long', 'sync_timeout', 30),
+    ('507047', 'the wait for an event took too long', 'sync_timeout', 30),
+    ('507048', 'a collective (FFTS+) took too long', 'exec_timeout', 30),
+    ('507049 507050', 'a fused task (FFTS+) failed', 'task_failed', NUMBER),
+    ('507053', "the device's memory failed", 'ecc', SPECIFIC),
+    ('507054', 'ECC fault of the memory', 'ecc', SPECIFIC),
+    ('507055', 'suspected fault of the memory', 'ecc', SPECIFIC),
+    ('507056', 'the link between devices failed', 'link_hardware', SPECIFIC),
+    ('507057', 'suspected fault elsewhere', 'suspect_remote', SPECIFIC),
+    ('507899', 'the driver failed', 'driver_internal', NUMBER),
+    ('507901', 'the connection to the device is lost', 'device_lost', NUMBER),
+    ('507903', 'a stream was stopped', 'force_stop', NUMBER),
+    ('561000 561101 561102 561107 561108 561109 561110 561111 561112', 'aclnn: internal error', 'no_kernel', NUMBER),
+    ('561001', 'aclnn: the shape of the result cannot be computed', 'argument', 40),
+    ('561002', 'aclnn: the work cannot be divided (tiling)', 'argument', 40),
+    ('561003 561103', 'aclnn: no kernel for these arguments', 'no_kernel', 40),
+    ('561119 561120 561121', 'aclnn: the kernels package is not found', 'kernels_missing', 40),
+)
+HCCL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
+    ('1', 'parameter', 'hccl_general', 10), ('2', 'pointer', 'hccl_general', 10), ('3', 'memory', 'memory_hccl', 15),
+    ('4', 'internal error', 'hccl_general', 10), ('5', 'not supported', 'not_supported', 10),
+    ('6', 'not found', 'hccl_general', 10), ('7', 'unavailable', 'hccl_general', 10),
+    ('8', 'system call', 'hccl_general', 10), ('9', 'time-out', 'exec_timeout', 15), ('10', 'file', 'hccl_general', 10),
+    ('11', 'TCP', 'hccl_link', 10), ('12', 'RoCE', 'hccl_link', 15), ('13 14', 'transfer', 'hccl_link', 10),
+    ('15', 'runtime', 'hccl_general', 10), ('16', 'driver', 'hccl_general', 10), ('17', 'profiling', 'hccl_general',
+    10),
+    ('18', 'CCE', 'hccl_general', 10), ('19', 'network', 'hccl_link', 15), ('20', 'again', 'hccl_general', 10),
+    ('21', 'remote', 'peer_lost', 15), ('22', 'suspended', 'force_stop', 15), ('23', 'retry', 'hccl_link', 15),
+    ('24', 'memory', 'memory_hccl', 15),
+)
+CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
+    ('EI0001', 'a variable of HCCL is out of range', 'hccl_variable', SPECIFIC),
+    ('EI0002', 'a rank did not take part in a collective in time', 'exec_timeout', SPECIFIC),
+    ('EI0003', 'wrong argument of a collective', 'hccl_argument', SPECIFIC),
+    ('EI0004', 'the rank table cannot be read', 'rank_table', SPECIFIC),
+    ('EI0005', 'ranks call collectives with different arguments', 'different_arguments', SPECIFIC),
+    ('EI0006', 'a link was not made in time', 'connect_timeout', SPECIFIC),
+    ('EI0007 EI0011', 'no memory for HCCL', 'memory_hccl', SPECIFIC),
+    ('EI0008', 'CANN versions differ', 'versions_differ', SPECIFIC),
+    ('EI0009 EI0010', 'a link between devices was not made', 'hccl_link', SPECIFIC),
+    ('EI0012', 'a memory copy between devices (SDMA) failed', 'hccl_link', SPECIFIC),
+    ('EI0013 EI0018', 'packets between devices were lost (RoCE, UB)', 'hccl_link', SPECIFIC),
+    ('EI0014 EI0017', 'the rank table does not fit the devices', 'rank_table', SPECIFIC),
+    ('EI0015', 'not all ranks reported to rank 0', 'root_detect', SPECIFIC),
+    ('EI0016', 'a setting of HCCL is not valid', 'hccl_variable', SPECIFIC),
+    ('EI0019', "a port of the host's network is taken", 'port_host', SPECIFIC),
+    ('EI0020', "a port of the device's network is taken", 'port_device', SPECIFIC),
+    ('EJ0001', 'the process of HCCP does not start: an earlier one still ends', 'hccp_busy', SPECIFIC),
+    ('EJ0002', 'the environment of HCCP is not right', 'communicator', 40),
+    ('EJ0003', 'a port is taken (to CANN 8.5)', 'port_host', SPECIFIC),
+    ('EJ0004', 'an address in the rank table is not that of the device', 'rank_table', SPECIFIC),
+    ('EL0001', 'no device', 'device_absent', SPECIFIC),
+    ('EL0002', 'wrong device number', 'device_absent', SPECIFIC),
+    ('EL0003', 'wrong argument', 'wrong_use', 15),
+    ('EL0004 EL0019', 'memory cannot be allocated', 'memory_device', SPECIFIC),
+    ('EL0005', 'the device is busy', 'device_taken', SPECIFIC),
+    ('EL0006 EL0008 EL0009 EL0010 EL0011 EL0012 EL0013', 'a resource of the device is used up', 'resources', 40),
+    ('EL0007', 'no permission', 'permission', SPECIFIC),
+    ('EL0014', 'not supported', 'not_supported', 40),
+    ('EL0015', 'an address that is not of this device', 'wrong_use', 40),
+    ('EE1001 EE1003 EE1011', 'wrong argument', 'wrong_use', 25),
+    ('EE1002', 'a synchronisation took too long', 'sync_timeout', 40),
+    ('EE1004', 'a pointer is null', 'wrong_use', 25),
+    ('EE1005 EE1006', 'not supported', 'not_supported', 40),
+    ('EE1007 EE4001 EE4002', 'a model or stream cannot be bound', 'wrong_use', 25),
+    ('EE1008', 'a kernel cannot be loaded', 'kernels_missing', 40),
+    ('EE1009', 'a model failed', 'task_failed', 25),
+    ('EE1010', 'the context is not valid', 'wrong_use', 25),
+    ('EE2002', 'an environment variable is not valid', 'environment_half_set', 25),
+    ('EH0001 EH0002 EH0005', 'wrong argument', 'wrong_use', 25),
+    ('EH0003 EH0004', 'a file or path is not valid', 'wrong_use', 25),
+    ('EH0006', 'not supported', 'not_supported', 40),
+    ('EZ0001 EZ0002 EZ0003 EZ0004 EZ0005 EZ0006', 'shape, attribute or format that the operator does not take',
+     'argument', SPECIFIC),
+    ('EZ0007', 'dtype that the operator does not take', 'dtype', SPECIFIC),
+    ('EZ0501 EZ3002 EZ3003 EZ9010', 'no such operator here', 'no_kernel', SPECIFIC),
+    ('EZ1001', 'wrong argument of an operator', 'argument', SPECIFIC),
+    ('EZ1002', 'an environment variable is not set', 'environment_half_set', SPECIFIC),
+    ('EZ9903', 'the runtime failed under an operator', 'task_failed', 25),
+    ('E13024 E20002 E40001 EF0003', 'an environment variable is not set or not valid', 'compiler_start', 40),
+    ('E10501', 'no such operator here', 'no_kernel', SPECIFIC),
+    ('E21001 E21002', 'a file of the operator packages cannot be read', 'kernels_missing', 40),
+    ('E30004 E30006 E39006 E39008', 'the operator packages do not fit', 'opp_mismatch', SPECIFIC),
+    ('E30005 E39005 E39007 E39009', 'the device does not answer', 'device_start', SPECIFIC),
+    ('E30007 E39010', 'no right to add a process to a cgroup', 'permission', SPECIFIC),
+    ('E30008', 'an operator on the AI CPU took too long', 'ai_cpu', SPECIFIC),
+    ('E40002', 'CANN does not work with this version of Python', 'compiler_start', SPECIFIC),
+    ('E40020 E40024 EC0010', 'a Python module of the operator compiler cannot be imported', 'cann_python', SPECIFIC),
+    ('E20001 E20007 E22001 E40021 EB0000 EB0500 EB1000 EB3000 EB4000 EB9000', 'an operator cannot be compiled',
+     'compile', SPECIFIC),
+    ('EK0201', 'no memory on the host for profiling', 'memory_host', 40),
+)
+# torch_npu prints the name of a hardware fault in place of the call
+NAMES: Tuple[Tuple[str, str, Optional[str], int], ...] = (
+    ('FORCE STOP', 'the device was stopped on purpose', 'force_stop', EXACT),
+    ('UCE ERROR', "the device's memory failed", 'ecc', EXACT),
+    ('HBM MULTI BIT ECC ERROR', 'ECC fault of the memory', 'ecc', EXACT),
+    ('SUSPECT MEM ERROR', 'suspected fault of the memory', 'ecc', EXACT),
+    ('HCCS LINK ERROR', 'the link between devices failed', 'link_hardware', EXACT),
+    ('UB LINK ERROR', 'the link between devices failed (Ascend 950)', 'link_hardware', EXACT),
+    ('HCCL OP RETRY FAILED', 'a collective failed again after a retry', 'hccl_link', EXACT),
+    ('SUSPECT REMOTE ERROR', 'suspected fault elsewhere', 'suspect_remote', EXACT),
+)
+# what functions of the driver return
+DRIVER: Tuple[Tuple[str, str, Optional[str], int], ...] = (
+    ('-8005', 'DCMI does not start', 'driver_start', SPECIFIC),
+    ('-8020', 'the device is used by another container or process', 'device_taken', SPECIFIC),
+    ('87', 'the device belongs to another container, or rights are missing', 'device_taken', SPECIFIC),
+)
+# of ERRmmkkk: who reports, what kind; with the fault of a kind that no other code explains
+MODULES = {'00': 'torch_npu', '01': 'operators', '02': 'HCCL (distributed)', '03': 'graph', '04': 'profiler',
+           '99': 'no part of the NPU'}
+KINDS: Dict[str, Tuple[str, Optional[str]]] = {
+    '001': ('wrong parameter', 'wrong_use'), '002': ('wrong type', 'wrong_use'), '003': ('wrong value', 'wrong_use'),
+    '004': ('wrong pointer', 'wrong_use'), '005': ('internal error', None), '006': ('memory', 'memory_device'),
+    '007': ('not supported', 'not_supported'), '008': ('not found', None), '009': ('unavailable', None),
+    '010': ('system call failed', None), '011': ('time-out', 'sync_timeout'), '012': ('no permission', 'permission'),
+    '100': ('a call of ACL failed', None), '200': ('a call of HCCL failed', None), '300': ('a call of GE failed', None),
+    '999': ('an exception of the application', None),
+}
+# second letter of a CANN code: who reports it
+REPORTERS = {
+    '1': 'the graph compiler (GE)', '2': 'the fusion compiler (FE)', '3': 'the AI CPU',
+    '4': 'the operator compiler (TBE)',
+    '5': 'a compiler of operators', '6': 'a compiler of operators',
+    '7': 'an operator plug-in', '8': 'vector operators', '9': 'an operator', 'B': 'the operator compiler (TBE)',
+    'C': 'auto tune', 'D': 'tuning', 'E': 'the runtime', 'F': 'fusion', 'G': 'AOE (tuning)', 'H': 'ACL', 'I': 'HCCL',
+    'J': 'HCCP (network)', 'K': 'profiling', 'L': 'the driver', 'M': 'the queue scheduler', 'N': 'DVPP (images)',
+    'O': 'AMCT (quantisation)', 'P': 'dump', 'Z': 'operators (AI Core, AI CPU, aclnn)',
+}
+# numbers of ACL that the table does not have, by their first digits
+RANGES = (
+    ('161', 'arguments of aclnn'), ('561', 'internal errors of aclnn'), ('207', 'resources'), ('507', 'the device'),
+    ('500', 'internal errors of ACL and GE'), ('1', 'wrong use'), ('2', 'resources'), ('5', 'internal errors'))
+
+
+def _table() -> Dict[str, Code]:
+    codes: Dict[str, Code] = {}
+    for space, rows in (('ACL ', ACL), ('HCCL ', HCCL), ('', CANN), ('driver ', DRIVER)):
+        for names, meaning, fault, weight in rows:
+            codes.update({space + n: Code(space + n, meaning, fault, weight) for n in names.split()})
+    codes.update({name: Code(name, meaning, fault, weight) for name, meaning, fault, weight in NAMES})
+    return codes
+
+
+CODES = _table()
+
+
+def find(name: str) -> Optional[Code]:
+    """The row of a code; for inner errors (9999) and codes of torch_npu one that is made of their parts.
+
+    Args:
+        name: As in `Code.name`.
+
+    Returns:
+        The row; None if the code is unknown.
+    """
+    if name in CODES:
+        return CODES[name]
+    if name.startswith('ERR') and name[3:5] in MODULES and name[5:] in KINDS:
+        kind, fault = KINDS[name[5:]]
+        return Code(name, f'{MODULES[name[3:5]]}: {kind}', fault, 3 if fault else 1)
+    if len(name) == 6 and name.endswith('9999') and name[1] in REPORTERS:
+        return Code(name, f'inner error of {REPORTERS[name[1]]}', None, GENERAL)
+    return None
+
+
+def describe_unknown(name: str) -> str:
+    """What is known of a code that the table does not have: who reports it."""
+    space, _, number = name.rpartition(' ')
+    if space == 'ACL':
+        about = next((what for digits, what in RANGES if len(number) == 6 and number.startswith(digits)), None)
+        return f'{number} is not a number of ACL that is known here' + (f'; numbers like it are about {about}' if about
+                                                                          else '')
+    if space == 'HCCL':
+        return f'{number} is not a number of HCCL that is known here'
+    if name.startswith('ERR'):
+        who = MODULES.get(name[3:5])
+        kind = KINDS.get(name[5:], (None,))[0]
+        parts = [f'its module is {who}' if who else 'its module is unknown', f'its kind is {kind}' if kind else
+                 'its kind is unknown']
+        return f'{name} is not a code of torch_npu that is known here; {", ".join(parts)}'
+    who = REPORTERS.get(name[1])
+    inner = ' as an inner error' if name[2:3] == '9' else ''
+    return f'{name} is not a code that is known here; codes that begin with {name[:2]} are reported by ' + (
+        f'{who}{inner}' if who else 'an unknown part of CANN')

@@ -1,0 +1,372 @@
+"""From a text to its errors: the faults that their lines tell, by code and by words, and the values they name"""
+import re
+from dataclasses import dataclass, field, replace
+from typing import Dict, Iterable, List, Optional, Set, Tuple
+
+from seresnet_timm.ascend.error_codes import CODES, GENERAL, REPORTERS, find
+from seresnet_timm.ascend.error_lines import Line, read_lines
+from seresnet_timm.ascend.error_texts import HARMLESS, NPU_WARNING, PATTERNS, SENTENCES
+
+MAX_EVENTS = 500  # of one source: the first and the last half are kept
+_GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
+
+# lines without one of these words tell nothing; most lines of a log are such
+WORDS = re.compile(
+    r'PID|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|xception|'
+    r'imed? ?out|imeout|Warning|warning|'
+    r'not found|cannot|undefined '
+    r'symbol|memory|No |exitcode|Signal|killed|fault|peer|overflow|oss scaler|down|removed|Could not run|core '
+    r'dumped|terminate|Non finite|double|nan\b|inf\b|NaN|rank|'
+    r'grad-norm|abnormal|Lost|lost|Duplicated|in use|ret is|drvRetCode|Broken pipe|HCCL|hccl|oom|init|version|bound|'
+    r'listen|port|set ASCEND|Two accel|TLS|Notify|kill|Kill|^\s*\d{6}\s*$')
+_CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
+_NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
+r'code|Code)?)[:= \[]+(\d{6})\b|'
+r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|hcclRet -> (\d+)')
+_ACLNN = re.compile(r'call (aclnn\w+) failed')
+_CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
+_CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
+_ERR = re.compile(r'\bERR(\d{2})(\d{3})\b')
+_NAMES = tuple(name for name, code in CODES.items() if code.weight >= 80)
+_DRIVER = re.compile(r'\bret is (-?\d+)|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)')
+_EXCEPTION = re.compile(r'\s*(?:[A-Za-z_]\w*\.)*(?P<type>[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Killed)|'
+r'Exception)'
+                        r'(?:: (?P<text>.*))?$')
+_HEADER = re.compile(r'function error:|^\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |stream synchronize failed|'
+                     r'^\s*rank\s*: \d+ \(local_rank')
+_TAIL = re.compile(rf'ERR\d{{5}}\b|{_CANN_LINE.pattern}|^\s*exitcode\s*:')
+_MESSENGERS = ('ChildFailedError', 'SignalException', 'KeyboardInterrupt', 'SystemExit', 'ProcessRaisedException',
+               'ProcessExitedException', 'BrokenPipeError', 'EOFError', 'RayTaskError', 'CalledProcessError')
+_ADVICE = re.compile(r'\s*(?:Possible Cause|Solution|\d\.\s?\w|Rectify the fault|\[notice\])')
+_SCALE = re.compile(r'[Ll]oss scaler(?: \d+)? reducing loss scale to ([\d.eE+-]*\d)')
+_NAN = re.compile(r'\b(grad[_ -]?norm|loss)\b[\'"]?\s*[:=]?\s*[\'"(]?(nan|inf)\b', re.IGNORECASE)
+# values that any line of an error may name: name, pattern
+_FACTS = tuple((name, re.compile(pattern)) for name, pattern in (
+    ('operator', r'current working operator name is (\w+)'), ('operator', r'(?:fault )?kernel_name=(\w+)'),
+    ('operator', r'call (aclnn\w+) failed'), ('operator', r'OPS function error: (\w+)'),
+    ('operator', r'HCCL function error: (\w+)'), ('operator', r'[Oo]p(?:Type|_type)[:= ]+\[?([A-Za-z]\w+)'),
+    ('operator', r'[Oo]p(?:_name|Name| name)[:= ]+\[?([A-Za-z]\w+)'), ('operator', r'parameters of operator (\w+)'),
+    ('operator', r'current copy params (are)'), ('operator', r'current working (event) is'),
+    ('remote', r'[Rr]emote rank:? ?\[?(\d+)'), ('remote', r'Waiting peer rank:? ?\[?(\d+)'),
+    ('ip', r'\bip\[([\d.:a-fA-F]+)\]'), ('variable', r'[Ee]nvironment variable \[?([A-Z]\w+)'),
+    ('variable', r'\b(HCCL_[A-Z_]+)\]? is (?:invalid|set to)'), ('value', r'[Vv]alue \[?([^\s\]]+)\]? for '),
+    ('path', r'ranktable file \[?([^\s\]]+?)[\].]? '), ('path', r'ranktable_?path:? ?\[?([^\s\]]+)'),
+    ('argument', r'for parameter \[?(\w+)'), ('argument', r'parameter \[?(\w+)'),
+    ('value', r'local(?: end| version is| version)? \[?([^\],\s]+)'),
+    ('range', r'remote(?: end| version is| version)? \[?([^\],\s]+)'),
+    ('value', r'parameter \w+ is (\S+) on the local rank'), ('range', r'and (\S+) on the remote rank'),
+    ('peer', r'Peer information: (server \S+, device ID \d+)'), ('expected', r'Expected value: ?(.+?)\.?$'),
+    # before CANN 8.0 no process was named
+    ('cann', r'^E\w{5}:? +(\d{4})-\d\d-\d\d-'), ('size', r'with info \[?size: ?([^\],]+)'), ('error',
+    r'errorStr: ?([^.\]]+)'),
+    ('size', r'[Aa]lloc\w* (?:memory )?(?:size|failed.*?size)[:= \[]+(\d+(?:\.\d+)? ?[KMG]?i?B?)'),
+))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault that a line tells.
+
+    Attributes:
+        fault: Key of `FAULTS`; None for a code that tells too little.
+        weight: How much the line tells.
+        code: The code, as `Code.name`; '' if words told it.
+        facts: Values for the sentence.
+    """
+    fault: Optional[str]
+    weight: int
+    code: str = ''
+    facts: Dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Event:
+    """An error: the lines that belong together.
+
+    Attributes:
+        source: Name of the file.
+        line: Number of its first line.
+        stream: Rank that the prefix of its lines names.
+        rank, device, pid: What its lines name.
+        time: The earliest time in its lines; else the last one before it in the source.
+        findings: What its lines tell.
+        facts: Values that its lines name.
+        sentence: torch_npu's sentence for the number.
+        is_warning: It began as a warning.
+    """
+    source: str
+    line: int
+    stream: Optional[int] = None
+    rank: Optional[int] = None
+    device: Optional[int] = None
+    pid: Optional[int] = None
+    time: Optional[float] = None
+    findings: List[Finding] = field(default_factory=list)
+    facts: Dict[str, str] = field(default_factory=dict)
+    sentence: str = ''
+    is_warning: bool = False
+    last_line: int = 0
+    last_time: Optional[float] = None
+    own_time: bool = False
+    has_header: bool = False
+    has_tail: bool = False
+
+    def top(self) -> Finding:
+        """The finding that tells most; the first of several."""
+        return max(self.findings, key=lambda f: f.weight)
+
+
+class EventReader:
+    """Reads the lines of one source.
+
+    Args:
+        source: Name of the source.
+        rank: Rank whose log it is, if known.
+        pid: Its process, if known.
+
+    Attributes:
+        events: The errors found, in the order of the source.
+        harmless: Harmless messages, and how often each was found.
+        left_out: Number of events in the middle that were not kept.
+    """
+
+    def __init__(self, source: str = '', rank: Optional[int] = None, pid: Optional[int] = None):
+        self.source, self.rank, self.pid = source, rank, pid
+        self.events: List[Event] = []
+        self.harmless: Dict[str, int] = {}
+        self.left_out = 0
+        self._open: Dict[Optional[int], Event] = {}
+        self._without: Set[str] = set()
+        self._scale: Optional[float] = None
+
+    def read_text(self, chunks: Iterable[str], year: Optional[int] = None) -> 'EventReader':
+        """Read a text.
+
+        Args:
+            chunks: Its lines.
+            year: Year of time stamps that have none.
+        """
+        return self.read(read_lines(chunks, WORDS, year))
+
+    def read(self, lines: Iterable[Line]) -> 'EventReader':
+        for line in lines:
+            self._read_line(line)
+        return self
+
+    def _read_line(self, line: Line) -> None:
+        line = replace(line, text=re.split(r'(?<=\S)\s+(?:Possible Cause|Solution): ', line.text)[0])
+        event = self._open.get(line.stream)
+        if event is not None and self._is_other(event, line):
+            event = self._open[line.stream] = None
+        if self._is_advice(line.text):
+            return
+        harmless = self._note_harmless(line.text)
+        findings = [] if harmless and 'NPU warning' not in line.text else self._findings(line, event)
+        is_header = bool(_HEADER.search(line.text))
+        if event is None:
+            if not findings and not (is_header or line.pid is not None or 'NPU warning' in line.text):
+                return
+            event = self._begin(line)
+        elif is_header and event.has_header and event.has_tail:
+            event = self._begin(line)
+        event.has_header |= is_header
+        event.has_tail |= event.has_header and bool(_TAIL.search(line.text))
+        self._add(event, line, findings)
+
+    def _is_other(self, event: Event, line: Line) -> bool:
+        if line.number - event.last_line > _GAP_LINES or line.text.startswith('Traceback (most recent'):
+            return True
+        if line.pid is not None and event.pid is not None and line.pid != event.pid:
+            return True
+        return line.time is not None and event.last_time is not None and abs(
+            line.time - event.last_time) > _GAP_SECONDS
+
+    def _begin(self, line: Line) -> Event:
+        event = Event(self.source, line.number, line.stream, line.stream if line.stream is not None else self.rank,
+                      pid=self.pid, time=line.clock)
+        event.is_warning = 'NPU warning' in line.text
+        self._open[line.stream] = event
+        self.events.append(event)
+        if len(self.events) > MAX_EVENTS:
+            self.events.pop(MAX_EVENTS // 2)
+            self.left_out += 1
+        return event
+
+    def _add(self, event: Event, line: Line, findings: List[Finding]) -> None:
+        event.last_line = line.number
+        if line.time is not None:
+            event.last_time = line.time
+            event.time = min(event.time, line.time) if event.own_time else line.time
+            event.own_time = True
+        event.pid = event.pid if event.pid is not None else line.pid
+        event.rank = event.rank if event.rank is not None else line.rank
+        event.device = event.device if event.device is not None else line.device
+        for finding in findings:
+            same = next((f for f in event.findings if (f.fault, f.code, f.weight) == (
+                finding.fault, finding.code, finding.weight)), None)
+            if same is None:
+                event.findings.append(finding)
+            else:
+                for key, value in finding.facts.items():
+                    same.facts.setdefault(key, value)
+        for name, pattern in _FACTS:
+            match = pattern.search(line.text)
+            if match and name not in event.facts:
+                event.facts[name] = {'are': 'copy'}.get(match[1], match[1].rstrip('.,'))
+        sentence = re.match(r'\s*\[Error\]: *(\S.*?)\.?\s*$', line.text)
+        event.sentence = event.sentence or (sentence[1] if sentence else '')
+
+    @staticmethod
+    def _is_advice(text: str) -> bool:
+        """A line of 'Possible Cause' and 'Solution': it says what may be, not what is."""
+        return bool(_ADVICE.match(text)) and not _CANN_LINE.search(text)
+
+    def _note_harmless(self, text: str) -> bool:
+        scale, bad = _SCALE.search(text), _NAN.search(text)
+        if scale:
+            self._scale = min(float(scale[1]), self._scale if self._scale is not None else float(scale[1]))
+            if self._scale <= 1:
+                return False  # `_findings` reads it
+        if bad:
+            return False
+        for pattern, why in HARMLESS:
+            match = pattern.search(text)
+            if match:
+                note = why.replace('{name}', match.groupdict().get('name') or '')
+                self.harmless[note] = self.harmless.get(note, 0) + 1
+                return True
+        return False
+
+    def _findings(self, line: Line, event: Optional[Event]) -> List[Finding]:
+        text = line.text
+        found = self._words(text)
+        found += self._numbers(text, event) + _cann_codes(text) + _torch_npu_codes(text)
+        for name in _NAMES:
+            if name in text:
+                found.append(_finding(name))
+        for match in _DRIVER.finditer(text):
+            code = 'driver ' + next(g for g in match.groups() if g)
+            if find(code):
+                found.append(_finding(code))
+        if _SCALE.search(text) and self._scale is not None and self._scale <= 1:
+            found.append(Finding('diverged', 40, facts={'reason': 'the loss scale fell to 1 or below'}))
+        bad = _NAN.search(text)
+        if bad:
+            found.append(Finding('diverged', 8, facts={'reason': f'{bad[1]} became {bad[2].lower()}'}))
+        exception = _EXCEPTION.match(text)
+        if exception and exception['type'].endswith(('Error', 'Exception')) and exception['type'] not in _MESSENGERS:
+            found.append(Finding('python', 2, facts={'reason': text.strip()[:300]}))
+        return found
+
+    def _words(self, text: str) -> List[Finding]:
+        """What words tell; lines that differ in numbers only are read once, as a log may hold millions."""
+        key = re.sub(r'0x[0-9a-fA-F]+|\d+', '#', text)
+        if key in self._without:
+            return []
+        found = []
+        for pattern in PATTERNS:
+            told = pattern.read(text)
+            if told:
+                found.append(Finding(told[0], pattern.weight, facts=told[1]))
+        if not found and len(self._without) < 20000 and not re.search('exitcode|Signal', text):
+            self._without.add(key)
+        return found
+
+    def _numbers(self, text: str, event: Optional[Event]) -> List[Finding]:
+        """Numbers of ACL and HCCL. Which of the two depends on what was called."""
+        if 'NPU warning' in text:
+            return []
+        found = []
+        call = _CALL.search(text)
+        aclnn = _ACLNN.search(text)
+        if call:
+            found.append(_number(call[1], call[2], int(call[3])))
+        for match in [] if call else _NUMBER.finditer(text):
+            number, *others, hccl = match.groups()
+            what = 'Hccl' if hccl else aclnn[1] if aclnn else ''
+            value = int(number or hccl or next(g for g in others if g))
+            if not number and not hccl and find(f'ACL {value}') is None:
+                continue  # other numbers have six digits too
+            if value and not (number and value < 1000 and not aclnn and 'stream synchronize' not in text):
+                found.append(_number('HCCL' if hccl else 'NPU', what, value))
+        is_of_warning = event is not None and event.is_warning
+        if not found and '[Error]:' in text and not is_of_warning:
+            found += [_finding(code, less=1) for pattern, code in SENTENCES if pattern.search(text)][:1]
+        if not found and 'HCCL error in' in text:
+            found.append(Finding('hccl_general', GENERAL))
+        if not found and 'stream synchronize failed' in text:
+            found.append(Finding('task_failed', GENERAL))
+        return found
+
+
+def _number(kind: str, what: str, value: int) -> Finding:
+    is_hccl = kind == 'HCCL' or bool(re.search(r'Hccl|hccl|Hcom', what))
+    name = f'HCCL {value}' if is_hccl and abs(value) < 1000 else f'ACL {value}'
+    facts = {}
+    function = re.match(r'(?:call )?(?:\w+::)*(\w+)', what)
+    if function:
+        facts['called'] = function[1]
+    if is_hccl and re.search(r'CommInit|GetRootInfo', what) and name.startswith('HCCL'):
+        fault = {1: 'communicator_driver', 5: 'not_supported'}.get(value, 'communicator')
+        return Finding(fault, 25, name, {**facts, 'operator': facts.get('called', '')})
+    return _finding(name, facts=facts)
+
+
+def _finding(name: str, facts: Optional[Dict[str, str]] = None, less: int = 0) -> Finding:
+    code = find(name)
+    if code is None:
+        return Finding('unknown', 8, name, facts or {})
+    return Finding(code.fault, code.weight - less, name, facts or {})
+
+
+def _cann_codes(text: str) -> List[Finding]:
+    found = []
+    for match in _CANN.finditer(text):
+        name = match[1]
+        is_line = _CANN_LINE.match(text, match.start()) and (name[1] in REPORTERS or 'PID' in text)
+        if find(name) is None and not is_line:
+            continue
+        sentence = re.sub(r'^Inner Error[!,].*', '', _sentence_of(text, match))
+        reason = re.search(r'Reason: ?(.+)', sentence)
+        sentence = reason[1] if reason else sentence
+        facts = {'reason': _short(sentence if len(sentence) < 120 else sentence.split('. ')[0])} if sentence else {}
+        found.append(_finding(name, facts))
+    if not found and 'CANN error:' in text:
+        sentence = _short(text.partition('CANN error:')[2])
+        found += [_finding(code, {'reason': sentence}) for pattern, code in SENTENCES if pattern.search(text)][:1]
+        found = found or [Finding(None, 4, facts={'reason': f'CANN reports "{sentence}"'})]
+    return found
+
+
+def _sentence_of(text: str, match: 're.Match[str]') -> str:
+    """What CANN says after a code, or between the time and the end where the code comes after a name."""
+    after = text[match.end():]
+    after = re.sub(r'^\)?:?\s*(?:\[PID: ?\d+\])?\s*(?:\d{4}-\d\d-\d\d-[\d:.]+)?\s*(?:\(E\w{5}\):)?', '', after)
+    return re.sub(r'\[FUNC:.*', '', after).strip(' :)')
+
+
+def _short(text: str, limit: int = 200) -> str:
+    text = ' '.join(text.split()).rstrip('.')
+    return text if len(text) <= limit else text[:limit].rsplit(' ', 1)[0] + ' ...'
+
+
+def _torch_npu_codes(text: str) -> List[Finding]:
+    found: List[Finding] = []
+    for match in _ERR.finditer(text):
+        if match[0] != 'ERR99999':
+            found.append(_finding(match[0]))
+    return found
+
+
+def merge(readers: Iterable[EventReader]) -> Tuple[List[Event], Dict[str, int]]:
+    """Events of all sources that tell something, and their harmless messages."""
+    events: List[Event] = []
+    harmless: Dict[str, int] = {}
+    for reader in readers:
+        telling = [e for e in reader.events if e.findings]
+        events += telling
+        is_told = any(e.is_warning for e in telling)  # the text of CANN under a warning tells more than the warning
+        for note, count in reader.harmless.items():
+            if not (is_told and note.startswith(NPU_WARNING)):
+                harmless[note] = harmless.get(note, 0) + count
+    return events, harmless

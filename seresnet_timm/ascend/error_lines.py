@@ -1,0 +1,136 @@
+"""Lines of logs of torch_npu, CANN, torchrun and loggers, without prefixes; rank, process and time of a line"""
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Iterable, Iterator, Optional
+
+MAX_LINE = 8000  # characters that are looked at
+
+_ANSI = re.compile(r'\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]')
+_NOT_TEXT = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')
+# what launchers and loggers put before each line; the group is the rank, where they name it
+_PREFIXES = tuple(re.compile(p) for p in (
+    r'\[(?:rank|default)(\d+)\]: ?',
+    r'(?:worker|rank)[-_ ]?(\d+): ?',
+    r'\[\d+,(\d+)\]<std(?:err|out)>: ?',  # mpirun
+    r'(\d{1,4}): (?=\s*(?:\[|E[A-Z0-9]\d{4}|Traceback|[A-Z]\w*(?:Error|Exception)\b))',  # srun -l
+    r'\(\w+ (?:rank=(\d+) )?pid=\d+(?:, ip=[\d.]+)?\) ?',  # Ray
+    r'\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d) (?:std(?:err|out) [FP] )?',  # Kubernetes
+    r'\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,:]\d+)?\]?\s*(?:[-|]\s*)?'
+    r'(?:[\w.]+\s*(?:[-|:]\s*)?)?\[?(?:DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\]?\s*[-:|]?\s*',
+))
+_RANKS = tuple(re.compile(p) for p in (
+    r'\bRankID:(\d+)', r'\[Rank (\d+)\]', r'\[rank(\d+)\]', r'\(rank (\d+)\)', r'\brank\s*: (\d+) \(local_rank'))
+_PID = re.compile(r'\bPID: ?(\d+)|\[ERROR\] [A-Z]+\((\d+),')
+_DEVICE = re.compile(r'\bDevice:(\d+)')
+_TIMES = (
+    re.compile(r'(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)[-T ](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
+               r'(?:[.,:](?P<fraction>\d{3}(?:\.\d{3})?\d*))?(?P<zone>Z|[+-]\d\d:?\d\d)?'),
+    re.compile(r'\b(?P<day>\d\d)/(?P<month>\d\d)/(?P<year>\d{4})[ -](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'),
+    re.compile(r'^\W{0,3}(?:[A-Z][a-z]{2} )?(?P<monthname>[A-Z][a-z]{2}) {1,2}(?P<day>\d{1,2}) '
+    r'(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
+               r' (?P<year>\d{4})'),
+    # glog, as c10 writes it: month, day, and no year
+    re.compile(r'\[[EWIF](?P<month>\d{1,2}?)(?P<day>\d\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
+               r'(?:\.(?P<fraction>\d+))?'),
+)
+_MONTHS = ('Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec')
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a log.
+
+    Attributes:
+        text: The line without terminal commands and prefixes; its indentation is kept.
+        number: Number of the line in its file, from 1.
+        stream: Rank that a prefix names: the lines of a rank belong together.
+        rank: Rank that the line names, or its prefix.
+        pid: Process that the line names.
+        device: Device that the line names, its local number.
+        time: Time that the line names, seconds since 1970.
+        clock: That time, or the last one before it in the text.
+    """
+    text: str
+    number: int
+    stream: Optional[int] = None
+    rank: Optional[int] = None
+    pid: Optional[int] = None
+    device: Optional[int] = None
+    time: Optional[float] = None
+    clock: Optional[float] = None
+
+
+def read_lines(chunks: Iterable[str], wanted: 're.Pattern[str]', year: Optional[int] = None) -> Iterator[Line]:
+    r"""Lines of a text that are wanted.
+
+    Args:
+        chunks: The text, line by line. A chunk may hold carriage returns, or line ends that were written as `\n`.
+        wanted: What a line must hold to be looked at.
+        year: Year of time stamps that have none, until a line names one.
+
+    Yields:
+        The lines; one without a time has that of the line before it, wanted or not.
+    """
+    before: str = ''
+    clock: Optional[float] = None
+    for number, chunk in enumerate(chunks, 1):
+        if '\\n' in chunk:
+            chunk = chunk.replace('\\r', '').replace('\\n', '\n').replace('\\t', '\t').replace('\\"', '"')
+        for part in re.split(r'[\r\n]', chunk.rstrip('\r\n')):
+            if not wanted.search(part, 0, MAX_LINE):
+                before = part
+                continue
+            line = _parse(part[:MAX_LINE], number, year)
+            if line.time is None and before:
+                found = _time(before, year)
+                clock = clock if found is None else found
+            clock = line.time if line.time is not None else clock
+            if clock is not None:
+                year = datetime.fromtimestamp(clock).year
+            before = ''
+            yield replace(line, clock=clock)
+
+
+def _parse(text: str, number: int, year: Optional[int]) -> Line:
+    text = _NOT_TEXT.sub('', _ANSI.sub('', text))
+    time = _time(text, year)
+    named = [int(m[1]) for m in (p.search(text) for p in _RANKS) if m]
+    rank, stream = (named[0] if named else None), None
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            match = prefix.match(text)
+            if match:
+                text, stripped = text[match.end():], True
+                if match.lastindex:
+                    rank = stream = int(match[1])
+    pid, device = _PID.search(text), _DEVICE.search(text)
+    return Line(text, number, stream, rank, int(pid[1] or pid[2]) if pid else None, int(device[1]) if device else None,
+                time)
+
+
+def _time(text: str, year: Optional[int]) -> Optional[float]:
+    """The first time in a line; None if it has none."""
+    for form in _TIMES:
+        match = form.search(text, 0, 400)
+        if not match:
+            continue
+        parts = match.groupdict()
+        if not parts.get('year') and year is None:
+            continue
+        try:
+            month = _MONTHS.index(parts['monthname']) + 1 if parts.get('monthname') else int(parts['month'])
+            digits = (parts.get('fraction') or '').replace('.', '')[:6]
+            when = datetime(int(parts.get('year') or year), month, int(parts['day']), int(parts['hour']),
+                            int(parts['minute']), int(parts['second']), int(digits.ljust(6, '0')))
+            zone = parts.get('zone')
+            if zone:
+                sign = -1 if zone[0] == '-' else 1
+                offset = timedelta() if zone == 'Z' else sign * timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
+                when = when.replace(tzinfo=timezone(offset))
+            return when.timestamp()
+        except (ValueError, OverflowError):
+            continue
+    return None

@@ -1,0 +1,358 @@
+"""Words that tell a fault where no code does, or more than the code: patterns, the fault, and the values they name"""
+import re
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Tuple
+
+Facts = Dict[str, str]
+Told = Optional[Tuple[str, Facts]]  # key of FAULTS, values found
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Words of an error.
+
+    Attributes:
+        words: The pattern; its groups are values for the sentence.
+        fault: Key of `FAULTS`, or a function of the match that chooses it (None: no fault).
+        weight: How much it tells, as in `error_codes`.
+    """
+    words: 're.Pattern[str]'
+    fault: object
+    weight: int = 100
+
+    def read(self, text: str) -> Told:
+        match = self.words.search(text)
+        if not match:
+            return None
+        if callable(self.fault):
+            return self.fault(match)
+        return str(self.fault), groups(match)
+
+
+def groups(match: 're.Match[str]') -> Facts:
+    return {k.rstrip('_'): v.strip(' .,;').replace(',]', ']') for k, v in match.groupdict().items() if v}
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+_DRIVER = ('libascend_hal', 'libdcmi', 'libdrvdsmi', 'libdevmmap', 'libdrv', 'libdsmi')
+_CANN = ('libhccl', 'libascend', 'libacl', 'libge_', 'libgraph', 'libruntime', 'libplatform', 'libprofapi',
+    'libnnopbase',
+         'libopapi', 'libc_sec', 'liberror_manager', 'libmsprof', 'libmmpa', 'libregister', 'libexe_graph', 'libtsd',
+         'libunified_dlog', 'libhccp', 'libop_compile', 'liblowering', 'libhcom', 'libalog', 'libatb', 'libcann')
+_CUDA = ('libcu', 'libnv', 'libnccl', 'libtorch_cuda', 'libc10_cuda')
+# modules that CANN's own Python packages need, as E8 of its guide lists them
+_OF_CANN = ('tbe', 'te', 'te_fusion', 'impl', 'topi', 'opc_tool', 'auto_tune', 'numpy', 'decorator', 'sympy', 'cffi',
+            'google', 'attr', 'attrs', 'yaml', 'scipy', 'psutil', 'absl', 'tornado', 'ml_dtypes', 'cloudpickle')
+_PACKAGES = {'attr': 'attrs', 'yaml': 'pyyaml', 'absl': 'absl-py', 'google': 'protobuf', 'PIL': 'pillow', 'cv2':
+             'opencv-python', 'sklearn': 'scikit-learn'}
+
+
+def _library(match: 're.Match[str]') -> Told:
+    library, line = match['library'].rpartition('/')[2], match.string
+    part = re.search(r'check that the (\w+) package', line) or re.match(r'lib(atb)\b', library)
+    facts = {'library': library, **({'part': {'atb': 'nnal (ATB)'}.get(part[1],
+        part[1])} if part and part[1] != 'cann' else {})}
+    if library.startswith(_DRIVER):
+        return 'driver_missing', facts
+    if library.startswith(_CUDA):
+        return 'cuda_library', facts
+    if library.startswith(_CANN) or 'set_env.sh' in line or 'cann package' in line:
+        return 'cann_missing', facts
+    return 'library_missing', facts
+
+
+def _module(match: 're.Match[str]') -> Told:
+    module = match['module']
+    root = module.partition('.')[0]
+    if module.startswith('torch_npu._C'):
+        return 'source_folder', {}
+    if root == 'torch_npu':
+        return 'torch_npu_missing', {}
+    if root in _OF_CANN:
+        return 'cann_python', {'module': module}
+    return 'python_module', {'module': module, 'package': _PACKAGES.get(root, root)}
+
+
+def _symbol(match: 're.Match[str]') -> Told:
+    facts = {'library': match['library'].rpartition('/')[2], 'symbol': match['symbol']}
+    if re.match(r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|dcmi|dsmi|drv|hal|Adx|Msprof|GE',
+    facts['symbol']):
+        return 'cann_old', facts
+    if 'torch' in facts['library'] or re.match(r'_ZNK?(?:5torch|3c10|2at|6caffe2)|.*(?:torch|c10)', facts['symbol']):
+        return 'torch_pair', facts
+    return 'symbol', facts
+
+
+def gib(text: str) -> float:
+    """Memory such as '19.52 MiB' in GiB."""
+    number, unit = re.match(r'([\d.]+) ?(\w+)', text).groups()
+    return float(number) * {'k': 2 ** -20, 'm': 2 ** -10, 'g': 1, 't': 1024}.get(unit[0].lower(), 2 ** -30)
+
+
+def _memory(match: 're.Match[str]') -> Told:
+    """An allocator's sentence, of torch_npu or torch: whose is the memory?"""
+    line = match.string
+    if 'per_process_memory_fraction' in line:
+        return 'memory_fraction', {}
+    patterns = (
+        ('size', r'[Tt]ried to allocate ([\d.]+ ?\w+)'), ('device', r'\((?:NPU|GPU) (\d+)'), ('device',
+        r'(?:NPU|GPU) (\d+) has'),
+        ('total', r'([\d.]+ ?\w+) total capacity'), ('total', r'total capacity of ([\d.]+ ?\w+)'),
+        ('allocated', r'([\d.]+ ?\w+) already allocated'), ('allocated', r'([\d.]+ ?\w+) is allocated by PyTorch'),
+        ('free', r'([\d.]+ ?\w+) free'), ('free', r'of which ([\d.]+ ?\w+) is free'),
+        ('reserved', r'([\d.]+ ?\w+) reserved in total'), ('own', r'this process has ([\d.]+ ?\w+) memory in use'))
+    facts = {'kind': match['kind']}
+    for name, pattern in patterns:
+        found = re.search(pattern, line)
+        if found:
+            facts[name] = found[1]
+    have = {k: gib(facts[k]) for k in ('total', 'allocated', 'free', 'reserved', 'own', 'size') if k in facts}
+    if 'total' in have and 'free' in have:
+        own = have.get('own') or have.get('reserved') or have.get('allocated', 0.)
+        others = have['total'] - have['free'] - own
+        if others > max(4., .15 * have['total']):  # the driver and CANN take up to some GiB
+            return 'memory_of_others', {**facts, 'other': f'{others:.1f} GiB'}
+    if {'reserved', 'allocated', 'size'} <= set(have):
+        unused = have['reserved'] - have['allocated']
+        if unused > max(1., have['size'], .1 * have['reserved']):
+            return 'memory_fragmented', {**facts, 'unused': f'{unused:.1f} GiB'}
+    return 'memory', facts
+
+
+def _port(match: 're.Match[str]') -> Told:
+    """Which network a port belongs to: that of the host, or of the device."""
+    line = match.string
+    found = {'port': re.search(r'port ?[\[:]? ?\[?(\d{4,5})', line),
+             'ip': re.search(r'(?:ip|IP address) ?[\[:]? ?\[?(\d+\.\d+\.\d+\.\d+)', line)}
+    facts = {k: m[1] for k, m in found.items() if m}
+    kind = re.search(r'socket type\[(\d)\]', line)
+    is_device = kind[1] in '01' if kind else (
+        bool(re.search(r'NPU network adapter|device nic|vnic', line)) or facts.get('port') == '16666')
+    return ('port_device' if is_device else 'port_host'), facts
+
+
+def _cluster_exception(match: 're.Match[str]') -> Told:
+    what = match['reason'].lower()
+    facts = {'remote': match['remote'], 'reason': match['reason']}
+    if 'cqe' in what or 'retry' in what:
+        return 'hccl_link', facts
+    if 'stuck' in what:
+        return 'exec_timeout', {'remote_name': f'the device {match["remote"]}'}
+    return 'heartbeat', facts
+
+
+def _stage(match: 're.Match[str]') -> Told:
+    """Phase and kind in HCCL's own lines, from CANN 8.5 on."""
+    stage, kind = match[1], match[2]
+    if kind == 'Timeout':
+        return {'InitGroupStage': 'root_detect', 'InitChannelStage': 'connect_timeout'}.get(stage, 'exec_timeout'), {}
+    faults = {'EnvConfig': 'hccl_variable', 'RanktableConfig': 'rank_table', 'RanktableCheck': 'rank_table',
+              'RanktableDetect': 'root_detect', 'ParameterConflict': 'different_arguments', 'VersionConflict':
+              'versions_differ', 'HeartbeatAbnormal': 'heartbeat'}
+    return faults.get(kind, 'hccl_general'), {}
+
+
+_SIGNALS = {4: 'SIGILL', 7: 'SIGBUS', 8: 'SIGFPE', 9: 'SIGKILL', 11: 'SIGSEGV'}
+
+
+def _signal(match: 're.Match[str]') -> Told:
+    if match['number'] == '6':  # a watchdog ends its process so
+        return 'aborted', {}
+    name = _SIGNALS.get(int(match['number']))
+    return ('killed', {'signal': name}) if name else None  # 15 and 2: it was told to stop
+
+
+def _watchdog(match: 're.Match[str]') -> Told:
+    facts = groups(match)
+    if 'ms' in facts:
+        facts['seconds'] = f'{int(facts["ms"]) / 1000:g} s'
+    return 'watchdog', facts
+
+
+_WAIT_WORDS = re.compile(r'lost contact|has not finished a step|have not finished a step|did not come|cannot be '
+r'reached')
+
+
+def _own(match: 're.Match[str]') -> Told:
+    """A sentence of this package."""
+    return ('peer_lost' if _WAIT_WORDS.search(match['reason']) else 'own'), {'reason': match['reason'].strip()}
+
+
+def _kernel(match: 're.Match[str]') -> Told:
+    facts = groups(match)
+    types = re.findall(r'\b(?:u?int\d+|b?float\d+|bool|double|complex\d+)\b', facts.pop('key', ''))
+    return 'no_kernel', {**facts, **({'dtype': ', '.join(dict.fromkeys(types))} if types else {})}
+
+
+def _operator_missing(match: 're.Match[str]') -> Told:
+    return None if 'fall back' in match.string else ('no_npu_operator', groups(match))
+
+
+def _copy(match: 're.Match[str]') -> Told:
+    return 'virtual_memory', {}
+
+
+_LIB = r'(?P<library>[^\s:\'"]*lib[\w.+-]+\.so[\w.-]*)'
+_OWN = r'seresnet-timm: error(?: \(rank \d+\))?: (?P<reason>.+)'
+
+
+def _p(words: str, fault: object, weight: int = 100) -> Pattern:
+    return Pattern(re.compile(words), fault, weight)
+
+
+PATTERNS: Tuple[Pattern, ...] = (
+    # installation and environment
+    _p(_LIB + r': cannot open shared object file', _library),
+    _p('Failed to load the backend extension: torch_npu', 'backend_not_loaded', 50),
+    _p(r'(?P<variable>(?:ASCEND|TOOLCHAIN|TBE)\w*) environment variable is not set', 'environment_half_set'),
+    _p(r"[Ee]nvironment variable '?(?P<variable>(?:ASCEND|TOOLCHAIN|TBE)\w*)'? is not (?:set|configured)",
+       'environment_half_set'),
+    _p(r"No module named '?(?P<module>[\w.]+)'?", _module),
+    _p(_LIB + r': (?:undefined symbol|symbol lookup error): (?P<symbol>\w+)', _symbol),
+    _p(r'(?P<library>\S+): cannot allocate memory in static TLS block', 'static_tls'),
+    _p(r"module 'torch' has no attribute 'npu'|not linked with support for npu|device type at start of device "
+       r"string: npu",
+       'torch_npu_not_loaded'),
+    _p(r'was removed in the NumPy 2\.0 release|compiled using NumPy 1\.x cannot be run in', 'numpy_new'),
+    _p(r"version `?'?(?P<symbol>(?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)'? not found", 'system_old'),
+    _p(r'\[Init\]\[Env\]init env failed|build op model failed', 'compiler_start', 30),
+    _p(r"No space left on device(?:: '(?P<path>[^']+)')?|Disk quota exceeded", 'disk_full'),
+    _p("Duplicated key '?[a-z_]+|Two accelerators cannot be used at the same time", 'cuda_build'),
+    _p('Cannot re-initialize NPU in forked subprocess', 'fork'),
+    # device
+    _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error(?:, input data rang?e?:? '
+       r'?(?P<range>[\[(][^\])]*[\])]))?',
+       'visible_devices'),
+    _p('dcmi (?:module |model )?init\\w* failed', 'driver_start', 55),
+    _p(r'DrvMngGetConsoleLogLevel failed|drvMngGetConsoleLogLevel failed', 'driver_start', 12),
+    _p(r'[Ff]ailed to open device|[Oo]pen device failed', 'device_start', 55),
+    _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
+    _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)', 'device_taken', 70),
+    _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:aicore|aivec) kernel execute failed',
+       'ai_core', 90),
+    _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out', 'ai_core_timeout', 90),
+    _p(r'aicpu (?:error|exception)|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu', 90),
+    _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
+    _p(r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
+    _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error', 'ecc', 85),
+    _p(r'\b[Ll]ink (?:is |status is )?down\b', 'link_hardware', 60),
+    # memory
+    _p('(?P<kind>NPU|CUDA|HIP) out of memory', _memory),
+    _p('exceed(?:s|ed)? per_process_memory_fraction|Allocation was preemptively rejected', 'memory_fraction'),
+    _p(r'Failed to allocate \[size: \[(?P<size>[^\]]+)\]', 'memory_hccl'),
+    _p('alloc(?:ate)? device memory failed|device memory allocation error|driver error: ?out of memory',
+       'memory_device',
+       70),
+    _p("DefaultCPUAllocator: can't allocate memory|Out of memory: Kill(?:ed)? process (?P<pid>\\d+)|oom-kill:|"
+       r'\[Errno 12\] Cannot allocate memory', 'memory_host'),
+    _p(r'DataLoader worker .*killed by signal: Bus error', 'shared_memory'),
+    _p(r'DataLoader worker .*killed by signal: Killed', 'memory_host'),
+    # operators
+    _p(r'[Tt]ensor (?P<argument>\w+) (?:is )?not implemented for (?P<dtype>\w+), should be in dtype support list '
+       r'(?P<dtypes>\[[^\]]*\])', 'dtype'),
+    _p(r'(?P<argument>\w+)(?:\'s)? dtype (?P<dtype>\w+) (?:is not supported|should be in(?: dtype)?(?: support)? list '
+       r'(?P<dtypes>\[[^\]]*\]))', 'dtype'),
+    _p(r'Cannot find bin(?:ary)? (?:of|for) op(?:erator)? (?P<operator>\w+)(?:, integral key (?P<key>\S+))?', _kernel),
+    _p(r'binary_info_config\.json|check if the opp_kernel package', 'kernels_missing'),
+    _p(r'Failed to compile [Oo]p(?:erator)? \[?(?P<operator>[\w/.]+)', 'compile'),
+    _p(r"operator '(?P<operator>[\w:.]+)' is not currently (?:supported|implemented) (?:on|for) the NPU",
+       _operator_missing),
+    _p('Expected all tensors to be on the same device', 'cpu_tensor'),
+    _p(r"Could not run '(?P<operator>[\w:.]+)' with arguments from the '(?:PrivateUse1|NPU|npu)\w*' backend",
+       'no_npu_operator'),
+    _p('Tensors must be contiguous', 'not_contiguous'),
+    _p('The Inner error is reported as above', 'asynchronous', 28),
+    _p(r'current working operator name is (?P<operator>\w+)', 'asynchronous', 29),
+    # numbers
+    _p('A grad-norm spike may happen|feature detection detects abnormal results|Matmul checksum is abnormal',
+       'corruption', 50),
+    # several ranks
+    _p(r'host nic listen start failed|(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|'
+       r'socket type\[\d\], listen on ip\[[^\]]*\] and specific port\[\d+\] fail|\bport\b.{0,60}\bbound already',
+       _port, 95),
+    _p(r'server socket has failed to (?:bind|listen).*?(?:port: ?|\]:|\d:)(?P<port>\d+)', 'port_torch'),
+    _p(r'EADDRINUSE.*port[: ]+(?P<port>\d+)|Address already in use', 'port_torch', 55),
+    _p('Failed to initialize the HCCP process', 'hccp_busy', 70),
+    _p(r'TLS (?:configuration|status)s?(?: information)? (?:is|are) (?:inconsistent|different)', 'tls', 95),
+    _p(r'(?:received the Notify record from|Waiting peer|[Rr]emote) rank:? ?\[?(?P<remote>\d+)\b.*Notify|'
+       r'Notify (?:register|record).*(?:from remote|peer) rank:? ?\[?(?P<remote_>\d+)', 'exec_timeout', 70),
+    _p(r'Cluster Exception Location\[IP/ID\]:\[(?P<remote>[^\]]+)\].*ExceptionType:\[(?P<reason>[^\]]+)\]',
+       _cluster_exception, 95),
+    _p(r'serverId\[(?P<remote>[^\]]+)\], deviceId\[\d+\], (?P<reason>[\w ]+ Occurred)', _cluster_exception, 95),
+    _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
+    _p(r'hccl fftsplus task timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
+    _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020', 'sync_timeout',
+       50),
+    _p('get error: ?phyid:\\d+ realDeviceId:\\d+', 'communicator_device_number', 70),
+    _p(r'HCCL execution timeout was set to (?P<value>\d+\w*).*bigger than watchdog timeout (?P<limit>\d+) ?ms',
+       'timeout_order', 40),
+    _p(r'\[(InitGroupStage|InitChannelStage|TaskExecStage)\]\s*\[(\w+)\]', _stage, 50),
+    _p(r'Watchdog caught collective operation timeout(?:.*?OpType=(?P<operator>\w+))?(?:.*ran for (?P<ms>\d+) milli)?',
+       _watchdog, 65),
+    _p('watchdog thread terminated with exception|Find exception when finishedNPUExecution', 'watchdog_messenger', 6),
+    _p(r'(?:Connection (?:closed|reset) by(?: remote)? peer(?: \[?(?P<remote>[\w.:-]+)\]?)?)|Broken pipe|Timed out '
+       r'waiting|'
+       r'[Ss]ocket [Tt]imeout|[Ww]ait timeout after|NCCL communicator was aborted|remote process exited|'
+       r'Rank \d+ successfully reached monitoredBarrier|DistNetworkError|recvValue failed|store .*timeout',
+       'peer_lost', 40),
+    # host and Python
+    _p(r'exitcode\s*: -(?P<number>\d+)', _signal, 60),
+    _p(r'Signal (?P<number>\d+) \(SIG\w+\) received by PID', _signal, 60),
+    _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
+    _p(r'(?:Fatal Python error: |^)(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
+    _p(r'^terminate called after throwing|Aborted \(core dumped\)|Fatal Python error: Aborted', 'aborted', 5),
+    _p(_OWN, _own, 35),
+    _p(r'seresnet_timm\.errors\.(?:RunError|UsageError): (?P<reason>.+)', _own, 35),
+    _p('lost contact with (?:the other ranks|another node)', 'peer_lost', 40),
+)
+
+NPU_WARNING = 'only a warning of torch_npu'
+# text that looks like an error and is none: pattern, why
+HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), why) for words, why in (
+    (r'Gradient overflow\. +Skipping step|[Ll]oss scaler(?: \d+)? reducing loss scale',
+     'an overflow now and then, and in the first steps, is normal with fp16: the step is skipped and the scale halved'),
+    ('Non finite check and unscale on NPU', 'it only says that a check runs'),
+    (r"operator '(?P<name>[\w:.]+)' is not currently supported on the NPU backend and will fall back",
+     'operator {name} runs on the CPU: slow, not wrong; report it'),
+    ('[Dd]o(?:es)? not support double dtype', 'float64 is computed as float32 on the NPU'),
+    (r'NPU warning, error code is (?P<name>\d+)', NPU_WARNING + ' (number {name})'),
+    ('ERR99999', 'torch_npu adds this line to every uncaught Python exception: it says nothing of the NPU'),
+    ('failed to get total global memory', 'only a warning'),
+    (r'\bW[0-9A-Z]\d{4}(?::|\[|\))', 'only a warning of CANN'),
+))
+
+
+# sentences of torch_npu for numbers of ACL, and of CANN for its codes, which alone are printed when
+# TORCH_NPU_COMPACT_ERROR_OUTPUT=1
+SENTENCES: List[Tuple['re.Pattern[str]', str]] = [(re.compile(words, re.IGNORECASE), code) for words, code in (
+    ('failed to start the device', 'ACL 507033'), ('model execution failed', 'ACL 507011'),
+    ('internal ACL of the system', 'ACL 500001'), ('GE error occurs', 'ACL 500002'),
+    ('internal RUNTIME of the system', 'ACL 500003'), (r'internal DRV \(Driver\)', 'ACL 500004'),
+    ('loses the heartbeat', 'ACL 507010'), ('error occurs in the task scheduler module', 'ACL 507001'),
+    (r'Direct Memory Access \(DMA\)', 'ACL 507013'), ('aicore execution times out', 'ACL 507014'),
+    ('aicore execution is abnormal', 'ACL 507015'), ('aicore trap is executed', 'ACL 507016'),
+    ('aicore trap (?:read|write) out-of-bounds', 'ACL 507042'), ('aicpu execution times out', 'ACL 507017'),
+    ('aicpu execution is abnormal', 'ACL 507018'), ('vector core execution timed out', 'ACL 507034'),
+    ('vector core execution is abnormal', 'ACL 507035'), ('vector core traps', 'ACL 507036'),
+    ('tasks in the specified stream are not completed', 'ACL 507046'), ('event is not executed completely',
+    'ACL 507047'),
+    ('execution of the internal task times out', 'ACL 507048'), ('occurs in the Driver module', 'ACL 507899'),
+    ('error occurs on the AI CPU module', 'ACL 507900'), ('communication \\(HDC\\) session', 'ACL 507901'),
+    ('failed to apply for memory', 'ACL 207001'), ('memory on the device is exhausted', 'ACL 207018'),
+    ('the device is unavailable', 'ACL 207004'), ('invalid device ID', 'ACL 107001'), ('context is empty',
+    'ACL 107002'),
+    ('stream is not in the current context', 'ACL 107003'), ('task execution timed out', 'ACL 107019'),
+    ('aicore operator overflows', 'ACL 207003'), ('failed to obtain the SOC version', 'ACL 507008'),
+    ('do not have the operation permission', 'ACL 207006'),
+    ('number of tasks on the stream reaches the maximum', 'ACL 507002'),
+    ('getting socket times out', 'EI0006'), ('Notify register (?:times out|waits)', 'EI0002'),
+    ('wait execution of the Notify register', 'EI0002'), ('failed to allocate memory', 'EL0004'),
+    ('failed to allocate resource', 'EI0007'), ('failed to allocate .*bytes of NPU memory', 'EI0011'),
+    ('failed to bind the IP port', 'EJ0003'), ('listening for the host network adapter', 'EI0019'),
+    ('listening for the NPU network adapter', 'EI0020'), ('failed to verify the OPP', 'E30006'),
+    ('failed to initialize the HCCP process', 'EJ0001'), ('failed to parse the ranktable', 'EI0004'),
+    ('collective communication are inconsistent|inconsistent between ranks', 'EI0005'),
+    ('versions are inconsistent', 'EI0008'), ('transport init error', 'EI0009'), ('P2P communication failed', 'EI0010'),
+    ('SDMA memory copy task', 'EI0012'), ('error CQE occurred', 'EI0013'), ('for ranktable variable', 'EI0014'),
+    ('failed to collect cluster information', 'EI0015'), ('for environment variable \\S+ is invalid', 'EI0001'))]

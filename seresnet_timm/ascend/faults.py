@@ -1,0 +1,449 @@
+"""What can go wrong on an NPU: what it means, likely causes, what to do, which log tells more
+
+`error_codes.py` says which code means which fault, `error_texts.py` which words do. In a sentence, `{name}` is a value
+found in the text; a part in square brackets is left out if a value in it was not found.
+"""
+from dataclasses import dataclass
+from typing import Dict, Tuple
+
+# What a fault is for the run, from the first to blame to the last: a fault of this process, a link between devices (or
+# the process at its other end has died), a fault elsewhere, a wait for another rank, a message about another message,
+# a setting or a version that is not right and did not stop the run.
+CAUSE, LINK, ELSEWHERE, WAIT, MESSENGER, ADVICE = ROLES = ('cause', 'link', 'elsewhere', 'wait', 'messenger', 'advice')
+
+SET_ENV = 'source the set_env.sh of CANN in this shell (`source /usr/local/Ascend/ascend-toolkit/set_env.sh`)'
+DOCTOR = '`seresnet-timm doctor` checks the installation'
+HEALTH = '`npu-smi info` shows health, memory and processes of each NPU'
+PLOG = '~/ascend/log/debug/plog/plog-PID_*.log of this rank (ASCEND_PROCESS_LOG_PATH replaces ~/ascend/log)'
+RUN_PLOG = '~/ascend/log/run/plog and debug/plog of all ranks (ASCEND_GLOBAL_EVENT_ENABLE=1 writes more)'
+OTHERS = 'the logs of all other ranks, the earliest error first; then their plog in ~/ascend/log/debug/plog'
+DMESG = '`dmesg`, and plog in ~/ascend/log/debug/plog'
+THIS = 'the text itself; `seresnet-timm doctor`'
+LOST = '{subject} lost contact with the other ranks: '
+BLOCKING = 'run again with ASCEND_LAUNCH_BLOCKING=1, which names the operator that fails'
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    Attributes:
+        role: One of `ROLES`.
+        what: What happened, a clause.
+        causes: Likely causes, the likeliest first.
+        remedy: What to do.
+        log: Which log tells more.
+    """
+    role: str
+    what: str
+    causes: Tuple[str, ...]
+    remedy: str
+    log: str = PLOG
+
+
+FAULTS: Dict[str, Fault] = {
+    # --- installation and environment ---------------------------------------------------------------------------------
+    'cann_missing': Fault(
+        CAUSE, '[the library {library} of ]CANN is not found[ (part of CANN: its {part} package)]',
+        ("CANN's set_env.sh was not sourced in this shell", 'CANN, or a part of it, is not installed',
+         'this is no Ascend machine'),
+        f'{SET_ENV}; {DOCTOR}', THIS),
+    'driver_missing': Fault(
+        CAUSE, "[the library {library} of ]the NPU's driver is not found",
+        ('a container without /usr/local/Ascend/driver', 'the driver is not installed',
+         'LD_LIBRARY_PATH does not name /usr/local/Ascend/driver/lib64'),
+        'install the driver, or mount /usr/local/Ascend/driver into the container; add '
+        '/usr/local/Ascend/driver/lib64 (and its folders common and driver) to LD_LIBRARY_PATH', THIS),
+    'library_missing': Fault(
+        CAUSE, 'the library {library} is not found',
+        ('its package is not installed', 'LD_LIBRARY_PATH does not name its folder'),
+        'install the package that has it, or add its folder to LD_LIBRARY_PATH', THIS),
+    'cuda_library': Fault(
+        CAUSE, 'a package built for CUDA was installed: it needs {library}',
+        ('torch or torchvision is a CUDA build on a machine without CUDA',),
+        'install the CPU builds of torch and torchvision that belong to torch_npu; `seresnet-timm doctor` prints the '
+        'command', THIS),
+    'backend_not_loaded': Fault(
+        MESSENGER, '`import torch` loads torch_npu, which failed to load; the cause is the error above this line',
+        ("CANN's set_env.sh was not sourced", 'torch and torch_npu do not belong together'),
+        f'{SET_ENV}; {DOCTOR}; TORCH_DEVICE_BACKEND_AUTOLOAD=0 lets torch work without the NPU', THIS),
+    'torch_npu_missing': Fault(
+        CAUSE, 'torch_npu is not installed for this Python', ('another Python or environment was started',),
+        'install the torch_npu that belongs to this torch; `seresnet-timm doctor` prints the command', THIS),
+    'torch_npu_not_loaded': Fault(
+        CAUSE, 'torch does not know the device npu: torch_npu was not loaded',
+        ('torch_npu is not installed for this Python',
+        'TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, and nothing imports it'),
+        f'install torch_npu, or `import torch_npu` after torch; {DOCTOR}', THIS),
+    'numpy_new': Fault(
+        CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch", (
+            'numpy 2 was installed, CANN needs numpy 1',), "pip install 'numpy<2'", THIS),
+    'environment_half_set': Fault(
+        CAUSE, 'the environment variable {variable} of CANN is not set',
+        ('set_env.sh of another package or of another shell was sourced',), f'{SET_ENV}', THIS),
+    'source_folder': Fault(
+        CAUSE, "Python was started in torch_npu's source folder, and imports the sources instead of the package", (),
+        'start Python in another folder', THIS),
+    'torch_pair': Fault(
+        CAUSE, 'torch and torch_npu do not belong together[: {library} looks for {symbol}, which this torch does not '
+        'have]', ('torch and torch_npu have different versions', 'another package moved torch to a newer version'),
+        'install the same version of both; `seresnet-timm doctor` prints the command', THIS),
+    'cann_old': Fault(
+        CAUSE, 'CANN and torch_npu do not belong together[: {library} looks for {symbol}, which this CANN does not '
+        'have]', ('CANN is older than torch_npu needs', 'set_env.sh of an older CANN was sourced'),
+        'install the CANN that belongs to this torch_npu, and source its set_env.sh', THIS),
+    'symbol': Fault(
+        CAUSE, 'libraries do not belong together: {library} looks for {symbol}, which none has', (),
+        'install versions that belong together', THIS),
+    'static_tls': Fault(
+        CAUSE, '{library} was loaded too late: no thread-local memory was left for it (aarch64)',
+        ('another package was imported before torch',),
+        'export LD_PRELOAD={library} with its full path as in the text, or import torch first', THIS),
+    'system_old': Fault(
+        CAUSE, 'the operating system is older than this package needs: {symbol} is missing', (),
+        'use a newer system or container, or an older version of the package', THIS),
+    'cann_python': Fault(
+        CAUSE, "CANN's operator compiler cannot start[: Python has no module {module}]",
+        ("set_env.sh was not sourced, so that CANN's Python packages are not on PYTHONPATH",
+         'a Python package that CANN needs is missing'),
+        f'{SET_ENV}; pip install numpy decorator sympy cffi protobuf attrs pyyaml scipy psutil absl-py'),
+    'python_module': Fault(
+        CAUSE, 'Python has no module {module}', ('another Python or environment was started', 'it is not installed'),
+        'install the package[ {package}] in the environment of this run', THIS),
+    'compiler_start': Fault(
+        CAUSE, "CANN's operator compiler could not start",
+        ('set_env.sh was not sourced, or Python packages that CANN needs are missing',
+         'the kernels (ops) package of this chip is missing'),
+        f'{SET_ENV}; pip install numpy decorator sympy cffi protobuf attrs pyyaml scipy psutil absl-py; install the '
+        'kernels package of the same CANN version for this chip'),
+    'opp_mismatch': Fault(
+        CAUSE, 'the operator packages (OPP) do not belong to this driver or chip',
+        ('the kernels package is of another CANN version or of another chip', 'the driver is older than CANN'),
+        'install the kernels package of the same CANN version for this chip, and the driver of its table'),
+    'disk_full': Fault(
+        CAUSE, 'the disk is full[: {path}]', ('/tmp, the home folder or /dev/shm is full',),
+        'free space; ASCEND_WORK_PATH and ASCEND_CACHE_PATH move what CANN writes', '`df -h /tmp ~ /dev/shm`'),
+    'cuda_build': Fault(
+        CAUSE, 'torch is a CUDA build, which cannot be used beside torch_npu',
+        ("PyPI's torch is a CUDA build on x86_64, and from 2.11 on also on aarch64",),
+        'install the CPU build of the same version; `seresnet-timm doctor` prints the command', THIS),
+    'fork': Fault(
+        CAUSE, 'the NPU was used before a fork, and again in the forked process', (
+            'a process or loader worker was started by fork after the first use of the device',),
+        "start processes by spawn (multiprocessing.set_start_method('spawn')), or use the device after the fork only",
+        THIS),
+    # --- device -------------------------------------------------------------------------------------------------------
+    'visible_devices': Fault(
+        CAUSE, '[{variable}={value} names ]a device that this machine or container does not have[: numbers are '
+        '{range}]',
+        ('ASCEND_RT_VISIBLE_DEVICES is of another machine', 'the container has fewer devices'),
+        'correct ASCEND_RT_VISIBLE_DEVICES, or choose with --devices or --nproc; `npu-smi info` lists the devices'),
+    'device_start': Fault(
+        CAUSE, 'the device does not start',
+        ('another container or process holds it', 'the operator packages do not belong to this driver or chip',
+         'no memory is left on it', 'it is unhealthy'),
+        f'{HEALTH}: end what holds it; the code under the number tells which it is'),
+    'device_taken': Fault(
+        CAUSE, 'the device belongs to another container or process[ (device {device})]',
+        ('another container holds it', 'the container lacks rights or device files'),
+        'give each device to one container; mount /dev/davinciN, davinci_manager, devmm_svm and hisi_hdc; use '
+        f'--privileged where the driver asks for it; {HEALTH}'),
+    'driver_start': Fault(
+        CAUSE, "the driver's interface (DCMI) did not start",
+        ('the container lacks rights or /dev/davinci_manager', 'the driver is not loaded',
+         'another container holds the devices'),
+        'mount the driver and /dev/davinci_manager; use --privileged where the driver asks for it; `npu-smi info` on '
+        'the host', DMESG),
+    'device_absent': Fault(
+        CAUSE, 'no such device', ('the device is not in this container', 'the device is not healthy',
+                                  'its number is too high'),
+        f'{HEALTH}; check ASCEND_RT_VISIBLE_DEVICES, --devices and --nproc', DMESG),
+    'permission': Fault(
+        CAUSE, 'this user may not use the device or the file', (
+            'the user is not in the group HwHiAiUser', 'the container lacks rights'),
+        'sudo usermod -aG HwHiAiUser $USER, then log in again; in a container mount the devices', DMESG),
+    'ai_core': Fault(
+        CAUSE, '{an_operator} failed on an AI Core[ of device {device}][: {error}]',
+        ('an address or index out of range, for example a label outside the classes', 'an error of the operator in '
+         'this CANN', 'hardware'),
+        f'{BLOCKING}; check that all labels are below the number of classes; try a newer CANN; if only one device '
+        f'fails, '
+        'leave it out'),
+    'ai_core_timeout': Fault(
+        CAUSE, '{an_operator} did not end in time on an AI Core[ of device {device}]',
+        ('an error of the operator in this CANN', 'hardware'), f'{BLOCKING}; try a newer CANN; {HEALTH}'),
+    'ai_cpu': Fault(
+        CAUSE, '{an_operator} failed on the AI CPU[ of device {device}]',
+        ('an argument out of range', 'an error of the operator in this CANN'), BLOCKING),
+    'task_failed': Fault(
+        CAUSE, 'a task failed on the device[ {device}]',
+        ('an operator failed on an AI Core', 'an operator was given a wrong argument', 'the device is not healthy'),
+        f'the text under the number tells; {BLOCKING}'),
+    'dma': Fault(
+        CAUSE, "the device's memory copy (DMA) failed", ('an address that is not valid', 'the memory is full',
+        'hardware'),
+        f'{BLOCKING}; {HEALTH}'),
+    'ecc': Fault(
+        CAUSE, 'the memory of the device[ {device}] is damaged (hardware; not a full memory)', ('hardware',),
+        'resume on other devices (--devices); `npu-smi info -t ecc -i ID`; reset or exchange the NPU', DMESG),
+    'link_hardware': Fault(
+        CAUSE, 'the link between devices failed (hardware)', ('a cable, module or port', 'the device at its other end'),
+        'resume on other devices; `npu-smi info -t health -i ID`; `hccn_tool -i ID -link -g`; check cables', DMESG),
+    'force_stop': Fault(
+        ELSEWHERE, 'the device was stopped on purpose (FORCE STOP), not by a fault of this rank',
+        ('a recovery stopped all ranks because another one failed',), 'look for the rank that failed first', OTHERS),
+    'suspect_remote': Fault(
+        ELSEWHERE, 'the device reports a suspected fault of a device elsewhere', ('another rank or its device failed',),
+        'look for the rank that failed first', OTHERS),
+    'virtual_memory': Fault(
+        CAUSE, "a copy on the device failed in the device's task scheduler",
+        ('expandable segments: the driver does not do virtual memory', 'the driver is older than CANN'),
+        'set PYTORCH_NPU_ALLOC_CONF=expandable_segments:False; install the driver that belongs to CANN'),
+    'scheduler': Fault(
+        CAUSE, "an error in the device's task scheduler",
+        ('an earlier fault of the device', 'expandable segments with a driver that does not do virtual memory',
+         'hardware'),
+        'see what comes before it; try PYTORCH_NPU_ALLOC_CONF=expandable_segments:False; `npu-smi info`'),
+    'device_lost': Fault(
+        CAUSE, '{subject} stopped working', (
+            'the device was reset, or hung', 'hardware', 'a process on the device died'),
+        f'{HEALTH}; resume on other devices', DMESG),
+    'driver_old': Fault(
+        ADVICE, 'the driver is older than CANN, or does not belong to it', ('CANN was updated alone',),
+        "install the driver of CANN's table of versions", '/usr/local/Ascend/driver/version.info'),
+    'driver_internal': Fault(
+        CAUSE, 'the driver reports an internal error', ('the driver is older than CANN', 'the device is not healthy',
+                                                        'the container lacks rights'),
+        f"install the driver of CANN's table of versions; {HEALTH}", DMESG),
+    'cann_internal': Fault(
+        CAUSE, 'CANN reports an internal error', ('an earlier fault', 'parts of CANN of different versions'),
+        'read what comes before it and under it; compare the versions of driver, CANN, kernels and torch_npu '
+        '(`seresnet-timm doctor`)'),
+    'chip_unknown': Fault(
+        CAUSE, 'CANN does not know this chip, or cannot read what it is',
+        ('CANN is older than the chip', 'the driver is not complete in the container'),
+        'install a CANN for this chip; mount /usr/local/Ascend/driver'),
+    'resources': Fault(
+        CAUSE, 'a resource of the device is used up (streams, events, tasks or queues)',
+        ('too many processes or communicators on one device',), f'{HEALTH}; use fewer processes on a device'),
+    # --- memory -------------------------------------------------------------------------------------------------------
+    'memory': Fault(
+        CAUSE, '{kind} {device} is out of memory[: {size} more were asked for][, {total} in total][, {allocated} '
+        'allocated by this process][, {free} free]', ('the batch is too large',),
+        'a smaller batch (-b), with --grad-accum-steps for as many images a step',
+        'OOM_SNAPSHOT_ENABLE=1 writes what held the memory'),
+    'memory_of_others': Fault(
+        CAUSE, '{kind} {device} is out of memory[: {size} more were asked for], although this process holds[ only '
+        '{allocated}][ of {total}]: about {other} belong to others[, {free} are free]',
+        ('another process uses this NPU',), f'{HEALTH}; end the other process or choose other devices; else a '
+        'smaller batch (-b)', 'OOM_SNAPSHOT_ENABLE=1 writes what held the memory'),
+    'memory_fragmented': Fault(
+        CAUSE, '{kind} {device} is out of memory[: {size} more were asked for]; {unused} are reserved by this '
+        'process and '
+        'unused, in pieces that are too small', ('fragmented memory',),
+        'set PYTORCH_NPU_ALLOC_CONF=expandable_segments:True; else a smaller batch (-b)',
+        'OOM_SNAPSHOT_ENABLE=1 writes what held the memory'),
+    'memory_device': Fault(
+        CAUSE, 'the device[ {device}] is out of memory[ ({size} were asked for)]',
+        ('the batch is too large', 'other processes, or CANN itself, use the rest'),
+        f'a smaller batch (-b); {HEALTH}: leave memory to what else uses the device'),
+    'memory_hccl': Fault(
+        CAUSE, 'no memory is left on the device for HCCL[ ({size} were asked for)]',
+        ('the batch is too large', 'HCCL_BUFFSIZE (200 MB, twice a communicator) is too large',
+         'another process uses this NPU'),
+        f'a smaller batch (-b), or a smaller HCCL_BUFFSIZE (MB); {HEALTH}'),
+    'memory_fraction': Fault(
+        CAUSE, 'an allocation was refused: it would exceed the limit that set_per_process_memory_fraction has set', (),
+        'raise or remove the limit of set_per_process_memory_fraction; or a smaller batch (-b)', THIS),
+    'memory_host': Fault(
+        CAUSE, "the host's memory is used up[: the kernel killed process {pid}]",
+        ('too many loader workers or processes', 'the memory limit of the container'),
+        'fewer loader workers (-j); raise the limit', DMESG),
+    'shared_memory': Fault(
+        CAUSE, 'shared memory (/dev/shm) is full: a loader worker was ended by a bus error',
+        ('a container has 64 MB of it unless told otherwise',), 'start the container with --shm-size 16g; or fewer '
+        'loader workers (-j)', '`df -h /dev/shm`'),
+    # --- operators ----------------------------------------------------------------------------------------------------
+    'dtype': Fault(
+        CAUSE, '{an_operator} does not take the dtype [{dtype} ]of its argument[ {argument}][; it takes {dtypes}]',
+        ('the precision of the run', 'an operator that this chip or CANN has for other dtypes only'),
+        'use another precision (--amp-dtype, --precision or none), or a CANN that has the operator for this dtype'),
+    'argument': Fault(
+        CAUSE, '{an_operator} refused an argument[ ({reason})]',
+        ('a shape, dtype or value that it does not take', 'torch_npu and CANN do not belong together'),
+        f'the text under the number names the argument; {BLOCKING}; compare the versions of CANN and torch_npu'),
+    'no_kernel': Fault(
+        CAUSE, 'the installed CANN has no kernel of {an_operator} for this chip, format or dtype[ ({dtype})]',
+        ('the kernels (ops) package is missing or of another chip', 'the operator does not take this dtype',
+         'CANN is older than torch_npu needs'),
+        'install the kernels package of the same CANN version for this chip; else another precision'),
+    'kernels_missing': Fault(
+        CAUSE, "CANN's kernels (ops) package is not installed, or cannot be read[ (operator {operator})]",
+        ('only the toolkit was installed', 'set_env.sh of another CANN was sourced'),
+        'install the kernels package of the same CANN version for this chip, then source set_env.sh again'),
+    'compile': Fault(
+        CAUSE, "CANN's compiler could not build {an_operator}",
+        ('CANN is older than torch_npu needs', 'Python packages that CANN needs are missing',
+         'the disk is full'),
+        'install versions of CANN and torch_npu that belong together; pip install numpy decorator sympy cffi protobuf '
+        'attrs pyyaml scipy psutil absl-py; free space in /tmp'),
+    'not_supported': Fault(
+        CAUSE, 'a function is not supported here[: {operator}]',
+        ('the driver, the chip or CANN does not have it', 'the driver is older than CANN'),
+        'compare the versions of driver, CANN and torch_npu (`seresnet-timm doctor`)'),
+    'no_npu_operator': Fault(
+        CAUSE, '{an_operator} has no kernel on the NPU', (
+            'TORCH_NPU_FALLBACK_CPU_DISABLE=1 makes this an error instead of a slow run on the CPU',),
+        'report the operator; without TORCH_NPU_FALLBACK_CPU_DISABLE=1 it runs on the CPU', THIS),
+    'cpu_tensor': Fault(
+        CAUSE, 'a tensor on the CPU was given to an operator among tensors on the NPU',
+        ('code of a model or script that does not move a tensor to the device',),
+        "move the tensor with .to(device); in this package's own code it is a bug: report it with `seresnet-timm "
+        'diagnose RUN --bundle FILE.tar.gz`', 'the Python traceback'),
+    'not_contiguous': Fault(
+        CAUSE, 'a tensor that is not contiguous was given to a collective',
+        ('channels_last, or a view',), 'no channels_last on the NPU; call .contiguous() before the collective',
+        'the Python traceback'),
+    'wrong_use': Fault(
+        CAUSE, 'CANN was called with a wrong argument or at the wrong time',
+        ('an earlier fault', 'code that uses streams, devices or memory of another process', 'torch_npu and CANN do '
+         'not belong together'),
+        f'read what comes before it; {BLOCKING}'),
+    'asynchronous': Fault(
+        MESSENGER, '{an_operator} failed earlier than the line of Python that is named[; which one is not said]',
+        ('operators run later than their calls',), BLOCKING),
+    # --- numbers ------------------------------------------------------------------------------------------------------
+    'diverged': Fault(
+        CAUSE, 'the training has diverged[: {reason}]',
+        ('the learning rate is too high', 'damaged images or wrong labels', 'fp16 overflows'),
+        'lower --lr; bf16 on A2 and newer (--amp-dtype bfloat16); `seresnet-timm check-data`; a newer CANN if an '
+        "operator's error follows", 'the losses in summary.csv and the log of rank 0'),
+    'overflow': Fault(
+        CAUSE, 'a number became too large for its dtype in an operator (overflow)', ('fp16',
+        'the training has diverged'),
+        'lower --lr; a loss scaler that is not fixed; bf16 on A2 and newer'),
+    'corruption': Fault(
+        CAUSE, 'the device[ {device}] is suspected of wrong results (silent corruption)', ('hardware',),
+        "test the device (torch.npu.stress_detect('aic')), resume on other devices from a checkpoint from before",
+        DMESG),
+    # --- several ranks ------------------------------------------------------------------------------------------------
+    'port_host': Fault(
+        CAUSE, "HCCL's port [{port} ]of this host is taken[ ({ip})]",
+        ('another job on this host uses the same ports', 'a process of an earlier run still runs'),
+        'give each job its own ports: export HCCL_IF_BASE_PORT=N (a free range begins there){newer_host}; or end the '
+        'other job; `sysctl -w net.ipv4.ip_local_reserved_ports=60000-60031` keeps the kernel off them',
+        '`ss -ltnp | grep {port}` shows who listens'),
+    'port_device': Fault(
+        CAUSE, "HCCL's port [{port} ]of the device is taken[ ({ip})]",
+        ('two processes share this NPU', 'a process of an earlier run still runs'),
+        'one process a device; end the other process{newer_device}; '
+        '`npu-smi info` lists the processes of each NPU'),
+    'port_torch': Fault(
+        CAUSE, "torchrun's port [{port} ]is taken (not a port of HCCL)", ('another job on this host uses it',),
+        '--master-port N with a free port, the same on all nodes', '`ss -ltnp | grep {port}` shows who listens'),
+    'hccp_busy': Fault(
+        CAUSE, 'a process of an earlier run still holds the device, or has just ended',
+        ('the earlier run is still ending', 'a process of it was left behind'),
+        'wait ten seconds and start again; else end the process (`npu-smi info` names it)'),
+    'connect_timeout': Fault(
+        WAIT, LOST + '[rank {remote} or ]another rank did not come in time for a connection '
+        'of HCCL', ('another rank failed, or ended earlier', 'another rank was still loading, evaluating or saving',
+                    'the devices do not reach each other: interface, network, TLS'),
+        'read the logs of the other ranks first; raise HCCL_CONNECT_TIMEOUT (seconds, 120 unless set); where all ranks '
+        'live: HCCL_SOCKET_IFNAME, and `hccn_tool -i ID -tls -g` must be the same on all', OTHERS),
+    'tls': Fault(
+        LINK, 'the devices do not connect: TLS is on at one side only[ (rank {remote})]', (
+            'TLS is switched differently on the NPUs',),
+        'set the same on all: `hccn_tool -i ID -tls -g` shows it, `hccn_tool -i ID -tls -s enable 0` switches it off',
+        OTHERS),
+    'root_detect': Fault(
+        WAIT, LOST + 'not all ranks reported to rank 0 when HCCL started[ ({reason})]',
+        ('the interface is wrong or does not reach rank 0', 'a rank failed earlier, or came too late'),
+        'set HCCL_SOCKET_IFNAME (or HCCL_IF_IP) to the interface that reaches the other machines; read the logs of '
+        'the other ranks; raise HCCL_CONNECT_TIMEOUT', OTHERS),
+    'exec_timeout': Fault(
+        WAIT, LOST + '{remote_or_another} did not take part in a '
+        'collective in time[ ({seconds})]',
+        ('{remote_or_another} failed or ended earlier', 'it hangs, or has fewer steps', 'the network'),
+        'read the log of {remote_or_another} first, and all others: the earliest error is the cause; HCCL waits '
+        '{limit} s (HCCL_EXEC_TIMEOUT)', OTHERS),
+    'heartbeat': Fault(
+        WAIT, LOST + '[the device {remote} gave ]no sign of life any more[ ({reason})]',
+        ('its process has ended', 'the network'), 'read the log of the rank on that device first', OTHERS),
+    'sync_timeout': Fault(
+        WAIT, LOST + 'a wait for the device [{device} ]did not end in time',
+        ('another rank failed, hangs, or does work that the others do not do (data, evaluation, saving)',
+         'an operator hangs'),
+        'read the logs of the other ranks first; ACL_DEVICE_SYNC_TIMEOUT and HCCL_EXEC_TIMEOUT say how long a wait '
+        'lasts',
+        OTHERS),
+    'watchdog': Fault(
+        WAIT, LOST + 'the watchdog ended a collective[ {operator}][ after {seconds}]',
+        ('another rank failed, hangs, or has fewer steps',), 'read the logs of the other ranks first', OTHERS),
+    'peer_lost': Fault(
+        WAIT, LOST + '{closer} closed the connection', (
+            'that process has failed or ended',), 'read the logs of the other ranks first', OTHERS),
+    'watchdog_messenger': Fault(
+        MESSENGER, 'the watchdog reports an error of another operation', ('the text after it is the fault',),
+        'read what follows, and the logs of the other ranks', OTHERS),
+    'hccl_link': Fault(
+        LINK, 'a link between devices was not made or broke[ (remote rank {remote})][: {reason}][; the other end: '
+        '{peer}]',
+        ('the process at the other end failed first', 'a cable, module or port is down',
+        'address or network of the NPU'),
+        'read the log of the rank at the other end; `hccn_tool -i ID -link -g`, `-ip -g` and `-net_health -g`', OTHERS),
+    'communicator': Fault(
+        LINK, 'the communicator of HCCL could not be made[ ({operator})]',
+        ('the code under the number tells', 'versions of driver, CANN and torch_npu that do not belong together'),
+        'compare the versions of driver and CANN on all machines; read plog', RUN_PLOG),
+    'communicator_driver': Fault(
+        CAUSE, 'the communicator of HCCL could not be made: HCCL refused a parameter[ ({operator})]',
+        ('the driver is older than CANN', 'ranks were started with different sizes'),
+        "install the driver of CANN's table of versions", RUN_PLOG),
+    'communicator_device_number': Fault(
+        CAUSE, 'the communicator of HCCL could not be made: HCCL did not find the device by its number',
+        ('an error of CANN before 8.1, seen in containers with a part of the devices',), 'install CANN 8.1 or newer',
+        RUN_PLOG),
+    'hccl_general': Fault(
+        LINK, 'HCCL failed[ in {operator}]', ('an earlier fault of this or another rank',),
+        'the code of CANN under the number tells; read the logs of the other ranks', RUN_PLOG),
+    'timeout_order': Fault(
+        ADVICE, 'HCCL_EXEC_TIMEOUT [({value}) ]is above the time-out of the process group[ ({limit} ms)]: the watchdog '
+        'ends a run first, and nothing is in plog', (), "set HCCL_EXEC_TIMEOUT below torch's time-out", THIS),
+    'rank_table': Fault(
+        CAUSE, 'the rank table [{path} ]cannot be used[: {reason}]',
+        ('RANK_TABLE_FILE is set, and its file does not fit this machine',),
+        'unset RANK_TABLE_FILE (torchrun does not need it), or correct the file: addresses from `hccn_tool -i ID -ip '
+        '-g`'),
+    'hccl_variable': Fault(
+        CAUSE, 'a variable of HCCL has a value that it does not take[: {setting}][; it takes {expected}]', (),
+        'correct or unset the variable[ {variable}]', THIS),
+    'hccl_argument': Fault(
+        CAUSE, 'a collective[ {operator}] was called with a wrong argument[ ({argument})]', (
+            'a dtype or size that HCCL does not take',), 'read the sentence of the code', 'the Python traceback'),
+    'different_arguments': Fault(
+        CAUSE, 'ranks called collectives with different arguments[: {argument} is {value} here and {range} there]',
+        ('ranks run different code, data or versions', 'one rank skipped a collective'),
+        'start all ranks with the same command and versions', OTHERS),
+    'versions_differ': Fault(
+        CAUSE, 'the machines have different versions of CANN[: {value} here, {range} there]', (),
+        'install the same CANN on all machines', '`seresnet-timm doctor` on every machine'),
+    # --- host and Python ----------------------------------------------------------------------------------------------
+    'killed': Fault(
+        CAUSE, 'the process[ of rank {remote}] was ended by {signal}', (
+            "SIGKILL: the host's memory is used up, or somebody ended it", 'SIGSEGV, SIGABRT: an error in native code',
+            'SIGTERM, SIGINT: it was told to stop'),
+        '`dmesg` tells whether memory was used up; fewer loader workers (-j)', DMESG),
+    'aborted': Fault(
+        MESSENGER, 'the process ended itself (SIGABRT) after an error that is printed before', (),
+        'read what comes before',
+        'the log of this rank'),
+    'inner': Fault(
+        CAUSE, 'an inner error, reported by {reporter}[: {reason}]', (), f'read the lines under it; {BLOCKING}'),
+    'reported': Fault(
+        LINK, '{reason}; the text does not say which', (), f'{BLOCKING}; TORCH_NPU_COMPACT_ERROR_OUTPUT=0 prints all'),
+    'own': Fault(CAUSE, '{reason}', (), '', THIS),
+    'python': Fault(CAUSE, 'Python error {reason}', (), 'read its traceback', 'the Python traceback'),
+    'unknown': Fault(
+        CAUSE, '{reason}', (), f'search for the code in the documents of CANN; {BLOCKING}'),
+}

@@ -1,0 +1,143 @@
+"""Which processes use which NPU: by `npu-smi info`, else by the device nodes that processes have open."""
+import os
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+
+import psutil
+
+BUS_ID = re.compile(r'[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]|NA')
+TIMEOUT = 30  # seconds; the tool waits for the driver
+
+
+class User(NamedTuple):
+    """A process that uses an NPU.
+
+    Attributes:
+        device: Number of the NPU as torch_npu counts, if every NPU is visible.
+        where: The same as npu-smi names it.
+        pid: Process id, by the tool; it may be one outside this container.
+        name: Name of the process.
+        megabytes: Memory that it uses on the NPU; None if it is not known.
+    """
+    device: int
+    where: str
+    pid: int
+    name: str
+    megabytes: Optional[int] = None
+
+    def describe(self) -> str:
+        memory = '' if self.megabytes is None else f', {self.megabytes} MB'
+        return f'{self.name or "a process"} (pid {self.pid}{memory})'
+
+
+class Usage(NamedTuple):
+    """Processes that use NPUs, how they were found, and the number of NPUs."""
+    users: List[User]
+    how: str
+    devices: int
+
+
+def find_users(environ: Mapping[str, str], root: Path = Path('/')) -> Usage:
+    """Processes that use an NPU, this one and its relatives left out.
+
+    Args:
+        environ: The environment, whose PATH has npu-smi.
+        root: Folder that stands for /.
+    """
+    usage = _by_npu_smi(environ) or _by_open_files(root)
+    own = _relatives()
+    return usage._replace(users=[user for user in usage.users if user.pid not in own])
+
+
+def _relatives() -> List[int]:
+    """This process, those above it, and those below it, or below its launcher: its ranks, or its fellow ranks."""
+    this = psutil.Process()
+    pids = [this.pid]
+    with suppress(psutil.Error):
+        pids += [p.pid for p in this.parents()]
+        fellows = this.parent() if 'TORCHELASTIC_RUN_ID' in os.environ or 'SLURM_PROCID' in os.environ else this
+        pids += [p.pid for p in (fellows or this).children(recursive=True)]
+    return pids
+
+
+# --- npu-smi ----------------------------------------------------------------------------------------------------------
+
+def _by_npu_smi(environ: Mapping[str, str]) -> Optional[Usage]:
+    tool = shutil.which('npu-smi', path=environ.get('PATH'))
+    if tool is None:
+        return None
+    try:
+        result = subprocess.run([tool, 'info'], env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True,
+                                text=True, errors='replace', timeout=TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    count = len(parse_chips(result.stdout)) if result.returncode == 0 else 0
+    return Usage(parse(result.stdout), '`npu-smi info`', count) if count else None
+
+
+def parse_chips(text: str) -> List[Tuple[int, int]]:
+    """NPU and chip of each device of `npu-smi info`, in the order in which torch_npu counts them.
+
+    A device has two rows: `| 0  910B3 | OK | power ... |`, then `| 0 | 0000:C1:00.0 | load ... |`, in which a second
+    number is the device's own (Phy-ID on the A3, Device on cards of several chips).
+    """
+    chips = []
+    npu = None
+    for cells in _rows(text):
+        first = cells[0].split()
+        if len(cells) == 3 and BUS_ID.fullmatch(cells[1]):
+            if npu is not None and first and all(n.isdigit() for n in first):
+                chips.append((int(first[1]) if len(first) > 1 else len(chips), npu, int(first[0])))
+        elif len(cells) == 3 and len(first) >= 2 and first[0].isdigit():
+            npu = int(first[0])
+    return [(npu, chip) for _, npu, chip in sorted(chips)]
+
+
+def parse(text: str) -> List[User]:
+    """Processes of `npu-smi info`: `| 4  0 | 3046287 | python3.9 | 62 |` under the heading with `Process id`."""
+    order: Dict[Tuple[int, int], int] = {key: index for index, key in enumerate(parse_chips(text))}
+    several = len({npu for npu, _ in order}) < len(order)
+    found, is_process_table = [], False
+    for cells in _rows(text):
+        if len(cells) == 4 and re.search(r'process id', cells[1], re.I):
+            is_process_table = True
+        elif is_process_table and len(cells) == 4 and cells[1].isdigit():
+            numbers = [int(n) for n in cells[0].split() if n.isdigit()]
+            key = (numbers[0], numbers[1] if len(numbers) > 1 else 0) if numbers else None
+            if key in order:
+                where = f'NPU {key[0]} chip {key[1]}' if several else f'NPU {key[0]}'
+                memory = re.match(r'[0-9]+', cells[3])
+                found.append(User(order[key], where, int(cells[1]), cells[2], int(memory[0]) if memory else None))
+    return found
+
+
+def _rows(text: str) -> Iterable[List[str]]:
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith('|') and line.endswith('|'):
+            yield [cell.strip() for cell in line[1:-1].split('|')]
+
+
+# --- open files -------------------------------------------------------------------------------------------------------
+
+def _by_open_files(root: Path) -> Usage:
+    """Processes of this user, or all for root, that have a device node open."""
+    nodes = sorted(int(p.name[7:]) for p in (root / 'dev').glob('davinci[0-9]*') if p.name[7:].isdigit())
+    order = {str(root / 'dev' / f'davinci{number}'): index for index, number in enumerate(nodes)}
+    found = []
+    for process in (root / 'proc').glob('[0-9]*'):
+        targets = set()
+        with suppress(OSError):  # ended, or of another user
+            for link in (process / 'fd').iterdir():
+                with suppress(OSError):
+                    targets.add(os.readlink(link))
+        for target in sorted(targets & set(order)):
+            name = ''
+            with suppress(OSError):
+                name = (process / 'comm').read_text(errors='replace').strip()
+            found.append(User(order[target], target, int(process.name), name))
+    return Usage(sorted(found), 'the open files of /dev/davinci*', len(nodes))

@@ -1,0 +1,45 @@
+"""`seresnet-timm diagnose`: explain an error text, a log, or the logs of a run that failed."""
+import argparse
+
+from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.errors import RunError, note_replaced
+from seresnet_timm.files import as_json
+
+EXAMPLES = (
+    'seresnet-timm diagnose output/train/run               # the first fault in the logs of a run',
+    'npu-smi info 2>&1 | seresnet-timm diagnose -')
+NEXT = (
+    'seresnet-timm diagnose output/train/run --bundle bug.tar.gz   # for a bug report',
+    'seresnet-timm doctor                                  # does it work here?')
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.description = (
+        'Explain an error of torch_npu, CANN, HCCL or the driver: an error text, a log file, or all logs of a run that '
+        'failed (logs of all ranks, plog, run.json). Prints the first fault, what it did to the other ranks, and what '
+        'to do. Exit code 0: the fault is explained. 1: none was found, or it is not known. 2: there is nothing to '
+        'read.')
+    parser.add_argument('target', metavar='RUN|FILE|-',
+                        help='output folder of a run, folder of logs, log file (plain or .gz), or - for standard input')
+    parser.add_argument('--bundle', metavar='FILE.tar.gz',
+                        help='also pack diagnosis, logs, plog, run.json and versions for a bug report, without '
+                        'passwords, '
+                             'tokens, addresses and user names')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def run(args: argparse.Namespace) -> None:
+    from seresnet_timm.doctor import bundle, diagnose
+    if args.bundle:
+        bundle.check_path(args.bundle)
+        note_replaced(args.bundle, '--bundle')
+    report = diagnose.make_report(args.target)
+    print(as_json(diagnose.as_dict(report), indent=2) if args.json else '\n'.join(diagnose.describe(report)))
+    if args.bundle:
+        bundle.write(report, args.bundle, quiet=args.json)
+    if not report.is_explained:
+        first = report.diagnosis.first
+        if first is None:
+            raise RunError(f'No fault was found in {diagnose.name_of(args.target)}.')
+        raise RunError(f'The first fault in {diagnose.name_of(args.target)} is named above; what it means is not known '
+                       'here.')

@@ -1,0 +1,164 @@
+"""What there is to say about one flag: meaning, default, unit, values, the ModelZoo's name for it, its origin"""
+import argparse
+import re
+from dataclasses import fields
+from typing import Any, Dict, List, Optional, Tuple
+
+from seresnet_timm.argument_parser import ArgumentParser, KeyValues, unknown_flag_message
+from seresnet_timm.engine import flags as script_flags
+from seresnet_timm.engine.units import UNITS
+from seresnet_timm.engine.values import Output, rules_of
+from seresnet_timm.errors import UsageError
+from seresnet_timm.launch.flags import MODELZOO, PREFIX
+from seresnet_timm.runs.settings import RunSettings
+
+SCRIPT_PARSERS = {'train': script_flags.train_parser, 'validate': script_flags.validate_parser}
+
+
+def parser_of(verb: str) -> ArgumentParser:
+    """The parser of a verb with all its flags, those of train and validate too."""
+    from seresnet_timm.cli.main import make_parser, module_of
+    module = module_of(verb)
+    if hasattr(module, 'help_parser'):  # its flags are parsed elsewhere
+        return module.help_parser()
+    return next(p for p in make_parser(verb, module).parsers() if p.prog == f'seresnet-timm {verb}')
+
+
+def sub_parsers(parser: ArgumentParser) -> Dict[str, ArgumentParser]:
+    """The parsers of the words that may follow a verb, such as `fetch`."""
+    return {name: sub for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+            for name, sub in action.choices.items()}
+
+
+def describe(verb: str, parser: ArgumentParser, word: str) -> str:
+    """What there is to say about a flag or an argument.
+
+    Args:
+        verb: The verb.
+        parser: Its parser.
+        word: The flag with or without hyphens, or the name of an argument.
+
+    Raises:
+        UsageError: The verb does not have it.
+    """
+    action = find(parser, word)
+    unit = UNITS.get(action.dest) or UNITS.get(action.dest.removeprefix(PREFIX))
+    facts = [('meaning', meaning(verb, action)), ('default', default(verb, parser, action)), ('unit', unit),
+             ('values', values(verb, action)),
+             ('ModelZoo', modelzoo_names(action) if verb in SCRIPT_PARSERS else None), ('from', origin(verb, action))]
+    first = ', '.join(action.option_strings) or action.metavar or action.dest
+    value = '' if action.nargs == 0 or not action.option_strings else f' {value_name(action)}'
+    return '\n'.join([f'{first}{value}', *(f'  {k:<9} {text}' for k, text in facts if text)])
+
+
+def find(parser: ArgumentParser, word: str) -> argparse.Action:
+    """The argument that a word names: exactly, else without regard to hyphens and case."""
+    def plain(text: str) -> str:
+        return text.strip('-').replace('-', '_').lower()
+
+    known = parser._option_string_actions
+    if word in known:
+        return known[word]
+    for action in parser._actions:
+        names = action.option_strings or [action.dest, str(action.metavar)]
+        if plain(word) in map(plain, names):
+            return action
+    word = word if word.startswith('-') else f'--{word}'
+    # flags that only timm's scripts have are not suggested
+    flags = [f for f, action in known.items() if action.help is not argparse.SUPPRESS]
+    raise UsageError(unknown_flag_message(flags, word))
+
+
+def value_name(action: argparse.Action) -> str:
+    if action.metavar:
+        return str(action.metavar)
+    return '{' + ','.join(map(str, action.choices)) + '}' if action.choices else action.dest.upper()
+
+
+def meaning(verb: str, action: argparse.Action) -> str:
+    """The text of --help."""
+    if isinstance(action, script_flags.TimmOnly):
+        return f"a flag of timm's own {verb}.py, which the bundled script does not have: run it with --scripts timm"
+    if action.dest.startswith(PREFIX):
+        return f"the ModelZoo's name for: {action.help}"
+    text = action.help if action.help not in (None, argparse.SUPPRESS) else 'not used any more'
+    return text.replace('%(default)s', str(action.default)).replace('%%', '%')
+
+
+def default(verb: str, parser: ArgumentParser, action: argparse.Action) -> Optional[str]:
+    """The default in words; None for an argument that must be given, or where `meaning` says it."""
+    if isinstance(action, script_flags.TimmOnly):
+        only = script_flags.TIMM_ONLY_TRAIN if verb == 'train' else script_flags.TIMM_ONLY_VALIDATE
+        return in_words(only[action.dest])
+    if action.required and action.default is None or action.dest == 'help':
+        return None
+    of_launcher = {f.name: f.default for f in fields(RunSettings)} if is_launchers(verb, action) else {}
+    value = parser.get_default(action.dest)
+    if value is None and isinstance(of_launcher.get(action.dest), (bool, int, float, str)):
+        last_words = re.search(r'\(([^()]*)\)$', action.help or '')  # the text knows it better: 3 in recipes
+        return last_words[1].replace('%%', '%') if last_words else in_words(of_launcher[action.dest])
+    if value in (None, '') and re.search('default|without it', action.help or ''):
+        return 'see the meaning'
+    return in_words(value)
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    if isinstance(value, (list, tuple)):
+        return ' '.join(map(str, value)) or 'none'
+    return 'none' if value in (None, '', {}) else str(value)
+
+
+def values(verb: str, action: argparse.Action) -> str:
+    """What may be given, by the rule of `engine/values.py`, the choices and the type."""
+    if isinstance(action, script_flags.TimmOnly) or action.dest == 'help':
+        return ''
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return 'none: a switch, with --no-' + action.option_strings[0].lstrip('-') + ' for its opposite'
+    if action.nargs == 0:
+        return 'none: a switch'
+    if isinstance(action, KeyValues):
+        return 'key=value, several with spaces between them'
+    if action.choices:
+        return ', '.join(str(c) or "'' (empty)" for c in action.choices)
+    rule = rules_of(verb).get(action.dest)
+    text = rule.describe() if rule is not None else ''
+    if isinstance(rule, Output):
+        return text
+    if action.type in (int, float):
+        number = 'a whole number' if action.type is int else 'a number'
+        text = f'{number}: {text}' if text and text != 'a number' else number
+    count = {'+': 'one or more of: ', '*': 'any number of: '}.get(str(action.nargs), '')
+    count = f'{action.nargs} of: ' if isinstance(action.nargs, int) and action.nargs > 1 else count
+    return count + (text or 'a text')
+
+
+def modelzoo_names(action: argparse.Action) -> Optional[str]:
+    """The ModelZoo's names that set this flag, each with what becomes of it."""
+    found: List[Tuple[str, str]] = []
+    for name, becomes in MODELZOO.items():
+        targets = re.findall(r'(?<![\w-])--?[a-z][\w-]*', becomes)
+        if set(targets) & set(action.option_strings) and not becomes.startswith(('nothing', 'the verb')):
+            found.append((name, becomes))
+    return '; '.join(f'{name} ({becomes})' for name, becomes in found) or None
+
+
+def is_launchers(verb: str, action: argparse.Action) -> bool:
+    """Whether a flag is one of train or validate that the script does not have."""
+    if verb not in SCRIPT_PARSERS or not action.option_strings:
+        return False
+    own = SCRIPT_PARSERS[verb]()._option_string_actions
+    return action.dest == 'device' or not set(own).intersection(action.option_strings)
+
+
+def origin(verb: str, action: argparse.Action) -> str:
+    if verb not in SCRIPT_PARSERS:
+        return f'seresnet-timm {verb}'
+    if action.dest.startswith(PREFIX) or '--resume' in action.option_strings and verb == 'validate':
+        return "the ModelZoo's scripts; translated by the launcher of seresnet-timm"
+    if isinstance(action, script_flags.TimmOnly):
+        return f"timm's {verb}.py"
+    if is_launchers(verb, action):
+        return 'the launcher of seresnet-timm; the same with all scripts'
+    return f"timm's {verb}.py; the bundled script has the same name and default"

@@ -1,0 +1,45 @@
+"""`seresnet-timm tune`: the fastest settings on this machine, as a config file. The flags of `train` say of what."""
+import argparse
+
+from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
+
+EXAMPLES = ('seresnet-timm tune --data-dir digits -b 64 --seconds 60',)
+NEXT = ('seresnet-timm train --data-dir digits -b 64 --config tuned.yaml',)
+DESCRIPTION = '''\
+Measure on this machine what is faster for a training, and write it as a file that `train --config FILE` takes. Further
+flags are those of `seresnet-timm train`, and say which training is meant. Nothing that is written changes the numbers
+of the training beyond rounding, unless --allow names it.'''
+
+EXAMPLES = (
+    'seresnet-timm tune --preset seresnet50_ascend --data-dir ImageNet -b 128 --tuned-file tuned.yaml',)
+NEXT = (
+    'seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 128 --config tuned.yaml',)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.leave_unparsed('argv')
+
+
+def help_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog='seresnet-timm tune', description=DESCRIPTION, usage='seresnet-timm tune [options] [flags of train]',
+        allow_abbrev=False)
+    parser.add_argument('--tuned-file', default='tuned.yaml', metavar='FILE', help='the file to write (tuned.yaml)')
+    parser.add_argument('--seconds', type=float, default=120, metavar='S', help='how long to measure, about (120)')
+    parser.add_argument('--allow', default='', metavar='NAMES',
+                        help='take these too if they are faster: batch-size, precision, or both with a comma')
+    parser.examples, parser.next_steps = EXAMPLES, NEXT
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    parser = help_parser()
+    if HELP_FLAGS.intersection(args.argv):
+        print(guide(parser.format_help(), EXAMPLES, NEXT), end='')
+        return
+    own, of_train = parser.parse_known_args(args.argv)
+    from seresnet_timm.launch import tune
+    allowed = tune.check(own.seconds, own.allow, own.tuned_file)
+    settings, has_data = tune.plan(of_train)
+    tuning = tune.tune(settings, own.seconds, allowed, has_data, own.tuned_file)
+    tune.print_outcome(tuning, own.tuned_file)

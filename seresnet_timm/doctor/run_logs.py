@@ -1,0 +1,263 @@
+"""The logs that `seresnet-timm diagnose` reads: a file of any kind, standard input, or all logs of a run"""
+import json
+import os
+import re
+import sys
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Deque, Dict, Iterator, List, Optional, Set
+
+from seresnet_timm.ascend.error_events import EventReader
+from seresnet_timm.ascend.errors import where_plog_lies
+from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.runs.folder import RunFolder
+
+LIMIT = 32 << 20  # bytes of a source that are read, from its end
+_CHUNK = 1 << 20
+_LOGS = re.compile(r'\.(?:log|txt|out|err|json|csv|yaml)(?:\.\d+)?(?:\.gz)?$|\.log\b|^(?:stdout|stderr)$')
+_MAX_FILES = 2000
+_AROUND = 3600  # seconds around a run in which plog may be its
+
+
+@dataclass
+class Source:
+    """A text to read.
+
+    Attributes:
+        name: Its name for the user, and in a bundle.
+        path: The file; None for standard input.
+        rank: Rank whose log it is, if its path says so.
+        pid: Process whose log it is, if its name says so.
+        text: Content that was read already.
+        left_out: Bytes at its beginning that were not read.
+        problem: Why it could not be read to its end.
+    """
+    name: str
+    path: Optional[Path] = None
+    rank: Optional[int] = None
+    pid: Optional[int] = None
+    text: Optional[str] = None
+    left_out: int = 0
+    problem: str = ''
+
+    def lines(self) -> Iterator[str]:
+        """The lines of its end; memory for `LIMIT` bytes is enough for a file of any size."""
+        if self.text is None:
+            self.text = self._read()
+        text, self.text = self.text, None if self.path else self.text
+        if self.path is not None and self.path.name == 'error.json':
+            text = _torchrun_error(text)
+        yield from re.split(r'\r?\n', text)
+
+    def _read(self) -> str:
+        try:
+            if self.path is None:
+                return self._decode(self._tail(iter(lambda: sys.stdin.buffer.read(_CHUNK), b'')))
+            with open(self.path, 'rb') as f:
+                is_gzip = f.read(2) == b'\x1f\x8b'
+                f.seek(0)
+                if is_gzip:
+                    return self._decode(self._tail(self._unpacked(f)))
+                size = f.seek(0, os.SEEK_END)
+                self.left_out = max(0, size - LIMIT)
+                f.seek(self.left_out)
+                return self._decode(f.read(LIMIT))
+        except OSError as e:
+            self.problem = e.strerror or str(e)
+            return ''
+
+    def _tail(self, chunks: Iterator[bytes]) -> bytes:
+        """The last `LIMIT` bytes of a stream."""
+        kept: Deque[bytes] = deque()
+        size = 0
+        for chunk in chunks:
+            kept.append(chunk)
+            size += len(chunk)
+            while size - len(kept[0]) >= LIMIT:
+                dropped = len(kept.popleft())
+                size -= dropped
+                self.left_out += dropped
+        return b''.join(kept)
+
+    def _unpacked(self, file: BinaryIO) -> Iterator[bytes]:
+        """What gzip packed, up to where it is damaged or cut off."""
+        unpack = zlib.decompressobj(wbits=31)
+        data, in_member = b'', False
+        while True:
+            data = data or file.read(_CHUNK)
+            if not data:
+                break
+            in_member = True
+            try:
+                yield unpack.decompress(data, _CHUNK)
+            except zlib.error as e:
+                self.problem = f'damaged: {e}'
+                return
+            data = unpack.unconsumed_tail
+            if unpack.eof:  # another member may follow
+                data, unpack, in_member = unpack.unused_data, zlib.decompressobj(wbits=31), False
+        yield unpack.flush()
+        if in_member:
+            self.problem = 'cut off'
+
+    @staticmethod
+    def _decode(data: bytes) -> str:
+        for bom, codec, high in ((b'\xff\xfe', 'utf-16', data[3:1000:2]), (b'\xfe\xff', 'utf-16', data[2:1000:2])):
+            if data.startswith(bom) and high.count(0) > len(high) / 2:  # what PowerShell's > writes
+                return data.decode(codec, errors='replace')
+        return data.decode('utf-8-sig', errors='replace')
+
+    def events(self) -> EventReader:
+        """Read it; see `EventReader`."""
+        when = self.path.stat().st_mtime if self.path is not None and self.path.exists() else time.time()
+        return EventReader(self.name, self.rank, self.pid).read_text(self.lines(), time.localtime(when).tm_year)
+
+
+def _torchrun_error(text: str) -> str:
+    """The traceback in the file where torchrun's ranks leave their exception, after its time."""
+    try:
+        message = json.loads(text)['message']
+        if isinstance(message, str):
+            return message
+        extra = message['extraInfo']
+        when = time.strftime('%Y-%m-%d-%H:%M:%S', time.localtime(int(extra['timestamp'])))
+        return f'{when}\n{extra["py_callstack"]}'
+    except (ValueError, KeyError, TypeError):
+        return text
+
+
+@dataclass
+class Logs:
+    """What is read.
+
+    Attributes:
+        sources: The texts, in the order of ranks.
+        record: Content of run.json; None without one.
+        folder: The folder of a run; None for a single text.
+        plog: Folder of plog that was looked into; None for a single text.
+    """
+    sources: List[Source]
+    record: Optional[Dict[str, Any]] = None
+    folder: Optional[Path] = None
+    plog: Optional[Path] = None
+
+
+def find_logs(target: str) -> Logs:
+    """Find what to read.
+
+    Args:
+        target: '-' for standard input, a file, or the folder of a run or of logs.
+
+    Raises:
+        UsageError: There is nothing to read.
+    """
+    if target == '-':
+        return Logs([Source('standard input')])
+    path = Path(target)
+    if not path.exists():
+        raise UsageError(f'{printable(target)} does not exist: name the folder of a run, a log file, or - for standard '
+                         'input.')
+    if not path.is_dir():
+        if not os.access(path, os.R_OK):
+            raise UsageError(f'{printable(target)} cannot be read (permission denied).')
+        return Logs([Source(path.name, path)])
+    record = _read_json(RunFolder(path).record)
+    nproc = _nproc(record)
+    sources = [_source(path, file, nproc) for file in _files(path)]
+    pids = _pids(path)
+    plog = Path(where_plog_lies())
+    is_run = record is not None or RunFolder(path).logs.is_dir()
+    if is_run and plog.is_dir() and not _is_below(plog, path):
+        sources += _plog(plog, path, record, pids)
+    if not sources and record is None:
+        raise UsageError(f'{printable(target)} has no logs and no {RunFolder(path).record.name}: name the folder of '
+        f'a run, '
+                         'or a log file.')
+    order = sorted(range(len(sources)), key=lambda i: (sources[i].rank is None, sources[i].rank or 0, sources[i].name))
+    return Logs([sources[i] for i in order], record, path, plog if is_run else None)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(folder)) in [Path(os.path.realpath(path)), *Path(os.path.realpath(path)).parents]
+
+
+def _read_json(path: Path) -> Optional[Dict[str, Any]]:
+    try:
+        value = json.loads(path.read_text(encoding='utf-8', errors='replace'))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _nproc(record: Optional[Dict[str, Any]]) -> int:
+    settings = (record or {}).get('settings')
+    nproc = settings.get('nproc') if isinstance(settings, dict) else None
+    return nproc if isinstance(nproc, int) and nproc > 0 else 8
+
+
+def _files(folder: Path) -> List[Path]:
+    """Logs below a folder, no links, no files of the run that hold no errors."""
+    own = {'run.json', 'args.yaml', 'summary.csv', 'pids.json'}
+    found: List[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if f != 'stacks' and not f.startswith('.'))
+        for name in sorted(names):
+            file = Path(parent, name)
+            if _LOGS.search(name) and name not in own and not name.endswith(('.yaml', '.csv')) and not (
+                    file.is_symlink()) and file.is_file():
+                found.append(file)
+        if len(found) > _MAX_FILES:
+            break
+    return found[:_MAX_FILES]
+
+
+def _source(folder: Path, file: Path, nproc: int) -> Source:
+    name = str(file.relative_to(folder))
+    node = re.search(r'node(\d+)/', name)
+    local = re.search(r'attempt_\d+/(\d+)/', name)
+    rank = None
+    if local:
+        rank = int(local[1]) + (int(node[1]) * nproc if node else 0)
+    else:
+        named = re.search(r'(?:rank|worker)[-_]?(\d+)\b', name)
+        rank = int(named[1]) if named else None
+    pid = re.search(r'plog-(\d+)_', name)
+    return Source(name, file, rank, int(pid[1]) if pid else None)
+
+
+def _pids(folder: Path) -> Dict[int, int]:
+    """Rank of each process of a run, as the launcher wrote them when it failed."""
+    ranks: Dict[int, int] = {}
+    for file in sorted(RunFolder(folder).logs.glob('node*/pids.json')):
+        for rank, pid in (_read_json(file) or {}).items():
+            if isinstance(pid, int) and rank.isdigit():
+                ranks[pid] = int(rank)
+    return ranks
+
+
+def _plog(plog: Path, folder: Path, record: Optional[Dict[str, Any]], pids: Dict[int, int]) -> List[Source]:
+    """Files of plog of the run's processes; if these are not known, those written while it ran."""
+    started = _seconds((record or {}).get('started'))
+    ended = max((p.stat().st_mtime for p in folder.rglob('*') if p.is_file() and not p.is_symlink()), default=0.)
+    seen: Set[str] = set()
+    sources = []
+    for file in sorted(plog.glob('*/plog/plog-*')):
+        match = re.match(r'plog-(\d+)_', file.name)
+        if not match or file.is_symlink() or not file.is_file() or str(file) in seen:
+            continue
+        pid, when = int(match[1]), file.stat().st_mtime
+        in_time = started is not None and started - 60 <= when <= ended + _AROUND
+        if pid in pids or not pids and in_time:
+            seen.add(str(file))
+            sources.append(Source(f'plog/{file.relative_to(plog)}', file, pids.get(pid), pid))
+    return sources[:_MAX_FILES]
+
+
+def _seconds(text: Any) -> Optional[float]:
+    try:
+        return time.mktime(time.strptime(str(text)[:19], '%Y-%m-%dT%H:%M:%S'))
+    except ValueError:
+        return None

@@ -1,0 +1,184 @@
+"""One measurement of `tune`, in a process of its own: `python -m seresnet_timm.launch.trial < SETTINGS`
+
+The first line of stdin says what is measured, the rest is RunSettings as JSON. The last line of stdout is the result,
+as JSON. A process of its own, since most of what is tried is read when a process starts.
+"""
+import json
+import os
+import sys
+import time
+from itertools import islice
+from typing import Any, Callable, Dict, Iterator, List, Sequence
+
+from seresnet_timm.errors import UsageError, refuse
+from seresnet_timm.runs.settings import RunSettings
+
+MOST_STEPS = 200
+FEWEST_STEPS = 3
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.readline())
+    settings = RunSettings.from_json(sys.stdin.read())
+    from seresnet_timm.launch.explain import explain, is_out_of_memory
+    from seresnet_timm.launch.rank import set_up_process
+    measure = {'step': measure_step, 'loader': measure_loader}[request['what']]
+    try:
+        set_up_process(settings)
+        result = measure(settings, request['seconds'])
+    except (RuntimeError, OSError, UsageError) as e:
+        sentence = str(e) if isinstance(e, UsageError) else explain(e, settings)
+        if sentence is None:
+            raise
+        result = {'error': sentence, 'out_of_memory': is_out_of_memory(e, settings.device)}
+    print(json.dumps(result))
+
+
+def settings_to_measure(verb: str, argv: Sequence[str], has_data: bool) -> RunSettings:
+    """The settings that `seresnet-timm train` or `validate` would run with, checked as far as there are no data.
+
+    Args:
+        verb: 'train' or 'validate'.
+        argv: Command line after the verb.
+        has_data: The data folder that the flags name is looked at; else there is none.
+
+    Raises:
+        UsageError: A run with these flags would be refused.
+    """
+    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
+    from seresnet_timm.ascend.setup import set_environment
+    from seresnet_timm.launch import checks, sample
+    from seresnet_timm.launch.plan import make_plan
+    set_environment(os.environ)
+    plan = make_plan(verb, argv, has_data=has_data)
+    refuse(plan.problems)
+    if verb == 'train':
+        run = checks.Checked(plan.settings, {})
+        refuse([*checks.check_model(run), *checks.check_precision(run)] or list(sample.check_sample(run)))
+    return plan.settings
+
+
+def measure_step(settings: RunSettings, seconds: float) -> Dict[str, Any]:
+    """Images per second of training steps on one batch of random images.
+
+    Returns:
+        `rates`, one for each step after two that warm up; `peak_gib` of the device's memory, None on the CPU.
+    """
+    from seresnet_timm import device as devices
+    step = training_step(settings)
+    device = step.device
+
+    def timed() -> float:
+        devices.synchronize(device)
+        start = time.perf_counter()
+        step()
+        devices.synchronize(device)
+        return time.perf_counter() - start
+    for _ in range(2):
+        timed()
+    end = time.perf_counter() + seconds
+    times: List[float] = []
+    while len(times) < FEWEST_STEPS or time.perf_counter() < end and len(times) < MOST_STEPS:
+        times.append(timed())
+    memory = devices.peak_memory(device)
+    images = settings.args['batch_size']
+    return {'rates': [images / t for t in times], 'peak_gib': memory and memory['peak_gib']}
+
+
+def measure_loader(settings: RunSettings, seconds: float) -> Dict[str, Any]:
+    """Images per second of the training loader on the data folder's images, a figure for each fifth of the time."""
+    import torch
+    from timm.data import resolve_data_config
+
+    from seresnet_timm.data import loaders
+    from seresnet_timm.data.fast_jpeg import choose_decoder
+    from seresnet_timm.data.loading import inner_loader
+    from seresnet_timm.data.position import end_workers
+    from seresnet_timm.models.create import create_from_args
+    args = settings.namespace()
+    args.prefetcher, args.distributed = not args.no_prefetcher, False
+    data_config = resolve_data_config(vars(args), model=create_from_args(args, folder=settings.model_folder, meta=True))
+    decoder, _ = choose_decoder(args, settings.fast_jpeg)
+    loader, _ = loaders.train_loader(loaders.LoaderSetup(
+        args, data_config, torch.device('cpu'), None, decoder, settings.class_names, settings.data_timeout))
+    batches = without_end(inner_loader(loader))  # what is left to the device is not measured
+    # each worker has some batches ready: they were loaded before the clock starts
+    for _ in islice(batches, 2 * max(1, args.workers)):
+        pass
+    rates = []
+    for _ in range(5):
+        images, start = 0, time.perf_counter()
+        while images == 0 or time.perf_counter() - start < seconds / 5:
+            images += len(next(batches)[0])
+        rates.append(images / (time.perf_counter() - start))
+    end_workers(loader)
+    return {'rates': rates, 'peak_gib': None}
+
+
+def without_end(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def training_step(settings: RunSettings) -> Callable[[], None]:
+    """A step of the bundled train.py on a batch of random images, made by its stages.
+
+    Returns:
+        A function that takes the step; its attributes `model`, `optimizer` and `device` are those of the training.
+    """
+    from timm.task import ClassificationTask
+    from timm.utils import random_seed
+
+    from seresnet_timm.engine import train
+    from seresnet_timm.engine.forward import Forward, set_up_device
+    from seresnet_timm.engine.loss import backward, training_loss
+    from seresnet_timm.models import lean_se
+    from seresnet_timm.step.bad_steps import BadSteps
+    from seresnet_timm.step.loss_scaler import create_loss_scaler
+    args = settings.namespace()
+    device = set_up_device(args)
+    forward = Forward.from_args(args, device)
+    scaler, _ = create_loss_scaler(device, args.amp, args.amp_dtype, settings.loss_scale)
+    random_seed(args.seed, args.rank)
+    model = train.place_model(train.create_model(settings, args, {}), args, forward)
+    task = ClassificationTask(
+        model, criterion=training_loss(args).to(device), device=device, dtype=forward.dtype, verbose=False)
+    optimizer = train.create_optimizer(settings, args, model)
+    train.compile_and_distribute(settings, task, args, device)
+    task.get_trainable_module().train()
+    # timm's set-up does not look for bad steps
+    bad_steps = BadSteps(
+        task.get_trainable_module(), optimizer, device, scaler) if settings.fast_step else None
+    if bad_steps is not None:
+        bad_steps.start_epoch()
+    images, target = random_batch(args, model, forward)
+
+    def step() -> None:
+        lean_se.set_lean_se(settings.uses_lean_se)
+        with forward.autocast():
+            loss = task(images, target)['loss']
+        backward(loss, task, optimizer, args, scaler, need_update=True, bad_steps=bad_steps)
+        if bad_steps is not None:
+            bad_steps.count()
+        optimizer.zero_grad()
+    step.model, step.optimizer, step.device = model, optimizer, device
+    return step
+
+
+def random_batch(args: Any, model: Any, forward: Any) -> Any:
+    """Random images and labels where the loader would put them; soft labels where mixup makes them."""
+    import torch
+    from timm.data import resolve_data_config
+    from timm.data.mixup import mixup_target
+
+    from seresnet_timm.data.loaders import mixup_active
+    size = resolve_data_config(vars(args), model=model)['input_size']
+    images = torch.randn(args.batch_size, *size, device=forward.device, dtype=forward.dtype)
+    target = torch.randint(0, model.num_classes, (args.batch_size,), device=forward.device)
+    if getattr(args, 'mixup', None) is not None and mixup_active(args):
+        target = mixup_target(target, model.num_classes, lam=0.5, smoothing=args.smoothing)
+    return forward.lay_out(images), target
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,383 @@
+"""`seresnet-timm tune`: measure on this machine which settings are fastest, and write them as a config file
+
+Options are tried one after another, each from the best settings so far, and each in a process of its own (trial.py).
+One is taken if it is faster beyond the spread of both measurements, and faster than the best before it measured again.
+Options that change the numbers of a training beyond rounding are measured too, but taken only if the user allows them.
+"""
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import psutil
+
+from seresnet_timm import device as devices
+from seresnet_timm.errors import RunError, UsageError, refuse
+from seresnet_timm.files import atomic_path, why_not_writable
+from seresnet_timm.launch.parse import parse
+from seresnet_timm.launch.trial import settings_to_measure
+from seresnet_timm.runs.settings import RunSettings
+
+CLEAR_GAIN = 1.02  # a smaller one is not worth a setting
+ENOUGH_DATA = 1.2  # images/s of the loader, as a multiple of the step's, at which more workers bring nothing
+SHORTEST, LONGEST = 1., 20.  # seconds of a measurement
+ALLOWED = ('batch-size', 'precision')
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that are tried.
+
+    Attributes:
+        settings: Settings of the run.
+        environ: Variables of the process, beside this one's; None removes one.
+    """
+    settings: RunSettings
+    environ: Dict[str, Optional[str]] = field(default_factory=dict)
+
+    def with_args(self, **args: Any) -> 'Candidate':
+        return replace(self, settings=replace(self.settings, args={**self.settings.args, **args}))
+
+    def with_settings(self, **fields: Any) -> 'Candidate':
+        return replace(self, settings=replace(self.settings, **fields))
+
+    def with_variable(self, name: str, value: Optional[str]) -> 'Candidate':
+        return replace(self, environ={**self.environ, name: value})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a candidate.
+
+    Attributes:
+        option: What was tried, e.g. 'workers'.
+        value: Its value.
+        rates: Images per second, of single steps or of parts of the time.
+        peak_gib: Most memory of the device; None on the CPU.
+        error: Why there is no measurement, a sentence.
+    """
+    option: str
+    value: str
+    rates: Tuple[float, ...] = ()
+    peak_gib: Optional[float] = None
+    error: Optional[str] = None
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates) if self.rates else 0.
+
+    def quartiles(self) -> Tuple[float, float]:
+        if len(self.rates) < 2:
+            return self.rate, self.rate
+        low, _, high = statistics.quantiles(self.rates, n=4, method='inclusive')
+        return low, high
+
+    def is_faster_than(self, other: 'Result') -> bool:
+        """Beyond the spread of both."""
+        return self.rate > CLEAR_GAIN * other.rate and self.quartiles()[0] > other.quartiles()[1]
+
+
+class Clock:
+    """How long a measurement may take, so that all of them end in time.
+
+    Args:
+        seconds: For all of them.
+        count: Number of measurements, about.
+    """
+
+    def __init__(self, seconds: float, count: int):
+        self.end = time.monotonic() + seconds
+        self.left = count
+        self.start_up = 0.  # seconds of a process until it measures
+
+    def next_seconds(self) -> Optional[float]:
+        """Seconds for the next one; None if the time is up."""
+        seconds = (self.end - time.monotonic()) / max(1, self.left) - self.start_up
+        self.left -= 1
+        if self.end - time.monotonic() < self.start_up + SHORTEST:
+            return None
+        return min(LONGEST, max(SHORTEST, seconds))
+
+
+@dataclass
+class Tuning:
+    """What is known so far.
+
+    Attributes:
+        best: The settings to use.
+        base: Speed of its training step.
+        clock: The time.
+        allowed: Names of ALLOWED that may be changed.
+        results: All measurements.
+        changes: What was taken: name of the option, and value.
+        skipped: Options for which there was no time.
+    """
+    best: Candidate
+    clock: Clock
+    allowed: Sequence[str]
+    base: Optional[Result] = None
+    results: List[Result] = field(default_factory=list)
+    changes: Dict[str, Any] = field(default_factory=dict)
+    skipped: List[str] = field(default_factory=list)
+
+    def measure(self, option: str, value: str, candidate: Candidate, what: str = 'step') -> Optional[Result]:
+        seconds = self.clock.next_seconds()
+        if seconds is None:
+            self.skipped.append(f'{option} {value}')
+            return None
+        print(f'  {option:<22} {value:<10} ', end='', flush=True)
+        start = time.monotonic()
+        result = run_trial(option, value, candidate, what, seconds)
+        self.clock.start_up = max(self.clock.start_up, time.monotonic() - start - seconds)
+        print(describe(result, self.results[0] if self.results and what == 'step' else None), flush=True)
+        self.results.append(result)
+        return result
+
+    def try_step(self, option: str, value: str, candidate: Candidate, key: str, setting: Any) -> None:
+        """Measure a candidate, and go on with it if it is faster; also than the best so far measured once more."""
+        result = self.measure(option, value, candidate)
+        if result is None or not result.is_faster_than(self.base):
+            return
+        again = self.measure('  best so far, again', '', self.best)  # the machine may have become faster since
+        if again is not None and result.is_faster_than(again):
+            self.best, self.base = candidate, result
+            self.changes[key] = setting
+
+
+def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data: bool, file: str) -> Tuning:
+    """Measure, print a table, and write the config file.
+
+    Args:
+        settings: Settings of a training, as planned.
+        seconds: How long to measure, about.
+        allowed: Names of ALLOWED: changes that are taken although the numbers of a training change with them.
+        has_data: There is a data folder: workers are measured on its images.
+        file: The config file.
+
+    Raises:
+        RunError: The training step fails with the settings as they are.
+    """
+    processes = settings.nproc
+    one = replace(settings, nnodes=1, nproc=1, world_size=1, output=None)
+    steps, sizes, workers = step_options(one), batch_sizes(one), worker_counts(processes) if has_data else []
+    tuning = Tuning(
+        Candidate(one), Clock(seconds, 1 + len(steps) + len(sizes) + len(precisions(one)) + len(workers)), allowed)
+    print(f'Measured: {describe_machine(settings)}, {describe_settings(settings)}', flush=True)
+    tuning.base = tuning.measure('as planned', '', tuning.best)
+    if tuning.base is None or tuning.base.error:
+        raise RunError(f'The training step fails as it is planned: {tuning.base.error if tuning.base else "no time"}')
+    for option, value, change, key, setting in steps:
+        tuning.try_step(option, value, change(tuning.best), key, setting)
+    try_workers(tuning, workers)
+    try_precisions(tuning)
+    try_batch_sizes(tuning, sizes)
+    with atomic_path(file) as path, open(path, 'w', encoding='utf-8') as f:
+        f.write(config_text(tuning, settings))
+    return tuning
+
+
+def plan(argv: Sequence[str]) -> Tuple[RunSettings, bool]:
+    """Settings of the training that the flags describe, and whether they name a data folder.
+
+    Raises:
+        UsageError: A training with these flags would be refused.
+    """
+    line = parse('train', argv)
+    has_data = bool({'data', 'data_dir', 'dataset'} & set(line.flags) or 'data_path' in line.modelzoo)
+    settings = settings_to_measure('train', ['--scripts', 'bundled', *argv], has_data)
+    if settings.nnodes > 1:
+        raise UsageError('Measure on one machine: leave --nnodes out.')
+    return settings, has_data
+
+
+def check(seconds: float, allowed: str, file: str) -> List[str]:
+    """Check the flags of `tune`: the names in `--allow`.
+
+    Raises:
+        UsageError: One of them is wrong.
+    """
+    names = [name for name in allowed.replace(' ', '').split(',') if name]
+    reason = why_not_writable(file, is_folder=False)
+    refuse(filter(None, [
+        *(f'--allow {name} is unknown: give {" or ".join(ALLOWED)}, or both with a comma.'
+          for name in names if name not in ALLOWED),
+        None if 0 < seconds < float('inf') else f'--seconds {seconds:g} is not a time: give a number above 0.',
+        reason and f'--tuned-file {file} cannot be written: {reason}.']))
+    return names
+
+
+# --- what is tried ----------------------------------------------------------------------------------------------------
+
+def step_options(settings: RunSettings) -> List[Tuple[str, str, Callable[[Candidate], Candidate], str, Any]]:
+    """Options that change the numbers of a training by rounding only: name, value, change, key in the file, setting."""
+    kind = settings.device.partition(':')[0]
+    options: List[Tuple[str, str, Callable[[Candidate], Candidate], str, Any]] = []
+    if settings.args['model'].split('.')[0].endswith('_ascend'):
+        value = 'off' if settings.uses_lean_se else 'on'
+        options.append(('--lean-se', value, lambda c: c.with_settings(lean_se=value), 'lean_se', value))
+    if kind != 'npu':  # whose operators take contiguous tensors only
+        layout = not settings.args['channels_last']
+        options.append(('channels_last', str(layout).lower(), lambda c: c.with_args(channels_last=layout),
+                        'channels_last', layout))
+    else:
+        from seresnet_timm.ascend.environment import TUNED
+        for name, values in TUNED.items():
+            for text in values:
+                if os.environ.get(name) != text:
+                    options.append((name, text, _variable(name, text), f'environment.{name}', text))
+    return options
+
+
+def _variable(name: str, text: str) -> Callable[[Candidate], Candidate]:
+    return lambda candidate: candidate.with_variable(name, text)
+
+
+def precisions(settings: RunSettings) -> List[str]:
+    """Dtypes of mixed precision beside that of the run; on a CPU only bfloat16 can be faster."""
+    own = settings.args['amp_dtype'] if settings.args.get('amp') else 'float32'
+    if settings.args.get('model_dtype') or settings.amp_level == 'O2':
+        return []
+    kind = settings.device.partition(':')[0]
+    return [d for d in (('bfloat16',) if kind == 'cpu' else ('float16', 'bfloat16')) if d != own]
+
+
+def batch_sizes(settings: RunSettings) -> List[int]:
+    own = settings.args['batch_size']
+    return [size for size in (own // 2, own * 2, own * 4) if size >= 1]
+
+
+def worker_counts(processes: int) -> List[int]:
+    """0, 1, 2, 4, ... up to the cores of a process."""
+    cores = max(1, len(os.sched_getaffinity(0)) // processes)
+    counts = [0, 1]
+    while counts[-1] * 2 <= cores:
+        counts.append(counts[-1] * 2)
+    return counts if counts[-1] == cores else [*counts, cores]
+
+
+def try_precisions(tuning: Tuning) -> None:
+    for dtype in precisions(tuning.best.settings):
+        candidate = tuning.best.with_args(amp=True, amp_dtype=dtype)
+        if 'precision' in tuning.allowed:
+            tuning.try_step('--amp --amp-dtype', dtype, candidate, 'amp_dtype', dtype)
+        else:
+            tuning.measure('--amp --amp-dtype', dtype, candidate)
+
+
+def try_batch_sizes(tuning: Tuning, sizes: Sequence[int]) -> None:
+    """Images a second by batch size, until the memory is full."""
+    for size in sizes:
+        candidate = tuning.best.with_args(batch_size=size)
+        own = tuning.best.settings.args['batch_size']
+        if tuning.best.settings.device == 'cpu' and not fits_memory(tuning.best.settings, size):
+            tuning.skipped.append(f'-b {size} (memory)')
+            continue
+        if 'batch-size' in tuning.allowed:
+            tuning.try_step('-b', str(size), candidate, 'batch_size', size)
+        else:
+            tuning.measure('-b', str(size), candidate)
+        if size > own and tuning.results[-1].error:
+            break
+
+
+def fits_memory(settings: RunSettings, size: int) -> bool:
+    """Whether a batch can be tried on a CPU, where too large a one would end other processes: a rough upper bound."""
+    bytes_of_pixel = 1500  # of activations and gradients, of a ResNet-50
+    return size * (settings.args.get('img_size') or 224)**2 * bytes_of_pixel < psutil.virtual_memory().available / 2
+
+
+def try_workers(tuning: Tuning, counts: Sequence[int]) -> None:
+    """Take the fewest workers that load enough for the training step, else the number that loads most."""
+    results: Dict[int, Result] = {}
+    for count in counts:
+        result = tuning.measure('--workers', str(count), tuning.best.with_args(workers=count), 'loader')
+        if result is not None and not result.error:
+            results[count] = result
+    if not results:
+        return
+    enough = [n for n in sorted(results) if results[n].rate > ENOUGH_DATA * tuning.base.rate]
+    fastest = max(results, key=lambda n: results[n].rate)
+    chosen = enough[0] if enough else fastest
+    if chosen != tuning.best.settings.args['workers']:
+        tuning.best = tuning.best.with_args(workers=chosen)
+        tuning.changes['workers'] = chosen
+
+
+# --- a measurement ----------------------------------------------------------------------------------------------------
+
+def run_trial(option: str, value: str, candidate: Candidate, what: str, seconds: float) -> Result:
+    environ = {k: v for k, v in {**os.environ, **candidate.environ}.items() if v is not None}
+    request = json.dumps({'what': what, 'seconds': seconds}) + '\n' + candidate.settings.to_json()
+    python = os.environ.get('PYTHON_EXEC', sys.executable)  # as torchrun starts its processes
+    command = [python, '-m', 'seresnet_timm.launch.trial']
+    process = subprocess.run(command, input=request, env=environ, capture_output=True, text=True)
+    lines = process.stdout.splitlines()
+    try:
+        found = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:
+        found = {}
+    if 'rates' in found:
+        return Result(option, value, tuple(found['rates']), found['peak_gib'])
+    error = 'does not fit into the memory' if found.get('out_of_memory') else found.get('error')
+    return Result(option, value, error=error or last_line(process))
+
+
+def last_line(process: subprocess.CompletedProcess) -> str:
+    """What a process that failed said last."""
+    if process.returncode < 0:
+        return f'the process was killed by signal {-process.returncode}'
+    return next((line for line in reversed(process.stderr.splitlines()) if line.strip()), 'it failed without a message')
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+def describe(result: Result, planned: Optional[Result] = None) -> str:
+    """A measurement as the end of a line of the table, with its ratio to that of the settings as planned."""
+    if result.error:
+        return result.error
+    low, high = result.quartiles()
+    text = f'{result.rate:9.1f} images/s ({low:.1f} to {high:.1f}, n = {len(result.rates)})'
+    if planned is not None:
+        text += f'  {result.rate / planned.rate:.2f} x'
+    return text + (f', {result.peak_gib:.1f} GiB' if result.peak_gib is not None else '')
+
+
+def describe_machine(settings: RunSettings) -> str:
+    kind = settings.device.partition(':')[0]
+    return f'{kind} ({devices.device_name(kind)})' if kind != 'cpu' else f'cpu ({os.cpu_count()} cores)'
+
+
+def describe_settings(settings: RunSettings) -> str:
+    return f'{settings.args["model"]}, -b {settings.args["batch_size"]}, {settings.precision}'
+
+
+def config_text(tuning: Tuning, settings: RunSettings) -> str:
+    """The config file: what was taken, as keys; all that was measured, as comments."""
+    import yaml
+    of_script = {k: v for k, v in tuning.changes.items() if k in settings.args}
+    if 'amp_dtype' in of_script:
+        of_script['amp'] = True
+    environ = {k.partition('.')[2]: v for k, v in tuning.changes.items() if k.startswith('environment.')}
+    tuned: Dict[str, Any] = {
+        'device': settings.device.partition(':')[0], 'machine': describe_machine(settings),
+        'model': settings.args['model'], 'date': datetime.date.today().isoformat()}
+    if 'lean_se' in tuning.changes:
+        tuned['lean_se'] = tuning.changes['lean_se']
+    if environ:
+        tuned['environment'] = environ
+    table = [f'# {r.option} {r.value}: {describe(r).strip()}' for r in tuning.results]
+    head = [f'# seresnet-timm tune: {describe_machine(settings)}, {describe_settings(settings)}', *table]
+    return '\n'.join(head) + '\n' + yaml.safe_dump({**of_script, 'tuned': tuned}, sort_keys=False)
+
+
+def print_outcome(tuning: Tuning, file: str) -> None:
+    if tuning.skipped:
+        print(f'Not measured, the time was up: {", ".join(tuning.skipped)} (--seconds).')
+    changes = ', '.join(f'{k.partition(".")[2] or k} {v}' for k, v in tuning.changes.items())
+    print(f'Faster here: {changes}.' if changes else 'Nothing was faster than the settings as planned.')
+    print(f'Written to {file}. Next: seresnet-timm train --config {file} ...')

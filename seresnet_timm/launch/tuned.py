@@ -1,0 +1,53 @@
+"""The block `tuned:` of a config file, which `seresnet-timm tune` writes: settings that are no flags of the script"""
+from typing import Any, Dict, List, Mapping, Optional
+
+from seresnet_timm.ascend.environment import TUNED
+from seresnet_timm.errors import UsageError
+
+KEY = 'tuned'
+FACTS = ('device', 'machine', 'model', 'date')
+OPTIONS = {'lean_se': ('on', 'off')}
+
+
+def take_tuned(config: Dict[str, Any], path: str) -> Optional[Dict[str, Any]]:
+    """Take the block out of a config; None if it has none.
+
+    Raises:
+        UsageError: It is not what `tune` writes.
+    """
+    if KEY not in config:
+        return None
+    tuned = config.pop(KEY)
+    problems = [] if isinstance(tuned, dict) else ['must be a mapping']
+    for name, value in (tuned.items() if not problems else ()):
+        if name == 'environment':
+            wrong = not isinstance(value, dict) or any(
+                k not in TUNED or not isinstance(v, str) or v not in TUNED[k] for k, v in value.items())
+            if wrong:
+                allowed = '; '.join(f'{k} {" or ".join(v)}' for k, v in TUNED.items())
+                problems.append(f'environment must be a mapping of these: {allowed}')
+        elif name in OPTIONS and value not in OPTIONS[name]:
+            problems.append(f'{name} must be {" or ".join(map(repr, OPTIONS[name]))}')
+        elif name not in OPTIONS and (name not in FACTS or not isinstance(value, str)):
+            problems.append(f'{name}: {value!r} is not written by `seresnet-timm tune`')
+    if problems:
+        raise UsageError(f'Config {path}, block {KEY}: ' + '; '.join(problems) + '.')
+    return tuned
+
+
+def options_of(tuned: Mapping[str, Any]) -> Dict[str, Any]:
+    """The launcher's options in the block."""
+    return {name: tuned[name] for name in OPTIONS if name in tuned}
+
+
+def describe(tuned: Mapping[str, Any], path: str, environ: Mapping[str, str], device: str) -> List[str]:
+    """Sentences for the plan: where the settings were measured, and what is not as it was there."""
+    kind = device.partition(':')[0]
+    notes = [f'{path} was measured by `seresnet-timm tune` with {tuned.get("model", "a model")} on '
+             f'{tuned.get("machine", "a machine")}, {tuned.get("date", "at an unknown date")}.']
+    if tuned.get('device', kind) != kind:
+        notes.append(f'{path} was measured on {tuned["device"]}, this run is on {kind}: measure again.')
+    different = [f'{k}={v}' for k, v in tuned.get('environment', {}).items() if environ.get(k) != v]
+    if different and kind == 'npu':
+        notes.append(f'It was faster with {" ".join(different)}: `export {" ".join(different)}` before the run.')
+    return notes

@@ -1,0 +1,215 @@
+"""Errors of several ranks in one text, every code of the table in every format, time stamps, and the table itself."""
+import random
+import time
+
+import pytest
+from ascend.npu_texts import ADVICE, call, cann, err, out_of_memory, prefixed, waits
+from conftest import ROOT
+
+from seresnet_timm.ascend.error_codes import ACL, CANN, CODES, HCCL, NAMES, find
+from seresnet_timm.ascend.error_events import MAX_EVENTS, EventReader
+from seresnet_timm.ascend.errors import diagnose, diagnose_text, is_consequence, is_out_of_memory
+from seresnet_timm.ascend.faults import FAULTS, ROLES
+
+FORMS = (7, 8.2, 8.3, 8.5)
+EARLY, LATE = '2025-11-19-11:05:00', '2025-11-19-11:35:00'
+# faults of rank 3 that are no waits
+CAUSES = {
+    'memory': f'torch.OutOfMemoryError: {out_of_memory(3)}\n' + err('ERR99999 UNKNOWN applicaiton exception', EARLY,
+    1003, 3,
+                                                                   3),
+    'ecc': call('NPU', 'HBM MULTI BIT ECC ERROR', 507054, time=EARLY, pid=1003, device=3, rank=3),
+    'ai_core': call('NPU', 'AclrtSynchronizeStreamWithTimeout(s)', 507015, cann('EZ9999', 'aicore exception', 8.5),
+                    time=EARLY, pid=1003, device=3, rank=3),
+    'device_lost': call('NPU', 'aclrtMemcpy', 507010, time=EARLY, pid=1003, device=3, rank=3),
+    'port_host': call('HCCL', 'HcclGetRootInfo(&id)', 11, cann('EI0019', 'port[60000] bound already', 8.3,
+    EARLY + '.1', 1003),
+                      time=EARLY, pid=1003, device=3, rank=3),
+    'cann_python': f"ModuleNotFoundError: No module named 'tbe'\n{err('ERR99999 UNKNOWN', EARLY, 1003, 3, 3)}",
+    'python': f'ValueError: not enough values\n{err("ERR99999 UNKNOWN applicaiton exception", EARLY, 1003, 3, 3)}',
+    'unknown': call('NPU', 'x', 507998, cann('EZ4711', 'odd', time=EARLY + '.1', pid=1003), time=EARLY, pid=1003,
+    device=3,
+                    rank=3),
+}
+
+
+@pytest.mark.parametrize('prefix', ['[rank{}]: ', 'worker-{}: ', ''])
+@pytest.mark.parametrize('fault', CAUSES)
+def test_the_fault_is_named_and_not_the_waits_of_others(fault, prefix):
+    """Wherever it stands in the text."""
+    texts = [(3, CAUSES[fault])] + [(r, waits(r, remote=3)) for r in (0, 1, 2)]
+    random.Random(fault + prefix).shuffle(texts)
+    diagnosis = diagnose_text('\n'.join(
+        f'{"Traceback (most recent call last):" if not prefix else ""}\n{prefixed(text, prefix.format(rank))}'
+        for rank, text in texts))
+    assert diagnosis.first.fault == fault and diagnosis.first.rank == 3
+    assert sorted(e.rank for e in diagnosis.others if e.fault == 'exec_timeout') == [0, 1, 2]
+
+
+def test_the_first_of_several_faults_and_of_several_waits():
+    late = CAUSES['ecc'].replace(EARLY, LATE)
+    diagnosis = diagnose_text(f'{late}\nTraceback (most recent call last):\n{CAUSES["memory"]}')
+    assert diagnosis.first.fault == 'memory' and diagnosis.others[0].fault == 'ecc'
+    waiting = diagnose_text('\n'.join(prefixed(waits(r, f'2025-11-19-11:3{9 - r}:00'), f'[rank{r}]: ') for r in (0, 1,
+        2)))
+    assert waiting.first.rank == 2
+    # without times: as they stand
+    bare = [f'[rank{r}]: RuntimeError: ACL stream synchronize failed, error code:507046' for r in (4, 1)]
+    assert diagnose_text('\n'.join(bare)).first.rank == 4
+
+
+def test_a_stop_on_purpose_and_a_broken_link_are_not_to_blame():
+    stop = call('NPU', 'FORCE STOP', 107022, time=EARLY, pid=1001, device=1, rank=1)
+    link = call('HCCL', 'HcclAllReduce(a)', 12, cann('EI0013', 'An error CQE occurred', 8.3, EARLY + '.1', 1002),
+        time=EARLY,
+                pid=1002, device=2, rank=2)
+    cause = CAUSES['ai_core'].replace(EARLY, LATE)
+    texts = [prefixed(t, f'[rank{r}]: ') for r, t in ((1, stop), (2, link), (3, cause), (0, waits(0)))]
+    assert diagnose_text('\n'.join(texts)).first.rank == 3
+    assert diagnose_text('\n'.join([texts[0], texts[1], texts[3]])).first.rank == 2
+    assert diagnose_text('\n'.join([texts[3], texts[0]])).first.rank == 1
+
+
+def test_torchruns_summary_names_a_killed_rank():
+    text = ('train.py FAILED\nFailures:\n[0]:\n  time      : 2024-05-21_11:57:55\n  rank      : 3 (local_rank: 3)\n'
+            '  exitcode  : -9 (pid: 927000)\n  error_file: <N/A>\n  traceback : Signal 9 (SIGKILL) received by PID '
+            '927000\n')
+    first = diagnose_text(text + waits(0)).first
+    assert first.fault == 'killed' and 'SIGKILL' in first.what and first.rank == 3
+    aborted = diagnose_text(text.replace('-9', '-6').replace('Signal 9 (SIGKILL)',
+        'Signal 6 (SIGABRT)') + waits(0)).first
+    assert aborted.fault == 'exec_timeout'
+    assert diagnose_text(text.replace('-9', '-15').replace('Signal 9 (SIGKILL)', 'Signal 15 (SIGTERM)')).first is None
+
+
+def test_the_exception_above_explains_the_one_below():
+    text = ('Traceback (most recent call last):\nImportError: libhccl.so: cannot open shared object file\n\nThe '
+    'above exception '
+            'was the direct cause of the following exception:\n\nTraceback (most recent call last):\nRuntimeError: '
+            'Failed to '
+            'load the backend extension: torch_npu.')
+    diagnosis = diagnose_text(text)
+    assert diagnosis.first.fault == 'cann_missing' and diagnosis.others[0].fault == 'backend_not_loaded'
+
+
+def test_a_loss_that_breaks_before_an_operator_is_the_cause_but_not_of_other_faults():
+    core = CAUSES['ai_core']
+    assert diagnose_text(f'step 3 loss: nan\n{core}').first.fault == 'diverged'
+    assert diagnose_text(f'{core}\nstep 3 loss: nan').first.fault == 'ai_core'
+    assert diagnose_text(f'step 3 loss: nan\n{CAUSES["memory"]}').first.fault == 'memory'
+
+
+# --- every code in every format ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('form', FORMS)
+def test_every_code_of_cann_in_every_format(form):
+    for names, _, fault, weight in CANN:
+        for name in names.split():
+            first = diagnose_text(cann(name, 'Words without meaning.', form) + '\n' + ADVICE).first
+            assert first.fault == fault, name
+            assert name in [code for code, _ in first.codes]
+            # under a number that tells less
+            if weight > 40:
+                text = call('NPU', 'c10_npu::acl::AclrtX(a[0], &b(1, 2))', 507011, cann(name, 'Words.', form), ADVICE)
+                assert diagnose_text(text).first.fault == fault, name
+
+
+def test_every_number_in_every_shape():
+    shapes = ('RuntimeError: f:a.cpp:1 NPU function error: g(a, b), error code is {}',
+              'RuntimeError: f:a.cpp:1 OPS function error: call aclnnMul failed, error code is {}',
+              'RuntimeError: call aclnnMul failed, error code is {}', 'NPU error, error code is {}',
+              'RuntimeError: ACL stream synchronize failed, error code:{}',
+              '  aclrt execute failed, runtime result = {}.')
+    for names, _, fault, _ in ACL:
+        for number in names.split():
+            for shape in shapes:
+                first = diagnose_text(shape.format(number)).first
+                assert first.fault == fault and (f'ACL {number}', CODES[f'ACL {number}'].meaning) in [
+                    (name, meaning.partition(', in ')[0]) for name, meaning in first.codes], (shape, number)
+    for names, _, fault, _ in HCCL:
+        for number in names.split():
+            for shape in ('HCCL function error: HcclSend(a, b)', 'OPS function error: HcclAllreduce'):
+                first = diagnose_text(f'RuntimeError: f:a.cpp:1 {shape}, error code is {number}').first
+                assert first.fault == fault and f'HCCL {number}' in [name for name, _ in first.codes]
+
+
+@pytest.mark.parametrize('kind', ['NPU', 'HCCL', 'OPS'])
+def test_names_of_hardware_faults_win_over_numbers_and_codes(kind):
+    for name, _, fault, _ in NAMES:
+        for what in (name, f'device error type 3, {name}'):
+            text = call(kind, what, 507011, cann('EL0003', 'The argument is invalid.', 8.3), ADVICE)
+            assert diagnose_text(text).first.fault == fault, name
+
+
+@pytest.mark.parametrize('letter, words', [('Z', 'operators'), ('E', 'runtime'), ('I', 'HCCL'), ('J', 'network'), ('H',
+'ACL'),
+                                           ('L', 'driver'), ('1', 'GE'), ('4', 'TBE'), ('K', 'profiling')])
+@pytest.mark.parametrize('form', FORMS)
+def test_inner_errors_say_who_reports_them(letter, words, form):
+    code = f'E{letter}9999'
+    first = diagnose_text(f'{code}: Inner Error!\n' + cann(code, 'Odd words about nothing.', form)).first
+    assert first.fault == 'inner' and not first.known and words in first.what and 'Odd words' in first.what
+    # what stands under it tells more
+    first = diagnose_text(f'{code}: Inner Error!\n' + cann(code, 'x',
+        form) + '\n        reason=[vector core exception]').first
+    assert first.fault == 'ai_core' and first.known
+
+
+def test_codes_of_torch_npu():
+    assert find('ERR00008').meaning == 'torch_npu: not found' and find('ERR02200').meaning == (
+        'HCCL (distributed): a call of HCCL failed')
+    assert diagnose_text(err('ERR02011 DIST timeout error')).first.role == 'wait'
+    assert diagnose_text(err('ERR00006 PTA memory error')).first.fault == 'memory_device'
+
+
+def test_what_a_run_asks():
+    assert is_out_of_memory(out_of_memory()) and is_out_of_memory(call('NPU', 'x', 507013, cann('EL0004', 'Failed.')))
+    assert not is_out_of_memory(CAUSES['ecc']) and not is_out_of_memory('ValueError: memory')
+    waits_of_all = (waits(1), 'RuntimeError: [pair.cc:534] Connection closed by peer [127.0.0.1]:4242', 'Broken pipe',
+                    'npu:0 lost contact with the other ranks: rank 2 did not take part', CAUSES['ecc'].replace(
+                        'HBM MULTI BIT ECC ERROR', 'FORCE STOP'), 'Timed out waiting 60000ms for recv operation')
+    assert all(is_consequence(text) for text in waits_of_all)
+    assert not any(is_consequence(text) for text in [*CAUSES.values(), 'ValueError: HCCL', ''])
+
+
+# --- times, size, table -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('stamp', [
+    '2025-11-19-11:14:58.516.606', '2025-11-19-11:14:58', '2025-11-19 11:14:58,516', '2025-11-19T11:14:58.123',
+    '[2025-11-19 11:14:58:000]', '[E1119 11:14:58.678676591 compiler_depend.ts:1693]', 'Wed Nov 19 11:14:58 2025',
+    '19/11/2025 11:14:58'])
+def test_times(stamp):
+    first = diagnose([EventReader().read_text([f'{stamp} NPU error, error code is 507015'], year=2025)]).first
+    assert time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(first.time)) == '2025-11-19 11:14:58'
+
+
+def test_a_line_without_a_time_has_that_of_the_line_before():
+    text = '2025-11-19 11:14:58 INFO step 3\nNPU error, error code is 507015'
+    assert time.localtime(diagnose_text(text).first.time).tm_min == 14
+
+
+def test_long_logs_and_long_lines():
+    """Memory for events is bounded, and lines that differ in numbers only are read once."""
+    lines = ['[ERROR] HCCL(60,python):2025-12-04-14:46:07 [hccl_socket.cc:106] [60][Wait]something failed, '
+    'errNo[0x5]'] * 3000
+    started = time.process_time()
+    reader = EventReader().read_text([*lines, 'x' * 1000000, CAUSES['ecc'].replace('\n', ' ')])
+    assert time.process_time() - started < 5
+    assert diagnose([reader]).first.fault == 'ecc' and len(reader.events) < 10
+    repeated = EventReader().read_text(
+        line for i in range(2 * MAX_EVENTS) for line in ('Traceback (most recent call last):', f'ValueError: {i}'))
+    assert len(repeated.events) <= MAX_EVENTS and repeated.left_out == MAX_EVENTS
+
+
+def test_table():
+    assert all(code.fault is None or code.fault in FAULTS for code in CODES.values())
+    assert all(fault.role in ROLES and fault.what and fault.log for fault in FAULTS.values())
+    assert all(fault.remedy for name, fault in FAULTS.items() if name != 'own')
+
+
+def test_page_of_the_documents():
+    import importlib.util
+    spec = importlib.util.spec_from_file_location('write_errors', ROOT / 'docs' / 'write_errors.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding='utf-8') == module.page(), 'run python docs/write_errors.py'

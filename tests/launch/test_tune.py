@@ -1,0 +1,122 @@
+"""`tune`: what is measured, what is taken, and that `train --config` takes the file."""
+import json
+
+import numpy as np
+import preloaded
+import pytest
+import yaml
+from conftest import MODEL, run_cli, run_here
+
+from seresnet_timm.launch import tune
+from seresnet_timm.launch.tune import Candidate, Clock, Result, Tuning
+from seresnet_timm.runs.settings import RunSettings, Script
+
+pytestmark = pytest.mark.preloaded
+
+
+def settings(**args):
+    return RunSettings('train', Script('train.py'), dict(
+        model='seresnet50_ascend', batch_size=16, img_size=64, workers=2, channels_last=True, amp=False,
+        amp_dtype='float16', **args))
+
+
+def test_measures_and_train_takes_the_file(few_digits, tmp_path):
+    """With real processes: every option has a figure, or the time was up; what is not allowed is not written."""
+    file = tmp_path / 'tuned.yaml'
+    training = ('--data-dir', few_digits, *MODEL, '-b', 8, '--device', 'cpu')
+    result = run_cli('tune', *training, '--seconds', 12, '--tuned-file', file, env={'PYTHON_EXEC': preloaded.python()})
+    assert result.returncode == 0, result.stderr
+    late = ''.join(line for line in result.stdout.splitlines() if line.startswith('Not measured, the time was up: '))
+    for option in ('as planned', '--lean-se off', 'channels_last false', '--workers 0', '-b 4', '-b 16'):
+        found = [line for line in result.stdout.splitlines() if ' '.join(line.split()).startswith(option)]
+        assert len(found) == 1 and 'images/s (' in found[0] or not found and option in late, result.stdout
+    found = yaml.safe_load(file.read_text())
+    assert found['tuned']['device'] == 'cpu' and found['tuned']['model'] == 'seresnet18_ascend'
+    assert not {'amp', 'amp_dtype', 'batch_size'} & set(found)
+
+    plan = run_here('train', '--config', file, *training, '--dry-run')
+    assert plan.returncode == 0, plan.stderr
+    assert f'{file} was measured by `seresnet-timm tune` with seresnet18_ascend on cpu' in plan.stderr
+    refused = run_here('validate', '--config', file, '--data-dir', few_digits, *MODEL, '--dry-run').stderr
+    assert 'no pretrained weights' in refused and 'Config' not in refused  # which takes the file too
+
+
+def test_block_of_the_file(few_digits, tmp_path):
+    file = tmp_path / 'tuned.yaml'
+    file.write_text('channels_last: false\ntuned: {device: npu, machine: "npu (Ascend910B1)", lean_se: "off"}\n')
+    training = ('train', '--config', file, '--data-dir', few_digits, *MODEL, '--device', 'cpu', '--dry-run')
+    plan = run_here(*training).stderr
+    assert 'contiguous (as asked for)' in plan and 'memory-saving' not in plan
+    assert 'was measured on npu, this run is on cpu: measure again.' in plan
+    assert 'memory-saving' in run_here(*training, '--lean-se', 'on').stderr  # what is typed wins
+    for block, text in (('[1]', 'must be a mapping'), ('{lean_se: maybe}', "lean_se must be 'on' or 'off'"),
+                        ('{environment: {PATH: "/tmp"}}', 'TASK_QUEUE_ENABLE 1 or 2'),
+                        ('{workers: 3}', 'workers: 3 is not written by')):
+        file.write_text(f'tuned: {block}\n')
+        result = run_here(*training)
+        assert result.returncode == 2 and f'Config {file}, block tuned: ' in result.stderr and text in result.stderr
+
+
+@pytest.mark.parametrize('flags, text', (
+    (('--seconds', '-1'), '--seconds -1 is not a time'), (('--allow', 'speed'), '--allow speed is unknown'),
+    (('--tuned-file', '/proc/x/y.yaml'), 'cannot be written'), (('--batch-siz', '0'), '-b'),
+    (('--nnodes', '2', '--master-addr', 'localhost'), 'one machine')))
+def test_wrong_flags_start_nothing(flags, text):
+    result = run_here('tune', *MODEL, '--device', 'cpu', *flags)
+    assert result.returncode == 2 and text in result.stderr and not result.stdout
+
+
+def test_figures_are_medians_and_quartiles():
+    rates = tuple(np.random.default_rng(0).normal(100, 10, 31))
+    result = Result('-b', '8', rates)
+    assert result.rate == np.median(rates) and result.quartiles() == pytest.approx(np.quantile(rates, (0.25, 0.75)))
+
+
+@pytest.mark.parametrize('rates, again, taken', (
+    ((110, 111, 112), (100, 101, 102), True),
+    ((101, 101.5, 102), (100, 101, 102), False),  # by less than 2 %
+    ((90, 105, 130), (100, 101, 102), False),  # within the spread
+    ((110, 111, 112), (118, 119, 120), False),  # the machine has become faster
+))
+def test_what_is_taken(rates, again, taken, monkeypatch):
+    measured = {'--lean-se': rates, '  best so far, again': again}
+    monkeypatch.setattr(tune, 'run_trial', lambda option, value, *_: Result(option, value, tuple(measured[option])))
+    own = Candidate(settings())
+    tuning = Tuning(own, Clock(60, 3), (), base=Result('as planned', '', (100, 101, 102)))
+    other = own.with_settings(lean_se='off')
+    tuning.try_step('--lean-se', 'off', other, 'lean_se', 'off')
+    assert tuning.best is (other if taken else own) and tuning.changes == ({'lean_se': 'off'} if taken else {})
+
+
+@pytest.mark.parametrize('loaded, taken', (
+    ({0: 50, 1: 90, 2: 130, 4: 260}, 2), ({0: 50, 1: 90, 2: 100, 4: 110}, 4), ({0: 200, 1: 90, 2: 150, 4: 100}, 0)))
+def test_workers(loaded, taken, monkeypatch):
+    """The fewest that load 1.2 times what the step takes, else those that load most."""
+    monkeypatch.setattr(
+        tune, 'run_trial', lambda option, value, *_: Result(option, value, (float(loaded[int(value)]),)))
+    tuning = Tuning(Candidate(settings()), Clock(60, 4), (), base=Result('as planned', '', (100.,)))
+    tune.try_workers(tuning, list(loaded))
+    assert tuning.best.settings.args['workers'] == taken
+    assert tuning.changes == ({} if taken == 2 else {'workers': taken})
+
+
+def test_time_and_failures(tmp_path, monkeypatch):
+    """No measurement starts after the end; one that fails is told, and larger batches are not tried after it."""
+    tuning = Tuning(Candidate(settings()), Clock(0, 4), (), base=Result('as planned', '', (100.,)))
+    tune.try_workers(tuning, [0, 1])
+    assert tuning.skipped == ['--workers 0', '--workers 1'] and not tuning.results
+
+    monkeypatch.setattr(tune, 'run_trial', lambda option, value, *_: Result(
+        option, value, (100.,) if int(value) < 16 else (), error=None if int(value) < 16 else 'does not fit'))
+    tuning = Tuning(Candidate(settings()), Clock(60, 4), (), base=Result('as planned', '', (100.,)))
+    tune.try_batch_sizes(tuning, tune.batch_sizes(settings()))
+    assert [(r.value, bool(r.error)) for r in tuning.results] == [('8', False), ('32', True)]
+    assert '# -b 32: does not fit' in tune.config_text(tuning, settings())
+
+
+def test_a_process_that_fails_is_told(monkeypatch):
+    monkeypatch.setenv('PYTHON_EXEC', preloaded.python())
+    wrong = Candidate(settings(num_classes=10)).with_args(model='no_such_model')
+    result = tune.run_trial('-b', '8', wrong, 'step', 1)
+    assert not result.rates and result.error and '\n' not in result.error
+    assert json.dumps(result.error)
