@@ -42,6 +42,10 @@ test-npu-versions:
 	NPU_CUDA_BUILD=1 $(MAKE) test-npu NPU_VERSION=$$version || failed="$$failed $$version"; rm -rf .venv-npu-$$version; \
 	done; [ -z "$$failed" ] || { echo "Failed with torch_npu$$failed" >&2; exit 1; }
 
+# exit code 0 and one sentence where it is not possible
+test-arm:
+	@bash tests/arm/run.sh
+
 # further variants of the same tests, about six minutes more
 test-slow:
 	$(MAKE) test TESTS=slow
@@ -51,7 +55,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
-	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh .ci/run .ci/release-check
+	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh recipes/*/*.sbatch tests/arm/run.sh .ci/run .ci/release-check
 	$(BIN)/mypy
 
 # build, twine check, the wheel in a fresh environment, the demo; QUICK=1: with the packages of .venv, one epoch

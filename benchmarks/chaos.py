@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument('--kills', type=int, default=200, metavar='N', help='200')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of the instants: 0')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time that are killed: 1')
-    parser.add_argument('--only', metavar='FAULT', help='one fault')
+    parser.add_argument('--only', metavar='FAULT', help='one fault, or a pattern of names: nodes.*')
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
     args = parser.parse_args()
     measure.check_json(args.json)

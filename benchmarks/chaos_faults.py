@@ -66,6 +66,9 @@ class Faults:
         last = self.start(*flags, ranks=ranks, folder=run.folder)
         return last.wait() == 0 and result_of(run.folder) == self.expected(*flags, ranks=ranks)
 
+    def is_expected(self, folder: Path, *flags: str, ranks: int = 1) -> bool:
+        return result_of(folder) == self.expected(*flags, ranks=ranks)
+
     def ends_as_expected(self, run: Run, *flags: str, ranks: int = 1) -> bool:
         return run.wait() == 0 and result_of(run.folder) == self.expected(*flags, ranks=ranks)
 
@@ -241,6 +244,7 @@ def _mount(folder: Path, size: str) -> None:
 
 
 def do_faults(data: Path, tmp: Path, only: Optional[str]) -> List[Row]:
+    from chaos_nodes import node_faults
     faults = Faults(data, tmp)
     todo: Dict[str, Callable[[], Row]] = {
         **{f'{signum.name.lower()}-{ranks}': functools.partial(faults.signal_to, signum, ranks)
@@ -258,11 +262,13 @@ def do_faults(data: Path, tmp: Path, only: Optional[str]) -> List[Row]:
         'small-shm': faults.small_shm,
         'no-data': faults.no_data,
         'bad-numbers': faults.bad_numbers,
+        **node_faults(faults),
     }
-    if only and only not in todo:
+    chosen = [name for name in todo if not only or re.fullmatch(only, name)]
+    if not chosen:
         raise SystemExit(f'--only {only}: not one of {", ".join(todo)}')
     rows = []
-    for name in [only] if only else todo:
+    for name in chosen:
         try:
             row = todo[name]()
         except RuntimeError as e:

@@ -27,7 +27,7 @@ INSTALL = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'wheels.py'))
 VARIABLES = sorted([*ENVIRONMENT['VARIABLES'], *ENVIRONMENT['DEAD']])
 EXTRACT = ROOT / 'tests' / 'golden' / 'torch_npu_names.json'
 # what was run with a release, see tests/ascend_emulator
-EMULATED = {'2.13.0': 'emulated'}
+EMULATED = dict.fromkeys(('2.10.0', '2.12.0', '2.13.0', '2.14.0'), 'emulated')
 MISSING = 'missing'
 # compiled, without a source: what torch_npu's own sources use of it is all that can be read
 COMPILED = 'torch_npu._C'

@@ -168,7 +168,8 @@ CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('E30008', 'an operator on the AI CPU took too long', 'ai_cpu', SPECIFIC),
     ('E40002', 'CANN does not work with this version of Python', 'compiler_start', SPECIFIC),
     ('E40020 E40024 EC0010', 'a Python module of the operator compiler cannot be imported', 'cann_python', SPECIFIC),
-    ('E20001 E20007 E22001 E40021 EB0000 EB0500 EB1000 EB3000 EB4000 EB9000', 'an operator cannot be compiled',
+    ('E20001 E20007 E22001 E40021 E80001 E90000 E90001 E90002 E90003 EB0000 EB0500 EB1000 EB3000 EB4000 EB9000',
+    'an operator cannot be compiled',
      'compile', SPECIFIC),
     ('EK0201', 'no memory on the host for profiling', 'memory_host', 40),
 )

@@ -46,7 +46,6 @@ _FACTS = tuple((name, re.compile(pattern)) for name, pattern in (
     ('operator', r'call (aclnn\w+) failed'), ('operator', r'OPS function error: (\w+)'),
     ('operator', r'HCCL function error: (\w+)'), ('operator', r'[Oo]p(?:Type|_type)[:= ]+\[?([A-Za-z]\w+)'),
     ('operator', r'[Oo]p(?:_name|Name| name)[:= ]+\[?([A-Za-z]\w+)'), ('operator', r'parameters of operator (\w+)'),
-    ('operator', r'current copy params (are)'), ('operator', r'current working (event) is'),
     ('remote', r'[Rr]emote rank:? ?\[?(\d+)'), ('remote', r'Waiting peer rank:? ?\[?(\d+)'),
     ('ip', r'\bip\[([\d.:a-fA-F]+)\]'), ('variable', r'[Ee]nvironment variable \[?([A-Z]\w+)'),
     ('variable', r'\b(HCCL_[A-Z_]+)\]? is (?:invalid|set to)'), ('value', r'[Vv]alue \[?([^\s\]]+)\]? for '),
@@ -136,6 +135,7 @@ class EventReader:
         self.harmless: Dict[str, int] = {}
         self.left_out = 0
         self._open: Dict[Optional[int], Event] = {}
+        self._last: Optional[Event] = None
         self._without: Set[str] = set()
         self._scale: Optional[float] = None
 
@@ -149,12 +149,25 @@ class EventReader:
         return self.read(read_lines(chunks, WORDS, year))
 
     def read(self, lines: Iterable[Line]) -> 'EventReader':
+        cut: Optional[Line] = None  # a call of C++ that goes on in the next line
         for line in lines:
-            self._read_line(line)
+            if cut is not None:
+                if 'error code is' in line.text and line.stream in (cut.stream, None) and line.number - cut.number < 6:
+                    line = replace(cut, text=f'{cut.text} {line.text.strip()}', number=line.number)
+                else:
+                    self._read_line(cut)
+                cut = None
+            if 'function error:' in line.text and 'error code is' not in line.text:
+                cut = line
+            else:
+                self._read_line(line)
+        if cut is not None:
+            self._read_line(cut)
         return self
 
     def _read_line(self, line: Line) -> None:
         line = replace(line, text=re.split(r'(?<=\S)\s+(?:Possible Cause|Solution): ', line.text)[0])
+        line = self._with_stream(line)
         event = self._open.get(line.stream)
         if event is not None and self._is_other(event, line):
             event = self._open[line.stream] = None
@@ -172,6 +185,15 @@ class EventReader:
         event.has_header |= is_header
         event.has_tail |= event.has_header and bool(_TAIL.search(line.text))
         self._add(event, line, findings)
+
+    def _with_stream(self, line: Line) -> Line:
+        """Only the first line of a message has a prefix where a logger wrote it: the lines under it belong to it."""
+        last = self._last
+        if line.stream is None and last is not None and last.stream is not None and (
+                0 < line.number - last.last_line <= 3) and not _HEADER.search(line.text) and (
+                line.pid is None or last.pid in (None, line.pid)):
+            return replace(line, stream=last.stream)
+        return line
 
     def _is_other(self, event: Event, line: Line) -> bool:
         if line.number - event.last_line > _GAP_LINES or line.text.startswith('Traceback (most recent'):
@@ -194,6 +216,7 @@ class EventReader:
 
     def _add(self, event: Event, line: Line, findings: List[Finding]) -> None:
         event.last_line = line.number
+        self._last = event
         if line.time is not None:
             event.last_time = line.time
             event.time = min(event.time, line.time) if event.own_time else line.time
@@ -212,7 +235,7 @@ class EventReader:
         for name, pattern in _FACTS:
             match = pattern.search(line.text)
             if match and name not in event.facts:
-                event.facts[name] = {'are': 'copy'}.get(match[1], match[1].rstrip('.,'))
+                event.facts[name] = match[1].rstrip('.,')
         sentence = re.match(r'\s*\[Error\]: *(\S.*?)\.?\s*$', line.text)
         event.sentence = event.sentence or (sentence[1] if sentence else '')
 

@@ -55,6 +55,8 @@ def _library(match: 're.Match[str]') -> Told:
         part[1])} if part and part[1] != 'cann' else {})}
     if library.startswith(_DRIVER):
         return 'driver_missing', facts
+    if library.startswith('libtorch_npu'):
+        return 'torch_npu_missing', {}
     if library.startswith(_CUDA):
         return 'cuda_library', facts
     if library.startswith(_CANN) or 'set_env.sh' in line or 'cann package' in line:
@@ -102,7 +104,7 @@ def _memory(match: 're.Match[str]') -> Told:
         ('allocated', r'([\d.]+ ?\w+) already allocated'), ('allocated', r'([\d.]+ ?\w+) is allocated by PyTorch'),
         ('free', r'([\d.]+ ?\w+) free'), ('free', r'of which ([\d.]+ ?\w+) is free'),
         ('reserved', r'([\d.]+ ?\w+) reserved in total'), ('own', r'this process has ([\d.]+ ?\w+) memory in use'))
-    facts = {'kind': match['kind']}
+    facts = {'kind': match['kind'].upper()}
     for name, pattern in patterns:
         found = re.search(pattern, line)
         if found:
@@ -237,8 +239,9 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
     _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error', 'ecc', 85),
     _p(r'\b[Ll]ink (?:is |status is )?down\b', 'link_hardware', 60),
+    _p('Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available', 'cuda_used'),
     # memory
-    _p('(?P<kind>NPU|CUDA|HIP) out of memory', _memory),
+    _p('(?i)(?P<kind>npu|cuda|hip) out of memory', _memory),
     _p('exceed(?:s|ed)? per_process_memory_fraction|Allocation was preemptively rejected', 'memory_fraction'),
     _p(r'Failed to allocate \[size: \[(?P<size>[^\]]+)\]', 'memory_hccl'),
     _p('alloc(?:ate)? device memory failed|device memory allocation error|driver error: ?out of memory',
@@ -268,9 +271,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p('A grad-norm spike may happen|feature detection detects abnormal results|Matmul checksum is abnormal',
        'corruption', 50),
     # several ranks
-    _p(r'host nic listen start failed|(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|'
-       r'socket type\[\d\], listen on ip\[[^\]]*\] and specific port\[\d+\] fail|\bport\b.{0,60}\bbound already',
-       _port, 95),
+    _p(r'socket type\[\d\], listen on ip\[[^\]]*\] and specific port\[\d+\] fail', _port, 97),
+    _p('host nic listen start failed', _port, 96),
+    _p(r'(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|\bport\b.{0,60}\bbound already', _port,
+       95),
     _p(r'server socket has failed to (?:bind|listen).*?(?:port: ?|\]:|\d:)(?P<port>\d+)', 'port_torch'),
     _p(r'EADDRINUSE.*port[: ]+(?P<port>\d+)|Address already in use', 'port_torch', 55),
     _p('Failed to initialize the HCCP process', 'hccp_busy', 70),
@@ -280,6 +284,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Cluster Exception Location\[IP/ID\]:\[(?P<remote>[^\]]+)\].*ExceptionType:\[(?P<reason>[^\]]+)\]',
        _cluster_exception, 95),
     _p(r'serverId\[(?P<remote>[^\]]+)\], deviceId\[\d+\], (?P<reason>[\w ]+ Occurred)', _cluster_exception, 95),
+    _p(r'(?i)\bsdma (?:copy )?error', 'hccl_link', 62),
+    _p(r'Timed out after (?P<seconds>\d+) seconds waiting for clients\. (?P<joined>\d+/\d+) clients joined',
+       'rendezvous', 60),
+    _p(r'client socket has timed out .*connect to \(?(?P<address>[\w.:\[\]-]+, ?\d+)', 'rendezvous', 60),
     _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
     _p(r'hccl fftsplus task timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
     _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020', 'sync_timeout',

@@ -170,6 +170,8 @@ def _blame(e: Explanation) -> int:
     """What is to blame comes first; of equals the earliest, which the order of a stable sort keeps."""
     known = FAULTS[e.fault]
     order = {CAUSE: 0, 'link': 1, 'elsewhere': 2, WAIT: 3, MESSENGER: 4, ADVICE: 5}[known.role]
+    if e.fault == 'reported':  # a line that says that there is an error, without the error
+        return 4
     if order == 0 and e.weight < 30:  # such as 'a task failed', or an exception: may well follow a broken link
         order = 1
     return order

@@ -127,6 +127,10 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, 'torch is a CUDA build, which cannot be used beside torch_npu',
         ("PyPI's torch is a CUDA build on x86_64, and from 2.11 on also on aarch64",),
         'install the CPU build of the same version; `seresnet-timm doctor` prints the command', THIS),
+    'cuda_used': Fault(
+        CAUSE, 'code asks for CUDA, which this torch or machine does not have', (
+            'a script with a fixed device cuda', '--device cuda on an Ascend machine'),
+        '--device npu; in other scripts `from torch_npu.contrib import transfer_to_npu`', 'the Python traceback'),
     'fork': Fault(
         CAUSE, 'the NPU was used before a fork, and again in the forked process', (
             'a process or loader worker was started by fork after the first use of the device',),
@@ -383,6 +387,13 @@ FAULTS: Dict[str, Fault] = {
     'peer_lost': Fault(
         WAIT, LOST + '{closer} closed the connection', (
             'that process has failed or ended',), 'read the logs of the other ranks first', OTHERS),
+    'rendezvous': Fault(
+        WAIT, LOST + 'not all processes met at the start[: {joined} came][ within {seconds} s][; nobody answers at '
+        '{address}]', ('another process failed before, or was not started',
+        'wrong address, port or number of processes',
+                       'a firewall'),
+        'read the logs of the processes that did not come; the same --nnodes, --master-addr and --master-port on all '
+        'nodes; wait longer with --rdzv-timeout', OTHERS),
     'watchdog_messenger': Fault(
         MESSENGER, 'the watchdog reports an error of another operation', ('the text after it is the fault',),
         'read what follows, and the logs of the other ranks', OTHERS),

@@ -3,6 +3,7 @@ import importlib.util
 import os
 from typing import List, MutableMapping, Optional, Sequence, Tuple
 
+from seresnet_timm.ascend import fault_tolerance
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.errors import UsageError
 
@@ -24,9 +25,15 @@ def set_environment(environ: MutableMapping[str, str]) -> List[str]:
     Returns:
         Notes for the plan: what was set or unset and why, which of the user's variables were kept, and which have no
         effect.
+
+    Raises:
+        UsageError: A variable of torch_npu has a value with which it does not import.
     """
     if importlib.util.find_spec('torch_npu') is None:
         return []
+    wrong = list(fault_tolerance.wrong_values(environ))
+    if wrong:
+        raise UsageError(' '.join(wrong))  # torch_npu would not even import
     notes = []
     if RANK_TABLE in environ:
         notes.append(f'{RANK_TABLE}={environ.pop(RANK_TABLE)} is unset: the ranks meet through torchrun, and torch_npu '

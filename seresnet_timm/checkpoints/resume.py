@@ -82,7 +82,7 @@ def _optimizer_problems(
         return
     flags = [f'--{k.replace("_", "-")} was {printable(saved[k])} and is {getattr(args, k)}' for k in GROUPING
              if k in saved and hasattr(args, k) and saved[k] != getattr(args, k)]
-    why = f' ({"; ".join(flags)})' if flags else ' (--weight-decay and --layer-decay decide them)'
+    why = f' ({"; ".join(flags)})' if flags else ' (--freeze, --weight-decay and --layer-decay decide them)'
     yield (f'Checkpoint {checkpoint.path} has other parameter groups than this run, {len(sizes)} of {_sizes(sizes)} '
            f'weights, not {len(own_sizes)} of {_sizes(own_sizes)}{why}: give the flags of that run, or {INSTEAD}.')
 

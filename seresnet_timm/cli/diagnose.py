@@ -12,6 +12,13 @@ NEXT = (
     'seresnet-timm diagnose output/train/run --bundle bug.tar.gz   # for a bug report',
     'seresnet-timm doctor                                  # does it work here?')
 
+EXAMPLES = (
+    'seresnet-timm diagnose output/train/RUN',
+    'seresnet-timm diagnose train.log',
+    'seresnet-timm diagnose train.log --json',
+    'seresnet-timm diagnose output/train/RUN --bundle report.tar.gz')
+NEXT = ('seresnet-timm doctor   # checks the machine, and says what to do',)
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (

@@ -6,6 +6,7 @@ from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
 EXAMPLES = (
     'seresnet-timm train --preset digits_demo --data-dir digits --output output --experiment run',
     'seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 128 --nproc auto',
+    'seresnet-timm train --preset finetune --data-dir photos-split   # your own classes, after `seresnet-timm split`',
     'seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet --dry-run   # checks all, starts nothing')
 NEXT = (
     'seresnet-timm report output/run   # table and curves',

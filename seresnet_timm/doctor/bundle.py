@@ -8,10 +8,10 @@ import re
 import socket
 import tarfile
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
+from seresnet_timm.doctor import environment_report
 from seresnet_timm.doctor.diagnose import Report, as_dict, describe
 from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import as_json, atomic_path, why_not_writable
@@ -19,10 +19,6 @@ from seresnet_timm.runs.folder import RunFolder
 
 MAX_TOTAL = 256 << 20  # characters of all texts
 SUFFIXES = ('.tar.gz', '.tgz')
-PACKAGES = ('seresnet_timm', 'torch', 'torch_npu', 'torchvision', 'timm', 'numpy', 'huggingface_hub')
-_SHOWN_VARIABLES = re.compile(
-    r'^(?:ASCEND|HCCL|HCCN|TORCH|PYTORCH|NPU|ACL|TASK_QUEUE|CPU_AFFINITY|COMBINED|OMP|GLOO|NCCL|INF_NAN|OOM|LD_|PYTHON|'
-    r'RANK|WORLD_SIZE|LOCAL_|MASTER_|MULTI_STREAM|TOOLCHAIN|TIMM_|DEVICE_ID)')
 _SECRET_NAME = (r'(?:[\w-]*(?:token|passw(?:or)?d|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|credential|'
                 r'authorization|cookie)s?)')
 _SECRETS: Tuple[Tuple['re.Pattern[str]', str], ...] = (
@@ -166,7 +162,7 @@ def _texts(report: Report) -> Iterator[Tuple[str, Callable[[], str]]]:
     yield 'diagnosis.json', lambda: as_json(as_dict(report), indent=2) + '\n'
     yield 'versions.txt', _versions
     yield 'environment.txt', lambda: ''.join(
-        f'{k}={v}\n' for k, v in sorted(os.environ.items()) if _SHOWN_VARIABLES.match(k))
+        f'{k}={v}\n' for k, v in environment_report.variables(os.environ).items())
     if report.logs.folder is not None:
         folder = RunFolder(report.logs.folder)
         for file in (folder.record, folder.args, folder.summary):
@@ -179,13 +175,8 @@ def _texts(report: Report) -> Iterator[Tuple[str, Callable[[], str]]]:
 
 
 def _versions() -> str:
-    lines = [f'python {platform.python_version()}', f'system {platform.system()} {platform.release()} '
-             f'{platform.machine()}']
-    for package in PACKAGES:
-        try:
-            lines.append(f'{package} {metadata.version(package)}')
-        except metadata.PackageNotFoundError:
-            lines.append(f'{package} not installed')
+    lines = [f'system {platform.system()} {platform.release()} {platform.machine()}']
+    lines += [f'{name} {version or "not installed"}' for name, version in environment_report.versions().items()]
     for name in ('driver', 'firmware'):
         with suppress(OSError):
             lines.append(f'{name}: ' + ' '.join(Path('/usr/local/Ascend', name, 'version.info').read_text().split()))

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from seresnet_timm.ascend.error_events import Event, EventReader, Finding
 from seresnet_timm.ascend.errors import Diagnosis, Explanation, diagnose, where_plog_lies
 from seresnet_timm.ascend.faults import ADVICE, CAUSE, WAIT
-from seresnet_timm.doctor.run_logs import Logs, find_logs
+from seresnet_timm.doctor.run_logs import Logs, find_logs, plog_of
 from seresnet_timm.errors import first_names, printable
 
 MAX_OTHERS = 12  # lines on further errors
@@ -43,9 +43,15 @@ def make_report(target: str) -> Report:
     """
     logs = find_logs(target)
     readers = [source.events() for source in logs.sources]
+    plog = plog_of(logs, {e.pid for reader in readers for e in reader.events if e.pid is not None})
+    ranks = {e.pid: e.rank for reader in readers for e in reader.events if e.pid is not None and e.rank is not None}
+    for source in plog:
+        source.rank = source.rank if source.rank is not None else ranks.get(source.pid)
+    logs.sources += plog
+    readers += [source.events() for source in plog]
     readers += _of_record(logs)
-    notes = _notes(logs)
-    return Report(logs, diagnose(readers), notes)
+    diagnosis = diagnose(readers)
+    return Report(logs, diagnosis, _notes(logs) + _silent(logs, diagnosis))
 
 
 def _of_record(logs: Logs) -> List[EventReader]:
@@ -78,6 +84,19 @@ def _notes(logs: Logs) -> List[str]:
         notes.append('Rank 0 prints on the terminal: its output is read from a file only, for example `seresnet-timm '
                      'diagnose FILE`.')
     return notes
+
+
+def _silent(logs: Logs, diagnosis: Diagnosis) -> List[str]:
+    """Where all that was read are waits: the ranks that wrote no error are the ones that are waited for."""
+    first = diagnosis.first
+    if first is None or first.role != WAIT or logs.folder is None:
+        return []
+    heard = {e.rank for e in [first, *diagnosis.others]}
+    silent = sorted({s.rank for s in logs.sources if s.rank is not None} - heard)
+    if not silent:
+        return []
+    names = first_names(map(str, silent), 8)
+    return [f'No error was found of rank{"s" if len(silent) > 1 else ""} {names}: such a rank may hang, or was killed.']
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

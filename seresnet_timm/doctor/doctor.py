@@ -10,7 +10,8 @@ torch_npu is a finding.
     device          'npu', 'cuda' or 'cpu', with an index if one was named: the one named, else the best that works
     device_reason   why this one
     checks          list of objects, in the order of the text output:
-        section     'versions', 'cann', 'devices', 'hccl', 'environment', 'data' or 'smoke test'
+        section     'versions', 'cann', 'devices', 'hccl', 'environment', 'faults', 'data', 'smoke test' or
+                    'stress'
         name        what was looked at, unique in its section
         status      'ok'; 'note': nothing to do; 'warning': a training still runs; 'error': a training fails
         value       what was found, text
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import List, Mapping, Optional, Sequence
 
-from seresnet_timm.doctor import general, npu
+from seresnet_timm.doctor import general, npu, stress
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import inspect_machine
 from seresnet_timm.errors import RunError, UsageError
@@ -56,6 +57,7 @@ def examine(
         environ: Optional[Mapping[str, str]] = None,
         seconds: float = 5,
         timeout: float = 180,
+        with_stress: bool = False,
         smoke_test: bool = True,
 ) -> Report:
     """Make all checks, and the smoke test if no check failed.
@@ -66,6 +68,7 @@ def examine(
         environ: Environment variables for the checks and the processes that they start; None for those of this process.
         seconds: How long the smoke test computes.
         timeout: Seconds after which a smoke test that does not end has failed.
+        with_stress: Run torch_npu's stress detection too, for minutes.
         smoke_test: Make the smoke test.
     """
     machine = inspect_machine(device, root, dict(os.environ if environ is None else environ))
@@ -85,6 +88,7 @@ def examine(
         *npu.check_interface(machine),
         *npu.check_ports(machine, chosen),
         *npu.check_environment(machine, chosen),
+        *stress.check_fault_tolerance(machine),
         *general.check_decoder(machine),
         *general.check_scripts(machine),
     ]
@@ -92,6 +96,8 @@ def examine(
         return Report(chosen, reason, checks)
     if not _errors(checks):
         checks += general.run_smoke_checks(machine, chosen, seconds, timeout)
+        if with_stress:
+            checks += stress.run_stress_detection(machine, chosen)
     else:
         checks.append(Check('smoke test', 'all', 'note', 'not run: fix the errors above first'))
     return Report(chosen, reason, checks)
@@ -123,7 +129,7 @@ def as_text(report: Report) -> str:
     return '\n'.join([*lines, f'device: {report.device} ({report.device_reason})'])
 
 
-def run(device: str, seconds: float, timeout: float, in_json: bool) -> None:
+def run(device: str, seconds: float, timeout: float, in_json: bool, with_stress: bool = False) -> None:
     """`seresnet-timm doctor`: examine the machine and print what was found.
 
     Raises:
@@ -132,7 +138,7 @@ def run(device: str, seconds: float, timeout: float, in_json: bool) -> None:
     """
     if not re.fullmatch(r'(auto|(npu|cuda|cpu)(:\d+)?)', device):
         raise UsageError(f'--device {device} is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0).')
-    report = examine(device, seconds=seconds, timeout=timeout)
+    report = examine(device, seconds=seconds, timeout=timeout, with_stress=with_stress)
     print(as_json(report) if in_json else as_text(report))
     errors = _errors(report.checks)
     if errors:

@@ -1,14 +1,14 @@
 """What a bug report needs (`seresnet-timm env`): versions, machine, devices and variables, without secrets"""
-import getpass
 import os
 import platform
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 import psutil
 
+from seresnet_timm.doctor.bundle import Cleaner
 from seresnet_timm.doctor.doctor import examine
 from seresnet_timm.errors import printable
 from seresnet_timm.runs.record import installed_versions
@@ -31,20 +31,26 @@ def collect() -> Dict[str, Any]:
     """Facts of this machine, by section."""
     report = examine(smoke_test=False)
     found = {section: {c.name: c.value for c in report.checks if c.section == section} for section in SECTIONS}
-    versions = installed_versions()
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     faults = {f'{c.section}: {c.name}': f'{c.status}: {c.value}' for c in report.checks
               if c.status in ('warning', 'error') and c.section != 'hccl'}
     machine = {
-        'system': without_node(platform.platform()), 'processor': processor(), 'cores': str(os.cpu_count()),
+        'system': platform.platform(), 'processor': processor(), 'cores': str(os.cpu_count()),
         'memory': f'{psutil.virtual_memory().total / 2 ** 30:.1f} GiB',
         'device': f'{report.device} ({report.device_reason})'}
-    facts = {'versions': versions, 'machine': machine, **found, 'variables': variables(os.environ), 'faults': faults}
-    return {section: {k: hide_user(v) for k, v in rows.items()} for section, rows in facts.items()}
+    facts = {'versions': versions(), 'machine': machine, **found, 'variables': variables(os.environ), 'faults': faults}
+    cleaner = Cleaner()
+    return {section: {k: hide_names(section, v, cleaner) for k, v in rows.items()} for section, rows in facts.items()}
+
+
+def versions() -> Dict[str, Optional[str]]:
+    """Versions of this package, of Python and of what results or errors depend on; None for what is not installed."""
+    found = installed_versions()
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def processor() -> str:
@@ -55,12 +61,6 @@ def processor() -> str:
         text = ''
     name = re.search(r'^(?:model name|Model|Hardware)\s*:\s*(.+)$', text, re.MULTILINE)
     return f'{name[1] if name else platform.processor() or "unknown"}, {platform.machine()}'
-
-
-def without_node(text: str) -> str:
-    """A text without the name of this machine."""
-    node = platform.node()
-    return text.replace(node, 'machine') if node else text
 
 
 def variables(environ: Mapping[str, str]) -> Dict[str, str]:
@@ -74,20 +74,10 @@ def variables(environ: Mapping[str, str]) -> Dict[str, str]:
     return found
 
 
-def hide_user(value: Any) -> Any:
-    """A value with `~` for the home folder, and without the names of the user and the machine in paths."""
-    if not isinstance(value, str):
-        return value
-    home = os.path.expanduser('~')
-    if home not in ('', '/', '~'):
-        value = re.sub(re.escape(home) + r'(?![\w.-])', '~', value)
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        user = ''
-    if user and user != 'root':
-        value = re.sub(rf'(?<=/){re.escape(user)}(?=/|$)', 'USER', value)
-    return without_node(value) if len(platform.node()) > 3 else value
+def hide_names(section: str, value: Any, cleaner: Cleaner) -> Any:
+    """A value without the names of user and machine; versions of four numbers are no addresses."""
+    is_version = section in ('versions', 'cann') and '/' not in str(value)
+    return value if value is None or is_version else cleaner.clean(value)
 
 
 def as_text(facts: Dict[str, Any]) -> str:

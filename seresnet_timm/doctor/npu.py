@@ -7,7 +7,7 @@ import sys
 from typing import List
 
 from seresnet_timm.ascend import hccl, hccl_network, hccl_ports, installation, npu_users, wheels
-from seresnet_timm.ascend.environment import DEAD, VARIABLES
+from seresnet_timm.ascend.environment import CHECKED, DEAD, VARIABLES
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
 from seresnet_timm.doctor.probe_processes import error_summary
@@ -199,7 +199,7 @@ def check_ports(machine: Machine, device: str) -> List[Check]:
 def check_environment(machine: Machine, device: str) -> List[Check]:
     """Variables of torch_npu, CANN and HCCL: their values, and those without effect."""
     checks = []
-    for name, variable in VARIABLES.items():
+    for name, variable in {**VARIABLES, **CHECKED}.items():
         value = machine.environ.get(name)
         if value is None and variable.recommended is None:
             continue

@@ -97,6 +97,8 @@ def probe_smoke(kind: str, seconds: float) -> None:
 
     report(phase='all-reduce')
     backend = {'cpu': 'gloo', 'cuda': 'nccl', 'npu': 'hccl'}[kind]
+    if kind == 'npu':  # HCCL gives up before torch's time-out below, and names the rank
+        os.environ.update(HCCL_EXEC_TIMEOUT='68', HCCL_EVENT_TIMEOUT='100', HCCL_CONNECT_TIMEOUT='120')
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=120))
     numbers = torch.full((1 << 20,), float(rank + 1), device=device)
     dist.all_reduce(numbers)
@@ -118,12 +120,27 @@ def probe_smoke(kind: str, seconds: float) -> None:
     report(phase='done')
 
 
+def probe_stress(index: int) -> None:
+    """torch_npu's stress detection on one NPU."""
+    from seresnet_timm.ascend import fault_tolerance
+    result, remark = fault_tolerance.stress_detect(index)
+    report(result=1 if result is None else result, remark=remark)
+
+
+def probe_operators() -> None:
+    """What the steps of the recipes reach on the NPU."""
+    from seresnet_timm.doctor.operators import watch
+    report(**watch())
+
+
 def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == 'smoke':
         probe_smoke(arguments[0], float(arguments[1]))
+    elif what == 'stress':
+        probe_stress(int(arguments[0]))
     else:
-        {'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg}[what]()
+        {'packages': probe_packages, 'npu': probe_npu, 'jpeg': probe_jpeg, 'operators': probe_operators}[what]()
 
 
 if __name__ == '__main__':

@@ -24,14 +24,14 @@ class Probe:
     failure: Optional[str]
 
 
-def run_probe(what: str, environ: Mapping[str, str]) -> Probe:
+def run_probe(what: str, environ: Mapping[str, str], *arguments: Any, timeout: float = PROBE_TIMEOUT) -> Probe:
     """Run one check of probe.py under these environment variables."""
     try:
         result = subprocess.run(
-            _command(what), env=_with_package(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors='replace', timeout=PROBE_TIMEOUT)
+            _command(what, *arguments), env=_with_package(environ), stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors='replace', timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Probe({}, f'not finished after {PROBE_TIMEOUT} s')
+        return Probe({}, f'not finished after {timeout:g} s')
     data = _parse_reports(result.stdout)
     failure = _how_it_ended(result.returncode, result.stderr)
     return Probe(data, failure or (None if data else 'it ended early'))
@@ -66,7 +66,9 @@ def run_smoke_test(
                 MASTER_ADDR='127.0.0.1', MASTER_PORT=port, SMOKE_DEVICE=index)
             process = subprocess.Popen(
                 _command('smoke', kind, seconds), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                env={'OMP_NUM_THREADS': str(max(1, cores // len(devices))), **_with_package(environ),
+                env={'OMP_NUM_THREADS': str(max(1, cores // len(devices))),
+                     'TORCH_NPU_FALLBACK_CPU_DISABLE': '1',  # it shall compute on the NPU, or say why not
+                     **_with_package(environ),
                      **{name: str(value) for name, value in variables.items()}})
             stack.callback(_end, process)
             processes.append(process)

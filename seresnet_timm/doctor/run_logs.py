@@ -6,7 +6,7 @@ import sys
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Deque, Dict, Iterator, List, Optional, Set
 
@@ -137,12 +137,14 @@ class Logs:
         sources: The texts, in the order of ranks.
         record: Content of run.json; None without one.
         folder: The folder of a run; None for a single text.
-        plog: Folder of plog that was looked into; None for a single text.
+        plog: Folder of plog that is looked into; None for a single text.
+        pids: Rank of each process, as the launcher wrote them when the run failed.
     """
     sources: List[Source]
     record: Optional[Dict[str, Any]] = None
     folder: Optional[Path] = None
     plog: Optional[Path] = None
+    pids: Dict[int, int] = field(default_factory=dict)
 
 
 def find_logs(target: str) -> Logs:
@@ -167,17 +169,14 @@ def find_logs(target: str) -> Logs:
     record = _read_json(RunFolder(path).record)
     nproc = _nproc(record)
     sources = [_source(path, file, nproc) for file in _files(path)]
-    pids = _pids(path)
     plog = Path(where_plog_lies())
-    is_run = record is not None or RunFolder(path).logs.is_dir()
-    if is_run and plog.is_dir() and not _is_below(plog, path):
-        sources += _plog(plog, path, record, pids)
+    is_run = (record is not None or RunFolder(path).logs.is_dir()) and not _is_below(plog, path)
     if not sources and record is None:
         raise UsageError(f'{printable(target)} has no logs and no {RunFolder(path).record.name}: name the folder of '
         f'a run, '
                          'or a log file.')
     order = sorted(range(len(sources)), key=lambda i: (sources[i].rank is None, sources[i].rank or 0, sources[i].name))
-    return Logs([sources[i] for i in order], record, path, plog if is_run else None)
+    return Logs([sources[i] for i in order], record, path, plog if is_run else None, _pids(path))
 
 
 def _is_below(path: Path, folder: Path) -> bool:
@@ -238,9 +237,18 @@ def _pids(folder: Path) -> Dict[int, int]:
     return ranks
 
 
-def _plog(plog: Path, folder: Path, record: Optional[Dict[str, Any]], pids: Dict[int, int]) -> List[Source]:
-    """Files of plog of the run's processes; if these are not known, those written while it ran."""
-    started = _seconds((record or {}).get('started'))
+def plog_of(logs: Logs, named: Set[int]) -> List[Source]:
+    """Files of plog of the run's processes; if these are not known, those written while it ran.
+
+    Args:
+        logs: The logs of a run.
+        named: Processes that these logs name.
+    """
+    folder, plog = logs.folder, logs.plog
+    if folder is None or plog is None or not plog.is_dir():
+        return []
+    pids = named | set(logs.pids)
+    started = _seconds((logs.record or {}).get('started'))
     ended = max((p.stat().st_mtime for p in folder.rglob('*') if p.is_file() and not p.is_symlink()), default=0.)
     seen: Set[str] = set()
     sources = []
@@ -252,7 +260,7 @@ def _plog(plog: Path, folder: Path, record: Optional[Dict[str, Any]], pids: Dict
         in_time = started is not None and started - 60 <= when <= ended + _AROUND
         if pid in pids or not pids and in_time:
             seen.add(str(file))
-            sources.append(Source(f'plog/{file.relative_to(plog)}', file, pids.get(pid), pid))
+            sources.append(Source(f'plog/{file.relative_to(plog)}', file, logs.pids.get(pid), pid))
     return sources[:_MAX_FILES]
 
 

@@ -68,7 +68,7 @@ def evaluate(
         Stopped: A signal stops the training.
     """
     criterion = _LossOfReadable(forward.device)
-    evaluator = ClassificationEvaluator(
+    evaluator = _Evaluator(
         forward.device, max_samples=evaluation_sample_limit(loader), criterion=criterion)
     model.eval()
     last_idx = len(loader) - 1
@@ -119,6 +119,21 @@ def evaluate(
     return _metrics(loss_sum, counts), skipped or report_unreadable(loader, log.logger)
 
 
+class _Evaluator(ClassificationEvaluator):
+    """timm's evaluator, whose sum of losses is float32 on npu.
+
+    An NPU does not compute in float64: torch_npu casts to float32 instead, and warns.
+    """
+
+    def reset(self) -> None:
+        if self.device.type != 'npu':
+            super().reset()
+            return
+        self.num_samples = 0
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+
+
 class _LossOfReadable:
     """Cross entropy over the images that could be read, times their share; 0 if there are none.
 
@@ -132,7 +147,8 @@ class _LossOfReadable:
     def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         readable = (target != IGNORED_TARGET).sum()
         self.unreadable += len(target) - readable
-        loss = F.cross_entropy(output, target, ignore_index=IGNORED_TARGET).double()
+        loss = F.cross_entropy(output, target, ignore_index=IGNORED_TARGET)
+        loss = loss if loss.device.type == 'npu' else loss.double()
         return torch.where(readable > 0, loss * readable / len(target), 0.)
 
 

@@ -51,7 +51,7 @@ def create_outputs(
         else:
             _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
     record = RunRecord(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch if continues else 0)
+    record.continue_from(start_epoch if continues else 0, is_same_run=continues)
     note_failed_saves(saver, record)
     trim_summary(str(folder.summary), start_epoch if continues else 0)
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:

@@ -71,6 +71,7 @@ from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.step.learning_rate import scaled_lr
 from seresnet_timm.step.loss_scaler import create_loss_scaler
@@ -202,6 +203,8 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
             classifier.bias.mul_(args.head_init_scale)
         if args.head_init_bias is not None:
             classifier.bias.fill_(args.head_init_bias)
+    if settings.freeze:
+        freeze(model, settings.freeze)
     if settings.half_weights:
         use_half_weights(model)
     args.num_classes = model.num_classes if args.num_classes is None else args.num_classes

@@ -28,6 +28,7 @@ _FLAGS: Dict[str, str] = {
     'copies of each image': 'aug_repeats aug_splits tta',
     'repeats of the dataset': 'epoch_repeats',
     'classes': 'num_classes topk',
+    'places': 'top',
     'channels': 'in_chans',
     'norm of all gradients, or what --clip-mode says': 'clip_grad',
 }

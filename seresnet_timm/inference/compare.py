@@ -38,8 +38,9 @@ TOLERANCE: Dict[str, Dict[str, float]] = {
     'local': {'float32': 1e-4, 'float16': 5e-3, 'bfloat16': 4e-2},
     'accumulated': {'float32': 1e-3, 'float16': 5e-2, 'bfloat16': 0.4},
 }
+HALF_GRADIENTS = 2  # times as much of gradients in half precision
 WEIGHT_TOLERANCE = 1e-6  # of the weights of two checkpoints, relative to the largest value
-NOISE_FACTOR = 8
+NOISE_FACTOR = 10
 ROUNDING = {'float32': 2. ** -24, 'float16': 2. ** -11, 'bfloat16': 2. ** -8}
 LOSS_SCALE = 1024.  # for gradients in float16
 PASSES = ('local', 'accumulated')
@@ -247,7 +248,8 @@ def check(side: Side, batch: Batch, reference: Reference, rtol: Optional[float] 
                 figures, problem = None, figures
             is_smooth = name == 'local' and ('gradient' not in place.what or kind == 'float32')
             changes = noise.get(str(place), (0., 0.))[0 if is_smooth else 1]
-            limit = max(rtol or TOLERANCE[name][kind], NOISE_FACTOR * changes)
+            factor = HALF_GRADIENTS if 'gradient' in place.what and kind != 'float32' else 1
+            limit = max(rtol or TOLERANCE[name][kind] * factor, NOISE_FACTOR * changes)
             found.append(Difference(
                 place, types.get(place.module, '?'), figures, limit, 'max' if is_smooth else 'mean', problem))
         passes[name] = found

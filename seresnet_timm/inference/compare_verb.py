@@ -146,4 +146,6 @@ def _print(args: argparse.Namespace, result: Comparison, batch: Batch, settings:
     bad = result.first('accumulated', backward=True)
     if bad is not None and bad.figures is not None and bad.figures.not_finite and 'loss scale' in result.tested:
         result.notes.append('Gradients in float16 are not finite: try a smaller --loss-scale.')
+    elif 'loss scale' in result.tested and result.first('local', True) and not result.first('local', False):
+        result.notes.append('Only gradients differ: small ones may be zero in float16, try a larger --loss-scale.')
     print(as_object(result) if args.json else as_text(result, args.top))

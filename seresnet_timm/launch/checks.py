@@ -35,6 +35,8 @@ from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.freeze import describe as describe_frozen
+from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import use_half_weights
 
 # flags of train.py that are arguments of the network too
@@ -143,7 +145,8 @@ def check_model(run: Checked) -> Iterator[str]:
         if run.settings.verb == 'validate' and not args.checkpoint and not has_weights:
             yield f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.'
         elif args.pretrained and not run.flag('pretrained_path') and not run.flag('checkpoint') and not has_weights:
-            yield f'There are no pretrained weights for {args.model}: leave out --pretrained.'
+            yield (f'There are no pretrained weights for {args.model}: leave out --pretrained, or name a file with '
+                   '--pretrained-path.')
     rates = {} if run.settings.verb == 'validate' else dict(
         drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
         drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
@@ -156,6 +159,22 @@ def check_model(run: Checked) -> Iterator[str]:
         raise UsageError(f'{args.model} cannot be made ({printable(first_line(e))}): check {", ".join(given)}.')
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know
+    if run.settings.freeze and run.settings.verb == 'train':
+        yield from _freeze(run)
+
+
+def _freeze(run: Checked) -> Iterator[str]:
+    freeze(run.model, run.settings.freeze)
+    run.notes.append(f'--freeze {run.settings.freeze}: {describe_frozen(run.model)}.')
+    sources = ('pretrained', 'pretrained_path', 'initial_checkpoint', 'resume')
+    if not any(run.flag(name) for name in sources) and run.settings.model_folder is None:
+        yield ('--freeze keeps layers as they are, but no weights are loaded, so that they would stay random: add '
+               '--pretrained, --pretrained-path or --initial-checkpoint.')
+
+
+def check_freeze(run: Checked) -> Iterator[str]:
+    if run.settings.freeze:
+        yield '--freeze is a flag of train: an evaluation changes no weights. Leave it out.'
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -282,7 +301,7 @@ CHECKS: dict = {
     'train': [check_model, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
               check_output, check_train_weights, check_named_weights, check_resources],
-    'validate': [check_model, check_precision, check_transforms, check_packages, check_processes,
+    'validate': [check_model, check_freeze, check_precision, check_transforms, check_packages, check_processes,
                  check_results_file, check_labels, check_checkpoint,
                  check_named_weights, check_resources],
 }

@@ -79,6 +79,9 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--hang-timeout', metavar='SEC', type=float,
         help='end the processes when one has not finished a step for so long, and write the stacks of all; 0: never '
              '(600)')
+    arg('--freeze', metavar='LAYER', nargs='?', const='backbone',
+        help='train: leave the layers up to LAYER as they are, e.g. layer2 or stages.1, with their BatchNorm; all but '
+             'the classifier without LAYER')
     arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 

@@ -10,7 +10,7 @@ from typing import Dict, List, Mapping, Optional, Tuple
 import psutil
 
 from seresnet_timm import device as devices
-from seresnet_timm.ascend import hccl, hccl_network, hccl_ports, hccl_timeouts, npu_users
+from seresnet_timm.ascend import fault_tolerance, hccl, hccl_network, hccl_ports, hccl_timeouts, npu_users
 from seresnet_timm.launch.cluster import uses_agent_store
 from seresnet_timm.launch.devices import real_numbers
 from seresnet_timm.launch.plan import Node
@@ -31,12 +31,16 @@ def prepare(
         return settings, []
     machine = hccl.inspect(chip(), user)
     shared, notes, problems = check_users(settings, node, machine, user)
+    dtypes = ['float16' if settings.half_weights else None, settings.args.get('model_dtype'),
+              settings.args['amp_dtype'] if settings.args.get('amp') else None]
+    notes += fault_tolerance.describe_set(user, dtypes)
     settings = replace(settings, notes=settings.notes + notes)
     if settings.world_size == 1:
         return settings, problems
     nodes = hccl_network.Nodes(settings.nnodes, node.rank, node.master_addr, node.local_addr)
     interface, found = hccl_network.choose_interface(user, nodes)
-    found.add(hccl_timeouts.check_timeouts(user, machine, waits(settings, node)))
+    found.add(hccl_timeouts.check_timeouts(
+        user, machine, waits(settings, node), fault_tolerance.knows(fault_tolerance.SYNC)))
     if node.is_first_of_node:
         can_choose = not node.is_rank or uses_agent_store(os.environ)  # else each rank has its own environment
         wish = hccl_ports.Wish(settings.nproc, settings.nnodes, interface.address, shared, can_choose)

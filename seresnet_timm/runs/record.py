@@ -61,19 +61,29 @@ class RunRecord:
         }
         self.error: Optional[str] = None  # of the last write; None if it succeeded
 
-    def continue_from(self, start_epoch: int) -> None:
-        """Begin at an epoch; the epochs before it, `started` and `best` are those of the folder's record, if any.
+    def continue_from(self, start_epoch: int, is_same_run: bool = False) -> None:
+        """Begin at an epoch; the epochs before it, `started`, `best` and `faults` are those of the folder's record.
+
+        Args:
+            start_epoch: Its number; above 0 the run is that of the folder.
+            is_same_run: It is that of the folder, also at epoch 0.
 
         Raises:
             UsageError: The folder's record is damaged.
             RunError: The file cannot be written.
         """
-        if start_epoch > 0 and self.folder.record.exists():
+        if (start_epoch > 0 or is_same_run) and self.folder.record.exists():
             old = read_record(self.folder.path)
             self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
             self.content['started'] = old['started']
             self.content['best'] = old['best']
             self.content['faults'] = old['faults']
+        known = {fault['time'] for fault in self.content['faults'] if fault['kind'] == 'restart'}
+        for restart in self.settings.restarts:
+            when, _, text = restart.partition(' ')
+            if when not in known:
+                self.content['faults'].append({
+                    'time': when, 'kind': 'restart', 'epoch': start_epoch, 'text': text})
         self._write()
         if self.error:
             raise RunError(self.error)
@@ -93,7 +103,7 @@ class RunRecord:
         """Append something that went wrong and did not end the run, or the reason why it ended.
 
         Args:
-            kind: 'save', 'bad_steps', 'bad_images', 'data_wait' or 'worker'.
+            kind: 'save', 'bad_steps', 'bad_images', 'data_wait', 'worker' or 'restart'.
             epoch: Epoch in which it happened.
             text: A sentence.
             when: Seconds since 1970; None for now.

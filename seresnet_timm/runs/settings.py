@@ -71,6 +71,7 @@ class RunSettings:
         max_restarts: Restarts of the processes after a failure, at most.
         hang_timeout: Seconds without a step of a rank that end the processes; 0 for no limit.
         restarts: Restarts so far: time and reason, a sentence each.
+        freeze: Last layer that is not trained, nor those before it; 'backbone' for all but the classifier.
         prof: Folder of a profile of five training steps; None for no profile.
         checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
@@ -103,6 +104,7 @@ class RunSettings:
     max_restarts: int = 0
     hang_timeout: float = 600
     restarts: List[str] = field(default_factory=list)
+    freeze: Optional[str] = None
     prof: Optional[str] = None
     checkpoint_minutes: float = 10.
     output: Optional[str] = None

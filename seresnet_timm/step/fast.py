@@ -148,7 +148,8 @@ def match_gradient_strides(module: Any) -> None:
     blocks get. The memory is the same; DDP compares the strides, and would warn.
     """
     for param in module.parameters():
-        if param.dim() == 4 and param.shape[2:] == (1, 1) and not param.stride()[2:] == (1, 1):
+        is_1x1 = param.requires_grad and param.dim() == 4 and param.shape[2:] == (1, 1)
+        if is_1x1 and not param.stride()[2:] == (1, 1):
             param.register_hook(functools.partial(_with_strides, stride=param.stride()))
 
 

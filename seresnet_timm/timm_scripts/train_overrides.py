@@ -47,6 +47,7 @@ from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.bad_steps import BadSteps
+from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
 from seresnet_timm.timm_scripts.training import ModelState, NoScheduler, ScriptTraining, StepMeter, go_on
@@ -121,6 +122,8 @@ class TrainOverrides(Overrides):
         self._model = super().create_model(model_name, *args, **kwargs)
         if initial:
             load_weights(self._model, read_once(initial, self.checkpoints), self.args.model, use_ema=True)
+        if self.settings.freeze:
+            freeze(self._model, self.settings.freeze)
         return use_half_weights(self._model) if self.settings.half_weights else self._model
 
     def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:
@@ -212,13 +215,14 @@ class TrainOverrides(Overrides):
         self._saver, saver.errors, saver.in_background = saver, SaveErrors(), True
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
-        if args.resume and folder.owns(args.resume):
+        continues = bool(args.resume) and folder.owns(args.resume)
+        if continues:
             checkpoint = self._resumed()
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'])
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
-        self._record.continue_from(start_epoch)
+        self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
         trim_summary(str(folder.summary), start_epoch)

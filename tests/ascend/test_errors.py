@@ -53,6 +53,7 @@ INSTALL = {
             "the 'spawn' start method\n" + err('ERR00005 PTA internal error'), 'fork', 'fork', 'spawn'),
     'numpy 2': ('EC0010: Failed to import Python module [AttributeError: `np.float_` was removed in the NumPy 2.0 '
                 'release.]', 'numpy_new', 'numpy', "'numpy<2'"),
+    'cuda': ('AssertionError: Torch not compiled with CUDA enabled', 'cuda_used', 'CUDA', 'transfer_to_npu'),
     'old system': ("ImportError: /lib64/libstdc++.so.6: version `GLIBCXX_3.4.29' not found", 'system_old',
                    'GLIBCXX_3.4.29', 'newer system'),
 }
@@ -282,6 +283,8 @@ HCCL = {
              'remote rank 5', 'other end'),
     'phase': ('[ERROR] HCCL(6,python3):2025-12-04-14:46:07.911.312 [a.cc:1][6][InitChannelStage][Timeout]no data',
               'connect_timeout', 'in time', 'HCCL_CONNECT_TIMEOUT'),
+    'start': ('torch.distributed.DistStoreError: Timed out after 1801 seconds waiting for clients. 7/8 clients joined.',
+              'rendezvous', '7/8 came within 1801 s', '--rdzv-timeout'),
     'watchdog': ('[rank0]:[E ProcessGroupHCCL.cpp:488] [Rank 0] Watchdog caught collective operation timeout: WorkHCCL('
                  'SeqNum=12, OpType=ALLREDUCE, Timeout(ms)=1800000) ran for 1800123 milliseconds before timing out.',
                  'watchdog', 'ALLREDUCE after 1800.12 s', 'other ranks first'),

@@ -70,6 +70,18 @@ def test_a_stop_on_purpose_and_a_broken_link_are_not_to_blame():
     assert diagnose_text('\n'.join([texts[3], texts[0]])).first.rank == 1
 
 
+def test_a_prefix_on_the_first_line_only_and_a_call_over_two_lines():
+    text = ('[rank4]:[E1119 11:14:58.123456789 compiler_depend.ts:444] [Rank 4] HCCL watchdog thread terminated with '
+            'exception: ' + call('NPU', 'acl::AclQueryEventRecordedStatus(event_, &status)', 507046, pid=758, device=4,
+            rank=4))
+    first = diagnose_text(text).first
+    assert first.fault == 'sync_timeout' and (first.rank, first.device) == (4, 4)
+    text = call('HCCL', 'hcclCommInitRootInfoConfig(n, &info, rank,\n    config, &(comm->c_))', 7)
+    assert diagnose_text(text).first.fault == 'communicator'
+    text = 'RuntimeError: f:a.cpp:1 NPU function error: HBM MULTI BIT ECC ERROR\n' + err(device=6)
+    assert diagnose_text(text).first.fault == 'ecc' and diagnose_text(text).first.device == 6
+
+
 def test_torchruns_summary_names_a_killed_rank():
     text = ('train.py FAILED\nFailures:\n[0]:\n  time      : 2024-05-21_11:57:55\n  rank      : 3 (local_rank: 3)\n'
             '  exitcode  : -9 (pid: 927000)\n  error_file: <N/A>\n  traceback : Signal 9 (SIGKILL) received by PID '

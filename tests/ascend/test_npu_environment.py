@@ -114,3 +114,18 @@ def test_make_passes_the_version_on():
         env={k: v for k, v in os.environ.items() if not k.startswith('MAKE')})
     assert 'make_venv.py .venv-npu-2.10.0 2.10.0;' in result.stdout and '.venv-npu-2.10.0/bin/python' in result.stdout
     assert '/.venv-npu*/' in (ROOT / '.gitignore').read_text()
+
+
+@pytest.mark.parametrize('ci, code', (({}, 0), ({'CI': 'true'}, 1)), ids=('a machine', 'CI'))
+def test_no_emulated_aarch64_machine(without_compiler, tmp_path, ci, code):
+    """`make test-arm` without QEMU: one sentence, and nothing is made."""
+    for name in ('uname', 'id', 'dirname'):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    result = subprocess.run(
+        ['bash', ROOT / 'tests' / 'arm' / 'run.sh'], capture_output=True, text=True, timeout=60,
+        env={**without_compiler, **ci, 'ARM_ROOT': str(tmp_path / 'root')})
+    assert result.returncode == code and len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith('THE TESTS ON AN EMULATED AARCH64 MACHINE DO NOT RUN HERE: ')
+    if os.geteuid() == 0 and platform.machine() != 'aarch64':
+        assert 'apt-get install' in result.stderr or '/usr/sbin' in result.stderr
+    assert not (tmp_path / 'root').exists()

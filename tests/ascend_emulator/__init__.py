@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, Optional, Set
 
 COUNTERS = (  # in the order of `Counter` in cann/emulator.h
     'host_waits', 'copies_to_device', 'copies_to_host', 'copies_on_device', 'side_stream_copies', 'stream_waits',
@@ -26,6 +26,11 @@ TORCH_NPUS_OWN = {
     '_copy_from', '_copy_from_and_resize', 'get_storage_size', 'copy_memory_', 'convolution_overrideable',
     'convolution_backward_overrideable', '_lazy_clone', '_has_compatible_shallow_copy_type',
 }
+
+# Operators whose kernel in torch_npu does nothing but compute on the CPU.
+FALLING_BACK = {'_fused_adam_', '_fused_adam_.tensor_lr'}
+# Operators that torch_npu registers a kernel for, once it is loaded: not the router's.
+OPERATORS: Set[str] = set()
 
 
 def start() -> None:
@@ -57,6 +62,7 @@ def environment(**settings: object) -> Dict[str, str]:
         'PYTHONPATH': prepend('PYTHONPATH', f'{folder}/site', str(Path(__file__).resolve().parent.parent)),
         'ASCEND_HOME_PATH': folder,  # what set_env.sh of a CANN sets
         'ASCEND_OPP_PATH': folder,
+        'TORCH_NPU_FALLBACK_CPU_DISABLE': '1',  # an operator without a kernel of torch_npu is an error
         'TASK_QUEUE_ENABLE': '0',  # the router computes at once, it must not overtake torch_npu's queue
         **{f'ASCEND_EMULATOR_{k.upper()}': str(v) for k, v in settings.items()},
     }
@@ -77,12 +83,13 @@ def autoload() -> None:
     spec.loader.exec_module(router)
     sys.modules['_ascend_router'] = router
 
-    def registered(key: str) -> set:
-        names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
-        return {n[len('aten::'):] for n in names if n.startswith('aten::')}
+    names = {n[len('aten::'):] for n in torch._C._dispatch_get_registrations_for_dispatch_key('PrivateUse1')
+             if n.startswith('aten::')}
+    OPERATORS.update(names)
+    # not the ones that torch_npu has no kernel for: they reach its own fallback to the CPU, which is switched off
     computable = {
-        n for n in registered('CPU') | registered('PrivateUse1') if 'npu' not in n and n not in TORCH_NPUS_OWN
-        and torch._C._dispatch_has_computed_kernel_for_dispatch_key(f'aten::{n}', 'CPU')
+        n for n in names - FALLING_BACK - TORCH_NPUS_OWN
+        if 'npu' not in n and torch._C._dispatch_has_computed_kernel_for_dispatch_key(f'aten::{n}', 'CPU')
     }
     with _quiet_stderr():  # torch warns of every kernel that is registered anew
         router.install(sorted(computable))

@@ -3,6 +3,7 @@
 `expected.json` holds what the commit that wrote them printed, and how it went on from them.
 """
 import csv
+import gzip
 import json
 import shutil
 from argparse import Namespace
@@ -105,3 +106,31 @@ def test_resumes_as_then(digits, tmp_path):
     saved = read_checkpoint(tmp_path / 'out' / 'run' / 'last.pth.tar')
     assert saved.info.class_names == ['0', '1', '2'] and saved.info.input_size == [3, 32, 32]
     assert isinstance(saved.content['args'], Namespace) and saved.info.kwargs['channels'] == [4, 8, 8, 8]
+
+
+WITHIN = GOLDEN.parent / 'run_within_epoch'
+FLAGS = ('--model', 'seresnet18_ascend', '--num-classes', 3, '--model-kwargs', 'channels=(2,2,2,4)', 'stem_width=2',
+         '--img-size', 32, '-b', 32, '--epochs', 2, '--warmup-epochs', 0, '--lr', 0.05, '--opt', 'momentum',
+         '--workers', 0, '--device', 'cpu', '--experiment', 'run', '--scripts', 'bundled',
+         '--reprob', 0.5, '--mixup', 0.2, '--drop', 0.1, '--checkpoint-hist', 1, '--log-interval', 1)
+
+
+def test_goes_on_within_an_epoch_as_then(digits, tmp_path):
+    """A run that a signal stopped after 4 of 13 batches of epoch 1, of the release that first could go on there."""
+    for split in ('train', 'val'):
+        for label in '012':
+            shutil.copytree(digits / split / label, tmp_path / 'data' / split / label)
+    shutil.copytree(WITHIN / 'run', tmp_path / 'out' / 'run')
+    last = tmp_path / 'out' / 'run' / 'last.pth.tar'
+    last.write_bytes(gzip.decompress((WITHIN / 'last.pth.tar.gz').read_bytes()))
+    checkpoint = read_checkpoint(last)
+    assert (checkpoint.run_state['epoch'], checkpoint.run_state['batches']) == (1, 4)
+    result = run_cli('train', '--data-dir', tmp_path / 'data', *FLAGS, '--output', tmp_path / 'out', '--resume', 'auto')
+    assert result.returncode == 0, result.stderr
+    assert 'Going on with batch 4 of epoch 1' in result.stderr and 'Train: 1 [   3/' not in result.stderr
+    expected = json.loads((WITHIN / 'expected.json').read_text())
+    with open(tmp_path / 'out' / 'run' / 'summary.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == len(expected['summary']) == 2
+    for row, then in zip(rows, expected['summary']):
+        assert {k: float(v) for k, v in row.items()} == pytest.approx(then, rel=1e-5)

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 
 import pytest
-from conftest import MODEL, run_here
+from conftest import MODEL, ROOT, run_here
 
 from seresnet_timm.argument_parser import HELP_FLAGS
 from seresnet_timm.cli import flag_help
@@ -21,7 +21,8 @@ NO_UNIT = set(
     'layer_decay_min_scale layer_decay_no_opt_scale lr_base_size lr_noise lr_noise_pct lr_noise_std lr_cycle_mul '
     'lr_cycle_decay lr_cycle_limit lr_k_decay warmup_lr min_lr decay_rate learning_rate color_jitter bce_target_thresh '
     'bce_pos_weight recount mixup cutmix cutmix_minmax smoothing bn_momentum bn_eps model_ema_decay seed node_rank '
-    'rank gpu master_port loss_scale local_rank drop_connect num_gpu quality opset atc_batch_size'.split())
+    'rank gpu rtol atol top master_port loss_scale local_rank drop_connect num_gpu quality opset '
+    'atc_batch_size'.split())
 
 
 def commands(text: str) -> list:
@@ -54,6 +55,18 @@ def test_every_command_in_a_help_is_understood(texts):
     """By the parser that would read it; train, validate and recipe by the launcher's."""
     found = [command for text in texts.values() for command in commands(text)]
     assert {command[0] for command in found} == set(VERBS)
+    check_commands(found)
+
+
+def test_every_command_on_the_page_on_ones_own_data_is_understood_and_in_both_languages():
+    names = ('one-own-data.md', 'zh-CN/one-own-data.md')
+    pages = [(ROOT / 'docs' / name).read_text(encoding='utf-8') for name in names]
+    english, chinese = (commands(re.sub('^seresnet-timm', '  seresnet-timm', page, flags=re.M)) for page in pages)
+    assert english == chinese and len(english) == 12
+    check_commands(english)
+
+
+def check_commands(found: list) -> None:
     for verb, *argv in found:
         if verb in ('train', 'validate'):
             parse(verb, argv)
@@ -189,7 +202,7 @@ def test_bash_completes_verbs_flags_values_and_files(bash_script, tmp_path):
     (tmp_path / 'ImageNet').mkdir()
     (tmp_path / 'last.pth.tar').touch()
     for words, expected in (
-            (['tra'], ['train']), (['prepare-'], ['prepare-imagenet']), (['comp'], ['completion']),
+            (['tra'], ['train']), (['prepare-'], ['prepare-imagenet']), (['comple'], ['completion']),
             (['train', '--warmup-p'], ['--warmup-prefix']), (['train', '--data_p'], ['--data_path']),
             (['train', '--preset', 'digits'], ['digits_demo']), (['train', '--amp-level', ''], ['O0', 'O1', 'O2']),
             (['train', '--data-dir', 'I'], ['ImageNet']), (['train', '--resume', 'l'], ['last.pth.tar']),

@@ -127,6 +127,16 @@ def test_run(run):
     assert len(then) == 1 and 'ranks 0, 1, 2, +1501 s: lost contact' in then[0]
 
 
+def test_a_rank_that_wrote_nothing_is_named(run):
+    (run / 'logs/node1/none_x/attempt_0/1/stderr.log').write_text('loading\n')
+    (run / 'logs/node1/pids.json').unlink()
+    for file in (run.parent / 'plog').rglob('plog-1003*'):
+        file.unlink()
+    result = run_here('diagnose', run)
+    assert result.returncode == 0 and 'rank 3 did not take part' in result.stdout
+    assert 'No error was found of rank 3: such a rank may hang, or was killed.' in result.stdout
+
+
 def test_run_as_json(run):
     report = json.loads(run_here('diagnose', run, '--json').stdout)
     assert report['explained'] and report['first']['fault'] == 'ecc' and report['first']['rank'] == 3
@@ -231,8 +241,8 @@ def test_bundle(run, tmp_path, monkeypatch):
     everything = '\n'.join(texts.values())
     for secret in ('a-token-of-mine', 'alice', '192.0.2.5', 'hf_abcdef'):
         assert secret not in everything
-    assert 'HCCL_EXEC_TIMEOUT=1200' in texts['diagnosis/environment.txt'] and 'HF_TOKEN' not in texts[
-        'diagnosis/environment.txt']
+    environment = texts['diagnosis/environment.txt']
+    assert 'HCCL_EXEC_TIMEOUT=1200' in environment and 'HF_TOKEN=<secret>' in environment
     assert 'damaged' in texts['diagnosis/diagnosis.txt'] and 'secret' in texts['diagnosis/README.txt']
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_cli
+from conftest import ROOT, run_cli, run_here
 
 from seresnet_timm.ascend import hccl_network, installation
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
@@ -286,3 +286,8 @@ def test_environment_tables():
     assert not set(VARIABLES) & set(DEAD)
     assert all(v.reason and v.source for v in VARIABLES.values()) and all(DEAD.values())
     assert {'TASK_QUEUE_ENABLE', 'HCCL_WHITELIST_DISABLE', 'COMBINED_ENABLE', 'PTCOPY_ENABLE'} <= {*VARIABLES, *DEAD}
+
+
+def test_operators_need_torch_npu():
+    result = run_here('doctor', '--operators')
+    assert result.returncode == 1 and 'torch_npu, which is not installed here' in result.stderr

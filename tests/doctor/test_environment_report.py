@@ -2,13 +2,14 @@
 import getpass
 import json
 import os
-import platform
+import socket
 
 import pytest
 from conftest import ROOT, run_here
 
 from seresnet_timm.doctor import doctor, environment_report
-from seresnet_timm.doctor.environment_report import HIDDEN, hide_user, variables
+from seresnet_timm.doctor.bundle import Cleaner
+from seresnet_timm.doctor.environment_report import HIDDEN, hide_names, variables
 
 
 @pytest.mark.parametrize('name, value', (
@@ -33,13 +34,15 @@ def test_variables_of_a_run_are_shown_and_others_are_not():
 
 
 def test_names_of_user_home_and_machine_are_not_shown(monkeypatch):
-    monkeypatch.setenv('HOME', '/home/mei')
     monkeypatch.setattr(getpass, 'getuser', lambda: 'mei')
-    monkeypatch.setattr(platform, 'node', lambda: 'npu-server-7')
-    assert hide_user('/home/mei/.venv/bin/python') == '~/.venv/bin/python'
-    assert hide_user('/home/meier/x') == '/home/meier/x'
-    assert hide_user('/data/mei/x /data/mei') == '/data/USER/x /data/USER'
-    assert hide_user('on npu-server-7') == 'on machine' and hide_user(None) is None
+    monkeypatch.setattr(socket, 'gethostname', lambda: 'npu-server-7')
+    cleaner = Cleaner({'HOME': '/home/mei', 'HF_TOKEN': 'hf_very_secret'})
+    for value, expected in (
+            ('3.11, /home/mei/.venv/bin/python', '3.11, ~/.venv/bin/python'), ('on npu-server-7', 'on <host>'),
+            ('/data/mei/x', '/data/<user>/x'), ('hf_very_secret', '<secret>'), ('/home/meier', '/home/<user>')):
+        assert hide_names('devices', value, cleaner) == expected
+    assert hide_names('cann', '24.1.0.3', cleaner) == '24.1.0.3' and hide_names('versions', None, cleaner) is None
+    assert hide_names('cann', '8.0 in /home/mei/Ascend', cleaner) == '8.0 in ~/Ascend'
 
 
 def test_report_of_this_machine(monkeypatch):

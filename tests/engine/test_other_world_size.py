@@ -106,7 +106,7 @@ def test_same_weights(few_digits, tmp_path, scripts, flags, monkeypatch):
 
     The network has no BatchNorm, whose statistics are those of a rank's images.
     """
-    base = ('--model', 'test_convnext', '--epochs', 3, '--checkpoint-hist', 1,
+    base = ('--model', 'test_convnext', '--model-kwargs', 'ls_init_value=1e-6', '--epochs', 3, '--checkpoint-hist', 1,
             '--sched', 'step', '--decay-epochs', 1, *flags)
     engine = () if scripts is None else ('--scripts', scripts)
 

@@ -38,7 +38,10 @@ CASES = {
     'lookahead': ('auto', 8, ('--opt', 'lookahead_momentum')),
     'lookahead-adamw': ('auto', 2, ('--opt', 'lookahead_adamw', '--lr', 0.001)),
     'augmix': ('auto', 2, ('--aug-splits', 2, '--jsd-loss', '--aa', 'rand-m5-mstd0.5', '--resplit', '--reprob', 0.5)),
-    'float16': ('auto', 3, ('--amp', '--amp-dtype', 'bfloat16')),
+    'bfloat16': ('auto', 3, ('--amp', '--amp-dtype', 'bfloat16')),
+    'float16': ('auto', 3, ('--amp', '--amp-dtype', 'float16', '--model-ema')),
+    'float16-scaler': ('auto', 3, ('--amp', '--amp-dtype', 'float16', '--lr', 0.1)),
+    'float16-accumulation': ('off', 2, ('--amp', '--amp-dtype', 'float16', '--workers', 2, *UPDATES)),
 }
 QUICK = ('fast', 'timm-workers')
 
@@ -75,8 +78,9 @@ def assert_same(whole: Path, resumed: Path) -> None:
 @pytest.mark.parametrize('case', [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES])
 def test_stopped_run_equals_one_that_was_never_stopped(few_digits, tmp_path, monkeypatch, case):
     fast_jpeg, updates, flags = CASES[case]
-    assert run(few_digits, tmp_path / 'whole', *flags, monkeypatch=monkeypatch, fast_jpeg=fast_jpeg) == 0
-    stopped = run(few_digits, tmp_path / 'b', *flags, stop_after=updates, monkeypatch=monkeypatch, fast_jpeg=fast_jpeg)
+    settings = dict(monkeypatch=monkeypatch, fast_jpeg=fast_jpeg, loss_scale=512. if case == 'float16-scaler' else None)
+    assert run(few_digits, tmp_path / 'whole', *flags, **settings) == 0
+    stopped = run(few_digits, tmp_path / 'b', *flags, stop_after=updates, **settings)
     last = tmp_path / 'b' / 'run' / 'last.pth.tar'
     accumulated = 2 if '--grad-accum-steps' in flags else 1
     state = load(last)['run_state']
@@ -85,7 +89,7 @@ def test_stopped_run_equals_one_that_was_never_stopped(few_digits, tmp_path, mon
     assert stopped == 143
     assert (state['epoch'], state['batches']) == (
         (updates - 1) // per_epoch, ((updates - 1) % per_epoch + 1) * accumulated)
-    assert run(few_digits, tmp_path / 'b', *flags, '--resume', last, monkeypatch=monkeypatch, fast_jpeg=fast_jpeg) == 0
+    assert run(few_digits, tmp_path / 'b', *flags, '--resume', last, **settings) == 0
     assert_same(tmp_path / 'whole' / 'run', tmp_path / 'b' / 'run')
 
 

@@ -8,7 +8,7 @@ from conftest import ROOT, run_cli
 from PIL import Image
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.runs import report
+from seresnet_timm.runs import curves, report
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
 
@@ -108,3 +108,31 @@ def test_folder_that_is_not_a_run(run, missing, hint):
 def test_broken_record(run):
     (run / 'run.json').write_text('{"plan": 1')
     assert 'is not the record of a run' in run_cli('report', run).stderr
+
+
+def test_faults_are_marked(run):
+    """Each kind once in an epoch, with a legend; a restart is a fault of the epoch in which the run went on."""
+    record = report.read_record(run)
+    record['epochs'][1]['bad_steps'], record['epochs'][2]['unreadable_val'] = 3, dict(count=2, files=[])
+    record['faults'] = [dict(time='', kind=kind, epoch=epoch, text='') for kind, epoch in (
+        ('restart', 1), ('restart', 1), ('restart', 2), ('data_wait', None), ('worker', 0), ('save', 0))]
+    assert curves.faults_by_kind(record, [0, 1, 2]) == {
+        'restart': [1, 2], 'skipped steps': [1], 'bad images': [2], 'wait for data': [2], 'new worker': [0],
+        'failed save': [0]}
+    rows = report.read_run(run).rows
+    plain, marked = run / 'plain.png', run / 'marked.png'
+    curves.draw_curves(record, rows, marked)
+    curves.draw_curves(dict(record, faults=[], epochs=[]), rows, plain)
+    a, b = (np.asarray(Image.open(p).convert('L'), dtype=float) for p in (plain, marked))
+    assert (b[-60:] < 200).sum() > (a[-60:] < 200).sum()  # the legend
+
+
+def test_restarts_are_faults(run):
+    settings = RunSettings(
+        verb='train', script=Script('train.py'), args=dict(batch_size=8), device='cpu',
+        restarts=['2026-11-26T10:00:00+0000 Rank 1 was killed.'])
+    for _ in range(2):  # the second time it is known
+        record = RunRecord(settings, run)
+        record.continue_from(0, is_same_run=True)
+        assert record.content['faults'] == [
+            dict(time='2026-11-26T10:00:00+0000', kind='restart', epoch=0, text='Rank 1 was killed.')]
