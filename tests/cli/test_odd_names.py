@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ def command(monkeypatch, *argv):
     """Exit code, stdout and stderr of a command line whose streams take ASCII only."""
     streams = {}
     with monkeypatch.context() as patch:
+        patch.setattr(logging.root, 'handlers', [])  # of earlier command lines in this process
         for name in ('stdout', 'stderr'):
             streams[name] = io.TextIOWrapper(io.BytesIO(), 'ascii', errors='strict', write_through=True)
             patch.setattr(sys, name, streams[name])
