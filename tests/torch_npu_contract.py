@@ -79,3 +79,8 @@ ENTRY_POINT = ('torch.backends', 'torch_npu')
 ABSENT: Dict[str, str] = {
     'torch_npu.npu.OutOfMemoryError': 'torch.OutOfMemoryError, which torch_npu raises',
 }
+
+# names that only some releases have: the code looks with getattr whether they are there
+OPTIONAL: Dict[str, Use] = {
+    'torch_npu.npu.stress_detect': Use(positional=1),
+}

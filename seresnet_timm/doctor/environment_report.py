@@ -8,8 +8,8 @@ from typing import Any, Dict, Mapping, Optional
 
 import psutil
 
-from seresnet_timm.doctor.bundle import Cleaner
 from seresnet_timm.doctor.doctor import examine
+from seresnet_timm.doctor.secrets import Cleaner
 from seresnet_timm.errors import printable
 from seresnet_timm.runs.record import installed_versions
 

@@ -22,7 +22,6 @@ NO_FALLBACK = 'TORCH_NPU_FALLBACK_CPU_DISABLE'
 
 def steps(device: str) -> Iterator[Tuple[str, Callable[[], Any]]]:
     """The steps, by name; a function runs one."""
-    import timm
     import torch
     import torch.nn.functional as F
     from timm.utils import ModelEmaV3, accuracy
@@ -30,6 +29,7 @@ def steps(device: str) -> Iterator[Tuple[str, Callable[[], Any]]]:
     import seresnet_timm.models  # noqa: F401  (registers them)
     from seresnet_timm.ascend.runtime import supports_bfloat16
     from seresnet_timm.engine.loss import backward
+    from seresnet_timm.models.create import create_model
     from seresnet_timm.step.bad_steps import BadSteps
     from seresnet_timm.step.fast import create_optimizer
     from seresnet_timm.step.half_weights import use_half_weights
@@ -38,7 +38,7 @@ def steps(device: str) -> Iterator[Tuple[str, Callable[[], Any]]]:
     flags = argparse.Namespace(clip_grad=None, clip_mode='norm')
 
     def network() -> torch.nn.Module:
-        return timm.create_model('seresnet50_ascend', num_classes=8, channels=(8, 8, 8, 8)).to(target)
+        return create_model('seresnet50_ascend', num_classes=8, channels=(8, 8, 8, 8)).to(target)
 
     def batch() -> Tuple[torch.Tensor, torch.Tensor]:
         return torch.randn(4, 3, 64, 64).to(target), torch.arange(4).to(target)

@@ -78,7 +78,8 @@ def _faults(args: Dict[str, Any]) -> Iterator[str]:
     name, kind, root = args['dataset'], kind_of(args), args.get('data_dir')
     rest = name.partition('/')[2]
     package = READERS[kind]
-    if importlib.util.find_spec(package) is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name is no package
         yield f'--dataset {name} needs {package}: pip install {package.replace("_", "-")}.'
     if kind == 'torch' and args.get('class_map'):
         yield f'--class-map has no effect on --dataset {name}: leave one of the two out.'

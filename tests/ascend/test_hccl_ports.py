@@ -10,6 +10,9 @@ from seresnet_timm.ascend import hccl_ports
 from seresnet_timm.ascend.hccl import Machine, inspect
 from seresnet_timm.ascend.hccl_ports import BASE, HOST, NPU, Wish
 
+# the tests use the same ports
+pytestmark = pytest.mark.xdist_group('hccl_ports')
+
 FIRST_910 = Machine(True, (8, 3))
 A2 = Machine(False, (8, 3))
 OLD_A2 = Machine(False, (8, 0))

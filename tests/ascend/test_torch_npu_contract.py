@@ -12,7 +12,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 import pytest
 import read_torch_npu_wheels as wheels
 from conftest import ROOT
-from torch_npu_contract import ABSENT, ENTRY_POINT, NAMES, Use
+from torch_npu_contract import ABSENT, ENTRY_POINT, NAMES, OPTIONAL, Use
 
 from seresnet_timm.ascend.environment import DEAD
 
@@ -225,12 +225,13 @@ def misuses(source: str) -> List[str]:
     """What a source uses of torch_npu and the table does not allow."""
     found = []
     for name, call, line in uses(source):
-        if name not in NAMES:
+        use = NAMES.get(name) or OPTIONAL.get(name)
+        if use is None:
             found.append(f'line {line}: {name} is not in the table')
             continue
         given = [k.arg for k in call.keywords if k.arg] if call else []
-        too_many = call and len([a for a in call.args if not isinstance(a, ast.Starred)]) > NAMES[name].positional
-        if too_many or not set(given) <= set(NAMES[name].keywords):
+        too_many = call and len([a for a in call.args if not isinstance(a, ast.Starred)]) > use.positional
+        if too_many or not set(given) <= set(use.keywords):
             found.append(f'line {line}: {name} is used with other arguments than the table says')
     return found
 

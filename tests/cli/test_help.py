@@ -21,7 +21,7 @@ NO_UNIT = set(
     'layer_decay_min_scale layer_decay_no_opt_scale lr_base_size lr_noise lr_noise_pct lr_noise_std lr_cycle_mul '
     'lr_cycle_decay lr_cycle_limit lr_k_decay warmup_lr min_lr decay_rate learning_rate color_jitter bce_target_thresh '
     'bce_pos_weight recount mixup cutmix cutmix_minmax smoothing bn_momentum bn_eps model_ema_decay seed node_rank '
-    'rank gpu rtol atol top master_port loss_scale local_rank drop_connect num_gpu quality opset '
+    'rank gpu rtol atol master_port loss_scale local_rank drop_connect num_gpu quality opset '
     'atc_batch_size'.split())
 
 

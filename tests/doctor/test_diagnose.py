@@ -11,7 +11,7 @@ from ascend.npu_texts import call, cann, err, out_of_memory, waits
 from conftest import run_here
 
 from seresnet_timm.doctor import run_logs
-from seresnet_timm.doctor.bundle import Cleaner
+from seresnet_timm.doctor.secrets import Cleaner
 
 ECC = call('NPU', 'HBM MULTI BIT ECC ERROR', 507054, time='2025-11-19-11:05:00', pid=1003, device=3, rank=3)
 

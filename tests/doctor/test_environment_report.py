@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT, run_here
 
 from seresnet_timm.doctor import doctor, environment_report
-from seresnet_timm.doctor.bundle import Cleaner
 from seresnet_timm.doctor.environment_report import HIDDEN, hide_names, variables
+from seresnet_timm.doctor.secrets import Cleaner
 
 
 @pytest.mark.parametrize('name, value', (

@@ -1,4 +1,5 @@
 """Data sets of timm's other readers: --dataset torch/, hfds/, hfids/, wds/."""
+import importlib.util
 import io
 import json
 import shutil
@@ -14,6 +15,12 @@ from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.dataset import examine
 
 pytestmark = pytest.mark.preloaded
+
+
+def skip_without(package):
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # tests/datasets is no package
+        pytest.skip(f'{package} is not installed')
 
 
 def look(verb='validate', **args):
@@ -56,7 +63,7 @@ def test_classes_of_torchvision_folders_are_evaluated_by_name(run, named):
 
 
 def test_classes_of_hugging_face_are_evaluated_by_name(run, named, tmp_path):
-    pytest.importorskip('datasets')
+    skip_without('datasets')
     checkpoint, expected = run
     assert evaluate(checkpoint, dataset=f'hfds/{named}', data_dir=tmp_path / 'cache') == expected
     result = run_here('validate', '--checkpoint', checkpoint, '--device', 'cpu', '--num-samples', 30,
@@ -65,7 +72,7 @@ def test_classes_of_hugging_face_are_evaluated_by_name(run, named, tmp_path):
 
 
 def test_unknown_split_of_hugging_face(named, tmp_path):
-    pytest.importorskip('datasets')
+    skip_without('datasets')
     problem, = look(dataset=f'hfds/{named}', data_dir=str(tmp_path), split='tst').problems
     assert "has no split 'tst': it has train, validation" in problem and not any(tmp_path.iterdir())
 
@@ -121,7 +128,7 @@ def test_streams_are_not_evaluated_on_several_processes(dataset):
 @pytest.fixture
 def shards(named, tmp_path):
     """The validation images in two tars, with the index of each in the natural order of the classes."""
-    pytest.importorskip('webdataset')
+    skip_without('webdataset')
     files = sorted((named / 'val').glob('*/*'))
     names = ['val-0.tar', 'val-1.tar']
     for k, name in enumerate(names):

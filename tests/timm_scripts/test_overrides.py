@@ -157,6 +157,7 @@ def test_a_saver_without_a_task(tmp_path):
         checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path), decreasing=False, max_history=2)
     nn.init.constant_(ema.module.fc.weight, 0.5)
     saver.save_recovery(0, 3)
+    saver.wait()  # it writes in a thread
     checkpoint = read_checkpoint(tmp_path / 'recovery-0-3.pth.tar').content
     assert checkpoint['state_dict'].keys() == checkpoint['state_dict_ema'].keys() == model.state_dict().keys()
     assert torch.equal(checkpoint['state_dict']['fc.weight'], model.fc.weight)
