@@ -9,16 +9,9 @@ import torch
 
 from seresnet_timm import device as devices
 from seresnet_timm.errors import UsageError, note_replaced, printable, refuse
-from seresnet_timm.inference.compare import (
-    Arithmetic,
-    Comparison,
-    Side,
-    compare,
-    compare_with_dump,
-    dump,
-    read_dump,
-)
+from seresnet_timm.inference.compare import Arithmetic, Comparison, Side, compare
 from seresnet_timm.inference.compare_batch import Batch, image_batch, synthetic_batch
+from seresnet_timm.inference.compare_dump import compare_with_dump, dump, read_dump
 from seresnet_timm.inference.compare_report import as_object, as_text
 from seresnet_timm.inference.load import LoadedModel, load_model, untrained_model
 from seresnet_timm.inference.predict import find_images
