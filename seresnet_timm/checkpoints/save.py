@@ -77,6 +77,28 @@ class AtomicCheckpointSaver(CheckpointSaver):
         """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""
         self._save_with(functools.partial(self._save_last, epoch), f'The middle of epoch {epoch + 1}', epoch + 1)
 
+    def load_state_dict(self, state_dict: Dict[str, Any], from_last: bool = False) -> None:
+        """Continue the ranking of a run's checkpoints.
+
+        Args:
+            state_dict: The entry 'saver' of a checkpoint.
+            from_last: It is that of `last`. If the run was killed before it had copied that one, it is copied now.
+        """
+        epoch, metric = state_dict.get('pending', (None, None))
+        if not from_last or metric is None:  # without a metric: saved in the middle of an epoch, and not ranked
+            return super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, 'pending': (None, None)})
+        path = self._checkpoint_path(epoch)
+        if not os.path.exists(path):
+            is_full = len(self.checkpoint_files) >= self.max_history
+            worst = self.checkpoint_files[-1][1] if is_full else None
+            if worst is not None and not self.cmp(metric, worst):
+                return
+            if is_full:
+                self._cleanup_checkpoints(1)
+            self._duplicate(os.path.join(self.checkpoint_dir, f'last{self.extension}'), path)
+        self._track_checkpoint(path, epoch, metric)
+
     def save_milestone(self, completed_epochs: int) -> str:
         self.wait()
         return super().save_milestone(completed_epochs)

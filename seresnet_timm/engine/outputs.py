@@ -47,7 +47,7 @@ def create_outputs(
     continues = checkpoint is not None and folder.owns(checkpoint.path)
     if continues:
         if checkpoint.content.get('saver'):
-            saver.load_state_dict(checkpoint.content['saver'])
+            saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
         else:
             _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
     record = RunRecord(settings, folder.path, saver.model_info)

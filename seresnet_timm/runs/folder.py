@@ -36,6 +36,10 @@ class RunFolder:
         """Checkpoint of the last epoch, from which a run resumes."""
         return self.path / 'last.pth.tar'
 
+    def is_last(self, path: Union[str, Path]) -> bool:
+        """Whether a path of one of this folder's checkpoints is that of `last`."""
+        return Path(path).name == self.last.name
+
     @property
     def previous(self) -> Path:
         """What `last` was before it became a state in the middle of an epoch; gone when the epoch is over."""

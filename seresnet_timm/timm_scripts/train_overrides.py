@@ -219,7 +219,7 @@ class TrainOverrides(Overrides):
         if continues:
             checkpoint = self._resumed()
             if checkpoint.content.get('saver'):
-                saver.load_state_dict(checkpoint.content['saver'])
+                saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
         self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch, is_same_run=continues)

@@ -152,3 +152,38 @@ def test_a_save_that_is_killed_leaves_the_one_before(tmp_path, signum):
     assert read_checkpoint(tmp_path / 'last.pth.tar').content['epoch'] == 0
     saver_in(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ['last.pth.tar']
+
+
+@pytest.mark.parametrize('killed', ('before the copies', 'before model_best'))
+def test_a_run_killed_after_last_has_its_copies_when_it_goes_on(tmp_path, killed):
+    saver, step = saver_in(tmp_path / 'run', in_background=False)
+    saver.save_checkpoint(0, 1.)
+    step()
+    saver.save_checkpoint(1, 2.)
+    first, second, last, best = (
+        tmp_path / 'run' / f'{name}.pth.tar' for name in ('checkpoint-0', 'checkpoint-1', 'last', 'model_best'))
+    best.write_bytes(first.read_bytes())
+    if killed == 'before the copies':
+        second.unlink()
+    state = load(last)['saver']
+
+    saver, _ = saver_in(tmp_path / 'run')
+    saver.load_state_dict(state, from_last=True)
+    assert second.read_bytes() == best.read_bytes() == last.read_bytes() != first.read_bytes()
+    assert saver.checkpoint_files == [(str(second), 2.), (str(first), 1.)]
+    assert (saver.best_epoch, saver.best_metric) == (1, 2.)
+
+
+def test_nothing_is_copied_that_was_not_to_be_kept(tmp_path):
+    """An epoch that ranks too low, and a state of the middle of an epoch."""
+    saver, _ = saver_in(tmp_path / 'run', in_background=False)
+    for epoch, metric in enumerate((3., 2., 1.)):
+        saver.save_checkpoint(epoch, metric)
+    files = sorted(os.listdir(tmp_path / 'run'))
+    other, _ = saver_in(tmp_path / 'run')
+    other.load_state_dict(load(tmp_path / 'run' / 'last.pth.tar')['saver'], from_last=True)
+    assert other.checkpoint_files == saver.checkpoint_files and sorted(os.listdir(tmp_path / 'run')) == files
+
+    saver.save_last(2)
+    other.load_state_dict(load(tmp_path / 'run' / 'last.pth.tar')['saver'], from_last=True)
+    assert other.checkpoint_files == saver.checkpoint_files and not (tmp_path / 'run' / 'checkpoint-2.pth.tar').exists()
