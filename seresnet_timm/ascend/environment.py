@@ -57,9 +57,6 @@ VARIABLES: Dict[str, Variable] = {
         None, 'NPUs that this process may use, ascending, e.g. 0,1', CANN_DOCS,
         'set by `--devices`', 'set it, or `--devices 0,2-5`'),
     'ASCEND_LAUNCH_BLOCKING': Variable(None, '1 waits after every operator: for finding errors, slow', TORCH_NPU_DOCS),
-    'TORCH_NPU_FALLBACK_CPU_DISABLE': Variable(
-        None, '1 makes an operator without an NPU kernel an error that names it; else it runs on the CPU, slowly, with '
-              'one warning. Read at the first such operator of a process: it holds for the whole run', TORCH_NPU_DOCS),
     'COMBINED_ENABLE': Variable(None, '1 merges operators on non-contiguous tensors (default 0)', TORCH_NPU_DOCS),
     'INF_NAN_MODE_ENABLE': Variable(
         None, 'the Atlas training series (910A) can only saturate on overflow; A2 and later give Inf and NaN by '
@@ -73,6 +70,9 @@ VARIABLES: Dict[str, Variable] = {
 
 # read by CANN, or by some releases of torch_npu only; checked or chosen before a run
 CHECKED: Dict[str, Variable] = {
+    'TORCH_NPU_FALLBACK_CPU_DISABLE': Variable(
+        None, '1 makes an operator without an NPU kernel an error that names it; else it runs on the CPU, slowly, with '
+              'one warning. Read at the first such operator of a process: it holds for the whole run', TORCH_NPU_DOCS),
     'HCCL_EVENT_TIMEOUT': Variable(
         None, 'seconds that the device waits for an event (default 1868); has to be above HCCL_EXEC_TIMEOUT', HCCL_DOCS,
         'set to HCCL_EXEC_TIMEOUT + 32 where its default is too low', SET_CHECKED),

@@ -188,7 +188,7 @@ def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, An
     Args:
         settings: Settings of the run.
         node: This node.
-        error: torchrun's ChildFailedError. It lacks ranks that failed while it ended the others.
+        error: torchrun's ChildFailedError. It has the ranks that torchrun ended, and not those that failed meanwhile.
     """
     rank, first = error.get_first_failure()
     if not _lost_another(first):
@@ -199,12 +199,20 @@ def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, An
         file = base / str(local) / 'error.json'
         if file.is_file() and node.rank * settings.nproc + local not in error.failures:
             failures.append((node.rank * settings.nproc + local, SimpleNamespace(exitcode=1, error_file=str(file))))
-    return next(((r, failure) for r, failure in failures if not _lost_another(failure)), (rank, first))
+    return next(((r, failure) for r, failure in failures
+                 if not _lost_another(failure) and not _ended_by_torchrun(failure, first)), (rank, first))
 
 
 def _lost_another(failure: Any) -> bool:
     text = _read_error(failure.error_file)[1] if failure.exitcode > 0 else ''
     return bool(text) and is_consequence(text)
+
+
+def _ended_by_torchrun(failure: Any, first: Any) -> bool:
+    """After the first failure torchrun sends SIGTERM to the other ranks, and SIGKILL to those that hang, 30 s later."""
+    if failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        return True
+    return failure.exitcode == -signal.SIGKILL and failure.timestamp - first.timestamp > 10
 
 
 def _is_final(failure: Any) -> bool:

@@ -55,6 +55,17 @@ def test_first_of_those_that_only_waited_and_a_killed_one(tmp_path):
     assert _first_fault(settings(), Node(), first)[0] == 0
 
 
+@pytest.mark.parametrize('exitcode, seconds_later, guilty', (
+    (-9, 30, 0),  # it hangs: SIGTERM and, 30 s later, SIGKILL
+    (-15, 0, 0), (143, 1, 0),
+    (-9, 0, 1),  # out of memory, which rank 0 noticed at once
+    (-11, 0, 1)))
+def test_a_rank_that_torchrun_ended(tmp_path, exitcode, seconds_later, guilty):
+    error = failed(tmp_path, {0: SENTENCE}, [0, 1], {1: exitcode})
+    error.failures[1].timestamp = seconds_later
+    assert _first_fault(settings(2), Node(), error)[0] == guilty
+
+
 def test_processes_of_ranks_are_written(tmp_path):
     heartbeat.create(tmp_path / 'beats', 2)
     heartbeat.start(tmp_path / 'beats', 1)
