@@ -92,9 +92,11 @@ def test_gives_up_after_three_deaths_without_a_batch(root):
     inner = resumable(loader)
     read = inner.dataset._read
     inner.dataset._read = lambda index: os.kill(os.getpid(), signal.SIGSEGV) if index == 7 else read(index)
+    batches = []
     with pytest.raises(RuntimeError) as e:
-        list(loader)
-    assert len(inner.take_ends()) == 2
+        batches.extend(loader)
+    # a batch of the other worker may come after a death, with which the count starts again
+    assert 2 <= len(inner.take_ends()) <= 2 * (1 + len(batches))
     assert 'was ended by a signal (Segmentation fault)' in explain(e.value)
 
 
