@@ -10,7 +10,7 @@ from training import train
 pytestmark = [pytest.mark.preloaded, pytest.mark.slow]
 
 STEPS, EPOCHS, WARM_UP = 25, 42, 14  # steps of an epoch; epochs in all, and those in which caches may still grow
-GROWTH = 8 << 20  # bytes, in 700 steps: 2 to 5 MB were measured, of what malloc keeps
+GROWTH = 8 << 20  # bytes, in 700 steps: 2 to 5 MB were measured, and their cause is not known
 
 MEASURE = '''
 import json, os, threading
