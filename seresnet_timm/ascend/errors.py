@@ -6,7 +6,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from seresnet_timm.ascend.error_codes import REPORTERS, describe_unknown, find
 from seresnet_timm.ascend.error_events import Event, EventReader, Finding, merge
-from seresnet_timm.ascend.faults import ADVICE, CAUSE, FAULTS, MESSENGER, PLOG, WAIT, Fault
+from seresnet_timm.ascend.faults import ADVICE, CAUSE, FAULTS, MESSENGER, WAIT
 
 # faults that an error of this package, of Python or of an unknown code names and does not explain
 _NOT_EXPLAINED = ('unknown', 'reported', 'inner', 'python')
@@ -273,6 +273,3 @@ def where_plog_lies(environ: Optional[Dict[str, str]] = None) -> str:
     environ = dict(os.environ) if environ is None else environ
     return environ.get('ASCEND_PROCESS_LOG_PATH') or os.path.join(
         environ.get('HOME') or os.path.expanduser('~'), 'ascend', 'log')
-
-
-__all__ = ['Diagnosis', 'Event', 'Explanation', 'Fault', 'PLOG', 'diagnose', 'diagnose_text', 'explain']

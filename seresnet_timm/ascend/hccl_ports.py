@@ -16,6 +16,7 @@ import psutil
 
 from seresnet_timm.ascend.hccl import Findings, Machine
 from seresnet_timm.ascend.hccl_network import HCCL_BASE_PORT, exposed_ports, is_free
+from seresnet_timm.errors import first_names
 
 BASE, HOST, NPU = 'HCCL_IF_BASE_PORT', 'HCCL_HOST_SOCKET_PORT_RANGE', 'HCCL_NPU_SOCKET_PORT_RANGE'
 LOWEST, HIGHEST = 1024, 65520  # of HCCL_IF_BASE_PORT
@@ -111,7 +112,7 @@ def _check_range(found: Findings, name: str, value: str, machine: Machine, wish:
     if name == HOST:
         taken = taken_ports(ports, wish.address)
         if len(ports) - len(taken) < wish.nproc:
-            in_use = f', of which {_list(taken)} {_are(taken)} in use{_by(taken)}' if taken else ''
+            in_use = f', of which {_in_use(taken)}' if taken else ''
             found.problems.append(f'{name}={value} has {len(ports)} port(s){in_use}; {wish.nproc} process(es) need one '
                                   'each: name more, or unset it.')
 
@@ -123,8 +124,8 @@ def _check_base(found: Findings, value: str, machine: Machine, wish: Wish, keep:
     ports = ports_from(int(value), machine)
     taken = taken_ports(ports, wish.address)
     if taken:
-        found.problems.append(f'{BASE}={value} makes HCCL listen at {_span(ports)}, but {_list(taken)} {_are(taken)} '
-                              f'in use{_by(taken)}: end that, name another first port, or unset the variable.')
+        found.problems.append(f'{BASE}={value} makes HCCL listen at {_span(ports)}, but {_in_use(taken)}: '
+                              'end that, name another first port, or unset the variable.')
     elif keep_ports(ports, keep):
         found.notes.append(f'HCCL listens at {_span(ports)}, as you set {BASE}.')
     elif wish.nnodes > 1 or not wish.can_choose:  # it may be another node of this run, on the same host
@@ -142,7 +143,7 @@ def _choose(
         root: Path) -> None:
     usual = ports_from(HCCL_BASE_PORT, machine)
     taken = taken_ports(usual, wish.address)
-    in_use = f'{_list(taken)} {_are(taken)} in use{_by(taken)}' if taken else 'another run keeps them'
+    in_use = _in_use(taken) if taken else 'another run keeps them'
     needs_range = wish.shares_npu and machine.takes_port_ranges
     if not taken and not needs_range and keep_ports(usual, keep):
         found.notes.append(f'HCCL listens at its default ports {_span(usual)}, which are free{_on(wish.address)}.')
@@ -210,8 +211,8 @@ def _span(ports: Sequence[int]) -> str:
     return f'{ports[0]}-{ports[-1]}'
 
 
-def _list(ports: Sequence[int]) -> str:
-    return ', '.join(map(str, ports[:4])) + (f' and {len(ports) - 4} more' if len(ports) > 4 else '')
+def _in_use(taken: Sequence[int]) -> str:
+    return f'{first_names(map(str, taken), 4)} {_are(taken)} in use{_by(taken)}'
 
 
 def _are(ports: Sequence[int]) -> str:

@@ -9,6 +9,8 @@ from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 import psutil
 
+from seresnet_timm.ascend import installation
+
 BUS_ID = re.compile(r'[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]|NA')
 TIMEOUT = 30  # seconds; the tool waits for the driver
 
@@ -126,8 +128,8 @@ def _rows(text: str) -> Iterable[List[str]]:
 
 def _by_open_files(root: Path) -> Usage:
     """Processes of this user, or all for root, that have a device node open."""
-    nodes = sorted(int(p.name[7:]) for p in (root / 'dev').glob('davinci[0-9]*') if p.name[7:].isdigit())
-    order = {str(root / 'dev' / f'davinci{number}'): index for index, number in enumerate(nodes)}
+    nodes, _ = installation.device_nodes(root)
+    order = {str(node): index for index, node in enumerate(nodes)}
     found = []
     for process in (root / 'proc').glob('[0-9]*'):
         targets = set()

@@ -52,7 +52,8 @@ class AtomicCheckpointSaver(CheckpointSaver):
             metric = None
         best = self.best_metric, self.best_epoch
         is_best = metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric))
-        self._save_with(functools.partial(self._save_epoch, epoch, metric), f'Epoch {epoch}', epoch)
+        save = functools.partial(self._save_epoch, epoch, metric)
+        self._save_with(save, f'Epoch {epoch}', epoch, self.checkpoint_dir)
         if self.in_background:  # once it is saved
             return (metric, epoch) if is_best else best
         return (None, None) if self.best_metric is None else (self.best_metric, self.best_epoch)
@@ -71,11 +72,12 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
     def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
         save = functools.partial(super().save_recovery, epoch, batch_idx)
-        self._save_with(save, f'Update {batch_idx} of epoch {epoch}', epoch)
+        self._save_with(save, f'Update {batch_idx} of epoch {epoch}', epoch, self.recovery_dir)
 
     def save_last(self, epoch: int) -> None:
         """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""
-        self._save_with(functools.partial(self._save_last, epoch), f'The middle of epoch {epoch + 1}', epoch + 1)
+        save = functools.partial(self._save_last, epoch)
+        self._save_with(save, f'The middle of epoch {epoch + 1}', epoch + 1, self.checkpoint_dir)
 
     def load_state_dict(self, state_dict: Dict[str, Any], from_last: bool = False) -> None:
         """Continue the ranking of a run's checkpoints.
@@ -110,13 +112,11 @@ class AtomicCheckpointSaver(CheckpointSaver):
             for failure in self.errors.take():
                 self.on_failure(*failure)
 
-    def _save_with(self, save: Callable[[], None], what: str, epoch: int) -> None:
+    def _save_with(self, save: Callable[[], None], what: str, epoch: int, folder: str) -> None:
         self.wait()
-        if self.errors is None:
-            self._hold(lambda value: value)
-            return save()
         self._hold(self._copy if self.in_background else lambda value: value)
-        folder = self.recovery_dir if what.startswith('Update') else self.checkpoint_dir
+        if self.errors is None:
+            return save()
         attempt = functools.partial(self.errors.attempt, what, folder, save, epoch)
         if self.in_background:
             return self._background.start(attempt)

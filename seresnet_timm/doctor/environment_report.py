@@ -2,7 +2,6 @@
 import os
 import platform
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
@@ -44,13 +43,7 @@ def collect() -> Dict[str, Any]:
 
 def versions() -> Dict[str, Optional[str]]:
     """Versions of this package, of Python and of what results or errors depend on; None for what is not installed."""
-    found = installed_versions()
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return installed_versions(PACKAGES)
 
 
 def processor() -> str:

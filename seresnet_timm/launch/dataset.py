@@ -54,7 +54,7 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
         except UsageError as e:
             problems.append(str(e))
             continue
-        faults = faults_of_classes(tree)
+        faults = list(faults_of_classes(tree))
         problems += faults
         if not faults:
             trees[split] = tree
@@ -148,12 +148,7 @@ def _describe_files(tree: Any) -> str:
     return '; '.join(filter(None, clauses))
 
 
-def faults_of_classes(tree: Any) -> List[str]:
-    """Why the classes of one split are not what its owner means, each a sentence."""
-    return list(_faults(tree))
-
-
-def _faults(tree: Any) -> Iterator[str]:
+def faults_of_classes(tree: Any) -> Iterator[str]:
     folder = printable(tree.folder)
     by_map = 'list the classes in a file for --class-map: class folders that it names are taken as they are'
     if tree.stray:

@@ -31,9 +31,7 @@ def prepare(
         return settings, []
     machine = hccl.inspect(chip(), user)
     shared, notes, problems = check_users(settings, node, machine, user)
-    dtypes = ['float16' if settings.half_weights else None, settings.args.get('model_dtype'),
-              settings.args['amp_dtype'] if settings.args.get('amp') else None]
-    notes += fault_tolerance.describe_set(user, dtypes)
+    notes += fault_tolerance.describe_set(user, settings.dtypes)
     settings = replace(settings, notes=settings.notes + notes)
     if settings.world_size == 1:
         return settings, problems

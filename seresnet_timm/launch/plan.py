@@ -82,14 +82,15 @@ class Plan:
     checkpoints: Dict[str, Any]
 
 
-def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None, has_data: bool = True) -> Plan:
+def make_plan(
+        verb: str, argv: Sequence[str], recipe_name: Optional[str] = None, has_data: Optional[bool] = True) -> Plan:
     """Decide everything, from a command line.
 
     Args:
         verb: 'train' or 'validate'.
         argv: Command line after the verb.
         recipe_name: Recipe whose settings are the defaults.
-        has_data: There is a data folder; a benchmark may have none.
+        has_data: There is a data folder; a benchmark may have none. None: if the settings name one.
 
     Raises:
         UsageError: The command line contradicts itself or the machine.
@@ -102,7 +103,8 @@ def make_plan(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None,
 
 
 def _make_plan(
-        line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str], has_data: bool) -> Plan:
+        line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str],
+        has_data: Optional[bool]) -> Plan:
     sources = collect(line, recipe_name)
     job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
     sources.notes += [note] if note else []
@@ -115,6 +117,7 @@ def _make_plan(
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
+    has_data = names_data(args) if has_data is None else has_data
     data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)
@@ -147,6 +150,11 @@ def _make_plan(
     settings = RunSettings(**{**of_settings(options), **decided})
     node = replace(node, knows_output=is_named or node.rank == 0)
     return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
+
+
+def names_data(args: Dict[str, Any]) -> bool:
+    """Whether flags of the script name a dataset."""
+    return bool(args.get('data_dir') or args.get('dataset'))
 
 
 def of_settings(options: Dict[str, Any]) -> Dict[str, Any]:

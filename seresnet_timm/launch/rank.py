@@ -75,7 +75,7 @@ def set_up_npu(settings: RunSettings) -> None:
     """
     if settings.device.startswith('npu'):
         from seresnet_timm.ascend.setup import set_up
-        set_up(settings.device, dtypes(settings))
+        set_up(settings.device, settings.dtypes)
 
 
 def output_folder(settings: RunSettings) -> ContextManager[None]:
@@ -95,11 +95,6 @@ def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:
     resume_garbage_collection()
     setup_default_logging()
     (train if settings.verb == 'train' else validate).main(settings, checkpoints)
-
-
-def dtypes(settings: RunSettings) -> list:
-    """Names of the dtypes that the run computes in, None for float32."""
-    return [settings.args['amp_dtype'] if settings.args.get('amp') else None, settings.args.get('model_dtype')]
 
 
 def resume_garbage_collection() -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.runs.settings import RunSettings
@@ -34,13 +34,13 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def settings_to_measure(verb: str, argv: Sequence[str], has_data: bool) -> RunSettings:
+def settings_to_measure(verb: str, argv: Sequence[str], has_data: Optional[bool]) -> RunSettings:
     """The settings that `seresnet-timm train` or `validate` would run with, checked as far as there are no data.
 
     Args:
         verb: 'train' or 'validate'.
         argv: Command line after the verb.
-        has_data: The data folder that the flags name is looked at; else there is none.
+        has_data: The data folder that the flags name is looked at; else there is none. None: if they name one.
 
     Raises:
         UsageError: A run with these flags would be refused.

@@ -19,9 +19,10 @@ import psutil
 from seresnet_timm import device as devices
 from seresnet_timm.errors import RunError, UsageError, refuse
 from seresnet_timm.files import atomic_path, why_not_writable
-from seresnet_timm.launch.parse import parse
+from seresnet_timm.launch.plan import names_data
 from seresnet_timm.launch.trial import settings_to_measure
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.fast import kind_of
 
 CLEAR_GAIN = 1.02  # a smaller one is not worth a setting
 ENOUGH_DATA = 1.2  # images/s of the loader, as a multiple of the step's, at which more workers bring nothing
@@ -187,12 +188,10 @@ def plan(argv: Sequence[str]) -> Tuple[RunSettings, bool]:
     Raises:
         UsageError: A training with these flags would be refused.
     """
-    line = parse('train', argv)
-    has_data = bool({'data', 'data_dir', 'dataset'} & set(line.flags) or 'data_path' in line.modelzoo)
-    settings = settings_to_measure('train', ['--scripts', 'bundled', *argv], has_data)
+    settings = settings_to_measure('train', ['--scripts', 'bundled', *argv], has_data=None)
     if settings.nnodes > 1:
         raise UsageError('Measure on one machine: leave --nnodes out.')
-    return settings, has_data
+    return settings, names_data(settings.args)
 
 
 def check(seconds: float, allowed: str, file: str) -> List[str]:
@@ -215,7 +214,7 @@ def check(seconds: float, allowed: str, file: str) -> List[str]:
 
 def step_options(settings: RunSettings) -> List[Tuple[str, str, Callable[[Candidate], Candidate], str, Any]]:
     """Options that change the numbers of a training by rounding only: name, value, change, key in the file, setting."""
-    kind = settings.device.partition(':')[0]
+    kind = kind_of(settings.device)
     options: List[Tuple[str, str, Callable[[Candidate], Candidate], str, Any]] = []
     if settings.args['model'].split('.')[0].endswith('_ascend'):
         value = 'off' if settings.uses_lean_se else 'on'
@@ -242,7 +241,7 @@ def precisions(settings: RunSettings) -> List[str]:
     own = settings.args['amp_dtype'] if settings.args.get('amp') else 'float32'
     if settings.args.get('model_dtype') or settings.amp_level == 'O2':
         return []
-    kind = settings.device.partition(':')[0]
+    kind = kind_of(settings.device)
     return [d for d in (('bfloat16',) if kind == 'cpu' else ('float16', 'bfloat16')) if d != own]
 
 
@@ -348,7 +347,7 @@ def describe(result: Result, planned: Optional[Result] = None) -> str:
 
 
 def describe_machine(settings: RunSettings) -> str:
-    kind = settings.device.partition(':')[0]
+    kind = kind_of(settings.device)
     return f'{kind} ({devices.device_name(kind)})' if kind != 'cpu' else f'cpu ({os.cpu_count()} cores)'
 
 
@@ -364,7 +363,7 @@ def config_text(tuning: Tuning, settings: RunSettings) -> str:
         of_script['amp'] = True
     environ = {k.partition('.')[2]: v for k, v in tuning.changes.items() if k.startswith('environment.')}
     tuned: Dict[str, Any] = {
-        'device': settings.device.partition(':')[0], 'machine': describe_machine(settings),
+        'device': kind_of(settings.device), 'machine': describe_machine(settings),
         'model': settings.args['model'], 'date': datetime.date.today().isoformat()}
     if 'lean_se' in tuning.changes:
         tuned['lean_se'] = tuning.changes['lean_se']

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import write_json
@@ -154,10 +154,10 @@ def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
     return None if images is None else {'count': images.count, 'files': list(images.files)}
 
 
-def installed_versions() -> Dict[str, Optional[str]]:
-    """Versions of what the numbers depend on; None for a package that is not installed."""
+def installed_versions(further: Sequence[str] = ()) -> Dict[str, Optional[str]]:
+    """Versions of what the numbers depend on, and of further packages; None for one that is not installed."""
     versions: Dict[str, Optional[str]] = {'seresnet_timm': __version__, 'python': platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *further):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

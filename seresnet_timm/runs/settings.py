@@ -132,6 +132,11 @@ class RunSettings:
         return self.args['batch_size'] * self.world_size * max(1, self.args.get('grad_accum_steps') or 1)
 
     @property
+    def dtypes(self) -> List[Optional[str]]:
+        """Names of the dtypes that the run computes in, None for float32."""
+        return [self.args['amp_dtype'] if self.args.get('amp') else None, self.args.get('model_dtype')]
+
+    @property
     def precision(self) -> str:
         if self.amp_level == 'O2':
             return 'O2: fp16 weights, float32 masters and BatchNorm'

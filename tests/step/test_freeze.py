@@ -106,7 +106,7 @@ def test_training_leaves_frozen_layers_bit_for_bit(few_digits, weights, tmp_path
         '--nproc', nproc))
     assert result.returncode == 0, result.stderr
     assert '--freeze layer3: ' in result.stderr and 'weights are trained' in result.stderr
-    after, before = load(tmp_path / 'run' / 'last.pth.tar')['state_dict'], torch.load(weights)
+    after, before = load(tmp_path / 'run' / 'last.pth.tar')['state_dict'], load(weights)
     changed = {k.split('.')[0] for k in before if not torch.equal(after[k], before[k])}
     assert changed == {'layer4', 'fc'}
     assert json.loads((tmp_path / 'run' / 'run.json').read_text())['settings']['freeze'] == 'layer3'
