@@ -14,11 +14,12 @@ import io
 import os
 import time
 from datetime import timedelta
-from typing import Any, Callable, List, Optional
+from typing import Any, List, Optional
 
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
+from seresnet_timm import device as devices
 from seresnet_timm.engine.signals import Stopped, StopSignals
 
 POLL = 0.2
@@ -31,15 +32,14 @@ class Agreement:
 
     Args:
         signals: Signals that this rank received.
-        synchronize: Waits for the device.
+        device: Device of this rank.
         rank: Number of this rank.
         world_size: Number of ranks.
     """
 
     def __init__(
-            self, signals: StopSignals, synchronize: Callable[[], None] = lambda: None, rank: int = 0,
-            world_size: int = 1):
-        self._signals, self._synchronize = signals, synchronize
+            self, signals: StopSignals, device: torch.device, rank: int = 0, world_size: int = 1):
+        self._signals, self._device = signals, device
         self.rank, self.world_size = rank, world_size
         self._store = _store() if world_size > 1 else None
         self._updates = self._round = self._votes = self._gathered = 0
@@ -68,10 +68,10 @@ class Agreement:
             if not own and not self._store.check([self._key('request')]):
                 return None
             self._knows = True
-            self._synchronize()
+            devices.synchronize(self._device)
             self._store.add(self._key('knows'), 1)
         else:
-            self._synchronize()
+            devices.synchronize(self._device)
             if own and own != SAVE:
                 self._store.set(self._key('request'), own)  # a signal while a save is being agreed on
         if not self._store.check([self._key('at')]):

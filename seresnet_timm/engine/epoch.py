@@ -18,13 +18,13 @@ from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.faults import note_own
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.summary import Summary
+from seresnet_timm.step.backward import backward
 from seresnet_timm.step.bad_steps import BadSteps, Figures
 
 _logger = logging.getLogger('train')

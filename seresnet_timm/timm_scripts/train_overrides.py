@@ -4,7 +4,6 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import ExitStack
-from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -16,7 +15,6 @@ from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
-from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
@@ -334,7 +332,7 @@ class TrainOverrides(Overrides):
         resumed = go_on(run, self._resumed() if args.resume else None, epoch)
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())
-        agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+        agreement = Agreement(signals, device, args.rank, args.world_size)
         run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
         return ScriptTraining(run, resumed)
 
