@@ -140,7 +140,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     optimizer.zero_grad()
     wait_start = time.perf_counter()
     with progress_bar(num_batches, f'Train {epoch}', _logger if utils.is_primary(args) else None) as bar:
-        for batch_idx, (input, target) in enumerate(run.train_loader, first):
+        batches = run.saving.batches(run, epoch, first, losses, throughput) if run.saving else run.train_loader
+        for batch_idx, (input, target) in enumerate(batches, first):
             is_last = batch_idx == num_batches - 1
             need_update = is_last or (batch_idx + 1) % args.grad_accum_steps == 0
             update_idx = batch_idx // args.grad_accum_steps

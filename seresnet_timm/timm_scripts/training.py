@@ -131,7 +131,7 @@ class Epoch:
 
     def __iter__(self) -> Iterator:
         run, start = self._run, time.perf_counter()
-        for batch in run.train_loader:
+        for batch in run.saving.batches(run, self._number, self.batches, self.losses, self.throughput):
             if run.bad_images and self.batches % run.args.log_interval == 0:
                 run.bad_images.check_alone(run.record, self._number)
             self.throughput.add_wait(time.perf_counter() - start)
