@@ -191,6 +191,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
     figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
+                   loss_scale=run.figures.loss_scale if run.loss_scaler else None,
                    unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
 

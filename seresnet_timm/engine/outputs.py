@@ -6,6 +6,7 @@ import torch.nn as nn
 import yaml
 from timm.utils.summary import trim_summary
 
+from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
@@ -50,7 +51,7 @@ def create_outputs(
             saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
         else:
             _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
-    record = RunRecord(settings, folder.path, saver.model_info)
+    record = RunRecord(settings, folder.path, saver.model_info, devices.device_name(run.device.type))
     record.continue_from(start_epoch if continues else 0, is_same_run=continues)
     note_failed_saves(saver, record)
     trim_summary(str(folder.summary), start_epoch if continues else 0)

@@ -107,7 +107,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         torch.distributed.destroy_process_group()
     if utils.is_primary(args):
         if settings.output:
-            record = RunRecord(settings, settings.output, results[0].model_info)
+            record = RunRecord(
+                settings, settings.output, results[0].model_info, devices.device_name(run.forward.device.type))
             record.set_evaluation(results[0].figures)
             for result in results:
                 faults.add(record, None, result.faults)

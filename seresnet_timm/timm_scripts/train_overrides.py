@@ -219,7 +219,8 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
+        self._record = RunRecord(
+            self.settings, checkpoint_dir, saver.model_info, devices.device_name(self.settings.device.split(':')[0]))
         self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)

@@ -89,6 +89,7 @@ class ScriptTraining:
         metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
         note_all(run.record, epoch, run.train_loader)
         figures = dict(self.epoch.throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
+                       loss_scale=run.figures.loss_scale if run.figures and run.loss_scaler else None,
                        unreadable_train=take_unreadable(run.train_loader.dataset))
         if run.bad_images:
             run.bad_images.check(0, run.record, epoch)
