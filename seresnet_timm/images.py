@@ -26,6 +26,7 @@ from seresnet_timm.errors import first_line, first_names, printable
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',
               '.pbm', '.pnm', '.avif')
 TIMM_EXTENSIONS = EXTENSIONS[:3]
+MAX_BYTES = 1 << 30  # of a file; larger ones are not read
 MAX_KINDS = 8  # suffixes that a sentence lists
 SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
 LITTER = ('thumbs.db', 'desktop.ini')  # of Windows; hidden files are never counted
@@ -86,8 +87,11 @@ def read_file(path: Union[str, os.PathLike]) -> bytes:
     """
     try:
         with open(path, 'rb', opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise UnreadableImage('it is a pipe or a device, not a file')
+            if found.st_size > MAX_BYTES:
+                raise UnreadableImage(f'it has {found.st_size / 1e9:.1f} GB, more than any image')
             return file.read()
     except (OSError, MemoryError) as e:
         if isinstance(e, FileNotFoundError) and os.path.islink(path):
