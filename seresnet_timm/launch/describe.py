@@ -48,7 +48,7 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     lines += [('data', data(settings)), ('classes', classes(settings)), ('weights', weights(settings))]
     accumulated = f' x {args["grad_accum_steps"]} accumulated' if (args.get('grad_accum_steps') or 1) > 1 else ''
     lines.append(('batch', f'global batch size {settings.global_batch_size} = {args["batch_size"]} x '
-                           f'{settings.world_size} process(es){accumulated}'))
+                           f'{settings.world_size} process(es){accumulated}{_in_brackets(reasons.get("batch_size"))}'))
     if settings.verb == 'train':
         lines.append(('learning rate', learning_rate(settings)))
     lines += [('precision', settings.precision), *step(settings)]
