@@ -34,12 +34,11 @@ from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
 from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
-from seresnet_timm.engine.outputs import note_failed_saves
+from seresnet_timm.engine.outputs import create_record, note_failed_saves
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
@@ -219,8 +218,7 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        self._record = RunRecord(
-            self.settings, checkpoint_dir, saver.model_info, devices.device_name(self.settings.device.split(':')[0]))
+        self._record = create_record(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
