@@ -207,8 +207,8 @@ SIDES = Number(above=0, counts=(2,), ascending=True)
 
 FILTERS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
-# first part of a policy; timm reads the rest of it
-POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
+# first part of a policy; timm reads the rest of it; ta_wide is torchvision's
+POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a', 'ta_wide')
 IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
 DTYPES = ('float32', 'float16', 'bfloat16')
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')

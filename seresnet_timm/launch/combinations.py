@@ -82,6 +82,8 @@ def _auto_augment(args: Mapping[str, Any]) -> Iterator[str]:
     if channels not in (1, 3) and not args.get('no_aug'):
         yield (f'--aa {args["aa"]} is for gray and RGB images, {_channel_flag(args)} has {channels} channels: leave '
                'out --aa.')
+    if args['aa'] == 'ta_wide' and (args.get('aug_splits') or 0) > 1:
+        yield '--aa ta_wide does not go with --aug-splits: leave out one, or take another policy.'
 
 
 def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 import yaml
 from timm import utils
-from timm.data import create_loader, resolve_data_config
+from timm.data import resolve_data_config
 from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
@@ -26,6 +26,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import end_workers, make_restartable, make_resumable
+from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
