@@ -61,7 +61,8 @@ def test_defaults_and_the_settings_of_all_recipes_are_right():
     ('warmup_epochs', (0,)), ('val_interval', (1,)), ('recovery_interval', (0,)), ('tta', (0,)),
     ('mixup_off_epoch', (0,)),
     ('clip_grad', (0.01,)), ('weight_decay', (0.,)), ('opt_eps', (0.,)), ('seed', (0, 2 ** 32 - 1)), ('workers', (0,)),
-    ('remode', ('const', 'PIXEL', '')), ('aa', ('rand-m9-mstd0.5-inc1', 'augmix-m5-w4', 'originalr', 'v0-mstd0.5', 'ta_wide', '')),
+    ('remode', ('const', 'PIXEL', '')),
+    ('aa', ('rand-m9-mstd0.5-inc1', 'augmix-m5-w4', 'originalr', 'v0-mstd0.5', 'ta_wide', '')),
     ('device', ('auto', 'npu', 'npu:3', 'cuda:0', 'gpu', 'cpu')), ('scale', (1., 1.3)), ('smoothing', (0., 0.99)),
 ))
 def test_values_with_a_meaning_are_accepted(dest, right):
