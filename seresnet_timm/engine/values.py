@@ -261,7 +261,9 @@ VALUES: Dict[str, Rule] = {
     'results_format': Names(('csv', 'json')), 'metrics_avg': Names(('micro', 'macro', 'weighted')),
     # flags that only timm's scripts have
     'naflex_train_seq_lens': COUNT, 'naflex_max_seq_len': COUNT, 'naflex_patch_sizes': COUNT,
-    'naflex_patch_size_probs': SHARE, 'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
+    'naflex_patch_size_probs': SHARE,
+    # distillation
+    'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
     'kd_teacher_feature_dim': COUNT, 'distill_loss_weight': NOT_NEGATIVE, 'task_loss_weight': NOT_NEGATIVE,
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
@@ -275,7 +277,7 @@ VALUES: Dict[str, Rule] = {
     **dict.fromkeys((
         'data', 'data_dir', 'config', 'class_map', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint',
         'real_labels', 'valid_labels', 'scripts', 'model', 'src', 'source', 'file', 'run', 'image', 'class_names',
-        'timm_scripts'), FilePath()),
+        'timm_scripts', 'kd_model_name'), FilePath()),
     # outputs
     'experiment': FolderName(),
     'output': Output(is_folder=True), 'prof': Output(is_folder=True), 'dst': Output(is_folder=True),
