@@ -59,7 +59,8 @@ def test_contents(wheel):
         assert not extension and wheel.name.endswith('-py3-none-any.whl')
         pytest.skip('the C decoder is not built here: no C compiler, or no libjpeg-turbo header')
     suffix = sysconfig.get_config_var('EXT_SUFFIX')
-    assert extension == {f'seresnet_timm/data/_jpeg{suffix}'} and 'none-any' not in wheel.name
+    assert extension == {f'seresnet_timm/data/_{name}{suffix}' for name in ('augment', 'jpeg')}
+    assert 'none-any' not in wheel.name
 
 
 @pytest.mark.slow
