@@ -6,7 +6,7 @@ there, see `modelzoo`. Each has a `dest` of its own, so that what was typed unde
 import argparse
 from typing import Dict
 
-# ModelZoo's name -> what becomes of it, for `--help` and README
+# ModelZoo's name -> what becomes of it, for `--help` and docs/modelzoo-recipes.md
 MODELZOO: Dict[str, str] = {
     '--data_path': '--data-dir',
     '--batch_size': '-b, divided by the number of processes',
