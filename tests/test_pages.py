@@ -160,8 +160,8 @@ def test_every_command_is_understood():
 @pytest.mark.parametrize('text', (
     'seresnet-timm train --data-dri x', 'seresnet-timm trian', 'bash recipes/train_9p.sh', 'ssh host', 'make demos',
     "pip install '.[nothing]'", 'pip install . --user', 'pip install x -c seresnet_timm/ascend/constraints/none.txt',
-    'python benchmarks/none.py', 'seresnet-timm bench step --no-such-flag', 'sbatch recipes/slurm/train.sbatch train_9p',
-    'npu-smi set', 'seresnet-timm recipe train_8p --no-such-flag 1', 'seresnet-timm doctor --devise npu'))
+    'python benchmarks/none.py', 'seresnet-timm bench step --no-such-flag', 'npu-smi set',
+    'sbatch recipes/slurm/train.sbatch train_9p', 'seresnet-timm recipe train_8p --no-such-flag 1', 'seresnet-timm doctor --devise npu'))
 def test_a_command_that_is_wrong_is_found(text):
     with pytest.raises((Exception, SystemExit)):
         check(documents.Command('page', text))
