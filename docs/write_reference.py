@@ -3,7 +3,7 @@
     python docs/write_reference.py            # after a change of a flag, its help, its unit or its values
     python docs/write_reference.py --check    # compares only
 
-What is said of a flag is what `seresnet-timm help VERB FLAG` says: its owner is seresnet_timm/cli/flag_help.py.
+The list of these pages in mkdocs.yml is written too. What is said of a flag is what `seresnet-timm help VERB FLAG` says: its owner is seresnet_timm/cli/flag_help.py.
 """
 import argparse
 import re
@@ -17,6 +17,7 @@ from seresnet_timm.cli.main import TASKS, VERBS
 from seresnet_timm.engine.flags import TimmOnly
 
 FOLDER = Path(__file__).resolve().parent / 'reference'
+SITE = Path(__file__).resolve().parent.parent / 'mkdocs.yml'
 NOTE = '<!-- written by docs/write_reference.py -->\n\n'
 COLUMNS = ('default', 'unit', 'values', 'meaning')
 TIMM_ONLY = "Only with timm's own script (`--scripts timm`)"
@@ -86,10 +87,18 @@ def cell(text: str) -> str:
     return ''.join(parts).replace('|', r'\|')
 
 
+def site() -> str:
+    """mkdocs.yml with the pages of all verbs."""
+    before, begin, rest = SITE.read_text(encoding='utf-8').partition('      - reference/index.md\n')
+    after = re.sub(r'(      - [^\n]*: reference/[^\n]*\n)*', '', rest, count=1)
+    return before + begin + ''.join(f'      - {verb}: reference/{verb}.md\n' for verb in sorted(VERBS)) + after
+
+
 def check() -> List[str]:
     """Pages that do not agree with the parsers."""
     there = {p.name: p.read_text(encoding='utf-8') for p in FOLDER.glob('*.md')}
-    wanted = pages()
+    there[SITE.name] = SITE.read_text(encoding='utf-8')
+    wanted = {**pages(), SITE.name: site()}
     return sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name))
 
 
@@ -99,12 +108,13 @@ def main(argv: List[str]) -> None:
     if args.parse_args(argv).check:
         wrong = check()
         names = ', '.join(wrong)
-        sys.exit(f'out of date in docs/reference: {names}: run python docs/write_reference.py' if wrong else 0)
+        sys.exit(f'out of date in docs/reference, or mkdocs.yml: {names}: run python docs/write_reference.py' if wrong else 0)
     FOLDER.mkdir(exist_ok=True)
     wanted = pages()
     for path in FOLDER.glob('*.md'):
         if path.name not in wanted:
             path.unlink()
+    SITE.write_text(site(), encoding='utf-8')
     for name, text in wanted.items():
         (FOLDER / name).write_text(text, encoding='utf-8')
 
