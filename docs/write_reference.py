@@ -108,7 +108,7 @@ def main(argv: List[str]) -> None:
     if args.parse_args(argv).check:
         wrong = check()
         names = ', '.join(wrong)
-        sys.exit(f'out of date in docs/reference, or mkdocs.yml: {names}: run python docs/write_reference.py' if wrong else 0)
+        sys.exit(f'out of date in docs/reference or mkdocs.yml: {names}: run docs/write_reference.py' if wrong else 0)
     FOLDER.mkdir(exist_ok=True)
     wanted = pages()
     for path in FOLDER.glob('*.md'):
