@@ -3,7 +3,8 @@
     python docs/write_reference.py            # after a change of a flag, its help, its unit or its values
     python docs/write_reference.py --check    # compares only
 
-The list of these pages in mkdocs.yml is written too. What is said of a flag is what `seresnet-timm help VERB FLAG` says: its owner is seresnet_timm/cli/flag_help.py.
+The list of these pages in mkdocs.yml is written too. What is said of a flag is what `seresnet-timm help VERB FLAG`
+says: its owner is seresnet_timm/cli/flag_help.py.
 """
 import argparse
 import re
@@ -19,7 +20,7 @@ from seresnet_timm.engine.flags import TimmOnly
 FOLDER = Path(__file__).resolve().parent / 'reference'
 SITE = Path(__file__).resolve().parent.parent / 'mkdocs.yml'
 NOTE = '<!-- written by docs/write_reference.py -->\n\n'
-COLUMNS = ('default', 'unit', 'values', 'meaning')
+COLUMNS = ('meaning', 'default', 'unit', 'values')
 TIMM_ONLY = "Only with timm's own script (`--scripts timm`)"
 
 
@@ -81,7 +82,7 @@ def cell(text: str) -> str:
     """A text as Markdown: nothing in it is a tag, a table or a style."""
     text = ' '.join(text.split())
     parts = re.split(r'(`[^`]*`)', text)
-    plain = [re.sub(r'([\\*_<>\[\]])', r'\\\1', part) for part in parts[::2]]
+    plain = [re.sub(r'([\\*_\[\]])', r'\\\1', part).replace('<', '&lt;').replace('>', '&gt;') for part in parts[::2]]
     parts[::2] = [re.sub(r'(?<![\w`])(--[a-z][\w\\-]*)', lambda m: '`' + m[1].replace('\\', '') + '`', part)
                   for part in plain]
     return ''.join(parts).replace('|', r'\|')

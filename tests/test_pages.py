@@ -349,7 +349,7 @@ def test_a_reference_that_does_not_agree_is_found(write_reference, tmp_path):
     shutil.copytree(write_reference.FOLDER, tmp_path / 'reference')
     write_reference.FOLDER = tmp_path / 'reference'
     page = tmp_path / 'reference' / 'split.md'
-    page.write_text(page.read_text().replace('| 0.1 |', '| 0.2 |'))
+    page.write_text(page.read_text().replace('| 0.1 |', '| 0.2 |', 1))
     (tmp_path / 'reference' / 'gone.md').touch()
     assert write_reference.check() == ['gone.md', 'split.md']
 
