@@ -324,5 +324,5 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(
-            weights_for(checkpoint, task.get_trainable_module(ema=True), use_ema=True), checkpoint.content.get(state),
+            weights_for(checkpoint, task.get_eval_model(ema=True), use_ema=True), checkpoint.content.get(state),
             ema=True)

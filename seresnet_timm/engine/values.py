@@ -236,8 +236,8 @@ SIDES = Number(above=0, counts=(2,), ascending=True)
 
 FILTERS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
-# first part of a policy; timm reads the rest of it
-POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
+# first part of a policy; timm reads the rest of it; ta_wide is torchvision's
+POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a', 'ta_wide')
 IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
 DTYPES = ('float32', 'float16', 'bfloat16')
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
@@ -290,7 +290,9 @@ VALUES: Dict[str, Rule] = {
     'results_format': Names(('csv', 'json')), 'metrics_avg': Names(('micro', 'macro', 'weighted')),
     # flags that only timm's scripts have
     'naflex_train_seq_lens': COUNT, 'naflex_max_seq_len': COUNT, 'naflex_patch_sizes': COUNT,
-    'naflex_patch_size_probs': SHARE, 'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
+    'naflex_patch_size_probs': SHARE,
+    # distillation
+    'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
     'kd_teacher_feature_dim': COUNT, 'distill_loss_weight': NOT_NEGATIVE, 'task_loss_weight': NOT_NEGATIVE,
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
@@ -303,7 +305,7 @@ VALUES: Dict[str, Rule] = {
     # paths that are read
     **dict.fromkeys((
         'data', 'data_dir', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint', 'scripts', 'model', 'src',
-        'source', 'file', 'run', 'image', 'timm_scripts', 'target'), FilePath()),
+        'source', 'file', 'run', 'image', 'timm_scripts', 'target', 'kd_model_name'), FilePath()),
     'config': ConfigFile(),
     **dict.fromkeys(('class_map', 'real_labels', 'valid_labels', 'class_names'), TextFile()),
     # outputs

@@ -46,6 +46,9 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         lines.append(('modules', f'{", ".join(args["device_modules"])} (--device-modules, imported when the run '
                                  'starts)'))
     lines += [('data', data(settings)), ('classes', classes(settings)), ('weights', weights(settings))]
+    if args.get('kd_model_name'):
+        from seresnet_timm.launch.teacher_checks import describe as describe_teacher
+        lines.append(('teacher', describe_teacher(settings)))
     accumulated = f' x {args["grad_accum_steps"]} accumulated' if (args.get('grad_accum_steps') or 1) > 1 else ''
     lines.append(('batch', f'global batch size {settings.global_batch_size} = {args["batch_size"]} x '
                            f'{settings.world_size} process(es){accumulated}{_in_brackets(reasons.get("batch_size"))}'))
