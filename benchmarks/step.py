@@ -177,7 +177,7 @@ def _evaluation(settings: RunSettings) -> Callable[[], None]:
     images, _ = random_batch(args, network, forward)
 
     def step() -> None:
-        lean_se.set_lean_se(settings.fast_step)
+        lean_se.set_block_end(settings.block_end)
         with torch.inference_mode(), forward.autocast():
             model(images)
     return step

@@ -147,7 +147,8 @@ def step(settings: RunSettings) -> List[Tuple[str, str]]:
     from seresnet_timm.step import fast, loss_scaler
     args = settings.namespace()
     lines = [('step', fast.describe(
-        settings.verb, args, settings.device, settings.world_size, settings.fast_step, settings.uses_lean_se))]
+        settings.verb, args, settings.device, settings.world_size, settings.fast_step,
+        (settings.block_end, settings.reasons.get('lean_se', '--lean-se'))))]
     if settings.verb == 'train':
         _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
         lines.append(('loss scaler', scaler))

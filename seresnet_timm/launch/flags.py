@@ -59,7 +59,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
         help="auto: the fastest set-up of the step that is correct on the device, printed in the plan; off: timm's own "
              '(auto)')
     arg('--lean-se', choices=('auto', 'on', 'off'),
-        help='SE blocks that compute some activations twice to save memory; auto: with --fast-step auto (auto)')
+        help='SE blocks that compute some activations twice to save memory; auto: where a step would not fit into the '
+             'memory of the device (auto)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,

@@ -63,7 +63,8 @@ class RunSettings:
         loss_scale: Fixed loss scale of fp16 mixed precision; None for a dynamic one.
         fast_jpeg: Fast decoding: 'auto', 'on' or 'off' (timm's own loading, bit for bit).
         fast_step: The fastest correct set-up of the step; False for timm's own.
-        lean_se: SE blocks that compute some activations twice to save memory: 'auto' (as `fast_step`), 'on' or 'off'.
+        lean_se: SE blocks that compute some activations twice to save memory: 'on' or 'off' in a training.
+            The plan decides 'auto', and `reasons` says why.
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
@@ -125,8 +126,11 @@ class RunSettings:
         return self.amp_level == 'O2' and self.verb == 'train'
 
     @property
-    def uses_lean_se(self) -> bool:
-        return self.fast_step if self.lean_se == 'auto' else self.lean_se == 'on'
+    def block_end(self) -> str:
+        """How residual blocks of this package end: 'light' (few kernels), 'lean' (less memory) or 'timm'."""
+        if self.lean_se == 'on':
+            return 'lean'
+        return 'light' if self.fast_step else 'timm'
 
     @property
     def global_batch_size(self) -> int:
