@@ -4,7 +4,7 @@ What a source says is written here by hand, or computed by the objects that the 
 """
 import math
 from argparse import Namespace
-from typing import Callable, Dict, NamedTuple
+from typing import Callable, Dict, NamedTuple, Optional
 
 import pytest
 import timm
@@ -19,6 +19,7 @@ from torchvision import transforms
 
 from seresnet_timm.data import loaders
 from seresnet_timm.engine.loss import training_loss
+from seresnet_timm.engine.teacher import Teacher, create_task
 from seresnet_timm.launch.parse import parse
 from seresnet_timm.launch.recipes import divide_batch
 from seresnet_timm.launch.sample import Sample
@@ -74,6 +75,12 @@ def lars(step: int) -> float:
     return 25 * (1 - (step - w_steps) / (train_steps - w_steps)) ** 2
 
 
+def distill(step: int) -> float:
+    """`create_learning_rate_schedule` of big_vision: linear, then cosine; its 5,000 steps are 16 epochs."""
+    w_steps, train_steps = 16 * U, 300 * U
+    return 0.03 * step / w_steps if step < w_steps else cosine(0.03, 0, (step - w_steps) / (train_steps - w_steps))
+
+
 def torchvision_v2() -> Callable[[int], float]:
     """The schedulers of torchvision's train.py, stepped after every epoch."""
     from torch.optim import lr_scheduler as s
@@ -89,7 +96,7 @@ def torchvision_v2() -> Callable[[int], float]:
     return lambda step: lrs[step // U]
 
 
-CROP = ('RandomResizedCropAndInterpolation(size=({0}, {0}), scale=(0.08, 1.0), ratio=({1}, {2}), interpolation={3})')
+CROP = 'RandomResizedCropAndInterpolation(size=({0}, {0}), scale=({4}, 1.0), ratio=({1}, {2}), interpolation={3})'
 TIMM_CROP = (0.75, 1.3333)
 # RandAugment's 15 operations in timm, those that grow with the magnitude
 OPS = ('AutoContrast Equalize Invert Rotate PosterizeIncreasing SolarizeIncreasing SolarizeAdd ColorIncreasing '
@@ -101,8 +108,8 @@ def rand(m: int, std: float) -> str:
     return f'RandAugment(n=2, ops=\n{ops})'
 
 
-def steps(size: int, *more: str, ratio=TIMM_CROP, interpolation='bilinear bicubic') -> list:
-    return [CROP.format(size, *ratio, interpolation), 'RandomHorizontalFlip(p=0.5)', *more, 'MaybePILToTensor()']
+def steps(size: int, *more: str, ratio=TIMM_CROP, interpolation='bilinear bicubic', scale=0.08) -> list:
+    return [CROP.format(size, *ratio, interpolation, scale), 'RandomHorizontalFlip(p=0.5)', *more, 'MaybePILToTensor()']
 
 
 class Source(NamedTuple):
@@ -123,6 +130,9 @@ class Source(NamedTuple):
         drop_path: Rate of the last block.
         zero_init: The last BatchNorm of a block starts at zero.
         ema: Decay of the moving average, a step.
+        mean: Of the normalization.
+        std: Of the normalization.
+        clip: Largest norm of the gradients.
     """
     lr: Callable[[int], float]
     epochs: int
@@ -138,6 +148,9 @@ class Source(NamedTuple):
     drop_path: float = 0
     zero_init: bool = False
     ema: float = 0
+    mean: tuple = MEAN
+    std: tuple = STD
+    clip: Optional[float] = None
 
 
 SGD = dict(momentum=0.9, nesterov=False, dampening=0)
@@ -169,6 +182,11 @@ SOURCES = {
         torchvision_v2(), 600, 1024, torch.optim.SGD, SGD, 2e-5,
         steps(176, TA, interpolation='bilinear'), (182, 176, 'bilinear'), mixup=(0.2, 1), erasing=(0.1, 'const'),
         repeats=4, ema=(1 - (1 - 0.99998) * 1024 * 32 / 600) ** (1 / 32)),
+    # the weight decay of big_vision is not multiplied by the learning rate, that of AdamW is
+    'distill': Source(
+        distill, 300, 4096, torch.optim.AdamW, dict(betas=(0.9, 0.999), eps=1e-8), 0.0003 / 0.03,
+        steps(224, interpolation='bilinear', scale=0.05), (256, 224, 'bilinear'), mixup=(1, 0), clip=1.0,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
 }
 every = pytest.mark.parametrize('name', SOURCES)
 
@@ -214,8 +232,9 @@ def test_optimizer_and_weight_decay_of_every_parameter(name, model):
         assert {k: group[k] for k in source.defaults} == source.defaults and group['lr'] == pytest.approx(args.lr)
     free = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     free.add(id(network.fc.bias))
+    assert (args.clip_grad, args.clip_mode) == (source.clip, 'norm')
     assert {n: decay[id(p)] for n, p in network.named_parameters()} == {
-        n: 0 if id(p) in free else source.decay for n, p in network.named_parameters()}
+        n: 0 if id(p) in free else pytest.approx(source.decay) for n, p in network.named_parameters()}
 
 
 @every
@@ -272,8 +291,8 @@ def test_training_images(name):
     found = [str(s) for s in images.transform.transforms if str(s) != 'ColorJitter(brightness=None, contrast=None, '
              'saturation=None, hue=None)']  # timm's jitter of 0
     assert found == source.steps
-    assert tuple(setup.data_config['mean']) == MEAN and tuple(setup.data_config['std']) == STD
-    for values, known in ((loader.mean, MEAN), (loader.std, STD)):
+    assert tuple(setup.data_config['mean']) == source.mean and tuple(setup.data_config['std']) == source.std
+    for values, known in ((loader.mean, source.mean), (loader.std, source.std)):
         torch.testing.assert_close(values.flatten(), torch.tensor(known) * 255)
     erasing = loader.random_erasing
     assert (erasing.probability, erasing.mode) == source.erasing if erasing else source.erasing == (0, '')
@@ -370,7 +389,7 @@ LOSSES: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-@every
+@pytest.mark.parametrize('name', LOSSES)
 @pytest.mark.parametrize('lam', (0.85, 0.6))
 def test_loss(name, lam, monkeypatch):
     """Of a batch as the loader mixes it, on random outputs; timm mixes with the mirror in the batch."""
@@ -386,3 +405,21 @@ def test_loss(name, lam, monkeypatch):
     x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).double()
     expected = LOSSES[name](x, lam * labels + (1 - lam) * labels.flip(0))
     torch.testing.assert_close(training_loss(args)(x, target), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_loss_of_the_distillation():
+    """Kullback-Leibler divergence from the teacher to the student at temperature 1, and nothing of the labels."""
+    assert set(SOURCES) - set(LOSSES) == {'distill'}
+    args, networks = args_of('distill'), []
+    for _ in range(2):
+        networks.append(timm.create_model('seresnet18_ascend', channels=(4, 8, 8, 8)).eval())
+        nn.init.normal_(networks[-1].fc.weight)
+    mean, std = SOURCES['distill'].mean, SOURCES['distill'].std
+    teacher = Teacher(networks[1], 'teacher', mean, std)
+    task = create_task(args, networks[0], teacher, dict(mean=mean, std=std), torch.device('cpu'), None, verbose=False)
+    images, target = torch.randn(4, 3, 32, 32), F.one_hot(LABELS, 1000).float()
+    with torch.no_grad():
+        own, other = (network(images).log_softmax(1) for network in networks)
+        loss = task(images, target)['loss']
+    assert loss > 0.01
+    torch.testing.assert_close(loss, (other.exp() * (other - own)).sum(1).mean())

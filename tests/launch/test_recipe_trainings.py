@@ -4,8 +4,10 @@ import json
 import math
 
 import pytest
-from conftest import run_cli, run_here
+import timm
+from conftest import NARROW, run_cli, run_here
 from recipe_runs import SCRIPTS
+from timm.models._hub import save_for_hf
 
 from seresnet_timm.launch.recipes import all_recipes
 
@@ -19,6 +21,14 @@ WITHOUT_DOWNLOAD = {'finetune': ('--model', 'seresnet50')}
 # one epoch of these learning rates on a network that has just started
 ONE_EPOCH = ('--epochs', 1, '--warmup-epochs', 0)
 EPOCHS = {'large_batch': ('--epochs', 1, '--warmup-epochs', 1)}  # 25 without warm-up is too much for any network
+
+
+@pytest.fixture(scope='module')
+def taught(tmp_path_factory):
+    """Function: flags that name a teacher of ten classes, for the recipe that has one."""
+    folder = tmp_path_factory.mktemp('teacher')
+    save_for_hf(timm.create_model('seresnet18_ascend', num_classes=10, **NARROW), folder, safe_serialization=True)
+    return lambda name: ('--kd-model-name', f'local-dir:{folder}') if name == 'distill' else ()
 
 
 def small_run(name: str, data, folder, *more) -> list:
@@ -36,9 +46,9 @@ def check_run(folder, num_processes: int) -> None:
 
 @pytest.mark.parametrize(
     'name', [n if n == 'torchvision_v2' else pytest.param(n, marks=pytest.mark.slow) for n in PRESETS])
-def test_dry_run_on_eight_processes(few_digits, name):
+def test_dry_run_on_eight_processes(few_digits, taught, name):
     result = run_here('train', '--preset', name, '--data-dir', few_digits, '--device', 'cpu', '--nproc', 8, '--dry-run',
-                      *WITHOUT_DOWNLOAD.get(name, ()))
+                      *WITHOUT_DOWNLOAD.get(name, ()), *taught(name))
     assert result.returncode == 0, result.stderr
     assert 'x 8 process(es)' in result.stderr
 
@@ -46,8 +56,9 @@ def test_dry_run_on_eight_processes(few_digits, name):
 @pytest.mark.slow
 @pytest.mark.parametrize('scripts', SCRIPTS[:1] + SCRIPTS[2:])
 @pytest.mark.parametrize('name', NEW)
-def test_an_epoch_of_the_demo(few_digits, tmp_path, name, scripts):
-    result = run_cli(*small_run(name, few_digits, tmp_path, '--device', 'cpu', '--nproc', 2, '--scripts', scripts))
+def test_an_epoch_of_the_demo(few_digits, tmp_path, taught, name, scripts):
+    result = run_cli(*small_run(
+        name, few_digits, tmp_path, '--device', 'cpu', '--nproc', 2, '--scripts', scripts, *taught(name)))
     assert result.returncode == 0, result.stderr
     check_run(tmp_path, 2)
 
