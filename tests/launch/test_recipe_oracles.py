@@ -2,6 +2,7 @@
 
 What a source says is written here by hand, or computed by the objects that the source itself uses.
 """
+import functools
 import math
 from argparse import Namespace
 from typing import Callable, Dict, NamedTuple, Optional
@@ -30,9 +31,23 @@ U = 11  # updates of an epoch; the formulas hold for any number
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def args_of(name: str, *more: str, world_size: int = 8) -> Namespace:
-    line = parse('train', ['--preset', name, '--data-dir', 'x', *more])
-    return Namespace(**merge(line, collect(line, recipe_name=None), 'npu', world_size=world_size))
+@functools.cache
+def planned(name: str, world_size: int) -> dict:
+    line = parse('train', ['--preset', name, '--data-dir', 'x'])
+    return merge(line, collect(line, recipe_name=None), 'npu', world_size=world_size)
+
+
+def args_of(name: str, world_size: int = 8) -> Namespace:
+    return Namespace(**planned(name, world_size))
+
+
+@functools.cache
+def network_of(name: str, **kwargs) -> nn.Module:
+    """The network of a recipe; with shapes only if no arguments are given, as its optimizer needs no more."""
+    args = args_of(name)
+    own = dict(args.model_kwargs, drop_path_rate=args.drop_path, drop_rate=args.drop)
+    with torch.device('cpu' if kwargs else 'meta'):
+        return timm.create_model(args.model, num_classes=args.num_classes, **own, **kwargs)
 
 
 # --- what the sources say ---------------------------------------------------------------------------------------------
@@ -191,20 +206,6 @@ SOURCES = {
 every = pytest.mark.parametrize('name', SOURCES)
 
 
-@pytest.fixture(scope='module')
-def model():
-    """Function: the network of a recipe, made once for all with the same arguments."""
-    made = {}
-
-    def make(args: Namespace) -> nn.Module:
-        kwargs = {**args.model_kwargs, 'drop_path_rate': args.drop_path, 'drop_rate': args.drop}
-        key = args.model, str(kwargs)
-        if key not in made:
-            made[key] = timm.create_model(args.model, num_classes=args.num_classes, **kwargs)
-        return made[key]
-    return make
-
-
 # --- learning rate, optimizer, network --------------------------------------------------------------------------------
 
 @every
@@ -221,10 +222,10 @@ def test_learning_rate_of_every_step(name):
 
 
 @every
-def test_optimizer_and_weight_decay_of_every_parameter(name, model):
+def test_optimizer_and_weight_decay_of_every_parameter(name):
     """Weights of convolutions and of the classifier decay; biases and BatchNorm do not."""
     args, source = args_of(name), SOURCES[name]
-    network = model(args)
+    network = network_of(name)
     optimizer = create_optimizer(network, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     assert type(optimizer) is source.optimizer
     decay = {id(p): g['weight_decay'] for g in optimizer.param_groups for p in g['params']}
@@ -238,11 +239,12 @@ def test_optimizer_and_weight_decay_of_every_parameter(name, model):
 
 
 @every
-def test_network(name, model):
+def test_network(name):
     """SE-ResNet-50 with the source's start of the last BatchNorm, and its stochastic depth."""
     args, source = args_of(name), SOURCES[name]
-    network = model(args)
-    assert args.model == 'seresnet50_ascend' and sum(p.numel() for p in network.parameters()) == 28_071_976
+    assert args.model == 'seresnet50_ascend'
+    assert sum(p.numel() for p in network_of(name).parameters()) == 28_071_976
+    network = network_of(name, channels=(8, 8, 8, 8))
     blocks = [b for layer in (network.layer1, network.layer2, network.layer3, network.layer4) for b in layer]
     assert {b.bn3.weight.abs().max().item() for b in blocks} == {0. if source.zero_init else 1.}
     rates = [getattr(b.drop_path, 'drop_prob', 0) or 0 for b in blocks]
@@ -277,8 +279,7 @@ def loader_of(args: Namespace, count: int = 4, **changes):
     for key, value in {**small, **changes}.items():
         setattr(args, key, value)
     images = Sample([Image.new('RGB', (64, 48), (40 * i, 99, 255 - 40 * i)) for i in range(count)])
-    with torch.device('meta'):
-        config = resolve_data_config(vars(args), model=timm.create_model(args.model))
+    config = resolve_data_config(vars(args), model=network_of('mindcv'))
     setup = loaders.LoaderSetup(args, config, torch.device('cpu'))
     return loaders.train_loader(setup, images)[0], images, setup
 
