@@ -33,7 +33,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @functools.cache
 def planned(name: str, world_size: int) -> dict:
-    line = parse('train', ['--preset', name, '--data-dir', 'x'])
+    line = parse('train', ['--preset', name, '--data-dir', 'x', '--scripts', 'bundled'])
     return merge(line, collect(line, recipe_name=None), 'npu', world_size=world_size)
 
 
@@ -88,6 +88,12 @@ def lars(step: int) -> float:
         return 25 * (step / U) / 5
     # the source divides by one step more, which it does not train
     return 25 * (1 - (step - w_steps) / (train_steps - w_steps)) ** 2
+
+
+def ffcv(step: int) -> float:
+    """`get_cyclic_lr` of ffcv's train_imagenet.py, between whose epochs it interpolates for every step."""
+    e = step / U
+    return 1.7 * (1e-4 + (1 - 1e-4) * e / 2) if e < 2 else 1.7 * (50 - e) / 48
 
 
 def distill(step: int) -> float:
@@ -197,6 +203,8 @@ SOURCES = {
         torchvision_v2(), 600, 1024, torch.optim.SGD, SGD, 2e-5,
         steps(176, TA, interpolation='bilinear'), (182, 176, 'bilinear'), mixup=(0.2, 1), erasing=(0.1, 'const'),
         repeats=4, ema=(1 - (1 - 0.99998) * 1024 * 32 / 600) ** (1 / 32)),
+    'progressive': Source(
+        ffcv, 50, 4096, torch.optim.SGD, SGD, 1e-4, steps(128, interpolation='bilinear'), (256, 224, 'bilinear')),
     # the weight decay of big_vision is not multiplied by the learning rate, that of AdamW is
     'distill': Source(
         distill, 300, 4096, torch.optim.AdamW, dict(betas=(0.9, 0.999), eps=1e-8), 0.0003 / 0.03,
@@ -289,7 +297,8 @@ def test_training_images(name):
     """Every step with its settings, in order; normalisation, erasing and mixup of the batch."""
     source = SOURCES[name]
     loader, images, setup = loader_of(args_of(name))
-    found = [str(s) for s in images.transform.transforms if str(s) != 'ColorJitter(brightness=None, contrast=None, '
+    transform = images.transform or loader.dataset.transforms[0]  # the first of several sizes
+    found = [str(s) for s in transform.transforms if str(s) != 'ColorJitter(brightness=None, contrast=None, '
              'saturation=None, hue=None)']  # timm's jitter of 0
     assert found == source.steps
     assert tuple(setup.data_config['mean']) == source.mean and tuple(setup.data_config['std']) == source.std
@@ -306,7 +315,7 @@ def test_training_images(name):
     if has_mixup:
         assert mixup.mix_prob == 1 and mixup.mode == 'batch' and mixup.switch_prob == 0.5
     for x, _ in loader:
-        assert x.shape[1:] == setup.data_config['input_size']
+        assert x.shape[-1] == transform.transforms[0].size[0]
 
 
 @every
@@ -314,11 +323,26 @@ def test_evaluation_images(name):
     source = SOURCES[name]
     args = args_of(name)
     _, images, setup = loader_of(args)
+    setup.args.train_img_sizes = None
     loaders.eval_loader(setup, 'val', 4, dataset=images, crop_pct=setup.data_config['crop_pct'])
     resize, crop, last = images.transform.transforms
     assert type(resize) is transforms.Resize and type(crop) is transforms.CenterCrop
     assert (resize.size, crop.size[0], resize.interpolation.value) == source.evaluation
     assert str(last) == 'MaybePILToTensor()'
+
+
+def test_sizes_of_the_progressive_training():
+    """Of every epoch; all other steps are the same for all sizes."""
+    loader = loader_of(args_of('progressive'), 8)[0]
+    sizes = [t.transforms[0].size[0] for t in loader.dataset.transforms]
+    assert sizes == [128, 160, 192, 224]
+    assert [[str(s) for s in t.transforms] for t in loader.dataset.transforms] == [
+        steps(size, interpolation='bilinear') for size in sizes]
+    expected = [128] * 8 + [160] * 16 + [192] * 16 + [224] * 10
+    for epoch, size in enumerate(expected):
+        weights = loader.loader.batch_sampler.choice_weights_for_epoch(epoch).tolist()
+        assert weights == [float(s == size) for s in sizes], epoch
+    assert sum(s * s for s in expected) / (100 * 224 ** 2) == pytest.approx(1 / 3, abs=0.01)  # of the reference's
 
 
 def test_torchvision_resizes_to_232_for_224():
@@ -380,6 +404,7 @@ def smoothed(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 # of outputs and mixed labels
 LOSSES: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     'mindcv': smoothed,
+    'progressive': smoothed,
     'large_batch': smoothed,
     'rsb_a1': lambda x, mixed: binary_cross_entropy(x, present(0.9 * mixed + 0.1 / 1000)),
     'rsb_a2': lambda x, mixed: binary_cross_entropy(x, present(mixed)),
