@@ -292,15 +292,19 @@ def loader_of(args: Namespace, count: int = 4, **changes):
     return loaders.train_loader(setup, images)[0], images, setup
 
 
+def texts(transform: transforms.Compose) -> list:
+    """Its steps as text, without timm's colour jitter of 0."""
+    nothing = 'ColorJitter(brightness=None, contrast=None, saturation=None, hue=None)'
+    return [str(step) for step in transform.transforms if str(step) != nothing]
+
+
 @every
 def test_training_images(name):
     """Every step with its settings, in order; normalisation, erasing and mixup of the batch."""
     source = SOURCES[name]
     loader, images, setup = loader_of(args_of(name))
     transform = images.transform or loader.dataset.transforms[0]  # the first of several sizes
-    found = [str(s) for s in transform.transforms if str(s) != 'ColorJitter(brightness=None, contrast=None, '
-             'saturation=None, hue=None)']  # timm's jitter of 0
-    assert found == source.steps
+    assert texts(transform) == source.steps
     assert tuple(setup.data_config['mean']) == source.mean and tuple(setup.data_config['std']) == source.std
     for values, known in ((loader.mean, source.mean), (loader.std, source.std)):
         torch.testing.assert_close(values.flatten(), torch.tensor(known) * 255)
@@ -336,7 +340,7 @@ def test_sizes_of_the_progressive_training():
     loader = loader_of(args_of('progressive'), 8)[0]
     sizes = [t.transforms[0].size[0] for t in loader.dataset.transforms]
     assert sizes == [128, 160, 192, 224]
-    assert [[str(s) for s in t.transforms] for t in loader.dataset.transforms] == [
+    assert [texts(t) for t in loader.dataset.transforms] == [
         steps(size, interpolation='bilinear') for size in sizes]
     expected = [128] * 8 + [160] * 16 + [192] * 16 + [224] * 10
     for epoch, size in enumerate(expected):
