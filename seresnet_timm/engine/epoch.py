@@ -14,6 +14,7 @@ from timm.task import TrainingTask
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
+from seresnet_timm.data.scheduled import loss_scale
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.faults import note_own
@@ -71,6 +72,7 @@ class Training:
         bad_steps: Skips them; made in the first epoch.
         figures: Of the last log point.
         bad_images: Ends a run of whose images too many cannot be read; None for no limit.
+        average_batch_size: Images of a batch and process, where batches differ.
     """
     args: Any
     forward: Forward
@@ -91,6 +93,7 @@ class Training:
     bad_steps: Optional[BadSteps] = None
     figures: Optional[Figures] = None
     bad_images: Optional[BadImages] = None
+    average_batch_size: float = 0.
 
     @property
     def device(self) -> torch.device:
@@ -156,6 +159,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                 with run.forward.autocast():
                     loss = task(input, target)['loss']
                 losses.update(loss, input.shape[0])
+                scale = loss_scale(args, input.shape[0], run.average_batch_size)
+                loss = loss if scale is None else scale * loss
                 backward(loss / accum_steps if accum_steps > 1 else loss, task, optimizer, args, run.loss_scaler,
                          need_update=need_update, bad_steps=bad_steps)
             update_images += input.shape[0] * args.world_size

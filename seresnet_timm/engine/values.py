@@ -291,6 +291,9 @@ VALUES: Dict[str, Rule] = {
     # flags that only timm's scripts have
     'naflex_train_seq_lens': COUNT, 'naflex_max_seq_len': COUNT, 'naflex_patch_sizes': COUNT,
     'naflex_patch_size_probs': SHARE,
+    # image sizes
+    'train_img_sizes': COUNT, 'train_batch_sizes': COUNT, 'train_size_probs': NOT_NEGATIVE,
+    'train_size_schedule_spread': NOT_NEGATIVE, 'train_size_random_mix': SHARE, 'train_batches_per_epoch': COUNT,
     # distillation
     'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
     'kd_teacher_feature_dim': COUNT, 'distill_loss_weight': NOT_NEGATIVE, 'task_loss_weight': NOT_NEGATIVE,

@@ -2,7 +2,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
@@ -52,6 +52,10 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     accumulated = f' x {args["grad_accum_steps"]} accumulated' if (args.get('grad_accum_steps') or 1) > 1 else ''
     lines.append(('batch', f'global batch size {settings.global_batch_size} = {args["batch_size"]} x '
                            f'{settings.world_size} process(es){accumulated}{_in_brackets(reasons.get("batch_size"))}'))
+    if args.get('train_img_sizes'):
+        from seresnet_timm.data.scheduled import describe as describe_sizes
+        side = args.get('img_size') or (args.get('input_size') or _input_size(args['model']))[-1]
+        lines.append(('image sizes', ', '.join(describe_sizes(settings.namespace(), side))))
     if settings.verb == 'train':
         lines.append(('learning rate', learning_rate(settings)))
     lines += [('precision', settings.precision), *step(settings)]
@@ -98,6 +102,12 @@ def data(settings: RunSettings) -> str:
     return f'{where}: {counts}' if counts else where
 
 
+def _input_size(model: str) -> Sequence[int]:
+    from timm.models import get_pretrained_cfg
+    cfg = get_pretrained_cfg(model, allow_unregistered=True) if ':' not in model else None
+    return cfg.input_size if cfg is not None else (3, 224, 224)
+
+
 def _in_brackets(text: Optional[str]) -> str:
     return f' ({text})' if text else ''
 
@@ -136,8 +146,9 @@ def learning_rate(settings: RunSettings) -> str:
     if args.lr:
         lr = f'{args.lr:g}'
     else:
+        from seresnet_timm.data.scheduled import average_batch_size
         from seresnet_timm.step.learning_rate import scaled_lr
-        lr, reason = scaled_lr(args, settings.global_batch_size)
+        lr, reason = scaled_lr(args, settings.global_batch_size * average_batch_size(args) / args.batch_size)
         lr = f'{lr:g} ({reason})'
     epochs = args.epochs + (args.warmup_epochs if args.warmup_prefix else 0) + args.cooldown_epochs
     return f'{lr}, {args.opt}, {args.sched} over {epochs} epochs, {args.warmup_epochs} of warm-up'

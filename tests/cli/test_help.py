@@ -28,7 +28,8 @@ NO_UNIT = set(
     'lr_cycle_decay lr_cycle_limit lr_k_decay warmup_lr min_lr decay_rate learning_rate color_jitter bce_target_thresh '
     'bce_pos_weight recount mixup cutmix cutmix_minmax smoothing bn_momentum bn_eps model_ema_decay seed node_rank '
     'rank gpu rtol atol master_port loss_scale local_rank drop_connect num_gpu quality opset '
-    'atc_batch_size kd_temperature distill_loss_weight task_loss_weight'.split())
+    'atc_batch_size train_size_probs train_size_schedule_spread kd_temperature distill_loss_weight '
+    'task_loss_weight'.split())
 
 
 def commands(text: str) -> list:
