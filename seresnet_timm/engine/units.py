@@ -21,7 +21,7 @@ _FLAGS: Dict[str, str] = {
     'processes': 'nproc',
     'loader processes of each process': 'workers',
     'machines': 'nnodes world_size',
-    'checkpoints': 'checkpoint_hist',
+    'checkpoints': 'checkpoint_hist last',
     'restarts': 'max_restarts',
     'probability': 'hflip vflip color_jitter_prob grayscale_prob gaussian_blur_prob reprob mixup_prob '
                    'train_size_random_mix mixup_switch_prob drop drop_path drop_block',

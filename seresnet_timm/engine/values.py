@@ -324,6 +324,7 @@ VALUES: Dict[str, Rule] = {
     'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
     'curves': Output(is_folder=False),
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
+    'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
     'split.val': Number(above=0, below=1), 'split.out': Output(is_folder=True),
     'compare.loss_scale': POSITIVE, 'rtol': POSITIVE, 'top': COUNT, 'reference_device': Device(),
