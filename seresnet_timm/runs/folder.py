@@ -74,6 +74,16 @@ class RunFolder:
         return self.path / 'curves.png'
 
     @property
+    def confusion(self) -> Path:
+        """Picture of the confusion matrix, see `prediction_pictures`."""
+        return self.path / 'confusion.png'
+
+    @property
+    def worst_images(self) -> Path:
+        """Contact sheet of the worst images."""
+        return self.path / 'worst_images.png'
+
+    @property
     def comparison(self) -> Path:
         """Picture of several runs, in the folder of the first."""
         return self.path / 'comparison.png'
