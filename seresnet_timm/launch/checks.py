@@ -228,8 +228,6 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 
 
 def check_packages(run: Checked) -> Iterator[str]:
-    if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
-        yield '--log-wandb needs wandb: pip install wandb.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 

@@ -75,6 +75,10 @@ class RunSettings:
         restarts: Restarts so far: time and reason, a sentence each.
         freeze: Last layer that is not trained, nor those before it; 'backbone' for all but the classifier.
         prof: Folder of a profile of five training steps; None for no profile.
+        patience: Epochs without a new best after which a line is printed; None for never.
+        early_stop: The run ends then.
+        tensorboard: Write event files of TensorBoard into the run's folder.
+        verbosity: -1 for results and warnings only, 0, or 1 for more lines.
         checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
         class_names: Names of the classes by index, where the data are folders of images; else None.
@@ -109,6 +113,10 @@ class RunSettings:
     restarts: List[str] = field(default_factory=list)
     freeze: Optional[str] = None
     prof: Optional[str] = None
+    patience: Optional[int] = None
+    early_stop: bool = False
+    tensorboard: bool = False
+    verbosity: int = 0
     checkpoint_minutes: float = 10.
     output: Optional[str] = None
     class_names: Optional[List[str]] = None
