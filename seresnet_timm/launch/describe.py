@@ -172,6 +172,9 @@ def step(settings: RunSettings) -> List[Tuple[str, str]]:
     lines = [('step', fast.describe(
         settings.verb, args, settings.device, settings.world_size, settings.fast_step,
         (settings.block_end, settings.reasons.get('lean_se', '--lean-se'))))]
+    if 'graph' in settings.reasons:
+        lines.append(('graph', f'--graph is not used: {settings.reasons["graph"]}' if not settings.graph else
+                      'the kernels of a step are captured once and started together (--graph)'))
     if settings.verb == 'train':
         _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
         lines.append(('loss scaler', scaler))

@@ -141,6 +141,7 @@ def _make_plan(
         world_size=world_size,
         fast_step=options.get('fast_step', 'auto') == 'auto',
         lean_se=decide_lean_se(line.verb, sources, args, device, local_world_size),
+        graph=decide_graph(line, sources, args, device, world_size),
         max_bad_images=str(options.get('max_bad_images', '0.1%')),
         max_restarts=max_restarts(sources, nnodes, is_named),
         output=output,
@@ -304,6 +305,21 @@ def decide_lean_se(
         memory /= local_world_size
     wanted, sources.reasons['lean_se'] = decide(argparse.Namespace(**args), device, memory, is_fast)
     return 'on' if wanted else 'off'
+
+
+def decide_graph(
+        line: CommandLine, sources: Sources, args: Dict[str, Any], device: str, world_size: int) -> bool:
+    """Whether a step is captured and replayed; the reason, if it was asked for and is not."""
+    if line.verb != 'train' or not sources.options.get('graph'):
+        return bool(sources.options.get('graph'))  # which an evaluation refuses
+    from seresnet_timm import device as devices
+    from seresnet_timm.step.graph import why_not_captured
+    kind = device.partition(':')[0]
+    module = None if devices.why_unavailable(kind) else devices.device_module(kind)
+    flags = argparse.Namespace(**{**args, 'distributed': world_size > 1})
+    reason = why_not_captured(flags, device, module, line.script.is_bundled, sources.options.get('amp_level') == 'O2')
+    sources.reasons['graph'] = 'asked for with --graph' if reason is None else reason
+    return reason is None
 
 
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:

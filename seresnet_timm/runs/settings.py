@@ -65,6 +65,8 @@ class RunSettings:
         fast_step: The fastest correct set-up of the step; False for timm's own.
         lean_se: SE blocks that compute some activations twice to save memory: 'on' or 'off' in a training.
             The plan decides 'auto', and `reasons` says why.
+        graph: The kernels of a step are captured and started together; where it was asked for and is not possible,
+            `reasons` says why.
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
@@ -103,6 +105,7 @@ class RunSettings:
     fast_jpeg: str = 'auto'
     fast_step: bool = True
     lean_se: str = 'auto'
+    graph: bool = False
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     max_bad_steps: int = 20
