@@ -6,8 +6,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
+from seresnet_timm.runs.record import installed_versions
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.version import __version__
 
 
 def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) -> None:
@@ -33,8 +33,9 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     from seresnet_timm.data.image_files import allowed_images
     args, reasons = settings.args, settings.reasons
     each = f'{settings.nproc} on each of {settings.nnodes} nodes; ' if settings.nnodes > 1 and not node.is_rank else ''
+    version, folder = installed_versions()['seresnet_timm'], Path(__file__).resolve().parent.parent
     lines = [
-        ('package', f'seresnet_timm {__version__} from {Path(__file__).resolve().parent.parent}'),
+        ('package', f'seresnet_timm {version} from {folder}'),
         ('device', f'{settings.device} ({reasons["device"]})'),
         ('processes', f'{settings.world_size} ({each}{reasons["nproc"]})'),
         ('script', settings.script.describe()),
