@@ -50,8 +50,8 @@ def _numbered_folders(sources: Any, args: Dict[str, Any], data: DataFacts, outpu
             return data
         problem = (f'The class folders of {printable(args["data_dir"])} are numbers ({min(by_number)} to '
                    f'{max(by_number)}), the outputs of the model have the numbers 0 to {count - 1}: which folder is '
-                   'which class is not known. Rename them to 0, 1, 2 ..., or list them in the order of the outputs in a file '
-                   'for --class-map.')
+                   'which class is not known. Rename them to 0, 1, 2 ..., or list them in the order of the outputs in '
+                   'a file for --class-map.')
         return replace(data, problems=[*data.problems, problem])
     if len(names) < count or [by_number[i] for i in range(count)] != names or outputs:
         sources.notes.append(f'The class folders are numbers: folder {by_number[0]} is taken for class 0 of the model, '
