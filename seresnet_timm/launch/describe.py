@@ -60,6 +60,8 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         from seresnet_timm.data.scheduled import describe as describe_sizes
         side = args.get('img_size') or (args.get('input_size') or _input_size(args['model']))[-1]
         lines.append(('image sizes', ', '.join(describe_sizes(settings.namespace(), side))))
+    if settings.img_sizes:
+        lines.append(('image sizes', f'evaluated at {", ".join(map(str, settings.img_sizes))}, one after the other'))
     if settings.verb == 'train':
         lines.append(('learning rate', learning_rate(settings)))
     lines += [('precision', settings.precision), *step(settings)]
