@@ -48,6 +48,14 @@ def commands(page: str) -> Iterator[Command]:
                     yield Command(page, text)
 
 
+def inline_commands(page: str) -> Iterator[Command]:
+    """The commands within sentences and tables: `seresnet-timm ...`, `bash recipes/...`, `make ...`, `pip ...`."""
+    for text in re.findall(r'(?<!`)`([^`]+)`(?!`)', FENCE.sub('', read(page))):
+        text = ' '.join(text.split())
+        if re.match(r'(seresnet-timm [a-z]|(bash|python) [\w/.-]+/|make [a-z]|pip install |sbatch |python -m )', text):
+            yield Command(page, text)
+
+
 def without_comment(line: str) -> str:
     """A line of a shell without its comment; # in quotes and in words is none."""
     quote = ''

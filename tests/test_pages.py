@@ -157,6 +157,16 @@ def test_every_command_is_understood():
     assert not wrong, '\n'.join(wrong)
 
 
+@pytest.mark.parametrize('page', documents.pages())
+def test_every_command_in_a_sentence_is_understood(page):
+    for command in documents.inline_commands(page):
+        if re.fullmatch(r'seresnet-timm [\w-]+', command.text):  # a verb, named without what it needs
+            assert command.text.split()[1] in VERBS
+        else:
+            text = command.text.replace('FLAG', '--lr').replace('VERB', 'train').replace('NAME.sh', 'train_8p.sh')
+            check(documents.Command(page, text))
+
+
 @pytest.mark.parametrize('text', (
     'seresnet-timm train --data-dri x', 'seresnet-timm trian', 'bash recipes/train_9p.sh', 'ssh host', 'make demos',
     "pip install '.[nothing]'", 'pip install . --user', 'pip install x -c seresnet_timm/ascend/constraints/none.txt',
