@@ -49,7 +49,7 @@ from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch, start_wandb
+from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch
 from seresnet_timm.engine.patience import Patience
 from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import (
@@ -153,8 +153,6 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # outputs
     if is_primary:
         run.outputs = create_outputs(settings, run, model, info, checkpoint, resumed.place.epoch)
-        if args.log_wandb:
-            start_wandb(args, run.outputs.folder.path.name)
     run.progress = create_progress(run, settings, num_epochs)
 
     # epochs
