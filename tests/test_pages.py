@@ -117,6 +117,12 @@ def check_atc(words: list) -> None:
     assert all(w.partition('=')[0] in source for w in words[1:]), words
 
 
+def check_files(words: list) -> None:
+    """The files that follow -f are there."""
+    assert words[1] in ('apply', 'build', 'run'), words
+    assert all((ROOT / words[i + 1]).is_file() for i, word in enumerate(words) if word == '-f'), words
+
+
 def is_exactly(*allowed):
     """The rule for a command of another program: it is one of these lines."""
     def check(words: list) -> None:
@@ -127,11 +133,12 @@ def is_exactly(*allowed):
 # first word of a command -> its check; a word that is not here makes the test fail
 RULES = {
     'seresnet-timm': check_package, 'bash': check_bash, 'sbatch': check_sbatch, 'python': check_python,
-    'python3': check_python, 'pip': check_pip, 'make': check_make, 'atc': check_atc,
+    'python3': check_python, 'docker': check_files, 'kubectl': check_files,
+    'pip': check_pip, 'make': check_make, 'atc': check_atc,
     'npu-smi': is_exactly('npu-smi info'), 'cd': is_exactly('cd seresnet_timm'),
     'git': is_exactly("git clone '<this repository>'"), '.': is_exactly('. .venv/bin/activate'),
     'source': is_exactly('source /usr/local/Ascend/ascend-toolkit/set_env.sh'),
-    'export': is_exactly('export HF_TOKEN=...'),
+    'tensorboard': is_exactly('tensorboard --logdir output'), 'export': is_exactly('export HF_TOKEN=...'),
 }
 
 

@@ -17,7 +17,7 @@ from seresnet_timm.argument_parser import (
     with_known_spelling,
     wrong_lists,
 )
-from seresnet_timm.engine.flags import train_parser, validate_parser
+from seresnet_timm.engine.flags import bundled_only_message, flags_of, train_parser, validate_parser
 from seresnet_timm.engine.values import FilePath, rules_of
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch.flags import PREFIX, add_launcher_flags, add_modelzoo_flags
@@ -90,11 +90,20 @@ def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> T
     flags = list(parser._option_string_actions)
     unknown += unknown_flags_with_spaces(argv, flags)
     if unknown:  # and what follows it may have been taken for another argument
-        refuse(problems + unknown_flag_messages(flags, unknown))
+        refuse(problems + _of_the_bundled_script(verb, flags, unknown) + unknown_flag_messages(flags, unknown))
     problems += wrong_lists(parser._actions, rules, vars(found))
     typed = {k: v for k, v in vars(found).items()
              if v is not WRONG and not (isinstance(v, list) and WRONG in v)}
     return typed, problems
+
+
+def _of_the_bundled_script(verb: str, flags: List[str], unknown: List[str]) -> List[str]:
+    """Sentences on flags of the bundled script that the script which runs does not have; they leave `unknown`."""
+    own = set(flags_of(train_parser() if verb == 'train' else validate_parser())) - set(flags)
+    found = [u for u in unknown if u.split('=')[0] in own]
+    if found:  # their values are unknown arguments too
+        unknown[:] = [u for u in unknown if u.startswith('-') and u not in found]
+    return [bundled_only_message(flag, f'{verb}.py') for flag in dict.fromkeys(u.split('=')[0] for u in found)]
 
 
 def help_parser(verb: str, prog: Optional[str] = None) -> ArgumentParser:

@@ -3,6 +3,7 @@
 Settings come from the script's defaults, then recipe or preset, then the checkpoint that is evaluated, then the config
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
+import argparse
 import datetime
 import itertools
 import os
@@ -139,6 +140,7 @@ def _make_plan(
         nproc=nproc,
         world_size=world_size,
         fast_step=options.get('fast_step', 'auto') == 'auto',
+        lean_se=decide_lean_se(line.verb, sources, args, device, local_world_size),
         max_bad_images=str(options.get('max_bad_images', '0.1%')),
         max_restarts=max_restarts(sources, nnodes, is_named),
         output=output,
@@ -286,6 +288,22 @@ def decide_for_device(
     is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
     if is_open and sources.options.get('fast_step', 'auto') == 'auto':
         args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
+
+
+def decide_lean_se(
+        verb: str, sources: Sources, args: Dict[str, Any], device: str, local_world_size: int) -> str:
+    """Whether SE blocks save memory: 'on' or 'off'; 'auto' where nothing is trained."""
+    from seresnet_timm import device as devices
+    from seresnet_timm.step.kept_memory import decide_lean_se as decide
+    asked = sources.options.get('lean_se', 'auto')
+    if verb != 'train' or asked != 'auto':
+        return asked
+    is_fast = sources.options.get('fast_step', 'auto') == 'auto'
+    memory: Optional[float] = devices.total_memory(device)
+    if memory is not None and device == 'cpu':
+        memory /= local_world_size
+    wanted, sources.reasons['lean_se'] = decide(argparse.Namespace(**args), device, memory, is_fast)
+    return 'on' if wanted else 'off'
 
 
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:

@@ -155,7 +155,7 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     images, target = random_batch(args, model, forward)
 
     def step() -> None:
-        lean_se.set_lean_se(settings.uses_lean_se)
+        lean_se.set_block_end(settings.block_end)
         with forward.autocast():
             loss = task(images, target)['loss']
         backward(loss, task, optimizer, args, scaler, need_update=True, bad_steps=bad_steps)
