@@ -16,6 +16,7 @@ import copy
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -48,7 +49,7 @@ from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch, start_wandb
+from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch
 from seresnet_timm.engine.patience import Patience
 from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import (
@@ -72,6 +73,7 @@ from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step import graph
 from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.step.learning_rate import scaled_lr
@@ -139,6 +141,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
 
     # processes: of the loaders, then of the training
     start_loaders(run, resumed)
+    if settings.graph:  # after the moving average, which is a copy of the network
+        capture_step(model, args, data_config, forward)
     compile_and_distribute(settings, task, args, device)
     restore_rank(run, resumed)
     restore_counts(run, resumed)
@@ -149,8 +153,6 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # outputs
     if is_primary:
         run.outputs = create_outputs(settings, run, model, info, checkpoint, resumed.place.epoch)
-        if args.log_wandb:
-            start_wandb(args, run.outputs.folder.path.name)
     run.progress = create_progress(run, settings, num_epochs)
 
     # epochs
@@ -311,6 +313,14 @@ def start_loaders(run: Training, resumed: Resumed) -> None:
         run.train_loader = loaders.start_workers(run.train_loader)
     if run.eval_loader is not None:
         run.eval_loader = loaders.start_workers(run.eval_loader, keep_rng=True, draws=not run.has_evaluated)
+
+
+def capture_step(model: nn.Module, args, data_config: Dict[str, Any], forward: Forward) -> None:
+    """Capture the kernels of a step, for batches as the loader makes them."""
+    size = (args.batch_size * max(1, args.aug_splits), *data_config['input_size'])
+    images = torch.zeros(size, device=forward.device, dtype=forward.dtype)
+    context = forward.autocast(cache_enabled=False) if args.amp else nullcontext()
+    graph.capture(model.train(), forward.lay_out(images), context, _logger)
 
 
 def compile_and_distribute(settings: RunSettings, task, args, device: torch.device) -> None:

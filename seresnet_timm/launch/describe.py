@@ -60,6 +60,8 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         from seresnet_timm.data.scheduled import describe as describe_sizes
         side = args.get('img_size') or (args.get('input_size') or _input_size(args['model']))[-1]
         lines.append(('image sizes', ', '.join(describe_sizes(settings.namespace(), side))))
+    if settings.img_sizes:
+        lines.append(('image sizes', f'evaluated at {", ".join(map(str, settings.img_sizes))}, one after the other'))
     if settings.verb == 'train':
         lines.append(('learning rate', learning_rate(settings)))
     lines += [('precision', settings.precision), *step(settings)]
@@ -172,6 +174,9 @@ def step(settings: RunSettings) -> List[Tuple[str, str]]:
     lines = [('step', fast.describe(
         settings.verb, args, settings.device, settings.world_size, settings.fast_step,
         (settings.block_end, settings.reasons.get('lean_se', '--lean-se'))))]
+    if 'graph' in settings.reasons:
+        lines.append(('graph', f'--graph is not used: {settings.reasons["graph"]}' if not settings.graph else
+                      'the kernels of a step are captured once and started together (--graph)'))
     if settings.verb == 'train':
         _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
         lines.append(('loss scaler', scaler))

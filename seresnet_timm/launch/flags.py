@@ -62,6 +62,9 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--lean-se', choices=('auto', 'on', 'off'),
         help='SE blocks that compute some activations twice to save memory; auto: where a step would not fit into the '
              'memory of the device (auto)')
+    arg('--graph', action='store_true',
+        help='train: capture the kernels of a step once and start them together, on cuda and npu; the plan says where '
+             'it is not possible (bundled train.py)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,

@@ -58,6 +58,7 @@ class RunSettings:
         world_size: Processes of all nodes.
         model_folder: Folder of a model that was pulled from the Hub, which `args['model']` names; else None.
         model_commit: Its commit on the Hub.
+        img_sizes: Sides of the images that an evaluation at several sizes has, in its order; None for one size.
         teacher_folder: Folder of a model that was pulled from the Hub, which `args['kd_model_name']` names; else None.
         amp_level: apex's name of the precision, 'O0', 'O1' or 'O2', if it was asked for.
         loss_scale: Fixed loss scale of fp16 mixed precision; None for a dynamic one.
@@ -65,6 +66,8 @@ class RunSettings:
         fast_step: The fastest correct set-up of the step; False for timm's own.
         lean_se: SE blocks that compute some activations twice to save memory: 'on' or 'off' in a training.
             The plan decides 'auto', and `reasons` says why.
+        graph: The kernels of a step are captured and started together; where it was asked for and is not possible,
+            `reasons` says why.
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
@@ -97,12 +100,14 @@ class RunSettings:
     world_size: int = 1
     model_folder: Optional[str] = None
     model_commit: Optional[str] = None
+    img_sizes: Optional[List[int]] = None
     teacher_folder: Optional[str] = None
     amp_level: Optional[str] = None
     loss_scale: Optional[float] = None
     fast_jpeg: str = 'auto'
     fast_step: bool = True
     lean_se: str = 'auto'
+    graph: bool = False
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     max_bad_steps: int = 20

@@ -369,6 +369,14 @@ def test_trivial_augment_draws_what_torchvisions_pipeline_draws(digits):
         assert torch.equal(own, theirs(image))
 
 
+def test_trivial_augment_at_several_sizes():
+    args = args_of('torchvision_v2')
+    args.train_img_sizes = [128, 176]
+    loader = loader_of(args)[0]
+    assert [texts(t) for t in loader.dataset.transforms] == [
+        steps(size, TA, interpolation='bilinear') for size in args.train_img_sizes]
+
+
 @pytest.mark.parametrize('name', [n for n, s in SOURCES.items() if s.repeats])
 @pytest.mark.parametrize('rank', (0, 3))
 def test_repeated_augmentation(name, rank, monkeypatch):
