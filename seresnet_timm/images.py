@@ -9,12 +9,15 @@ import io
 import os
 import stat
 import struct
+import sys
+import time
 import warnings
 from collections import Counter
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from seresnet_timm.errors import first_line, first_names, printable
 
@@ -26,6 +29,7 @@ TIMM_EXTENSIONS = EXTENSIONS[:3]
 MAX_BYTES = 1 << 30  # of a file; larger ones are not read
 FOREIGN_FILES = '._'  # what a Mac writes beside a file on other file systems: '._1.jpg', which is no image
 MAX_KINDS = 8  # suffixes that a sentence lists
+SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
 LITTER = ('thumbs.db', 'desktop.ini')  # of Windows; hidden files are never counted
 
 PNG_START = b'\x89PNG\r\n\x1a\n'
@@ -253,3 +257,29 @@ def _what_else(data: bytes) -> str:
     if not data.strip(b'\0'):
         return 'it holds nothing but zeros'
     return 'it is not an image, or its format is unknown'
+
+
+# --- a verb that goes through them -----------------------------------------------------------------------------------
+
+class ImageProgress:
+    """A progress bar on a terminal, else a line every few seconds."""
+
+    def __init__(self, total: int, start: int):
+        self._bar = tqdm(total=total, initial=start, unit='image', disable=None, dynamic_ncols=True)
+        self._count, self._total, self._said = start, total, time.monotonic()
+
+    def __enter__(self) -> 'ImageProgress':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def step(self) -> None:
+        self._count += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            print(f'{self._count} of {self._total} images', file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)

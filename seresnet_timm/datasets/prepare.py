@@ -25,11 +25,11 @@ from typing import Any, Dict, List, NamedTuple, Optional, Set, TextIO, Tuple
 import PIL
 from PIL import Image
 
-from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import exclusive, read_journal, write_json
 from seresnet_timm.images import (
     EXTENSIONS,
+    ImageProgress,
     UnreadableImage,
     count_by_suffix,
     describe_left_out,

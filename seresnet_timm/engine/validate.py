@@ -5,6 +5,7 @@ Same flags, log lines and results as timm's validate.py. What it does differentl
   * the host waits for the device at log lines only
   * ModelZoo and torchvision-style checkpoints load into the SE-ResNets
   * data with other classes than the checkpoint's is refused
+  * `--img-size` may name several sizes: a row for each
 """
 import csv
 import glob
@@ -37,10 +38,10 @@ from seresnet_timm.engine.model_info import (
     describe_other_classes,
     model_info_of,
 )
+from seresnet_timm.engine.outputs import create_record
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
 
@@ -96,18 +97,23 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     device = set_up_device(args)
     run = Evaluation(settings, args, Forward.from_args(args, device), checkpoints or {})
 
-    if os.path.isdir(args.checkpoint):
-        results = evaluate_folder(run, args.checkpoint)
-        rows: Union[Dict, List[Dict]] = [r.row for r in results]
-    else:
-        results = [evaluate_with_retry(run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None)]
+    results = []
+    for size in settings.img_sizes or [args.img_size]:
+        args.img_size = size
+        if os.path.isdir(args.checkpoint):
+            results += evaluate_folder(run, args.checkpoint)
+        else:
+            results.append(evaluate_with_retry(
+                run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None))
+    rows: Union[Dict, List[Dict]] = [r.row for r in results]
+    if not settings.img_sizes and not os.path.isdir(args.checkpoint):
         rows = results[0].row
 
     if args.distributed:
         torch.distributed.destroy_process_group()
     if utils.is_primary(args):
         if settings.output:
-            record = RunRecord(settings, settings.output, results[0].model_info)
+            record = create_record(settings, settings.output, results[0].model_info)
             record.set_evaluation(results[0].figures)
             for result in results:
                 faults.add(record, None, result.faults)
@@ -207,7 +213,8 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
 
     start = time.perf_counter()
     metrics, unreadable = evaluate(
-        model, loader, run.forward, EvaluationLog(_logger if is_primary else None, args.log_freq, log_line),
+        model, loader, run.forward, EvaluationLog(
+            _logger if is_primary else None, args.log_freq, log_line, verbosity=run.settings.verbosity),
         valid_labels=read_valid_labels(args.valid_labels) if args.valid_labels else None, on_output=on_output)
     seconds = time.perf_counter() - start
     refuse_unreadable(args, unreadable)

@@ -14,12 +14,12 @@ from typing import Any, Iterator, List, Optional, Tuple
 import psutil
 
 from seresnet_timm.ascend.errors import is_consequence
-from seresnet_timm.checkpoints.newest import newest_checkpoint
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
+from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.launch.waiting import printed
 from seresnet_timm.launch.watch import Watch, end_ranks
@@ -46,7 +46,7 @@ def run(settings: RunSettings, node: Node) -> None:
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, api._terminate_process_handler)
     log_dir = _log_dir(settings, node)
-    if settings.nproc > 1:
+    if settings.nproc > 1 and settings.verbosity >= 0:
         print(f'  logs           {printable(log_dir)} (all ranks but the first)', file=sys.stderr)
     while True:
         with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:

@@ -3,20 +3,18 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import yaml
 from timm import utils
-from timm.data import create_loader, resolve_data_config
+from timm.data import resolve_data_config
 from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
-from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
@@ -26,6 +24,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import end_workers, make_restartable, make_resumable
+from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
@@ -33,15 +32,19 @@ from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import diverged, has_finite_weights
 from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
+from seresnet_timm.engine.epoch_end import end_epoch
+from seresnet_timm.engine.events import EpochEvents
 from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
-from seresnet_timm.engine.outputs import note_failed_saves
+from seresnet_timm.engine.outputs import create_record, note_failed_saves
+from seresnet_timm.engine.patience import EndedEarly, Patience
+from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
+from seresnet_timm.engine.teacher import load_teacher, set_normalization
 from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
@@ -76,6 +79,11 @@ class TrainOverrides(Overrides):
         self._signals = ExitStack()  # holds them from the first epoch on
         self._loaders: List[Any] = []
         self._ranks: Any = None  # states of all ranks, at the end of the epoch
+        self._num_epochs = 0
+        self._train_metrics: Dict[str, float] = {}
+        self._eval_metrics: Optional[Dict[str, float]] = None
+        self._lr = 0.
+        self._shown = ExitStack()  # holds the bars
 
     def names(self) -> Dict[str, Override]:
         return {name: Override('main', replacement) for name, replacement in (
@@ -168,6 +176,7 @@ class TrainOverrides(Overrides):
         Checked by: test_runs.py, a run with `--sched none`.
         """
         scheduler, num_epochs = self._originals['create_scheduler_v2'](*args, **kwargs)
+        self._num_epochs = num_epochs
         return scheduler or NoScheduler(), num_epochs
 
     def task_class(self, cls: type) -> type:
@@ -180,6 +189,12 @@ class TrainOverrides(Overrides):
         Checked by: test_runs.py, a run of two processes; test_training.py, bad steps.
         """
         overrides = self
+
+        def __init__(self, *args, **kwargs):
+            overrides.load_teacher(kwargs)
+            super(replaced, self).__init__(*args, **kwargs)
+            if 'teacher_model' in kwargs:
+                set_normalization(self, overrides.data_config(), int(overrides._model.in_chans))
 
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
@@ -195,8 +210,25 @@ class TrainOverrides(Overrides):
             result = super(replaced, self).forward(*args, **kwargs)
             return {**result, 'loss': BadSteps.poison(result['loss'])}
         replaced = type(cls.__name__, (cls,), {
-            'prepare_distributed': prepare_distributed, 'forward': forward, '__module__': __name__})
+            '__init__': __init__, 'prepare_distributed': prepare_distributed, 'forward': forward,
+            '__module__': __name__})
         return replaced
+
+    def load_teacher(self, kwargs: Dict[str, Any]) -> None:
+        """Make the teacher of a task as the bundled script does: from a file, a run or the Hub too (line 871).
+
+        Without: names of timm with pretrained weights only, which every rank downloads for itself; the teacher gets
+        images in another normalization than its own where --mean or --std differ from the student's default.
+        Checked by: test_teacher.py, equal losses of both scripts.
+        """
+        if isinstance(kwargs.get('teacher_model'), str):
+            teacher = load_teacher(
+                kwargs['teacher_model'], self.settings.teacher_folder, self.checkpoints, kwargs['student_model'])
+            kwargs['teacher_model'] = teacher.for_task(
+                int(self._model.in_chans), kwargs['device'], kwargs.get('dtype'))
+
+    def data_config(self) -> Dict[str, Any]:
+        return resolve_data_config(vars(self.args), model=self._model)
 
     def create_saver(
             self, *, model, optimizer, args, checkpoint_dir, task=None, model_ema=None, **kwargs) -> '_Saver':
@@ -211,7 +243,7 @@ class TrainOverrides(Overrides):
             task=task or ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
             **kwargs,
         )
-        data_config = resolve_data_config(vars(args), model=self._model)
+        data_config = self.data_config()
         self._saver, saver.errors, saver.in_background = saver, SaveErrors(), True
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
@@ -221,10 +253,12 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
+        self._record = create_record(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
+        if self.settings.tensorboard:
+            self._outputs.events = EpochEvents(folder, start_epoch)
         trim_summary(str(folder.summary), start_epoch)
         return saver
 
@@ -259,6 +293,8 @@ class TrainOverrides(Overrides):
                 **{**kwargs, 'loss_scaler': loss_scaler})
         try:
             metrics, figures = self._training.train_epoch(epoch, train)
+        except EndedEarly:
+            raise
         except KeyboardInterrupt:  # in a thread that is not the main one
             self._interrupted = True
             raise
@@ -272,6 +308,7 @@ class TrainOverrides(Overrides):
             if not has_finite_weights(model):
                 raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
         self._figures = figures if output_dir is not None else None  # the primary process
+        self._train_metrics, self._eval_metrics, self._lr = metrics, None, self._training.run.lr
         self._trained = time.perf_counter()
         if not self._evaluates:
             self._gather(epoch)
@@ -298,7 +335,7 @@ class TrainOverrides(Overrides):
         run = self._training.run
         try:
             metrics, unreadable = evaluate.validate(
-                model, loader, Forward.from_args(args, device), args, log_suffix, agreement=run.saving.agreement)
+                model, loader, Forward.from_args(args, device), args, log_suffix, run=run)
         except Stopped:
             run.saving.save_trained(run)
             raise
@@ -309,7 +346,7 @@ class TrainOverrides(Overrides):
             note_own(self._record, self._epoch, loader)
             raise
         note_all(self._record, self._epoch, loader)
-        self._eval_loss = metrics['loss']
+        self._eval_loss, self._eval_metrics = metrics['loss'], metrics
         check_epoch(run, self._epoch, metrics)
         if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
@@ -330,12 +367,15 @@ class TrainOverrides(Overrides):
             args=args, forward=forward, task=task, optimizer=optimizer, train_loader=loader,
             loss_scaler=kwargs.get('loss_scaler'), lr_scheduler=kwargs.get('lr_scheduler'),
             updates_per_epoch=math.ceil(len(loader) / args.grad_accum_steps), outputs=self._outputs,
-            max_bad_steps=self.settings.max_bad_steps, bad_images=BadImages(loader.dataset, self.settings))
+            max_bad_steps=self.settings.max_bad_steps, bad_images=BadImages(loader.dataset, self.settings),
+            eval_metric=args.eval_metric if args.val_split else 'loss', patience=Patience.of(self.settings))
         resumed = go_on(run, self._resumed() if args.resume else None, epoch)
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())
-        agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+        agreement = Agreement(signals, device, args.rank, args.world_size)
         run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
+        run.progress = create_progress(run, self.settings, self._num_epochs)
+        self._shown.enter_context(run.progress.shown(len(loader), resumed.place))
         return ScriptTraining(run, resumed)
 
     def _resumed(self) -> Checkpoint:
@@ -358,24 +398,29 @@ class TrainOverrides(Overrides):
     def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
-        self._add_epoch()
-        self._training.run.saving.after_epoch()
         if best_metric is not None:
             self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+        self._add_epoch()
+        self._training.run.saving.after_epoch()
 
     def _add_epoch(self) -> None:
         if self._figures is not None:
-            self._record.add_epoch(self._figures)
-            self._figures = None
+            figures, self._figures = self._figures, None
+            self._record.add_epoch(figures)
+            end_epoch(
+                self._training.run, self._epoch, self._train_metrics, self._eval_metrics, figures, self._lr)
 
     def is_finite(self) -> bool:
         """Whether the last evaluation has a finite loss; otherwise its epoch is never the best."""
         return math.isfinite(self._eval_loss)
 
     def run(self, main: Callable[[], None]) -> None:
-        with self._signals:
+        def run_main() -> None:
+            with suppress(EndedEarly):  # which the script may not take for its end
+                main()
+        with self._signals, self._shown:
             try:
-                super().run(main)
+                super().run(run_main)
             except Stopped as e:
                 end_stopped(self._training.run, self.settings, e)
             finally:
@@ -390,6 +435,8 @@ class TrainOverrides(Overrides):
         if self._interrupted:  # the script's `main` returns after Ctrl-C too
             return
         super().finish()
+        if self._outputs is not None and self._outputs.events is not None:
+            self._outputs.events.close()
         if self._record is not None:
             refuse_unsaved(self._saver, self._record, self._summary)
         if not self.is_finite():
