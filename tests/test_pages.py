@@ -138,7 +138,11 @@ RULES = {
     'npu-smi': is_exactly('npu-smi info'), 'cd': is_exactly('cd seresnet_timm'),
     'git': is_exactly("git clone '<this repository>'"), '.': is_exactly('. .venv/bin/activate'),
     'source': is_exactly('source /usr/local/Ascend/ascend-toolkit/set_env.sh'),
-    'tensorboard': is_exactly('tensorboard --logdir output'), 'export': is_exactly('export HF_TOKEN=...'),
+    'tensorboard': is_exactly('tensorboard --logdir output'),
+    # tests/recipes/ parses the files and runs what they call
+    'docker': is_exactly('docker build -f recipes/docker/npu.Dockerfile -t seresnet-timm:npu .',
+                         'docker build -f recipes/docker/cuda.Dockerfile -t seresnet-timm:cuda .'),
+    'export': is_exactly('export HF_TOKEN=...'),
 }
 
 
