@@ -26,11 +26,11 @@ import PIL
 from filelock import Timeout
 from PIL import Image
 
-from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import acquire_lock, read_journal, write_json
 from seresnet_timm.images import (
     EXTENSIONS,
+    ImageProgress,
     UnreadableImage,
     count_by_suffix,
     describe_left_out,

@@ -29,6 +29,9 @@ def find_contradictions(
         found += _auto_augment(args)
     if verb == 'train':
         found += [*_augmentation(args), *_schedule(args, asked)]
+        if args.get('aug_repeats') and world_size == 1:
+            found.append('--aug-repeats shows an image to several processes, and there is one: start more with '
+                         '--nproc, or leave it out.')
     kind = (args.get('dataset') or '').partition('/')[0].lower()
     if world_size > 1 and kind in STREAMS and (verb == 'validate' or args.get('val_split')):
         other = 'evaluate on one process (--nproc 1)' if verb == 'validate' else (

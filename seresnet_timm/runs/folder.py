@@ -85,6 +85,11 @@ class RunFolder:
         """Picture of the run, see `curves`."""
         return self.path / 'curves.png'
 
+    @property
+    def comparison(self) -> Path:
+        """Picture of several runs, in the folder of the first."""
+        return self.path / 'comparison.png'
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep other trainings out of the folder while the block runs.
