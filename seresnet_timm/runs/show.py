@@ -25,7 +25,7 @@ def is_terminal(stream: Optional[TextIO] = None) -> bool:
 
 
 def has_color(stream: Optional[TextIO] = None) -> bool:
-    """True if a stream is a terminal and the user has not set NO_COLOR (https://no-color.org)."""
+    """True if a stream is a terminal and the user has not set NO_COLOR."""
     return not os.environ.get('NO_COLOR') and is_terminal(stream)
 
 

@@ -29,7 +29,8 @@ def scripts(folder) -> dict:
     return {'env': {'TIMM_SCRIPTS': str(folder)}} if folder else {}
 
 
-@pytest.fixture(scope='module', params=ENGINES)
+@pytest.fixture(scope='module', params=[
+    ENGINES[0], pytest.param(SMALL, id='small', marks=pytest.mark.slow), *ENGINES[2:]])
 def ended_early(few_digits, tmp_path_factory, request):
     """A quiet run that ends before its last epoch: folder, process, scripts."""
     output = tmp_path_factory.mktemp('early')
