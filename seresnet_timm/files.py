@@ -117,13 +117,14 @@ def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
 
 
 @contextmanager
-def exclusive(path: Union[str, Path]) -> Iterator[None]:
+def exclusive(path: Union[str, Path], busy: Optional[Exception] = None) -> Iterator[None]:
     """Hold a lock file while the block runs, and remove it then; a process that is killed gives its lock back too.
 
     Loader workers that this process forks do not keep the lock.
 
-    Raises:
-        filelock.Timeout: Another process holds it.
+    Args:
+        path: The lock file.
+        busy: What is raised when another process holds it; filelock.Timeout without it.
     """
     tries = 3
     while True:
@@ -132,6 +133,8 @@ def exclusive(path: Union[str, Path]) -> Iterator[None]:
         except Timeout:  # perhaps `is_locked` of another process, for an instant
             tries -= 1
             if not tries:
+                if busy is not None:
+                    raise busy from None
                 raise
             time.sleep(0.1)
             continue

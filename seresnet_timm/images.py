@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -27,6 +27,7 @@ EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.tif',
               '.pbm', '.pnm', '.avif')
 TIMM_EXTENSIONS = EXTENSIONS[:3]
 MAX_BYTES = 1 << 30  # of a file; larger ones are not read
+FOREIGN_FILES = '._'  # what a Mac writes beside a file on other file systems: '._1.jpg', which is no image
 MAX_KINDS = 8  # suffixes that a sentence lists
 SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
 LITTER = ('thumbs.db', 'desktop.ini')  # of Windows; hidden files are never counted
@@ -50,6 +51,35 @@ class UnreadableImage(Exception):
 def is_image(name: str) -> bool:
     """Whether a file counts as an image, by its suffix in any case."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """True for a folder, and for a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, which os.walk takes for a file
+        return False
+
+
+class Entries(NamedTuple):
+    """What a folder holds, unsorted."""
+    images: List[os.DirEntry]
+    others: List[os.DirEntry]
+    folders: List[os.DirEntry]
+
+
+def list_folder(path: Union[str, os.PathLike]) -> Entries:
+    """List a folder: images, other files, and folders with the links to such."""
+    found = Entries([], [], [])
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                found.folders.append(entry)
+            elif is_image(entry.name) and not entry.name.startswith(FOREIGN_FILES):
+                found.images.append(entry)
+            else:
+                found.others.append(entry)
+    return found
 
 
 def extend_timm() -> None:

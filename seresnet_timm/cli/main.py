@@ -56,6 +56,7 @@ TASKS: Dict[str, Dict[str, str]] = {
         'report': "print a run's results table and draw its curves",
         'diagnose': 'explain an error text, a log, or the logs of a run that failed',
         'inspect': 'show what a checkpoint contains, and whether it is complete',
+        'average': 'average the last checkpoints of a run, or several files',
     },
     'Get help': {
         'help': 'explain a verb, or one flag of it: `help train --lr`',

@@ -14,6 +14,7 @@ from timm.task import TrainingTask
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
+from seresnet_timm.data.scheduled import loss_scale
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.events import EpochEvents
@@ -80,6 +81,7 @@ class Training:
         bad_steps: Skips them; made in the first epoch.
         figures: Of the last log point.
         bad_images: Ends a run of whose images too many cannot be read; None for no limit.
+        average_batch_size: Images of a batch and process, where batches differ.
         progress: Shows how far it is.
         patience: How long it waits for a new best.
     """
@@ -102,6 +104,7 @@ class Training:
     bad_steps: Optional[BadSteps] = None
     figures: Optional[Figures] = None
     bad_images: Optional[BadImages] = None
+    average_batch_size: float = 0.
     progress: Progress = field(default_factory=Progress)
     patience: Patience = Patience()
 
@@ -160,16 +163,15 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
             need_update = is_last or (batch_idx + 1) % args.grad_accum_steps == 0
             update_idx = batch_idx // args.grad_accum_steps
             accum_steps = args.grad_accum_steps if batch_idx < full_groups_end else num_batches - full_groups_end
-            input, target = run.forward.move(input, target)
-            if run.mixup_fn is not None:
-                input, target = run.mixup_fn(input, target)
-            input = run.forward.lay_out(input)
+            input, target = prepare(run, input, target)
             throughput.add_wait(time.perf_counter() - wait_start)
 
             with nullcontext() if need_update else task.no_sync():
                 with run.forward.autocast():
                     loss = task(input, target)['loss']
                 losses.update(loss, input.shape[0])
+                scale = loss_scale(args, input.shape[0], run.average_batch_size)
+                loss = loss if scale is None else scale * loss
                 backward(loss / accum_steps if accum_steps > 1 else loss, task, optimizer, args, run.loss_scaler,
                          need_update=need_update, bad_steps=bad_steps)
             update_images += input.shape[0] * args.world_size
@@ -210,6 +212,14 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                    loss_scale=run.figures.loss_scale if run.loss_scaler else None,
                    unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
+
+
+def prepare(run: Training, input: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """A batch on the device, mixed, in the memory format of the model."""
+    input, target = run.forward.move(input, target)
+    if run.mixup_fn is not None:
+        input, target = run.mixup_fn(input, target)
+    return run.forward.lay_out(input), target
 
 
 def counts_of(run: Training, bad_steps: BadSteps) -> torch.Tensor:

@@ -60,6 +60,8 @@ def create_outputs(
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
         yaml.safe_dump(settings.args, f, default_flow_style=False)
     _logger.info(f'Output: {printable(folder.path)}')
+    if args.log_wandb:
+        start_wandb(args, folder.path.name)
     events = EpochEvents(folder, start_epoch if continues else 0) if settings.tensorboard else None
     return Outputs(folder, saver, record, events=events)
 

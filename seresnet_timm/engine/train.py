@@ -16,6 +16,7 @@ import copy
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -26,7 +27,6 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights, named_for
@@ -37,6 +37,7 @@ from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.data.position import end_workers
+from seresnet_timm.data.scheduled import average_batch_size
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
@@ -46,10 +47,9 @@ from seresnet_timm.engine.epoch_end import end_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward, set_up_device
-from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch, start_wandb
+from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch
 from seresnet_timm.engine.patience import Patience
 from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import (
@@ -67,11 +67,13 @@ from seresnet_timm.engine.run_state import (
 )
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
+from seresnet_timm.engine.teacher import create_task, load_teacher
 from seresnet_timm.errors import UsageError
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step import graph
 from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.step.learning_rate import scaled_lr
@@ -105,15 +107,16 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     model = create_model(settings, args, checkpoints or {})
     data_config = resolve_data_config(vars(args), model=model, verbose=is_primary)
     model = place_model(model, args, forward)
-    task = ClassificationTask(
-        model, criterion=training_loss(args).to(device), device=device, dtype=forward.dtype, verbose=is_primary)
 
     # data
     train_loader, eval_loader, mixup_fn = create_loaders(settings, args, data_config, forward)
     info = model_info_of(model, data_config, train_loader.dataset)
 
-    # optimizer
-    optimizer = create_optimizer(settings, args, model)
+    # task and optimizer
+    teacher = load_teacher(args.kd_model_name, settings.teacher_folder, checkpoints or {}, model) \
+        if args.kd_model_name else None
+    task = create_task(args, model, teacher, data_config, device, forward.dtype, verbose=is_primary)
+    optimizer = create_optimizer(settings, args, task.get_trainable_module())
 
     run = Training(
         args=args, forward=forward, task=task, optimizer=optimizer, train_loader=train_loader, eval_loader=eval_loader,
@@ -122,6 +125,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         eval_metric=args.eval_metric if eval_loader is not None else 'loss',
         max_bad_steps=settings.max_bad_steps,
         bad_images=BadImages(train_loader.dataset, settings),
+        average_batch_size=average_batch_size(args),
         patience=Patience.of(settings),
     )
 
@@ -137,6 +141,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
 
     # processes: of the loaders, then of the training
     start_loaders(run, resumed)
+    if settings.graph:  # after the moving average, which is a copy of the network
+        capture_step(model, args, data_config, forward)
     compile_and_distribute(settings, task, args, device)
     restore_rank(run, resumed)
     restore_counts(run, resumed)
@@ -147,8 +153,6 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # outputs
     if is_primary:
         run.outputs = create_outputs(settings, run, model, info, checkpoint, resumed.place.epoch)
-        if args.log_wandb:
-            start_wandb(args, run.outputs.folder.path.name)
     run.progress = create_progress(run, settings, num_epochs)
 
     # epochs
@@ -278,7 +282,7 @@ def create_loaders(
 
 def create_optimizer(settings: RunSettings, args, model: nn.Module) -> torch.optim.Optimizer:
     if not args.lr:
-        args.lr, reason = scaled_lr(args, settings.global_batch_size)
+        args.lr, reason = scaled_lr(args, settings.global_batch_size * average_batch_size(args) / args.batch_size)
         if utils.is_primary(args):
             _logger.info(f'Learning rate: {args.lr} ({reason})')
     optimizer = fast_step.create_optimizer(
@@ -309,6 +313,14 @@ def start_loaders(run: Training, resumed: Resumed) -> None:
         run.train_loader = loaders.start_workers(run.train_loader)
     if run.eval_loader is not None:
         run.eval_loader = loaders.start_workers(run.eval_loader, keep_rng=True, draws=not run.has_evaluated)
+
+
+def capture_step(model: nn.Module, args, data_config: Dict[str, Any], forward: Forward) -> None:
+    """Capture the kernels of a step, for batches as the loader makes them."""
+    size = (args.batch_size * max(1, args.aug_splits), *data_config['input_size'])
+    images = torch.zeros(size, device=forward.device, dtype=forward.dtype)
+    context = forward.autocast(cache_enabled=False) if args.amp else nullcontext()
+    graph.capture(model.train(), forward.lay_out(images), context, _logger)
 
 
 def compile_and_distribute(settings: RunSettings, task, args, device: torch.device) -> None:

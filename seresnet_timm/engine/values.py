@@ -236,8 +236,8 @@ SIDES = Number(above=0, counts=(2,), ascending=True)
 
 FILTERS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
-# first part of a policy; timm reads the rest of it
-POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
+# first part of a policy; timm reads the rest of it; ta_wide is torchvision's
+POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a', 'ta_wide')
 IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
 DTYPES = ('float32', 'float16', 'bfloat16')
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
@@ -290,7 +290,12 @@ VALUES: Dict[str, Rule] = {
     'results_format': Names(('csv', 'json')), 'metrics_avg': Names(('micro', 'macro', 'weighted')),
     # flags that only timm's scripts have
     'naflex_train_seq_lens': COUNT, 'naflex_max_seq_len': COUNT, 'naflex_patch_sizes': COUNT,
-    'naflex_patch_size_probs': SHARE, 'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
+    'naflex_patch_size_probs': SHARE,
+    # image sizes
+    'train_img_sizes': COUNT, 'train_batch_sizes': COUNT, 'train_size_probs': NOT_NEGATIVE,
+    'train_size_schedule_spread': NOT_NEGATIVE, 'train_size_random_mix': SHARE, 'train_batches_per_epoch': COUNT,
+    # distillation
+    'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
     'kd_teacher_feature_dim': COUNT, 'distill_loss_weight': NOT_NEGATIVE, 'task_loss_weight': NOT_NEGATIVE,
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
@@ -304,7 +309,7 @@ VALUES: Dict[str, Rule] = {
     # paths that are read
     **dict.fromkeys((
         'data', 'data_dir', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint', 'scripts', 'model', 'src',
-        'source', 'file', 'run', 'image', 'timm_scripts', 'target'), FilePath()),
+        'source', 'file', 'run', 'image', 'timm_scripts', 'target', 'kd_model_name'), FilePath()),
     'config': ConfigFile(),
     **dict.fromkeys(('class_map', 'real_labels', 'valid_labels', 'class_names'), TextFile()),
     # outputs
@@ -318,8 +323,9 @@ VALUES: Dict[str, Rule] = {
     'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
-    'curves': Output(is_folder=False),
+    'worst': NOT_NEGATIVE,
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
+    'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
     'split.val': Number(above=0, below=1), 'split.out': Output(is_folder=True),
     'compare.loss_scale': POSITIVE, 'rtol': POSITIVE, 'top': COUNT, 'reference_device': Device(),

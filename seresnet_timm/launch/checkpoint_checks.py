@@ -14,6 +14,7 @@ from seresnet_timm.checkpoints import fit, resume
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
+from seresnet_timm.engine.teacher import trainable_shapes
 from seresnet_timm.errors import UsageError, first_names
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
@@ -99,7 +100,10 @@ def _optimizer(run: Any) -> Optional[torch.optim.Optimizer]:
     kwargs: Dict[str, Any] = {**optimizer_kwargs(cfg=run.args), **(run.flag('opt_kwargs') or {})}
     kwargs['lr'] = kwargs.get('lr') or 0.1
     try:
-        return create_optimizer_v2(run.model, **kwargs)
+        model = run.model
+        if run.teacher is not None and run.args.kd_distill_type == 'feature':
+            model = trainable_shapes(run.args, run.teacher.model, model)
+        return create_optimizer_v2(model, **kwargs)
     except Exception:  # `check_optimizer` says what is wrong; others need their device
         return None
 

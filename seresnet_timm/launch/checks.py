@@ -22,6 +22,7 @@ from seresnet_timm.data.label_files import (
     valid_labels_of_timm,
     wrong_real_name,
 )
+from seresnet_timm.data.trivial_augment import TA_WIDE
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import (
@@ -31,6 +32,7 @@ from seresnet_timm.launch.checkpoint_checks import (
     unnamed_classes,
 )
 from seresnet_timm.launch.resources import check_resources
+from seresnet_timm.launch.teacher_checks import check_teacher
 from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -51,6 +53,7 @@ class Checked:
         checkpoints: Checkpoints that were read, by their path.
         args: Flags of the script.
         model: The network without memory; None where its name or arguments are wrong.
+        teacher: Its teacher, likewise; None without one.
         notes: What is said of the run, though it is not refused; each a sentence.
     """
 
@@ -59,6 +62,7 @@ class Checked:
         self.checkpoints = checkpoints
         self.args = settings.namespace()
         self.model: Optional[Any] = None
+        self.teacher: Optional[Any] = None
         self.notes: List[str] = []
 
     def read(self, path: str) -> Checkpoint:
@@ -104,7 +108,7 @@ def check(
     found = list(problems or [])
     knows_models = not (dry_run and modules)  # a module may register models, optimizers
     for function in CHECKS[settings.verb]:
-        if not knows_models and function in (check_model, check_optimizer):
+        if not knows_models and function in (check_model, check_teacher, check_optimizer):
             continue
         try:
             found += list(function(run))
@@ -172,6 +176,18 @@ def _freeze(run: Checked) -> Iterator[str]:
                '--pretrained, --pretrained-path or --initial-checkpoint.')
 
 
+def check_graph(run: Checked) -> Iterator[str]:
+    """What `--graph` contradicts; what it cannot capture is said in the plan."""
+    asked = run.settings.graph or 'graph' in run.settings.reasons
+    if asked and run.settings.verb == 'validate':
+        yield '--graph is a flag of train: it captures training steps. Leave it out.'
+    elif asked and run.flag('torchcompile'):
+        yield ('--graph and --torchcompile both replace the steps of the network: leave one out (--torchcompile-mode '
+               'reduce-overhead captures what it compiled).')
+    elif asked and not run.settings.fast_step:
+        yield "--graph and --fast-step off, which is timm's own set-up, contradict each other: leave one out."
+
+
 def check_freeze(run: Checked) -> Iterator[str]:
     if run.settings.freeze:
         yield '--freeze is a flag of train: an evaluation changes no weights. Leave it out.'
@@ -191,7 +207,7 @@ def check_precision(run: Checked) -> Iterator[str]:
 
 def check_transforms(run: Checked) -> Iterator[str]:
     """The settings of an augmentation policy, by timm's own transforms."""
-    if not run.flag('aa'):
+    if not run.flag('aa') or run.args.aa == TA_WIDE:
         return
     try:
         create_transform(32, is_training=True, auto_augment=run.args.aa)
@@ -202,10 +218,12 @@ def check_transforms(run: Checked) -> Iterator[str]:
 
 def check_batch(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
-    images, step = settings.num_images.get('train'), args.batch_size * settings.world_size
+    largest = max([args.batch_size] if not run.flag('train_img_sizes') else run.flag('train_batch_sizes') or [
+        args.batch_size])
+    images, step = settings.num_images.get('train'), largest * settings.world_size
     if images is not None and step > images:
         files = f' ({settings.reasons["images_train"]})' if 'images_train' in settings.reasons else ''
-        yield (f'One training batch needs {step} images (-b {args.batch_size} on {settings.world_size} process(es)), '
+        yield (f'One training batch needs {step} images (-b {largest} on {settings.world_size} process(es)), '
                f'the training split has {images}{files}: lower -b.')
 
 
@@ -296,10 +314,10 @@ def _check_real_labels(run: Checked, path: str) -> Iterator[str]:
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
-    'train': [check_model, check_precision, check_transforms, check_batch,
+    'train': [check_model, check_graph, check_teacher, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
               check_output, check_train_weights, check_named_weights, check_resources],
-    'validate': [check_model, check_freeze, check_precision, check_transforms, check_packages, check_processes,
-                 check_results_file, check_labels, check_checkpoint,
+    'validate': [check_model, check_graph, check_freeze, check_precision, check_transforms, check_packages,
+                 check_processes, check_results_file, check_labels, check_checkpoint,
                  check_named_weights, check_resources],
 }

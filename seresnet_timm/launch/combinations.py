@@ -12,6 +12,20 @@ MODES = {2: 'LA', 4: 'RGBA or CMYK'}  # to suggest, by channels
 # readers of --dataset that share whole files among processes
 STREAMS = ('tfds', 'hfids', 'wds')
 MAX_SEED = 2 ** 32 - 1  # of numpy
+# flags of several image sizes, and their defaults
+IMAGE_SIZES = {
+    'train_batch_sizes': None, 'train_size_probs': None, 'train_size_schedule': 'constant',
+    'train_size_schedule_spread': 0.65, 'train_size_random_mix': 0.1, 'train_batches_per_epoch': None,
+    'variable_batch_loss_scale': 'none'}
+# flags of a distillation, and their defaults
+DISTILLATION = {
+    'kd_distill_type': 'logit', 'kd_loss_type': 'kl', 'kd_temperature': 4.0, 'kd_student_feature_dim': None,
+    'kd_teacher_feature_dim': None, 'kd_token_distill_type': 'soft', 'distill_loss_weight': None,
+    'task_loss_weight': None}
+# those of one kind only
+OF_KIND = {
+    'kd_temperature': ('logit', 'token'), 'kd_student_feature_dim': ('feature',),
+    'kd_teacher_feature_dim': ('feature',), 'kd_token_distill_type': ('token',)}
 
 
 def find_contradictions(
@@ -28,16 +42,17 @@ def find_contradictions(
     if args.get('aa') and verb == 'train':
         found += _auto_augment(args)
     if verb == 'train':
-        found += [*_augmentation(args), *_schedule(args, asked)]
-        if args.get('aug_repeats') and world_size == 1:
-            found.append('--aug-repeats shows an image to several processes, and there is one: start more with '
-                         '--nproc, or leave it out.')
+        found += [*_augmentation(args), *_schedule(args, asked), *_distillation(args, asked),
+                  *_image_sizes(args, asked)]
     kind = (args.get('dataset') or '').partition('/')[0].lower()
     if world_size > 1 and kind in STREAMS and (verb == 'validate' or args.get('val_split')):
         other = 'evaluate on one process (--nproc 1)' if verb == 'validate' else (
             "train without evaluation (--val-split '') and evaluate on one process (validate --nproc 1)")
         found.append(f'--dataset {args["dataset"]} on {world_size} processes: its reader would evaluate some images '
                      f'twice and others never; {other}, or use folders of images.')
+    if verb == 'train' and args.get('aug_repeats') and world_size == 1:
+        found.append('--aug-repeats shows an image to several processes, and there is one: start more with --nproc, or '
+                     'leave it out.')
     if (args.get('seed') or 0) + world_size - 1 > MAX_SEED:
         found.append(f'--seed {args["seed"]} is too large for {world_size} processes, each of which adds its number.')
     return found
@@ -82,6 +97,8 @@ def _auto_augment(args: Mapping[str, Any]) -> Iterator[str]:
     if channels not in (1, 3) and not args.get('no_aug'):
         yield (f'--aa {args["aa"]} is for gray and RGB images, {_channel_flag(args)} has {channels} channels: leave '
                'out --aa.')
+    if args['aa'] == 'ta_wide' and (args.get('aug_splits') or 0) > 1:
+        yield '--aa ta_wide does not go with --aug-splits: leave out one, or take another policy.'
 
 
 def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:
@@ -118,6 +135,64 @@ def _schedule(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[s
                '0 on: lower it, or raise --epochs.')
     if args.get('sched') == 'plateau' and (args.get('decay_rate') or 0) >= 1:
         yield f'--sched plateau needs a --decay-rate below 1, got {args["decay_rate"]}.'
+
+
+def _distillation(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+    given = [k for k, default in DISTILLATION.items() if asked(k) and args.get(k) != default]
+    if not args.get('kd_model_name'):
+        if given:
+            flags = ', '.join(f'--{k.replace("_", "-")}' for k in given)
+            yield f'{flags} need a teacher: name one with --kd-model-name.'
+        return
+    kind = args.get('kd_distill_type') or 'logit'
+    for name in given:
+        if kind not in OF_KIND.get(name, (kind,)):
+            yield (f'--{name.replace("_", "-")} is for --kd-distill-type {" or ".join(OF_KIND[name])}, not for '
+                   f'{kind}: leave it out.')
+    task, distill = args.get('task_loss_weight'), args.get('distill_loss_weight')
+    if task is not None and distill is None and task > 1:
+        yield (f'--task-loss-weight {task:g} alone gives the distillation the weight {1 - task:g}: give at most 1, or '
+               '--distill-loss-weight too.')
+    if distill == 0 and (task is None or task > 0) or distill is None and task == 1:
+        yield 'The distillation has the weight 0: give it another with --distill-loss-weight, or leave out the teacher.'
+    if distill == 0 and task == 0:
+        yield '--task-loss-weight and --distill-loss-weight are both 0, so that nothing is learned: raise one.'
+
+
+def _image_sizes(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+    sizes = args.get('train_img_sizes')
+    given = [k for k, default in IMAGE_SIZES.items() if asked(k) and args.get(k) != default]
+    if not sizes:
+        if given:
+            yield f'{", ".join(map(_flag, given))}: name the sizes of the images too, with --train-img-sizes.'
+        return
+    for name in ('train_batch_sizes', 'train_size_probs'):
+        if args.get(name) and len(args[name]) != len(sizes):
+            yield f'{_flag(name)} has {len(args[name])} values, --train-img-sizes {len(sizes)}: give one for each size.'
+    if args.get('train_size_probs') and not sum(args['train_size_probs']):
+        yield '--train-size-probs are all 0, so that no size can be drawn: raise one.'
+    is_progressive = args.get('train_size_schedule') == 'progressive'
+    if is_progressive and len(sizes) < 2:
+        yield '--train-size-schedule progressive goes from one size to another: give two in --train-img-sizes at least.'
+    only = [k for k in given if k in ('train_size_schedule_spread', 'train_size_random_mix')]
+    if only and not is_progressive:
+        yield f'{", ".join(map(_flag, only))}: for --train-size-schedule progressive only; add it, or leave them out.'
+    batches = args.get('train_batch_sizes') or [args['batch_size']]
+    if args.get('variable_batch_loss_scale', 'none') != 'none' and len(set(batches)) == 1:
+        yield '--variable-batch-loss-scale is for batches of several sizes: add --train-batch-sizes, or leave it out.'
+    odd = [n for n in args.get('train_batch_sizes') or () if n % 2]
+    if odd and uses_mixup(args):
+        yield f'Mixup pairs images, but --train-batch-sizes has the odd number {odd[0]}: use even ones.'
+    for name, value in (('--use-multi-epochs-loader', args.get('use_multi_epochs_loader')),
+                        ('--aug-splits', args.get('aug_splits'))):
+        if value:
+            yield f'{name} does not go with --train-img-sizes: leave out one.'
+    if (args.get('dataset') or '').partition('/')[0].lower() in STREAMS:
+        yield f'--train-img-sizes needs a dataset with positions, which --dataset {args["dataset"]} has not.'
+
+
+def _flag(name: str) -> str:
+    return '--' + name.replace('_', '-')
 
 
 def uses_mixup(args: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
@@ -50,9 +50,18 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         lines.append(('modules', f'{", ".join(args["device_modules"])} (--device-modules, imported when the run '
                                  'starts)'))
     lines += [('data', data(settings)), ('classes', classes(settings)), ('weights', weights(settings))]
+    if args.get('kd_model_name'):
+        from seresnet_timm.launch.teacher_checks import describe as describe_teacher
+        lines.append(('teacher', describe_teacher(settings)))
     accumulated = f' x {args["grad_accum_steps"]} accumulated' if (args.get('grad_accum_steps') or 1) > 1 else ''
     lines.append(('batch', f'global batch size {settings.global_batch_size} = {args["batch_size"]} x '
                            f'{settings.world_size} process(es){accumulated}{_in_brackets(reasons.get("batch_size"))}'))
+    if args.get('train_img_sizes'):
+        from seresnet_timm.data.scheduled import describe as describe_sizes
+        side = args.get('img_size') or (args.get('input_size') or _input_size(args['model']))[-1]
+        lines.append(('image sizes', ', '.join(describe_sizes(settings.namespace(), side))))
+    if settings.img_sizes:
+        lines.append(('image sizes', f'evaluated at {", ".join(map(str, settings.img_sizes))}, one after the other'))
     if settings.verb == 'train':
         lines.append(('learning rate', learning_rate(settings)))
     lines += [('precision', settings.precision), *step(settings)]
@@ -108,6 +117,12 @@ def data(settings: RunSettings) -> str:
     return f'{where}: {counts}' if counts else where
 
 
+def _input_size(model: str) -> Sequence[int]:
+    from timm.models import get_pretrained_cfg
+    cfg = get_pretrained_cfg(model, allow_unregistered=True) if ':' not in model else None
+    return cfg.input_size if cfg is not None else (3, 224, 224)
+
+
 def _in_brackets(text: Optional[str]) -> str:
     return f' ({text})' if text else ''
 
@@ -146,8 +161,9 @@ def learning_rate(settings: RunSettings) -> str:
     if args.lr:
         lr = f'{args.lr:g}'
     else:
+        from seresnet_timm.data.scheduled import average_batch_size
         from seresnet_timm.step.learning_rate import scaled_lr
-        lr, reason = scaled_lr(args, settings.global_batch_size)
+        lr, reason = scaled_lr(args, settings.global_batch_size * average_batch_size(args) / args.batch_size)
         lr = f'{lr:g} ({reason})'
     epochs = args.epochs + (args.warmup_epochs if args.warmup_prefix else 0) + args.cooldown_epochs
     return f'{lr}, {args.opt}, {args.sched} over {epochs} epochs, {args.warmup_epochs} of warm-up'
@@ -157,7 +173,11 @@ def step(settings: RunSettings) -> List[Tuple[str, str]]:
     from seresnet_timm.step import fast, loss_scaler
     args = settings.namespace()
     lines = [('step', fast.describe(
-        settings.verb, args, settings.device, settings.world_size, settings.fast_step, settings.uses_lean_se))]
+        settings.verb, args, settings.device, settings.world_size, settings.fast_step,
+        (settings.block_end, settings.reasons.get('lean_se', '--lean-se'))))]
+    if 'graph' in settings.reasons:
+        lines.append(('graph', f'--graph is not used: {settings.reasons["graph"]}' if not settings.graph else
+                      'the kernels of a step are captured once and started together (--graph)'))
     if settings.verb == 'train':
         _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
         lines.append(('loss scaler', scaler))

@@ -6,7 +6,7 @@ there, see `modelzoo`. Each has a `dest` of its own, so that what was typed unde
 import argparse
 from typing import Dict
 
-# ModelZoo's name -> what becomes of it, for `--help` and README
+# ModelZoo's name -> what becomes of it, for `--help` and docs/modelzoo-recipes.md
 MODELZOO: Dict[str, str] = {
     '--data_path': '--data-dir',
     '--batch_size': '-b, divided by the number of processes',
@@ -60,7 +60,11 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
         help="auto: the fastest set-up of the step that is correct on the device, printed in the plan; off: timm's own "
              '(auto)')
     arg('--lean-se', choices=('auto', 'on', 'off'),
-        help='SE blocks that compute some activations twice to save memory; auto: with --fast-step auto (auto)')
+        help='SE blocks that compute some activations twice to save memory; auto: where a step would not fit into the '
+             'memory of the device (auto)')
+    arg('--graph', action='store_true',
+        help='train: capture the kernels of a step once and start them together, on cuda and npu; the plan says where '
+             'it is not possible (bundled train.py)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,

@@ -64,7 +64,7 @@ def set_up_process(settings: RunSettings) -> None:
     """
     set_cpu_affinity(settings)
     from seresnet_timm.step import fast
-    fast.set_up(settings.device, settings.fast_step, settings.uses_lean_se)
+    fast.set_up(settings.device, settings.fast_step, settings.block_end)
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
     from seresnet_timm.launch.checks import import_modules

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 import yaml
 from timm import utils
-from timm.data import create_loader, resolve_data_config
+from timm.data import resolve_data_config
 from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
@@ -24,6 +24,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import end_workers, make_restartable, make_resumable
+from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
@@ -42,6 +43,7 @@ from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
+from seresnet_timm.engine.teacher import load_teacher, set_normalization
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.summary import Summary
@@ -188,6 +190,12 @@ class TrainOverrides(Overrides):
         """
         overrides = self
 
+        def __init__(self, *args, **kwargs):
+            overrides.load_teacher(kwargs)
+            super(replaced, self).__init__(*args, **kwargs)
+            if 'teacher_model' in kwargs:
+                set_normalization(self, overrides.data_config(), int(overrides._model.in_chans))
+
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
                 device_ids = None
@@ -202,8 +210,25 @@ class TrainOverrides(Overrides):
             result = super(replaced, self).forward(*args, **kwargs)
             return {**result, 'loss': BadSteps.poison(result['loss'])}
         replaced = type(cls.__name__, (cls,), {
-            'prepare_distributed': prepare_distributed, 'forward': forward, '__module__': __name__})
+            '__init__': __init__, 'prepare_distributed': prepare_distributed, 'forward': forward,
+            '__module__': __name__})
         return replaced
+
+    def load_teacher(self, kwargs: Dict[str, Any]) -> None:
+        """Make the teacher of a task as the bundled script does: from a file, a run or the Hub too (line 871).
+
+        Without: names of timm with pretrained weights only, which every rank downloads for itself; the teacher gets
+        images in another normalization than its own where --mean or --std differ from the student's default.
+        Checked by: test_teacher.py, equal losses of both scripts.
+        """
+        if isinstance(kwargs.get('teacher_model'), str):
+            teacher = load_teacher(
+                kwargs['teacher_model'], self.settings.teacher_folder, self.checkpoints, kwargs['student_model'])
+            kwargs['teacher_model'] = teacher.for_task(
+                int(self._model.in_chans), kwargs['device'], kwargs.get('dtype'))
+
+    def data_config(self) -> Dict[str, Any]:
+        return resolve_data_config(vars(self.args), model=self._model)
 
     def create_saver(
             self, *, model, optimizer, args, checkpoint_dir, task=None, model_ema=None, **kwargs) -> '_Saver':
@@ -218,7 +243,7 @@ class TrainOverrides(Overrides):
             task=task or ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
             **kwargs,
         )
-        data_config = resolve_data_config(vars(args), model=self._model)
+        data_config = self.data_config()
         self._saver, saver.errors, saver.in_background = saver, SaveErrors(), True
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
