@@ -218,10 +218,12 @@ def check_transforms(run: Checked) -> Iterator[str]:
 
 def check_batch(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
-    images, step = settings.num_images.get('train'), args.batch_size * settings.world_size
+    largest = max([args.batch_size] if not run.flag('train_img_sizes') else run.flag('train_batch_sizes') or [
+        args.batch_size])
+    images, step = settings.num_images.get('train'), largest * settings.world_size
     if images is not None and step > images:
         files = f' ({settings.reasons["images_train"]})' if 'images_train' in settings.reasons else ''
-        yield (f'One training batch needs {step} images (-b {args.batch_size} on {settings.world_size} process(es)), '
+        yield (f'One training batch needs {step} images (-b {largest} on {settings.world_size} process(es)), '
                f'the training split has {images}{files}: lower -b.')
 
 
@@ -238,8 +240,6 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 
 
 def check_packages(run: Checked) -> Iterator[str]:
-    if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
-        yield '--log-wandb needs wandb: pip install wandb.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 

@@ -115,6 +115,7 @@ def _make_plan(
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
+    img_sizes, wrong_sizes = several_sizes(sources, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
@@ -126,8 +127,8 @@ def _make_plan(
         sources.notes += describe_tuned(
             sources.tuned, line.flags.get('config') or 'The config file', os.environ, device)
     problems = [
-        *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
-        *decide_classes(line.verb, sources, args, data)]
+        *line.problems, *wrong_sizes, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size),
+        *data.problems, *decide_classes(line.verb, sources, args, data)]
     options = sources.options
     decided = dict(
         verb=line.verb,
@@ -135,6 +136,7 @@ def _make_plan(
         args=plain(args),
         command=typed_command(verb, argv, recipe_name, node.job),
         recipe=recipe_name or options.get('preset'),
+        img_sizes=img_sizes,
         device=device,
         nnodes=nnodes,
         nproc=nproc,
@@ -320,6 +322,25 @@ def decide_graph(
     reason = why_not_captured(flags, device, module, line.script.is_bundled, sources.options.get('amp_level') == 'O2')
     sources.reasons['graph'] = 'asked for with --graph' if reason is None else reason
     return reason is None
+
+
+def several_sizes(sources: Sources, args: Dict[str, Any]) -> Tuple[Optional[List[int]], List[str]]:
+    """Sizes of the images of an evaluation that has several, and what is wrong with them.
+
+    `img_size` becomes the largest of them, by which memory is judged.
+    """
+    sizes = args.get('img_size')
+    if not isinstance(sizes, (list, tuple)):
+        return None, []
+    args['img_size'] = max(sizes)
+    found, text = [], f'--img-size {" ".join(map(str, sizes))}'
+    if sources.asked('input_size'):
+        found.append(f'{text} and --input-size contradict each other: give one of them.')
+    elif args.get('input_size'):  # of a preset
+        args['in_chans'], args['input_size'] = args.get('in_chans') or args['input_size'][0], None
+    if len(set(sizes)) < len(sizes):
+        found.append(f'{text} names a size twice: leave out one.')
+    return list(sizes), found
 
 
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:

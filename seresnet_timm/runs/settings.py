@@ -58,6 +58,7 @@ class RunSettings:
         world_size: Processes of all nodes.
         model_folder: Folder of a model that was pulled from the Hub, which `args['model']` names; else None.
         model_commit: Its commit on the Hub.
+        img_sizes: Sides of the images that an evaluation at several sizes has, in its order; None for one size.
         teacher_folder: Folder of a model that was pulled from the Hub, which `args['kd_model_name']` names; else None.
         amp_level: apex's name of the precision, 'O0', 'O1' or 'O2', if it was asked for.
         loss_scale: Fixed loss scale of fp16 mixed precision; None for a dynamic one.
@@ -77,6 +78,10 @@ class RunSettings:
         restarts: Restarts so far: time and reason, a sentence each.
         freeze: Last layer that is not trained, nor those before it; 'backbone' for all but the classifier.
         prof: Folder of a profile of five training steps; None for no profile.
+        patience: Epochs without a new best after which a line is printed; None for never.
+        early_stop: The run ends then.
+        tensorboard: Write event files of TensorBoard into the run's folder.
+        verbosity: -1 for results and warnings only, 0, or 1 for more lines.
         checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
         class_names: Names of the classes by index, where the data are folders of images; else None.
@@ -95,6 +100,7 @@ class RunSettings:
     world_size: int = 1
     model_folder: Optional[str] = None
     model_commit: Optional[str] = None
+    img_sizes: Optional[List[int]] = None
     teacher_folder: Optional[str] = None
     amp_level: Optional[str] = None
     loss_scale: Optional[float] = None
@@ -112,6 +118,10 @@ class RunSettings:
     restarts: List[str] = field(default_factory=list)
     freeze: Optional[str] = None
     prof: Optional[str] = None
+    patience: Optional[int] = None
+    early_stop: bool = False
+    tensorboard: bool = False
+    verbosity: int = 0
     checkpoint_minutes: float = 10.
     output: Optional[str] = None
     class_names: Optional[List[str]] = None
