@@ -139,9 +139,6 @@ RULES = {
     'git': is_exactly("git clone '<this repository>'"), '.': is_exactly('. .venv/bin/activate'),
     'source': is_exactly('source /usr/local/Ascend/ascend-toolkit/set_env.sh'),
     'tensorboard': is_exactly('tensorboard --logdir output'),
-    # tests/recipes/ parses the files and runs what they call
-    'docker': is_exactly('docker build -f recipes/docker/npu.Dockerfile -t seresnet-timm:npu .',
-                         'docker build -f recipes/docker/cuda.Dockerfile -t seresnet-timm:cuda .'),
     'export': is_exactly('export HF_TOKEN=...'),
 }
 
