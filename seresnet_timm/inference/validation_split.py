@@ -2,10 +2,12 @@
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from PIL import Image
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import read_classes, split_folder
 from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.images import UnreadableImage, read_image
 from seresnet_timm.inference.load import LoadedModel, load_model
 from seresnet_timm.inference.predict import probabilities
 from seresnet_timm.runs.predictions import UNREADABLE, Predictions
@@ -102,7 +104,14 @@ def predict_split(
     predicted, probability, of_target, in_top5 = zip(*rows)
     return Predictions(
         loaded.origin, str(folder), names, files, targets, list(predicted), list(probability), list(of_target),
-        list(in_top5))
+        list(in_top5), open_image)
+
+
+def open_image(file: str) -> Optional[Image.Image]:
+    try:
+        return read_image(file)
+    except UnreadableImage:
+        return None
 
 
 def _rows(batch: Any, targets: List[int]) -> List[Tuple[int, float, float, bool]]:
