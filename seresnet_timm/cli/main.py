@@ -34,6 +34,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Train': {
         'train': 'train a model',
+        'recipes': 'list the recipes, with cost and expected top-1, or show one',
         'recipe': 'run a recipe of the ModelZoo',
         'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
     },

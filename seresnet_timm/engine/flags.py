@@ -16,9 +16,6 @@ TIMM_ONLY_TRAIN = {
     'naflex_loader': False, 'naflex_train_seq_lens': [128, 256, 576, 784, 1024], 'naflex_max_seq_len': 576,
     'naflex_patch_sizes': None, 'naflex_patch_size_probs': None, 'naflex_loss_scale': 'linear',
     'naflex_patchify_channels_first': False,
-    'kd_model_name': None, 'kd_distill_type': 'logit', 'kd_loss_type': 'kl', 'kd_temperature': 4.0,
-    'kd_student_feature_dim': None, 'kd_teacher_feature_dim': None, 'kd_token_distill_type': 'soft',
-    'distill_loss_weight': None, 'task_loss_weight': None,
     # since v1.0.28
     'train_img_sizes': None, 'train_batch_sizes': None, 'train_size_probs': None, 'train_size_schedule': 'constant',
     'train_size_schedule_spread': 0.65, 'train_size_random_mix': 0.1, 'train_batches_per_epoch': None,
@@ -152,7 +149,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--color-jitter-prob', type=float, metavar='P', help='probability of --color-jitter (default: always)')
     arg('--grayscale-prob', type=float, metavar='P', help='probability of a grey image')
     arg('--gaussian-blur-prob', type=float, metavar='P', help='probability of a blurred image')
-    arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'")
+    arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'; "
+        "'ta_wide' is torchvision's TrivialAugment")
     arg('--aug-repeats', type=float, default=0, help='repeated augmentation (several processes only)')
     arg('--aug-splits', type=int, default=0, metavar='N', help='augmentation splits, 0 or at least 2')
     arg('--jsd-loss', action='store_true', help='Jensen-Shannon divergence over the augmentation splits')
@@ -197,6 +195,23 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--model-ema-force-cpu', action='store_true', help='keep it in host memory, without evaluation')
     arg('--model-ema-decay', type=float, default=0.9998, help='share of the average that each step keeps')
     arg('--model-ema-warmup', action='store_true', help='let the decay rise in the first steps')
+
+    group = parser.add_argument_group('Distillation')
+    arg = group.add_argument
+    arg('--kd-model-name', metavar='NAME',
+        help='teacher: a timm name with pretrained weights, hf-hub:org/name, a checkpoint, or the folder of a run')
+    arg('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'),
+        help='what the student learns from it: its outputs, its features, or its outputs with a second classifier')
+    arg('--kd-loss-type', default='kl', choices=('kl',), help='loss of logit distillation: Kullback-Leibler divergence')
+    arg('--distill-loss-weight', type=float, metavar='W',
+        help='weight of the distillation (default: 1, or 1 - --task-loss-weight where that is given alone)')
+    arg('--task-loss-weight', type=float, metavar='W', help="weight of the student's own loss (default: 1)")
+    arg('--kd-temperature', type=float, default=4.0, metavar='T',
+        help='divisor of the outputs of both before the softmax')
+    arg('--kd-student-feature-dim', type=int, metavar='N', help="length of the student's features (default: found)")
+    arg('--kd-teacher-feature-dim', type=int, metavar='N', help="length of the teacher's features (default: found)")
+    arg('--kd-token-distill-type', default='soft', choices=('soft', 'hard'),
+        help="token distillation from the teacher's probabilities (soft) or its best class (hard)")
 
     group = parser.add_argument_group('Run')
     arg = group.add_argument

@@ -14,10 +14,10 @@ from timm.task import resume_task_checkpoint
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import weights_for
-from seresnet_timm.checkpoints.random_state import own_state, set_own_state
 from seresnet_timm.data.image_files import Unreadable, image_files_of
 from seresnet_timm.data.loading import is_fast
 from seresnet_timm.data.position import resumable
+from seresnet_timm.data.random_state import own_state, set_own_state
 from seresnet_timm.engine.epoch import Training
 from seresnet_timm.engine.meters import mean_losses
 from seresnet_timm.errors import UsageError, first_line
@@ -324,5 +324,5 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(
-            weights_for(checkpoint, task.get_trainable_module(ema=True), use_ema=True), checkpoint.content.get(state),
+            weights_for(checkpoint, task.get_eval_model(ema=True), use_ema=True), checkpoint.content.get(state),
             ema=True)

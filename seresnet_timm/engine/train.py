@@ -16,7 +16,6 @@ import copy
 import logging
 import math
 import time
-from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -27,9 +26,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask
 
-from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights, named_for
 from seresnet_timm.checkpoints.read import read_once
@@ -47,7 +44,6 @@ from seresnet_timm.engine.epoch import Training, refuse_unsaved, switch_mixup_of
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward, set_up_device
-from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
 from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch, start_wandb
@@ -66,6 +62,7 @@ from seresnet_timm.engine.run_state import (
 )
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
+from seresnet_timm.engine.teacher import create_task, load_teacher
 from seresnet_timm.errors import UsageError
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.folder import resume_hint
@@ -104,15 +101,16 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     model = create_model(settings, args, checkpoints or {})
     data_config = resolve_data_config(vars(args), model=model, verbose=is_primary)
     model = place_model(model, args, forward)
-    task = ClassificationTask(
-        model, criterion=training_loss(args).to(device), device=device, dtype=forward.dtype, verbose=is_primary)
 
     # data
     train_loader, eval_loader, mixup_fn = create_loaders(settings, args, data_config, forward)
     info = model_info_of(model, data_config, train_loader.dataset)
 
-    # optimizer
-    optimizer = create_optimizer(settings, args, model)
+    # task and optimizer
+    teacher = load_teacher(args.kd_model_name, settings.teacher_folder, checkpoints or {}, model) \
+        if args.kd_model_name else None
+    task = create_task(args, model, teacher, data_config, device, forward.dtype, verbose=is_primary)
+    optimizer = create_optimizer(settings, args, task.get_trainable_module())
 
     run = Training(
         args=args, forward=forward, task=task, optimizer=optimizer, train_loader=train_loader, eval_loader=eval_loader,
@@ -151,7 +149,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # epochs
     try:
         with StopSignals() as signals, noted(run):
-            agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+            agreement = Agreement(signals, device, args.rank, args.world_size)
             run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
             results = train_epochs(run, resumed, num_epochs)
     except KeyboardInterrupt:

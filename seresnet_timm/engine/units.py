@@ -30,6 +30,7 @@ _FLAGS: Dict[str, str] = {
     'classes': 'num_classes topk',
     'places': 'top',
     'channels': 'in_chans',
+    'values of a vector': 'kd_student_feature_dim kd_teacher_feature_dim',
     'norm of all gradients, or what --clip-mode says': 'clip_grad',
 }
 UNITS: Dict[str, str] = {flag: unit for unit, flags in _FLAGS.items() for flag in flags.split()}

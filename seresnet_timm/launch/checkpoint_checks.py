@@ -14,8 +14,8 @@ from seresnet_timm.checkpoints import fit, resume
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
+from seresnet_timm.engine.teacher import trainable_shapes
 from seresnet_timm.errors import UsageError, first_names
-from seresnet_timm.hub.repository import WEIGHTS
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
@@ -59,6 +59,7 @@ def check_named_weights(run: Any) -> Iterator[str]:
     folder = run.settings.model_folder or run.args.model.partition('local-dir:')[2]
     if not folder or not run.args.pretrained or run.flag('checkpoint') or run.flag('pretrained_path'):
         return
+    from seresnet_timm.hub.repository import WEIGHTS  # here, as a training without the Hub does not need it
     path = next((Path(folder) / name for name in WEIGHTS if (Path(folder) / name).is_file()), None)
     if path is not None:
         checkpoint = read_checkpoint(path)
@@ -99,7 +100,10 @@ def _optimizer(run: Any) -> Optional[torch.optim.Optimizer]:
     kwargs: Dict[str, Any] = {**optimizer_kwargs(cfg=run.args), **(run.flag('opt_kwargs') or {})}
     kwargs['lr'] = kwargs.get('lr') or 0.1
     try:
-        return create_optimizer_v2(run.model, **kwargs)
+        model = run.model
+        if run.teacher is not None and run.args.kd_distill_type == 'feature':
+            model = trainable_shapes(run.args, run.teacher.model, model)
+        return create_optimizer_v2(model, **kwargs)
     except Exception:  # `check_optimizer` says what is wrong; others need their device
         return None
 

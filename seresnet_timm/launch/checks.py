@@ -22,6 +22,7 @@ from seresnet_timm.data.label_files import (
     valid_labels_of_timm,
     wrong_real_name,
 )
+from seresnet_timm.data.trivial_augment import TA_WIDE
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import (
@@ -31,6 +32,7 @@ from seresnet_timm.launch.checkpoint_checks import (
     unnamed_classes,
 )
 from seresnet_timm.launch.resources import check_resources
+from seresnet_timm.launch.teacher_checks import check_teacher
 from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -51,6 +53,7 @@ class Checked:
         checkpoints: Checkpoints that were read, by their path.
         args: Flags of the script.
         model: The network without memory; None where its name or arguments are wrong.
+        teacher: Its teacher, likewise; None without one.
         notes: What is said of the run, though it is not refused; each a sentence.
     """
 
@@ -59,6 +62,7 @@ class Checked:
         self.checkpoints = checkpoints
         self.args = settings.namespace()
         self.model: Optional[Any] = None
+        self.teacher: Optional[Any] = None
         self.notes: List[str] = []
 
     def read(self, path: str) -> Checkpoint:
@@ -104,7 +108,7 @@ def check(
     found = list(problems or [])
     knows_models = not (dry_run and modules)  # a module may register models, optimizers
     for function in CHECKS[settings.verb]:
-        if not knows_models and function in (check_model, check_optimizer):
+        if not knows_models and function in (check_model, check_teacher, check_optimizer):
             continue
         try:
             found += list(function(run))
@@ -191,7 +195,7 @@ def check_precision(run: Checked) -> Iterator[str]:
 
 def check_transforms(run: Checked) -> Iterator[str]:
     """The settings of an augmentation policy, by timm's own transforms."""
-    if not run.flag('aa'):
+    if not run.flag('aa') or run.args.aa == TA_WIDE:
         return
     try:
         create_transform(32, is_training=True, auto_augment=run.args.aa)
@@ -298,7 +302,7 @@ def _check_real_labels(run: Checked, path: str) -> Iterator[str]:
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
-    'train': [check_model, check_precision, check_transforms, check_batch,
+    'train': [check_model, check_teacher, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
               check_output, check_train_weights, check_named_weights, check_resources],
     'validate': [check_model, check_freeze, check_precision, check_transforms, check_packages, check_processes,

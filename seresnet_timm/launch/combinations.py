@@ -12,6 +12,15 @@ MODES = {2: 'LA', 4: 'RGBA or CMYK'}  # to suggest, by channels
 # readers of --dataset that share whole files among processes
 STREAMS = ('tfds', 'hfids', 'wds')
 MAX_SEED = 2 ** 32 - 1  # of numpy
+# flags of a distillation, and their defaults
+DISTILLATION = {
+    'kd_distill_type': 'logit', 'kd_loss_type': 'kl', 'kd_temperature': 4.0, 'kd_student_feature_dim': None,
+    'kd_teacher_feature_dim': None, 'kd_token_distill_type': 'soft', 'distill_loss_weight': None,
+    'task_loss_weight': None}
+# those of one kind only
+OF_KIND = {
+    'kd_temperature': ('logit', 'token'), 'kd_student_feature_dim': ('feature',),
+    'kd_teacher_feature_dim': ('feature',), 'kd_token_distill_type': ('token',)}
 
 
 def find_contradictions(
@@ -28,13 +37,16 @@ def find_contradictions(
     if args.get('aa') and verb == 'train':
         found += _auto_augment(args)
     if verb == 'train':
-        found += [*_augmentation(args), *_schedule(args, asked)]
+        found += [*_augmentation(args), *_schedule(args, asked), *_distillation(args, asked)]
     kind = (args.get('dataset') or '').partition('/')[0].lower()
     if world_size > 1 and kind in STREAMS and (verb == 'validate' or args.get('val_split')):
         other = 'evaluate on one process (--nproc 1)' if verb == 'validate' else (
             "train without evaluation (--val-split '') and evaluate on one process (validate --nproc 1)")
         found.append(f'--dataset {args["dataset"]} on {world_size} processes: its reader would evaluate some images '
                      f'twice and others never; {other}, or use folders of images.')
+    if verb == 'train' and args.get('aug_repeats') and world_size == 1:
+        found.append('--aug-repeats shows an image to several processes, and there is one: start more with --nproc, or '
+                     'leave it out.')
     if (args.get('seed') or 0) + world_size - 1 > MAX_SEED:
         found.append(f'--seed {args["seed"]} is too large for {world_size} processes, each of which adds its number.')
     return found
@@ -79,6 +91,8 @@ def _auto_augment(args: Mapping[str, Any]) -> Iterator[str]:
     if channels not in (1, 3) and not args.get('no_aug'):
         yield (f'--aa {args["aa"]} is for gray and RGB images, {_channel_flag(args)} has {channels} channels: leave '
                'out --aa.')
+    if args['aa'] == 'ta_wide' and (args.get('aug_splits') or 0) > 1:
+        yield '--aa ta_wide does not go with --aug-splits: leave out one, or take another policy.'
 
 
 def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:
@@ -115,6 +129,28 @@ def _schedule(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[s
                '0 on: lower it, or raise --epochs.')
     if args.get('sched') == 'plateau' and (args.get('decay_rate') or 0) >= 1:
         yield f'--sched plateau needs a --decay-rate below 1, got {args["decay_rate"]}.'
+
+
+def _distillation(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+    given = [k for k, default in DISTILLATION.items() if asked(k) and args.get(k) != default]
+    if not args.get('kd_model_name'):
+        if given:
+            flags = ', '.join(f'--{k.replace("_", "-")}' for k in given)
+            yield f'{flags} need a teacher: name one with --kd-model-name.'
+        return
+    kind = args.get('kd_distill_type') or 'logit'
+    for name in given:
+        if kind not in OF_KIND.get(name, (kind,)):
+            yield (f'--{name.replace("_", "-")} is for --kd-distill-type {" or ".join(OF_KIND[name])}, not for '
+                   f'{kind}: leave it out.')
+    task, distill = args.get('task_loss_weight'), args.get('distill_loss_weight')
+    if task is not None and distill is None and task > 1:
+        yield (f'--task-loss-weight {task:g} alone gives the distillation the weight {1 - task:g}: give at most 1, or '
+               '--distill-loss-weight too.')
+    if distill == 0 and (task is None or task > 0) or distill is None and task == 1:
+        yield 'The distillation has the weight 0: give it another with --distill-loss-weight, or leave out the teacher.'
+    if distill == 0 and task == 0:
+        yield '--task-loss-weight and --distill-loss-weight are both 0, so that nothing is learned: raise one.'
 
 
 def uses_mixup(args: Mapping[str, Any]) -> bool:

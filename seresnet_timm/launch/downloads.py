@@ -4,7 +4,7 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from seresnet_timm.errors import RunError, first_line, printable
 from seresnet_timm.files import temporary_folder
@@ -46,6 +46,19 @@ def pull_model(
     return replace(settings, model_folder=str(pulled.folder), model_commit=pulled.commit)
 
 
+def pull_teacher(
+        settings: RunSettings, plan: Plan, stack: ExitStack, before_download: Callable[[], None]) -> RunSettings:
+    """Pull a teacher of the Hub, as `pull_model` does."""
+    name = settings.args.get('kd_model_name') or ''
+    if not name.startswith('hf-hub:'):
+        return settings
+    before_download()
+    from seresnet_timm.hub.pull import pull
+    cache = stack.enter_context(temporary_folder(tempfile.gettempdir(), 'seresnet-timm-dry-')) if plan.dry_run else None
+    pulled = pull(name.partition(':')[2], with_weights=not plan.dry_run, cache=cache)
+    return replace(settings, teacher_folder=str(pulled.folder))
+
+
 @contextmanager
 def downloaded(settings: RunSettings, before_download: Callable[[], None]) -> Iterator[None]:
     """Have what the ranks need in the caches; they take it from there, without a network.
@@ -59,12 +72,14 @@ def downloaded(settings: RunSettings, before_download: Callable[[], None]) -> It
     """
     args = settings.args
     with ExitStack() as stack:
-        if args.get('pretrained') and not _has_own_weights(settings) and not names_several_models(args['model']):
+        names = _pretrained_names(settings)
+        if names:
             from seresnet_timm.hub import weights
             before_download()
-            by_hand = weights.download(args['model']) is not None and weights.brought_in_by_hand(args['model'])
-            if by_hand:
-                print(f'Pretrained weights of {args["model"]}: {printable(by_hand)}.')
+            for name in names:
+                by_hand = weights.download(name) is not None and weights.brought_in_by_hand(name)
+                if by_hand:
+                    print(f'Pretrained weights of {name}: {printable(by_hand)}.')
             if not args.get('dataset'):  # which may be on the Hub too
                 from seresnet_timm.hub.client import offline
                 stack.enter_context(offline())
@@ -73,6 +88,17 @@ def downloaded(settings: RunSettings, before_download: Callable[[], None]) -> It
             before_download()
             _download_dataset(settings, kind, stack)
         yield
+
+
+def _pretrained_names(settings: RunSettings) -> List[str]:
+    """timm's names whose pretrained weights the run loads: of the network, and of its teacher."""
+    args, names = settings.args, []
+    if args.get('pretrained') and not _has_own_weights(settings) and not names_several_models(args['model']):
+        names.append(args['model'])
+    teacher = args.get('kd_model_name')
+    if teacher and ':' not in teacher and not Path(teacher).exists():
+        names.append(teacher)
+    return names
 
 
 def _has_own_weights(settings: RunSettings) -> bool:

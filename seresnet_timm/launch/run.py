@@ -90,6 +90,7 @@ def prepare(
     from seresnet_timm.launch import checks, describe, downloads, hccl
     settings, hccl_problems = hccl.prepare(settings, plan.node, user, stack)
     settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack, before_download))
+    settings = downloads.pull_teacher(settings, plan, stack, before_download)
     changes = []
     if not settings.script.is_bundled:
         from seresnet_timm.timm_scripts.load import check as check_script

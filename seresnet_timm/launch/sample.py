@@ -27,6 +27,7 @@ from seresnet_timm.engine.flags import train_parser, validate_parser
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.errors import UsageError, first_line, printable
 from seresnet_timm.images import is_image, read_file, read_image
+from seresnet_timm.launch.teacher_checks import check_teacher_takes
 from seresnet_timm.models.create import create_from_args
 
 COUNT = 2  # images of a sample: mixup pairs them
@@ -103,6 +104,7 @@ def _check_training(run: Any, args: Namespace) -> None:
         size = images.shape[1:]
     batch_size = run.args.batch_size * (run.settings.world_size if args.sync_bn else 1)  # whose statistics are one
     outputs = _outputs(run, args, (batch_size * max(1, args.aug_splits), *size))
+    check_teacher_takes(run, args, (COUNT, *size))
     if outputs is not None:
         with _explained(run, 'loss', 'The loss cannot be computed'):
             training_loss(args)(torch.zeros(images.shape[0], *outputs[1:]), targets)

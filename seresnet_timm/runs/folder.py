@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, List, Optional, Union
 
-from filelock import Timeout
-
 from seresnet_timm.errors import RunError, UsageError, shell_line
 from seresnet_timm.files import exclusive, is_locked
 from seresnet_timm.runs.settings import RunSettings
@@ -103,9 +101,7 @@ class RunFolder:
                 if not self.path.is_dir():
                     self.path.mkdir(parents=True, exist_ok=True)
                     held.callback(self._remove_if_empty)  # after the lock is gone
-                held.enter_context(exclusive(self.lock))
-            except Timeout:
-                raise UsageError(self.busy())
+                held.enter_context(exclusive(self.lock, UsageError(self.busy())))
             except OSError as e:
                 raise RunError(f'Cannot write to {self.path} ({e.strerror}): name another folder with --output.')
             yield

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, fields
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
@@ -159,12 +160,15 @@ def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
 def installed_versions(further: Sequence[str] = ()) -> Dict[str, Optional[str]]:
     """Versions of what the numbers depend on, and of further packages; None for one that is not installed."""
     versions: Dict[str, Optional[str]] = {'seresnet_timm': __version__, 'python': platform.python_version()}
-    for name in (*PACKAGES, *further):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {**versions, **{name: _version(name) for name in (*PACKAGES, *further)}}
+
+
+@cache
+def _version(name: str) -> Optional[str]:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _now(when: Optional[float] = None) -> str:

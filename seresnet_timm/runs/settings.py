@@ -58,6 +58,7 @@ class RunSettings:
         world_size: Processes of all nodes.
         model_folder: Folder of a model that was pulled from the Hub, which `args['model']` names; else None.
         model_commit: Its commit on the Hub.
+        teacher_folder: Folder of a model that was pulled from the Hub, which `args['kd_model_name']` names; else None.
         amp_level: apex's name of the precision, 'O0', 'O1' or 'O2', if it was asked for.
         loss_scale: Fixed loss scale of fp16 mixed precision; None for a dynamic one.
         fast_jpeg: Fast decoding: 'auto', 'on' or 'off' (timm's own loading, bit for bit).
@@ -91,6 +92,7 @@ class RunSettings:
     world_size: int = 1
     model_folder: Optional[str] = None
     model_commit: Optional[str] = None
+    teacher_folder: Optional[str] = None
     amp_level: Optional[str] = None
     loss_scale: Optional[float] = None
     fast_jpeg: str = 'auto'

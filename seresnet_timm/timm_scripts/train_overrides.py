@@ -4,19 +4,17 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import ExitStack
-from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import yaml
 from timm import utils
-from timm.data import create_loader, resolve_data_config
+from timm.data import resolve_data_config
 from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
-from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
@@ -26,6 +24,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import end_workers, make_restartable, make_resumable
+from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
@@ -36,12 +35,12 @@ from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
 from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
-from seresnet_timm.engine.outputs import note_failed_saves
+from seresnet_timm.engine.outputs import create_record, note_failed_saves
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
+from seresnet_timm.engine.teacher import load_teacher, set_normalization
 from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
@@ -181,6 +180,12 @@ class TrainOverrides(Overrides):
         """
         overrides = self
 
+        def __init__(self, *args, **kwargs):
+            overrides.load_teacher(kwargs)
+            super(replaced, self).__init__(*args, **kwargs)
+            if 'teacher_model' in kwargs:
+                set_normalization(self, overrides.data_config(), int(overrides._model.in_chans))
+
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
             if self.device.type == 'cpu':
                 device_ids = None
@@ -195,8 +200,25 @@ class TrainOverrides(Overrides):
             result = super(replaced, self).forward(*args, **kwargs)
             return {**result, 'loss': BadSteps.poison(result['loss'])}
         replaced = type(cls.__name__, (cls,), {
-            'prepare_distributed': prepare_distributed, 'forward': forward, '__module__': __name__})
+            '__init__': __init__, 'prepare_distributed': prepare_distributed, 'forward': forward,
+            '__module__': __name__})
         return replaced
+
+    def load_teacher(self, kwargs: Dict[str, Any]) -> None:
+        """Make the teacher of a task as the bundled script does: from a file, a run or the Hub too (line 871).
+
+        Without: names of timm with pretrained weights only, which every rank downloads for itself; the teacher gets
+        images in another normalization than its own where --mean or --std differ from the student's default.
+        Checked by: test_teacher.py, equal losses of both scripts.
+        """
+        if isinstance(kwargs.get('teacher_model'), str):
+            teacher = load_teacher(
+                kwargs['teacher_model'], self.settings.teacher_folder, self.checkpoints, kwargs['student_model'])
+            kwargs['teacher_model'] = teacher.for_task(
+                int(self._model.in_chans), kwargs['device'], kwargs.get('dtype'))
+
+    def data_config(self) -> Dict[str, Any]:
+        return resolve_data_config(vars(self.args), model=self._model)
 
     def create_saver(
             self, *, model, optimizer, args, checkpoint_dir, task=None, model_ema=None, **kwargs) -> '_Saver':
@@ -211,7 +233,7 @@ class TrainOverrides(Overrides):
             task=task or ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
             **kwargs,
         )
-        data_config = resolve_data_config(vars(args), model=self._model)
+        data_config = self.data_config()
         self._saver, saver.errors, saver.in_background = saver, SaveErrors(), True
         saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
         folder, start_epoch = RunFolder(checkpoint_dir), 0
@@ -221,8 +243,7 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        self._record = RunRecord(
-            self.settings, checkpoint_dir, saver.model_info, devices.device_name(self.settings.device.split(':')[0]))
+        self._record = create_record(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
@@ -335,7 +356,7 @@ class TrainOverrides(Overrides):
         resumed = go_on(run, self._resumed() if args.resume else None, epoch)
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())
-        agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+        agreement = Agreement(signals, device, args.rank, args.world_size)
         run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
         return ScriptTraining(run, resumed)
 

@@ -24,6 +24,7 @@ from seresnet_timm.engine.run_state import (
     resume_from,
 )
 from seresnet_timm.step.bad_steps import BadSteps
+from seresnet_timm.step.loss_scaler import current_scale
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 
 Metrics = Dict[str, float]
@@ -89,7 +90,7 @@ class ScriptTraining:
         metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
         note_all(run.record, epoch, run.train_loader)
         figures = dict(self.epoch.throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
-                       loss_scale=run.figures.loss_scale if run.figures and run.loss_scaler else None,
+                       loss_scale=current_scale(run.loss_scaler),
                        unreadable_train=take_unreadable(run.train_loader.dataset))
         if run.bad_images:
             run.bad_images.check(0, run.record, epoch)
@@ -132,7 +133,7 @@ class Epoch:
 
     def __iter__(self) -> Iterator:
         run, start = self._run, time.perf_counter()
-        for batch in run.train_loader:
+        for batch in run.saving.batches(run, self._number, self.batches, self.losses, self.throughput):
             if run.bad_images and self.batches % run.args.log_interval == 0:
                 run.bad_images.check_alone(run.record, self._number)
             self.throughput.add_wait(time.perf_counter() - start)

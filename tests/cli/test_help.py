@@ -22,7 +22,7 @@ NO_UNIT = set(
     'lr_cycle_decay lr_cycle_limit lr_k_decay warmup_lr min_lr decay_rate learning_rate color_jitter bce_target_thresh '
     'bce_pos_weight recount mixup cutmix cutmix_minmax smoothing bn_momentum bn_eps model_ema_decay seed node_rank '
     'rank gpu rtol atol master_port loss_scale local_rank drop_connect num_gpu quality opset '
-    'atc_batch_size'.split())
+    'atc_batch_size kd_temperature distill_loss_weight task_loss_weight'.split())
 
 
 def commands(text: str) -> list:
@@ -133,7 +133,8 @@ def test_help_of_a_verb_is_its_help(texts):
     ('train --batch_size', ("the ModelZoo's name for: -b", 'images of all processes', "from      the ModelZoo's")),
     ('train hang_timeout', ('default   600', 'unit      seconds', 'values    a number: at least 0', 'the launcher')),
     ('train --max-bad-images', ('default   0.1%', 'a share in percent')),
-    ('train --kd-temperature', ('default   4.0', '--scripts timm')),
+    ('train --naflex-max-seq-len', ('default   576', '--scripts timm')),
+    ('train --kd-temperature', ('default   4.0', 'more than 0')),
     ('train --amp', ('default   off', 'none: a switch')),
     ('recipe train_8p --lr', ('--lr LR',)),
     ('recipe --workers', ('default   4',)),
@@ -210,7 +211,7 @@ def test_bash_completes_verbs_flags_values_and_files(bash_script, tmp_path):
             (['train', '--sched', 'cos'], ['cosine']), (['recipe', 'train_m'], ['train_multinode']),
             (['completion', 'z'], ['zsh'])):
         assert completed(bash_script, tmp_path, *words) == expected, words
-    assert not [flag for flag in completed(bash_script, tmp_path, 'train', '--k') if flag.startswith('--kd')]
+    assert not [flag for flag in completed(bash_script, tmp_path, 'train', '--na') if flag.startswith('--naflex')]
 
 
 def test_completion_for_zsh_and_for_no_other_shell(monkeypatch):

@@ -239,7 +239,7 @@ def test_output_not_writable(capsys, tree, tmp_path):
     ('amp_dtype: fp16', "amp_dtype must be one of 'float16', 'bfloat16'"),
     ('opt_kwargs: [a]', 'opt_kwargs must be a mapping'),
     ('epochs: null', 'epochs must be set or left out'),
-    ('kd_model_name: resnet50', "kd_model_name: resnet50 is a flag of timm's train.py"),
+    ('naflex_max_seq_len: 64', "naflex_max_seq_len: 64 is a flag of timm's train.py"),
     ('- a', 'must be a mapping of flags to values, got list'),
     ('lr: [', 'line 1 is not valid YAML'),
 ))

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import preloaded
@@ -193,6 +194,18 @@ def test_no_run_with_an_epoch(run, tmp_path):
         (copy_of(run, tmp_path / name) / 'summary.csv').unlink()
     with pytest.raises(UsageError, match='2 problems(.|\n)*no epoch was evaluated'):
         report.report([str(tmp_path / 'a'), str(tmp_path / 'b')])
+
+
+def test_a_run_that_a_rank_has_ended(run):
+    """Its error is the reason, unless the run went on after it."""
+    place = run / 'logs' / 'node0' / 'x' / 'attempt_0' / '1'
+    place.mkdir(parents=True)
+    extra = dict(py_callstack='', timestamp=str(int(time.time())))
+    message = dict(message='RunError: Out of memory.\nMore', extraInfo=extra)
+    (place / 'error.json').write_text(json.dumps({'message': message}))
+    assert report.read_run(run).state == ('failed', 'Out of memory.')
+    os.utime(run / 'run.json', (time.time() + 60,) * 2)
+    assert report.read_run(run).state == ('unfinished', None)
 
 
 def test_a_run_that_is_going_on(run):
