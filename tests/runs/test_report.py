@@ -3,6 +3,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -262,6 +263,19 @@ def test_ticks_of_a_logarithmic_axis_can_be_read(low, high):
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert [float(t) for t in labels] == pytest.approx(ticks, rel=1e-6) and len(set(labels)) == len(labels)
     assert not len(ax.yaxis.get_minorticklocs())
+
+
+@pytest.mark.parametrize('rows', (
+    [dict(epoch=0, train_loss=2., lr=.1)],
+    [dict(epoch=4, train_loss=math.nan, eval_loss=math.nan, eval_top1=math.nan, lr=.1)],
+    [dict(epoch=0, train_loss=0., eval_loss=math.inf, eval_top1=1., lr=0.), dict(
+        epoch=9, train_loss=1e-9, eval_loss=1e30, eval_top1=1., lr=.1)],
+))
+@pytest.mark.filterwarnings('error')
+def test_odd_numbers_are_drawn_without_a_warning(rows):
+    stream = io.BytesIO()
+    curves.draw_sheet([curves.Curves('_$x', dict(epochs=[], faults=[]), rows)] * 2, stream)
+    assert Image.open(stream).size[0] == 1560
 
 
 def test_all_looks_differ():
