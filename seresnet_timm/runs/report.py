@@ -1,4 +1,5 @@
 """The verb `report`: results tables, curves and files of runs."""
+import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -91,6 +92,14 @@ def report_runs(runs: Sequence[Run], predictions: Sequence[Optional[Predictions]
             raise RunError(str(e) if outputs.folder else f'{e}'.replace(
                 'name another file', 'name a folder for the pictures with --output'))
         print(f'{title}: {printable(target)}', file=told)
+
+
+def make_folder(path: str) -> None:
+    """Make the folder of the pictures."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as e:
+        raise RunError(f'--output {path} cannot be made ({e.strerror}): name another folder.')
 
 
 def write_text(path: str, text: str) -> None:

@@ -146,7 +146,7 @@ def worst_images(found: Predictions, limit: int) -> List[str]:
         shown = image(as_jpeg(small), 'jpeg', f'Image of class {own}, taken for {taken}') if small else ''
         parts.append(
             f'<figure>{shown}<figcaption><b>{text(own)}</b>, taken for <b>{text(taken)}</b> '
-            f'({100 * found.probability[i]:.0f} %)<br>{text(Path(found.files[i]).name)}</figcaption></figure>')
+            f'({100 * found.probability[i]:.0f}&nbsp;%)<br>{text(Path(found.files[i]).name)}</figcaption></figure>')
     return [*parts, '</div>']
 
 

@@ -1,6 +1,7 @@
 """Gates are timm's own, maps are those of the formula; what is written is complete or not there."""
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,6 +132,19 @@ def test_other_families(images, name, kwargs):
     if 'swin' not in name and 'convnext' not in name:
         return
     assert not explain.Explainer(SETTINGS, loaded).blocks
+
+
+def test_grey_images_and_weights_that_are_not_finite(images, tmp_path):
+    """Of one channel; NaN gives a map of nothing and null in the JSON."""
+    loaded = untrained('seresnet18_ascend', in_chans=1, channels=(8, 8, 8, 8))
+    loaded.info = replace(loaded.info, input_size=[1, 64, 64], mean=[0.5], std=[0.5])
+    explainer = explain.Explainer(SETTINGS, loaded)
+    explain_files.write(explainer, images[:1], None, tmp_path / 'grey', 1)
+    assert sorted(p.suffix for p in (tmp_path / 'grey').iterdir()) == ['.json', '.png', '.png']
+    torch.nn.init.constant_(loaded.model.layer2[0].conv1.weight, float('nan'))
+    explain_files.write(explain.Explainer(SETTINGS, loaded), images[:1], None, tmp_path / 'nan', 1)
+    document = json.loads((tmp_path / 'nan' / 'explain.json').read_text())
+    assert document['images'][0]['probability'] is None and set(document['blocks'][-1]['mean']) == {None}
 
 
 def test_tokens_give_no_map(images):
