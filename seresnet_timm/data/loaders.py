@@ -16,6 +16,7 @@ from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
+from seresnet_timm.data.scheduled import loader_arguments, sampler_of
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.images import extend_timm
@@ -178,6 +179,7 @@ def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any
         collate_fn=collate_fn,
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         worker_seeding=args.worker_seeding,
+        **loader_arguments(args),
         **setup.common_kwargs(),
     )
     loader = loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed)
@@ -227,8 +229,9 @@ def sample_seeds(args) -> SampleSeeds:
 
 def seed_sampler(loader, seed: int):
     """Let the shuffle of several processes depend on the seed; timm leaves it at 0, whatever --seed says."""
-    if isinstance(loader.sampler, DistributedSampler):
-        loader.sampler.seed = seed
+    sampler = sampler_of(loader)
+    if isinstance(sampler, DistributedSampler):
+        sampler.seed = seed
     return loader
 
 

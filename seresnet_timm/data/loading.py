@@ -14,6 +14,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.distributed import DistributedSampler
 
 from seresnet_timm.data.fast_jpeg import FastJpegDataset
+from seresnet_timm.data.scheduled import is_scheduled, sampler_of, with_fast_sizes
 from seresnet_timm.data.seeding import SHUFFLE, WORKERS, SeededDataset, SeededMixup, derive_seed
 
 _logger = logging.getLogger(__name__)
@@ -59,9 +60,10 @@ def seed_and_speed_up(loader: Any, seed: int) -> Any:
     inner = inner_loader(loader)
     if not is_fast(inner.dataset):
         return loader
+    with_fast_sizes(inner)
     inner.generator = torch.Generator().manual_seed(derive_seed(WORKERS, seed) % 2 ** 63)
-    if isinstance(inner.sampler, RandomSampler):
-        inner.sampler.generator = torch.Generator()
+    if isinstance(sampler_of(inner), RandomSampler):
+        sampler_of(inner).generator = torch.Generator()
     if isinstance(inner.collate_fn, FastCollateMixup):
         inner.collate_fn = SeededMixup.from_mixup(inner.collate_fn)
     elif inner.collate_fn is fast_collate and not isinstance(inner.dataset, SeededDataset):
@@ -79,9 +81,11 @@ def seed_and_speed_up(loader: Any, seed: int) -> Any:
 
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell dataset and sampler which epoch begins, so that samples and shuffle depend on it."""
-    dataset, sampler = loader.dataset, loader.sampler
+    dataset, sampler = loader.dataset, sampler_of(loader)
     if hasattr(dataset, 'set_epoch'):
         dataset.set_epoch(epoch)
+    if is_scheduled(getattr(loader, 'batch_sampler', None)):
+        loader.batch_sampler.set_epoch(epoch)
     if hasattr(sampler, 'set_epoch'):
         sampler.set_epoch(epoch)
     if not is_fast(dataset) or getattr(dataset, 'seeds', None) is None:

@@ -242,8 +242,8 @@ class ResumableLoader:
         self._ends_in_row = 0
         batch = batches[0]
         indices = self._batches.yielded.popleft()
-        if self._erasing is not None:
-            self._erasing.indices = indices
+        if self._erasing is not None:  # of several sizes, an index comes with the number of its size
+            self._erasing.indices = [i[0] if isinstance(i, tuple) else i for i in indices]
         if not isinstance(self._data_loader.collate_fn, _CollateWithState):
             return batch
         batch, worker, state = batch

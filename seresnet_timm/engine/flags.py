@@ -17,9 +17,7 @@ TIMM_ONLY_TRAIN = {
     'naflex_patch_sizes': None, 'naflex_patch_size_probs': None, 'naflex_loss_scale': 'linear',
     'naflex_patchify_channels_first': False,
     # since v1.0.28
-    'train_img_sizes': None, 'train_batch_sizes': None, 'train_size_probs': None, 'train_size_schedule': 'constant',
-    'train_size_schedule_spread': 0.65, 'train_size_random_mix': 0.1, 'train_batches_per_epoch': None,
-    'variable_batch_loss_scale': 'none', 'stop_epoch': None, 'save_epochs': None,
+    'stop_epoch': None, 'save_epochs': None,
 }
 TIMM_ONLY_VALIDATE = {
     'torchscript': False, 'aot_autograd': False, 'fuser': '', 'tf_preprocessing': False,
@@ -34,9 +32,21 @@ class TimmOnly(argparse.Action):
         raise UsageError(timm_only_message(option_string, parser.timm_script))
 
 
+class OneOrMore(argparse.Action):
+    """A flag that takes several values; one is stored as itself, as by timm's flag for one."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 def timm_only_message(flag: str, script: str) -> str:
     return (f"{flag} is a flag of timm's {script} that the bundled script does not have: run timm's own with "
             '--scripts timm (`seresnet-timm scripts fetch` gets it).')
+
+
+def bundled_only_message(flag: str, script: str) -> str:
+    return (f"{flag} is a flag that this release of timm's {script} does not have, the bundled one has it: run that "
+            'with --scripts bundled, or leave it out.')
 
 
 def train_parser(prog: Optional[str] = None) -> ArgumentParser:
@@ -180,6 +190,25 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--drop-path', type=float, metavar='P', help='probability that a residual branch is left out')
     arg('--drop-block', type=float, metavar='P', help='probability that an area of features is set to 0')
 
+    group = parser.add_argument_group('Image sizes')
+    arg = group.add_argument
+    arg('--train-img-sizes', type=int, nargs='+', metavar='N',
+        help='train on batches of these image sizes; evaluation stays at --img-size')
+    arg('--train-batch-sizes', type=int, nargs='+', metavar='N',
+        help='images of a batch at each of these sizes (default: --batch-size)')
+    arg('--train-size-probs', type=float, nargs='+', metavar='P',
+        help='weights with which the sizes are drawn (default: all the same)')
+    arg('--train-size-schedule', default='constant', choices=('constant', 'progressive'),
+        help='draw from all sizes in every epoch, or go from the first to the last over --epochs')
+    arg('--train-size-schedule-spread', type=float, default=0.65, metavar='S',
+        help='standard deviation of the size that --train-size-schedule progressive draws, in sizes; 0: one an epoch')
+    arg('--train-size-random-mix', type=float, default=0.1, metavar='P',
+        help='share of the batches whose size --train-size-schedule progressive draws from all')
+    arg('--train-batches-per-epoch', '--train-steps-per-epoch', type=int, metavar='N',
+        help='batches of an epoch, with --train-img-sizes')
+    arg('--variable-batch-loss-scale', default='none', choices=('none', 'sqrt', 'linear'),
+        help='multiply the loss of a batch by its size, or the root of it, divided by the average')
+
     group = parser.add_argument_group('Batch norm')
     arg = group.add_argument
     arg('--bn-momentum', type=float, help="momentum of BatchNorm's running statistics (default: the model's)")
@@ -256,7 +285,7 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--pretrained', action='store_true', help='default if there is no --checkpoint')
     arg('--checkpoint', metavar='PATH', default='', help='weights; a folder evaluates every checkpoint in it')
     arg('--use-ema', action='store_true', help='the moving average of the checkpoint instead of its weights')
-    _add_model_shape(group)
+    _add_model_shape(group, several_sizes=True)
     arg('--use-train-size', action='store_true', help='the training input size, if the model has a test size')
     arg('--crop-mode', metavar='MODE', help='squash, border or center')
     arg('--crop-border-pixels', type=int, metavar='N', help='border that --crop-mode border cuts off')
@@ -310,11 +339,15 @@ def _add_data_source(group) -> None:
     arg('--crop-pct', type=float, help='share of the image that the evaluation crop covers')
 
 
-def _add_model_shape(group) -> None:
+def _add_model_shape(group, several_sizes: bool = False) -> None:
     arg = group.add_argument
     arg('--num-classes', type=int, metavar='N', help="default: the model's")
     arg('--gp', metavar='POOL', help='global pooling')
-    arg('--img-size', type=int, metavar='N', help='side of the square input')
+    if several_sizes:
+        arg('--img-size', type=int, nargs='+', action=OneOrMore, metavar='N',
+            help='side of the square input; several are evaluated one after the other')
+    else:
+        arg('--img-size', type=int, metavar='N', help='side of the square input')
     arg('--in-chans', type=int, metavar='N', help='input channels')
     arg('--input-size', type=int, nargs=3, metavar='N', help='input as channels, height, width')
     arg('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further model arguments')

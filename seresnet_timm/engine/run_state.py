@@ -213,6 +213,9 @@ def _same_images(place: Place, state: Dict[str, Any], args) -> Tuple[Place, str]
     batches -= batches % args.grad_accum_steps
     if place.is_trained or batches == place.batches and old == new:
         return place, ''
+    if args.train_img_sizes and args.train_batch_sizes:
+        return Place(place.epoch), ('Batches have other sizes than in the run before, so that the place in the epoch '
+                                    'is not known: it starts again.')
     again = place.batches * old - batches * new
     note = f'{again} images are trained on again' if again else 'every image is trained on once'
     return Place(place.epoch, batches), f'Batches have {new} images instead of {old}: {note}.'

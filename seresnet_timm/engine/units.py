@@ -2,14 +2,14 @@
 from typing import Dict
 
 _FLAGS: Dict[str, str] = {
-    'seconds': 'rdzv_timeout data_timeout hang_timeout seconds timeout',
+    'seconds': 'rdzv_timeout data_timeout hang_timeout seconds timeout interval',
     'minutes': 'checkpoint_minutes',
     'epochs': 'epochs start_epoch decay_milestones decay_epochs warmup_epochs cooldown_epochs patience_epochs '
-              'mixup_off_epoch val_interval train_epochs warm_up_epochs',
+              'mixup_off_epoch val_interval patience train_epochs warm_up_epochs',
     'images': 'train_num_samples val_num_samples num_samples min_images images worst maps',
     'images of all processes and one step': 'modelzoo_batch_size',
-    'images of one process and step': 'batch_size validation_batch_size',
-    'pixels': 'img_size max_side crop_border_pixels',
+    'images of one process and step': 'batch_size validation_batch_size train_batch_sizes',
+    'pixels': 'img_size train_img_sizes max_side crop_border_pixels',
     'channels, pixels, pixels': 'input_size',
     'share of the image': 'crop_pct',
     'share of the images of each class': 'val',
@@ -17,14 +17,14 @@ _FLAGS: Dict[str, str] = {
     'width divided by height': 'ratio',
     'optimizer steps': 'log_interval recovery_interval',
     'steps in a row': 'max_bad_steps',
-    'batches': 'log_freq grad_accum_steps print_freq',
+    'batches': 'train_batches_per_epoch log_freq grad_accum_steps print_freq',
     'processes': 'nproc',
     'loader processes of each process': 'workers',
     'machines': 'nnodes world_size',
-    'checkpoints': 'checkpoint_hist',
+    'checkpoints': 'checkpoint_hist last',
     'restarts': 'max_restarts',
     'probability': 'hflip vflip color_jitter_prob grayscale_prob gaussian_blur_prob reprob mixup_prob '
-                   'mixup_switch_prob drop drop_path drop_block',
+                   'train_size_random_mix mixup_switch_prob drop drop_path drop_block',
     'copies of each image': 'aug_repeats aug_splits tta',
     'repeats of the dataset': 'epoch_repeats',
     'classes': 'num_classes topk',

@@ -291,12 +291,16 @@ VALUES: Dict[str, Rule] = {
     # flags that only timm's scripts have
     'naflex_train_seq_lens': COUNT, 'naflex_max_seq_len': COUNT, 'naflex_patch_sizes': COUNT,
     'naflex_patch_size_probs': SHARE,
+    # image sizes
+    'train_img_sizes': COUNT, 'train_batch_sizes': COUNT, 'train_size_probs': NOT_NEGATIVE,
+    'train_size_schedule_spread': NOT_NEGATIVE, 'train_size_random_mix': SHARE, 'train_batches_per_epoch': COUNT,
     # distillation
     'kd_temperature': POSITIVE, 'kd_student_feature_dim': COUNT,
     'kd_teacher_feature_dim': COUNT, 'distill_loss_weight': NOT_NEGATIVE, 'task_loss_weight': NOT_NEGATIVE,
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
     'master_port': Number(1, 65535), 'rdzv_timeout': COUNT, 'max_restarts': NOT_NEGATIVE, 'max_bad_steps': COUNT,
+    'patience': COUNT,
     'checkpoint_minutes': NOT_NEGATIVE, 'hang_timeout': NOT_NEGATIVE, 'data_timeout': NOT_NEGATIVE,
     'max_bad_images': ShareOrCount(), 'loss_scale': Number(above=0, also=(-1,)),
     'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
@@ -314,13 +318,14 @@ VALUES: Dict[str, Rule] = {
     'results_file': Output(is_folder=False), 'out': Output(is_folder=False),
     # other verbs
     'topk': COUNT, 'max_side': COUNT, 'quality': Number(1, 100), 'opset': Number(11, 15), 'atc_batch_size': COUNT,
-    'seconds': POSITIVE, 'timeout': POSITIVE, 'images': COUNT, 'rounds': COUNT,
+    'seconds': POSITIVE, 'timeout': POSITIVE, 'interval': POSITIVE, 'images': COUNT, 'rounds': COUNT,
     'dtype': Names(DTYPES), 'to': Names(('timm', 'modelzoo', 'safetensors')),
     'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
     'worst': NOT_NEGATIVE, 'maps': NOT_NEGATIVE,
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
+    'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
     'split.val': Number(above=0, below=1), 'split.out': Output(is_folder=True),
     'compare.loss_scale': POSITIVE, 'rtol': POSITIVE, 'top': COUNT, 'reference_device': Device(),

@@ -12,6 +12,11 @@ MODES = {2: 'LA', 4: 'RGBA or CMYK'}  # to suggest, by channels
 # readers of --dataset that share whole files among processes
 STREAMS = ('tfds', 'hfids', 'wds')
 MAX_SEED = 2 ** 32 - 1  # of numpy
+# flags of several image sizes, and their defaults
+IMAGE_SIZES = {
+    'train_batch_sizes': None, 'train_size_probs': None, 'train_size_schedule': 'constant',
+    'train_size_schedule_spread': 0.65, 'train_size_random_mix': 0.1, 'train_batches_per_epoch': None,
+    'variable_batch_loss_scale': 'none'}
 # flags of a distillation, and their defaults
 DISTILLATION = {
     'kd_distill_type': 'logit', 'kd_loss_type': 'kl', 'kd_temperature': 4.0, 'kd_student_feature_dim': None,
@@ -37,7 +42,8 @@ def find_contradictions(
     if args.get('aa') and verb == 'train':
         found += _auto_augment(args)
     if verb == 'train':
-        found += [*_augmentation(args), *_schedule(args, asked), *_distillation(args, asked)]
+        found += [*_augmentation(args), *_schedule(args, asked), *_distillation(args, asked),
+                  *_image_sizes(args, asked)]
     kind = (args.get('dataset') or '').partition('/')[0].lower()
     if world_size > 1 and kind in STREAMS and (verb == 'validate' or args.get('val_split')):
         other = 'evaluate on one process (--nproc 1)' if verb == 'validate' else (
@@ -151,6 +157,42 @@ def _distillation(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterat
         yield 'The distillation has the weight 0: give it another with --distill-loss-weight, or leave out the teacher.'
     if distill == 0 and task == 0:
         yield '--task-loss-weight and --distill-loss-weight are both 0, so that nothing is learned: raise one.'
+
+
+def _image_sizes(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+    sizes = args.get('train_img_sizes')
+    given = [k for k, default in IMAGE_SIZES.items() if asked(k) and args.get(k) != default]
+    if not sizes:
+        if given:
+            yield f'{", ".join(map(_flag, given))}: name the sizes of the images too, with --train-img-sizes.'
+        return
+    for name in ('train_batch_sizes', 'train_size_probs'):
+        if args.get(name) and len(args[name]) != len(sizes):
+            yield f'{_flag(name)} has {len(args[name])} values, --train-img-sizes {len(sizes)}: give one for each size.'
+    if args.get('train_size_probs') and not sum(args['train_size_probs']):
+        yield '--train-size-probs are all 0, so that no size can be drawn: raise one.'
+    is_progressive = args.get('train_size_schedule') == 'progressive'
+    if is_progressive and len(sizes) < 2:
+        yield '--train-size-schedule progressive goes from one size to another: give two in --train-img-sizes at least.'
+    only = [k for k in given if k in ('train_size_schedule_spread', 'train_size_random_mix')]
+    if only and not is_progressive:
+        yield f'{", ".join(map(_flag, only))}: for --train-size-schedule progressive only; add it, or leave them out.'
+    batches = args.get('train_batch_sizes') or [args['batch_size']]
+    if args.get('variable_batch_loss_scale', 'none') != 'none' and len(set(batches)) == 1:
+        yield '--variable-batch-loss-scale is for batches of several sizes: add --train-batch-sizes, or leave it out.'
+    odd = [n for n in args.get('train_batch_sizes') or () if n % 2]
+    if odd and uses_mixup(args):
+        yield f'Mixup pairs images, but --train-batch-sizes has the odd number {odd[0]}: use even ones.'
+    for name, value in (('--use-multi-epochs-loader', args.get('use_multi_epochs_loader')),
+                        ('--aug-splits', args.get('aug_splits'))):
+        if value:
+            yield f'{name} does not go with --train-img-sizes: leave out one.'
+    if (args.get('dataset') or '').partition('/')[0].lower() in STREAMS:
+        yield f'--train-img-sizes needs a dataset with positions, which --dataset {args["dataset"]} has not.'
+
+
+def _flag(name: str) -> str:
+    return '--' + name.replace('_', '-')
 
 
 def uses_mixup(args: Mapping[str, Any]) -> bool:

@@ -3,7 +3,16 @@ import argparse
 from typing import Any, Dict, Optional, Tuple
 
 from seresnet_timm.argument_parser import KeyValues, checked
-from seresnet_timm.engine.flags import TIMM_ONLY_TRAIN, TIMM_ONLY_VALIDATE, TimmOnly, timm_only_message
+from seresnet_timm.engine.flags import (
+    TIMM_ONLY_TRAIN,
+    TIMM_ONLY_VALIDATE,
+    OneOrMore,
+    TimmOnly,
+    bundled_only_message,
+    timm_only_message,
+    train_parser,
+    validate_parser,
+)
 from seresnet_timm.engine.values import VALUES
 from seresnet_timm.errors import UsageError, did_you_mean, printable
 from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
@@ -28,6 +37,7 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
     config = read_yaml(path)
     tuned = take_tuned(config, path)
     actions = {a.dest: a for a in parser._actions if a.dest in defaults or isinstance(a, TimmOnly)}
+    bundled = bundled_defaults(defaults)
     problems, result = [], {}
     for key, value in config.items():
         action = actions.get(key)
@@ -35,6 +45,9 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
             timm_only = TIMM_ONLY_TRAIN if parser.timm_script == 'train.py' else TIMM_ONLY_VALIDATE
             if value != timm_only[key]:
                 problems.append(timm_only_message(f'{key}: {value}', parser.timm_script))
+        elif action is None and key in bundled:
+            if value != bundled[key]:
+                problems.append(bundled_only_message(f'{key}: {value}', parser.timm_script))
         elif action is None:
             hint = did_you_mean(str(key).replace('-', '_'), actions, 'see --help for the flags (with _ for -)')
             problems.append(f"unknown key '{key}', {hint}")
@@ -52,6 +65,13 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
         del result['data']
     result.pop('local_rank', None)
     return result if tuned is None else {**result, KEY: tuned}
+
+
+def bundled_defaults(defaults: Dict[str, Any]) -> Dict[str, Any]:
+    """Defaults of flags that the bundled script has, and the script with these defaults has not."""
+    is_train = 'epochs' in defaults
+    own = vars((train_parser() if is_train else validate_parser()).parse_args([]))
+    return {k: v for k, v in own.items() if k not in defaults}
 
 
 def read_yaml(path: str) -> Dict[Any, Any]:
@@ -99,6 +119,8 @@ def _type_mismatch(action: argparse.Action, value: Any, default: Any) -> Optiona
 
     kind = action.type or str
     name = {int: 'a whole number', float: 'a number', str: 'text'}[kind]  # all that timm's flags have
+    if isinstance(action, OneOrMore) and _fits(kind, value):
+        return None
     is_list = action.nargs in ('+', '*') or isinstance(action.nargs, int)
     if is_list:
         fits = isinstance(value, list) and all(_fits(kind, v) for v in value)

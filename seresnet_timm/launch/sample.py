@@ -11,6 +11,7 @@ import random
 import warnings
 from argparse import Namespace
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -35,14 +36,14 @@ MAX_FOLDERS = 100  # that are searched for images
 MAX_PIXELS = 1 << 24  # of an image that is worth decoding for a sample
 MAX_VALUES = 1 << 28  # of a network that is tried with real numbers: 1 GiB
 # flags that may be the cause, by stage
-_INPUT = ('in_chans', 'input_size', 'img_size', 'input_img_mode', 'mean', 'std', 'no_prefetcher')
+_INPUT = ('in_chans', 'input_size', 'img_size', 'train_img_sizes', 'input_img_mode', 'mean', 'std', 'no_prefetcher')
 FLAGS: Dict[str, Tuple[str, ...]] = {
     'training': ('aa', 'color_jitter', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'train_crop_mode',
                  'scale', 'ratio', 'reprob', 'remode', 'recount', 'resplit', 'aug_splits', 'mixup', 'cutmix',
                  'cutmix_minmax', 'mixup_mode', 'train_interpolation', 'no_aug', *_INPUT),
     'validation': ('crop_pct', 'crop_mode', 'crop_border_pixels', 'interpolation', *_INPUT),
-    'network': ('img_size', 'input_size', 'in_chans', 'input_img_mode', 'batch_size', 'gp', 'model_kwargs',
-                'aug_splits', 'split_bn'),
+    'network': ('img_size', 'train_img_sizes', 'input_size', 'in_chans', 'input_img_mode', 'batch_size', 'gp',
+                'model_kwargs', 'aug_splits', 'split_bn'),
     'loss': ('jsd_loss', 'bce_loss', 'mixup', 'cutmix', 'cutmix_minmax', 'smoothing', 'aug_splits', 'num_classes',
              'bce_target_thresh', 'bce_pos_weight'),
     'optimizer': ('opt', 'opt_betas', 'opt_eps', 'opt_kwargs', 'momentum', 'weight_decay', 'layer_decay'),
@@ -95,6 +96,20 @@ def _flags_for_loaders(run: Any) -> Namespace:
 
 def _check_training(run: Any, args: Namespace) -> None:
     setup = _setup(run, args, 'training')
+    sizes = args.train_img_sizes or [None]
+    counts = args.train_batch_sizes or [run.args.batch_size] * len(sizes)
+    args.train_img_sizes = None  # of which each is tried by itself
+    for size, count in zip(sizes, counts):
+        config = setup.data_config
+        if size is not None:
+            config = {**config, 'input_size': (config['input_size'][0], size, size)}
+        _check_training_at(run, args, replace(setup, data_config=config), count)
+    if args.val_split:
+        _load_evaluation(run, args, setup, args.val_split)
+
+
+def _check_training_at(run: Any, args: Namespace, setup: loaders.LoaderSetup, count: int) -> None:
+    """Train on a sample at one size of the images; `count` is the number of images of a batch."""
     sample, path = _sample(args, setup, args.train_split)
     with _explained(run, 'training', 'The training images cannot be prepared', path):
         loader, mixup_fn = loaders.train_loader(setup, sample)
@@ -102,19 +117,19 @@ def _check_training(run: Any, args: Namespace) -> None:
         if mixup_fn is not None:
             images, targets = mixup_fn(images, targets)
         size = images.shape[1:]
-    batch_size = run.args.batch_size * (run.settings.world_size if args.sync_bn else 1)  # whose statistics are one
+    batch_size = count * (run.settings.world_size if args.sync_bn else 1)  # whose statistics are one
     outputs = _outputs(run, args, (batch_size * max(1, args.aug_splits), *size))
     check_teacher_takes(run, args, (COUNT, *size))
     if outputs is not None:
         with _explained(run, 'loss', 'The loss cannot be computed'):
             training_loss(args)(torch.zeros(images.shape[0], *outputs[1:]), targets)
-    if args.val_split:
-        _load_evaluation(run, args, setup, args.val_split)
 
 
 def _check_evaluation(run: Any, args: Namespace) -> None:
-    images = _load_evaluation(run, args, _setup(run, args, 'validation'), args.split)
-    _outputs(run, args, (run.args.batch_size, *images.shape[1:]))
+    for size in run.settings.img_sizes or [args.img_size]:
+        args.img_size = size
+        images = _load_evaluation(run, args, _setup(run, args, 'validation'), args.split)
+        _outputs(run, args, (run.args.batch_size, *images.shape[1:]))
 
 
 def _load_evaluation(run: Any, args: Namespace, setup: loaders.LoaderSetup, split: str) -> torch.Tensor:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+from seresnet_timm.engine.flags import bundled_only_message
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import cluster, modelzoo
-from seresnet_timm.launch.config_file import load_config, read_yaml
+from seresnet_timm.launch.config_file import bundled_defaults, load_config, read_yaml
 from seresnet_timm.launch.parse import CommandLine
 from seresnet_timm.launch.recipes import Recipe, divide_batch, load_recipe
 from seresnet_timm.launch.tuned import KEY, options_of
@@ -87,12 +88,23 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     settings = dict((preset or recipe).settings) if preset or recipe else {}
     if line.verb == 'validate':
         settings = for_validation(settings)
+    if preset and line.verb == 'train' and not line.script.is_bundled:
+        refuse_missing_flags(settings, line.defaults, preset.name)
     config = load_config_of(line, config_path) if config_path else {}
     tuned = config.pop(KEY, None)
     if tuned:
         options = {**options_of(tuned), **options}
     return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned,
                    preset_recipe=preset)
+
+
+def refuse_missing_flags(settings: Dict[str, Any], defaults: Dict[str, Any], preset: str) -> None:
+    """Refuse a preset with settings that the script does not have, which it would leave out without a word."""
+    bundled = bundled_defaults(defaults)
+    missing = [k for k in settings if k in bundled and settings[k] != bundled[k]]
+    if missing:
+        raise UsageError(f'--preset {preset}: ' + bundled_only_message(
+            ', '.join(f'{k}: {settings[k]}' for k in missing), 'train.py'))
 
 
 def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
@@ -186,7 +198,7 @@ def apply_preset(sources: Sources, preset: Recipe, world_size: int) -> None:
         return
     batch = divide_batch(total, world_size, accumulated)
     sources.preset.update(batch_size=batch.images, grad_accum_steps=batch.accumulated)
-    sources.reasons['batch_size'] = f'{preset.name}: {total:,} on any number of processes'
+    sources.reasons['batch_size'] = f'{preset.name} has {total:,} on any number of processes'
     if batch.total != total:
         sources.notes.append(f"{batch.total:,} images a step, not the preset's {total:,}, which do not divide by "
                              f'{world_size} processes in even numbers.')

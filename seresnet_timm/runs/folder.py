@@ -54,6 +54,16 @@ class RunFolder:
         return self.path / 'run.json'
 
     @property
+    def status(self) -> Path:
+        """How far a training is, see `status`."""
+        return self.path / 'status.json'
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the event files of `--tensorboard`."""
+        return self.path / 'tensorboard'
+
+    @property
     def lock(self) -> Path:
         """Locked while a training writes into the folder."""
         return self.path / '.run.lock'

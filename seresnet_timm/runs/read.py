@@ -13,6 +13,7 @@ from seresnet_timm.files import atomic_path
 from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
+from seresnet_timm.runs.status import read_status
 
 FINISHED, STOPPED_EARLY, RUNNING, UNFINISHED, FAILED, DIVERGED = (
     'finished', 'stopped early', 'running', 'unfinished', 'failed', 'diverged')
@@ -57,6 +58,9 @@ class Run:
         if self.divergence:
             return DIVERGED, self.divergence
         last = self.record['epochs'][-1]['epoch'] if self.record['epochs'] else -1
+        if self.record['early_stop']:
+            stop = self.record['early_stop']
+            return STOPPED_EARLY, f'{stop["metric"]} had not been better for {stop["patience"]} epochs.'
         if self.record['finished']:
             early = self.epochs_planned is not None and last + 1 < self.epochs_planned
             return (STOPPED_EARLY, f'after {last + 1} of {self.epochs_planned} epochs.') if early else (FINISHED, None)
@@ -66,7 +70,15 @@ class Run:
         if ending and (ending[-1]['epoch'] is None or ending[-1]['epoch'] > last):
             return FAILED, ending[-1]['text']
         error = self._error_of_a_rank()
-        return (FAILED, error) if error else (UNFINISHED, None)
+        if error:
+            return FAILED, error
+        try:
+            status = read_status(self.folder.status)
+        except UsageError as e:
+            return UNFINISHED, str(e)
+        if status is None or status.state not in ('failed', 'stopped'):
+            return UNFINISHED, None
+        return (FAILED if status.state == 'failed' else UNFINISHED), status.text
 
     def _error_of_a_rank(self) -> Optional[str]:
         """The sentence of the error that ended a run of several processes; None if it went on, or there is none."""

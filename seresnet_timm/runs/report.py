@@ -108,7 +108,8 @@ def write_text(path: str, text: str) -> None:
 
 
 def _ended(row: Dict[str, Any]) -> str:
-    words = {read.DIVERGED: 'diverged:', read.FAILED: 'failed:', read.STOPPED_EARLY: 'stopped early,'}
+    words = {read.DIVERGED: 'diverged:', read.FAILED: 'failed:', read.STOPPED_EARLY: 'stopped early,',
+             read.UNFINISHED: 'is unfinished:'}
     return words[row['state']]
 
 

@@ -132,7 +132,7 @@ def test_losses_are_those_of_timms_script(kind, few_digits, folder, tmp_path):
         flags[place] = tmp_path / name
         result = start(flags)
         assert result.returncode == 0, result.stderr
-        results.append([[float(v) for v in row.values()] for row in summary(tmp_path / name / 'run')])
+        results.append([float(v) for row in summary(tmp_path / name / 'run') for v in row.values()])
     assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
 
 

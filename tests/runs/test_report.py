@@ -22,6 +22,7 @@ from seresnet_timm.runs import curves, report
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
+from seresnet_timm.runs.status import Status, write_status
 
 pytestmark = pytest.mark.preloaded
 
@@ -207,6 +208,21 @@ def test_a_run_that_a_rank_has_ended(run):
     assert report.read_run(run).state == ('failed', 'Out of memory.')
     os.utime(run / 'run.json', (time.time() + 60,) * 2)
     assert report.read_run(run).state == ('unfinished', None)
+
+
+@pytest.mark.parametrize('changes, state', (
+    (dict(early_stop=dict(epoch=2, patience=5, metric='top1', best=77.5, best_epoch=1), finished='x'),
+     ('stopped early', 'top1 had not been better for 5 epochs.')),
+    (dict(finished='x'), ('finished', None)),
+    ({}, ('failed', 'No memory.')),
+))
+def test_states_that_a_run_has_noted(run, tmp_path, changes, state):
+    """In run.json; and in status.json where run.json says that it has not finished."""
+    folder = copy_of(run, tmp_path / 'copy', **changes)
+    status = Status.of_this_process(RunSettings('train', Script('train.py'), dict(batch_size=1)))
+    status.state, status.text = 'failed', 'No memory.'
+    write_status(RunFolder(folder).status, status)
+    assert report.read_run(folder).state == state
 
 
 def test_a_run_that_is_going_on(run):
