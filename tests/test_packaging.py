@@ -46,7 +46,7 @@ def contents(wheel: Path) -> set:
 def package_files() -> set:
     """Sources, templates and schemas of the package, and the recipes."""
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*') if p.suffix in (
-        '.py', '.j2', '.json')}
+        '.py', '.j2', '.json', '.html')}
     recipes = {f'seresnet_timm/recipes/{p.name}' for p in (ROOT / 'recipes').iterdir() if p.suffix in ('.yaml', '.sh')}
     constraints = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm' / 'ascend' / 'constraints').iterdir()}
     return sources | recipes | constraints | {'seresnet_timm/hub/card.md.j2'}

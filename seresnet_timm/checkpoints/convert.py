@@ -57,7 +57,7 @@ def convert(
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{source} holds no moving average of the weights: leave out --use-ema.')
     arch = model or checkpoint.arch
-    info, weights = _network(checkpoint, use_ema, model)
+    info, weights = network_and_weights(checkpoint, use_ema, model)
     if to == 'modelzoo' and not re.fullmatch(r'seresnet\d+_ascend', arch or ''):
         raise UsageError(f'{source} is {arch or "of an unknown architecture"}: the ModelZoo has only SE-ResNets '
                          'without bias in their SE layers.')
@@ -92,7 +92,7 @@ def _format(target: str, to: Optional[str], dtype: Optional[str]) -> str:
     return to
 
 
-def _network(
+def network_and_weights(
         checkpoint: Checkpoint,
         use_ema: bool,
         model: Optional[str],

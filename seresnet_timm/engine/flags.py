@@ -32,6 +32,13 @@ class TimmOnly(argparse.Action):
         raise UsageError(timm_only_message(option_string, parser.timm_script))
 
 
+class OneOrMore(argparse.Action):
+    """A flag that takes several values; one is stored as itself, as by timm's flag for one."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 def timm_only_message(flag: str, script: str) -> str:
     return (f"{flag} is a flag of timm's {script} that the bundled script does not have: run timm's own with "
             '--scripts timm (`seresnet-timm scripts fetch` gets it).')
@@ -278,7 +285,7 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--pretrained', action='store_true', help='default if there is no --checkpoint')
     arg('--checkpoint', metavar='PATH', default='', help='weights; a folder evaluates every checkpoint in it')
     arg('--use-ema', action='store_true', help='the moving average of the checkpoint instead of its weights')
-    _add_model_shape(group)
+    _add_model_shape(group, several_sizes=True)
     arg('--use-train-size', action='store_true', help='the training input size, if the model has a test size')
     arg('--crop-mode', metavar='MODE', help='squash, border or center')
     arg('--crop-border-pixels', type=int, metavar='N', help='border that --crop-mode border cuts off')
@@ -332,11 +339,15 @@ def _add_data_source(group) -> None:
     arg('--crop-pct', type=float, help='share of the image that the evaluation crop covers')
 
 
-def _add_model_shape(group) -> None:
+def _add_model_shape(group, several_sizes: bool = False) -> None:
     arg = group.add_argument
     arg('--num-classes', type=int, metavar='N', help="default: the model's")
     arg('--gp', metavar='POOL', help='global pooling')
-    arg('--img-size', type=int, metavar='N', help='side of the square input')
+    if several_sizes:
+        arg('--img-size', type=int, nargs='+', action=OneOrMore, metavar='N',
+            help='side of the square input; several are evaluated one after the other')
+    else:
+        arg('--img-size', type=int, metavar='N', help='side of the square input')
     arg('--in-chans', type=int, metavar='N', help='input channels')
     arg('--input-size', type=int, nargs=3, metavar='N', help='input as channels, height, width')
     arg('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further model arguments')

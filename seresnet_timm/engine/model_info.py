@@ -50,6 +50,7 @@ def describe_other_classes(checkpoint: Checkpoint, names: Optional[List[str]], a
       * the data has fewer classes, and those are the first of the checkpoint
       * `--valid-labels` picks the outputs of the data's classes
       * a name that only the data has, where the user says with `--class-map` which class it is
+    * an evaluation of a model of ImageNet on folders whose names are the indices, as in ImageNet-V2
 
     Args:
         checkpoint: As from `read_checkpoint`.
@@ -89,6 +90,9 @@ def _difference(checkpoint: Checkpoint, names: Optional[List[str]], args: Any) -
     known = class_names_in(checkpoint)
     if known is None or names is None:
         return None
+    is_evaluation = hasattr(args, 'valid_labels')
+    if is_evaluation and are_indices(names) and set(known) == set(imagenet_names(len(known)) or ()):
+        return None  # the folders 0, 1, 2 ... of ImageNet-V2 are the classes with these indices
     if getattr(args, 'valid_labels', None):
         known = [known[i] for i in read_valid_labels(args.valid_labels) if i < len(known)]
     known = known[:len(names)]
@@ -96,6 +100,11 @@ def _difference(checkpoint: Checkpoint, names: Optional[List[str]], args: Any) -
         in_file, in_data = set(known), set(names)
         known = [n if k not in in_data and n not in in_file else k for k, n in zip(known, names)]
     return describe_difference(known, names)
+
+
+def are_indices(names: List[str]) -> bool:
+    """The names of the classes are their indices."""
+    return all(n.isascii() and n.isdigit() and int(n) == i for i, n in enumerate(names))
 
 
 def class_names_in(checkpoint: Checkpoint) -> Optional[List[str]]:

@@ -5,6 +5,7 @@ Same flags, log lines and results as timm's validate.py. What it does differentl
   * the host waits for the device at log lines only
   * ModelZoo and torchvision-style checkpoints load into the SE-ResNets
   * data with other classes than the checkpoint's is refused
+  * `--img-size` may name several sizes: a row for each
 """
 import csv
 import glob
@@ -96,11 +97,16 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     device = set_up_device(args)
     run = Evaluation(settings, args, Forward.from_args(args, device), checkpoints or {})
 
-    if os.path.isdir(args.checkpoint):
-        results = evaluate_folder(run, args.checkpoint)
-        rows: Union[Dict, List[Dict]] = [r.row for r in results]
-    else:
-        results = [evaluate_with_retry(run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None)]
+    results = []
+    for size in settings.img_sizes or [args.img_size]:
+        args.img_size = size
+        if os.path.isdir(args.checkpoint):
+            results += evaluate_folder(run, args.checkpoint)
+        else:
+            results.append(evaluate_with_retry(
+                run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None))
+    rows: Union[Dict, List[Dict]] = [r.row for r in results]
+    if not settings.img_sizes and not os.path.isdir(args.checkpoint):
         rows = results[0].row
 
     if args.distributed:
@@ -207,7 +213,8 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
 
     start = time.perf_counter()
     metrics, unreadable = evaluate(
-        model, loader, run.forward, EvaluationLog(_logger if is_primary else None, args.log_freq, log_line),
+        model, loader, run.forward, EvaluationLog(
+            _logger if is_primary else None, args.log_freq, log_line, verbosity=run.settings.verbosity),
         valid_labels=read_valid_labels(args.valid_labels) if args.valid_labels else None, on_output=on_output)
     seconds = time.perf_counter() - start
     refuse_unreadable(args, unreadable)

@@ -6,6 +6,7 @@ from seresnet_timm.argument_parser import KeyValues, checked
 from seresnet_timm.engine.flags import (
     TIMM_ONLY_TRAIN,
     TIMM_ONLY_VALIDATE,
+    OneOrMore,
     TimmOnly,
     bundled_only_message,
     timm_only_message,
@@ -118,6 +119,8 @@ def _type_mismatch(action: argparse.Action, value: Any, default: Any) -> Optiona
 
     kind = action.type or str
     name = {int: 'a whole number', float: 'a number', str: 'text'}[kind]  # all that timm's flags have
+    if isinstance(action, OneOrMore) and _fits(kind, value):
+        return None
     is_list = action.nargs in ('+', '*') or isinstance(action.nargs, int)
     if is_list:
         fits = isinstance(value, list) and all(_fits(kind, v) for v in value)

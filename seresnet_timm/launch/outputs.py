@@ -22,12 +22,43 @@ def name_outputs(verb: str, sources: Any, args: Dict[str, Any], data: DataFacts)
     if verb != 'validate' or data.class_names is None or data.problems:
         return data
     outputs, origin = _names_of_outputs(sources, args)
-    if outputs is None or data.mapped or data.is_fixed or not _can_name(outputs, data.class_names):
+    if data.mapped or data.is_fixed:
         return data
+    if outputs is None or not _can_name(outputs, data.class_names):
+        return _numbered_folders(sources, args, data, outputs)
     sources.notes += _numbered_by(outputs, data.class_names, origin)
     if len(outputs) > len(data.class_names):
         sources.reasons['class_names'] = f'{len(data.class_names)} of the classes {origin} in the data'
     return replace(data, class_names=outputs)
+
+
+def _numbered_folders(sources: Any, args: Dict[str, Any], data: DataFacts, outputs: Optional[List[str]]) -> DataFacts:
+    """Let the folders 0, 1, 2 ... be the classes with these indices, as in ImageNet-V2.
+
+    For a model of ImageNet, or one whose classes have no names. Folders that count from 1 could be meant otherwise.
+    """
+    from seresnet_timm.engine.model_info import imagenet_names
+    names = data.class_names or []
+    count = len(outputs) if outputs else args.get('num_classes') or _outputs_of(args['model'])
+    by_number = {int(n): n for n in names if n.isascii() and n.isdigit()}
+    if len(by_number) < len(names) or args.get('valid_labels') or not count:
+        return data
+    if outputs and set(outputs) != set(imagenet_names(len(outputs)) or ()):
+        return data  # a checkpoint with names of its own, which the checks compare
+    if 0 not in by_number or max(by_number) >= count:
+        if outputs is None and len(names) == count:
+            return data
+        problem = (f'The class folders of {printable(args["data_dir"])} are numbers ({min(by_number)} to '
+                   f'{max(by_number)}), the outputs of the model have the numbers 0 to {count - 1}: which folder is '
+                   'which class is not known. Rename them to 0, 1, 2 ..., or list them in the order of the outputs in '
+                   'a file for --class-map.')
+        return replace(data, problems=[*data.problems, problem])
+    if len(names) < count or [by_number[i] for i in range(count)] != names or outputs:
+        sources.notes.append(f'The class folders are numbers: folder {by_number[0]} is taken for class 0 of the model, '
+                             f'and so on to {by_number[max(by_number)]}.')
+    if len(names) < count:
+        sources.reasons['class_names'] = f'{len(names)} of {count} classes in the data, by number'
+    return replace(data, class_names=[by_number.get(i, str(i)) for i in range(count)])
 
 
 def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:

@@ -5,6 +5,7 @@ the result holds only what was typed, under full names: argparse resolves abbrev
 what could mean several flags.
 """
 import argparse
+import os
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -17,7 +18,7 @@ from seresnet_timm.argument_parser import (
     with_known_spelling,
     wrong_lists,
 )
-from seresnet_timm.engine.flags import bundled_only_message, flags_of, train_parser, validate_parser
+from seresnet_timm.engine.flags import OneOrMore, bundled_only_message, flags_of, train_parser, validate_parser
 from seresnet_timm.engine.values import FilePath, rules_of
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch.flags import PREFIX, add_launcher_flags, add_modelzoo_flags
@@ -84,17 +85,50 @@ def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> T
     with collected_problems(parser._actions, rules) as problems:
         try:
             argv = with_known_spelling(argv, parser._option_string_actions)
+            if isinstance(parser._option_string_actions['--img-size'], OneOrMore):
+                argv = with_data_first(argv)
             found, unknown = parser.parse_known_args(argv)
         except UsageError as e:  # argparse cannot go on
             refuse([*problems, str(e)])
     flags = list(parser._option_string_actions)
     unknown += unknown_flags_with_spaces(argv, flags)
+    numbers = [u for u in unknown if u.isdigit()]
+    if numbers and len(numbers) == len(unknown) and hasattr(found, 'img_size'):
+        refuse([*problems, *_several_sizes(verb, {'img_size': found.img_size, 'data': numbers[0]})])
     if unknown:  # and what follows it may have been taken for another argument
         refuse(problems + _of_the_bundled_script(verb, flags, unknown) + unknown_flag_messages(flags, unknown))
     problems += wrong_lists(parser._actions, rules, vars(found))
     typed = {k: v for k, v in vars(found).items()
              if v is not WRONG and not (isinstance(v, list) and WRONG in v)}
-    return typed, problems
+    return typed, problems + _several_sizes(verb, typed)
+
+
+def with_data_first(argv: Sequence[str]) -> List[str]:
+    """Arguments with timm's positional DIR before a `--img-size N ...` that it follows, which takes all numbers."""
+    argv = list(argv)
+    has_data = any(a.split('=')[0] == '--data-dir' for a in argv)
+    for i in [i for i, a in enumerate(argv) if a == '--img-size']:
+        end = i + 1
+        while end < len(argv) and argv[end].isdigit():
+            end += 1
+        if end > i + 2 and not has_data and os.path.isdir(argv[end - 1]):  # a folder whose name is a number
+            end -= 1
+        if i + 1 < end < len(argv) and not argv[end].startswith('-'):
+            return [argv[end], *argv[:end], *argv[end + 1:]]
+    return argv
+
+
+def _several_sizes(verb: str, typed: Dict[str, Any]) -> List[str]:
+    """That a second number behind --img-size is taken for timm's positional DIR, where the script takes one size."""
+    data = typed.get('data')
+    if not (data and 'img_size' in typed and data.isdigit() and not os.path.exists(data)):
+        return []
+    del typed['data']
+    other = ("this validate.py of timm's; the bundled one takes several: add --scripts bundled"
+             if verb == 'validate' else 'train; --train-img-sizes takes several')
+    return [f'--img-size {typed["img_size"]} {data}: it takes one size in {other}.']
+
+
 
 
 def _of_the_bundled_script(verb: str, flags: List[str], unknown: List[str]) -> List[str]:

@@ -3,6 +3,7 @@
 Settings come from the script's defaults, then recipe or preset, then the checkpoint that is evaluated, then the config
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
+import argparse
 import datetime
 import itertools
 import os
@@ -114,6 +115,7 @@ def _make_plan(
     args = merge(line, sources, device, world_size)
     local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
     decide_for_device(line, sources, args, device, local_world_size)
+    img_sizes, wrong_sizes = several_sizes(sources, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
@@ -125,8 +127,8 @@ def _make_plan(
         sources.notes += describe_tuned(
             sources.tuned, line.flags.get('config') or 'The config file', os.environ, device)
     problems = [
-        *line.problems, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size), *data.problems,
-        *decide_classes(line.verb, sources, args, data)]
+        *line.problems, *wrong_sizes, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size),
+        *data.problems, *decide_classes(line.verb, sources, args, data)]
     options = sources.options
     decided = dict(
         verb=line.verb,
@@ -134,11 +136,14 @@ def _make_plan(
         args=plain(args),
         command=typed_command(verb, argv, recipe_name, node.job),
         recipe=recipe_name or options.get('preset'),
+        img_sizes=img_sizes,
         device=device,
         nnodes=nnodes,
         nproc=nproc,
         world_size=world_size,
         fast_step=options.get('fast_step', 'auto') == 'auto',
+        lean_se=decide_lean_se(line.verb, sources, args, device, local_world_size),
+        graph=decide_graph(line, sources, args, device, world_size),
         max_bad_images=str(options.get('max_bad_images', '0.1%')),
         max_restarts=max_restarts(sources, nnodes, is_named),
         output=output,
@@ -286,6 +291,56 @@ def decide_for_device(
     is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
     if is_open and sources.options.get('fast_step', 'auto') == 'auto':
         args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
+
+
+def decide_lean_se(
+        verb: str, sources: Sources, args: Dict[str, Any], device: str, local_world_size: int) -> str:
+    """Whether SE blocks save memory: 'on' or 'off'; 'auto' where nothing is trained."""
+    from seresnet_timm import device as devices
+    from seresnet_timm.step.kept_memory import decide_lean_se as decide
+    asked = sources.options.get('lean_se', 'auto')
+    if verb != 'train' or asked != 'auto':
+        return asked
+    is_fast = sources.options.get('fast_step', 'auto') == 'auto'
+    memory: Optional[float] = devices.total_memory(device)
+    if memory is not None and device == 'cpu':
+        memory /= local_world_size
+    wanted, sources.reasons['lean_se'] = decide(argparse.Namespace(**args), device, memory, is_fast)
+    return 'on' if wanted else 'off'
+
+
+def decide_graph(
+        line: CommandLine, sources: Sources, args: Dict[str, Any], device: str, world_size: int) -> bool:
+    """Whether a step is captured and replayed; the reason, if it was asked for and is not."""
+    if line.verb != 'train' or not sources.options.get('graph'):
+        return bool(sources.options.get('graph'))  # which an evaluation refuses
+    from seresnet_timm import device as devices
+    from seresnet_timm.step.graph import why_not_captured
+    kind = device.partition(':')[0]
+    module = None if devices.why_unavailable(kind) else devices.device_module(kind)
+    flags = argparse.Namespace(**{**args, 'distributed': world_size > 1})
+    reason = why_not_captured(flags, device, module, line.script.is_bundled, sources.options.get('amp_level') == 'O2')
+    sources.reasons['graph'] = 'asked for with --graph' if reason is None else reason
+    return reason is None
+
+
+def several_sizes(sources: Sources, args: Dict[str, Any]) -> Tuple[Optional[List[int]], List[str]]:
+    """Sizes of the images of an evaluation that has several, and what is wrong with them.
+
+    `img_size` becomes the largest of them, by which memory is judged.
+    """
+    sizes = args.get('img_size')
+    if not isinstance(sizes, (list, tuple)):
+        return None, []
+    args['img_size'] = max(sizes)
+    found, text = [], f'--img-size {" ".join(map(str, sizes))}'
+    if sources.asked('input_size'):
+        found.append(f'{text} and --input-size contradict each other: give one of them.')
+    elif args.get('input_size'):  # of a preset
+        args['in_chans'], args['input_size'] = args.get('in_chans') or args['input_size'][0], None
+    if len(set(sizes)) < len(sizes):
+        found.append(f'{text} names a size twice: leave out one.')
+    return list(sizes), found
 
 
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:

@@ -126,8 +126,10 @@ def _check_training_at(run: Any, args: Namespace, setup: loaders.LoaderSetup, co
 
 
 def _check_evaluation(run: Any, args: Namespace) -> None:
-    images = _load_evaluation(run, args, _setup(run, args, 'validation'), args.split)
-    _outputs(run, args, (run.args.batch_size, *images.shape[1:]))
+    for size in run.settings.img_sizes or [args.img_size]:
+        args.img_size = size
+        images = _load_evaluation(run, args, _setup(run, args, 'validation'), args.split)
+        _outputs(run, args, (run.args.batch_size, *images.shape[1:]))
 
 
 def _load_evaluation(run: Any, args: Namespace, setup: loaders.LoaderSetup, split: str) -> torch.Tensor:

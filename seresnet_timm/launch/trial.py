@@ -126,6 +126,7 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     Returns:
         A function that takes the step; its attributes `model`, `optimizer` and `device` are those of the training.
     """
+    from timm.data import resolve_data_config
     from timm.task import ClassificationTask
     from timm.utils import random_seed
 
@@ -145,6 +146,8 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     task = ClassificationTask(
         model, criterion=training_loss(args).to(device), device=device, dtype=forward.dtype, verbose=False)
     optimizer = train.create_optimizer(settings, args, model)
+    if settings.graph:
+        train.capture_step(model, args, resolve_data_config(vars(args), model=model), forward)
     train.compile_and_distribute(settings, task, args, device)
     task.get_trainable_module().train()
     # timm's set-up does not look for bad steps
@@ -155,7 +158,7 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     images, target = random_batch(args, model, forward)
 
     def step() -> None:
-        lean_se.set_lean_se(settings.uses_lean_se)
+        lean_se.set_block_end(settings.block_end)
         with forward.autocast():
             loss = task(images, target)['loss']
         backward(loss, task, optimizer, args, scaler, need_update=True, bad_steps=bad_steps)
