@@ -50,9 +50,18 @@ def main(argv: List[str]) -> None:
     parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='float16')
     parser.add_argument('--torchcompile', action='store_true', help='measure this package compiled by inductor too')
     parser.add_argument('--profile', action='store_true', help='print the operators that take most of the time, too')
+    parser.add_argument('--count', action='store_true',
+                        help='count launches, bytes and FLOPs of a training step instead; needs no device')
+    parser.add_argument('--roofline', action='store_true',
+                        help='with --count: images/s that published peaks of Ascend 910, A2 and H100 allow, computed')
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
     args = parser.parse_args(argv)
     measure.check_json(args.json)
+    if args.count or args.roofline:
+        report = count(args)
+        if args.json:
+            write_json(args.json, report)
+        return
     args.device = measure.settings_of(
         'train', dict(model=args.model, device=args.device, img_size=args.img_size)).device
     kind = args.device.partition(':')[0]
@@ -64,6 +73,31 @@ def main(argv: List[str]) -> None:
     print_report(report)
     if args.json:
         write_json(args.json, report)
+
+
+def count(args) -> Dict[str, Any]:
+    """Count the operators of a training step, and print them.
+
+    Raises:
+        UsageError: A flag is for a step that runs.
+    """
+    given = [flag for flag, value in (('--amp', args.amp), ('--torchcompile', args.torchcompile),
+                                      ('--profile', args.profile), ('--rounds', args.rounds)) if value]
+    if given:
+        raise UsageError(f'--count computes nothing: leave out {" and ".join(given)}.')
+    batch_size = 128 if args.batch_size is None else args.batch_size
+    if min(batch_size, args.img_size) < 1:
+        raise UsageError('-b and --img-size are at least 1.')
+    import step_count
+
+    from seresnet_timm import models  # noqa: F401  (registers them)
+    rivals = (args.timm_model, args.without_se)
+    report = dict(measure.report_head('step'), batch_size=batch_size, img_size=args.img_size,
+                  counts=step_count.run(args.model, rivals, batch_size, args.img_size))
+    measure.print_head(report)
+    print(f'{batch_size} images of {args.img_size} pixels, float32; counted, nothing ran\n')
+    step_count.print_report(report['counts'], args.roofline)
+    return report
 
 
 def run(args) -> Dict[str, Any]:

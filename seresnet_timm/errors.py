@@ -2,6 +2,7 @@
 import contextlib
 import difflib
 import os
+import re
 import shlex
 import sys
 import unicodedata
@@ -94,6 +95,29 @@ def printable(text: object) -> str:
 
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in _JOINERS
+
+
+# of environment variables
+_SECRET_VARIABLE = re.compile('TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE', re.IGNORECASE)
+_SECRETS = (
+    (re.compile(r'\bhf_(?!hub_)\w{4,}'), 'hf_***'),  # names of settings begin with hf_hub_
+    (re.compile(r'//[^/\s@]+@'), '//***@'),
+    (re.compile(r'(https?://[^\s?\'"]+)\?[^\s\'")]+'), r'\1'),
+)
+
+
+def is_secret(variable: str) -> bool:
+    """Whether an environment variable may hold a secret, by its name."""
+    return bool(_SECRET_VARIABLE.search(variable))
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """A text without secrets that are known, tokens, passwords in addresses, and query strings of signed addresses."""
+    for secret in filter(None, secrets):
+        text = text.replace(secret, '***')
+    for pattern, to in _SECRETS:
+        text = pattern.sub(to, text)
+    return text
 
 
 def shell_line(words: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 
 FICLONE = 0x40049409  # ioctl of Linux: share the blocks of a file
 LOCK_SUFFIX = '.lock'
+MOST_BYTES_OF_TEXT = 10 ** 7  # the labels of ImageNet's images as JSON have 0.4 MB
+MOST_BYTES_OF_CONFIG = 2 * 10 ** 5  # yaml needs seconds for this
 
 
 @contextmanager
@@ -24,8 +27,16 @@ def atomic_path(path: Union[str, Path]) -> Iterator[str]:
     """Temporary path beside `path` to write to; becomes `path` when the block ends without an error.
 
     The content is on disk (fsync) before it gets the name: after a crash `path` has the old content or the new.
+    A device such as /dev/null or /dev/stdout is not replaced: it gets the content when the block ends.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            tmp = os.path.join(folder, f'file{path.suffix}')
+            yield tmp
+            with open(tmp, 'rb') as src, open(path, 'wb') as dst:
+                shutil.copyfileobj(src, dst)
+        return
     fd, tmp = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=path.suffix, dir=path.parent)
     os.close(fd)
     try:
@@ -106,13 +117,14 @@ def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
 
 
 @contextmanager
-def exclusive(path: Union[str, Path]) -> Iterator[None]:
+def exclusive(path: Union[str, Path], busy: Optional[Exception] = None) -> Iterator[None]:
     """Hold a lock file while the block runs, and remove it then; a process that is killed gives its lock back too.
 
     Loader workers that this process forks do not keep the lock.
 
-    Raises:
-        filelock.Timeout: Another process holds it.
+    Args:
+        path: The lock file.
+        busy: What is raised when another process holds it; filelock.Timeout without it.
     """
     tries = 3
     while True:
@@ -121,6 +133,8 @@ def exclusive(path: Union[str, Path]) -> Iterator[None]:
         except Timeout:  # perhaps `is_locked` of another process, for an instant
             tries -= 1
             if not tries:
+                if busy is not None:
+                    raise busy from None
                 raise
             time.sleep(0.1)
             continue
@@ -234,6 +248,49 @@ def write_json(path: Union[str, Path], value: Any) -> None:
 _KERNEL = ('/proc', '/sys', '/sys/fs/cgroup', '/dev/pts')
 
 
+def why_not_readable(path: Union[str, Path], most_bytes: Optional[int] = None, is_file: bool = False) -> Optional[str]:
+    """Why a path that exists is no file or folder to read, as a clause; None if it may be one. Nothing is opened.
+
+    Opening a pipe waits for the program that writes to it, and a device may have no end.
+
+    Args:
+        path: The path. Of one that does not exist, or cannot be looked at, its reader tells.
+        most_bytes: The size that no file of this purpose has.
+        is_file: It must not be a folder.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            return 'it is a folder, not a file' if is_file else None
+        if not stat.S_ISREG(found.st_mode):
+            return f'it is {_kind(found.st_mode)}, not a file: write its content to a file and name that'
+        if any(os.path.isdir(k) and os.stat(k).st_dev == found.st_dev for k in _KERNEL):
+            return 'it is a file of the kernel: write its content to a file and name that'
+    except (OSError, ValueError):  # ValueError: a zero byte
+        return None
+    if most_bytes is not None and found.st_size > most_bytes:
+        return f'it has {found.st_size / 1e6:,.1f} MB, and such a file has at most {most_bytes / 1e6:,.1f} MB'
+    return None
+
+
+def why_not_text(path: Union[str, Path], most_bytes: int = MOST_BYTES_OF_TEXT) -> Optional[str]:
+    """Likewise, of a text that a user writes."""
+    return why_not_readable(path, most_bytes, is_file=True)
+
+
+def _kind(mode: int) -> str:
+    return 'a pipe' if stat.S_ISFIFO(mode) else 'a socket' if stat.S_ISSOCK(mode) else 'a device'
+
+
+def _why_no_stream(path: Path) -> Optional[str]:
+    """Why nothing can be written to a path that is no file, as a clause: it would wait, or lose what a disk holds."""
+    mode = path.stat().st_mode
+    is_open_here = os.fspath(path).startswith(('/dev/std', '/dev/fd/', '/proc/self/fd/'))
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) and is_open_here:
+        return None
+    return f'{path} is {_kind(mode)}, not a file'
+
+
 def why_not_writable(path: Union[str, Path], is_folder: bool = True) -> Optional[str]:
     """Why a file or folder cannot be made at a path, as a clause; None if it can. Nothing is created.
 
@@ -247,7 +304,7 @@ def why_not_writable(path: Union[str, Path], is_folder: bool = True) -> Optional
             if is_folder != path.is_dir():
                 return f'{path} is {"a file, not a folder" if is_folder else "a folder, not a file"}'
             if not is_folder and not path.is_file():
-                return None  # a pipe or a device
+                return _why_no_stream(path)
         if not is_folder and not path.parent.exists():
             return f'the folder {path.parent} does not exist'
         parent = next(p for p in ((path, *path.parents) if is_folder else path.parents) if os.path.lexists(p))

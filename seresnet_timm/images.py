@@ -9,12 +9,15 @@ import io
 import os
 import stat
 import struct
+import sys
+import time
 import warnings
 from collections import Counter
-from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from seresnet_timm.errors import first_line, first_names, printable
 
@@ -23,7 +26,10 @@ from seresnet_timm.errors import first_line, first_names, printable
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',
               '.pbm', '.pnm', '.avif')
 TIMM_EXTENSIONS = EXTENSIONS[:3]
+MAX_BYTES = 1 << 30  # of a file; larger ones are not read
+FOREIGN_FILES = '._'  # what a Mac writes beside a file on other file systems: '._1.jpg', which is no image
 MAX_KINDS = 8  # suffixes that a sentence lists
+SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
 LITTER = ('thumbs.db', 'desktop.ini')  # of Windows; hidden files are never counted
 
 PNG_START = b'\x89PNG\r\n\x1a\n'
@@ -45,6 +51,35 @@ class UnreadableImage(Exception):
 def is_image(name: str) -> bool:
     """Whether a file counts as an image, by its suffix in any case."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """True for a folder, and for a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, which os.walk takes for a file
+        return False
+
+
+class Entries(NamedTuple):
+    """What a folder holds, unsorted."""
+    images: List[os.DirEntry]
+    others: List[os.DirEntry]
+    folders: List[os.DirEntry]
+
+
+def list_folder(path: Union[str, os.PathLike]) -> Entries:
+    """List a folder: images, other files, and folders with the links to such."""
+    found = Entries([], [], [])
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                found.folders.append(entry)
+            elif is_image(entry.name) and not entry.name.startswith(FOREIGN_FILES):
+                found.images.append(entry)
+            else:
+                found.others.append(entry)
+    return found
 
 
 def extend_timm() -> None:
@@ -82,8 +117,11 @@ def read_file(path: Union[str, os.PathLike]) -> bytes:
     """
     try:
         with open(path, 'rb', opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise UnreadableImage('it is a pipe or a device, not a file')
+            if found.st_size > MAX_BYTES:
+                raise UnreadableImage(f'it has {found.st_size / 1e9:.1f} GB, more than any image')
             return file.read()
     except (OSError, MemoryError) as e:
         if isinstance(e, FileNotFoundError) and os.path.islink(path):
@@ -219,3 +257,29 @@ def _what_else(data: bytes) -> str:
     if not data.strip(b'\0'):
         return 'it holds nothing but zeros'
     return 'it is not an image, or its format is unknown'
+
+
+# --- a verb that goes through them -----------------------------------------------------------------------------------
+
+class ImageProgress:
+    """A progress bar on a terminal, else a line every few seconds."""
+
+    def __init__(self, total: int, start: int):
+        self._bar = tqdm(total=total, initial=start, unit='image', disable=None, dynamic_ncols=True)
+        self._count, self._total, self._said = start, total, time.monotonic()
+
+    def __enter__(self) -> 'ImageProgress':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def step(self) -> None:
+        self._count += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            print(f'{self._count} of {self._total} images', file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)

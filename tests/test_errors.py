@@ -1,7 +1,7 @@
 """The ends of sentences, and text that is safe for a terminal."""
 import pytest
 
-from seresnet_timm.errors import printable
+from seresnet_timm.errors import printable, redact
 
 
 @pytest.mark.parametrize('text,expected', [
@@ -19,3 +19,10 @@ from seresnet_timm.errors import printable
 def test_printable_escapes_controls_and_keeps_other_text(text, expected):
     assert printable(text) == expected
     assert printable(text).encode() and len(printable(text).splitlines()) == 1
+
+
+def test_what_is_printed_or_pushed_holds_no_secret():
+    text = ('my-own-word of hf_abcdefgh at https://me:word@hub/x, http://hub/y?Signature=abc&Expires=1 and '
+            'hf_hub_offline, https://hub/z')
+    assert redact(text, ('my-own-word', '')) == (
+        '*** of hf_*** at https://***@hub/x, http://hub/y and hf_hub_offline, https://hub/z')

@@ -1,6 +1,7 @@
 """Locks and temporary folders between processes, also those that are killed."""
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,42 @@ def test_file_system_without_locks(tmp_path, monkeypatch):
         assert first.is_dir() and second.is_dir() and first != second
         assert files.try_lock(tmp_path / 'lock') is None
         assert not files.acquire_lock(tmp_path / 'lock').is_locked
+
+
+def test_a_stream_gets_the_content_and_is_not_replaced():
+    read, write = os.pipe()
+    try:
+        with files.atomic_path(f'/dev/fd/{write}') as tmp:
+            Path(tmp).write_text('x')
+        assert os.read(read, 10) == b'x'
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_readers_refuse_what_is_no_file_themselves(tmp_path):
+    """Paths that no flag names: a class map in the folder of a split, a file that Python code passes."""
+    from seresnet_timm.data.label_files import read_class_map, read_class_names
+    from seresnet_timm.errors import UsageError
+    from seresnet_timm.images import UnreadableImage, read_file
+    from seresnet_timm.inference.trace_file import TraceReader
+    from seresnet_timm.launch.config_file import read_yaml
+    from seresnet_timm.timm_scripts.find import find
+    os.mkfifo(tmp_path / 'map.txt')
+    os.mkfifo(tmp_path / 'map.pkl')
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'big').touch()
+    os.truncate(tmp_path / 'big', 20 << 30)  # takes no space
+    for call, words in (
+            (lambda: read_class_map('map.txt', str(tmp_path)), 'it is a pipe'),
+            (lambda: read_class_map('map.pkl', str(tmp_path)), 'it is a pipe'),
+            (lambda: read_class_names(tmp_path / 'map.txt', 2), 'it is a pipe'),
+            (lambda: read_yaml(str(tmp_path / 'map.txt')), 'it is a pipe'),
+            (lambda: read_yaml(str(tmp_path / 'big')), 'it has 21,474.8 MB'),
+            (lambda: TraceReader(tmp_path / 'folder'), 'it is a folder'),
+            (lambda: TraceReader(tmp_path / 'map.txt'), 'it is a pipe'),
+            (lambda: find('train.py', str(tmp_path / 'big')), 'it has 21,474.8 MB')):
+        with pytest.raises(UsageError, match=words):
+            call()
+    with pytest.raises(UnreadableImage, match='it has 21.5 GB'):
+        read_file(tmp_path / 'big')

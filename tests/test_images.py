@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
 from seresnet_timm import images
-from seresnet_timm.images import UnreadableImage, read_image
+from seresnet_timm.images import UnreadableImage, list_folder, read_image
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
 RGB = Image.fromarray(PIXELS)
@@ -139,3 +139,14 @@ def test_suffixes():
     images.extend_timm()
     images.extend_timm()
     assert get_img_extensions() == before + tuple(e for e in images.EXTENSIONS if e not in before)
+
+
+def test_a_folder_has_one_listing(tmp_path):
+    (tmp_path / 'below').mkdir()
+    for name in ('1.PNG', '._1.png', 'notes.txt', 'below/2.png'):
+        (tmp_path / name).touch()
+    (tmp_path / 'link').symlink_to('below')
+    (tmp_path / 'itself.jpg').symlink_to('itself.jpg')
+    found = list_folder(tmp_path)
+    assert [sorted(e.name for e in kind) for kind in found] == [
+        ['1.PNG', 'itself.jpg'], ['._1.png', 'notes.txt'], ['below', 'link']]

@@ -37,6 +37,8 @@ def other_kind(path: str) -> Optional[str]:
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
+    if head and not head.strip(b'\0'):
+        return 'nothing but zeros at its beginning, not a checkpoint: copy or download it again'
     if head.startswith(b'PK'):
         return _kind_of_zip(path)
     if head.lstrip(b'\xef\xbb\xbf \t\r\n').lower().startswith(PAGES):

@@ -69,7 +69,7 @@ def complete_values(action: argparse.Action, rule) -> None:
 
     from seresnet_timm.engine.values import FilePath, Names, Output
     from seresnet_timm.launch.recipes import recipes_dir
-    if action.dest == 'preset':
+    if action.dest in ('preset', 'recipe'):
         action.choices = sorted(path.stem for path in recipes_dir().glob('*.yaml'))
     elif action.choices or action.nargs == 0 or action.help == argparse.SUPPRESS:
         return

@@ -34,6 +34,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Train': {
         'train': 'train a model',
+        'recipes': 'list the recipes, with cost and expected top-1, or show one',
         'recipe': 'run a recipe of the ModelZoo',
         'weights': '`weights fetch` puts pretrained weights into the cache, from the Hub, a mirror or a file',
     },
@@ -85,12 +86,19 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     print_any_text()
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
     except (UsageError, RunError) as e:
         rank = os.environ.get('RANK', '')
         fail(str(e), e.exit_code, f' (rank {rank})' if rank.isdigit() else '')
     except BrokenPipeError:  # the reader, e.g. `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         sys.exit(1)
+    except OSError:
+        fault = fault_of_stdout()
+        if fault is None:
+            raise
+        discard_stdout()
+        fail(f'The output cannot be written to stdout ({fault}).')
     except RuntimeError as e:
         if 'operator torchvision::' in str(e):
             fail(f'This torchvision does not belong to this torch: {install_command("torchvision")}')
@@ -104,6 +112,20 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         fail(f'{e.name} is not installed for {sys.executable}: activate the environment that has this package '
              f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {e.name} '
              f'there{": " + install_command(e.name) if e.name in ("timm", "torchvision") else "."}')
+
+
+def fault_of_stdout() -> Optional[str]:
+    """Why stdout takes no more text, for example because its disk is full; None if it does."""
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        return e.strerror
+    return None
+
+
+def discard_stdout() -> None:
+    """Drop what stdout still holds, so that Python does not try again to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def install_command(package: str) -> str:

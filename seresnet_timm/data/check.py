@@ -21,12 +21,10 @@ from PIL import Image
 
 from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
-from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.files import acquire_lock, read_journal
-from seresnet_timm.images import UnreadableImage, read_file, read_image
+from seresnet_timm.images import MAX_BYTES, ImageProgress, UnreadableImage, read_file, read_image
 
-MAX_BYTES = 1 << 30  # of a file; larger ones are not read
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
            '.bmp': 'BMP', '.gif': 'GIF', '.tif': 'TIFF', '.tiff': 'TIFF', '.ppm': 'PPM', '.pgm': 'PPM', '.pbm': 'PPM',
            '.pnm': 'PPM', '.avif': 'AVIF'}

@@ -19,7 +19,7 @@ from timm.utils.misc import natural_key
 from seresnet_timm.data.alike import describe_alike, looks
 from seresnet_timm.data.label_files import quote, read_class_map
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
-from seresnet_timm.images import count_by_suffix, is_image
+from seresnet_timm.images import FOREIGN_FILES, count_by_suffix, is_image, list_folder
 
 TRAIN_NAMES = ('train', 'training')
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
@@ -27,7 +27,6 @@ EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
 FOREIGN_FOLDERS = (
     '@eadir', '@tmp', '@recycle', '@recently-snapshot', '#recycle', '#snapshot', '__macosx', '$recycle.bin',
     'system volume information', 'lost+found', '__pycache__')
-FOREIGN_FILES = '._'  # what a Mac writes beside a file on other file systems: '._1.jpg', which is no image
 MAX_NAMED = 3  # names of classes that one sentence lists
 
 
@@ -224,23 +223,19 @@ class _Walk:
         if identity in above:
             self.loops.append(path)
             return
-        names, others, subfolders = [], [], []
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if is_folder(entry):
-                    subfolders.append(entry.name)
-                    continue
-                counts = self._is_image(entry.path, entry.name)
-                (names if counts else others).append(entry.name)
-                if self._keeps_paths:
-                    self.paths.setdefault(parts if counts else None, []).append(entry.path)
-                if counts:
-                    if not parts:
-                        self.stray.append(entry.path)
-                    if not entry.name.isascii():
-                        _check_sortable(entry.path)
-                elif entry.name.lower().endswith('.tar'):
-                    self.tars.append(entry.path)
+        found = list_folder(path)
+        names, others, subfolders = ([entry.name for entry in entries] for entries in found)
+        if self._keeps_paths:
+            for key, entries in ((parts, found.images), (None, found.others)):
+                if entries:
+                    self.paths.setdefault(key, []).extend(entry.path for entry in entries)
+        if not parts:
+            self.stray += [entry.path for entry in found.images]
+        for entry in found.images:
+            if not entry.name.isascii():
+                _check_sortable(entry.path)
+        self.foreign_files += [entry.path for entry in found.others if is_image(entry.name)]
+        self.tars += [entry.path for entry in found.others if entry.name.lower().endswith('.tar')]
         if not is_foreign(parts):
             self.suffixes.update(count_by_suffix(names))
             self.left_out.update(count_by_suffix(others))
@@ -288,14 +283,6 @@ def _check_sortable(path: str) -> None:
 def _identity(path: Union[str, Path]) -> Tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def is_folder(entry: os.DirEntry) -> bool:
-    """True for a folder, and for a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, which os.walk takes for a file
-        return False
 
 
 def by_index(indices: Dict[Any, int]) -> List[str]:

@@ -11,6 +11,7 @@ from typing import Any, Collection, Dict, Iterable, List, Optional, Union
 from timm.data.readers.class_map import load_class_map
 
 from seresnet_timm.errors import UsageError, first_line, first_names, printable
+from seresnet_timm.files import why_not_text
 
 # UTF-32 first: its mark begins with that of UTF-16
 _BYTE_ORDER_MARKS = (
@@ -29,6 +30,9 @@ def read_text(path: Union[str, Path], what: str) -> str:
     Raises:
         UsageError: It cannot be read, or is not text.
     """
+    reason = why_not_text(path)
+    if reason:
+        raise UsageError(f'{what} {printable(path)} cannot be read: {reason}.')
     try:
         raw = Path(path).read_bytes()
         encoding = next((name for mark, name in _BYTE_ORDER_MARKS if raw.startswith(mark)), 'utf-8')
@@ -70,6 +74,9 @@ def read_class_map(path: str, folder: str, found: Collection[str] = ()) -> Dict[
     hint = 'it takes .txt, the name of a class folder a line, in the order of the indices'
     what = f'Class map {printable(path)}'
     extension = os.path.splitext(path)[1].lower()
+    reason = why_not_text(find_class_map(path, folder))
+    if reason:
+        raise UsageError(f'{what} cannot be read: {reason}.')
     if extension == '.txt':
         indices = _parse_class_map(read_lines(find_class_map(path, folder), 'Class map'), what, set(found))
     else:

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import timm.data
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -18,6 +18,7 @@ from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.scheduled import loader_arguments, sampler_of
 from seresnet_timm.data.seeding import SampleSeeds
+from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.images import extend_timm
 
 RENUMBERED = ('hfds', 'tfds')  # timm's readers that know the names of classes, and take other numbers

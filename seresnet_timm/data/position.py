@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.worker import _generate_state
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from seresnet_timm.checkpoints.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
 from seresnet_timm.child_process import end_with_parent
 from seresnet_timm.data.batches import Batches, own_sampler, set_batch_sampler
 from seresnet_timm.data.loading import inner_loader, is_fast
+from seresnet_timm.data.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
 from seresnet_timm.data.seeding import SeededErasing
 from seresnet_timm.data.worker_errors import as_torch_tells, describe_ends, ended_workers, is_replaceable, kill_workers
 
@@ -84,7 +84,10 @@ class ResumableLoader:
         self._data_loader.worker_init_fn = self._init_worker
         if self._draws and self._num_workers:
             self._data_loader.collate_fn = _CollateWithState(self._data_loader.collate_fn)
-        self._before: Optional[Dict[str, Any]] = None  # what a resume needs of the time before the last batch
+        # what a resume needs of the time before the last batch, and before the one that is waited for
+        self._before: Optional[Dict[str, Any]] = None
+        self._earlier: Optional[Dict[str, Any]] = None
+        self._is_reading = False
         self._first = 0
         self._start: Optional[Dict[str, Any]] = None
         self._after: Optional[Callable[[], None]] = None
@@ -114,7 +117,7 @@ class ResumableLoader:
         now: Any = dict(workers=self._worker_states, next_worker=self._next_worker, generators=None,
                    drawn=len(self._batches.seeds))
         if self._prefetched and 0 < batches < len(self):
-            now = self._before
+            now = self._earlier if self._is_reading else self._before
         workers = now['workers']
         return dict(
             seeds=list(self._batches.seeds),
@@ -200,10 +203,14 @@ class ResumableLoader:
             after()
         for i in range(first, len(self)):
             if self._prefetched:
+                self._earlier = self._before
                 self._before = dict(
                     workers=self._worker_states, next_worker=self._next_worker, drawn=len(self._batches.seeds),
                     generators=own_state(self._device) if self._draws_here else None)
-            yield self._next(i)
+            self._is_reading = True  # and still is, if a signal ends the wait
+            batch = self._next(i)
+            self._is_reading = False
+            yield batch
             if i == first and after and self._prefetched:
                 after()
         if not isinstance(self.loader, MultiEpochsDataLoader):

@@ -18,23 +18,22 @@ import sys
 import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, TextIO, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Set, TextIO, Tuple
 
 import PIL
-from filelock import Timeout
 from PIL import Image
 
-from seresnet_timm.datasets.progress import ImageProgress
 from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import acquire_lock, read_journal, write_json
+from seresnet_timm.files import exclusive, read_journal, write_json
 from seresnet_timm.images import (
     EXTENSIONS,
+    ImageProgress,
     UnreadableImage,
     count_by_suffix,
     describe_left_out,
-    is_image,
+    list_folder,
     read_file,
     read_image,
 )
@@ -102,7 +101,7 @@ def prepare(
     workers = workers or len(os.sched_getaffinity(0))
     try:
         (target / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-        with exclusive(target / STATE_FOLDER / 'lock', f'{dst} is being written by another prepare.'):
+        with exclusive(target / STATE_FOLDER / 'lock', UsageError(f'{dst} is being written by another prepare.')):
             record = {**settings, 'versions': versions, 'finished': False}
             write_json(target / SETTINGS_FILE, record)
             with Journal(target) as journal:
@@ -196,42 +195,23 @@ def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
             raise UsageError(f'{path} leads into {target}, the copy: remove that link, or name another folder.')
         if real in above:
             raise UsageError(f'{path} is a link to a folder above it: remove it.')
-        with os.scandir(path) as entries:
-            for entry in entries:
-                name = os.path.join(relative, entry.name)
-                if entry.is_dir():
-                    visit(entry.path, name, (*above, real))
-                elif is_image(entry.name):
-                    try:
-                        info = entry.stat()
-                        images.append(Item(name, info.st_size, info.st_mtime_ns))
-                    except OSError:  # a broken link: reported when it is read
-                        images.append(Item(name, 0, 0))
-                else:
-                    others.append(name)
+        found = list_folder(path)
+        for entry in found.folders:
+            visit(entry.path, os.path.join(relative, entry.name), (*above, real))
+        for entry in found.images:
+            name = os.path.join(relative, entry.name)
+            try:
+                info = entry.stat()
+                images.append(Item(name, info.st_size, info.st_mtime_ns))
+            except OSError:  # a broken link: reported when it is read
+                images.append(Item(name, 0, 0))
+        others.extend(os.path.join(relative, entry.name) for entry in found.others)
 
     try:
         visit(str(source), '', ())
     except OSError as e:
         raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
     return sorted(images), sorted(others)
-
-
-@contextmanager
-def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock file; the lock ends with the process, however that ends.
-
-    Raises:
-        UsageError: Another process holds it (`busy`).
-    """
-    try:
-        lock = acquire_lock(path)
-    except Timeout:
-        raise UsageError(busy)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def sync(folder: Path) -> None:

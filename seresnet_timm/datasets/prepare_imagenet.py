@@ -19,9 +19,9 @@ from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from tqdm import tqdm
 
-from seresnet_timm.datasets.prepare import exclusive, sync
+from seresnet_timm.datasets.prepare import sync
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
-from seresnet_timm.files import atomic_path
+from seresnet_timm.files import atomic_path, exclusive
 
 # names and MD5 sums as in torchvision.datasets.imagenet
 ARCHIVES = {
@@ -82,7 +82,7 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
     try:
         state = target / STATE_FOLDER
         state.mkdir(parents=True, exist_ok=True)
-        with exclusive(state / 'lock', f'{dst} is being written by another prepare-imagenet.'):
+        with exclusive(state / 'lock', UsageError(f'{dst} is being written by another prepare-imagenet.')):
             counts, problems = {}, []
             for name in splits:
                 unpack, wanted = (_unpack_train, devkit.train_counts) if name == 'train' else (

@@ -9,7 +9,7 @@ import psutil
 
 from seresnet_timm.doctor.doctor import examine
 from seresnet_timm.doctor.secrets import Cleaner
-from seresnet_timm.errors import printable
+from seresnet_timm.errors import is_secret, printable
 from seresnet_timm.runs.record import installed_versions
 
 # further packages that results or errors depend on
@@ -21,7 +21,6 @@ VARIABLES = re.compile(
     '(ASCEND|HCCL|NPU|TORCH|PYTORCH|CUDA|NCCL|GLOO|OMP|MKL|KMP|HF|HUGGINGFACE|TIMM|SLURM|MASTER|MA|VC|TASK_QUEUE|'
     'CPU_AFFINITY|COMBINED|INF_NAN|PYTHON|XDG_CACHE|WANDB|MODELSCOPE)(_|$)|(LOCAL_|GROUP_)?RANK$|(LOCAL_)?WORLD_SIZE$|'
     '(HTTPS?|NO|ALL)_PROXY$|LD_(LIBRARY_PATH|PRELOAD)$', re.IGNORECASE)
-SECRET = re.compile('TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE', re.IGNORECASE)
 ADDRESS = re.compile('ADDR|_IP$|PROXY|HOST|NODELIST|ENDPOINT|URL|SUBMIT|MASTER|USER|LAUNCH_NODE', re.IGNORECASE)
 HIDDEN = '(set, hidden)'
 
@@ -62,7 +61,7 @@ def variables(environ: Mapping[str, str]) -> Dict[str, str]:
     for name in sorted(environ):
         if VARIABLES.match(name):
             value = environ[name]
-            is_hidden = SECRET.search(name) or ADDRESS.search(name) or '://' in value or '@' in value
+            is_hidden = is_secret(name) or ADDRESS.search(name) or '://' in value or '@' in value
             found[name] = HIDDEN if is_hidden and value else value
     return found
 

@@ -28,8 +28,8 @@ def steps(device: str) -> Iterator[Tuple[str, Callable[[], Any]]]:
 
     import seresnet_timm.models  # noqa: F401  (registers them)
     from seresnet_timm.ascend.runtime import supports_bfloat16
-    from seresnet_timm.engine.loss import backward
     from seresnet_timm.models.create import create_model
+    from seresnet_timm.step.backward import backward
     from seresnet_timm.step.bad_steps import BadSteps
     from seresnet_timm.step.fast import create_optimizer
     from seresnet_timm.step.half_weights import use_half_weights

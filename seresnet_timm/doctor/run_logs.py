@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Deque, Dict, Iterator, List, Optional, Set
 from seresnet_timm.ascend.error_events import EventReader
 from seresnet_timm.ascend.errors import where_plog_lies
 from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
 
 LIMIT = 32 << 20  # bytes of a source that are read, from its end
@@ -118,15 +119,11 @@ class Source:
 
 def _torchrun_error(text: str) -> str:
     """The traceback in the file where torchrun's ranks leave their exception, after its time."""
-    try:
-        message = json.loads(text)['message']
-        if isinstance(message, str):
-            return message
-        extra = message['extraInfo']
-        when = time.strftime('%Y-%m-%d-%H:%M:%S', time.localtime(int(extra['timestamp'])))
-        return f'{when}\n{extra["py_callstack"]}'
-    except (ValueError, KeyError, TypeError):
+    error = parse_error(text)
+    if error is None:
         return text
+    when = '' if error.when is None else time.strftime('%Y-%m-%d-%H:%M:%S\n', time.localtime(error.when))
+    return f'{when}{error.traceback}'
 
 
 @dataclass

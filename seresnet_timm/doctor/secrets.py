@@ -1,10 +1,15 @@
-"""Secrets, addresses and names in a text, and what is written in their place"""
+"""Secrets, addresses and names in a text for strangers, and what is written in their place
+
+It takes what may be a secret; `errors.redact`, for what is printed or pushed, only what certainly is one.
+"""
 import getpass
 import os
 import re
 import socket
 from contextlib import suppress
 from typing import Dict, Optional, Tuple
+
+from seresnet_timm.errors import is_secret
 
 _SECRET_NAME = (r'(?:[\w-]*(?:token|passw(?:or)?d|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|credential|'
                 r'authorization|cookie)s?)')
@@ -47,7 +52,7 @@ class Cleaner:
         environ = dict(os.environ) if environ is None else environ
         self.counts: Dict[str, int] = {}
         self._addresses: Dict[str, str] = {}
-        values = {v for k, v in environ.items() if re.fullmatch(f'(?i){_SECRET_NAME}', k) and len(v) >= 6}
+        values = {v for k, v in environ.items() if is_secret(k) and len(v) >= 6}
         self._values = sorted(values, key=len, reverse=True)
         names = []
         with suppress(Exception):  # no entry for this user

@@ -19,13 +19,13 @@ from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.faults import note_own
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.engine.loss import backward
 from seresnet_timm.engine.meters import LossMeter, Throughput
 from seresnet_timm.engine.progress import progress_bar
 from seresnet_timm.errors import RunError
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.summary import Summary
+from seresnet_timm.step.backward import backward
 from seresnet_timm.step.bad_steps import BadSteps, Figures
 
 _logger = logging.getLogger('train')
@@ -143,7 +143,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     optimizer.zero_grad()
     wait_start = time.perf_counter()
     with progress_bar(num_batches, f'Train {epoch}', _logger if utils.is_primary(args) else None) as bar:
-        for batch_idx, (input, target) in enumerate(run.train_loader, first):
+        batches = run.saving.batches(run, epoch, first, losses, throughput) if run.saving else run.train_loader
+        for batch_idx, (input, target) in enumerate(batches, first):
             is_last = batch_idx == num_batches - 1
             need_update = is_last or (batch_idx + 1) % args.grad_accum_steps == 0
             update_idx = batch_idx // args.grad_accum_steps
@@ -195,6 +196,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
     figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
+                   loss_scale=run.figures.loss_scale if run.loss_scaler else None,
                    unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
 

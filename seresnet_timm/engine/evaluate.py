@@ -1,8 +1,9 @@
 """The evaluation loop that train.py and validate.py share: every image counts once, on any number of processes."""
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from seresnet_timm.data.image_files import IGNORED_TARGET, Unreadable, take_unre
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.progress import progress_bar
+from seresnet_timm.engine.signals import Stopped
 from seresnet_timm.errors import RunError
 from seresnet_timm.step import heartbeat
 
@@ -75,9 +77,7 @@ def evaluate(
     start = last_time = time.perf_counter()
     last_logged, num_images = -1, 0
     with torch.inference_mode(), progress_bar(len(loader), 'Test', log.logger) as bar:
-        for batch_idx, (input, target) in enumerate(loader):
-            if log.agreement is not None and log.agreement.is_stopping():
-                break
+        for batch_idx, (input, target) in enumerate(_until_stopped(loader, log.agreement)):
             input, target = forward.move(input, target)
             with forward.autocast():
                 output = model(forward.lay_out(input))
@@ -117,6 +117,20 @@ def evaluate(
     if skipped is not None:
         counts = counts + torch.tensor([skipped.count, 0, 0, skipped.count], device=counts.device)
     return _metrics(loss_sum, counts), skipped or report_unreadable(loader, log.logger)
+
+
+def _until_stopped(loader: Any, agreement: Optional[Agreement]) -> Iterator[Any]:
+    """Batches of an evaluation, until a signal stops the training."""
+    batches = iter(loader)
+    while True:
+        try:
+            with nullcontext() if agreement is None else agreement.waiting_alone():
+                batch = next(batches, None)
+        except Stopped:
+            return
+        if batch is None or agreement is not None and agreement.is_stopping():
+            return
+        yield batch
 
 
 class _Evaluator(ClassificationEvaluator):

@@ -159,7 +159,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--color-jitter-prob', type=float, metavar='P', help='probability of --color-jitter (default: always)')
     arg('--grayscale-prob', type=float, metavar='P', help='probability of a grey image')
     arg('--gaussian-blur-prob', type=float, metavar='P', help='probability of a blurred image')
-    arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'")
+    arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'; "
+        "'ta_wide' is torchvision's TrivialAugment")
     arg('--aug-repeats', type=float, default=0, help='repeated augmentation (several processes only)')
     arg('--aug-splits', type=int, default=0, metavar='N', help='augmentation splits, 0 or at least 2')
     arg('--jsd-loss', action='store_true', help='Jensen-Shannon divergence over the augmentation splits')

@@ -1,11 +1,13 @@
 """What rank 0 of the bundled train.py writes: the run's folder, its files after each epoch, and the closing lines"""
 import logging
-from typing import Any, Dict, List, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
 
 import torch.nn as nn
 import yaml
 from timm.utils.summary import trim_summary
 
+from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
@@ -50,7 +52,7 @@ def create_outputs(
             saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
         else:
             _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
-    record = RunRecord(settings, folder.path, saver.model_info)
+    record = create_record(settings, folder.path, saver.model_info)
     record.continue_from(start_epoch if continues else 0, is_same_run=continues)
     note_failed_saves(saver, record)
     trim_summary(str(folder.summary), start_epoch if continues else 0)
@@ -58,6 +60,17 @@ def create_outputs(
         yaml.safe_dump(settings.args, f, default_flow_style=False)
     _logger.info(f'Output: {printable(folder.path)}')
     return Outputs(folder, saver, record)
+
+
+def create_record(settings: RunSettings, folder: Union[str, Path], model_info: Optional[Dict[str, Any]]) -> RunRecord:
+    """run.json of a run, with the name of its device.
+
+    Args:
+        settings: Settings of the run.
+        folder: Where it is written.
+        model_info: ModelInfo of the network, as a dictionary.
+    """
+    return RunRecord(settings, folder, model_info, devices.device_name(settings.device.partition(':')[0]))
 
 
 def note_failed_saves(saver: AtomicCheckpointSaver, record: RunRecord) -> None:

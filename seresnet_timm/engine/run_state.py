@@ -14,10 +14,10 @@ from timm.task import resume_task_checkpoint
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import weights_for
-from seresnet_timm.checkpoints.random_state import own_state, set_own_state
 from seresnet_timm.data.image_files import Unreadable, image_files_of
 from seresnet_timm.data.loading import is_fast
 from seresnet_timm.data.position import resumable
+from seresnet_timm.data.random_state import own_state, set_own_state
 from seresnet_timm.engine.epoch import Training
 from seresnet_timm.engine.meters import mean_losses
 from seresnet_timm.errors import UsageError, first_line

@@ -1,8 +1,9 @@
 """When a training saves its state beside the ends of its epochs: after minutes, at a signal, at a recovery interval"""
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional
 
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.epoch import Training
@@ -28,6 +29,34 @@ class Saving:
         self._seconds, self._recovery_interval = 60 * minutes, recovery_interval
         self._saved = time.monotonic()
         self._trained: Dict[str, Any] = {}
+
+    def batches(self, run: Training, epoch: int, first: int, losses: Any, throughput: Any) -> Iterator[Any]:
+        """Batches of an epoch. A signal stops the run between two updates also if its data do not come.
+
+        Args:
+            run: The training.
+            epoch: Number of the epoch.
+            first: Batches of it that are done before.
+            losses: Its LossMeter.
+            throughput: Its Throughput.
+
+        Raises:
+            Stopped: A signal stops the run; it is saved.
+        """
+        batches, done = iter(run.train_loader), first
+        while True:
+            is_after_update = done % run.args.grad_accum_steps == 0
+            try:
+                with self.agreement.waiting_for_data() if is_after_update else nullcontext():
+                    batch = next(batches, None)
+            except Stopped:
+                if done > first:  # else the state is that of the last save
+                    self._save(run, Place(epoch, done), losses, throughput=throughput.state_dict())
+                raise
+            if batch is None:
+                return
+            yield batch
+            done += 1
 
     def after_update(self, run: Training, epoch: int, batches: int, losses: Any, throughput: Any) -> None:
         """Save after an update that is not the last of its epoch, if it is time to.

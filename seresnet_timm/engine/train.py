@@ -16,7 +16,6 @@ import copy
 import logging
 import math
 import time
-from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -28,7 +27,6 @@ from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights, named_for
 from seresnet_timm.checkpoints.read import read_once
@@ -152,7 +150,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # epochs
     try:
         with StopSignals() as signals, noted(run):
-            agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+            agreement = Agreement(signals, device, args.rank, args.world_size)
             run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
             results = train_epochs(run, resumed, num_epochs)
     except KeyboardInterrupt:

@@ -38,10 +38,10 @@ from seresnet_timm.engine.model_info import (
     describe_other_classes,
     model_info_of,
 )
+from seresnet_timm.engine.outputs import create_record
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
 
@@ -113,7 +113,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         torch.distributed.destroy_process_group()
     if utils.is_primary(args):
         if settings.output:
-            record = RunRecord(settings, settings.output, results[0].model_info)
+            record = create_record(settings, settings.output, results[0].model_info)
             record.set_evaluation(results[0].figures)
             for result in results:
                 faults.add(record, None, result.faults)

@@ -160,7 +160,36 @@ class FilePath(Rule):
         return os.path.expanduser(value)
 
     def wrong(self, value: Any) -> Optional[str]:
-        return 'holds a null character' if '\0' in value else None
+        if '\0' in value:
+            return 'holds a null character'
+        reason = self.why_not_readable(value.removeprefix('local-dir:'))
+        return f'cannot be read: {reason}' if reason else None
+
+    def why_not_readable(self, path: str) -> Optional[str]:
+        from seresnet_timm.files import why_not_readable  # here, so that a Python without packages gets its answer
+        return why_not_readable(path)
+
+
+class TextFile(FilePath):
+    """A text that a user writes."""
+
+    def describe(self) -> str:
+        return 'a text file'
+
+    def why_not_readable(self, path: str) -> Optional[str]:
+        from seresnet_timm.files import why_not_text
+        return why_not_text(path)
+
+
+class ConfigFile(TextFile):
+    """A YAML file of settings."""
+
+    def describe(self) -> str:
+        return 'a YAML file'
+
+    def why_not_readable(self, path: str) -> Optional[str]:
+        from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
+        return why_not_text(path, MOST_BYTES_OF_CONFIG)
 
 
 MAX_NAME = 255  # bytes of a name, on all usual file systems
@@ -186,8 +215,8 @@ class Output(FilePath):
         return 'a folder to write to' if self.is_folder else 'a file to write'
 
     def wrong(self, value: Any) -> Optional[str]:
-        if super().wrong(value):
-            return super().wrong(value)
+        if '\0' in value:
+            return 'holds a null character'
         from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
         reason = why_not_writable(value, self.is_folder) if value else None
         return f'cannot be written: {reason}; name another' if reason else None
@@ -207,8 +236,8 @@ SIDES = Number(above=0, counts=(2,), ascending=True)
 
 FILTERS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'plateau', 'poly', 'wsd', 'rsqrt', 'none')
-# first part of a policy; timm reads the rest of it
-POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
+# first part of a policy; timm reads the rest of it; ta_wide is torchvision's
+POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a', 'ta_wide')
 IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
 DTYPES = ('float32', 'float16', 'bfloat16')
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
@@ -278,9 +307,10 @@ VALUES: Dict[str, Rule] = {
     'fuse_bn': Names(('auto', 'on', 'off')), 'lean_se': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
     # paths that are read
     **dict.fromkeys((
-        'data', 'data_dir', 'config', 'class_map', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint',
-        'real_labels', 'valid_labels', 'scripts', 'model', 'src', 'source', 'file', 'run', 'image', 'class_names',
-        'timm_scripts', 'kd_model_name'), FilePath()),
+        'data', 'data_dir', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint', 'scripts', 'model', 'src',
+        'source', 'file', 'run', 'image', 'timm_scripts', 'target', 'kd_model_name'), FilePath()),
+    'config': ConfigFile(),
+    **dict.fromkeys(('class_map', 'real_labels', 'valid_labels', 'class_names'), TextFile()),
     # outputs
     'experiment': FolderName(),
     'output': Output(is_folder=True), 'prof': Output(is_folder=True), 'dst': Output(is_folder=True),
@@ -291,6 +321,8 @@ VALUES: Dict[str, Rule] = {
     'dtype': Names(DTYPES), 'to': Names(('timm', 'modelzoo', 'safetensors')),
     'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
+    'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
+    'curves': Output(is_folder=False),
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from seresnet_timm import errors
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,12 +31,7 @@ SERVER_ERRORS = (500, 502, 503, 504)
 
 def redact(text: str) -> str:
     """A text without tokens, passwords in addresses, and the query strings of signed addresses."""
-    token = get_token()
-    if token:
-        text = text.replace(token, '***')
-    text = re.sub(r'\bhf_(?!hub_)\w{4,}', 'hf_***', text)  # names of settings begin with hf_hub_
-    text = re.sub(r'//[^/\s@]+@', '//***@', text)
-    return re.sub(r'(https?://[^\s?\'"]+)\?[^\s\'")]+', r'\1', text)
+    return errors.redact(text, (get_token() or '',))
 
 
 class _Redact(logging.Filter):

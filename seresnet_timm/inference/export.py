@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
-import timm
 import torch
 import torch.nn as nn
 
@@ -21,7 +20,7 @@ from seresnet_timm.ascend import installation
 from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import atomic_path
 from seresnet_timm.inference.load import LoadedModel
-from seresnet_timm.version import __version__
+from seresnet_timm.runs.record import installed_versions
 
 SUFFIXES = {'.onnx': 'onnx', '.pt2': 'torch'}
 INPUT, OUTPUT = 'input', 'logits'
@@ -123,7 +122,7 @@ def metadata_of(loaded: LoadedModel, uint8: bool) -> Dict[str, Any]:
         'model': loaded.info.name, 'origin': loaded.origin, 'num_classes': loaded.info.num_classes,
         'preprocessing': preprocessing, 'label_names': loaded.info.class_names,
         'label_descriptions': loaded.class_descriptions, 'model_info': loaded.info.to_dict(),
-        'versions': {'seresnet_timm': __version__, 'timm': timm.__version__, 'torch': torch.__version__},
+        'versions': installed_versions(),
     }
 
 

@@ -14,7 +14,7 @@ from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from seresnet_timm.data.classes import FOREIGN_FILES, is_folder, is_foreign
+from seresnet_timm.data.classes import is_foreign
 from seresnet_timm.errors import RunError, UsageError, first_names, note_replaced, printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.images import (
@@ -22,7 +22,7 @@ from seresnet_timm.images import (
     UnreadableImage,
     count_by_suffix,
     describe_left_out,
-    is_image,
+    list_folder,
     read_image,
     silence_pillow,
 )
@@ -87,15 +87,10 @@ def _list_folder(
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
-    links, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_folder(entry):
-                (links if entry.is_symlink() else folders).append(entry)
-            else:
-                counts = is_image(entry.name) and not entry.name.startswith(FOREIGN_FILES)
-                (images if counts else others).append(entry.path)
-    for entry in sorted(folders, key=lambda e: e.name) + sorted(links, key=lambda e: e.name):
+    found = list_folder(folder)
+    images.extend(entry.path for entry in found.images)
+    others.extend(entry.path for entry in found.others)
+    for entry in sorted(found.folders, key=lambda e: (e.is_symlink(), e.name)):  # links last
         if is_foreign([entry.name]):
             foreign.append(entry.path)
         else:

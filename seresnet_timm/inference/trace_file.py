@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
-from seresnet_timm.files import as_json, atomic_path
+from seresnet_timm.files import as_json, atomic_path, why_not_readable
 
 SCHEMA = 1
 DTYPES = {
@@ -121,6 +121,9 @@ class TraceReader:
     def __init__(self, path: Union[str, Path]):
         self.path = Path(path)
         self._file, self._read = None, 0
+        reason = why_not_readable(path, is_file=True)
+        if reason:
+            raise UsageError(f'{printable(path)} cannot be read: {reason}.')
         damaged = f'{printable(path)} is no file that `seresnet-timm compare --dump` wrote, or it is damaged'
         try:
             self.metadata: Dict[str, Any] = json.loads((self._open().metadata() or {})['trace'])

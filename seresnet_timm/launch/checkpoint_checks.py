@@ -16,7 +16,6 @@ from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
 from seresnet_timm.engine.teacher import trainable_shapes
 from seresnet_timm.errors import UsageError, first_names
-from seresnet_timm.hub.repository import WEIGHTS
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
@@ -60,6 +59,7 @@ def check_named_weights(run: Any) -> Iterator[str]:
     folder = run.settings.model_folder or run.args.model.partition('local-dir:')[2]
     if not folder or not run.args.pretrained or run.flag('checkpoint') or run.flag('pretrained_path'):
         return
+    from seresnet_timm.hub.repository import WEIGHTS  # here, as a training without the Hub does not need it
     path = next((Path(folder) / name for name in WEIGHTS if (Path(folder) / name).is_file()), None)
     if path is not None:
         checkpoint = read_checkpoint(path)

@@ -22,6 +22,7 @@ from seresnet_timm.data.label_files import (
     valid_labels_of_timm,
     wrong_real_name,
 )
+from seresnet_timm.data.trivial_augment import TA_WIDE
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import (
@@ -194,7 +195,7 @@ def check_precision(run: Checked) -> Iterator[str]:
 
 def check_transforms(run: Checked) -> Iterator[str]:
     """The settings of an augmentation policy, by timm's own transforms."""
-    if not run.flag('aa'):
+    if not run.flag('aa') or run.args.aa == TA_WIDE:
         return
     try:
         create_transform(32, is_training=True, auto_augment=run.args.aa)

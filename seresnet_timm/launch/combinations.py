@@ -50,6 +50,9 @@ def find_contradictions(
             "train without evaluation (--val-split '') and evaluate on one process (validate --nproc 1)")
         found.append(f'--dataset {args["dataset"]} on {world_size} processes: its reader would evaluate some images '
                      f'twice and others never; {other}, or use folders of images.')
+    if verb == 'train' and args.get('aug_repeats') and world_size == 1:
+        found.append('--aug-repeats shows an image to several processes, and there is one: start more with --nproc, or '
+                     'leave it out.')
     if (args.get('seed') or 0) + world_size - 1 > MAX_SEED:
         found.append(f'--seed {args["seed"]} is too large for {world_size} processes, each of which adds its number.')
     return found
@@ -94,6 +97,8 @@ def _auto_augment(args: Mapping[str, Any]) -> Iterator[str]:
     if channels not in (1, 3) and not args.get('no_aug'):
         yield (f'--aa {args["aa"]} is for gray and RGB images, {_channel_flag(args)} has {channels} channels: leave '
                'out --aa.')
+    if args['aa'] == 'ta_wide' and (args.get('aug_splits') or 0) > 1:
+        yield '--aa ta_wide does not go with --aug-splits: leave out one, or take another policy.'
 
 
 def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from seresnet_timm.engine.flags import (
 )
 from seresnet_timm.engine.values import VALUES
 from seresnet_timm.errors import UsageError, did_you_mean, printable
+from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
 from seresnet_timm.launch.tuned import KEY, take_tuned
 
 
@@ -77,6 +78,9 @@ def read_yaml(path: str) -> Dict[Any, Any]:
     """Content of a YAML file that must be a mapping."""
     import yaml  # here, so that --help and a Python without it get their answer
 
+    reason = why_not_text(path, MOST_BYTES_OF_CONFIG)
+    if reason:
+        raise UsageError(f'Config {path} cannot be read: {reason}.')
     try:
         with open(path, 'rb') as f:  # bytes: yaml takes UTF-16 and a byte order mark
             text = f.read()

@@ -283,6 +283,9 @@ def fit_batch(sources: Any, args: Dict[str, Any], data: DataFacts, world_size: i
     if images is None or fits < 1 or fits >= before or sources.asked_or_typed('batch_size'):
         return
     args['batch_size'] = fits
+    if 'grad_accum_steps' in args and not sources.asked('grad_accum_steps'):
+        args['grad_accum_steps'] = 1
+    sources.reasons.pop('batch_size', None)
     sources.notes.append(f'-b {fits}, not {before}: the training split has {images} images. -b N overrides this.')
     if sources.lr_of_recipe:  # which goes with its batch
         for name in ('lr', 'warmup_lr'):

@@ -6,8 +6,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
+from seresnet_timm.runs.record import installed_versions
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.version import __version__
 
 
 def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) -> None:
@@ -33,8 +33,9 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     from seresnet_timm.data.image_files import allowed_images
     args, reasons = settings.args, settings.reasons
     each = f'{settings.nproc} on each of {settings.nnodes} nodes; ' if settings.nnodes > 1 and not node.is_rank else ''
+    version, folder = installed_versions()['seresnet_timm'], Path(__file__).resolve().parent.parent
     lines = [
-        ('package', f'seresnet_timm {__version__} from {Path(__file__).resolve().parent.parent}'),
+        ('package', f'seresnet_timm {version} from {folder}'),
         ('device', f'{settings.device} ({reasons["device"]})'),
         ('processes', f'{settings.world_size} ({each}{reasons["nproc"]})'),
         ('script', settings.script.describe()),
@@ -50,7 +51,7 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         lines.append(('teacher', describe_teacher(settings)))
     accumulated = f' x {args["grad_accum_steps"]} accumulated' if (args.get('grad_accum_steps') or 1) > 1 else ''
     lines.append(('batch', f'global batch size {settings.global_batch_size} = {args["batch_size"]} x '
-                           f'{settings.world_size} process(es){accumulated}'))
+                           f'{settings.world_size} process(es){accumulated}{_in_brackets(reasons.get("batch_size"))}'))
     if args.get('train_img_sizes'):
         from seresnet_timm.data.scheduled import describe as describe_sizes
         side = args.get('img_size') or (args.get('input_size') or _input_size(args['model']))[-1]

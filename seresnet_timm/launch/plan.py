@@ -328,7 +328,7 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
 
 def resolve_resume(sources: Sources, output: str) -> str:
     """What `--resume auto` means: the newest valid checkpoint in the folder of the run; '' if there is none."""
-    from seresnet_timm.checkpoints.newest import newest_checkpoint
+    from seresnet_timm.launch.newest import newest_checkpoint
     checkpoint, notes = newest_checkpoint(RunFolder(output))
     sources.notes += notes
     sources.reasons['resume'] = 'auto'

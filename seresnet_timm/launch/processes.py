@@ -1,5 +1,4 @@
 """Several processes, by torchrun: rank 0 prints, others log to files, a failure is shown once, signals reach all."""
-import json
 import logging
 import os
 import signal
@@ -15,15 +14,16 @@ from typing import Any, Iterator, List, Optional, Tuple
 import psutil
 
 from seresnet_timm.ascend.errors import is_consequence
-from seresnet_timm.checkpoints.newest import newest_checkpoint
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
+from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.launch.waiting import printed
 from seresnet_timm.launch.watch import Watch, end_ranks
+from seresnet_timm.runs.error_file import OWN_ERRORS, RankError, parse_error
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import heartbeat
@@ -204,7 +204,7 @@ def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, An
 
 
 def _lost_another(failure: Any) -> bool:
-    text = _read_error(failure.error_file)[1] if failure.exitcode > 0 else ''
+    text = _read_error(failure.error_file).text() if failure.exitcode > 0 else ''
     return bool(text) and is_consequence(text)
 
 
@@ -217,7 +217,7 @@ def _ended_by_torchrun(failure: Any, first: Any) -> bool:
 
 def _is_final(failure: Any) -> bool:
     """A rank ended with a sentence of its own: it would say the same again."""
-    return failure.exitcode > 0 and _read_error(failure.error_file)[0] in ('UsageError', 'RunError')
+    return failure.exitcode > 0 and _read_error(failure.error_file).kind in OWN_ERRORS
 
 
 @contextmanager
@@ -290,11 +290,12 @@ def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir
         name = signal.Signals(-failure.exitcode).name
         hint = ' (out of memory? `dmesg` tells)' if name == 'SIGKILL' else ''
         return RunError(f'Rank {rank} was killed by {name}{hint}.{resume_hint(settings)}')
-    kind, text = _read_error(failure.error_file)
-    if kind == 'UsageError':
-        return UsageError(text)
-    if kind == 'RunError':
-        return RunError(text)
+    error = _read_error(failure.error_file)
+    if error.kind == 'UsageError':
+        return UsageError(error.sentence)
+    if error.kind == 'RunError':
+        return RunError(error.sentence)
+    text = error.text()
     if settings.nnodes > 1 and is_consequence(text):
         return RunError(f'Node {node.rank} lost contact with another node, which has ended or cannot be reached '
                         f'any more: its own log says why.{resume_hint(settings)}\n{text.strip().splitlines()[-1]}')
@@ -303,18 +304,13 @@ def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir
                     f'{resume_hint(settings)}\n{text}'.rstrip())
 
 
-def _read_error(error_file: str) -> Tuple[str, str]:
-    """Class and text (a sentence, or a traceback) of the exception that a rank left."""
+def _read_error(error_file: str) -> RankError:
+    """The exception that a rank left."""
     try:
-        with open(error_file) as f:
-            message = json.load(f)['message']
-    except (OSError, ValueError, KeyError):
-        return '', ''
-    if isinstance(message, str):
-        return '', message
-    text = message['extraInfo']['py_callstack']
-    kind, _, sentence = message['message'].partition(': ')
-    return (kind, sentence) if kind in ('UsageError', 'RunError') else (kind, text)
+        text = Path(error_file).read_text()
+    except (OSError, ValueError):
+        text = ''
+    return parse_error(text) or RankError('', '', '')
 
 
 def _rendezvous_failure(settings: RunSettings, node: Node, error: RuntimeError) -> str:

@@ -1,9 +1,13 @@
 """Recipes: one YAML file each, with settings by timm's names and a `recipe:` block that says what is run."""
+import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional
 
 from seresnet_timm.errors import UsageError, did_you_mean
+
+MOST_AT_ONCE = 256  # images of a process: SE-ResNet-50 at 224 pixels in mixed precision fits 32 GB with them
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,16 @@ class Recipe:
         verb: 'train' or 'validate'; None for a file that is a preset only.
         description: What it does, one line.
         source: The ModelZoo script that it replaces.
-        global_batch_size: Images of a step, of all devices; None leaves it to the settings.
+        global_batch_size: Images of a step, of all devices and accumulated batches; None leaves it to the settings.
         lr: Learning rate at that batch size.
         epochs: Epochs, warm-up included.
         processes: Processes on a node; None for one a device.
         max_restarts: Restarts of the processes after a failure, at most.
         cpu: Settings on a CPU, and `images`, the images of a process and step there.
+        published: Top-1 that its source publishes, and of what.
+        expected: Top-1 that it should give.
+        measured: Top-1 that this package has reached with it; empty until it has.
+        teacher_gmacs: Multiplications of the teacher for an image, in thousands of millions; 0 without one.
     """
     name: str
     settings: Dict[str, Any]
@@ -34,6 +42,19 @@ class Recipe:
     processes: Optional[int] = None
     max_restarts: int = 0
     cpu: Dict[str, Any] = field(default_factory=dict)
+    published: str = ''
+    expected: str = ''
+    measured: str = ''
+    teacher_gmacs: float = 0.
+
+    @property
+    def num_epochs(self) -> int:
+        """All epochs, warm-up included."""
+        if self.epochs is not None:
+            return self.epochs
+        s = self.settings
+        return s.get('epochs', 300) + s.get('cooldown_epochs', 0) + (
+            s.get('warmup_epochs', 5) if s.get('warmup_prefix') else 0)
 
 
 def recipes_dir() -> Path:
@@ -76,7 +97,54 @@ def load_recipe(name: str) -> Recipe:
     return Recipe(path.stem, {**base.settings, **settings}, cpu=cpu, **block)
 
 
+def all_recipes() -> Dict[str, Recipe]:
+    """All recipes and presets, by name."""
+    return {path.stem: load_recipe(path.stem) for path in sorted(recipes_dir().glob('*.yaml'))}
+
+
 def runnable_recipes() -> Dict[str, Recipe]:
     """The recipes that `seresnet-timm recipe NAME` runs, by name."""
-    recipes = {path.stem: load_recipe(path.stem) for path in sorted(recipes_dir().glob('*.yaml'))}
-    return {name: recipe for name, recipe in recipes.items() if recipe.verb is not None}
+    return {name: recipe for name, recipe in all_recipes().items() if recipe.verb is not None}
+
+
+def header(name: str) -> str:
+    """What a recipe's file says of it: the comment at its beginning."""
+    lines = recipe_path(name).read_text(encoding='utf-8').splitlines()
+    return '\n'.join(line[2:] for line in itertools.takewhile(lambda line: line.startswith('#'), lines))
+
+
+# --- the batch --------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Batch:
+    """How a global batch is divided.
+
+    Attributes:
+        images: Images of a process at once.
+        accumulated: Batches that a process adds up for a step.
+        total: Images of a step, of all processes.
+    """
+    images: int
+    accumulated: int
+    total: int
+
+
+def divide_batch(total: int, world_size: int, accumulated: Optional[int] = None) -> Batch:
+    """Divide a recipe's global batch among the processes.
+
+    Args:
+        total: Images of a step, of all processes.
+        world_size: Number of processes.
+        accumulated: Batches that a process adds up for a step; None for as few as keep a batch at `MOST_AT_ONCE`.
+
+    Returns:
+        The division; its total differs a little where the images do not divide. A batch is even, as mixup pairs images.
+    """
+    each = total / world_size
+    if accumulated is None:
+        accumulated = max(1, math.ceil(each / MOST_AT_ONCE))
+        if round(each) == each:  # a little more steps if they divide then
+            even = [n for n in range(accumulated, 2 * accumulated) if each % n == 0 and each // n % 2 == 0]
+            accumulated = even[0] if even else accumulated
+    images = max(2, 2 * round(each / accumulated / 2))
+    return Batch(images, accumulated, images * accumulated * world_size)

@@ -12,7 +12,7 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.config_file import bundled_defaults, load_config, read_yaml
 from seresnet_timm.launch.parse import CommandLine
-from seresnet_timm.launch.recipes import Recipe, load_recipe
+from seresnet_timm.launch.recipes import Recipe, divide_batch, load_recipe
 from seresnet_timm.launch.tuned import KEY, options_of
 
 # flags of a training preset or config that evaluation shares
@@ -28,6 +28,7 @@ class Sources:
 
     Attributes:
         recipe: The recipe that runs.
+        preset_recipe: The recipe of `--preset`.
         preset: Settings of the recipe, or of `--preset`.
         config: Settings of `--config`.
         flags: What was typed, by timm's names.
@@ -52,6 +53,7 @@ class Sources:
     checkpoints: Dict[str, Any] = field(default_factory=dict)
     lr_of_recipe: bool = False
     tuned: Optional[Dict[str, Any]] = None
+    preset_recipe: Optional[Recipe] = None
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
@@ -82,8 +84,8 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
     options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
     recipe = load_recipe(recipe_name) if recipe_name else None
-    preset = load_recipe(options['preset']) if options.get('preset') else recipe
-    settings = dict(preset.settings) if preset else {}
+    preset = load_recipe(options['preset']) if options.get('preset') else None
+    settings = dict((preset or recipe).settings) if preset or recipe else {}
     if line.verb == 'validate':
         settings = for_validation(settings)
     if preset and line.verb == 'train' and not line.script.is_bundled:
@@ -92,7 +94,8 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     tuned = config.pop(KEY, None)
     if tuned:
         options = {**options_of(tuned), **options}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned)
+    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned,
+                   preset_recipe=preset)
 
 
 def refuse_missing_flags(settings: Dict[str, Any], defaults: Dict[str, Any], preset: str) -> None:
@@ -130,6 +133,8 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     """Every flag of the script: defaults < recipe or preset < evaluated checkpoint < config < command line."""
     if sources.recipe is not None:
         apply_recipe(sources, sources.recipe, line.verb, device, world_size)
+    elif sources.preset_recipe is not None and line.verb == 'train':
+        apply_preset(sources, sources.preset_recipe, world_size)
     if line.verb == 'validate':
         apply_checkpoint(sources)
     base = sources.base()
@@ -171,6 +176,32 @@ def apply_recipe(sources: Sources, recipe: Recipe, verb: str, device: str, world
     if 'learning_rate' not in zoo and not sources.asked('lr') and 'lr_base' not in flags and recipe.lr is not None:
         zoo['learning_rate'] = recipe.lr * images / recipe.global_batch_size
         sources.lr_of_recipe = True
+
+
+def apply_preset(sources: Sources, preset: Recipe, world_size: int) -> None:
+    """Divide the batch of a preset among the processes; leave out what one process cannot do."""
+    if sources.preset.get('aug_repeats') and world_size == 1 and not sources.asked('aug_repeats'):
+        sources.preset['aug_repeats'] = 0
+        sources.notes.append(f'One process shows an image once an epoch: {preset.name} has repeated augmentation '
+                             f'(--aug-repeats {preset.settings["aug_repeats"]}) on several processes.')
+    total = preset.global_batch_size
+    if total is None or preset.verb is not None:  # a recipe of the ModelZoo is a preset for each process
+        return
+    asked = {**sources.config, **sources.flags}
+    accumulated = asked.get('grad_accum_steps') or None
+    if sources.asked_or_typed('batch_size'):
+        images = sources.modelzoo.get('batch_size') or asked['batch_size'] * world_size
+        now = images * (accumulated or 1)
+        if now != total and not sources.asked_or_typed('lr', 'lr_base', 'learning_rate'):
+            sources.notes.append(f"The batch is {now:,} images a step, the preset's learning rate is for {total:,}: "
+                                 'leave out -b, or give --lr too.')
+        return
+    batch = divide_batch(total, world_size, accumulated)
+    sources.preset.update(batch_size=batch.images, grad_accum_steps=batch.accumulated)
+    sources.reasons['batch_size'] = f'{preset.name}: {total:,} on any number of processes'
+    if batch.total != total:
+        sources.notes.append(f"{batch.total:,} images a step, not the preset's {total:,}, which do not divide by "
+                             f'{world_size} processes in even numbers.')
 
 
 def _shrink_for_cpu(sources: Sources, cpu: Dict[str, Any]) -> None:

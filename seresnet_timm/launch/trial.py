@@ -131,8 +131,9 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
 
     from seresnet_timm.engine import train
     from seresnet_timm.engine.forward import Forward, set_up_device
-    from seresnet_timm.engine.loss import backward, training_loss
+    from seresnet_timm.engine.loss import training_loss
     from seresnet_timm.models import lean_se
+    from seresnet_timm.step.backward import backward
     from seresnet_timm.step.bad_steps import BadSteps
     from seresnet_timm.step.loss_scaler import create_loss_scaler
     args = settings.namespace()

@@ -8,7 +8,8 @@ names are timm's, and whatever the operation does not know runs timm's own layer
 Paper: `Squeeze-and-Excitation Networks` - https://arxiv.org/abs/1709.01507
 """
 import os
-from typing import Optional, Tuple
+from contextlib import nullcontext
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -179,9 +180,13 @@ def lean_tail(
         bn.running_mean, bn.running_var, bn.momentum, bn.eps)
 
 
+def _without_autocast(x: torch.Tensor) -> Any:
+    return torch.autocast(x.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
+
+
 def _squeeze(y: torch.Tensor, w1, b1, w2, b2) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pooled input (B, C), hidden units (B, C / 16) and gate (B, C) of SE, in the precision of its weights."""
-    with torch.autocast(y.device.type, enabled=False):
+    with _without_autocast(y):
         pooled = y.mean((2, 3), dtype=w1.dtype)
         hidden = F.linear(pooled, w1.flatten(1), b1).relu()
         return pooled, hidden, F.linear(hidden, w2.flatten(1), b2).sigmoid()

@@ -1,26 +1,85 @@
-"""Curves of a run as a picture."""
+"""Curves of runs as a picture: one run, or several on one sheet."""
+import math
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.files import atomic_path
 
 # what is marked: its kind in run.json, and how
 FAULTS = {
     'restart': ('restart', 'v'), 'skipped steps': ('bad_steps', 'x'), 'bad images': ('bad_images', 's'),
     'wait for data': ('data_wait', 'd'), 'new worker': ('worker', '^'), 'failed save': ('save', 'P')}
+# Okabe and Ito's palette, which colour-blind people tell apart, without its yellow, which is too light for a line
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56B4E9')
+# as many as have no common divisor with the colours: the looks repeat after 56 runs
+STYLES = (('-', 'o'), ('--', 's'), ('-.', '^'), (':', 'D'), ((0, (6, 1, 1, 1, 1, 1)), 'v'), ((0, (8, 2)), 'P'),
+          ((0, (3, 1)), 'X'), ((0, (1, 1)), '*'))
+MARKERS = 12  # on a line
+
+
+FPS = 'Training images/s'
+
+
+class Curves(NamedTuple):
+    """A run on the sheet: its name, its record as from `read_record`, and the rows of its summary.csv as numbers."""
+    name: str
+    record: Dict[str, Any]
+    rows: List[Dict[str, float]]
 
 
 def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path) -> None:
+    """Draw the curves of one run as PNG, see `draw_sheet`."""
+    draw_sheet([Curves('', record, rows)], path)
+
+
+def draw_sheet(runs: Sequence[Curves], path: Union[str, Path]) -> None:
     """Draw loss, top-1, learning rate and images/s over epochs as PNG, and mark the epochs with faults.
 
+    The share of waiting and the loss scale are drawn too where a run has them.
+
     Args:
-        record: The run's record, as from `read_record`.
-        rows: Rows of its summary.csv, as numbers by column; at least one.
+        runs: The runs; each with at least one row.
         path: The picture.
 
     Raises:
         UsageError: matplotlib is missing.
+    """
+    plt = pyplot()
+    panels = [(_draw_loss, 'Loss'), (_draw_top1, 'Top-1 (%)'), (_draw_lr, 'Learning rate'), (_draw_fps, FPS)]
+    if any(figures_of(run, 'data_wait_share')[1] for run in runs):
+        panels.append((_draw_wait, 'Waiting for data (% of the time)'))
+    if any(figures_of(run, 'loss_scale')[1] for run in runs):
+        panels.append((_draw_scale, 'Loss scale'))
+    columns = 2 if len(panels) == 4 else 3
+    rows_of_names = math.ceil(len(runs) / 2) if len(runs) > 1 else 0
+    size = (10, 6.5) if len(runs) == 1 else (13, 8 + 0.22 * rows_of_names)
+    figure, axes = plt.subplots(2, columns, figsize=size, layout='constrained')
+    for ax in axes.flat[len(panels):]:
+        ax.remove()
+    for ax, (draw, title) in zip(axes.flat, panels):
+        ax.set_title(title)
+        ax.set_xlabel('epoch')
+        ax.grid(visible=True, alpha=0.3)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        draw(ax, runs)
+    _explain_marks(figure, axes.flat[3], runs)
+    if len(runs) == 1:
+        figure.suptitle(describe(runs[0].record), parse_math=False)
+    else:
+        lines = [axes.flat[0].plot([], [], **_look(i), label=_plain(run.name))[0] for i, run in enumerate(runs)]
+        figure.legend(handles=lines, loc='outside upper center', ncols=2 if len(runs) > 2 else len(runs),
+                      handlelength=4)
+    with atomic_path(path) as tmp:
+        figure.savefig(tmp, dpi=120, format='png')
+    plt.close(figure)
+
+
+def pyplot() -> Any:
+    """matplotlib's module, which draws into files.
+
+    Raises:
+        UsageError: It is missing.
     """
     try:
         import matplotlib
@@ -28,32 +87,143 @@ def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path
         raise UsageError('The curves need matplotlib: pip install "seresnet-timm[demo]".')
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    return plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout='constrained')
-    (loss, top1), (lr, fps) = axes
-    x = [row['epoch'] for row in rows]
-    _plot(loss, 'Loss', x, {'train': [row['train_loss'] for row in rows]})
-    if 'eval_loss' in rows[0]:
-        _plot(loss, 'Loss', x, {'validation': [row['eval_loss'] for row in rows]})
-    loss.set_yscale('log')
-    _plot(top1, 'Top-1 (%)', x, {'validation': [row['eval_top1'] for row in rows]} if 'eval_top1' in rows[0] else {})
-    if 'eval_top1' in rows[0]:
-        value, epoch = max((row['eval_top1'], row['epoch']) for row in rows)
-        side = 'right' if epoch == x[-1] else 'center'  # within the frame
-        top1.annotate(f'{value:.2f}', (epoch, value), textcoords='offset points', xytext=(0, -14), ha=side)
-    _plot(lr, 'Learning rate', x, {'': [row['lr'] for row in rows]})
-    measured = [e for e in record['epochs'] if e['fps'] is not None]
-    _plot(fps, 'Training images/s', [e['epoch'] for e in measured], {'': [e['fps'] for e in measured]})
-    if measured:
-        fps.set_ylim(0, 1.1 * max(e['fps'] for e in measured))
-    _mark_faults(figure, fps, faults_by_kind(record, x))
+
+def describe(record: Dict[str, Any]) -> str:
+    """Model, devices, precision and batch size of a run, a line."""
     settings = record['settings']
-    figure.suptitle(f'{settings["args"]["model"]}: {settings["world_size"]} x {settings["device"]}, '
-                    f'{settings["precision"]}, global batch size {settings["global_batch_size"]}', parse_math=False)
-    with atomic_path(path) as tmp:
-        figure.savefig(tmp, dpi=120)
-    plt.close(figure)
+    return printable(f'{settings["args"]["model"]}: {settings["world_size"]} x {settings["device"]}, '
+                     f'{settings["precision"]}, global batch size {settings["global_batch_size"]}')
 
+
+def _plain(text: str) -> str:
+    """A name as matplotlib shows it: no formula, no line of its own kind; short enough for a legend."""
+    text = printable(text)
+    text = text if len(text) <= 60 else f'{text[:28]} ... {text[-28:]}'
+    return text.replace('$', r'\$').replace('_', '_\u200b', 1) if text.startswith('_') else text.replace('$', r'\$')
+
+
+def figures_of(run: Curves, key: str) -> Tuple[List[float], List[float]]:
+    """Epochs and values of a figure in run.json, where it is known."""
+    known = [e for e in run.record['epochs'] if e.get(key) is not None]
+    return [e['epoch'] for e in known], [e[key] for e in known]
+
+
+# --- panels -----------------------------------------------------------------------------------------------------------
+
+def _draw_loss(ax: Any, runs: Sequence[Curves]) -> None:
+    """Losses on a logarithmic axis if all are above 0; those of the training are the thin lines."""
+    seen: List[float] = []
+    for i, run in enumerate(runs):
+        look = _look(i)
+        for column, label in (('train_loss', 'train'), ('eval_loss', 'validation')):
+            values = [row.get(column, math.nan) for row in run.rows]
+            if column not in run.rows[0]:
+                continue
+            seen += [v for v in values if math.isfinite(v)]
+            if label == 'train':
+                thin = dict(look, linewidth=1, marker='' if len(values) > 1 else 'o', markersize=3, alpha=0.7)
+                if len(runs) == 1:
+                    thin.update(color=COLORS[1], linestyle='--', alpha=1)
+            _line(ax, [row['epoch'] for row in run.rows], values, thin if label == 'train' else look)
+    grey: Dict[str, Any] = dict(color='#444444')
+    handles = [ax.plot([], [], **style, label=label)[0] for label, style in (
+        ('train', dict(linewidth=1, linestyle='--', color=COLORS[1]) if len(runs) == 1 else dict(grey, linewidth=1)),
+        ('validation', _look(0) if len(runs) == 1 else dict(grey, linewidth=2, marker='o', markersize=4)))]
+    has_validation = any('eval_loss' in run.rows[0] for run in runs)
+    ax.legend(handles=handles[:1 + has_validation], loc='lower center', bbox_to_anchor=(0.5, -0.36), ncols=2,
+              frameon=False)
+    if seen and min(seen) > 0:
+        _logarithmic(ax, min(seen), max(seen))
+
+
+def _draw_top1(ax: Any, runs: Sequence[Curves]) -> None:
+    best = []
+    for i, run in enumerate(runs):
+        if 'eval_top1' in run.rows[0]:
+            _line(ax, [row['epoch'] for row in run.rows], [row['eval_top1'] for row in run.rows], _look(i))
+            best += [(row['eval_top1'], row['epoch']) for row in run.rows if math.isfinite(row['eval_top1'])]
+    if best and len(runs) == 1:
+        value, epoch = max(best)
+        ax.set_title(f'Top-1 (%): best {value:.2f} in epoch {epoch:g}')
+
+
+def _draw_lr(ax: Any, runs: Sequence[Curves]) -> None:
+    for i, run in enumerate(runs):
+        _line(ax, [row['epoch'] for row in run.rows], [row['lr'] for row in run.rows], _look(i))
+    ax.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+
+
+def _draw_fps(ax: Any, runs: Sequence[Curves]) -> None:
+    """Images a second from 0 on; below 0 are the rows of faults."""
+    highest = 0.
+    for i, run in enumerate(runs):
+        x, values = figures_of(run, 'fps')
+        _line(ax, x, values, _look(i))
+        highest = max([highest, *values])
+    highest = 1.1 * highest or 1.
+    ax.set_ylim(-highest * len(_kinds(runs)) * _row_height(runs), highest)
+    ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= highest])
+
+
+def _draw_wait(ax: Any, runs: Sequence[Curves]) -> None:
+    highest = 0.
+    for i, run in enumerate(runs):
+        x, values = figures_of(run, 'data_wait_share')
+        _line(ax, x, [100 * v for v in values], _look(i))
+        highest = max([highest, *values])
+    ax.set_ylim(0, min(100., max(5., 115 * highest)))
+
+
+def _draw_scale(ax: Any, runs: Sequence[Curves]) -> None:
+    seen: List[float] = []
+    for i, run in enumerate(runs):
+        x, values = figures_of(run, 'loss_scale')
+        _line(ax, x, values, dict(_look(i), drawstyle='steps-post'))
+        seen += [v for v in values if v > 0]
+    if seen:
+        ax.set_yscale('log', base=2)
+        ax.set_ylim(min(seen) / 2, max(seen) * 2)
+        low, high = math.floor(math.log2(min(seen))) - 1, math.ceil(math.log2(max(seen))) + 1
+        step = max(1, math.ceil((high - low) / 6))
+        _set_ticks(ax, [2. ** n for n in range(low, high + 1, step)])
+
+
+def _look(index: int) -> Dict[str, Any]:
+    style, marker = STYLES[index % len(STYLES)]
+    return dict(color=COLORS[index % len(COLORS)], linestyle=style, marker=marker, markersize=4, linewidth=1.6)
+
+
+def _line(ax: Any, x: Sequence[float], y: Sequence[float], look: Dict[str, Any]) -> None:
+    ax.plot(x, y, **look, markevery=max(1, len(x) // MARKERS))
+
+
+def _logarithmic(ax: Any, low: float, high: float) -> None:
+    """A logarithmic axis with numbers that people read: 0.2, 0.5, 1, 2, 5 or, in a small range, equal steps."""
+    from matplotlib.ticker import MaxNLocator
+    ax.set_yscale('log')
+    room = max((high / low) ** 0.06, 1.01)
+    low, high = low / room, high * room
+    ax.set_ylim(low, high)
+    if high / low < 6:
+        ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if t > 0]
+    else:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ratio = high / low
+        steps = (1, 2, 3, 5, 7) if ratio < 30 else (1, 2, 5) if ratio < 1000 else (1, 3) if ratio < 1e5 else (1,)
+        every = max(1, len(decades) // 7)
+        ticks = [step * 10. ** n for n in decades for step in steps if n % every == 0]
+    _set_ticks(ax, [t for t in ticks if low <= t <= high])
+
+
+def _set_ticks(ax: Any, ticks: List[float]) -> None:
+    from matplotlib.ticker import NullLocator
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_yticks(ticks, [f'{t:g}' for t in ticks])
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
 
 def faults_by_kind(record: Dict[str, Any], epochs: List[float]) -> Dict[str, List[float]]:
     """Epochs in which something went wrong and did not end the run, by what it was."""
@@ -70,32 +240,32 @@ def faults_by_kind(record: Dict[str, Any], epochs: List[float]) -> Dict[str, Lis
     return {label: sorted(set(places)) for label, places in found.items() if places}
 
 
-def _mark_faults(figure: Any, ax: Any, faults: Dict[str, List[float]]) -> None:
-    """Mark epochs at the bottom of a panel, each kind in a row of its own."""
-    lines = []
-    for row, (label, places) in enumerate(faults.items()):
-        line, = ax.plot(
-            places, [0.03 + 0.06 * row] * len(places), FAULTS[label][1], color=f'C{3 + row}', markersize=6, label=label,
-            transform=ax.get_xaxis_transform(), clip_on=False)
-        lines.append(line)
-    if lines:
-        figure.legend(handles=lines, loc='outside lower center', ncols=len(lines), title='Faults (below images/s)')
+def _row_height(runs: Sequence[Curves]) -> float:
+    """Height of a row of faults, as a share of the height of the curves."""
+    return 0.06 if len(runs) == 1 else 0.09
 
 
-def _plot(ax: Any, title: str, x: List[float], lines: Dict[str, List[float]]) -> None:
-    """Draw lines over epochs into one panel.
+def _faults(run: Curves) -> Dict[str, List[float]]:
+    return faults_by_kind(run.record, [row['epoch'] for row in run.rows])
 
-    Args:
-        ax: The panel.
-        title: Its title.
-        x: Epochs.
-        lines: Values by label; '' draws no label.
-    """
-    for label, values in lines.items():
-        ax.plot(x, values, marker='o', markersize=3, label=label)
-    ax.set_title(title)
-    ax.set_xlabel('epoch')
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.grid(visible=True, alpha=0.3)
-    if any(lines):
-        ax.legend()
+
+def _kinds(runs: Sequence[Curves]) -> List[str]:
+    """The kinds of faults that a run has, in the order of `FAULTS`."""
+    found = {kind for run in runs for kind in _faults(run)}
+    return [kind for kind in FAULTS if kind in found]
+
+
+def _explain_marks(figure: Any, ax: Any, runs: Sequence[Curves]) -> None:
+    """Mark epochs below the curves of a panel: a row for each kind, the colour of the run; a later run's is larger."""
+    kinds = _kinds(runs)
+    if not kinds:
+        return
+    height = _row_height(runs)
+    height /= 1 + height * len(kinds)  # as a share of the panel, see `_draw_fps`
+    for i, run in enumerate(runs):
+        for kind, places in _faults(run).items():
+            ax.plot(places, [height * (kinds.index(kind) + 0.5)] * len(places), FAULTS[kind][1],
+                    color=_look(i)['color'], markersize=5 + 3 * min(i, 4), markerfacecolor='none' if i else None,
+                    transform=ax.get_xaxis_transform(), clip_on=False)
+    lines = [ax.plot([], [], FAULTS[kind][1], color='#444444', label=kind)[0] for kind in kinds]
+    figure.legend(handles=lines, loc='outside lower center', ncols=len(lines), title='Faults (below images/s)')

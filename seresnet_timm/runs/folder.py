@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, List, Optional, Union
 
-from filelock import Timeout
-
 from seresnet_timm.errors import RunError, UsageError, shell_line
 from seresnet_timm.files import exclusive, is_locked
 from seresnet_timm.runs.settings import RunSettings
@@ -75,6 +73,11 @@ class RunFolder:
         """Picture of the run, see `curves`."""
         return self.path / 'curves.png'
 
+    @property
+    def comparison(self) -> Path:
+        """Picture of several runs, in the folder of the first."""
+        return self.path / 'comparison.png'
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep other trainings out of the folder while the block runs.
@@ -88,9 +91,7 @@ class RunFolder:
                 if not self.path.is_dir():
                     self.path.mkdir(parents=True, exist_ok=True)
                     held.callback(self._remove_if_empty)  # after the lock is gone
-                held.enter_context(exclusive(self.lock))
-            except Timeout:
-                raise UsageError(self.busy())
+                held.enter_context(exclusive(self.lock, UsageError(self.busy())))
             except OSError as e:
                 raise RunError(f'Cannot write to {self.path} ({e.strerror}): name another folder with --output.')
             yield

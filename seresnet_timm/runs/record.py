@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, fields
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
@@ -21,7 +22,7 @@ from seresnet_timm.version import __version__
 _logger = logging.getLogger('train')
 SCHEMA = 1
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
-                'total_gib', 'bad_steps')
+                'total_gib', 'bad_steps', 'loss_scale')
 EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
@@ -34,6 +35,7 @@ class RunRecord:
         settings: Settings of the run.
         folder: Folder of the run.
         model_info: The network and its preprocessing, as `ModelInfo.to_dict` gives them.
+        device_name: Name of the device by its driver, such as 'Ascend910B2'.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RunRecord:
             settings: RunSettings,
             folder: Union[str, Path],
             model_info: Optional[Dict[str, Any]] = None,
+            device_name: Optional[str] = None,
     ):
         self.settings, self.folder = settings, RunFolder(folder)
         self.content: Dict[str, Any] = {
@@ -50,7 +53,7 @@ class RunRecord:
                 asdict(settings), precision=settings.precision, global_batch_size=settings.global_batch_size),
             'model_info': model_info,
             'versions': installed_versions(),
-            'machine': {'system': platform.platform(), 'cpus': os.cpu_count()},
+            'machine': {'system': platform.platform(), 'cpus': os.cpu_count(), 'device': device_name},
             'started': _now(),
             'finished': None,
             'diverged': None,
@@ -157,12 +160,15 @@ def _unreadable(images: Optional[Any]) -> Optional[Dict[str, Any]]:
 def installed_versions(further: Sequence[str] = ()) -> Dict[str, Optional[str]]:
     """Versions of what the numbers depend on, and of further packages; None for one that is not installed."""
     versions: Dict[str, Optional[str]] = {'seresnet_timm': __version__, 'python': platform.python_version()}
-    for name in (*PACKAGES, *further):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {**versions, **{name: _version(name) for name in (*PACKAGES, *further)}}
+
+
+@cache
+def _version(name: str) -> Optional[str]:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _now(when: Optional[float] = None) -> str:
@@ -199,6 +205,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
             record = _from_schema_0(record)
         for epoch in record['epochs']:
             epoch.setdefault('bad_steps', None)
+            epoch.setdefault('loss_scale', None)
         _check(record)
         _add_later_fields(record)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -211,6 +218,7 @@ def _add_later_fields(record: Dict[str, Any]) -> None:
     """Set the fields to null that a record of the same schema did not have at first."""
     record.setdefault('diverged', None)
     record.setdefault('faults', [])
+    record['machine'].setdefault('device', None)
     for epoch in record['epochs']:
         for key in EPOCH_UNREADABLE:
             epoch.setdefault(key, None)

@@ -1,102 +1,110 @@
-"""Results of runs: the ModelZoo's table, and the curves."""
-import csv
-import math
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
-from typing import Any, Dict, List, Optional, Union
+"""The verb `report`: results tables, curves and files of runs."""
+import sys
+from types import MappingProxyType
+from typing import Any, Dict, List, Mapping, Optional, Sequence, TextIO
 
-from seresnet_timm.errors import UsageError, first_line, printable
-from seresnet_timm.runs.curves import draw_curves
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.errors import RunError, note_replaced, printable
+from seresnet_timm.runs import read, report_rows
+from seresnet_timm.runs.curves import Curves, draw_sheet
+from seresnet_timm.runs.read import Run, output_file, read_run
 from seresnet_timm.runs.record import read_record
+
+__all__ = ['Run', 'format_table', 'read_record', 'read_run', 'report', 'table_row']  # for push and the model card too
 
 # apex's names for the precision of a run
 AMP_TYPES = {'float32': 'O0', 'amp float16': 'O1', 'amp bfloat16': 'O1 (bf16)', 'O2': 'O2'}
 COLUMNS = ('NAME', 'Acc@1', 'FPS', 'Epochs', 'AMP_Type', 'Torch_Version')
+KINDS = ('markdown', 'csv', 'json')
+TITLES = {'markdown': 'Markdown', 'csv': 'CSV', 'json': 'JSON'}
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training that has finished an epoch.
+def report(run_dirs: Sequence[str], files: Mapping[str, Optional[str]] = MappingProxyType({})) -> None:
+    """Read runs, print their tables, and write files and pictures.
 
-    Attributes:
-        folder: Its folder.
-        record: Its record, as from `read_record`.
-        rows: Rows of summary.csv, as numbers by column.
-    """
-    folder: RunFolder
-    record: Dict[str, Any]
-    rows: List[Dict[str, float]]
-
-    @property
-    def divergence(self) -> Optional[str]:
-        """Why the run has no finite numbers at its end; None if it has."""
-        if self.record['diverged']:
-            return self.record['diverged']
-        last = self.rows[-1] if self.rows else {}
-        bad = [name for name in ('train_loss', 'eval_loss') if not math.isfinite(last.get(name, 0.))]
-        return f'{bad[0]} is {last[bad[0]]} in epoch {last["epoch"]:g}.' if bad else None
-
-
-def report(run_dirs: List[str]) -> None:
-    """Print the table of runs, draw the curves of each into its folder, and print where they are."""
-    runs = [read_run(d) for d in run_dirs]
-    print(format_table([table_row(run) for run in runs]))
-    print()
-    for run in runs:
-        if run.divergence:
-            print(f'{printable(run.folder.path)} diverged: {run.divergence}')
-        if not run.rows:
-            continue
-        draw_curves(run.record, run.rows, run.folder.curves)
-        print(f'Curves: {printable(run.folder.curves)}')
-
-
-def read_run(run_dir: Union[str, Path]) -> Run:
-    """Read a training: its record, of any schema, and its summary.
+    Args:
+        run_dirs: Folders of the runs.
+        files: File by `KINDS`, '-' for stdout instead of the tables; and 'curves', the picture of all runs, None for
+            one in the folder of each.
 
     Raises:
-        UsageError: The folder is not that of a training, or the training has not finished an epoch.
+        UsageError: A run cannot be read, or matplotlib is missing.
+        RunError: A file cannot be written.
     """
-    folder = RunFolder(run_dir)
-    record = read_record(folder.path)
-    if record['evaluation'] is not None:
-        raise UsageError(f'{run_dir} is the folder of an evaluation: name the folder of a training.')
-    if not folder.summary.is_file() and record['diverged']:
-        return Run(folder, record, [])
-    if not folder.summary.is_file():
-        raise UsageError(f'{run_dir} has no {folder.summary.name} yet: no epoch was evaluated.')
-    try:
-        with open(folder.summary, newline='') as f:
-            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
-        complete = all({'epoch', 'train_loss', 'lr'} <= set(row) for row in rows)
-    except (OSError, ValueError, TypeError, csv.Error) as e:
-        raise UsageError(f'{folder.summary} is damaged ({first_line(e)}).')
-    if not complete:
-        raise UsageError(f'{folder.summary} is not the summary of a run: it lacks the column epoch, train_loss or lr.')
-    if not rows:
-        raise UsageError(f'{folder.summary} has no epoch in it yet.')
-    return Run(folder, record, rows)
+    runs = read.read_runs(run_dirs)
+    names = read.names_of(runs)
+    rows = [report_rows.row_of(run, name) for run, name in zip(runs, names)]
+    texts = {
+        'markdown': lambda: report_rows.as_markdown(rows) + '\n',
+        'csv': lambda: report_rows.as_csv(rows),
+        'json': lambda: report_rows.as_document(runs, rows, [None] * len(runs))}
+    on_stdout = next((kind for kind in KINDS if files.get(kind) == '-'), None)
+    told = sys.stderr if on_stdout else sys.stdout
+    if on_stdout:
+        report_rows.print_text(texts[on_stdout](), is_csv=on_stdout == 'csv')
+    else:
+        print(format_table([table_row(run) for run in runs]))
+        print()
+        print(report_rows.as_markdown(rows))
+        print()
+    for run, row in zip(runs, rows):
+        if row['reason']:
+            print(f'{printable(run.folder.path)} {_ended(row)} {printable(row["reason"])}', file=told)
+    for kind in KINDS:
+        path = files.get(kind)
+        if path is not None and path != '-':
+            note_replaced(path, f'--{kind}')
+            write_text(path, texts[kind]())
+            print(f'{TITLES[kind]}: {printable(path)}', file=told)
+    draw(runs, names, files.get('curves'), told)
+
+
+def write_text(path: str, text: str) -> None:
+    with output_file(path) as tmp, open(tmp, 'w', encoding='utf-8', errors='surrogateescape', newline='') as f:
+        f.write(text)
+
+
+def _ended(row: Dict[str, Any]) -> str:
+    words = {read.DIVERGED: 'diverged:', read.FAILED: 'failed:', read.STOPPED_EARLY: 'stopped early,'}
+    return words[row['state']]
+
+
+def draw(runs: List[Run], names: List[str], target: Optional[str], told: TextIO) -> None:
+    """Draw the curves: of each run into its folder, and those of several on one sheet; or only the sheet, to a file."""
+    drawable = [Curves(name, run.record, run.rows) for run, name in zip(runs, names) if run.rows]
+    if not drawable:
+        return
+    if target is not None:
+        note_replaced(target, '--curves')
+        sheets = {target: drawable}
+    else:
+        folders = {run.folder.curves: [Curves(name, run.record, run.rows)]
+                   for run, name in zip(runs, names) if run.rows}
+        sheets = {str(path): curves for path, curves in folders.items()}
+        if len(drawable) > 1:
+            sheets[str(next(run for run in runs if run.rows).folder.comparison)] = drawable
+    for path, curves in sheets.items():
+        try:
+            with output_file(path) as tmp:
+                draw_sheet(curves, tmp)
+        except RunError as e:
+            raise RunError(f'{e}'.replace('another file', 'another file with --curves FILE'))
+        print(f'Curves: {printable(path)}' if len(curves) == 1 or target else f'Curves of all runs: {printable(path)}',
+              file=told)
 
 
 def table_row(run: Run) -> Dict[str, str]:
     """A run as a row of the ModelZoo's table. Acc@1 is the best epoch's, FPS the median of the epochs'."""
-    settings = run.record['settings']
-    top1 = [row['eval_top1'] for row in run.rows if math.isfinite(row.get('eval_top1', math.nan))]
-    fps = [e['fps'] for e in run.record['epochs'] if e['fps'] is not None]
+    settings, best, fps = run.record['settings'], run.best, run.images_per_second
     return {
         'NAME': f'{settings["world_size"]}p-{settings["device"].split(":")[0].upper()}',
-        'Acc@1': f'{max(top1):.3f}' if top1 else '-',
-        'FPS': f'{median(fps):.2f}' if fps else '-',
-        'Epochs': str(len(run.record['epochs'])),
+        'Acc@1': f'{best["eval_top1"]:.3f}' if best else '-',
+        'FPS': f'{fps:.2f}' if fps is not None else '-',
+        'Epochs': str(run.epochs_done),
         'AMP_Type': AMP_TYPES.get(settings['precision'].split(':')[0], settings['precision']),
         'Torch_Version': (run.record['versions'].get('torch') or '-').split('+')[0],
     }
 
 
 def format_table(rows: List[Dict[str, str]]) -> str:
-    """Rows as a Markdown table."""
-    widths = {c: max(len(c), *(len(r[c]) for r in rows)) for c in COLUMNS}
-    lines = [{c: c for c in COLUMNS}, {c: '-' * widths[c] for c in COLUMNS}, *rows]
-    return '\n'.join('| ' + ' | '.join(f'{line[c]:<{widths[c]}}' for c in COLUMNS) + ' |' for line in lines)
+    """Rows as the ModelZoo's table."""
+    return report_rows.format_table(rows, COLUMNS)

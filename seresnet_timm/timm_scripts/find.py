@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Optional
 
 from seresnet_timm.errors import UsageError
+from seresnet_timm.files import why_not_text
 from seresnet_timm.runs.settings import Script
 from seresnet_timm.timm_scripts import known
 
@@ -50,6 +51,9 @@ def _file_in(path: Path, name: str, source: str) -> Path:
 
 
 def _script(name: str, path: Path, reason: str) -> Script:
+    reason = why_not_text(path)
+    if reason:
+        raise UsageError(f'{path} cannot be read as a script: {reason}.')
     try:
         digest = known.sha256_of(path.read_bytes())
     except OSError as e:

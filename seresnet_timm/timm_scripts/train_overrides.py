@@ -4,19 +4,17 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import ExitStack
-from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import yaml
 from timm import utils
-from timm.data import create_loader, resolve_data_config
+from timm.data import resolve_data_config
 from timm.task import TrainingTask
 from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
-from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
@@ -26,6 +24,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import end_workers, make_restartable, make_resumable
+from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.engine import evaluate
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.agreement import Agreement
@@ -36,13 +35,12 @@ from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
 from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
-from seresnet_timm.engine.outputs import note_failed_saves
+from seresnet_timm.engine.outputs import create_record, note_failed_saves
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import load_teacher, set_normalization
 from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step import fast as fast_step
@@ -245,7 +243,7 @@ class TrainOverrides(Overrides):
             if checkpoint.content.get('saver'):
                 saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
             start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        self._record = RunRecord(self.settings, checkpoint_dir, saver.model_info)
+        self._record = create_record(self.settings, checkpoint_dir, saver.model_info)
         self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
@@ -358,7 +356,7 @@ class TrainOverrides(Overrides):
         resumed = go_on(run, self._resumed() if args.resume else None, epoch)
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())
-        agreement = Agreement(signals, partial(devices.synchronize, device), args.rank, args.world_size)
+        agreement = Agreement(signals, device, args.rank, args.world_size)
         run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
         return ScriptTraining(run, resumed)
 

@@ -89,6 +89,7 @@ class ScriptTraining:
         metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
         note_all(run.record, epoch, run.train_loader)
         figures = dict(self.epoch.throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
+                       loss_scale=run.figures.loss_scale if run.figures and run.loss_scaler else None,
                        unreadable_train=take_unreadable(run.train_loader.dataset))
         if run.bad_images:
             run.bad_images.check(0, run.record, epoch)
@@ -131,7 +132,7 @@ class Epoch:
 
     def __iter__(self) -> Iterator:
         run, start = self._run, time.perf_counter()
-        for batch in run.train_loader:
+        for batch in run.saving.batches(run, self._number, self.batches, self.losses, self.throughput):
             if run.bad_images and self.batches % run.args.log_interval == 0:
                 run.bad_images.check_alone(run.record, self._number)
             self.throughput.add_wait(time.perf_counter() - start)

@@ -19,10 +19,10 @@ from seresnet_timm.data.image_files import IGNORED_TARGET
 from seresnet_timm.data.position import make_restartable
 from seresnet_timm.engine.evaluate import report_unreadable
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
+from seresnet_timm.engine.outputs import create_record
 from seresnet_timm.engine.validate import refuse_unreadable
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import as_json
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
 from seresnet_timm.timm_scripts.meters import DeviceMeter
@@ -139,7 +139,7 @@ class ValidateOverrides(Overrides):
             data_config = resolve_data_config(
                 vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))
             info = model_info_of(self._model, data_config, self._dataset).to_dict()
-            self._record = RunRecord(self.settings, self.settings.output, info)
+            self._record = create_record(self.settings, self.settings.output, info)
             self._record.set_evaluation(dict(
                 images=sums[3], seconds=round(time.perf_counter() - losses.created, 3), top1=sums[0] / count,
                 top5=sums[1] / count, loss=sums[2] / max(1, sums[4]), unreadable=unreadable))

@@ -6,7 +6,6 @@ import subprocess
 import time
 from argparse import Namespace
 
-import numpy as np
 import preloaded
 import pytest
 import timm
@@ -16,7 +15,6 @@ from safetensors.torch import save_file
 from timm.task import ClassificationTask
 
 from seresnet_timm.checkpoints.fit import load_weights
-from seresnet_timm.checkpoints.random_state import own_state, set_own_state
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.errors import UsageError
@@ -57,17 +55,6 @@ def test_misfit_changes_nothing(model, tmp_path):
     with pytest.raises(UsageError, match='11 classes'):
         load_weights(model, read_checkpoint(tmp_path / 'c.pth'), 'seresnet18_ascend')
     assert torch.equal(model.conv1.weight, before)
-
-
-def test_random_state_round_trip():
-    device = torch.device('cpu')
-    state = own_state(device)
-
-    def draw():
-        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), np.random.randn()
-    expected = draw()
-    set_own_state(state, device)
-    assert draw() == expected
 
 
 SAVE_FOREVER = '''

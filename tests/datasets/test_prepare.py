@@ -205,7 +205,7 @@ def test_killed_at_any_time(photos, tmp_path):
     there = images(dst)
     assert len(there) == 400 and all((dst / p).read_bytes() == reference.read_bytes() for p in there)
     assert all(there[p] == kept[p] for p in kept)
-    assert sorted(os.listdir(dst / '.prepare')) == ['journal.jsonl', 'lock']
+    assert sorted(os.listdir(dst / '.prepare')) == ['journal.jsonl']
 
 
 def test_disk_full(tree, tmp_path, capsys):
@@ -260,13 +260,13 @@ def test_links_in_the_source_are_followed(tree, tmp_path):
 def test_refused(tree, tmp_path, capsys):
     dst = tmp_path / 'copy'
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])
+    with open(dst / '.prepare/lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        assert 'another prepare' in fail(capsys, tree, dst, '--max-side', SIDE)
     before = digest(dst)
     for argv in ((tree, dst), (tree, dst, '--max-side', SIDE, '--quality', 90)):
         assert 'use the same settings, or name another folder' in fail(capsys, *argv)
     assert 'was made with source' in fail(capsys, tree / 'train', dst, '--max-side', SIDE)
-    with open(dst / '.prepare/lock') as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        assert 'another prepare' in fail(capsys, tree, dst, '--max-side', SIDE)
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'x').write_text('')
     (tmp_path / 'broken').mkdir()

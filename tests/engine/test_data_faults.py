@@ -89,6 +89,67 @@ def test_moved_folder(data, tmp_path, monkeypatch, way):
     assert all(e['unreadable_train']['count'] == 0 == e['unreadable_val']['count'] for e in record['epochs'])
 
 
+@pytest.mark.parametrize('way', (
+    'fast', *(pytest.param(way, marks=pytest.mark.slow) for way in ('no workers', "timm's", 'threads'))))
+def test_signal_while_the_folder_is_gone(data, tmp_path, monkeypatch, way):
+    """The run does not wait for its data: it is saved where it is, and goes on there."""
+    sent = []
+
+    def move_away():
+        os.rename(data, data.with_name('away'))
+        threading.Timer(1, stop).start()
+
+    def stop():
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+    plain, _ = train(monkeypatch, data, tmp_path / 'a', way)
+    try:
+        with pytest.raises(SystemExit) as e:
+            train(monkeypatch, data, tmp_path / 'b', way, 2, move_away)
+    finally:
+        os.rename(data.with_name('away'), data)
+    assert e.value.code == 143 and time.monotonic() - sent[0] < 10
+    last = tmp_path / 'b' / 'run' / 'last.pth.tar'
+    assert 2 <= load(last)['run_state']['batches'] < 10
+    fast_jpeg, flags = WAYS[way]
+    more = (*flags, '--resume', last)
+    engine.main(bundled_settings(*train_flags(data, tmp_path / 'b', *FLAGS, *more), fast_jpeg=fast_jpeg))
+    assert_equal(plain, load(last)['state_dict'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more', (('--nproc', 2), ('--scripts', SMALL_SCRIPTS)), ids=('2 ranks', "timm's"))
+def test_signal_while_the_folder_is_gone_in_a_command_line(digits, tmp_path, more):
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    (tmp_path / 'modules').mkdir()
+    (tmp_path / 'modules' / 'mover.py').write_text(f'''
+import os, signal, threading
+from torch.optim.optimizer import register_optimizer_step_post_hook
+steps = []
+
+def move(*_):
+    steps.append(1)
+    if len(steps) == 2:
+        if os.environ.get('RANK', '0') == '0' and os.path.isdir({str(data)!r}):
+            os.rename({str(data)!r}, {str(tmp_path / 'away')!r})
+        threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+register_optimizer_step_post_hook(move)
+''')
+    flags = (*FLAGS[:7], '-b', 2, '-j', 1, *more)
+    start = time.monotonic()
+    result = run_cli(*train_flags(data, tmp_path / 'out', *flags, '--device-modules', 'mover'),
+                     env={'PYTHONPATH': str(tmp_path / 'modules')})
+    assert result.returncode in (143, 1), result.stderr  # torchrun reports a rank's signal as an error
+    assert 'Stopped by SIGTERM; everything is saved.' in result.stderr and time.monotonic() - start < 200
+    os.rename(tmp_path / 'away', data)
+    batches = load(tmp_path / 'out' / 'run' / 'last.pth.tar')['run_state']['batches']
+    assert batches >= 2
+    result = run_cli(*train_flags(data, tmp_path / 'out', *flags, '--resume', 'auto'))
+    assert result.returncode == 0, result.stderr
+    plain = run_cli(*train_flags(data, tmp_path / 'plain', *flags))
+    assert plain.returncode == 0, plain.stderr
+    assert_equal(*(load(tmp_path / run / 'run' / 'last.pth.tar')['state_dict'] for run in ('out', 'plain')))
+
 @pytest.mark.slow
 @pytest.mark.parametrize('more', ((), ('--nproc', 2), ('--scripts', SMALL_SCRIPTS)), ids=('', '2 ranks', "timm's"))
 def test_folder_that_does_not_come_back(digits, tmp_path, more):

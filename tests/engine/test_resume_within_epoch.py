@@ -9,9 +9,9 @@ import torch
 from conftest import run_cli, train_flags
 from training import bundled_settings, load, summary
 
-from seresnet_timm.checkpoints.newest import newest_checkpoint
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.saving import Saving
+from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.runs.folder import RunFolder
 
 pytestmark = pytest.mark.preloaded

@@ -1,6 +1,7 @@
 """The table of ranges, names and paths: complete, the names are timm's, and no value of use is refused."""
 import math
 import os
+import socket
 
 import pytest
 from timm.data.auto_augment import auto_augment_transform
@@ -17,6 +18,8 @@ from seresnet_timm.launch.recipes import load_recipe, recipes_dir
 
 # numbers of which every finite one has a meaning
 ANY_NUMBER = {'head_init_bias', 'local_rank', 'mean'}
+# outputs that their verbs check with `files.why_not_writable`
+CHECKED_BY_ITS_VERB = {'tune tuned_file'}
 
 
 def wrong(dest, value, verb='train'):
@@ -61,7 +64,8 @@ def test_defaults_and_the_settings_of_all_recipes_are_right():
     ('warmup_epochs', (0,)), ('val_interval', (1,)), ('recovery_interval', (0,)), ('tta', (0,)),
     ('mixup_off_epoch', (0,)),
     ('clip_grad', (0.01,)), ('weight_decay', (0.,)), ('opt_eps', (0.,)), ('seed', (0, 2 ** 32 - 1)), ('workers', (0,)),
-    ('remode', ('const', 'PIXEL', '')), ('aa', ('rand-m9-mstd0.5-inc1', 'augmix-m5-w4', 'originalr', 'v0-mstd0.5', '')),
+    ('remode', ('const', 'PIXEL', '')),
+    ('aa', ('rand-m9-mstd0.5-inc1', 'augmix-m5-w4', 'originalr', 'v0-mstd0.5', 'ta_wide', '')),
     ('device', ('auto', 'npu', 'npu:3', 'cuda:0', 'gpu', 'cpu')), ('scale', (1., 1.3)), ('smoothing', (0., 0.99)),
 ))
 def test_values_with_a_meaning_are_accepted(dest, right):
@@ -100,7 +104,7 @@ def test_names_are_timms():
         assert str_to_interp_mode(name)
     with pytest.raises(KeyError):
         str_to_interp_mode('bilnear')
-    for policy in set(values.POLICIES) - {'rand', 'augmix'}:
+    for policy in set(values.POLICIES) - {'rand', 'augmix', 'ta_wide'}:  # the last is torchvision's
         assert auto_augment_transform(policy, {'translate_const': 10, 'img_mean': (1, 1, 1)})
     with pytest.raises(AssertionError):
         auto_augment_transform('foo', {})
@@ -130,6 +134,55 @@ def test_outputs_that_cannot_be_written(tmp_path, monkeypatch):
     for path in ('new', 'file', '/dev/stdout'):
         assert wrong('output', path, 'predict') is None, path
     assert os.listdir() == ['file']
+
+
+def paths_that_are_read():
+    from seresnet_timm.cli import flag_help
+    found = {}
+    for verb in VERBS:
+        for parser in flag_help.parser_of(verb).parsers():
+            for action in parser._actions:
+                rule = rules_of(verb).get(action.dest)
+                if str(action.metavar).rstrip('|-').endswith(('FILE', 'DIR', 'PATH', 'RUN', 'MODEL')) or (
+                        isinstance(rule, values.FilePath)):
+                    found[f'{verb} {action.dest}'] = rule
+    return {k: rule for k, rule in found.items() if not isinstance(rule, values.Output)}
+
+
+def test_no_path_of_any_verb_is_a_pipe_a_socket_or_a_device(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'link').symlink_to('pipe')
+    (tmp_path / 'folder').mkdir()
+    reads = paths_that_are_read()
+    assert {'train config', 'train class_map', 'validate real_labels', 'inspect file', 'diagnose target',
+            'push class_names', 'weights source', 'compare against'} <= set(reads)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / 'socket'))
+        for name in ('pipe', 'link', 'socket', '/dev/zero', '/dev/null', '/proc/cpuinfo'):
+            for argument, rule in reads.items():
+                assert argument in CHECKED_BY_ITS_VERB or 'it is a' in (rule.wrong(str(tmp_path / name)) or ''), (
+                    argument, name)
+    for argument, rule in reads.items():
+        if argument not in CHECKED_BY_ITS_VERB:
+            assert isinstance(rule, values.TextFile) == bool(rule.wrong(str(tmp_path / 'folder'))), argument
+            assert rule.wrong('no such file') is None
+
+
+def test_texts_have_a_largest_size(tmp_path):
+    for dest in ('config', 'class_map', 'class_names', 'real_labels', 'valid_labels'):
+        file = tmp_path / dest
+        file.touch()
+        assert wrong(dest, str(file)) is None
+        os.truncate(file, 20 << 30)  # takes no space
+        assert 'MB, and such a file has at most' in wrong(dest, str(file)), dest
+    assert wrong('checkpoint', str(file)) is None, 'weights may be large'
+
+
+def test_pipes_and_disks_are_no_output(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    assert 'is a pipe, not a file' in wrong('output', str(tmp_path / 'pipe'), 'predict')
+    for path in ('/dev/null', '/dev/stdout'):
+        assert wrong('output', path, 'predict') is None, path
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason='root may write everywhere')

@@ -47,7 +47,7 @@ def test_record_of_a_training(tmp_path):
     written = valid_record(tmp_path / 'run')
     assert written['epochs'] == [
         {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None, 'bad_steps': None,
-         'unreadable_train': None,
+         'loss_scale': None, 'unreadable_train': None,
          'unreadable_val': {'count': 30, 'files': ['val/a.jpg']}}]
     assert written['best'] == {'metric': 'loss', 'value': None, 'epoch': 0} and written['finished']
     assert read_record(tmp_path / 'run') == written

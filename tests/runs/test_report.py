@@ -1,14 +1,24 @@
 """The results table and the curves."""
 import csv
+import errno
+import io
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import preloaded
 import pytest
-from conftest import ROOT, run_cli
+from conftest import ROOT, run_cli, run_here
 from PIL import Image
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm import files
+from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.runs import curves, report
+from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
 
@@ -125,6 +135,124 @@ def test_faults_are_marked(run):
     curves.draw_curves(dict(record, faults=[], epochs=[]), rows, plain)
     a, b = (np.asarray(Image.open(p).convert('L'), dtype=float) for p in (plain, marked))
     assert (b[-60:] < 200).sum() > (a[-60:] < 200).sum()  # the legend
+
+
+# --- several runs -----------------------------------------------------------------------------------------------------
+
+def copy_of(run, target, **changes):
+    """A copy of a run's folder with other values at the top of run.json."""
+    shutil.copytree(run, target)
+    record = json.loads((target / 'run.json').read_text())
+    record.update(changes)
+    (target / 'run.json').write_text(json.dumps(record))
+    return target
+
+
+def refuse_constant(text):
+    raise ValueError(f'{text} is not JSON')
+
+
+def test_runs_of_the_same_name_and_every_state_side_by_side(run, tmp_path, capsys):
+    """In Markdown, CSV and JSON with the same numbers; a run without an epoch has a row beside others."""
+    when = '2026-11-26T10:00:00+0000'
+    fault = dict(time=when, kind='bad_images', epoch=3, text='31 images cannot be read.')
+    args = json.loads((run / 'run.json').read_text())['settings']
+    args['args']['epochs'] = 9
+    odd = tmp_path / os.fsdecode(b'caf\xe9 | `x` \x1b[31m')
+    runs = [
+        copy_of(run, tmp_path / 'a' / 'run', finished=when), copy_of(run, tmp_path / 'b' / 'run', diverged='NaN.'),
+        copy_of(run, tmp_path / 'c' / 'run', finished=when, settings=args), copy_of(run, odd, faults=[fault]),
+        copy_of(run, tmp_path / 'begun', epochs=[])]
+    (runs[-1] / 'summary.csv').unlink()
+    files = {kind: str(tmp_path / f'out.{kind}') for kind in ('markdown', 'csv', 'json')}
+    report.report([str(r) for r in runs], {**files, 'curves': str(tmp_path / 'sheet.png')})
+    out = capsys.readouterr().out
+    document = json.loads((tmp_path / 'out.json').read_text('ascii'), parse_constant=refuse_constant)
+    rows = document['runs']
+    names = [os.path.join('a', 'run'), os.path.join('b', 'run'), os.path.join('c', 'run'), odd.name, 'begun']
+    assert [r['name'] for r in rows] == names
+    assert [r['state'] for r in rows] == ['finished', 'diverged', 'stopped early', 'failed', 'unfinished']
+    assert rows[3]['reason'] == fault['text'] and f'{runs[1]} diverged: NaN.' in out and 'after 3 of 9 epochs.' in out
+    assert rows[0]['top1'] == 77.5214 and rows[0]['top5'] == 90 and rows[0]['best_epoch'] == 1
+    assert rows[0]['batch_size'] == 1024 and rows[0]['images_per_second'] == 300 and rows[0]['seconds'] == 3
+    assert rows[4]['top1'] is None and rows[4]['seconds'] is None and rows[0]['soc'] is None
+    assert [e['images_per_second'] for e in rows[0]['per_epoch']] == [100, 400, 300]
+    text = (tmp_path / 'out.csv').read_bytes().decode('utf-8', 'surrogateescape')
+    table = list(csv.DictReader(io.StringIO(text, newline='')))
+    assert [[r[k] for k in table[0]] for r in table] == [
+        ['' if r[k] is None else str(r[k]) for k in table[0]] for r in rows]
+    assert '\x1b' not in out and out.count('8p-NPU') == 5
+    assert (tmp_path / 'out.markdown').read_text() in out.replace('\n\n', '\n')
+    lines = (tmp_path / 'out.markdown').read_text().splitlines()
+    assert {len(re.findall(r'(?<!\\)\|', line)) for line in lines} == {14}
+    assert Image.open(tmp_path / 'sheet.png').format == 'PNG' and not (runs[0] / 'curves.png').exists()
+
+
+def test_no_run_with_an_epoch(run, tmp_path):
+    for name in ('a', 'b'):
+        (copy_of(run, tmp_path / name) / 'summary.csv').unlink()
+    with pytest.raises(UsageError, match='2 problems(.|\n)*no epoch was evaluated'):
+        report.report([str(tmp_path / 'a'), str(tmp_path / 'b')])
+
+
+def test_a_run_that_is_going_on(run):
+    with RunFolder(run).exclusive():
+        code = ('import sys\nfrom seresnet_timm.runs.read import read_run\nprint(read_run(sys.argv[1]).state)')
+        out = subprocess.run([sys.executable, '-c', code, run], capture_output=True, text=True, check=True).stdout
+    assert 'running' in out and report.read_run(run).state == ('unfinished', None)
+
+
+@pytest.mark.parametrize('flags, code, hint', (
+    (['--json', '--csv'], 2, '--csv and --json cannot all go to stdout'),
+    (['--csv', ''], 2, '--csv needs the name of a file'),
+    (['--json', 'RUN'], 2, 'is a folder, not a file'),
+    (['--curves', 'RUN/no/x.png'], 2, 'RUN/no does not exist'),
+))
+def test_refused(run, flags, code, hint):
+    result = run_here('report', run, *[f.replace('RUN', str(run)) for f in flags])
+    assert (result.returncode, result.stdout) == (code, '') and hint.replace('RUN', str(run)) in result.stderr
+    assert not (run / 'curves.png').exists()
+
+
+@pytest.mark.parametrize('kind', ('curves', 'json', 'csv'))
+def test_full_disk(run, tmp_path, monkeypatch, kind, capsys):
+    """One sentence, and the old file is left as it was."""
+    target = tmp_path / 'out'
+    target.write_text('old')
+
+    def full(path):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(files, 'fsync', full)
+    with pytest.raises(RunError, match='out cannot be written .No space left on device.: free disk space'):
+        report.report([str(run)], {kind: str(target)})
+    assert target.read_text() == 'old' and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize('flags', ((), ('--json',)))
+def test_full_stdout(run, flags):
+    """It ends with one sentence, whatever was buffered."""
+    with open('/dev/full', 'w') as full:
+        result = subprocess.run(
+            [preloaded.python(), '-m', 'seresnet_timm', 'report', run, *flags], stdout=full, stderr=subprocess.PIPE,
+            text=True, env=preloaded.environment())
+    assert result.returncode == 1 and result.stderr.count('\n') == 1 + bool(flags), result.stderr
+    assert 'error: The output cannot be written to stdout (No space left on device)' in result.stderr
+
+
+@pytest.mark.parametrize('low, high', ((0.9, 1.15), (0.004, 7), (1.4, 6.9), (1e-7, 10), (2.9999, 3.0001)))
+def test_ticks_of_a_logarithmic_axis_can_be_read(low, high):
+    ax = curves.pyplot().figure().add_subplot()
+    curves._logarithmic(ax, low, high)
+    ticks = list(ax.get_yticks())
+    assert 3 <= len(ticks) <= 9 and all(ax.get_ylim()[0] <= t <= ax.get_ylim()[1] for t in ticks)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert [float(t) for t in labels] == pytest.approx(ticks, rel=1e-6) and len(set(labels)) == len(labels)
+    assert not len(ax.yaxis.get_minorticklocs())
+
+
+def test_all_looks_differ():
+    looks = [str(curves._look(i)) for i in range(56)]
+    assert len(set(looks)) == 56 and len({curves._look(i)['color'] for i in range(7)}) == 7
 
 
 def test_restarts_are_faults(run):
