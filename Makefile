@@ -1,4 +1,4 @@
-# make demo | test | lint: each installs what it needs into .venv first
+# make demo | test | lint | docs: each installs what it needs into .venv first
 # make test-cpu and make test-npu are the two halves of make test; the second needs a g++ and has its own .venv-npu
 # make test-npu NPU_VERSION=2.10.0: another torch_npu; make test-npu-versions: several, one after the other
 # make test-arm: a selection on an emulated aarch64 machine, as root
@@ -15,7 +15,7 @@ JOBS := 3
 DEMO := demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint release-check clean
+.PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint docs release-check clean
 
 # train SE-ResNet-50 on real pictures, evaluate it, show the result
 demo: $(VENV)/.ready
@@ -55,18 +55,24 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
+	$(BIN)/python docs/write_reference.py --check
 	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh recipes/*/*.sbatch tests/arm/run.sh .ci/run .ci/release-check
 	$(BIN)/mypy
+
+# the pages of docs/ as a web site in site/, without network; a warning is an error
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'site/index.html'
 
 # build, twine check, the wheel in a fresh environment, the demo; QUICK=1: with the packages of .venv, one epoch
 release-check: $(VENV)/.ready
 	QUICK=$(QUICK) .ci/release-check
 
 clean:
-	rm -rf $(VENV) .venv-npu* $(DEMO) build dist *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so
+	rm -rf $(VENV) .venv-npu* $(DEMO) build dist site *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so
 
-$(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c seresnet_timm/data/_resize.h
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c seresnet_timm/data/_resize.h seresnet_timm/data/_huffman.h
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install -e '.[demo,test,lint]'
+	$(BIN)/python -m pip install -e '.[demo,test,lint,docs]'
 	touch $@

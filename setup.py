@@ -46,8 +46,9 @@ extensions = []
 if can_build():
     extensions.append(Extension(
         'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'],
-        depends=['seresnet_timm/data/_resize.h'], libraries=[LIBRARY],
-        extra_compile_args=['-O3', '-g0'],  # without debug information, a third of the size
+        depends=['seresnet_timm/data/_resize.h', 'seresnet_timm/data/_huffman.h'], libraries=[LIBRARY],
+        # no debug information: a third of the size; no fused operations: the same weights on every machine
+        extra_compile_args=['-O3', '-g0', '-ffp-contract=off'],
         extra_link_args=['-Wl,--strip-all'] if sys.platform == 'linux' else [],
         optional=True))
 else:

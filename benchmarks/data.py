@@ -25,6 +25,12 @@ from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 
+EXAMPLES = (
+    'seresnet-timm bench data',
+    'seresnet-timm bench data --data-dir ImageNet --rounds 3')
+NEXT = (
+    'seresnet-timm prepare ImageNet ImageNet-512   # smaller images decode faster',
+    'seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet-512 -b 128 --nproc auto')
 GOALS = {  # ratios to timm's loader, and PSNR in dB: mean, minimum
     'train': {'simplejpeg': 1.8, 'c': 2.5},
     'eval': {'simplejpeg': 2.2, 'c': 3.0},
@@ -44,6 +50,7 @@ def main(argv: List[str]) -> None:
         description="Measure images/s per core of the loader against timm's loader in the same run, on ImageNet-like "
                     'JPEGs (nine of ten about 500x375 near 100 KB, the tenth 1600x1200) or on your own images.')
     parser.rules = rules_of('bench')
+    parser.examples, parser.next_steps = EXAMPLES, NEXT
     parser.add_argument('--data-dir', metavar='DIR', help='your own images: an ImageNet-style tree, its train folder')
     parser.add_argument('--images', type=int, default=200, metavar='N', help='number of images (200)')
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds; medians are over them (5)')

@@ -20,6 +20,10 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 from seresnet_timm.runs.settings import RunSettings
 
+EXAMPLES = (
+    'seresnet-timm bench end2end',
+    'seresnet-timm bench end2end --data-dir ImageNet --device npu -b 128 -- --amp')
+NEXT = ('seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 128 --nproc auto',)
 GOALS = {'cpu': 1.1, 'cuda': 1.25}
 
 
@@ -35,6 +39,7 @@ def main(argv: List[str]) -> None:
         description="Measure whole trainings against timm's train.py in the same run. Further flags of train.py come "
                     'after --, and go to both.')
     parser.rules = rules_of('bench')
+    parser.examples, parser.next_steps = EXAMPLES, NEXT
     parser.add_argument('--timm-scripts', metavar='DIR', default=os.environ.get('TIMM_SCRIPTS') or None,
                         help="folder of timm's train.py (TIMM_SCRIPTS)")
     parser.add_argument('--data-dir', metavar='DIR', help='ImageNet-style tree; default: generated JPEGs')

@@ -24,6 +24,12 @@ from seresnet_timm.launch.rank import set_up_npu
 from seresnet_timm.launch.trial import random_batch, training_step
 from seresnet_timm.runs.settings import RunSettings
 
+EXAMPLES = (
+    'seresnet-timm bench step',
+    'seresnet-timm bench step --device npu --amp -b 128')
+NEXT = (
+    'seresnet-timm bench end2end --device npu   # with the loader',
+    'seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 128 --nproc auto')
 GOALS = {
     'training': {'cpu': 1.1, 'cuda': 1.25}, 'memory': 0.9, 'SE overhead': 0.05, 'evaluation': 1.2,
 }
@@ -39,6 +45,7 @@ def main(argv: List[str]) -> None:
         prog='seresnet-timm bench step',
         description="Measure a training step, its memory and evaluation against timm's seresnet50 in the same run.")
     parser.rules = rules_of('bench')
+    parser.examples, parser.next_steps = EXAMPLES, NEXT
     parser.add_argument('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu')
     parser.add_argument('--model', default='seresnet50_ascend', metavar='M', help='model of this package')
     parser.add_argument('--timm-model', '--rival', default='seresnet50', metavar='M', help='timm model to compare with')
@@ -177,7 +184,7 @@ def _evaluation(settings: RunSettings) -> Callable[[], None]:
     images, _ = random_batch(args, network, forward)
 
     def step() -> None:
-        lean_se.set_lean_se(settings.fast_step)
+        lean_se.set_block_end(settings.block_end)
         with torch.inference_mode(), forward.autocast():
             model(images)
     return step

@@ -1,4 +1,5 @@
 """Devices: which of cpu, cuda and npu to use and why; precision, synchronisation, memory, random state."""
+import os
 import platform
 from contextlib import nullcontext
 from functools import partial
@@ -96,6 +97,17 @@ def peak_memory(device: torch.device) -> Optional[Dict[str, float]]:
         return None
     total = module.get_device_properties(device).total_memory
     return {'peak_gib': round(module.max_memory_allocated(device) / 2**30, 3), 'total_gib': round(total / 2**30, 3)}
+
+
+def total_memory(device: str) -> Optional[int]:
+    """Memory of a device in bytes, of the machine for the CPU; None for a device that is not here."""
+    kind, _, index = device.partition(':')
+    if why_unavailable(kind) is not None:
+        return None
+    module = device_module(kind)
+    if module is None:
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return module.get_device_properties(int(index or 0)).total_memory
 
 
 def rng_state(device: torch.device) -> Optional[torch.Tensor]:

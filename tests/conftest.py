@@ -102,6 +102,15 @@ def train_flags(data, output, *more) -> list:
     ]
 
 
+@pytest.fixture(scope='session')
+def digits_run(few_digits, tmp_path_factory) -> Path:
+    """A training of two epochs on the few digits; its network has lean SE blocks."""
+    output = tmp_path_factory.mktemp('trained')
+    result = run_cli(*train_flags(few_digits, output), fresh=False)
+    assert result.returncode == 0, result.stderr
+    return output / 'run'
+
+
 @pytest.fixture
 def dead_workers_are_told(monkeypatch):
     """Dead loader workers are told in this process as in a rank, and as before after the test."""

@@ -4,7 +4,7 @@
     python tests/read_torch_npu_wheels.py --table
 
 The first makes the extract, from wheels as `pip download --no-deps torch_npu==X` gets them (x86-64 and aarch64). The
-second prints the table of versions of the READMEs from the extract.
+second prints the table of versions of docs/install.md from the extract.
 """
 import ast
 import configparser

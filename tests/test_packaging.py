@@ -46,7 +46,7 @@ def contents(wheel: Path) -> set:
 def package_files() -> set:
     """Sources, templates and schemas of the package, and the recipes."""
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm').rglob('*') if p.suffix in (
-        '.py', '.j2', '.json')}
+        '.py', '.j2', '.json', '.html')}
     recipes = {f'seresnet_timm/recipes/{p.name}' for p in (ROOT / 'recipes').iterdir() if p.suffix in ('.yaml', '.sh')}
     constraints = {str(p.relative_to(ROOT)) for p in (ROOT / 'seresnet_timm' / 'ascend' / 'constraints').iterdir()}
     return sources | recipes | constraints | {'seresnet_timm/hub/card.md.j2'}
@@ -77,7 +77,8 @@ def test_source_distribution_holds_the_c_source(source, tmp_path):
                    capture_output=True, env={**os.environ, 'CC': '/nonexistent/cc'})
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as t:
         names = {n.split('/', 1)[1] for n in t.getnames() if '/' in n}
-    assert names >= {'seresnet_timm/data/_jpeg.c', 'seresnet_timm/data/_resize.h', 'setup.py', 'setup.cfg',
+    assert names >= {'seresnet_timm/data/_jpeg.c', 'seresnet_timm/data/_resize.h',
+                     'seresnet_timm/data/_huffman.h', 'setup.py', 'setup.cfg',
                      'pyproject.toml', 'README.md', 'LICENSE',
                      'recipes/train_1p.sh', 'recipes/run.sh', 'recipes/seresnet50_ascend.yaml'}
 

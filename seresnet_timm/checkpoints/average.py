@@ -5,6 +5,7 @@ average them; counters (`num_batches_tracked`) are those of the newest file. Cla
 """
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -150,10 +151,10 @@ def _compare(first: Tuple[str, ModelInfo, Dict[str, Any]], other: Tuple[str, Mod
         a, b = getattr(info_a, key), getattr(info_b, key)
         if a != b and None not in (a, b):
             raise UsageError(f'{where}: they differ in the {name} ({printable(a)}, {printable(b)}).')
-    if info_a.class_names != info_b.class_names and None not in (info_a.class_names, info_b.class_names):
-        index = next(i for i, (a, b) in enumerate(zip(info_a.class_names, info_b.class_names)) if a != b)
-        raise UsageError(f'{where}: their classes differ (class {index} is {printable(info_a.class_names[index])}, '
-                         f'{printable(info_b.class_names[index])}).')
+    names_a, names_b = info_a.class_names, info_b.class_names
+    if names_a and names_b and names_a != names_b:
+        index, a, b = next((i, a, b) for i, (a, b) in enumerate(zip_longest(names_a, names_b)) if a != b)
+        raise UsageError(f'{where}: their classes differ (class {index} is {printable(a)}, {printable(b)}).')
     differ = [k for k in {**shapes_a, **shapes_b} if shapes_a.get(k) != shapes_b.get(k)]
     if differ:
         raise UsageError(f'{where}: they do not hold the same weights ({printable(first_names(differ, MAX_NAMED))}).')

@@ -42,13 +42,23 @@ def describe(verb: str, parser: ArgumentParser, word: str) -> str:
         UsageError: The verb does not have it.
     """
     action = find(parser, word)
-    unit = UNITS.get(action.dest) or UNITS.get(action.dest.removeprefix(PREFIX))
-    facts = [('meaning', meaning(verb, action)), ('default', default(verb, parser, action)), ('unit', unit),
-             ('values', values(verb, action)),
-             ('ModelZoo', modelzoo_names(action) if verb in SCRIPT_PARSERS else None), ('from', origin(verb, action))]
+    return '\n'.join([written(action), *(f'  {k:<9} {text}' for k, text in facts(verb, parser, action).items())])
+
+
+def written(action: argparse.Action) -> str:
+    """An argument as it is written: its flags and what its value is called."""
     first = ', '.join(action.option_strings) or action.metavar or action.dest
-    value = '' if action.nargs == 0 or not action.option_strings else f' {value_name(action)}'
-    return '\n'.join([f'{first}{value}', *(f'  {k:<9} {text}' for k, text in facts if text)])
+    return f'{first}{"" if action.nargs == 0 or not action.option_strings else f" {value_name(action)}"}'
+
+
+def facts(verb: str, parser: ArgumentParser, action: argparse.Action) -> Dict[str, str]:
+    """What there is to say about an argument: meaning, default, unit ..., without those that it does not have."""
+    unit = UNITS.get(action.dest) or UNITS.get(action.dest.removeprefix(PREFIX))
+    found = {
+        'meaning': meaning(verb, action), 'default': default(verb, parser, action), 'unit': unit,
+        'values': values(verb, action), 'ModelZoo': modelzoo_names(action) if verb in SCRIPT_PARSERS else None,
+        'from': origin(verb, action)}
+    return {k: text for k, text in found.items() if text}
 
 
 def find(parser: ArgumentParser, word: str) -> argparse.Action:

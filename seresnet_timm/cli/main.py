@@ -52,6 +52,7 @@ TASKS: Dict[str, Dict[str, str]] = {
         'pull': 'download a model from the Hugging Face Hub and verify it',
     },
     'Look after a run': {
+        'watch': 'show how far a run is and when it will end, from another terminal',
         'report': "print a run's results table and draw its curves",
         'diagnose': 'explain an error text, a log, or the logs of a run that failed',
         'inspect': 'show what a checkpoint contains, and whether it is complete',

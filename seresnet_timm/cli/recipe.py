@@ -16,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.launch.parse import help_parser
-    from seresnet_timm.launch.recipes import recipes_dir, runnable_recipes
+    from seresnet_timm.launch.recipes import all_recipes, recipes_dir, runnable_recipes
     recipes = runnable_recipes()
     name = args.argv[0] if args.argv else '--help'
     if name in HELP_FLAGS:
@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> None:
         usage = 'usage: seresnet-timm recipe <name> --data_path=DIR [options]   (= bash recipes/<name>.sh ...)'
         print(guide('\n'.join([usage, '', *lines, '', f'Files: {recipes_dir()}', '']), EXAMPLES, NEXT), end='')
         return
+    if name in all_recipes() and name not in recipes:
+        raise UsageError(f'{name} is a recipe for `train`: seresnet-timm train --preset {name} --data-dir DIR')
     if name not in recipes:
         raise UsageError(f"Unknown recipe '{name}': {did_you_mean(name, recipes)}")
     verb, argv = recipes[name].verb, args.argv[1:]

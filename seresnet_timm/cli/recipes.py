@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     if name is not None:
         name = name[:-len('.yaml')] if name.endswith('.yaml') else name
         if name not in recipes:
-            raise UsageError(f"No recipe '{name}': {did_you_mean(name, recipes)}")
+            raise UsageError(f"No recipe '{name}': {did_you_mean(name.lower(), recipes)}")
         recipes = {name: recipes[name]}
     if args.as_json:
         found = {'basis': recipe_costs.basis(), 'recipes': [recipe_costs.as_json(r) for r in recipes.values()]}

@@ -1,38 +1,80 @@
-"""`seresnet-timm report`: results table and curves of runs."""
+"""`seresnet-timm report`: results tables, curves and errors of runs."""
 import argparse
+import os
+import sys
+from typing import List, Optional
 
 from seresnet_timm.argument_parser import ArgumentParser
 
 EXAMPLES = (
     'seresnet-timm report output/run',
-    'seresnet-timm report output/first output/second --curves both.png --csv runs.csv')
+    'seresnet-timm report output/run --data-dir digits --html report.html',
+    'seresnet-timm report output/first output/second --csv runs.csv --output pictures')
 NEXT = (
-    'seresnet-timm predict output/run digits/val   # classes of images',
+    'seresnet-timm explain output/run digits/val/3 --output explained   # what the network looks at',
     'seresnet-timm push output/run org/name --license apache-2.0')
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (
         'Print the results tables of runs and draw their curves (loss, top-1, learning rate, images/s, waiting for '
-        'data, loss scale, faults). The picture of a run is RUN/curves.png; that of several is comparison.png in the '
-        'first folder.')
+        'data, loss scale, faults): RUN/curves.png, and for several runs comparison.png in the first folder. With '
+        '--data-dir the validation images are predicted: confusion matrix, top-1 of each class, worst images.')
     parser.add_argument('run', nargs='+', metavar='RUN', help='output folder of a run')
     arg = parser.add_argument
-    arg('--curves', metavar='FILE', help='draw the curves of all runs into FILE (PNG), and none into their folders')
-    for kind in ('markdown', 'csv', 'json'):
-        name = {'markdown': 'the table of runs as Markdown', 'csv': 'one row a run as CSV',
-                'json': 'runs and epochs as JSON'}[kind]
-        arg(f'--{kind}', nargs='?', const='-', metavar='FILE', help=f'write {name}, to stdout without FILE')
+    arg('--output', metavar='DIR', help='folder for all pictures (that of each run)')
+    arg('--html', metavar='FILE', help='write everything as one page that opens without network')
+    for kind, what in (('markdown', 'the tables of runs and classes as Markdown'), ('csv', 'one row a run as CSV'),
+                       ('json', 'runs, epochs and classes as JSON')):
+        arg(f'--{kind}', nargs='?', const='-', metavar='FILE', help=f'write {what}, to stdout without FILE')
+    arg = parser.add_argument_group('validation images').add_argument
+    arg('--data-dir', metavar='DIR', help='dataset whose validation split the best model of each run predicts')
+    arg('--val-split', metavar='NAME', help="name of the split (that of the run, else 'validation' or 'val')")
+    arg('--worst', type=int, default=24, metavar='N', help='number of worst images to show (%(default)s)')
+    arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images a batch (%(default)s)')
+    arg('-j', '--workers', type=int, metavar='N', help='loader processes (by number of images and cores)')
+    arg('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
 
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.errors import UsageError
-    from seresnet_timm.runs import report
-    on_stdout = [f'--{kind}' for kind in report.KINDS if getattr(args, kind) == '-']
-    for kind in (*report.KINDS, 'curves'):
-        if getattr(args, kind) == '':
-            raise UsageError(f'--{kind} needs the name of a file.')
+    from seresnet_timm.runs import read, report
+    files = {kind: getattr(args, kind) for kind in report.KINDS}
+    for flag, value in (*files.items(), ('output', args.output), ('data-dir', args.data_dir)):
+        if value == '':
+            raise UsageError(f'--{flag} needs a name.')
+    on_stdout = [f'--{kind}' for kind in report.KINDS if files[kind] == '-']
     if len(on_stdout) > 1:
         raise UsageError(f'{" and ".join(on_stdout)} cannot all go to stdout: name files.')
-    files = {kind: getattr(args, kind) for kind in (*report.KINDS, 'curves')}
-    report.report(args.run, files)
+    runs = read.read_runs(args.run)
+    predictions: List[Optional[report.Predictions]] = [None] * len(runs)
+    if args.data_dir or args.html:
+        report.pyplot()  # refused here, not after minutes
+    if args.data_dir:
+        predictions = predict(args, runs)
+    if args.output:
+        os.makedirs(args.output, exist_ok=True)
+    report.report_runs(runs, predictions, report.Outputs(files, args.output, args.worst))
+
+
+def predict(args: argparse.Namespace, runs: list) -> list:
+    """Predictions of the runs that have a checkpoint, for the images of the split."""
+    from seresnet_timm.ascend import setup as npu_setup
+    npu_setup.set_environment(os.environ)
+    from seresnet_timm.inference import validation_split as split
+    from seresnet_timm.launch.plan import plan_prediction
+    from seresnet_timm.launch.rank import set_up_npu
+    from seresnet_timm.runs import report
+    found: List[Optional[report.Predictions]] = []
+    for one in runs:
+        folder, images = split.list_images(
+            args.data_dir, args.val_split or split.split_of(one), split.class_map_of(one))
+        settings = plan_prediction(vars(args), sum(map(len, images.values())))
+        set_up_npu(settings)
+        if one.folder.checkpoint() is None:
+            found.append(None)
+            continue
+        loaded = split.load_run(one)
+        print('\n'.join(loaded.describe()), file=sys.stderr)
+        found.append(split.predict_split(settings, loaded, folder, images))
+    return found

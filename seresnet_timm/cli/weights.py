@@ -31,7 +31,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.action != 'fetch':
         raise UsageError('Write `seresnet-timm weights fetch NAME`, with --from FILE or --mirror URL.')
-    from seresnet_timm import models  # noqa: F401  (registers the models)
     from seresnet_timm.hub.fetch_weights import fetch_weights
     fetched = fetch_weights(args.name, args.source, args.mirror, args.sha256)
     verified = f'verified with {fetched.checked}' if fetched.checked else (

@@ -13,6 +13,7 @@
 
 #include <math.h>
 #include <setjmp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@
 
 #include <jpeglib.h>
 
+#include "_huffman.h"
 #include "_resize.h"
 
 #if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2000000
@@ -81,8 +83,9 @@ typedef struct {
     uint8_t *pixels; /* decoded rows, RGBX */
     size_t stride;
     int left;        /* image column of pixels[0] */
-    float *blended;  /* a row of output height and input width */
+    int16_t *blended; /* a row of output height and input width */
     uint32_t *line;  /* a row of the output */
+    Scan *scan;
 } Work;
 
 static void close_work(Work *w)
@@ -94,6 +97,42 @@ static void close_work(Work *w)
     free(w->pixels);
     free(w->blended);
     free(w->line);
+    if (w->scan)
+        free(w->scan->copy);
+    free(w->scan);
+}
+
+static struct {
+    Path paths[2]; /* that this machine has, best first */
+    int count;
+    Path path;     /* that is used */
+    int huffman;   /* whether _huffman.h decodes the files that it can */
+} choice;
+
+/* The beginning of libjpeg-turbo's entropy decoder, which its header does not show. 2.0 to 3.x have it; `check_huffman`
+ * tries it. */
+typedef struct {
+    void (*start_pass)(j_decompress_ptr info);
+    boolean (*decode_mcu)(j_decompress_ptr info, JBLOCKROW *blocks);
+} EntropyDecoder;
+
+static boolean decode_mcu_of_scan(j_decompress_ptr info, JBLOCKROW *blocks)
+{
+    if (!decode_mcu(((Work *)info->client_data)->scan, blocks))
+        fail((j_common_ptr)info);
+    return TRUE;
+}
+
+/* Use our Huffman decoder from here on. `left` and `width` are the columns that libjpeg decodes. */
+static int replace_huffman(Work *w, JDIMENSION left, JDIMENSION width)
+{
+    struct jpeg_decompress_struct *info = &w->info;
+    w->scan = calloc(1, sizeof *w->scan);
+    if (!w->scan || !begin_scan(w->scan, info, left * (JDIMENSION)w->reduction, width * (JDIMENSION)w->reduction))
+        return 0;
+    info->client_data = w;
+    ((EntropyDecoder *)info->entropy)->decode_mcu = decode_mcu_of_scan;
+    return 1;
 }
 
 /* Start reading; the caller has set w->errors.escape. Returns 0 for a file that Pillow must read. */
@@ -183,9 +222,12 @@ static int decode_region(Work *w, const uint8_t *data, size_t size, const Reques
     width = (JDIMENSION)right - left;
     if (width < info->output_width)
         jpeg_crop_scanline(info, &left, &width); /* moves left to the start of a block */
+    if (choice.huffman && !info->progressive_mode && !info->arith_code && !jpeg_has_multiple_scans(info) &&
+        !replace_huffman(w, left, width))
+        return 0;
     w->left = (int)left;
     w->stride = (size_t)info->output_width * 4;
-    w->pixels = malloc(w->stride * (size_t)(w->rows.last - w->rows.first));
+    w->pixels = malloc(w->stride * (size_t)(w->rows.last - w->rows.first) + AFTER_ROW);
     if (!w->pixels)
         return 0;
     if (w->rows.first > 0)
@@ -208,15 +250,16 @@ static int decode_and_resize(Work *w, const uint8_t *data, size_t size, const Re
     if (!out)
         return 1;
     n = 4 * (w->columns.last - w->columns.first);
-    w->blended = calloc((size_t)n + 4 * (size_t)w->columns.taps, sizeof(float)); /* weights of zero read past the end */
+    w->blended = calloc((size_t)n + 4 * (size_t)w->columns.taps + AFTER_ROW, sizeof(int16_t));
     w->line = malloc(sizeof(uint32_t) * (size_t)r->out_width);
     if (!w->blended || !w->line)
         return 0;
     for (o = 0; o < r->out_height; o++) {
         const uint8_t *in = w->pixels + (size_t)(w->rows.start[o] - w->rows.first) * w->stride +
                             4 * (size_t)(w->columns.first - w->left);
-        blend_rows(in, w->stride, w->rows.weight + (size_t)o * w->rows.taps, w->rows.length[o], n, w->blended);
-        blend_columns(w->blended, &w->columns, w->line);
+        choice.path.blend_rows(in, w->stride, w->rows.weight + (size_t)o * w->rows.taps, w->rows.length[o], n,
+                               w->blended);
+        choice.path.blend_columns(w->blended, &w->columns, w->line);
         if (r->planar) {
             uint8_t *to = out + (size_t)o * r->out_width;
             store_planes(w->line, r->out_width, to, to + plane, to + 2 * plane);
@@ -225,6 +268,68 @@ static int decode_and_resize(Work *w, const uint8_t *data, size_t size, const Re
         }
     }
     return 1;
+}
+
+/* Compress a picture of 40 x 24 pixels with every kind of detail. Returns its size, 0 on failure; `*data` is the caller's
+ * to free. */
+static unsigned long make_test_file(unsigned char **data)
+{
+    struct jpeg_compress_struct info;
+    Errors errors;
+    unsigned long size = 0;
+    JSAMPLE line[40 * 3];
+    JSAMPROW row = line;
+    int x, y;
+
+    info.err = jpeg_std_error(&errors.base);
+    errors.base.error_exit = fail;
+    errors.base.output_message = say_nothing;
+    jpeg_create_compress(&info);
+    if (setjmp(errors.escape)) {
+        jpeg_destroy_compress(&info);
+        return 0;
+    }
+    jpeg_mem_dest(&info, data, &size);
+    info.image_width = 40;
+    info.image_height = 24;
+    info.input_components = 3;
+    info.in_color_space = JCS_RGB;
+    jpeg_set_defaults(&info);
+    jpeg_set_quality(&info, 95, TRUE);
+    info.restart_interval = 2;
+    jpeg_start_compress(&info, TRUE);
+    for (y = 0; y < 24; y++) {
+        for (x = 0; x < 40 * 3; x++)
+            line[x] = (JSAMPLE)(x < 60 ? (unsigned)(2 * x + 3 * y) : (unsigned)(x * 40 + y) * 2654435761u >> 24);
+        jpeg_write_scanlines(&info, &row, 1);
+    }
+    jpeg_finish_compress(&info);
+    jpeg_destroy_compress(&info);
+    return size;
+}
+
+/* Whether our Huffman decoder works inside the libjpeg that is loaded: the same pixels with and without it. */
+static int check_huffman(void)
+{
+#if LIBJPEG_TURBO_VERSION_NUMBER >= 4000000
+    return 0;
+#else
+    Request r = {.left = 9, .top = 4, .width = 29, .height = 20, .full_width = 29, .full_height = 20, .out_width = 29,
+                 .out_height = 20, .max_reduction = 1};
+    static uint8_t out[2][3 * 29 * 20];
+    unsigned char *data = NULL;
+    unsigned long size = make_test_file(&data);
+    int ok = size > 0, i;
+    Work w;
+
+    for (i = 0; i < 2 && ok; i++) {
+        choice.huffman = i;
+        ok = decode_and_resize(&w, data, size, &r, out[i]);
+        close_work(&w);
+    }
+    free(data);
+    return ok && memcmp(out[0], out[1], sizeof out[0]) == 0;
+#endif
 }
 
 
@@ -322,7 +427,31 @@ static PyObject *py_decode(PyObject *self, PyObject *args, PyObject *kwargs)
     return PyBool_FromLong(ok);
 }
 
+PyDoc_STRVAR(use_doc,
+"use(path, huffman)\n--\n\n"
+"For tests: compute with one of `paths`, and decode with this module's Huffman decoder or with libjpeg's.");
+
+static PyObject *py_use(PyObject *self, PyObject *args)
+{
+    const char *name;
+    int huffman, i;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "sp", &name, &huffman))
+        return NULL;
+    for (i = 0; i < choice.count; i++) {
+        if (strcmp(choice.paths[i].name, name) == 0) {
+            choice.path = choice.paths[i];
+            choice.huffman = huffman;
+            Py_RETURN_NONE;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "this machine has no %s", name);
+    return NULL;
+}
+
 static PyMethodDef methods[] = {
+    {"use", py_use, METH_VARARGS, use_doc},
     {"size", py_size, METH_VARARGS, size_doc},
     {"decode", (PyCFunction)(void (*)(void))py_decode, METH_VARARGS | METH_KEYWORDS, decode_doc},
     {NULL, NULL, 0, NULL},
@@ -332,15 +461,43 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_jpeg", "Region decoding of JPEGs with libjpeg-turbo.", -1, methods, NULL, NULL, NULL, NULL,
 };
 
+/* Add the constants; returns -1 on failure. */
+static int add_constants(PyObject *m)
+{
+    char version[32];
+    PyObject *names = PyTuple_New(choice.count);
+    int i;
+
+    if (!names)
+        return -1;
+    for (i = 0; i < choice.count; i++) {
+        PyObject *name = PyUnicode_FromString(choice.paths[i].name);
+        if (!name) {
+            Py_DECREF(names);
+            return -1;
+        }
+        PyTuple_SET_ITEM(names, i, name);
+    }
+    if (PyModule_AddObject(m, "paths", names) < 0) {
+        Py_DECREF(names);
+        return -1;
+    }
+    snprintf(version, sizeof version, "%d.%d.%d", LIBJPEG_TURBO_VERSION_NUMBER / 1000000,
+             LIBJPEG_TURBO_VERSION_NUMBER / 1000 % 1000, LIBJPEG_TURBO_VERSION_NUMBER % 1000);
+    if (PyModule_AddStringConstant(m, "libjpeg_turbo", version) < 0)
+        return -1;
+    return PyModule_AddIntConstant(m, "huffman", choice.huffman);
+}
+
 PyMODINIT_FUNC PyInit__jpeg(void)
 {
     PyObject *m = PyModule_Create(&module);
-    char version[32];
     if (!m)
         return NULL;
-    snprintf(version, sizeof version, "%d.%d.%d", LIBJPEG_TURBO_VERSION_NUMBER / 1000000,
-             LIBJPEG_TURBO_VERSION_NUMBER / 1000 % 1000, LIBJPEG_TURBO_VERSION_NUMBER % 1000);
-    if (PyModule_AddStringConstant(m, "libjpeg_turbo", version) < 0) {
+    choice.count = find_paths(choice.paths);
+    choice.path = choice.paths[0];
+    choice.huffman = check_huffman();
+    if (add_constants(m) < 0) {
         Py_DECREF(m);
         return NULL;
     }

@@ -27,10 +27,18 @@ def create_loader(dataset: Dataset, *args, auto_augment: Any = None, **kwargs) -
         return timm.data.create_loader(dataset, *args, auto_augment=auto_augment, **kwargs)
     loader = timm.data.create_loader(dataset, *args, **{**kwargs, 'color_jitter': None})
     if kwargs.get('is_training') and not kwargs.get('no_aug'):
-        steps = list(dataset.transform.transforms)
-        at = next((i for i, step in enumerate(steps) if not isinstance(step, BEFORE)), len(steps))
         is_cubic = kwargs.get('interpolation') == 'bicubic'
         step = transforms.TrivialAugmentWide(
             interpolation=InterpolationMode.BICUBIC if is_cubic else InterpolationMode.BILINEAR)
-        dataset.transform = transforms.Compose([*steps[:at], step, *steps[at:]])
+        if isinstance(loader.dataset, timm.data.ScheduledTransformDataset):  # a transform for each image size
+            loader.dataset.transforms = [_insert(step, t) for t in loader.dataset.transforms]
+        else:
+            dataset.transform = _insert(step, dataset.transform)
     return loader
+
+
+def _insert(step: Any, transform: transforms.Compose) -> transforms.Compose:
+    """timm's transform with a further step, where timm puts auto-augment."""
+    steps = list(transform.transforms)
+    at = next((i for i, s in enumerate(steps) if not isinstance(s, BEFORE)), len(steps))
+    return transforms.Compose([*steps[:at], step, *steps[at:]])

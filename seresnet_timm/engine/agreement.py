@@ -45,7 +45,7 @@ class Agreement:
         self._signals, self._device = signals, device
         self.rank, self.world_size = rank, world_size
         self._store = _store() if world_size > 1 else None
-        self._updates = self._round = self._votes = self._gathered = 0
+        self._updates = self._round = self._votes = self._gathered = self._shared = 0
         self._next_look = 0.
         self._knows = False
 
@@ -157,6 +157,17 @@ class Agreement:
             states.append(torch.load(io.BytesIO(self._store.get(f'{key}/{rank}')), weights_only=True))
             self._store.delete_key(f'{key}/{rank}')
         return states
+
+    def share(self, decision: bool) -> bool:
+        """What rank 0 has decided; the others wait for it."""
+        if self._store is None:
+            return decision
+        self._shared += 1
+        key = f'decision/{self._shared}'
+        if self.rank == 0:
+            self._store.set(key, str(int(decision)))
+            return decision
+        return self._store.get(key) == b'1'
 
     def wait_until_saved(self) -> None:
         """Wait for rank 0, which writes the last state, so that the ranks end together."""

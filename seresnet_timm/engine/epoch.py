@@ -17,10 +17,12 @@ from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.scheduled import loss_scale
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps
+from seresnet_timm.engine.events import EpochEvents
 from seresnet_timm.engine.faults import note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.meters import LossMeter, Throughput
-from seresnet_timm.engine.progress import progress_bar
+from seresnet_timm.engine.patience import Patience
+from seresnet_timm.engine.progress import Progress
 from seresnet_timm.errors import RunError
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
@@ -40,11 +42,18 @@ class Outputs:
         saver: Saves checkpoints.
         record: Writes run.json.
         summary: Writes summary.csv.
+        events: Writes the event files of TensorBoard; None without them.
     """
     folder: RunFolder
     saver: AtomicCheckpointSaver
     record: RunRecord
     summary: Summary = field(default_factory=Summary)
+    events: Optional[EpochEvents] = None
+
+    def finish(self) -> None:
+        self.record.finish()
+        if self.events is not None:
+            self.events.close()
 
 
 @dataclass
@@ -73,6 +82,8 @@ class Training:
         figures: Of the last log point.
         bad_images: Ends a run of whose images too many cannot be read; None for no limit.
         average_batch_size: Images of a batch and process, where batches differ.
+        progress: Shows how far it is.
+        patience: How long it waits for a new best.
     """
     args: Any
     forward: Forward
@@ -94,6 +105,8 @@ class Training:
     figures: Optional[Figures] = None
     bad_images: Optional[BadImages] = None
     average_batch_size: float = 0.
+    progress: Progress = field(default_factory=Progress)
+    patience: Patience = Patience()
 
     @property
     def device(self) -> torch.device:
@@ -142,17 +155,15 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     optimizer.zero_grad()
     wait_start = time.perf_counter()
-    with progress_bar(num_batches, f'Train {epoch}', _logger if utils.is_primary(args) else None) as bar:
+    logger = _logger if utils.is_primary(args) else None
+    with run.progress.training(epoch, num_batches, first, logger) as progress:
         batches = run.saving.batches(run, epoch, first, losses, throughput) if run.saving else run.train_loader
         for batch_idx, (input, target) in enumerate(batches, first):
             is_last = batch_idx == num_batches - 1
             need_update = is_last or (batch_idx + 1) % args.grad_accum_steps == 0
             update_idx = batch_idx // args.grad_accum_steps
             accum_steps = args.grad_accum_steps if batch_idx < full_groups_end else num_batches - full_groups_end
-            input, target = run.forward.move(input, target)
-            if run.mixup_fn is not None:
-                input, target = run.mixup_fn(input, target)
-            input = run.forward.lay_out(input)
+            input, target = prepare(run, input, target)
             throughput.add_wait(time.perf_counter() - wait_start)
 
             with nullcontext() if need_update else task.no_sync():
@@ -164,7 +175,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                 backward(loss / accum_steps if accum_steps > 1 else loss, task, optimizer, args, run.loss_scaler,
                          need_update=need_update, bad_steps=bad_steps)
             update_images += input.shape[0] * args.world_size
-            bar.update()
+            progress.step()
             if not need_update:
                 wait_start = time.perf_counter()
                 continue
@@ -176,13 +187,15 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
             if args.synchronize_step:
                 devices.synchronize(run.device)
             throughput.step(update_images)
+            progress.update(update_idx + 1)
 
             if update_idx % args.log_interval == 0 or is_last:
                 # the host waits for the device here
                 loss_now, loss_avg, figures = losses.read_with(counts_of(run, bad_steps))
                 check_counts(run, (epoch, update_idx), loss_now, figures, is_last)
-                line, short = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
-                bar.log(line, short=short, is_last=is_last)
+                line = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
+                line += progress.at_log(update_idx + 1, loss_avg, run.lr, int(run.figures.total))
+                progress.log(line, is_last)
                 if args.save_images and run.outputs:
                     torchvision.utils.save_image(
                         input, run.outputs.folder.path / f'train-batch-{batch_idx}.jpg', padding=0, normalize=True)
@@ -199,6 +212,14 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
                    loss_scale=run.figures.loss_scale if run.loss_scaler else None,
                    unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
+
+
+def prepare(run: Training, input: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """A batch on the device, mixed, in the memory format of the model."""
+    input, target = run.forward.move(input, target)
+    if run.mixup_fn is not None:
+        input, target = run.mixup_fn(input, target)
+    return run.forward.lay_out(input), target
 
 
 def counts_of(run: Training, bad_steps: BadSteps) -> torch.Tensor:
@@ -253,8 +274,8 @@ def describe_step(
         losses: Tuple[float, float],
         throughput: Throughput,
         images: int,
-) -> Tuple[str, str]:
-    """Log line of an optimizer step, as timm's train.py prints it, and a short one for a progress bar.
+) -> str:
+    """Log line of an optimizer step, as timm's train.py prints it.
 
     Args:
         run: The training.
@@ -266,7 +287,7 @@ def describe_step(
     epoch, update_idx = place
     (seconds, seconds_avg), (data_seconds, data_seconds_avg) = throughput.read()
     lr = run.lr
-    line = (
+    return (
         f'Train: {epoch} [{update_idx:>4d}/{run.updates_per_epoch} '
         f'({100. * (update_idx + 1) / run.updates_per_epoch:>3.0f}%)]  '
         f'Loss: {losses[0]:#.3g} ({losses[1]:#.3g})  '
@@ -275,4 +296,3 @@ def describe_step(
         f'LR: {lr:.3e}  '
         f'Data: {data_seconds:.3f} ({data_seconds_avg:.3f})'
     )
-    return line, f'loss {losses[1]:.3f}, lr {lr:.2e}, {images / seconds_avg:.1f} images/s'

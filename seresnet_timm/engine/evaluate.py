@@ -2,7 +2,7 @@
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from seresnet_timm.data.image_files import IGNORED_TARGET, Unreadable, take_unreadable
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.engine.progress import progress_bar
+from seresnet_timm.engine.progress import Progress, progress_bar
 from seresnet_timm.engine.signals import Stopped
 from seresnet_timm.errors import RunError
 from seresnet_timm.step import heartbeat
@@ -32,11 +32,15 @@ class EvaluationLog:
         line: Makes a line from (batch, last batch, seconds a batch lately, on average, images a second, metrics of this
             batch, metrics so far).
         agreement: Of the ranks of a training, which a signal may stop.
+        progress: Of the training; None without one.
+        verbosity: As in RunSettings.
     """
     logger: Optional[logging.Logger]
     interval: int
     line: Callable[[int, int, float, float, float, Dict, Dict], str]
     agreement: Optional[Agreement] = None
+    progress: Optional[Progress] = None
+    verbosity: int = 0
 
 
 def evaluate(
@@ -76,7 +80,7 @@ def evaluate(
     last_idx = len(loader) - 1
     start = last_time = time.perf_counter()
     last_logged, num_images = -1, 0
-    with torch.inference_mode(), progress_bar(len(loader), 'Test', log.logger) as bar:
+    with torch.inference_mode(), progress_bar(len(loader), 'Test', log.logger, log.verbosity) as bar:
         for batch_idx, (input, target) in enumerate(_until_stopped(loader, log.agreement)):
             input, target = forward.move(input, target)
             with forward.autocast():
@@ -105,6 +109,8 @@ def evaluate(
                 recent = (now - last_time) / (batch_idx - last_logged)
                 average = (now - start) / (batch_idx + 1)
                 last_time, last_logged = now, batch_idx
+                if log.progress is not None:
+                    log.progress.at_evaluation(batch_idx + 1, last_idx + 1)
                 bar.log(
                     log.line(batch_idx, last_idx, recent, average, num_images / (now - start), batch_metrics, so_far),
                     short=f'loss {so_far["loss"]:.3f}, top1 {so_far["top1"]:.2f}',
@@ -208,7 +214,7 @@ def validate(
         args,
         log_suffix: str = '',
         logger: Optional[logging.Logger] = None,
-        agreement: Optional[Agreement] = None,
+        run: Any = None,
 ) -> Tuple[Dict[str, float], Optional[Unreadable]]:
     """Evaluate the model of a training, with the log lines of timm's train.py.
 
@@ -219,7 +225,7 @@ def validate(
         args: Flags of train.py: `log_interval`, `tta` and `rank` are read.
         log_suffix: What is evaluated, e.g. ' (EMA)'.
         logger: Where rank 0 logs; None for the logger of timm's train.py.
-        agreement: Of the ranks, where a signal may stop the training.
+        run: The `Training`, which a signal may stop, and whose progress is shown; None without one.
     """
     def log_line(batch_idx, last_idx, seconds, seconds_avg, _rate, now, avg):
         return (
@@ -230,7 +236,9 @@ def validate(
             f'Acc@5: {now["top5"]:>7.3f} ({avg["top5"]:>7.3f})'
         )
     logger = logger or logging.getLogger('train')
-    log = EvaluationLog(logger if utils.is_primary(args) else None, args.log_interval, log_line, agreement)
+    log = EvaluationLog(logger if utils.is_primary(args) else None, args.log_interval, log_line)
+    if run is not None:
+        log = replace(log, agreement=run.saving.agreement, progress=run.progress, verbosity=run.progress.verbosity)
     return evaluate(model, loader, forward, log, tta=args.tta)
 
 

@@ -13,6 +13,7 @@ from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.engine.bad_steps import is_bad_epoch
 from seresnet_timm.engine.epoch import Outputs, Training
+from seresnet_timm.engine.events import EpochEvents
 from seresnet_timm.errors import printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.info import ModelInfo
@@ -59,7 +60,10 @@ def create_outputs(
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
         yaml.safe_dump(settings.args, f, default_flow_style=False)
     _logger.info(f'Output: {printable(folder.path)}')
-    return Outputs(folder, saver, record)
+    if args.log_wandb:
+        start_wandb(args, folder.path.name)
+    events = EpochEvents(folder, start_epoch if continues else 0) if settings.tensorboard else None
+    return Outputs(folder, saver, record, events=events)
 
 
 def create_record(settings: RunSettings, folder: Union[str, Path], model_info: Optional[Dict[str, Any]]) -> RunRecord:
@@ -84,6 +88,7 @@ def note_failed_saves(saver: AtomicCheckpointSaver, record: RunRecord) -> None:
 
 
 def start_wandb(args, name: str) -> None:
+    """Begin a run of Weights & Biases, as timm's train.py does."""
     import wandb
     wandb.init(
         project=args.wandb_project,

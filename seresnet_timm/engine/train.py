@@ -16,6 +16,7 @@ import copy
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -42,12 +43,15 @@ from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
 from seresnet_timm.engine.epoch import Training, refuse_unsaved, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.epoch_end import end_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.meters import report_epoch
 from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch, start_wandb
+from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch
+from seresnet_timm.engine.patience import Patience
+from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import (
     Place,
     Resumed,
@@ -69,6 +73,7 @@ from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step import graph
 from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.step.learning_rate import scaled_lr
@@ -119,7 +124,9 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         updates_per_epoch=math.ceil(len(train_loader) / args.grad_accum_steps),
         eval_metric=args.eval_metric if eval_loader is not None else 'loss',
         max_bad_steps=settings.max_bad_steps,
-        bad_images=BadImages(train_loader.dataset, settings), average_batch_size=average_batch_size(args),
+        bad_images=BadImages(train_loader.dataset, settings),
+        average_batch_size=average_batch_size(args),
+        patience=Patience.of(settings),
     )
 
     # resume
@@ -134,6 +141,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
 
     # processes: of the loaders, then of the training
     start_loaders(run, resumed)
+    if settings.graph:  # after the moving average, which is a copy of the network
+        capture_step(model, args, data_config, forward)
     compile_and_distribute(settings, task, args, device)
     restore_rank(run, resumed)
     restore_counts(run, resumed)
@@ -144,12 +153,11 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # outputs
     if is_primary:
         run.outputs = create_outputs(settings, run, model, info, checkpoint, resumed.place.epoch)
-        if args.log_wandb:
-            start_wandb(args, args.experiment)
+    run.progress = create_progress(run, settings, num_epochs)
 
     # epochs
     try:
-        with StopSignals() as signals, noted(run):
+        with run.progress.shown(len(train_loader), resumed.place), StopSignals() as signals, noted(run):
             agreement = Agreement(signals, device, args.rank, args.world_size)
             run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
             results = train_epochs(run, resumed, num_epochs)
@@ -167,7 +175,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     if args.distributed:
         torch.distributed.destroy_process_group()
     if is_primary:
-        run.outputs.record.finish()
+        run.outputs.finish()
         print_results(run, results)
         refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
     refuse_infinite_result(run.record, results)
@@ -307,6 +315,14 @@ def start_loaders(run: Training, resumed: Resumed) -> None:
         run.eval_loader = loaders.start_workers(run.eval_loader, keep_rng=True, draws=not run.has_evaluated)
 
 
+def capture_step(model: nn.Module, args, data_config: Dict[str, Any], forward: Forward) -> None:
+    """Capture the kernels of a step, for batches as the loader makes them."""
+    size = (args.batch_size * max(1, args.aug_splits), *data_config['input_size'])
+    images = torch.zeros(size, device=forward.device, dtype=forward.dtype)
+    context = forward.autocast(cache_enabled=False) if args.amp else nullcontext()
+    graph.capture(model.train(), forward.lay_out(images), context, _logger)
+
+
 def compile_and_distribute(settings: RunSettings, task, args, device: torch.device) -> None:
     """Compile the model, then wrap it in DDP, so that evaluation can use the compiled model."""
     if args.torchcompile:
@@ -353,16 +369,20 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
     """
     args, results = run.args, []
     for epoch in range(resumed.place.epoch, num_epochs):
+        if run.patience.is_over(run, epoch):
+            break
         train_metrics, figures = train_epoch(run, epoch, resumed)
         run.saving.after_training(run, epoch, train_metrics, figures)
 
         is_evaluated = (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs
+        lr = run.lr
         if not is_evaluated:
             if run.lr_scheduler is not None:
                 run.lr_scheduler.step(epoch + 1, metric=None)
             if run.outputs:
                 _logger.info('Skipping eval and checkpointing')
                 run.outputs.record.add_epoch(figures)
+                end_epoch(run, epoch, train_metrics, None, figures, lr)
             continue
 
         eval_start = time.perf_counter()
@@ -375,8 +395,10 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
         if run.outputs:
             state = run_state(run, Place(epoch + 1), ranks, metric=latest_metric)
             save_epoch(run, epoch, state, train_metrics, eval_metrics)
-            run.outputs.record.add_epoch(dict(
-                figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable))
+            figures = dict(
+                figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable)
+            run.outputs.record.add_epoch(figures)
+            end_epoch(run, epoch, train_metrics, eval_metrics, figures, lr)
         run.saving.after_epoch()
         if run.lr_scheduler is not None:
             run.lr_scheduler.step(epoch + 1, latest_metric)
@@ -410,14 +432,14 @@ def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable
     Returns:
         The metrics; the images that could not be read, None if not known.
     """
-    args, task, agreement = run.args, run.task, run.saving.agreement
+    args, task = run.args, run.task
     try:
-        found = validate(task.get_eval_model(), run.eval_loader, run.forward, args, agreement=agreement)
+        found = validate(task.get_eval_model(), run.eval_loader, run.forward, args, run=run)
         if task.has_ema() and not args.model_ema_force_cpu:
             if args.distributed and args.dist_bn:
                 utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
             found = validate(
-                task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)', agreement=agreement)
+                task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)', run=run)
     except Stopped:
         run.saving.save_trained(run)
         raise

@@ -213,7 +213,8 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
 
     start = time.perf_counter()
     metrics, unreadable = evaluate(
-        model, loader, run.forward, EvaluationLog(_logger if is_primary else None, args.log_freq, log_line),
+        model, loader, run.forward, EvaluationLog(
+            _logger if is_primary else None, args.log_freq, log_line, verbosity=run.settings.verbosity),
         valid_labels=read_valid_labels(args.valid_labels) if args.valid_labels else None, on_output=on_output)
     seconds = time.perf_counter() - start
     refuse_unreadable(args, unreadable)

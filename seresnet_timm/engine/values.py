@@ -300,6 +300,7 @@ VALUES: Dict[str, Rule] = {
     # launcher
     'nproc': Number(1, whole=True, also=('auto',)), 'nnodes': COUNT, 'node_rank': NOT_NEGATIVE,
     'master_port': Number(1, 65535), 'rdzv_timeout': COUNT, 'max_restarts': NOT_NEGATIVE, 'max_bad_steps': COUNT,
+    'patience': COUNT,
     'checkpoint_minutes': NOT_NEGATIVE, 'hang_timeout': NOT_NEGATIVE, 'data_timeout': NOT_NEGATIVE,
     'max_bad_images': ShareOrCount(), 'loss_scale': Number(above=0, also=(-1,)),
     'amp_level': Names(('O0', 'O1', 'O2')), 'cpu_affinity': Names(('auto', 'cores', 'none')),
@@ -317,12 +318,12 @@ VALUES: Dict[str, Rule] = {
     'results_file': Output(is_folder=False), 'out': Output(is_folder=False),
     # other verbs
     'topk': COUNT, 'max_side': COUNT, 'quality': Number(1, 100), 'opset': Number(11, 15), 'atc_batch_size': COUNT,
-    'seconds': POSITIVE, 'timeout': POSITIVE, 'images': COUNT, 'rounds': COUNT,
+    'seconds': POSITIVE, 'timeout': POSITIVE, 'interval': POSITIVE, 'images': COUNT, 'rounds': COUNT,
     'dtype': Names(DTYPES), 'to': Names(('timm', 'modelzoo', 'safetensors')),
     'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
-    'curves': Output(is_folder=False),
+    'worst': NOT_NEGATIVE,
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),

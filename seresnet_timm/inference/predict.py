@@ -141,14 +141,40 @@ def predict(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> Ite
     Raises:
         RunError: The device is out of memory.
     """
+    topk = min(settings.args['topk'], loaded.model.num_classes)
+    for indices, batch, errors in probabilities(settings, loaded, files):
+        results = {i: {'file': files[i], 'error': error} for i, error in errors.items()}
+        if batch is not None:
+            for i, p, c in zip(indices, *(t.tolist() for t in batch.topk(topk))):
+                results[i] = {'file': files[i], 'predictions': [_named(loaded, *pair) for pair in zip(c, p)]}
+        for i in sorted(results):
+            yield results[i]
+
+
+def probabilities(
+        settings: RunSettings, loaded: LoadedModel, files: List[str],
+) -> Iterator[Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]]:
+    """The probabilities of all classes, batch by batch.
+
+    Args:
+        settings: Settings of the verb: device, workers, batch size.
+        loaded: The model; moved to the device.
+        files: Image files.
+
+    Yields:
+        The numbers of the files that could be read, their probabilities (number of files x classes) on the CPU, None
+        for no file; and why the others could not be read, by number.
+
+    Raises:
+        RunError: The device is out of memory.
+    """
     device, batch_size = settings.device, settings.args['batch_size']
     loader = DataLoader(
         ImageFiles(files, loaded.data_config), batch_size=batch_size, num_workers=settings.args['workers'],
         collate_fn=_collate)
     model = loaded.model.to(device)
-    topk = min(settings.args['topk'], model.num_classes)
     for indices, images, errors in loader:
-        results = {i: {'file': files[i], 'error': error} for i, error in errors.items()}
+        batch = None
         if images is not None:
             with torch.inference_mode():
                 try:
@@ -156,11 +182,8 @@ def predict(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> Ite
                 except torch.OutOfMemoryError:
                     raise RunError(f'{device} is out of memory with -b {batch_size}: try -b {max(1, batch_size // 2)}.')
                 output = output[0] if isinstance(output, (tuple, list)) else output
-                probabilities, classes = (t.cpu().tolist() for t in output.float().softmax(dim=1).topk(topk))
-            for i, p, c in zip(indices, probabilities, classes):
-                results[i] = {'file': files[i], 'predictions': [_named(loaded, *pair) for pair in zip(c, p)]}
-        for i in sorted(results):
-            yield results[i]
+                batch = output.float().softmax(dim=1).cpu()
+        yield indices, batch, errors
 
 
 def _named(loaded: LoadedModel, index: int, probability: float) -> Dict[str, Any]:

@@ -176,6 +176,18 @@ def _freeze(run: Checked) -> Iterator[str]:
                '--pretrained, --pretrained-path or --initial-checkpoint.')
 
 
+def check_graph(run: Checked) -> Iterator[str]:
+    """What `--graph` contradicts; what it cannot capture is said in the plan."""
+    asked = run.settings.graph or 'graph' in run.settings.reasons
+    if asked and run.settings.verb == 'validate':
+        yield '--graph is a flag of train: it captures training steps. Leave it out.'
+    elif asked and run.flag('torchcompile'):
+        yield ('--graph and --torchcompile both replace the steps of the network: leave one out (--torchcompile-mode '
+               'reduce-overhead captures what it compiled).')
+    elif asked and not run.settings.fast_step:
+        yield "--graph and --fast-step off, which is timm's own set-up, contradict each other: leave one out."
+
+
 def check_freeze(run: Checked) -> Iterator[str]:
     if run.settings.freeze:
         yield '--freeze is a flag of train: an evaluation changes no weights. Leave it out.'
@@ -228,8 +240,6 @@ def check_optimizer(run: Checked) -> Iterator[str]:
 
 
 def check_packages(run: Checked) -> Iterator[str]:
-    if run.flag('log_wandb') and importlib.util.find_spec('wandb') is None:
-        yield '--log-wandb needs wandb: pip install wandb.'
     if run.flag('metrics_avg') and importlib.util.find_spec('sklearn') is None:
         yield '--metrics-avg needs scikit-learn: pip install scikit-learn.'
 
@@ -304,10 +314,10 @@ def _check_real_labels(run: Checked, path: str) -> Iterator[str]:
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
-    'train': [check_model, check_teacher, check_precision, check_transforms, check_batch,
+    'train': [check_model, check_graph, check_teacher, check_precision, check_transforms, check_batch,
               check_optimizer, check_packages,
               check_output, check_train_weights, check_named_weights, check_resources],
-    'validate': [check_model, check_freeze, check_precision, check_transforms, check_packages, check_processes,
-                 check_results_file, check_labels, check_checkpoint,
+    'validate': [check_model, check_graph, check_freeze, check_precision, check_transforms, check_packages,
+                 check_processes, check_results_file, check_labels, check_checkpoint,
                  check_named_weights, check_resources],
 }

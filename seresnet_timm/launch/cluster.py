@@ -1,4 +1,4 @@
-"""Who started this process, and what they have already decided: torchrun, SLURM, MindCluster or ModelArts
+"""Who started this process, and what they have already decided: torchrun, SLURM, MindCluster, ModelArts, Kubernetes
 
 `detect` reads the environment, `decide` compares it with the command line: what was typed wins over variables.
 """
@@ -20,7 +20,7 @@ class Cluster:
     """A job as its scheduler describes it.
 
     Attributes:
-        kind: 'torchrun', 'SLURM', 'MindCluster' or 'ModelArts'.
+        kind: 'torchrun', 'SLURM', 'MindCluster', 'ModelArts', 'Kubeflow' or 'Volcano'.
         is_rank: This process is one rank of the job, not the launcher of a node's ranks.
         nnodes: Number of nodes.
         node_rank: Number of this node.
@@ -75,8 +75,13 @@ def detect(env: Mapping[str, str]) -> Optional[Cluster]:
         rank, size = env.get('RANK', '?'), env.get('WORLD_SIZE', '?')
         return Cluster('torchrun', is_rank=True, tasks=_number(env, 'WORLD_SIZE', 1), task=_number(env, 'RANK', 0),
                        variables=f'RANK={rank} and WORLD_SIZE={size}')
+    if 'PET_NNODES' in env and 'PET_NODE_RANK' in env:
+        return _kubeflow(env)
     if 'MA_NUM_HOSTS' in env or 'VC_WORKER_NUM' in env and 'MA_NUM_GPUS' in env:
         return _modelarts(env)
+    if 'VC_MASTER_NUM' in env and 'LOCAL_RANK' not in env and all(
+            name in env for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR')):
+        return _volcano(env)
     if _number(env, 'SLURM_STEP_NUM_TASKS', 1) > 1:  # set by srun only: a batch script is not one of the tasks
         return _slurm(env)
     return None
@@ -168,8 +173,9 @@ def _number(env: Mapping[str, str], name: str, default: Optional[int] = None) ->
 
 def forget(env: MutableMapping[str, str]) -> None:
     """Remove a scheduler's variables of ranks, which torch and timm would take for those of this process."""
+    of_torchrun = [name for name in env if name.startswith('PET_')]  # which it takes for its own defaults
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE',
-                 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'):
+                 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS', *of_torchrun):
         env.pop(name, None)
 
 
@@ -193,6 +199,37 @@ def _mindcluster(env: Mapping[str, str]) -> Cluster:
         master_addr=env.get('MASTER_ADDR'), master_port=_port(env), tasks=nnodes,
         task=node_rank, variables=f"MindCluster's RANK={node_rank}, LOCAL_RANK={env['LOCAL_RANK']} and "
                                   f'WORLD_SIZE={world_size}')
+
+
+def _kubeflow(env: Mapping[str, str]) -> Cluster:
+    """Kubeflow Trainer and the PyTorchJob before it: torchrun's own variables, PET_*, for the launcher of a pod."""
+    nnodes = _number(env, 'PET_NNODES')
+    if nnodes < 1:
+        raise UsageError(f'Kubeflow says PET_NNODES={nnodes}, which is no number of pods: correct it, or unset it.')
+    node_rank = _node_number(env, 'PET_NODE_RANK', nnodes, 'Kubeflow')
+    nproc = env.get('PET_NPROC_PER_NODE', 'auto')  # or auto, gpu, cpu
+    return Cluster(
+        'Kubeflow', is_rank=False, nnodes=nnodes, node_rank=node_rank,
+        nproc=int(nproc) if nproc.isdecimal() and int(nproc) > 0 else None,
+        master_addr=env.get('PET_MASTER_ADDR') if nnodes > 1 else None,
+        master_port=_port(env, 'PET_MASTER_PORT') if nnodes > 1 else None,
+        tasks=nnodes, task=node_rank, master_variable='PET_MASTER_ADDR',
+        variables=f"Kubeflow's PET_NNODES={nnodes} and PET_NODE_RANK={node_rank}")
+
+
+def _volcano(env: Mapping[str, str]) -> Cluster:
+    """Volcano's plugin `pytorch`: RANK is the pod's, and WORLD_SIZE counts pods."""
+    nnodes = _number(env, 'WORLD_SIZE')
+    pods = _number(env, 'VC_MASTER_NUM') + _number(env, 'VC_WORKER_NUM', 0)
+    if nnodes < 1 or nnodes != pods:
+        raise UsageError(f'Volcano says WORLD_SIZE={nnodes}, but VC_MASTER_NUM and VC_WORKER_NUM count {pods} pod(s): '
+                         'name the tasks of the job master and worker, as the plugin pytorch expects.')
+    node_rank = _node_number(env, 'RANK', nnodes, 'Volcano')
+    return Cluster(
+        'Volcano', is_rank=False, nnodes=nnodes, node_rank=node_rank,
+        master_addr=env['MASTER_ADDR'] if nnodes > 1 else None, master_port=_port(env) if nnodes > 1 else None,
+        tasks=nnodes, task=node_rank,
+        variables=f"Volcano's RANK={node_rank} and WORLD_SIZE={nnodes}")
 
 
 def _modelarts(env: Mapping[str, str]) -> Cluster:
@@ -231,10 +268,10 @@ def _node_number(env: Mapping[str, str], name: str, nnodes: int, kind: str) -> i
     return number
 
 
-def _port(env: Mapping[str, str]) -> int:
-    port = _number(env, 'MASTER_PORT', 29500)
+def _port(env: Mapping[str, str], name: str = 'MASTER_PORT') -> int:
+    port = _number(env, name, 29500)
     if not 0 < port < 65536:
-        raise UsageError(f'The environment variable MASTER_PORT is {port}, which is no port: set it to one from 1 to '
+        raise UsageError(f'The environment variable {name} is {port}, which is no port: set it to one from 1 to '
                          '65535, the same on every node.')
     return port
 

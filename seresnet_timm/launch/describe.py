@@ -10,19 +10,23 @@ from seresnet_timm.runs.record import installed_versions
 from seresnet_timm.runs.settings import RunSettings
 
 
-def print_plan(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) -> None:
+def print_plan(
+        settings: RunSettings, node: Node, changes: List[Tuple[str, str]], is_quiet: bool = False) -> None:
     """Print every decision once, with its reason, before anything starts.
 
     Args:
         settings: Settings of the run.
         node: This node's part.
         changes: Changes to timm's script, and the outcome of each; empty for the bundled one.
+        is_quiet: Notes only.
     """
-    print(f'Plan: {settings.verb} {printable(settings.args["model"])}', file=sys.stderr)
+    if not is_quiet:
+        print(f'Plan: {settings.verb} {printable(settings.args["model"])}', file=sys.stderr)
     notes = settings.notes + without_effect(settings)
     if os.path.isfile(settings.args.get('results_file') or ''):
         notes.append(f'--results-file {settings.args["results_file"]} exists and is replaced.')
-    lines = describe(settings, node, changes) + [('note', note) for note in notes]
+    lines = [] if is_quiet else describe(settings, node, changes)
+    lines += [('note', note) for note in notes]
     for label, text in lines:
         print(f'  {label:<14} {printable(text)}', file=sys.stderr)
     sys.stderr.flush()
@@ -73,6 +77,11 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     if settings.device.startswith('npu'):
         from seresnet_timm.ascend.setup import describe as describe_npu
         lines.append(('torch_npu', describe_npu()))
+    if settings.patience is not None:
+        ends = 'the run ends' if settings.early_stop else 'a line says so'
+        lines.append(('patience', f'{settings.patience} epochs without a new best {args["eval_metric"]}, then {ends}'))
+    if settings.tensorboard:
+        lines.append(('tensorboard', f'seen with: tensorboard --logdir {settings.output}'))
     if settings.output is not None:
         lines.append(('output', settings.output))
     return lines
@@ -86,6 +95,9 @@ def without_effect(settings: RunSettings) -> List[str]:
     if unsafe and settings.verb == 'train':
         return [f'--model-kwargs {", ".join(unsafe)}: not taken from a file later, so that predict, export and push '
                 'cannot use the checkpoints of this run; validate can, with the same flags.']
+    if settings.patience is not None and args.get('sched') == 'plateau':
+        return [f'--patience {settings.patience} tells of epochs without a new best; the plateau schedule waits '
+                f'--patience-epochs {args.get("patience_epochs")} before it lowers the learning rate.']
     soft = args.get('mixup') or args.get('cutmix') or args.get('cutmix_minmax') or args.get('smoothing')
     if args.get('bce_loss') and not soft and not args.get('jsd_loss'):
         return ['--bce-loss has no effect without mixup, cutmix or smoothing (as in timm): the loss is cross entropy.']
@@ -160,7 +172,11 @@ def step(settings: RunSettings) -> List[Tuple[str, str]]:
     from seresnet_timm.step import fast, loss_scaler
     args = settings.namespace()
     lines = [('step', fast.describe(
-        settings.verb, args, settings.device, settings.world_size, settings.fast_step, settings.uses_lean_se))]
+        settings.verb, args, settings.device, settings.world_size, settings.fast_step,
+        (settings.block_end, settings.reasons.get('lean_se', '--lean-se'))))]
+    if 'graph' in settings.reasons:
+        lines.append(('graph', f'--graph is not used: {settings.reasons["graph"]}' if not settings.graph else
+                      'the kernels of a step are captured once and started together (--graph)'))
     if settings.verb == 'train':
         _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
         lines.append(('loss scaler', scaler))

@@ -6,7 +6,7 @@ there, see `modelzoo`. Each has a `dest` of its own, so that what was typed unde
 import argparse
 from typing import Dict
 
-# ModelZoo's name -> what becomes of it, for `--help` and README
+# ModelZoo's name -> what becomes of it, for `--help` and docs/modelzoo-recipes.md
 MODELZOO: Dict[str, str] = {
     '--data_path': '--data-dir',
     '--batch_size': '-b, divided by the number of processes',
@@ -32,7 +32,8 @@ PREFIX = 'modelzoo_'  # of the dest of a ModelZoo name
 
 def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that are not the script's. Where the script has a flag of the same name, this one replaces it."""
-    arg = parser.add_argument_group('Launcher').add_argument
+    group = parser.add_argument_group('Launcher')
+    arg = group.add_argument
     arg('--preset', metavar='NAME', help='settings of a recipe of this package, as defaults: `seresnet-timm recipe`')
     arg('--device', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
     arg('--devices', metavar='LIST',
@@ -59,7 +60,11 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
         help="auto: the fastest set-up of the step that is correct on the device, printed in the plan; off: timm's own "
              '(auto)')
     arg('--lean-se', choices=('auto', 'on', 'off'),
-        help='SE blocks that compute some activations twice to save memory; auto: with --fast-step auto (auto)')
+        help='SE blocks that compute some activations twice to save memory; auto: where a step would not fit into the '
+             'memory of the device (auto)')
+    arg('--graph', action='store_true',
+        help='train: capture the kernels of a step once and start them together, on cuda and npu; the plan says where '
+             'it is not possible (bundled train.py)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
         help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,
@@ -82,6 +87,17 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--freeze', metavar='LAYER', nargs='?', const='backbone',
         help='train: leave the layers up to LAYER as they are, e.g. layer2 or stages.1, with their BatchNorm; all but '
              'the classifier without LAYER')
+    arg('--patience', metavar='N', type=int,
+        help='train: say so when the metric has had no new best for N epochs (never)')
+    arg('--early-stop', action='store_true', help='train: end the run then; needs --patience')
+    arg('--tensorboard', action='store_true',
+        help="train: write losses, metrics, learning rate and images/s of each epoch for TensorBoard, into the run's "
+             'folder')
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument('-q', '--quiet', dest='verbosity', action='store_const', const=-1,
+        help='no plan, bars and lines of steps: one line an epoch, results and warnings')
+    loudness.add_argument('-v', '--verbose', dest='verbosity', action='store_const', const=1,
+        help='beside the bars of a terminal the lines of a log too, and what timm tells for debugging')
     arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 

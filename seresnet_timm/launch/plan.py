@@ -3,6 +3,7 @@
 Settings come from the script's defaults, then recipe or preset, then the checkpoint that is evaluated, then the config
 file, then the command line: what comes later wins. Nothing is decided after this.
 """
+import argparse
 import datetime
 import itertools
 import os
@@ -141,6 +142,8 @@ def _make_plan(
         nproc=nproc,
         world_size=world_size,
         fast_step=options.get('fast_step', 'auto') == 'auto',
+        lean_se=decide_lean_se(line.verb, sources, args, device, local_world_size),
+        graph=decide_graph(line, sources, args, device, world_size),
         max_bad_images=str(options.get('max_bad_images', '0.1%')),
         max_restarts=max_restarts(sources, nnodes, is_named),
         output=output,
@@ -288,6 +291,37 @@ def decide_for_device(
     is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
     if is_open and sources.options.get('fast_step', 'auto') == 'auto':
         args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
+
+
+def decide_lean_se(
+        verb: str, sources: Sources, args: Dict[str, Any], device: str, local_world_size: int) -> str:
+    """Whether SE blocks save memory: 'on' or 'off'; 'auto' where nothing is trained."""
+    from seresnet_timm import device as devices
+    from seresnet_timm.step.kept_memory import decide_lean_se as decide
+    asked = sources.options.get('lean_se', 'auto')
+    if verb != 'train' or asked != 'auto':
+        return asked
+    is_fast = sources.options.get('fast_step', 'auto') == 'auto'
+    memory: Optional[float] = devices.total_memory(device)
+    if memory is not None and device == 'cpu':
+        memory /= local_world_size
+    wanted, sources.reasons['lean_se'] = decide(argparse.Namespace(**args), device, memory, is_fast)
+    return 'on' if wanted else 'off'
+
+
+def decide_graph(
+        line: CommandLine, sources: Sources, args: Dict[str, Any], device: str, world_size: int) -> bool:
+    """Whether a step is captured and replayed; the reason, if it was asked for and is not."""
+    if line.verb != 'train' or not sources.options.get('graph'):
+        return bool(sources.options.get('graph'))  # which an evaluation refuses
+    from seresnet_timm import device as devices
+    from seresnet_timm.step.graph import why_not_captured
+    kind = device.partition(':')[0]
+    module = None if devices.why_unavailable(kind) else devices.device_module(kind)
+    flags = argparse.Namespace(**{**args, 'distributed': world_size > 1})
+    reason = why_not_captured(flags, device, module, line.script.is_bundled, sources.options.get('amp_level') == 'O2')
+    sources.reasons['graph'] = 'asked for with --graph' if reason is None else reason
+    return reason is None
 
 
 def several_sizes(sources: Sources, args: Dict[str, Any]) -> Tuple[Optional[List[int]], List[str]]:

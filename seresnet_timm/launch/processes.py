@@ -46,7 +46,7 @@ def run(settings: RunSettings, node: Node) -> None:
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, api._terminate_process_handler)
     log_dir = _log_dir(settings, node)
-    if settings.nproc > 1:
+    if settings.nproc > 1 and settings.verbosity >= 0:
         print(f'  logs           {printable(log_dir)} (all ranks but the first)', file=sys.stderr)
     while True:
         with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:

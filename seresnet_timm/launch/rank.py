@@ -14,6 +14,7 @@ from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.status import final_state
 from seresnet_timm.step import heartbeat
 
 
@@ -34,12 +35,13 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
 
     from seresnet_timm.checkpoints import safe_pickle
     from seresnet_timm.data.worker_errors import end_worker_at_queue_error, raise_where_loader_waits
+    from seresnet_timm.engine.loudness import loudness
     from seresnet_timm.step.profile import profiled
     end_worker_at_queue_error()
     raise_where_loader_waits()
     # timm reads --initial-checkpoint and --pretrained-path itself
     with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()), \
-            output_folder(settings):
+            output_folder(settings), final_state(settings), loudness(settings.verbosity):
         try:
             _run_script(settings, checkpoints or {})
         except (RuntimeError, OSError, IndexError) as e:  # torch.OutOfMemoryError is a RuntimeError
@@ -57,7 +59,7 @@ def set_up_process(settings: RunSettings) -> None:
     """
     set_cpu_affinity(settings)
     from seresnet_timm.step import fast
-    fast.set_up(settings.device, settings.fast_step, settings.uses_lean_se)
+    fast.set_up(settings.device, settings.fast_step, settings.block_end)
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend import optim  # noqa: F401  (likewise)
     from seresnet_timm.launch.checks import import_modules

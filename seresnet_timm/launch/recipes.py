@@ -76,7 +76,7 @@ def recipe_path(name: str) -> Path:
     files = {path.stem: path for path in sorted(recipes_dir().glob('*.yaml'))}
     path = files.get(name[:-len('.yaml')] if name.endswith('.yaml') else name)
     if path is None:
-        raise UsageError(f"No preset '{name}': {did_you_mean(name, files)}")
+        raise UsageError(f"No preset '{name}': {did_you_mean(name.lower(), files)}")
     return path
 
 

@@ -87,7 +87,7 @@ def prepare(
     settings = plan.settings
     if settings.device.startswith('npu'):
         settings = replace(settings, notes=settings.notes + list(npu_notes))
-    from seresnet_timm.launch import checks, describe, downloads, hccl
+    from seresnet_timm.launch import checks, describe, downloads, hccl, trackers
     settings, hccl_problems = hccl.prepare(settings, plan.node, user, stack)
     settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack, before_download))
     settings = downloads.pull_teacher(settings, plan, stack, before_download)
@@ -99,11 +99,13 @@ def prepare(
         problems = plan.problems + other_classes + hccl_problems
         if settings.verb == 'train' and plan.node.is_first:  # on other nodes rank 0 of this run may hold it already
             problems += filter(None, [RunFolder(settings.output).why_busy()])
+        if plan.node.is_first:
+            problems += trackers.check_trackers(settings)
         notes = checks.check(settings, plan.dry_run, problems, plan.checkpoints)
         settings = replace(settings, notes=settings.notes + notes)
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:
-        describe.print_plan(settings, plan.node, changes)
+        describe.print_plan(settings, plan.node, changes, is_quiet=settings.verbosity < 0 and not plan.dry_run)
     if not plan.dry_run and plan.node.is_first_of_node:
         stack.enter_context(downloads.downloaded(settings, before_download))
     return settings

@@ -198,7 +198,7 @@ def apply_preset(sources: Sources, preset: Recipe, world_size: int) -> None:
         return
     batch = divide_batch(total, world_size, accumulated)
     sources.preset.update(batch_size=batch.images, grad_accum_steps=batch.accumulated)
-    sources.reasons['batch_size'] = f'{preset.name}: {total:,} on any number of processes'
+    sources.reasons['batch_size'] = f'{preset.name} has {total:,} on any number of processes'
     if batch.total != total:
         sources.notes.append(f"{batch.total:,} images a step, not the preset's {total:,}, which do not divide by "
                              f'{world_size} processes in even numbers.')

@@ -146,6 +146,8 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     task = create_task(
         args, model, teacher, resolve_data_config(vars(args), model=model), device, forward.dtype, verbose=False)
     optimizer = train.create_optimizer(settings, args, task.get_trainable_module())
+    if settings.graph:
+        train.capture_step(model, args, resolve_data_config(vars(args), model=model), forward)
     train.compile_and_distribute(settings, task, args, device)
     task.get_trainable_module().train()
     # timm's set-up does not look for bad steps
@@ -156,7 +158,7 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     images, target = random_batch(args, model, forward)
 
     def step() -> None:
-        lean_se.set_lean_se(settings.uses_lean_se)
+        lean_se.set_block_end(settings.block_end)
         with forward.autocast():
             loss = task(images, target)['loss']
         backward(loss, task, optimizer, args, scaler, need_update=True, bad_steps=bad_steps)

@@ -217,7 +217,7 @@ def step_options(settings: RunSettings) -> List[Tuple[str, str, Callable[[Candid
     kind = kind_of(settings.device)
     options: List[Tuple[str, str, Callable[[Candidate], Candidate], str, Any]] = []
     if settings.args['model'].split('.')[0].endswith('_ascend'):
-        value = 'off' if settings.uses_lean_se else 'on'
+        value = 'off' if settings.lean_se == 'on' else 'on'
         options.append(('--lean-se', value, lambda c: c.with_settings(lean_se=value), 'lean_se', value))
     if kind != 'npu':  # whose operators take contiguous tensors only
         layout = not settings.args['channels_last']

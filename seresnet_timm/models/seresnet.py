@@ -13,7 +13,7 @@ Paper: `Squeeze-and-Excitation Networks` - https://arxiv.org/abs/1709.01507
 """
 import re
 from functools import partial
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn as nn
@@ -21,7 +21,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
 from timm.models import ResNet, build_model_with_cfg, clean_state_dict, generate_default_cfgs, register_model
 
-from seresnet_timm.models.lean_se import LeanBasicBlock, LeanBottleneck
+from seresnet_timm.models.batch_counters import countable, counted_together
+from seresnet_timm.models.lean_se import LeanBasicBlock, LeanBottleneck, counts_together
 
 __all__ = ['SEResNet', 'checkpoint_filter_fn']
 
@@ -45,6 +46,31 @@ class SEResNet(ResNet):
             if isinstance(m, SEModule):
                 m.fc1.reset_parameters()
                 m.fc2.reset_parameters()
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass through feature extraction layers."""
+        if not torch.jit.is_scripting():
+            layers = self._batch_norms() if self.training and counts_together(x) else []
+            if len(layers) < 2:
+                return super().forward_features(x)
+            with counted_together(layers):
+                return super().forward_features(x)
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[operator]
+
+    @torch.jit.ignore
+    def _batch_norms(self) -> List[nn.Module]:
+        """The BatchNorm layers that run once in a forward pass and count it, on the device of the first."""
+        holders: List[Any] = [self]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage._modules.values() if type(stage) is nn.Sequential else ():
+                if type(block) in (LeanBasicBlock, LeanBottleneck):
+                    holders += [block, block.downsample]
+        found: List[Any] = []
+        for holder in holders:
+            if isinstance(holder, (SEResNet, LeanBasicBlock, LeanBottleneck)) or type(holder) is nn.Sequential:
+                found += [m for m in holder._modules.values() if countable(m)]
+        return [m for m in found if m.num_batches_tracked.device == found[0].num_batches_tracked.device]
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: Optional[nn.Module]) -> Dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """Curves of runs as a picture: one run, or several on one sheet."""
+import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
 
@@ -16,9 +18,12 @@ COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56
 STYLES = (('-', 'o'), ('--', 's'), ('-.', '^'), (':', 'D'), ((0, (6, 1, 1, 1, 1, 1)), 'v'), ((0, (8, 2)), 'P'),
           ((0, (3, 1)), 'X'), ((0, (1, 1)), '*'))
 MARKERS = 12  # on a line
+CHINESE_FONTS = ('Noto Sans CJK SC', 'Source Han Sans SC', 'WenQuanYi Zen Hei', 'WenQuanYi Micro Hei', 'SimHei',
+                 'Microsoft YaHei', 'PingFang SC')
 
 
 FPS = 'Training images/s'
+Target = Union[str, Path, io.BytesIO]  # of a picture: a file, or memory
 
 
 class Curves(NamedTuple):
@@ -33,14 +38,14 @@ def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path
     draw_sheet([Curves('', record, rows)], path)
 
 
-def draw_sheet(runs: Sequence[Curves], path: Union[str, Path]) -> None:
+def draw_sheet(runs: Sequence[Curves], target: Target) -> None:
     """Draw loss, top-1, learning rate and images/s over epochs as PNG, and mark the epochs with faults.
 
     The share of waiting and the loss scale are drawn too where a run has them.
 
     Args:
         runs: The runs; each with at least one row.
-        path: The picture.
+        target: The picture.
 
     Raises:
         UsageError: matplotlib is missing.
@@ -67,12 +72,10 @@ def draw_sheet(runs: Sequence[Curves], path: Union[str, Path]) -> None:
     if len(runs) == 1:
         figure.suptitle(describe(runs[0].record), parse_math=False)
     else:
-        lines = [axes.flat[0].plot([], [], **_look(i), label=_plain(run.name))[0] for i, run in enumerate(runs)]
+        lines = [axes.flat[0].plot([], [], **_look(i), label=plain_label(run.name))[0] for i, run in enumerate(runs)]
         figure.legend(handles=lines, loc='outside upper center', ncols=2 if len(runs) > 2 else len(runs),
                       handlelength=4)
-    with atomic_path(path) as tmp:
-        figure.savefig(tmp, dpi=120, format='png')
-    plt.close(figure)
+    save_figure(figure, target, 120)
 
 
 def pyplot() -> Any:
@@ -87,7 +90,21 @@ def pyplot() -> Any:
         raise UsageError('The curves need matplotlib: pip install "seresnet-timm[demo]".')
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    plt.rcParams['font.family'] = ['DejaVu Sans', *(name for name in CHINESE_FONTS if name in installed)]
+    warnings.filterwarnings('ignore', 'Glyph .* missing')  # letters that no font has are drawn as boxes
     return plt
+
+
+def save_figure(figure: Any, target: Target, dpi: int) -> None:
+    """Write a figure as PNG and close it."""
+    if isinstance(target, io.BytesIO):
+        figure.savefig(target, dpi=dpi, format='png')
+    else:
+        with atomic_path(target) as tmp:
+            figure.savefig(tmp, dpi=dpi, format='png')
+    pyplot().close(figure)
 
 
 def describe(record: Dict[str, Any]) -> str:
@@ -97,11 +114,12 @@ def describe(record: Dict[str, Any]) -> str:
                      f'{settings["precision"]}, global batch size {settings["global_batch_size"]}')
 
 
-def _plain(text: str) -> str:
+def plain_label(text: str, length: int = 60) -> str:
     """A name as matplotlib shows it: no formula, no line of its own kind; short enough for a legend."""
     text = printable(text)
-    text = text if len(text) <= 60 else f'{text[:28]} ... {text[-28:]}'
-    return text.replace('$', r'\$').replace('_', '_\u200b', 1) if text.startswith('_') else text.replace('$', r'\$')
+    half = (length - 5) // 2
+    text = text if len(text) <= length else f'{text[:half]} ... {text[-half:]}'
+    return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
 
 
 def figures_of(run: Curves, key: str) -> Tuple[List[float], List[float]]:

@@ -54,6 +54,16 @@ class RunFolder:
         return self.path / 'run.json'
 
     @property
+    def status(self) -> Path:
+        """How far a training is, see `status`."""
+        return self.path / 'status.json'
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the event files of `--tensorboard`."""
+        return self.path / 'tensorboard'
+
+    @property
     def lock(self) -> Path:
         """Locked while a training writes into the folder."""
         return self.path / '.run.lock'
@@ -72,6 +82,16 @@ class RunFolder:
     def curves(self) -> Path:
         """Picture of the run, see `curves`."""
         return self.path / 'curves.png'
+
+    @property
+    def confusion(self) -> Path:
+        """Picture of the confusion matrix, see `prediction_pictures`."""
+        return self.path / 'confusion.png'
+
+    @property
+    def worst_images(self) -> Path:
+        """Contact sheet of the worst images."""
+        return self.path / 'worst_images.png'
 
     @property
     def comparison(self) -> Path:

@@ -57,6 +57,7 @@ class RunRecord:
             'started': _now(),
             'finished': None,
             'diverged': None,
+            'early_stop': None,
             'epochs': [],
             'best': None,
             'evaluation': None,
@@ -126,6 +127,15 @@ class RunRecord:
         """
         self.content['evaluation'] = {
             **{k: figures.get(k) for k in EVALUATION_FIELDS}, 'unreadable': _unreadable(figures.get('unreadable'))}
+        self._write()
+
+    def set_early_stop(self, stop: Dict[str, Any]) -> None:
+        """Note that the run ends before its last epoch, as the metric has not moved.
+
+        Args:
+            stop: Last `epoch`, `patience`, `metric`, its `best` value and `best_epoch`.
+        """
+        self.content['early_stop'] = stop
         self._write()
 
     def set_diverged(self, reason: str) -> None:
@@ -217,6 +227,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
 def _add_later_fields(record: Dict[str, Any]) -> None:
     """Set the fields to null that a record of the same schema did not have at first."""
     record.setdefault('diverged', None)
+    record.setdefault('early_stop', None)
     record.setdefault('faults', [])
     record['machine'].setdefault('device', None)
     for epoch in record['epochs']:
@@ -287,6 +298,7 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
         'started': old['started'],
         'finished': old.get('finished'),
         'diverged': None,
+        'early_stop': None,
         'epochs': [{k: e.get(k) for k in EPOCH_FIELDS} for e in old['epochs']],
         'best': old['best'],
         'evaluation': None,

@@ -1,61 +1,96 @@
 """The verb `report`: results tables, curves and files of runs."""
 import sys
-from types import MappingProxyType
-from typing import Any, Dict, List, Mapping, Optional, Sequence, TextIO
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import RunError, note_replaced, printable
-from seresnet_timm.runs import read, report_rows
-from seresnet_timm.runs.curves import Curves, draw_sheet
+from seresnet_timm.runs import read, report_page, report_rows
+from seresnet_timm.runs.curves import Curves, draw_sheet, pyplot
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.prediction_pictures import draw_matrix, draw_worst
+from seresnet_timm.runs.predictions import Predictions
 from seresnet_timm.runs.read import Run, output_file, read_run
 from seresnet_timm.runs.record import read_record
 
-__all__ = ['Run', 'format_table', 'read_record', 'read_run', 'report', 'table_row']  # for push and the model card too
+# for push and the model card too
+__all__ = ['Run', 'format_table', 'pyplot', 'read_record', 'read_run', 'report', 'table_row']
 
 # apex's names for the precision of a run
 AMP_TYPES = {'float32': 'O0', 'amp float16': 'O1', 'amp bfloat16': 'O1 (bf16)', 'O2': 'O2'}
 COLUMNS = ('NAME', 'Acc@1', 'FPS', 'Epochs', 'AMP_Type', 'Torch_Version')
-KINDS = ('markdown', 'csv', 'json')
-TITLES = {'markdown': 'Markdown', 'csv': 'CSV', 'json': 'JSON'}
+KINDS = ('markdown', 'csv', 'json', 'html')
+TITLES = {'markdown': 'Markdown', 'csv': 'CSV', 'json': 'JSON', 'html': 'Page'}
 
 
-def report(run_dirs: Sequence[str], files: Mapping[str, Optional[str]] = MappingProxyType({})) -> None:
-    """Read runs, print their tables, and write files and pictures.
+@dataclass(frozen=True)
+class Outputs:
+    """What is written.
+
+    Attributes:
+        files: File by `KINDS`, '-' for stdout instead of the tables.
+        folder: Folder of all pictures; None for the folders of the runs.
+        worst: Number of worst images to show.
+    """
+    files: Mapping[str, Optional[str]] = field(default_factory=dict)
+    folder: Optional[str] = None
+    worst: int = 24
+
+
+def report(run_dirs: Sequence[str], outputs: Outputs = Outputs()) -> None:
+    """Report runs by their folders, without predictions, see `report_runs`."""
+    runs = read.read_runs(run_dirs)
+    report_runs(runs, [None] * len(runs), outputs)
+
+
+def report_runs(runs: Sequence[Run], predictions: Sequence[Optional[Predictions]], outputs: Outputs) -> None:
+    """Print the tables of runs, and write files and pictures.
 
     Args:
-        run_dirs: Folders of the runs.
-        files: File by `KINDS`, '-' for stdout instead of the tables; and 'curves', the picture of all runs, None for
-            one in the folder of each.
+        runs: The runs.
+        predictions: For the validation images, of each run; None if not known.
+        outputs: What is written.
 
     Raises:
-        UsageError: A run cannot be read, or matplotlib is missing.
+        UsageError: matplotlib is missing.
         RunError: A file cannot be written.
     """
-    runs = read.read_runs(run_dirs)
-    names = read.names_of(runs)
-    rows = [report_rows.row_of(run, name) for run, name in zip(runs, names)]
+    rows = [report_rows.row_of(run, name) for run, name in zip(runs, read.names_of(runs))]
+    validations = [
+        report_rows.describe_predictions(row['name'], found) for row, found in zip(rows, predictions) if found]
     texts = {
-        'markdown': lambda: report_rows.as_markdown(rows) + '\n',
+        'markdown': lambda: '\n\n'.join((report_rows.as_markdown(rows), *validations)) + '\n',
         'csv': lambda: report_rows.as_csv(rows),
-        'json': lambda: report_rows.as_document(runs, rows, [None] * len(runs))}
-    on_stdout = next((kind for kind in KINDS if files.get(kind) == '-'), None)
+        'json': lambda: report_rows.as_document(
+            runs, rows, [found.to_dict(outputs.worst) if found else None for found in predictions]),
+        'html': lambda: report_page.make_page(runs, rows, predictions, outputs.worst)}
+    on_stdout = next((kind for kind in KINDS if outputs.files.get(kind) == '-'), None)
     told = sys.stderr if on_stdout else sys.stdout
     if on_stdout:
         report_rows.print_text(texts[on_stdout](), is_csv=on_stdout == 'csv')
     else:
         print(format_table([table_row(run) for run in runs]))
         print()
-        print(report_rows.as_markdown(rows))
+        report_rows.print_text(texts['markdown']())
         print()
     for run, row in zip(runs, rows):
         if row['reason']:
             print(f'{printable(run.folder.path)} {_ended(row)} {printable(row["reason"])}', file=told)
     for kind in KINDS:
-        path = files.get(kind)
+        path = outputs.files.get(kind)
         if path is not None and path != '-':
             note_replaced(path, f'--{kind}')
             write_text(path, texts[kind]())
             print(f'{TITLES[kind]}: {printable(path)}', file=told)
-    draw(runs, names, files.get('curves'), told)
+    for title, target, draw in pictures(runs, rows, predictions, outputs):
+        try:
+            with output_file(target) as tmp:
+                draw(tmp)
+        except RunError as e:
+            raise RunError(str(e) if outputs.folder else f'{e}'.replace(
+                'name another file', 'name a folder for the pictures with --output'))
+        print(f'{title}: {printable(target)}', file=told)
 
 
 def write_text(path: str, text: str) -> None:
@@ -68,28 +103,35 @@ def _ended(row: Dict[str, Any]) -> str:
     return words[row['state']]
 
 
-def draw(runs: List[Run], names: List[str], target: Optional[str], told: TextIO) -> None:
-    """Draw the curves: of each run into its folder, and those of several on one sheet; or only the sheet, to a file."""
-    drawable = [Curves(name, run.record, run.rows) for run, name in zip(runs, names) if run.rows]
-    if not drawable:
-        return
-    if target is not None:
-        note_replaced(target, '--curves')
-        sheets = {target: drawable}
-    else:
-        folders = {run.folder.curves: [Curves(name, run.record, run.rows)]
-                   for run, name in zip(runs, names) if run.rows}
-        sheets = {str(path): curves for path, curves in folders.items()}
-        if len(drawable) > 1:
-            sheets[str(next(run for run in runs if run.rows).folder.comparison)] = drawable
-    for path, curves in sheets.items():
-        try:
-            with output_file(path) as tmp:
-                draw_sheet(curves, tmp)
-        except RunError as e:
-            raise RunError(f'{e}'.replace('another file', 'another file with --curves FILE'))
-        print(f'Curves: {printable(path)}' if len(curves) == 1 or target else f'Curves of all runs: {printable(path)}',
-              file=told)
+Picture = Tuple[str, Path, Callable[[str], None]]  # what it shows, its file, and what draws it
+
+
+def pictures(
+        runs: Sequence[Run],
+        rows: Sequence[Dict[str, Any]],
+        predictions: Sequence[Optional[Predictions]],
+        outputs: Outputs,
+) -> Iterator[Picture]:
+    """The pictures to draw: curves of each run, of all runs on one sheet, confusion matrices, worst images."""
+    curves = [Curves(row['name'], run.record, run.rows) for run, row in zip(runs, rows) if run.rows]
+    drawn = [run.folder for run in runs if run.rows]
+    folder = None if outputs.folder is None else RunFolder(outputs.folder)
+    if folder is None:
+        for own, one in dict(zip(drawn, curves)).items():
+            yield 'Curves', own.curves, partial(draw_sheet, [one])
+    if len(curves) > 1 or folder is not None and curves:
+        title = 'Curves of all runs' if len(curves) > 1 else 'Curves'
+        yield title, folder.curves if folder else drawn[0].comparison, partial(draw_sheet, curves)
+    for number, (run, found) in enumerate(zip(runs, predictions)):
+        if found is None:
+            continue
+        own = run.folder if folder is None else folder
+        prefix = f'{number + 1}_' if folder and len(runs) > 1 else ''
+        yield 'Confusion matrix', own.confusion.with_name(prefix + own.confusion.name), partial(draw_matrix, found)
+        worst = found.worst(outputs.worst)
+        if worst:
+            yield ('Worst images', own.worst_images.with_name(prefix + own.worst_images.name),
+                   partial(draw_worst, found, worst))
 
 
 def table_row(run: Run) -> Dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from seresnet_timm.errors import printable
 from seresnet_timm.files import as_json
+from seresnet_timm.runs.predictions import Predictions
 from seresnet_timm.runs.read import Run
 
 SCHEMA = 1
@@ -96,6 +97,30 @@ def duration(seconds: Optional[float]) -> Optional[str]:
 def markdown(text: str) -> str:
     """A text from a file that others wrote, so that Markdown and HTML show it and do not interpret it."""
     return re.sub(r'([\\`*\[\]|~])', r'\\\1', html.escape(printable(text), quote=False))
+
+
+def describe_predictions(name: str, found: Predictions, limit: int = 10) -> str:
+    """Top-1, the most confused pairs and the classes with the lowest top-1, as Markdown."""
+    lines = [f'{markdown(name)}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {len(found.files):,} images in '
+             f'{markdown(found.data)}, {markdown(found.model)}']
+    if found.unreadable:
+        lines.append(f'{len(found.unreadable):,} images cannot be read and count as wrong.')
+    pairs = found.confused()
+    if pairs:
+        lines += ['', f'Most confused classes ({min(limit, len(pairs))} of {len(pairs):,} pairs):', '', format_table([
+            {'Class': markdown(p['class']), 'Taken for': markdown(p['predicted']), 'Images': str(p['images']),
+             'Share': f'{100 * p["share"]:.1f} %'} for p in pairs[:limit]], ('Class', 'Taken for', 'Images', 'Share'))]
+        classes = lowest(found.per_class())
+        lines += ['', f'Lowest top-1 ({min(limit, len(classes))} of {len(classes):,} classes):', '', format_table([
+            {'Class': markdown(c['class']), 'Images': str(c['images']), 'Top-1': f'{c["top1"]:.2f}',
+             'Most often taken for': markdown(c['confused_with'] or '-')} for c in classes[:limit]],
+            ('Class', 'Images', 'Top-1', 'Most often taken for'))]
+    return '\n'.join(lines)
+
+
+def lowest(classes: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The classes that have images, the lowest top-1 first."""
+    return sorted((c for c in classes if c['images']), key=lambda c: (c['top1'], c['index']))
 
 
 # --- CSV, JSON --------------------------------------------------------------------------------------------------------

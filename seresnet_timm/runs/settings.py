@@ -64,7 +64,10 @@ class RunSettings:
         loss_scale: Fixed loss scale of fp16 mixed precision; None for a dynamic one.
         fast_jpeg: Fast decoding: 'auto', 'on' or 'off' (timm's own loading, bit for bit).
         fast_step: The fastest correct set-up of the step; False for timm's own.
-        lean_se: SE blocks that compute some activations twice to save memory: 'auto' (as `fast_step`), 'on' or 'off'.
+        lean_se: SE blocks that compute some activations twice to save memory: 'on' or 'off' in a training.
+            The plan decides 'auto', and `reasons` says why.
+        graph: The kernels of a step are captured and started together; where it was asked for and is not possible,
+            `reasons` says why.
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
@@ -75,6 +78,10 @@ class RunSettings:
         restarts: Restarts so far: time and reason, a sentence each.
         freeze: Last layer that is not trained, nor those before it; 'backbone' for all but the classifier.
         prof: Folder of a profile of five training steps; None for no profile.
+        patience: Epochs without a new best after which a line is printed; None for never.
+        early_stop: The run ends then.
+        tensorboard: Write event files of TensorBoard into the run's folder.
+        verbosity: -1 for results and warnings only, 0, or 1 for more lines.
         checkpoint_minutes: Minutes between checkpoints in the middle of an epoch; 0 for none.
         output: Folder of the run; None for an evaluation that writes no folder.
         class_names: Names of the classes by index, where the data are folders of images; else None.
@@ -100,6 +107,7 @@ class RunSettings:
     fast_jpeg: str = 'auto'
     fast_step: bool = True
     lean_se: str = 'auto'
+    graph: bool = False
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     max_bad_steps: int = 20
@@ -110,6 +118,10 @@ class RunSettings:
     restarts: List[str] = field(default_factory=list)
     freeze: Optional[str] = None
     prof: Optional[str] = None
+    patience: Optional[int] = None
+    early_stop: bool = False
+    tensorboard: bool = False
+    verbosity: int = 0
     checkpoint_minutes: float = 10.
     output: Optional[str] = None
     class_names: Optional[List[str]] = None
@@ -127,8 +139,11 @@ class RunSettings:
         return self.amp_level == 'O2' and self.verb == 'train'
 
     @property
-    def uses_lean_se(self) -> bool:
-        return self.fast_step if self.lean_se == 'auto' else self.lean_se == 'on'
+    def block_end(self) -> str:
+        """How residual blocks of this package end: 'light' (few kernels), 'lean' (less memory) or 'timm'."""
+        if self.lean_se == 'on':
+            return 'lean'
+        return 'light' if self.fast_step else 'timm'
 
     @property
     def global_batch_size(self) -> int:

@@ -6,7 +6,8 @@
 | fused optimizer, if torch has one | cpu and cuda | one pass over the weights; cuda: no wait for the loss scale |
 | gradients as bucket views | DDP on cpu and cuda | no second copy of the gradients |
 | freed memory is kept | cpu | no page faults for activations in every step |
-| memory-saving SE blocks | the SE-ResNets of this package, everywhere | see `lean_se` |
+| SE blocks in few kernels | the SE-ResNets of this package, everywhere | see `models/light_se.py` |
+| or memory-saving SE blocks | where a step would not fit into memory | see `kept_memory` |
 
 Not used: torch.compile (`--torchcompile` turns it on), DDP's static graph (it saves the search for unused parameters,
 which timm's scripts do not request), flushing of denormals (no difference measured).
@@ -187,36 +188,47 @@ def keep_freed_memory() -> bool:
 
 # --- a process, and what the plan says --------------------------------------------------------------------------------
 
-def set_up(device: str, fast: bool = True, lean_se: bool = True) -> None:
+def set_up(device: str, fast: bool = True, block_end: str = 'light') -> None:
     """Set up a process that trains or evaluates on a device.
 
     Args:
         device: Device of the run.
         fast: False for timm's set-up.
-        lean_se: SE blocks save memory.
+        block_end: How residual blocks end, as for `set_block_end`.
     """
-    from seresnet_timm.models.lean_se import set_lean_se
-    set_lean_se(lean_se)
+    from seresnet_timm.models.lean_se import set_block_end
+    set_block_end(block_end)
     if fast and kind_of(device) == 'cpu':
         keep_freed_memory()
 
 
-def describe(verb: str, args, device: str, world_size: int, fast: bool, lean_se: bool) -> str:
-    """What is set up for speed, each with its reason, as a line of the plan."""
+def describe(verb: str, args, device: str, world_size: int, fast: bool, block_end: Tuple[str, str]) -> str:
+    """What is set up for speed, each with its reason, as a line of the plan.
+
+    Args:
+        verb: 'train' or 'validate'.
+        args: Flags of the script.
+        device: Device of the run.
+        world_size: Number of processes.
+        fast: False for timm's set-up.
+        block_end: How residual blocks end, as for `set_block_end`, and why.
+    """
     channels_last = getattr(args, 'channels_last', False)
     layout = 'channels_last' if channels_last else 'contiguous'
     wanted, why = wants_channels_last(args.model, device)
-    lean = ['memory-saving SE blocks (same results)'] if lean_se and (
-        verb == 'train' and args.model.split('.')[0].endswith('_ascend')) else []
+    kinds = {'lean': 'memory-saving SE blocks', 'light': 'SE blocks in few kernels'}
+    blocks = [f'{kinds[block_end[0]]} ({block_end[1]})'] if block_end[0] in kinds and (
+        verb == 'train' and args.model.split('.')[0].endswith('_ascend')
+        and not getattr(args, 'torchcompile', None)) else []  # which compiles timm's layers
     if not fast:
-        return ', '.join([f"timm's own, {layout} (--fast-step off)", *lean])
+        return ', '.join([f"timm's own, {layout} (--fast-step off)", *blocks])
     parts = [f'{layout} ({why if wanted == channels_last else "as asked for"})']
     if verb == 'train':
         if wants_fused(args.opt, args.opt_kwargs, device):
             parts.append(f"fused {args.opt} (torch's, one pass over the weights)")
         if world_size > 1 and ddp_arguments(device):
             parts.append('gradients as bucket views (no second copy)')
-        parts += lean
+        parts += blocks
         if not getattr(args, 'torchcompile', None):
             parts.append('not compiled (--torchcompile does)')
     if kind_of(device) == 'cpu':

@@ -14,6 +14,8 @@ from seresnet_timm.errors import UsageError
 
 
 class _HalfConv2d(nn.Conv2d):
+    rounded_dtype = torch.float16  # for SE blocks, see `models.light_se`
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.half()
         return self._conv_forward(x.half(), self.weight.half(), bias)

@@ -3,7 +3,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -32,10 +32,14 @@ from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
 from seresnet_timm.engine.divergence import diverged, has_finite_weights
 from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
+from seresnet_timm.engine.epoch_end import end_epoch
+from seresnet_timm.engine.events import EpochEvents
 from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.engine.outputs import create_record, note_failed_saves
+from seresnet_timm.engine.patience import EndedEarly, Patience
+from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
@@ -75,6 +79,11 @@ class TrainOverrides(Overrides):
         self._signals = ExitStack()  # holds them from the first epoch on
         self._loaders: List[Any] = []
         self._ranks: Any = None  # states of all ranks, at the end of the epoch
+        self._num_epochs = 0
+        self._train_metrics: Dict[str, float] = {}
+        self._eval_metrics: Optional[Dict[str, float]] = None
+        self._lr = 0.
+        self._shown = ExitStack()  # holds the bars
 
     def names(self) -> Dict[str, Override]:
         return {name: Override('main', replacement) for name, replacement in (
@@ -167,6 +176,7 @@ class TrainOverrides(Overrides):
         Checked by: test_runs.py, a run with `--sched none`.
         """
         scheduler, num_epochs = self._originals['create_scheduler_v2'](*args, **kwargs)
+        self._num_epochs = num_epochs
         return scheduler or NoScheduler(), num_epochs
 
     def task_class(self, cls: type) -> type:
@@ -247,6 +257,8 @@ class TrainOverrides(Overrides):
         self._record.continue_from(start_epoch, is_same_run=continues)
         note_failed_saves(saver, self._record)
         self._outputs = Outputs(folder, saver, self._record, self._summary)
+        if self.settings.tensorboard:
+            self._outputs.events = EpochEvents(folder, start_epoch)
         trim_summary(str(folder.summary), start_epoch)
         return saver
 
@@ -281,6 +293,8 @@ class TrainOverrides(Overrides):
                 **{**kwargs, 'loss_scaler': loss_scaler})
         try:
             metrics, figures = self._training.train_epoch(epoch, train)
+        except EndedEarly:
+            raise
         except KeyboardInterrupt:  # in a thread that is not the main one
             self._interrupted = True
             raise
@@ -294,6 +308,7 @@ class TrainOverrides(Overrides):
             if not has_finite_weights(model):
                 raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
         self._figures = figures if output_dir is not None else None  # the primary process
+        self._train_metrics, self._eval_metrics, self._lr = metrics, None, self._training.run.lr
         self._trained = time.perf_counter()
         if not self._evaluates:
             self._gather(epoch)
@@ -320,7 +335,7 @@ class TrainOverrides(Overrides):
         run = self._training.run
         try:
             metrics, unreadable = evaluate.validate(
-                model, loader, Forward.from_args(args, device), args, log_suffix, agreement=run.saving.agreement)
+                model, loader, Forward.from_args(args, device), args, log_suffix, run=run)
         except Stopped:
             run.saving.save_trained(run)
             raise
@@ -331,7 +346,7 @@ class TrainOverrides(Overrides):
             note_own(self._record, self._epoch, loader)
             raise
         note_all(self._record, self._epoch, loader)
-        self._eval_loss = metrics['loss']
+        self._eval_loss, self._eval_metrics = metrics['loss'], metrics
         check_epoch(run, self._epoch, metrics)
         if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
             raise diverged(self._record, 'Weights are no longer finite after the last epoch')
@@ -352,12 +367,15 @@ class TrainOverrides(Overrides):
             args=args, forward=forward, task=task, optimizer=optimizer, train_loader=loader,
             loss_scaler=kwargs.get('loss_scaler'), lr_scheduler=kwargs.get('lr_scheduler'),
             updates_per_epoch=math.ceil(len(loader) / args.grad_accum_steps), outputs=self._outputs,
-            max_bad_steps=self.settings.max_bad_steps, bad_images=BadImages(loader.dataset, self.settings))
+            max_bad_steps=self.settings.max_bad_steps, bad_images=BadImages(loader.dataset, self.settings),
+            eval_metric=args.eval_metric if args.val_split else 'loss', patience=Patience.of(self.settings))
         resumed = go_on(run, self._resumed() if args.resume else None, epoch)
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())
         agreement = Agreement(signals, device, args.rank, args.world_size)
         run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
+        run.progress = create_progress(run, self.settings, self._num_epochs)
+        self._shown.enter_context(run.progress.shown(len(loader), resumed.place))
         return ScriptTraining(run, resumed)
 
     def _resumed(self) -> Checkpoint:
@@ -380,24 +398,29 @@ class TrainOverrides(Overrides):
     def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
-        self._add_epoch()
-        self._training.run.saving.after_epoch()
         if best_metric is not None:
             self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+        self._add_epoch()
+        self._training.run.saving.after_epoch()
 
     def _add_epoch(self) -> None:
         if self._figures is not None:
-            self._record.add_epoch(self._figures)
-            self._figures = None
+            figures, self._figures = self._figures, None
+            self._record.add_epoch(figures)
+            end_epoch(
+                self._training.run, self._epoch, self._train_metrics, self._eval_metrics, figures, self._lr)
 
     def is_finite(self) -> bool:
         """Whether the last evaluation has a finite loss; otherwise its epoch is never the best."""
         return math.isfinite(self._eval_loss)
 
     def run(self, main: Callable[[], None]) -> None:
-        with self._signals:
+        def run_main() -> None:
+            with suppress(EndedEarly):  # which the script may not take for its end
+                main()
+        with self._signals, self._shown:
             try:
-                super().run(main)
+                super().run(run_main)
             except Stopped as e:
                 end_stopped(self._training.run, self.settings, e)
             finally:
@@ -412,6 +435,8 @@ class TrainOverrides(Overrides):
         if self._interrupted:  # the script's `main` returns after Ctrl-C too
             return
         super().finish()
+        if self._outputs is not None and self._outputs.events is not None:
+            self._outputs.events.close()
         if self._record is not None:
             refuse_unsaved(self._saver, self._record, self._summary)
         if not self.is_finite():

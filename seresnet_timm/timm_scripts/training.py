@@ -3,7 +3,10 @@
 A step is known to be over when the script asks the loader for the next batch: there the state is saved, and there a
 signal ends the run.
 """
+import logging
+import math
 import time
+from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
@@ -15,6 +18,8 @@ from seresnet_timm.engine.bad_steps import check_steps
 from seresnet_timm.engine.epoch import Training, start_meters
 from seresnet_timm.engine.faults import note_all
 from seresnet_timm.engine.meters import report_epoch
+from seresnet_timm.engine.patience import EndedEarly
+from seresnet_timm.engine.progress import ScriptLines
 from seresnet_timm.engine.run_state import (
     Resumed,
     restore_counts,
@@ -26,6 +31,7 @@ from seresnet_timm.engine.run_state import (
 from seresnet_timm.step.bad_steps import BadSteps
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 
+_logger = logging.getLogger('train')
 Metrics = Dict[str, float]
 
 
@@ -60,6 +66,7 @@ class ScriptTraining:
 
     def __init__(self, run: Training, resumed: Resumed):
         self.run, self._resumed = run, resumed
+        self.lines = None if run.progress.status is None else ScriptLines(run.progress)
         self.epoch: Any = None
 
     def train_epoch(self, epoch: int, train: Callable[..., Metrics]) -> Tuple[Metrics, Dict[str, Any]]:
@@ -72,8 +79,11 @@ class ScriptTraining:
         Raises:
             RunError: Too many steps had a loss or gradients that are not finite.
             Stopped: A signal stops the run; it is saved.
+            EndedEarly: The run ends before this epoch, see `--early-stop`.
         """
         run = self.run
+        if run.patience.is_over(run, epoch):
+            raise EndedEarly
         metrics, figures = self._resumed.trained_epoch(epoch) or self._train(epoch, train)
         run.saving.after_training(run, epoch, metrics, figures)
         return metrics, figures
@@ -84,9 +94,11 @@ class ScriptTraining:
         run.bad_steps = run.bad_steps or BadSteps(
             run.task.get_trainable_module(), run.optimizer, run.device, run.loss_scaler)
         run.bad_steps.start_epoch(is_begun=run.begun is not None)
-        self.epoch = Epoch(run, epoch)
+        self.epoch = Epoch(run, epoch, self.lines)
         self.optimizer: Any = run.optimizer if run.loss_scaler is not None else GuardedOptimizer(run)
-        metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
+        with run.progress.training(epoch, len(self.epoch), self.epoch.batches, _logger if self.lines else None), \
+                filtered(_logger, self.lines):
+            metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
         note_all(run.record, epoch, run.train_loader)
         figures = dict(self.epoch.throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
                        loss_scale=run.figures.loss_scale if run.figures and run.loss_scaler else None,
@@ -109,9 +121,11 @@ class Epoch:
         batches: Batches of it that are done.
         losses: Its LossMeter, of this rank.
         throughput: Its wall times, and the images of all ranks.
+        lines: The script's log lines, to which the end of the run is added; None on ranks that do not log.
     """
 
-    def __init__(self, run: Training, number: int):
+    def __init__(self, run: Training, number: int, lines: Optional[ScriptLines] = None):
+        self.lines = lines
         self._run, self._number = run, number
         self.losses, self.throughput, self.batches = start_meters(run)
         self.losses.distributed = False  # the script takes the mean over the ranks
@@ -139,6 +153,8 @@ class Epoch:
             yield batch
             self.throughput.step(len(batch[1]) * run.args.world_size)
             self.batches += 1
+            run.progress.step()
+            run.progress.update(math.ceil(self.batches / run.args.grad_accum_steps))
             if self.batches < len(self) and self.batches % run.args.grad_accum_steps == 0:
                 run.saving.after_update(run, self._number, self.batches, self.losses, self.throughput)
             start = time.perf_counter()
@@ -153,8 +169,24 @@ class Epoch:
         batch = min(self.batches, len(self) - 1)  # the one that the script trains on
         now, mean, figures = self.losses.read_with(run.bad_steps.figures())
         place = self._number, batch // run.args.grad_accum_steps
-        check_steps(run, place, now, figures, is_last=batch == len(self) - 1)
+        is_last = batch == len(self) - 1
+        check_steps(run, place, now, figures, is_last)
+        if self.lines is not None:
+            self.lines.is_last = is_last
+            self.lines.end = run.progress.at_log(place[1] + 1, mean, run.lr, int(run.figures.total))
         return now, mean
+
+
+@contextmanager
+def filtered(logger: logging.Logger, lines: Optional[logging.Filter]) -> Iterator[None]:
+    """Filter what a logger prints while the block runs; None for no filter."""
+    if lines is not None:
+        logger.addFilter(lines)
+    try:
+        yield
+    finally:
+        if lines is not None:
+            logger.removeFilter(lines)
 
 
 class StepMeter(DeviceMeter):

@@ -1,15 +1,21 @@
 """What every --help begins and ends with, one flag explained, and completion."""
 import argparse
 import importlib
+import os
+import pty
 import re
+import select
 import shlex
+import shutil
 import subprocess
+import time
 
 import pytest
 from conftest import MODEL, ROOT, run_here
 
 from seresnet_timm.argument_parser import HELP_FLAGS
 from seresnet_timm.cli import flag_help
+from seresnet_timm.cli.bench import BENCHES
 from seresnet_timm.cli.main import EXAMPLES, NEXT, TASKS, VERBS, make_parser, module_of
 from seresnet_timm.engine.units import UNITS
 from seresnet_timm.launch.flags import PREFIX
@@ -34,7 +40,8 @@ def commands(text: str) -> list:
 
 def all_help() -> dict:
     texts = {'': run_here('help').stdout}
-    for words in [*([verb] for verb in VERBS), ['scripts', 'fetch'], ['weights', 'fetch'], ['recipe', 'train_8p']]:
+    for words in [*([verb] for verb in VERBS), ['scripts', 'fetch'], ['weights', 'fetch'], ['recipe', 'train_8p'],
+                  *(['bench', name] for name in BENCHES)]:
         texts[' '.join(words)] = run_here(*words, '--help').stdout
     return texts
 
@@ -223,3 +230,38 @@ def test_completion_for_zsh_and_for_no_other_shell(monkeypatch):
     monkeypatch.setitem(importlib.sys.modules, 'shtab', None)
     result = run_here('completion', 'bash')
     assert result.returncode == 1 and 'pip install shtab' in result.stderr
+
+
+ZSH = shutil.which('zsh')
+
+
+@pytest.mark.skipif(ZSH is None, reason='zsh is not installed (Debian: apt install zsh)')
+def test_zsh_completes_verbs_flags_values_and_files(tmp_path):
+    """In an interactive zsh on a terminal: what stands in the line after the tab key."""
+    pytest.importorskip('shtab', reason='make test installs shtab')
+    (tmp_path / 'functions').mkdir()
+    (tmp_path / 'functions' / '_seresnet-timm').write_text(run_here('completion', 'zsh').stdout)
+    (tmp_path / 'last.pth.tar').touch()
+    cases = {
+        'demo-d': 'demo-data', 'check-': 'check-data', 'train --warmup-pre': 'train --warmup-prefix',
+        'train --preset digits': 'train --preset digits_demo', 'recipe train_mu': 'recipe train_multinode',
+        'train --resume la': 'train --resume last.pth.tar', 'train --sched cos': 'train --sched cosine',
+        'completion z': 'completion zsh'}
+    lines = ['PS1=; fpath=(./functions $fpath); autoload -U compinit; compinit -u -D',
+             'seresnet-timm() { print -r -- G"OT<$*>" }', 'unsetopt zle_bracketed_paste 2>/dev/null; print READY',
+             *(f'seresnet-timm {words}\t' for words in cases), 'exit']
+    shell, terminal = pty.openpty()
+    process = subprocess.Popen([ZSH, '-f', '-i'], stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path,
+                               env={'PATH': os.environ['PATH'], 'TERM': 'dumb', 'HOME': str(tmp_path)})
+    os.close(terminal)
+    out = b''
+    for i, line in enumerate(lines):
+        os.write(shell, line.encode() + b'\n')
+        wanted, end = out.count(b'GOT<') + 1, time.monotonic() + 30
+        while i > 2 and line != 'exit' and out.count(b'GOT<') < wanted and time.monotonic() < end:
+            if select.select([shell], [], [], 1)[0]:
+                out += os.read(shell, 65536)
+    process.wait(30)
+    os.close(shell)
+    got = [words.strip() for words in re.findall(r'GOT<([^>]*)>', out.decode(errors='replace'))]
+    assert got == list(cases.values()), out.decode(errors='replace')[-2000:]

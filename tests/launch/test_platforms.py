@@ -23,6 +23,14 @@ DEVICE = {'RANK_TABLE_FILE': '/home/ma-user/rank_table/jobstart_hccl.json', 'RAN
 MINDCLUSTER = {'RANK': '0', 'LOCAL_RANK': '0,1,2,3,4,5,6,7', 'LOCAL_WORLD_SIZE': '8', 'WORLD_SIZE': '16',
                'MASTER_ADDR': '10.0.0.1', 'MASTER_PORT': '2222'}
 
+# Kubeflow Trainer's: those of torchrun
+KUBEFLOW = {'PET_NNODES': '2', 'PET_NODE_RANK': '1', 'PET_NPROC_PER_NODE': '8', 'PET_MASTER_ADDR': 'job-node-0-0.job',
+            'PET_MASTER_PORT': '29400'}
+# those of Volcano's plugins pytorch and svc
+VOLCANO = {'RANK': '1', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'job-master-0.job', 'MASTER_PORT': '23456',
+           'VC_MASTER_NUM': '1', 'VC_MASTER_HOSTS': 'job-master-0.job', 'VC_WORKER_NUM': '1',
+           'VC_WORKER_HOSTS': 'job-worker-0.job'}
+
 
 def nodes(env):
     """The launcher's decision: kind, nodes, this one, its processes, and where node 0 is."""
@@ -45,7 +53,16 @@ def nodes(env):
     (MINDCLUSTER, ('MindCluster', 2, 0, 8, '10.0.0.1', 2222)),
     ({**MINDCLUSTER, 'RANK': '1'}, ('MindCluster', 2, 1, 8, '10.0.0.1', 2222)),
     ({**MINDCLUSTER, 'WORLD_SIZE': '8'}, ('MindCluster', 1, 0, 8, '10.0.0.1', 2222)),
-    ({'LOCAL_RANK': '4, 5'}, ('MindCluster', 1, 0, 2, None, 29500))))
+    ({'LOCAL_RANK': '4, 5'}, ('MindCluster', 1, 0, 2, None, 29500)),
+    (KUBEFLOW, ('Kubeflow', 2, 1, 8, 'job-node-0-0.job', 29400)),
+    ({**KUBEFLOW, 'PET_NNODES': '1', 'PET_NODE_RANK': '0'}, ('Kubeflow', 1, 0, 8, None, None)),
+    ({**KUBEFLOW, 'PET_NPROC_PER_NODE': 'auto'}, ('Kubeflow', 2, 1, None, 'job-node-0-0.job', 29400)),
+    # the PyTorchJob of the older operator sets the other names too
+    ({**KUBEFLOW, 'RANK': '1', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'x', 'MASTER_PORT': '23456'},
+     ('Kubeflow', 2, 1, 8, 'job-node-0-0.job', 29400)),
+    (VOLCANO, ('Volcano', 2, 1, None, 'job-master-0.job', 23456)),
+    ({**VOLCANO, 'RANK': '0'}, ('Volcano', 2, 0, None, 'job-master-0.job', 23456)),
+    ({**VOLCANO, 'RANK': '0', 'WORLD_SIZE': '1', 'VC_WORKER_NUM': '0'}, ('Volcano', 1, 0, None, None, None))))
 def test_mapped(env, expected):
     assert nodes(env) == expected
 
@@ -71,7 +88,14 @@ def test_mapped(env, expected):
     ({**MINDCLUSTER, 'LOCAL_RANK': '0,0'}, "no list of this node's NPUs"),
     ({**MINDCLUSTER, 'LOCAL_RANK': '[0,1]'}, "no list of this node's NPUs"),
     ({**MINDCLUSTER, 'MASTER_PORT': '0'}, 'MASTER_PORT is 0'),
-    ({k: v for k, v in MINDCLUSTER.items() if k != 'MASTER_ADDR'}, 'MindCluster does not say it: MASTER_ADDR is not')))
+    ({k: v for k, v in MINDCLUSTER.items() if k != 'MASTER_ADDR'}, 'MindCluster does not say it: MASTER_ADDR is not'),
+    ({**KUBEFLOW, 'PET_NNODES': '1:4'}, "PET_NNODES is '1:4', which is no number"),
+    ({**KUBEFLOW, 'PET_NNODES': '0'}, 'PET_NNODES=0, which is no number of pods'),
+    ({**KUBEFLOW, 'PET_NODE_RANK': '2'}, 'Kubeflow says PET_NODE_RANK=2, but 2 node(s) have the numbers 0 to 1'),
+    ({**KUBEFLOW, 'PET_MASTER_PORT': '0'}, 'PET_MASTER_PORT is 0'),
+    ({k: v for k, v in KUBEFLOW.items() if k != 'PET_MASTER_ADDR'}, 'PET_MASTER_ADDR is not set'),
+    ({**VOLCANO, 'RANK': '2'}, 'Volcano says RANK=2'),
+    ({**VOLCANO, 'VC_WORKER_NUM': '3'}, 'count 4 pod(s)')))
 def test_wrong_or_missing(env, words):
     with pytest.raises(UsageError) as error:
         nodes(env)
@@ -96,6 +120,18 @@ def test_only_device_0_goes_on(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         'ModelArts starts this program once for each device: the one of device 0 starts all ranks of this machine, the '
         'one of device 5 ends here.\n')
+
+
+def test_torchrun_in_a_pod_wins():
+    ranks = dict(RANK='9', LOCAL_RANK='1', WORLD_SIZE='16', MASTER_ADDR='127.0.0.1', TORCHELASTIC_RUN_ID='none')
+    for pod in (KUBEFLOW, VOLCANO):
+        assert cluster.detect({**pod, **ranks}).kind == 'torchrun'
+
+
+def test_ranks_do_not_see_the_variables_of_a_pod():
+    env = {**KUBEFLOW, **VOLCANO, 'PATH': '/bin'}
+    cluster.forget(env)
+    assert not [name for name in env if name.startswith('PET_') or name in ('RANK', 'WORLD_SIZE')]
 
 
 def fake_python(tmp_path):

@@ -2,9 +2,10 @@
 
 What a source says is written here by hand, or computed by the objects that the source itself uses.
 """
+import functools
 import math
 from argparse import Namespace
-from typing import Callable, Dict, NamedTuple
+from typing import Callable, Dict, NamedTuple, Optional
 
 import pytest
 import timm
@@ -19,6 +20,7 @@ from torchvision import transforms
 
 from seresnet_timm.data import loaders
 from seresnet_timm.engine.loss import training_loss
+from seresnet_timm.engine.teacher import Teacher, create_task
 from seresnet_timm.launch.parse import parse
 from seresnet_timm.launch.recipes import divide_batch
 from seresnet_timm.launch.sample import Sample
@@ -29,9 +31,23 @@ U = 11  # updates of an epoch; the formulas hold for any number
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def args_of(name: str, *more: str, world_size: int = 8) -> Namespace:
-    line = parse('train', ['--preset', name, '--data-dir', 'x', *more])
-    return Namespace(**merge(line, collect(line, recipe_name=None), 'npu', world_size=world_size))
+@functools.cache
+def planned(name: str, world_size: int) -> dict:
+    line = parse('train', ['--preset', name, '--data-dir', 'x', '--scripts', 'bundled'])
+    return merge(line, collect(line, recipe_name=None), 'npu', world_size=world_size)
+
+
+def args_of(name: str, world_size: int = 8) -> Namespace:
+    return Namespace(**planned(name, world_size))
+
+
+@functools.cache
+def network_of(name: str, **kwargs) -> nn.Module:
+    """The network of a recipe; with shapes only if no arguments are given, as its optimizer needs no more."""
+    args = args_of(name)
+    own = dict(args.model_kwargs, drop_path_rate=args.drop_path, drop_rate=args.drop)
+    with torch.device('cpu' if kwargs else 'meta'):
+        return timm.create_model(args.model, num_classes=args.num_classes, **own, **kwargs)
 
 
 # --- what the sources say ---------------------------------------------------------------------------------------------
@@ -74,6 +90,18 @@ def lars(step: int) -> float:
     return 25 * (1 - (step - w_steps) / (train_steps - w_steps)) ** 2
 
 
+def ffcv(step: int) -> float:
+    """`get_cyclic_lr` of ffcv's train_imagenet.py, between whose epochs it interpolates for every step."""
+    e = step / U
+    return 1.7 * (1e-4 + (1 - 1e-4) * e / 2) if e < 2 else 1.7 * (50 - e) / 48
+
+
+def distill(step: int) -> float:
+    """`create_learning_rate_schedule` of big_vision: linear, then cosine; its 5,000 steps are 16 epochs."""
+    w_steps, train_steps = 16 * U, 300 * U
+    return 0.03 * step / w_steps if step < w_steps else cosine(0.03, 0, (step - w_steps) / (train_steps - w_steps))
+
+
 def torchvision_v2() -> Callable[[int], float]:
     """The schedulers of torchvision's train.py, stepped after every epoch."""
     from torch.optim import lr_scheduler as s
@@ -89,7 +117,7 @@ def torchvision_v2() -> Callable[[int], float]:
     return lambda step: lrs[step // U]
 
 
-CROP = ('RandomResizedCropAndInterpolation(size=({0}, {0}), scale=(0.08, 1.0), ratio=({1}, {2}), interpolation={3})')
+CROP = 'RandomResizedCropAndInterpolation(size=({0}, {0}), scale=({4}, 1.0), ratio=({1}, {2}), interpolation={3})'
 TIMM_CROP = (0.75, 1.3333)
 # RandAugment's 15 operations in timm, those that grow with the magnitude
 OPS = ('AutoContrast Equalize Invert Rotate PosterizeIncreasing SolarizeIncreasing SolarizeAdd ColorIncreasing '
@@ -101,8 +129,8 @@ def rand(m: int, std: float) -> str:
     return f'RandAugment(n=2, ops=\n{ops})'
 
 
-def steps(size: int, *more: str, ratio=TIMM_CROP, interpolation='bilinear bicubic') -> list:
-    return [CROP.format(size, *ratio, interpolation), 'RandomHorizontalFlip(p=0.5)', *more, 'MaybePILToTensor()']
+def steps(size: int, *more: str, ratio=TIMM_CROP, interpolation='bilinear bicubic', scale=0.08) -> list:
+    return [CROP.format(size, *ratio, interpolation, scale), 'RandomHorizontalFlip(p=0.5)', *more, 'MaybePILToTensor()']
 
 
 class Source(NamedTuple):
@@ -123,6 +151,9 @@ class Source(NamedTuple):
         drop_path: Rate of the last block.
         zero_init: The last BatchNorm of a block starts at zero.
         ema: Decay of the moving average, a step.
+        mean: Of the normalization.
+        std: Of the normalization.
+        clip: Largest norm of the gradients.
     """
     lr: Callable[[int], float]
     epochs: int
@@ -138,6 +169,9 @@ class Source(NamedTuple):
     drop_path: float = 0
     zero_init: bool = False
     ema: float = 0
+    mean: tuple = MEAN
+    std: tuple = STD
+    clip: Optional[float] = None
 
 
 SGD = dict(momentum=0.9, nesterov=False, dampening=0)
@@ -169,22 +203,15 @@ SOURCES = {
         torchvision_v2(), 600, 1024, torch.optim.SGD, SGD, 2e-5,
         steps(176, TA, interpolation='bilinear'), (182, 176, 'bilinear'), mixup=(0.2, 1), erasing=(0.1, 'const'),
         repeats=4, ema=(1 - (1 - 0.99998) * 1024 * 32 / 600) ** (1 / 32)),
+    'progressive': Source(
+        ffcv, 50, 4096, torch.optim.SGD, SGD, 1e-4, steps(128, interpolation='bilinear'), (256, 224, 'bilinear')),
+    # the weight decay of big_vision is not multiplied by the learning rate, that of AdamW is
+    'distill': Source(
+        distill, 300, 4096, torch.optim.AdamW, dict(betas=(0.9, 0.999), eps=1e-8), 0.0003 / 0.03,
+        steps(224, interpolation='bilinear', scale=0.05), (256, 224, 'bilinear'), mixup=(1, 0), clip=1.0,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
 }
 every = pytest.mark.parametrize('name', SOURCES)
-
-
-@pytest.fixture(scope='module')
-def model():
-    """Function: the network of a recipe, made once for all with the same arguments."""
-    made = {}
-
-    def make(args: Namespace) -> nn.Module:
-        kwargs = {**args.model_kwargs, 'drop_path_rate': args.drop_path, 'drop_rate': args.drop}
-        key = args.model, str(kwargs)
-        if key not in made:
-            made[key] = timm.create_model(args.model, num_classes=args.num_classes, **kwargs)
-        return made[key]
-    return make
 
 
 # --- learning rate, optimizer, network --------------------------------------------------------------------------------
@@ -203,10 +230,10 @@ def test_learning_rate_of_every_step(name):
 
 
 @every
-def test_optimizer_and_weight_decay_of_every_parameter(name, model):
+def test_optimizer_and_weight_decay_of_every_parameter(name):
     """Weights of convolutions and of the classifier decay; biases and BatchNorm do not."""
     args, source = args_of(name), SOURCES[name]
-    network = model(args)
+    network = network_of(name)
     optimizer = create_optimizer(network, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     assert type(optimizer) is source.optimizer
     decay = {id(p): g['weight_decay'] for g in optimizer.param_groups for p in g['params']}
@@ -214,16 +241,18 @@ def test_optimizer_and_weight_decay_of_every_parameter(name, model):
         assert {k: group[k] for k in source.defaults} == source.defaults and group['lr'] == pytest.approx(args.lr)
     free = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     free.add(id(network.fc.bias))
+    assert (args.clip_grad, args.clip_mode) == (source.clip, 'norm')
     assert {n: decay[id(p)] for n, p in network.named_parameters()} == {
-        n: 0 if id(p) in free else source.decay for n, p in network.named_parameters()}
+        n: 0 if id(p) in free else pytest.approx(source.decay) for n, p in network.named_parameters()}
 
 
 @every
-def test_network(name, model):
+def test_network(name):
     """SE-ResNet-50 with the source's start of the last BatchNorm, and its stochastic depth."""
     args, source = args_of(name), SOURCES[name]
-    network = model(args)
-    assert args.model == 'seresnet50_ascend' and sum(p.numel() for p in network.parameters()) == 28_071_976
+    assert args.model == 'seresnet50_ascend'
+    assert sum(p.numel() for p in network_of(name).parameters()) == 28_071_976
+    network = network_of(name, channels=(8, 8, 8, 8))
     blocks = [b for layer in (network.layer1, network.layer2, network.layer3, network.layer4) for b in layer]
     assert {b.bn3.weight.abs().max().item() for b in blocks} == {0. if source.zero_init else 1.}
     rates = [getattr(b.drop_path, 'drop_prob', 0) or 0 for b in blocks]
@@ -258,10 +287,15 @@ def loader_of(args: Namespace, count: int = 4, **changes):
     for key, value in {**small, **changes}.items():
         setattr(args, key, value)
     images = Sample([Image.new('RGB', (64, 48), (40 * i, 99, 255 - 40 * i)) for i in range(count)])
-    with torch.device('meta'):
-        config = resolve_data_config(vars(args), model=timm.create_model(args.model))
+    config = resolve_data_config(vars(args), model=network_of('mindcv'))
     setup = loaders.LoaderSetup(args, config, torch.device('cpu'))
     return loaders.train_loader(setup, images)[0], images, setup
+
+
+def texts(transform: transforms.Compose) -> list:
+    """Its steps as text, without timm's colour jitter of 0."""
+    nothing = 'ColorJitter(brightness=None, contrast=None, saturation=None, hue=None)'
+    return [str(step) for step in transform.transforms if str(step) != nothing]
 
 
 @every
@@ -269,11 +303,10 @@ def test_training_images(name):
     """Every step with its settings, in order; normalisation, erasing and mixup of the batch."""
     source = SOURCES[name]
     loader, images, setup = loader_of(args_of(name))
-    found = [str(s) for s in images.transform.transforms if str(s) != 'ColorJitter(brightness=None, contrast=None, '
-             'saturation=None, hue=None)']  # timm's jitter of 0
-    assert found == source.steps
-    assert tuple(setup.data_config['mean']) == MEAN and tuple(setup.data_config['std']) == STD
-    for values, known in ((loader.mean, MEAN), (loader.std, STD)):
+    transform = images.transform or loader.dataset.transforms[0]  # the first of several sizes
+    assert texts(transform) == source.steps
+    assert tuple(setup.data_config['mean']) == source.mean and tuple(setup.data_config['std']) == source.std
+    for values, known in ((loader.mean, source.mean), (loader.std, source.std)):
         torch.testing.assert_close(values.flatten(), torch.tensor(known) * 255)
     erasing = loader.random_erasing
     assert (erasing.probability, erasing.mode) == source.erasing if erasing else source.erasing == (0, '')
@@ -286,7 +319,7 @@ def test_training_images(name):
     if has_mixup:
         assert mixup.mix_prob == 1 and mixup.mode == 'batch' and mixup.switch_prob == 0.5
     for x, _ in loader:
-        assert x.shape[1:] == setup.data_config['input_size']
+        assert x.shape[-1] == transform.transforms[0].size[0]
 
 
 @every
@@ -294,11 +327,26 @@ def test_evaluation_images(name):
     source = SOURCES[name]
     args = args_of(name)
     _, images, setup = loader_of(args)
+    setup.args.train_img_sizes = None
     loaders.eval_loader(setup, 'val', 4, dataset=images, crop_pct=setup.data_config['crop_pct'])
     resize, crop, last = images.transform.transforms
     assert type(resize) is transforms.Resize and type(crop) is transforms.CenterCrop
     assert (resize.size, crop.size[0], resize.interpolation.value) == source.evaluation
     assert str(last) == 'MaybePILToTensor()'
+
+
+def test_sizes_of_the_progressive_training():
+    """Of every epoch; all other steps are the same for all sizes."""
+    loader = loader_of(args_of('progressive'), 8)[0]
+    sizes = [t.transforms[0].size[0] for t in loader.dataset.transforms]
+    assert sizes == [128, 160, 192, 224]
+    assert [texts(t) for t in loader.dataset.transforms] == [
+        steps(size, interpolation='bilinear') for size in sizes]
+    expected = [128] * 8 + [160] * 16 + [192] * 16 + [224] * 10
+    for epoch, size in enumerate(expected):
+        weights = loader.loader.batch_sampler.choice_weights_for_epoch(epoch).tolist()
+        assert weights == [float(s == size) for s in sizes], epoch
+    assert sum(s * s for s in expected) / (100 * 224 ** 2) == pytest.approx(1 / 3, abs=0.01)  # of the reference's
 
 
 def test_torchvision_resizes_to_232_for_224():
@@ -319,6 +367,14 @@ def test_trivial_augment_draws_what_torchvisions_pipeline_draws(digits):
         own = torch.as_tensor(after_flip(image))
         torch.manual_seed(seed)
         assert torch.equal(own, theirs(image))
+
+
+def test_trivial_augment_at_several_sizes():
+    args = args_of('torchvision_v2')
+    args.train_img_sizes = [128, 176]
+    loader = loader_of(args)[0]
+    assert [texts(t) for t in loader.dataset.transforms] == [
+        steps(size, TA, interpolation='bilinear') for size in args.train_img_sizes]
 
 
 @pytest.mark.parametrize('name', [n for n, s in SOURCES.items() if s.repeats])
@@ -360,6 +416,7 @@ def smoothed(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 # of outputs and mixed labels
 LOSSES: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     'mindcv': smoothed,
+    'progressive': smoothed,
     'large_batch': smoothed,
     'rsb_a1': lambda x, mixed: binary_cross_entropy(x, present(0.9 * mixed + 0.1 / 1000)),
     'rsb_a2': lambda x, mixed: binary_cross_entropy(x, present(mixed)),
@@ -370,7 +427,7 @@ LOSSES: Dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-@every
+@pytest.mark.parametrize('name', LOSSES)
 @pytest.mark.parametrize('lam', (0.85, 0.6))
 def test_loss(name, lam, monkeypatch):
     """Of a batch as the loader mixes it, on random outputs; timm mixes with the mirror in the batch."""
@@ -386,3 +443,21 @@ def test_loss(name, lam, monkeypatch):
     x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).double()
     expected = LOSSES[name](x, lam * labels + (1 - lam) * labels.flip(0))
     torch.testing.assert_close(training_loss(args)(x, target), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_loss_of_the_distillation():
+    """Kullback-Leibler divergence from the teacher to the student at temperature 1, and nothing of the labels."""
+    assert set(SOURCES) - set(LOSSES) == {'distill'}
+    args, networks = args_of('distill'), []
+    for _ in range(2):
+        networks.append(timm.create_model('seresnet18_ascend', channels=(4, 8, 8, 8)).eval())
+        nn.init.normal_(networks[-1].fc.weight)
+    mean, std = SOURCES['distill'].mean, SOURCES['distill'].std
+    teacher = Teacher(networks[1], 'teacher', mean, std)
+    task = create_task(args, networks[0], teacher, dict(mean=mean, std=std), torch.device('cpu'), None, verbose=False)
+    images, target = torch.randn(4, 3, 32, 32), F.one_hot(LABELS, 1000).float()
+    with torch.no_grad():
+        own, other = (network(images).log_softmax(1) for network in networks)
+        loss = task(images, target)['loss']
+    assert loss > 0.01
+    torch.testing.assert_close(loss, (other.exp() * (other - own)).sum(1).mean())

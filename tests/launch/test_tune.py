@@ -27,7 +27,7 @@ def test_measures_and_train_takes_the_file(few_digits, tmp_path):
     result = run_cli('tune', *training, '--seconds', 12, '--tuned-file', file, env={'PYTHON_EXEC': preloaded.python()})
     assert result.returncode == 0, result.stderr
     late = ''.join(line for line in result.stdout.splitlines() if line.startswith('Not measured, the time was up: '))
-    for option in ('as planned', '--lean-se off', 'channels_last false', '--workers 0', '-b 4', '-b 16'):
+    for option in ('as planned', '--lean-se on', 'channels_last false', '--workers 0', '-b 4', '-b 16'):
         found = [line for line in result.stdout.splitlines() if ' '.join(line.split()).startswith(option)]
         assert len(found) == 1 and 'images/s (' in found[0] or not found and option in late, result.stdout
     found = yaml.safe_load(file.read_text())

@@ -16,7 +16,7 @@ from seresnet_timm.models.lean_se import LeanBottleneck, set_lean_se
 def lean():
     set_lean_se(True)
     yield
-    set_lean_se(True)
+    lean_se.set_block_end()
 
 
 def block(dtype=torch.float64, downsample=False, channels=16) -> LeanBottleneck:

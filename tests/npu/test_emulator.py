@@ -29,6 +29,10 @@ OPERATORS = {
     'activations': lambda x, w, y, t: F.relu(x) * x.sigmoid() + F.silu(x) + F.gelu(x) + F.hardswish(x),
     'cross entropy': lambda x, w, y, t: F.cross_entropy(y, t, label_smoothing=0.1, reduction='none'),
     'binary cross entropy': lambda x, w, y, t: F.binary_cross_entropy_with_logits(y, torch.zeros_like(y)),
+    'Kullback-Leibler divergence': lambda x, w, y, t: sum(
+        F.kl_div(y.log_softmax(1), target.detach(), reduction=reduction, log_target=is_log)
+        for reduction in ('batchmean', 'sum', 'mean')
+        for target, is_log in ((y.flip(0).log_softmax(1), True), (y.flip(0).softmax(1), False))),
     'indexing': lambda x, w, y, t: x[:, 1:5:2, [0, 3]] + torch.gather(y, 1, t[:, None]).sum() + y[y > 0].sum(),
     'concatenation': lambda x, w, y, t: torch.cat([x, x.flip(3)], 1).roll(1, 0).permute(0, 2, 3, 1).contiguous(),
     'interpolation': lambda x, w, y, t: F.interpolate(x, scale_factor=2., mode='bilinear'),

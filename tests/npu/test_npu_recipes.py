@@ -7,8 +7,17 @@ from pathlib import Path
 import ascend_emulator
 import preloaded
 import pytest
-from conftest import ROOT
-from recipe_runs import SCRIPTS, final_lines, recipe, rows
+from conftest import ROOT, run_cli
+from recipe_runs import (
+    NEW_PRESETS,
+    SCRIPTS,
+    check_preset_run,
+    final_lines,
+    preset_run,
+    recipe,
+    rows,
+    write_teacher,
+)
 
 from seresnet_timm.ascend import hccl_network
 
@@ -97,6 +106,20 @@ def test_other_numbers_of_npus(few_digits, tmp_path, name, num_ranks):
     assert epoch['images'] == 96 and final_lines(result)['Final Performance images/sec'] > 0
     log, = (tmp_path / 'out' / 'run').glob('*.log')
     assert f'RankSize = {num_ranks}' in log.read_text() and 'BatchSize = 32' in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NEW_PRESETS)
+def test_presets(few_digits, tmp_path, name):
+    """An epoch of every recipe at its own precision, on two NPUs."""
+    taught = write_teacher(tmp_path / 'teacher') if name == 'distill' else ()
+    # six steps: the first ones may be skipped, until the loss scale fits
+    flags = preset_run(name, few_digits, tmp_path, '--device', 'npu', '--nproc', 2, '-b', 8, *taught)
+    result = run_cli(*(f for f in flags if f not in FLOAT32), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ran_on_npus(tmp_path, 2)
+    check_preset_run(tmp_path, 2)
+    assert 'precision      amp float16' in result.stderr
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_nor_with_a_fixed_loss_scale(few_digits, tmp_path, monkeypatch, half_wei
 
 
 def test_a_dynamic_loss_scale_costs_three_reads_a_step(few_digits, tmp_path, monkeypatch):
-    """torch_npu's scaler asks whether gradients overflowed, twice, and for its growth: README says so."""
+    """torch_npu's scaler asks whether gradients overflowed, twice, and for its growth: docs/on-ascend.md says so."""
     waits = Waits(monkeypatch)
     run('npu', few_digits, tmp_path, '--pin-mem', '-b', 8, '--epochs', 1, '--log-interval', 1, '--amp')
     per_read = 2  # a copy to the host and a wait for the stream

@@ -14,7 +14,7 @@ def test_variables_are_tried(few_digits, tmp_path):
     result = npu_cli('tune', *flags, '--seconds', 150, '--tuned-file', file, timeout=580)
     assert result.returncode == 0, result.stderr
     late = ''.join(line for line in result.stdout.splitlines() if line.startswith('Not measured, the time was up: '))
-    for text in ('as planned', '--lean-se off', 'CPU_AFFINITY_CONF 1', 'TORCH_NPU_LAZY_FUSION True'):
+    for text in ('as planned', '--lean-se on', 'CPU_AFFINITY_CONF 1', 'TORCH_NPU_LAZY_FUSION True'):
         found = [line for line in result.stdout.splitlines() if ' '.join(line.split()).startswith(text)]
         assert len(found) == 1 and 'images/s (' in found[0] and 'GiB' in found[0] or (
             not found and text in late), result.stdout

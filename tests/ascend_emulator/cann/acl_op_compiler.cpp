@@ -1,7 +1,9 @@
 // libacl_op_compiler.so: the single operators that torch_npu launches itself, past torch's dispatcher, and the
 // compiler's options. Operators that torch dispatches are the router's (../router.cpp).
+#include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -26,7 +28,10 @@ struct aclDataBuffer {
   void* data;
   size_t bytes;
 };
-struct aclopAttr {};
+struct aclopAttr {  // what the operators below read
+  std::map<std::string, std::string> texts;
+  std::map<std::string, bool> flags;
+};
 
 // --- descriptors -----------------------------------------------------------------------------------------------------
 
@@ -50,7 +55,10 @@ API aclError aclSetTensorShape(aclTensorDesc*, int, const int64_t*) { return ACL
 
 API aclopAttr* aclopCreateAttr() { return new aclopAttr; }
 API void aclopDestroyAttr(const aclopAttr* attr) { delete attr; }
-API aclError aclopSetAttrBool(aclopAttr*, const char*, uint8_t) { return ACL_SUCCESS; }
+API aclError aclopSetAttrBool(aclopAttr* attr, const char* name, uint8_t value) {
+  attr->flags[name] = value;
+  return ACL_SUCCESS;
+}
 API aclError aclopSetAttrDataType(aclopAttr*, const char*, aclDataType) { return ACL_SUCCESS; }
 API aclError aclopSetAttrFloat(aclopAttr*, const char*, float) { return ACL_SUCCESS; }
 API aclError aclopSetAttrInt(aclopAttr*, const char*, int64_t) { return ACL_SUCCESS; }
@@ -60,7 +68,10 @@ API aclError aclopSetAttrListInt(aclopAttr*, const char*, int, const int64_t*) {
 API aclError aclopSetAttrListListInt(aclopAttr*, const char*, int, const int*, const int64_t* const[]) {
   return ACL_SUCCESS;
 }
-API aclError aclopSetAttrString(aclopAttr*, const char*, const char*) { return ACL_SUCCESS; }
+API aclError aclopSetAttrString(aclopAttr* attr, const char* name, const char* value) {
+  attr->texts[name] = value;
+  return ACL_SUCCESS;
+}
 
 // --- operators -------------------------------------------------------------------------------------------------------
 
@@ -134,11 +145,29 @@ bool cast(const void* from, aclDataType from_type, void* to, aclDataType type, s
   }
 }
 
+// Gradient of the Kullback-Leibler divergence in the input: inputs are its gradient, the input and the target.
+bool kl_div_grad(const aclTensorDesc* const in[], const aclDataBuffer* const data[], const aclopAttr& attr,
+                 const aclTensorDesc& out, void* result) {
+  for (int i = 0; i < 3; i++)
+    if (in[i]->type != ACL_FLOAT) return false;
+  auto reduction = attr.texts.find("reduction");
+  auto log_target = attr.flags.find("log_target");
+  const std::string kind = reduction == attr.texts.end() ? "mean" : reduction->second;
+  const auto* grad = static_cast<const float*>(data[0]->data);
+  const auto* target = static_cast<const float*>(data[2]->data);
+  const float count = kind == "mean" ? out.numel() : kind == "batchmean" ? out.dims[0] : 1;
+  for (size_t i = 0; i < out.numel(); i++) {
+    float p = log_target != attr.flags.end() && log_target->second ? std::exp(target[i]) : target[i];
+    static_cast<float*>(result)[i] = -p * grad[in[0]->numel() == out.numel() ? i : 0] / count;
+  }
+  return true;
+}
+
 }  // namespace
 
 API aclError aclopCompileAndExecute(
     const char* type, int inputs, const aclTensorDesc* const in[], const aclDataBuffer* const in_data[], int,
-    const aclTensorDesc* const out[], aclDataBuffer* const out_data[], const aclopAttr*, aclopEngineType,
+    const aclTensorDesc* const out[], aclDataBuffer* const out_data[], const aclopAttr* attr, aclopEngineType,
     aclopCompileType, const char*, aclrtStream) {
   const std::string op = type;
   char* result = static_cast<char*>(out_data[0]->data);
@@ -158,6 +187,7 @@ API aclError aclopCompileAndExecute(
     memmove(result, in_data[0]->data, n * size);
     return ACL_SUCCESS;
   }
+  if (op == "KlDivLossGrad" && inputs == 3 && kl_div_grad(in, in_data, *attr, *out[0], result)) return ACL_SUCCESS;
   if (op == "Cast" && cast(in_data[0]->data, in[0]->type, result, out[0]->type, n)) return ACL_SUCCESS;
   fprintf(stderr, "[ascend emulator] operator %s (type %d to %d) is not emulated\n", type,
           inputs ? static_cast<int>(in[0]->type) : -1, static_cast<int>(out[0]->type));

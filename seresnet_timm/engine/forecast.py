@@ -1,0 +1,121 @@
+"""When a training will end, from the time of its steps and of what follows the last step of an epoch
+
+Steps are timed at log points only, where the host waits for the device anyway. The first steps of a process are left
+out: they compile and allocate. This file does not import torch.
+"""
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+FIRST_STEPS = 2  # of a process, which are slow
+MANY_STEPS = 10  # one slow step among so many does not matter
+EVALUATION = 1 / 3  # time of an evaluated image in times of a training image, until one has been measured
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much there is to do.
+
+    Attributes:
+        epochs: Epochs of the run.
+        updates: Updates of an epoch.
+        batch_images: Images of an update, of all processes.
+        val_interval: Epochs between evaluations.
+        val_images: Images of the evaluations of an epoch; 0 if not known, or without evaluation.
+    """
+    epochs: int
+    updates: int
+    batch_images: int
+    val_interval: int = 1
+    val_images: int = 0
+
+    def is_evaluated(self, epoch: int) -> bool:
+        return (epoch + 1) % self.val_interval == 0 or epoch + 1 == self.epochs
+
+    def evaluated_from(self, epoch: int) -> int:
+        """How many epochs are evaluated, from this one on."""
+        interval = self.val_interval
+        is_last_extra = self.epochs % interval != 0 and epoch < self.epochs
+        return max(0, self.epochs // interval - epoch // interval) + is_last_extra
+
+
+class Forecast:
+    """When a training ends. Times are seconds of one clock.
+
+    Args:
+        extent: How much there is to do.
+        before: Epochs of the run before this process, as in run.json: their times hold until there are own ones.
+    """
+
+    def __init__(self, extent: Extent, before: Sequence[Dict[str, Any]] = ()):
+        self.extent = extent
+        self._seconds = self._updates = 0.  # of the steps, the latest ones with the largest weight
+        self._mark: Optional[float] = None  # time of the last log point
+        self._marked = self._made = 0  # updates of the epoch then; of this process
+        self._epoch: Optional[int] = None
+        self._recent: Optional[float] = None  # seconds of an update since the log point before
+        self._after: Optional[float] = None  # seconds from the last step of an evaluated epoch to the next epoch
+        self._after_estimate = next((e['eval_seconds'] for e in reversed(before) if e.get('eval_seconds')), None)
+        self._first_share: Optional[Tuple[float, float]] = None  # at the first log point of an evaluation, and its time
+        known = [e for e in before if e.get('train_seconds') and e.get('images')]
+        self._before = known[-1]['train_seconds'] / known[-1]['images'] * extent.batch_images if known else None
+
+    @property
+    def update_seconds(self) -> Optional[float]:
+        """Seconds of an update, on average over about an epoch."""
+        return self._seconds / self._updates if self._updates else self._before
+
+    @property
+    def images_per_second(self) -> Optional[float]:
+        """Since the log point before."""
+        return self.extent.batch_images / self._recent if self._recent else None
+
+    @property
+    def after_seconds(self) -> float:
+        """Seconds of evaluation and saving after an epoch."""
+        found = self._after if self._after is not None else self._after_estimate
+        if found is None and self.update_seconds is not None:
+            found = EVALUATION * self.extent.val_images * self.update_seconds / self.extent.batch_images
+        return found or 0.
+
+    def start_epoch(self, epoch: int, update: int, now: float) -> None:
+        """An epoch begins, or goes on after `update` updates."""
+        if self._epoch is not None:
+            if self._mark is not None and self.extent.is_evaluated(self._epoch):
+                self._after = now - self._mark
+            self._mark = now
+        self._epoch, self._marked, self._first_share = epoch, update, None
+
+    def at_update(self, update: int, now: float) -> None:
+        """`update` updates of the epoch are done, on the device too."""
+        new, before = update - self._marked, self._made
+        if new <= 0:
+            return
+        self._made += new
+        is_warm = before >= FIRST_STEPS or before > 0 and new >= MANY_STEPS
+        if self._mark is not None and is_warm:
+            keep = 0.5 ** (new / self.extent.updates)
+            self._seconds = keep * self._seconds + now - self._mark
+            self._updates = keep * self._updates + new
+            self._recent = (now - self._mark) / new
+        self._mark, self._marked = now, update
+
+    def at_evaluation(self, share: float, now: float) -> None:
+        """A share of the evaluations after an epoch is done. The first batches, which are slow, count once."""
+        if self._mark is None:
+            return
+        if self._first_share is None:
+            self._first_share = share, now
+        elif share > self._first_share[0]:
+            begun, then = self._first_share
+            self._after_estimate = then - self._mark + (now - then) * (1 - begun) / (share - begun)
+
+    def end(self, now: float) -> Optional[float]:
+        """Time of the end; None if it is not known yet."""
+        step, epoch = self.update_seconds, self._epoch
+        if step is None or epoch is None:
+            return None
+        updates = (self.extent.epochs - epoch) * self.extent.updates - self._marked
+        left = updates * step + self.extent.evaluated_from(epoch) * self.after_seconds
+        if self._marked >= self.extent.updates and self._mark is not None and self.extent.is_evaluated(epoch):
+            left -= min(now - self._mark, self.after_seconds)  # of the evaluation that goes on
+        return now + left
