@@ -131,7 +131,7 @@ RULES = {
     'npu-smi': is_exactly('npu-smi info'), 'cd': is_exactly('cd seresnet_timm'),
     'git': is_exactly("git clone '<this repository>'"), '.': is_exactly('. .venv/bin/activate'),
     'source': is_exactly('source /usr/local/Ascend/ascend-toolkit/set_env.sh'),
-    'export': is_exactly('export HF_TOKEN=...'),
+    'export': is_exactly('export HF_TOKEN=...'), 'tensorboard': is_exactly('tensorboard --logdir output'),
 }
 
 
