@@ -7,13 +7,15 @@ does the work. What is not written there (a blur) goes through Pillow, one step 
 Results equal Pillow's; those of rotations, shears and translations differ by one level in some pixels.
 """
 import copy
+import math
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import auto_augment
 from torchvision import transforms
+from torchvision.transforms import functional as F
 
 try:
     from seresnet_timm.data import _augment
@@ -151,12 +153,53 @@ class Jitter:
         return image
 
 
+class TrivialAugment:
+    """torchvision's TrivialAugmentWide; it draws what that one would draw."""
+
+    def __init__(self, step: transforms.TrivialAugmentWide):
+        self.step = step
+        self.operations = list(step._augmentation_space(step.num_magnitude_bins).items())
+
+    def __call__(self, image: Pixels) -> Pixels:
+        name, (magnitudes, is_signed) = self.operations[int(torch.randint(len(self.operations), (1,)))]
+        magnitude = float(magnitudes[torch.randint(len(magnitudes), (1,))]) if magnitudes.ndim else 0.
+        if is_signed and torch.randint(2, (1,)):
+            magnitude = -magnitude
+        if name in ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate'):
+            return self._move(image, name, magnitude)
+        if name in COLOURS:
+            return COLOURS[name](image, 1. + magnitude)
+        if name == 'Identity':
+            return image
+        function = getattr(ImageOps, name.lower())
+        arguments = {'Posterize': (int(magnitude),), 'Solarize': (magnitude,)}.get(name, ())
+        return function(image, *arguments)
+
+    def _move(self, image: Pixels, name: str, magnitude: float) -> Pixels:
+        fill, resample = self.step.fill, F.pil_modes_mapping[self.step.interpolation]
+        if name == 'Rotate':
+            return image.rotate(magnitude, resample, fillcolor=fill)
+        center, shift, shear = [0., 0.], [0, 0], [0., 0.]
+        if name.startswith('Shear'):
+            shear[name == 'ShearY'] = math.degrees(math.atan(magnitude))
+        else:
+            center = [image.width * 0.5, image.height * 0.5]
+            shift[name == 'TranslateY'] = int(magnitude)
+        matrix = F._get_inverse_affine_matrix(center, 0., shift, 1., shear)
+        return image.transform(image.size, Image.AFFINE, matrix, resample, fillcolor=fill)
+
+
+COLOURS = {'Brightness': brightness, 'Color': colour, 'Contrast': contrast, 'Sharpness': sharpness}
+
+
 def for_pixels(step: Step) -> Optional[Step]:
     """timm's step of augmentation for Pixels; None if it is something else, or if the C code is not built."""
     if _augment is None:
         return None
     if type(step) is transforms.ColorJitter and step.hue is None:
         return Jitter(step)
+    if type(step) is transforms.TrivialAugmentWide:
+        return TrivialAugment(step)
     if type(step) is transforms.RandomApply:
         inner = [for_pixels(s) for s in step.transforms]
         return None if None in inner else transforms.RandomApply(inner, step.p)

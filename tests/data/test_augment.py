@@ -105,6 +105,23 @@ def test_jitter_is_torchvisions():
     assert for_pixels(transforms.ColorJitter(hue=0.1)) is None and for_pixels(transforms.ToTensor()) is None
 
 
+@pytest.mark.parametrize('interpolation', ('bilinear', 'bicubic', 'nearest'))
+def test_trivial_augment_is_torchvisions(interpolation):
+    step = transforms.TrivialAugmentWide(interpolation=transforms.InterpolationMode(interpolation))
+    ours, seen = for_pixels(step), set()
+    for seed in range(150):
+        image = pictures()[seed % 2]
+        torch.manual_seed(seed)
+        seen.add(list(step._augmentation_space(31))[int(torch.randint(14, (1,)))])
+        torch.manual_seed(seed)
+        expected = step(image)
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert_near(ours(Pixels(np.asarray(image))), expected, 'Rotate')
+        assert torch.equal(torch.get_rng_state(), state)
+    assert len(seen) == 14
+
+
 @pytest.mark.parametrize('options', (
     dict(mixup_alpha=0.2), dict(cutmix_alpha=1.), dict(mixup_alpha=0.2, cutmix_alpha=1.),
     dict(cutmix_minmax=(0.2, 0.8)), dict(mixup_alpha=1., prob=0.5), dict(mixup_alpha=1., mode='pair'),
