@@ -96,7 +96,7 @@ fi
 for name in setup.cfg setup.py MANIFEST.in pyproject.toml README.md LICENSE seresnet_timm recipes; do
   cp -r "$checkout/$name" "$work/"
 done
-find "$work/seresnet_timm" -name '_jpeg*.so' -delete
+find "$work/seresnet_timm" \( -name '_jpeg*.so' -o -name '_augment*.so' \) -delete
 CC=/nonexistent/cc "$python" -m pip wheel --quiet --no-deps -w "$work/wheel" "$work"
 package=$(ls "$work"/wheel/*.whl)
 # setuptools builds the package from a checkout on the server, where the C decoder is wanted

@@ -52,7 +52,7 @@ def inline_commands(page: str) -> Iterator[Command]:
     """The commands within sentences and tables: `seresnet-timm ...`, `bash recipes/...`, `make ...`, `pip ...`."""
     for text in re.findall(r'(?<!`)`([^`]+)`(?!`)', FENCE.sub('', read(page))):
         text = ' '.join(text.split())
-        if re.match(r'(seresnet-timm [a-z]|(bash|python) [\w/.-]+/|make [a-z]|pip install |sbatch |python -m )', text):
+        if re.match(r'(seresnet-timm|make|pip|sbatch|python -m|kubectl|docker) [a-z]|(bash|python) [\w.-]+/', text):
             yield Command(page, text)
 
 

@@ -59,7 +59,8 @@ def test_contents(wheel):
         assert not extension and wheel.name.endswith('-py3-none-any.whl')
         pytest.skip('the C decoder is not built here: no C compiler, or no libjpeg-turbo header')
     suffix = sysconfig.get_config_var('EXT_SUFFIX')
-    assert extension == {f'seresnet_timm/data/_jpeg{suffix}'} and 'none-any' not in wheel.name
+    assert extension == {f'seresnet_timm/data/_{name}{suffix}' for name in ('augment', 'jpeg')}
+    assert 'none-any' not in wheel.name
 
 
 @pytest.mark.slow
@@ -78,7 +79,7 @@ def test_source_distribution_holds_the_c_source(source, tmp_path):
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as t:
         names = {n.split('/', 1)[1] for n in t.getnames() if '/' in n}
     assert names >= {'seresnet_timm/data/_jpeg.c', 'seresnet_timm/data/_resize.h',
-                     'seresnet_timm/data/_huffman.h', 'setup.py', 'setup.cfg',
+                     'seresnet_timm/data/_huffman.h', 'seresnet_timm/data/_augment.c', 'setup.py', 'setup.cfg',
                      'pyproject.toml', 'README.md', 'LICENSE',
                      'recipes/train_1p.sh', 'recipes/run.sh', 'recipes/seresnet50_ascend.yaml'}
 

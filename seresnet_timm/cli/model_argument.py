@@ -7,7 +7,8 @@ from seresnet_timm.argument_parser import ArgumentParser
 
 def add_model_argument(parser: ArgumentParser) -> None:
     parser.add_argument('model', metavar='MODEL',
-                        help='timm name, hf-hub:org/name, checkpoint file, or output folder of a run')
+                        help='timm name, hf-hub:org/name, modelscope:org/name, checkpoint file, or output folder '
+                             'of a run')
     arg = parser.add_argument_group('for what MODEL does not tell').add_argument
     arg('--model', dest='model_name', metavar='NAME', help='architecture of the checkpoint')
     arg('--num-classes', type=int, metavar='N', help='number of classes that the checkpoint must have')

@@ -29,7 +29,7 @@ from torch.utils.data import get_worker_info
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from seresnet_timm.data import jpeg
+from seresnet_timm.data import augment, jpeg
 from seresnet_timm.data.image_files import ImageFiles, count_unreadable
 from seresnet_timm.data.jpeg import Crop, Decoder
 from seresnet_timm.data.seeding import (
@@ -85,7 +85,10 @@ def choose_decoder(args, mode: str) -> Tuple[Optional[Decoder], str]:
     decoder, why = decoder_for(
         mode, args.dataset or '', getattr(args, 'input_img_mode', None) or ('RGB' if channels == 3 else 'L'),
         getattr(args, 'use_multi_epochs_loader', False))
-    return decoder, f'fast JPEG decoding by {why}' if decoder else f"timm's own loading ({why})"
+    if decoder is None:
+        return None, f"timm's own loading ({why})"
+    left = augment.left_to_pillow(args)
+    return decoder, f'fast JPEG decoding by {why}' + (f'; Pillow does {left}' if left else '')
 
 
 # --- timm's transform -------------------------------------------------------------------------------------------------
@@ -101,8 +104,9 @@ class Pipeline:
     Attributes:
         is_known: It begins with a crop that a decoder can do.
         draws_globally: Something in it draws from the global generators.
-        accepts_tensor: The first step after the crop takes a uint8 tensor (3, H, W) or an image.
-        size: (H, W) of all results, if they are uint8 tensors without further steps.
+        pixel_steps: Steps after crop and flips that take Pixels in place of an image.
+        accepts_tensor: The first step after those takes a uint8 tensor (3, H, W) or an image.
+        size: (H, W) of all results, if they are uint8 tensors.
     """
 
     def __init__(self, transform: Optional[Step]):
@@ -126,8 +130,9 @@ class Pipeline:
             flip = steps.pop(0)
             self._flips.append((isinstance(flip, transforms.RandomHorizontalFlip), flip.p))
         self._rest = steps
+        self.pixel_steps, steps = _on_pixels(steps)
         self.accepts_tensor = bool(steps) and isinstance(steps[0], MaybePILToTensor)
-        is_random = not all(isinstance(step, NOT_RANDOM) for step in steps)
+        is_random = bool(self.pixel_steps) or not all(isinstance(step, NOT_RANDOM) for step in steps)
         self.size = tuple(self._crop.size) if self.is_known and self.accepts_tensor and len(steps) == 1 else None
         self.draws_globally = transform is not None and not (
             self.is_known and not is_random and not isinstance(self._resize, ResizeKeepRatio))
@@ -202,6 +207,17 @@ class Pipeline:
 def image_of_size(width: int, height: int) -> torch.Tensor:
     """An object of an image's size, for timm functions that use nothing else of the image."""
     return torch.empty(()).expand(height, width)
+
+
+def _on_pixels(steps: List[Step]) -> Tuple[List[Step], List[Step]]:
+    """The first steps, as far as they can take Pixels, and the remaining ones."""
+    found = []
+    for step in steps:
+        own = augment.for_pixels(step)
+        if own is None:
+            break
+        found.append(own)
+    return found, steps[len(found):]
 
 
 def _does_nothing(step: Step) -> bool:
@@ -338,7 +354,10 @@ class FastJpegDataset(DatasetWrapper):
             result, rest = image or self._open(source), [self.pipeline.transform] if self.pipeline.transform else []
         else:
             crop, rest = drawn
-            as_tensor = self.pipeline.accepts_tensor and rest is self.pipeline._rest
+            is_whole = rest is self.pipeline._rest
+            if is_whole and self.pipeline.pixel_steps:
+                return self._augment(source, image, crop, out)
+            as_tensor = self.pipeline.accepts_tensor and is_whole
             array = self.decoder.decode(source, crop, as_tensor, out if as_tensor else None) if image is None else None
             if array is not None and as_tensor and out is not None:
                 return out
@@ -352,6 +371,28 @@ class FastJpegDataset(DatasetWrapper):
             return result
         out[...] = result.numpy()
         return out
+
+    def _augment(
+            self,
+            source: Union[bytes, Image.Image],
+            image: Optional[Image.Image],
+            crop: Crop,
+            out: Optional[np.ndarray],
+    ) -> Any:
+        """Crop, apply the steps that take Pixels, then the remaining ones."""
+        array = self.decoder.decode(source, crop, False, None) if image is None else None
+        if array is None:
+            array = np.asarray(jpeg.crop_and_resize(image or self._open(source), crop))
+        pixels = augment.Pixels(array)
+        for step in self.pipeline.pixel_steps:
+            pixels = step(pixels)
+        if out is not None:
+            pixels.to_tensor(out)
+            return out
+        result = pixels.to_tensor() if self.pipeline.accepts_tensor else pixels.to_image()
+        for step in self.pipeline._rest[len(self.pipeline.pixel_steps):]:
+            result = step(result)
+        return result
 
     def _open(self, source: Union[bytes, Image.Image]) -> Image.Image:
         return read_image(source, self.dataset.input_img_mode) if isinstance(source, bytes) else source

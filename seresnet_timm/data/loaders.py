@@ -135,28 +135,47 @@ def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any
     dataset = fast_jpeg.with_fast_decoding(
         count_unreadable(dataset, True, setup.data_timeout), setup.decoder, sample_seeds(args))
 
-    mixup_fn = collate_fn = None
-    if mixup_active(args):
-        mixup_class = Mixup if args.no_prefetcher else FastCollateMixup
-        mixup = mixup_class(
-            mixup_alpha=args.mixup,
-            cutmix_alpha=args.cutmix,
-            cutmix_minmax=args.cutmix_minmax,
-            prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob,
-            mode=args.mixup_mode,
-            label_smoothing=args.smoothing,
-            num_classes=args.num_classes,
-        )
-        mixup_fn, collate_fn = (mixup, None) if args.no_prefetcher else (None, mixup)
-
-    interpolation = args.train_interpolation
-    if args.no_aug or not interpolation:
-        interpolation = setup.data_config['interpolation']
+    mixup = mixup_of(args)
+    mixup_fn, collate_fn = (mixup, None) if args.no_prefetcher else (None, mixup)
     loader = create_loader(
         dataset,
         batch_size=args.batch_size,
         is_training=True,
+        num_workers=args.workers,
+        collate_fn=collate_fn,
+        use_multi_epochs_loader=args.use_multi_epochs_loader,
+        worker_seeding=args.worker_seeding,
+        **augmentation_kwargs(setup),
+        **loader_arguments(args),
+        **setup.common_kwargs(),
+    )
+    loader = loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed)
+    return make_resumable(loader, setup.device), mixup_fn
+
+
+def mixup_of(args) -> Optional[Mixup]:
+    """timm's mixup and cutmix, in the collate function if there is a prefetcher; None if they are off."""
+    if not mixup_active(args):
+        return None
+    return (Mixup if args.no_prefetcher else FastCollateMixup)(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        cutmix_minmax=args.cutmix_minmax,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.smoothing,
+        num_classes=args.num_classes,
+    )
+
+
+def augmentation_kwargs(setup: LoaderSetup) -> Dict[str, Any]:
+    """Arguments of timm's `create_loader` that say how training images are augmented."""
+    args = setup.args
+    interpolation = args.train_interpolation
+    if args.no_aug or not interpolation:
+        interpolation = setup.data_config['interpolation']
+    return dict(
         no_aug=args.no_aug,
         re_prob=args.reprob,
         re_mode=args.remode,
@@ -175,15 +194,7 @@ def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any
         num_aug_repeats=args.aug_repeats,
         num_aug_splits=args.aug_splits,
         interpolation=interpolation,
-        num_workers=args.workers,
-        collate_fn=collate_fn,
-        use_multi_epochs_loader=args.use_multi_epochs_loader,
-        worker_seeding=args.worker_seeding,
-        **loader_arguments(args),
-        **setup.common_kwargs(),
     )
-    loader = loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed)
-    return make_resumable(loader, setup.device), mixup_fn
 
 
 def eval_loader(

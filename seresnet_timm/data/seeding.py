@@ -13,10 +13,12 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 from timm.data import FastCollateMixup
+from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import Dataset, get_worker_info
 
 from seresnet_timm import device as devices
+from seresnet_timm.data import augment
 
 # what a number is drawn for: part of the seed, so that different draws are independent
 SAMPLE, BATCH, SHUFFLE, WORKERS, ERASING = range(5)
@@ -180,6 +182,24 @@ class SeededMixup(FastCollateMixup):
     def __call__(self, batch: Batch, _=None):
         with global_generators(batch.seed):
             return super().__call__(batch)
+
+    def _mix_batch_collate(self, output: torch.Tensor, batch: Batch) -> float:
+        """timm's, with the same draws and results; the sums are made in C where it is built."""
+        images = [np.asarray(sample[0]) for sample in batch]
+        if augment._augment is None or any(image.dtype != np.uint8 or not image.flags.c_contiguous for image in images):
+            return super()._mix_batch_collate(output, batch)
+        lam, use_cutmix = self._params_per_batch()
+        if use_cutmix:
+            (top, bottom, left, right), lam = cutmix_bbox_and_lam(
+                output.shape, lam, ratio_minmax=self.cutmix_minmax, correct_lam=self.correct_lam)
+        for out, image, other in zip(output.numpy(), images, reversed(images)):
+            if use_cutmix or lam == 1.:
+                out[...] = image
+                if lam != 1.:
+                    out[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+            else:
+                augment._augment.mix(image, other, out, lam)
+        return lam
 
 
 class SeededErasing(RandomErasing):

@@ -156,8 +156,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     optimizer.zero_grad()
     wait_start = time.perf_counter()
-    logger = _logger if utils.is_primary(args) else None
-    with run.progress.training(epoch, num_batches, first, logger) as progress:
+    with run.progress.training(
+            epoch, num_batches, first, _logger if utils.is_primary(args) else None) as progress:
         batches = run.saving.batches(run, epoch, first, losses, throughput) if run.saving else run.train_loader
         for batch_idx, (input, target) in enumerate(batches, first):
             is_last = batch_idx == num_batches - 1

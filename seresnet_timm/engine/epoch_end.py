@@ -52,7 +52,7 @@ def describe_epoch(
         parts.append(f'{figures["fps"]:.1f} images/s')
     times = [f'training {duration(figures["train_seconds"])}']
     if figures.get('eval_seconds') is not None:
-        times.append(f'evaluation {duration(figures["eval_seconds"])}')
+        times.append(f'{"saving" if eval_metrics is None else "evaluation"} {duration(figures["eval_seconds"])}')
     status, forecast = run.progress.status, run.progress.forecast
     if status is None or forecast is None:
         return f'Epoch {epoch}: {", ".join(parts + times)}'

@@ -43,12 +43,15 @@ class Forecast:
 
     Args:
         extent: How much there is to do.
-        before: Epochs of the run before this process, as in run.json: their times hold until there are own ones.
+        before: Epochs of the run before this process, as in run.json: the speed of the last one counts as that of ten
+            updates.
     """
 
     def __init__(self, extent: Extent, before: Sequence[Dict[str, Any]] = ()):
         self.extent = extent
-        self._seconds = self._updates = 0.  # of the steps, the latest ones with the largest weight
+        fps = next((e['fps'] for e in reversed(before) if e.get('fps')), None)
+        self._updates = float(MANY_STEPS) if fps else 0.  # the latest ones with the largest weight
+        self._seconds = self._updates * extent.batch_images / fps if fps else 0.  # of these
         self._mark: Optional[float] = None  # time of the last log point
         self._marked = self._made = 0  # updates of the epoch then; of this process
         self._epoch: Optional[int] = None
@@ -56,13 +59,11 @@ class Forecast:
         self._after: Optional[float] = None  # seconds from the last step of an evaluated epoch to the next epoch
         self._after_estimate = next((e['eval_seconds'] for e in reversed(before) if e.get('eval_seconds')), None)
         self._first_share: Optional[Tuple[float, float]] = None  # at the first log point of an evaluation, and its time
-        known = [e for e in before if e.get('train_seconds') and e.get('images')]
-        self._before = known[-1]['train_seconds'] / known[-1]['images'] * extent.batch_images if known else None
 
     @property
     def update_seconds(self) -> Optional[float]:
         """Seconds of an update, on average over about an epoch."""
-        return self._seconds / self._updates if self._updates else self._before
+        return self._seconds / self._updates if self._updates else None
 
     @property
     def images_per_second(self) -> Optional[float]:

@@ -61,7 +61,8 @@ class LossMeter:
 
     def __init__(self, device: torch.device, distributed: bool = False, only_finite: bool = False):
         self.distributed, self.only_finite = distributed, only_finite
-        self._pending = torch.zeros(3, device=device)  # last value; sum, and images left out, since the last read
+        self._last = torch.zeros((), device=device)
+        self._pending = torch.zeros(2, device=device)  # sum, and images left out, since the last read
         self._pending_count = 0
         self._sum = 0.  # float64 on the host, so that an epoch's sum loses nothing
         self._count = 0
@@ -69,14 +70,13 @@ class LossMeter:
 
     def update(self, loss: torch.Tensor, num_images: Union[int, torch.Tensor]) -> None:
         """Add a batch's mean loss. A number of images on the device stays there too."""
-        loss = loss.detach().float()
-        self._pending[0] = loss
+        # each operator here starts a kernel in each step: they are few
+        self._last = loss = loss.detach().float()
+        total, left_out = self._pending.unbind()
         if self.only_finite:
-            is_finite = loss.isfinite()
-            self._pending[1] += torch.where(is_finite, loss * num_images, 0.)
-            self._pending[2] += ~is_finite * num_images
-        else:
-            self._pending[1] += loss * num_images
+            loss = loss.nan_to_num(0., 0., 0.)
+            left_out.add_(loss.ne(self._last) * num_images)
+        total.add_(loss * num_images)
         self._pending_count += num_images
 
     def read(self) -> Tuple[float, float]:
@@ -86,7 +86,7 @@ class LossMeter:
 
     def read_with(self, others: torch.Tensor) -> Tuple[float, float, List[float]]:
         """`read`, and numbers that are equal on all ranks; the host waits once."""
-        pending = torch.cat((self._pending, others))
+        pending = torch.cat((self._last.reshape(1), self._pending, others))
         if self.distributed:
             dist.all_reduce(pending)
             pending /= dist.get_world_size()
@@ -94,7 +94,7 @@ class LossMeter:
         self._sum += interval_sum
         self._count += int(self._pending_count)
         self._left_out += left_out
-        self._pending[1:] = 0
+        self._pending.zero_()
         self._pending_count = 0
         counted = self._count - self._left_out
         return last, self._sum / max(1, counted) if counted or not self._left_out else float('nan'), values
@@ -106,11 +106,14 @@ class LossMeter:
 
     def state_dict(self) -> Dict[str, Any]:
         """What the meter holds. The host waits for the device here."""
-        return dict(pending=self._pending.tolist(), pending_count=self._pending_count, sum=self._sum, count=self._count,
+        pending = torch.cat((self._last.reshape(1), self._pending)).tolist()
+        return dict(pending=pending, pending_count=self._pending_count, sum=self._sum, count=self._count,
                     left_out=self._left_out)
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._pending = torch.tensor(state['pending'], device=self._pending.device)
+        last, *pending = state['pending']
+        self._last = torch.tensor(last, device=self._pending.device)
+        self._pending = torch.tensor(pending, device=self._pending.device)
         self._pending_count, self._sum, self._count = state['pending_count'], state['sum'], state['count']
         self._left_out = state.get('left_out', 0.)
 

@@ -77,9 +77,9 @@ def set_ref(repo_id: str, revision: str, commit: str, root: Optional[Path] = Non
     _write(path, commit)
 
 
-def commit_of(repo_id: str, revision: Optional[str]) -> Optional[str]:
+def commit_of(repo_id: str, revision: Optional[str], root: Optional[Path] = None) -> Optional[str]:
     """Commit that a revision is, as the cache says; None if it does not."""
-    ref = cache_folder(repo_id) / 'refs' / (revision or constants.DEFAULT_REVISION)
+    ref = cache_folder(repo_id, root) / 'refs' / (revision or constants.DEFAULT_REVISION)
     commit = ref.read_text().strip() if ref.is_file() else revision or ''
     return commit if is_commit(commit) else None
 

@@ -13,6 +13,7 @@ from huggingface_hub.hf_api import ModelInfo as Listing
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import fsync, temporary_folder
+from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.cache import keep_hashes, pull_from_cache, remove_file, remove_leftovers, set_ref
 from seresnet_timm.hub.client import first_answer, hub_name, make_api, say, split_name
 from seresnet_timm.hub.errors import explained, is_unreachable
@@ -50,7 +51,8 @@ def pull(
     """Download a timm model into the cache and verify it. The cached copy is used when the Hub cannot be reached.
 
     Args:
-        repo_id: 'organisation/name', or 'organisation/name@revision'.
+        repo_id: 'organisation/name', or 'organisation/name@revision'; with 'modelscope:' before it, of ModelScope,
+            where `revision`, `token`, `cache` and `mirror` do not apply.
         out: Folder to copy the files to, atomically; must be new, empty, or from an earlier pull.
         revision: Branch, tag or commit; the main branch if None.
         token: Access token; that of HF_TOKEN or `hf auth login` if None.
@@ -62,8 +64,17 @@ def pull(
         UsageError: `repo_id`, `revision` or `out` is not valid.
         RunError: The Hub, the network or the disk failed, or a file arrived damaged twice.
     """
-    repo_id, revision = split_name(repo_id, revision)
+    on_modelscope = modelscope.is_name(repo_id)
+    if not on_modelscope:
+        repo_id, revision = split_name(repo_id, revision)
     out = None if out is None else _check_out(Path(out))
+    if on_modelscope:
+        pulled = modelscope.fetch(repo_id)
+        _check_config(pulled)
+        if out is not None:
+            with modelscope.explained(pulled.repo_id, 'pull'):
+                _copy_out(pulled, out)
+        return pulled
     source = Source(repo_id, False if mirror else token, cache, mirror)
     with explained(repo_id, 'pull'):
         for part in remove_leftovers(repo_id, cache):
@@ -89,7 +100,9 @@ def pull(
 
 
 def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
-    """Folder of the model on the Hub that a timm name means, pulled and verified; None for other names."""
+    """Folder of the model on the Hub or on ModelScope that a name means, pulled and verified; None for other names."""
+    if modelscope.is_name(model):
+        return pull(model).folder
     name = hub_name(model)
     return None if name is None else pull(name, with_weights=with_weights).folder
 
@@ -129,8 +142,11 @@ def architecture_without(checkpoint: Checkpoint, error: RunError) -> str:
 
 def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
     """Lines that create a pulled model in Python, and evaluate it; `name` is as it was typed."""
-    repo_id, revision = split_name(name)
-    model = f'local-dir:{out}' if out else f'hf-hub:{repo_id}{"@" + revision if revision else ""}'
+    if modelscope.is_name(name):
+        model = f'local-dir:{printable(pulled.folder)}'
+    else:
+        repo_id, revision = split_name(name)
+        model = f'local-dir:{out}' if out else f'hf-hub:{repo_id}{"@" + revision if revision else ""}'
     plugin = plugin_of(pulled.config['architecture'])
     return (f'  import {plugin + ", " if plugin else ""}timm\n'
             f"  model = timm.create_model('{model}', pretrained=True)\n"

@@ -19,7 +19,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Union
 
 import huggingface_hub
 import yaml
@@ -29,7 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
-from seresnet_timm.files import temporary_folder
+from seresnet_timm.files import copy_file, temporary_folder
+from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.card import make_card
 from seresnet_timm.hub.client import ask, first_answer, is_revision, make_api, say, split_name, time_limit
 from seresnet_timm.hub.config import make_config
@@ -48,7 +49,7 @@ class Pushed:
 
     Attributes:
         repo_id: 'organisation/name'.
-        commit: Commit on the Hub.
+        commit: Commit on the Hub; '' on ModelScope, which names none.
         url: Its page.
         revision: Branch.
         sha256: Hash of every pushed file, by name.
@@ -83,7 +84,7 @@ def push(
 
     Args:
         source: Output folder of a training (its best checkpoint is taken), or a checkpoint.
-        repo_id: 'organisation/name'.
+        repo_id: 'organisation/name'; with 'modelscope:' before it, on ModelScope.
         license: Licence of the weights, an identifier of the Hub; that of the card on the Hub if None.
         model: Architecture, if the file does not tell it or is wrong.
         num_classes: Number of classes, if the weights do not tell it.
@@ -100,6 +101,10 @@ def push(
         UsageError: Something in the request is missing or wrong; nothing was sent.
         RunError: The Hub, the network or the disk failed.
     """
+    if modelscope.is_name(repo_id):
+        asked = ToModelScope(repo_id, license or '', private, revision, tag, message)
+        return _push_to_modelscope(
+            asked, lambda: read_source(source, model, num_classes, ema if use_ema is None else use_ema, class_names))
     repo_id = _check_request(repo_id, license, revision, tag, token)
     found = read_source(source, model, num_classes, ema if use_ema is None else use_ema, class_names)
     revision = revision or constants.DEFAULT_REVISION
@@ -147,10 +152,61 @@ def _check_request(
         raise UsageError(f'HF_HUB_OFFLINE is set, {repo_id} cannot be pushed: unset it.')
     if (token or huggingface_hub.get_token()) is None:
         raise UsageError('A push needs a token with write access: set HF_TOKEN, or log in with `hf auth login`.')
-    if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
+    _check_license(license)
+    return repo_id
+
+
+def _check_license(license: Optional[str]) -> None:
+    if license and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
         raise UsageError(f"--license '{printable(license)}' is not an identifier: examples are apache-2.0, mit and "
                          'cc-by-4.0.')
-    return repo_id
+
+
+class ToModelScope(NamedTuple):
+    """A push to ModelScope, as it was asked for."""
+    name: str
+    license: str
+    private: bool
+    revision: Optional[str]
+    tag: Optional[str]
+    message: Optional[str]
+
+
+def _push_to_modelscope(asked: ToModelScope, read: Callable[[], Source]) -> Pushed:
+    """Push to ModelScope's main branch, in one commit; what `read` gives is read after the request was checked."""
+    repo_id, at = modelscope.split_name(asked.name)
+    if at or asked.revision not in (None, modelscope.BRANCH):
+        raise UsageError(f'{asked.name}: a push to ModelScope goes to its branch {modelscope.BRANCH}: leave out @ and '
+                         '--revision.')
+    if asked.tag is not None and not is_revision(asked.tag):
+        raise UsageError(f"--tag '{printable(asked.tag)}' is not a valid name: git does not allow it.")
+    _check_license(asked.license)
+    if not asked.license:
+        raise UsageError(f'{asked.name}: name the licence of these weights, e.g. --license apache-2.0.')
+    api = modelscope.make_api()
+    if not modelscope.has_token():
+        raise UsageError('A push needs a token with write access: set MODELSCOPE_API_TOKEN, or log in with `modelscope '
+                         'login`.')
+    found = read()
+    with modelscope.explained(repo_id, 'push'):
+        target = modelscope.inspect_target(api, repo_id, asked.private)
+    with temporary_folder(tempfile.gettempdir(), STAGING) as folder:
+        files = _stage(found, folder, repo_id, asked.license, with_card=not target.has_card)
+        if files[SAFE_WEIGHTS].parent != folder:
+            copy_file(files[SAFE_WEIGHTS], folder / SAFE_WEIGHTS)
+            files[SAFE_WEIGHTS] = folder / SAFE_WEIGHTS
+        if CARD in files:
+            text = files[CARD].read_text(encoding='utf-8').replace(f"'hf-hub:{repo_id}'", "'local-dir:FOLDER'")
+            text = text.replace('import timm\n', f'import timm  # after `seresnet-timm pull {asked.name} FOLDER`\n')
+            files[CARD].write_text(text, encoding='utf-8')
+        with modelscope.explained(repo_id, 'push'):
+            sha256 = modelscope.upload(
+                api, repo_id, files, target, private=asked.private, license=asked.license, tag=asked.tag,
+                message=asked.message or f'Add {found.architecture}')
+    notes = [f'repository: created, {"private" if asked.private else "public"}'] if not target.exists else []
+    notes.append('card: the one on ModelScope is kept' if target.has_card else 'card: created')
+    return Pushed(repo_id, '', f'{modelscope.endpoint()}/models/{repo_id}', modelscope.BRANCH, sha256,
+                  found.notes + notes)
 
 
 class Target(NamedTuple):

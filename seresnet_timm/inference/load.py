@@ -20,7 +20,7 @@ from seresnet_timm.checkpoints.fit import model_of
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, printable
-from seresnet_timm.hub import weights
+from seresnet_timm.hub import modelscope, weights
 from seresnet_timm.hub.client import hub_name
 from seresnet_timm.hub.pull import folder_of, network_of
 from seresnet_timm.hub.repository import WEIGHTS
@@ -90,7 +90,8 @@ def load_model(
     """Load the model that an argument names.
 
     Args:
-        source: timm name, `hf-hub:org/name`, checkpoint file, folder of a run, or folder with a `config.json`.
+        source: timm name, `hf-hub:org/name`, `modelscope:org/name`, checkpoint file, folder of a run, or folder with a
+            `config.json`.
         model_name: Architecture of a checkpoint file, over the one that the file names.
         num_classes: Number of classes that the checkpoint must have; by default as many as it has.
         img_size: Image size in pixels, over that of the model or the checkpoint.
@@ -102,6 +103,8 @@ def load_model(
         UsageError: There is no such model, or the file cannot be read or does not fit.
         RunError: Its weights cannot be downloaded or read.
     """
+    if modelscope.is_name(source):
+        source = f'local-dir:{folder_of(source)}'
     source, path = _resolve(source)
     if path is None:
         for flag, value in (('--model', model_name), ('--use-ema', use_ema or None), ('--num-classes', num_classes)):

@@ -79,7 +79,8 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         lines.append(('torch_npu', describe_npu()))
     if settings.patience is not None:
         ends = 'the run ends' if settings.early_stop else 'a line says so'
-        lines.append(('patience', f'{settings.patience} epochs without a new best {args["eval_metric"]}, then {ends}'))
+        lines.append(('patience', f'{settings.patience} epoch(s) without a new best {args["eval_metric"]}, then '
+                                  f'{ends}'))
     if settings.tensorboard:
         lines.append(('tensorboard', f'seen with: tensorboard --logdir {settings.output}'))
     if settings.output is not None:

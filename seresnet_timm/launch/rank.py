@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ContextManager, Mapping, Optional
 
 from seresnet_timm.child_process import end_with_parent
-from seresnet_timm.errors import RunError, UsageError, print_any_text
+from seresnet_timm.errors import RunError, UsageError, first_line, print_any_text
 from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
 from seresnet_timm.runs.folder import RunFolder, resume_hint
@@ -49,6 +49,11 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             if explained is None:
                 raise
             raise RunError(explained + resume_hint(settings)) from e
+        except Exception as e:
+            if not type(e).__module__.startswith('wandb.'):
+                raise
+            raise RunError(f'--log-wandb: {first_line(e)}. WANDB_MODE=offline keeps the log on this machine.'
+                           f'{resume_hint(settings)}') from e
 
 
 def set_up_process(settings: RunSettings) -> None:

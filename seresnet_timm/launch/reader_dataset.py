@@ -78,9 +78,10 @@ def _faults(args: Dict[str, Any]) -> Iterator[str]:
     name, kind, root = args['dataset'], kind_of(args), args.get('data_dir')
     rest = name.partition('/')[2]
     package = READERS[kind]
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:  # a folder of that name is no package
-        yield f'--dataset {name} needs {package}: pip install {package.replace("_", "-")}.'
+    for needed in (package, *(['tensorflow'] if kind == 'tfds' else [])):
+        spec = importlib.util.find_spec(needed)
+        if spec is None or spec.origin is None:  # a folder of that name is no package
+            yield f'--dataset {name} needs {needed}: pip install {needed.replace("_", "-")}.'
     if kind == 'torch' and args.get('class_map'):
         yield f'--class-map has no effect on --dataset {name}: leave one of the two out.'
     if kind in ('torch', 'wds') and not root:
@@ -148,7 +149,9 @@ def _open_split(kind: str, args: Dict[str, Any], flag: str, split: str) -> Any:
         return None  # torchvision may unpack its archives
     if kind in ('hfds', 'hfids'):
         return _names_of_hugging_face(name, args, split) if Path(name).exists() else None
-    if kind == 'tfds' or kind == 'wds' and '://' in str(args['data_dir']):
+    if kind == 'tfds':
+        return _names_of_tensorflow(name, args, split)
+    if kind == 'wds' and '://' in str(args['data_dir']):
         return None
     from seresnet_timm.data.classes import names_of_dataset
     from seresnet_timm.data.loaders import create_dataset
@@ -195,6 +198,28 @@ def _names_of_hugging_face(path: str, args: Dict[str, Any], split: str) -> Any:
                          '--split.')
     labels = get_class_labels(found[base], args.get('target_key') or 'label')
     return sorted(labels, key=labels.__getitem__) or None, 0
+
+
+def _names_of_tensorflow(name: str, args: Dict[str, Any], split: str) -> Any:
+    """Names of the classes and number of images of a data set that tensorflow_datasets has prepared."""
+    import tensorflow_datasets as tfds
+    builder = tfds.builder(name, data_dir=args.get('data_dir'))
+    shown, found = printable(args['dataset']), list(builder.info.splits)
+    if not found:
+        raise UsageError(f'--dataset {shown} is not prepared in {printable(builder.data_dir)}: name the folder of its '
+                         'files with --data-dir, or download it with --dataset-download.')
+    base = re.split(r'[\[+]', split)[0]
+    if base not in found:
+        raise UsageError(f"--dataset {shown} has no split '{printable(base)}': it has "
+                         f'{first_names(found, MAX_NAMED)}; name them with --train-split, --val-split or --split.')
+    features = builder.info.features
+    image, target = args.get('input_key') or 'image', args.get('target_key') or 'label'
+    for flag, key in (('--input-key', image), ('--target-key', target)):
+        if '/' not in key and ',' not in key and key not in features:
+            raise UsageError(f"--dataset {shown} has no field '{printable(key)}': it has "
+                             f'{first_names(features, MAX_NAMED)}; name it with {flag}.')
+    label = features[target] if target in features else None
+    return getattr(label, 'names', None), builder.info.splits[split].num_examples
 
 
 def _differences(args: Dict[str, Any], names: Dict[str, Optional[List[str]]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from seresnet_timm.engine.flags import bundled_only_message
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.config_file import bundled_defaults, load_config, read_yaml
 from seresnet_timm.launch.parse import CommandLine
@@ -147,7 +147,12 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     if 'data' in line.defaults:
         args['data'] = None
     if set(':/') & set(args['model']):
+        from seresnet_timm.hub import modelscope
         from seresnet_timm.hub.client import hub_name
+        if modelscope.is_name(args['model']):
+            name = printable(args['model'])
+            raise UsageError(f'--model {name}: {line.verb} takes it from a folder: `seresnet-timm pull {name} FOLDER`, '
+                             'then --model local-dir:FOLDER.')
         repository = hub_name(args['model'])
         args['model'] = args['model'] if repository is None else f'hf-hub:{repository}'
     if line.verb == 'validate':

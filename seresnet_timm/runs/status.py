@@ -6,6 +6,7 @@ removed when the run has finished: run.json says so then. This file does not imp
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -175,9 +176,17 @@ def final_state(settings: RunSettings) -> Iterator[None]:
         yield
     except BaseException as e:
         is_stop = isinstance(e, (SystemExit, KeyboardInterrupt))
-        _set_final(settings, 'stopped' if is_stop else 'failed', None if is_stop else first_line(e))
+        _set_final(settings, 'stopped' if is_stop else 'failed', _signal_of(e) if is_stop else first_line(e))
         raise
     _set_final(settings, 'finished', None)
+
+
+def _signal_of(error: BaseException) -> Optional[str]:
+    """Name of the signal that stopped a process, from its exit code."""
+    code = getattr(error, 'code', None)
+    with suppress(ValueError):
+        return signal.Signals(code - 128).name if isinstance(code, int) else None
+    return None
 
 
 def _set_final(settings: RunSettings, state: str, text: Optional[str]) -> None:

@@ -167,15 +167,15 @@ class BadSteps:
 
     def count(self) -> None:
         """Count the step that was taken or skipped; if it was skipped, put the running statistics back."""
-        is_bad = self._found.bool()
-        bad = is_bad.float()  # the sum over the ranks, with torch_npu's loss scaler
-        self._began = torch.where(is_bad & (self._row == 0), self._step * self._one, self._began)
+        # each operator here starts a kernel in each step: they are few
+        bad = self._found.clamp(max=1)  # it is the sum over the ranks with torch_npu's loss scaler
         self._total = self._total + bad
-        self._row = (self._row + 1) * bad
+        self._row = torch.addcmul(bad, self._row, bad)
         self._longest = torch.maximum(self._longest, self._row)
+        self._began = self._began.masked_fill(self._row == 1, self._step)
         self._step += 1
         if self._statistics:
-            self._good_statistics = torch.where(is_bad, self._good_statistics, self._flat_statistics())
+            self._good_statistics = torch.where(bad.bool(), self._good_statistics, self._flat_statistics())
             good = self._good_statistics.split(self._sizes)
             torch._foreach_copy_(self._statistics, [part.view_as(b) for part, b in zip(good, self._statistics)])
 

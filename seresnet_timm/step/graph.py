@@ -36,6 +36,8 @@ def why_not_captured(args: Any, device: str, module: Optional[Any], bundled: boo
         return f'the installed release has no torch.{kind}.{NEEDED}'
     if (args.grad_accum_steps or 1) > 1:
         return 'a replay would overwrite the gradients that --grad-accum-steps collects'
+    if getattr(args, 'train_img_sizes', None):
+        return 'the images of --train-img-sizes are of several sizes'
     if half_weights:
         return '--amp-level O2 has hooks on the network (--amp has none)'
     if args.kd_model_name:

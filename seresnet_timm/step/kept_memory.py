@@ -51,14 +51,17 @@ def step_gib(args: Any) -> Optional[float]:
     if name not in KEPT:
         return None
     kept, millions = KEPT[name]
-    height, width = sides_of(args)
     is_half = getattr(args, 'amp', False) or getattr(args, 'model_dtype', None) not in (None, 'float32')
-    activations = kept * 2**20 * args.batch_size * height * width / 224**2 / (2 if is_half else 1)
+    activations = kept * 2**20 * pixels_of(args) / 224**2 / (2 if is_half else 1)
     weights = 4e6 * millions * (4 if getattr(args, 'model_ema', False) else 3)
     return (activations + weights) / 2**30
 
 
-def sides_of(args: Any) -> Tuple[int, int]:
-    """Height and width of the images."""
+def pixels_of(args: Any) -> int:
+    """Pixels of a batch, of the largest if they are of several sizes."""
+    sizes = getattr(args, 'train_img_sizes', None)
+    if sizes:
+        batches = getattr(args, 'train_batch_sizes', None) or [args.batch_size] * len(sizes)
+        return max(batch * size ** 2 for size, batch in zip(sizes, batches))
     _, height, width = args.input_size or (3,) + 2 * (args.img_size or 224,)
-    return height, width
+    return args.batch_size * height * width

@@ -51,9 +51,9 @@ def _file_in(path: Path, name: str, source: str) -> Path:
 
 
 def _script(name: str, path: Path, reason: str) -> Script:
-    reason = why_not_text(path)
-    if reason:
-        raise UsageError(f'{path} cannot be read as a script: {reason}.')
+    problem = why_not_text(path)
+    if problem:
+        raise UsageError(f'{path} cannot be read as a script: {problem}.')
     try:
         digest = known.sha256_of(path.read_bytes())
     except OSError as e:

@@ -59,9 +59,9 @@ def test_readmes_first_command_installs_a_cpu_build():
 
 
 def test_the_c_decoder_is_built():
-    code = 'import importlib.util; print(importlib.util.find_spec("seresnet_timm.data._jpeg").origin)'
-    found = run(PYTHON, '-c', code, check=True, capture_output=True, env=ALONE).stdout.strip()
-    assert found.endswith('-aarch64-linux-gnu.so'), found
+    code = 'from seresnet_timm.data import _augment, _jpeg; print(_augment.__file__, _jpeg.__file__, _jpeg.paths)'
+    found = run(PYTHON, '-c', code, check=True, capture_output=True, env=ALONE).stdout
+    assert found.count('-aarch64-linux-gnu.so') == 2 and "('neon', 'scalar')" in found, found
 
 
 def test_other_commands_bring_a_cpu_build_or_nothing():
@@ -82,10 +82,11 @@ def test_other_commands_bring_a_cpu_build_or_nothing():
 
 
 def test_decoders():
-    """tests/data/test_jpeg.py, with the compiled decoder of the installed package."""
+    """The tests of the C code as compiled in the installed package: NEON and plain C give the bits of AVX2."""
     run(*PIP, 'install', '--quiet', 'pytest', 'pytest-timeout', 'scikit-learn', check=True)
-    result = run(PYTHON, '-m', 'pytest', '-q', '--timeout', '600', '-p', 'no:cacheprovider', '-m', 'not slow',
-                 'tests/data/test_jpeg.py', capture_output=True, env=ALONE)
+    files = [f'tests/data/test_{name}.py' for name in ('jpeg', 'jpeg_paths', 'augment')]
+    result = run(PYTHON, '-m', 'pytest', '-q', '--timeout', '600', '-p', 'no:cacheprovider', '-m', 'not slow', *files,
+                 capture_output=True, env=ALONE)
     print(' ', *result.stdout.splitlines()[-1:])
     assert result.returncode == 0 and 'skipped' not in result.stdout, result.stdout + result.stderr
 

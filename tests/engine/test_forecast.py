@@ -44,7 +44,7 @@ def test_end_is_right_from_the_first_figures_on(interval, val_interval):
 
 
 def test_end_after_a_resume_within_an_epoch():
-    before = [dict(epoch=0, train_seconds=60., images=1200, eval_seconds=20.)]
+    before = [dict(epoch=0, train_seconds=120., images=1200, fps=20., eval_seconds=20.)]
     extent = Extent(epochs=4, updates=120, batch_images=10, val_images=900)
     told = simulate(extent, 50, epoch=1, update=70, before=before)
     first, true = told[0]
@@ -53,7 +53,7 @@ def test_end_after_a_resume_within_an_epoch():
 
 
 def test_end_when_only_an_evaluation_is_left():
-    forecast = Forecast(Extent(2, 10, 4, val_images=40), [dict(epoch=0, train_seconds=5., images=40, eval_seconds=3.)])
+    forecast = Forecast(Extent(2, 10, 4, val_images=40), [dict(epoch=0, fps=8., eval_seconds=3.)])
     forecast.start_epoch(1, 10, 100.)
     assert forecast.end(100.) == pytest.approx(103.)
 

@@ -6,6 +6,7 @@ import torch
 from conftest import run_cli, train_flags
 from training import bundled_settings, load, summary, valid_record
 
+from seresnet_timm.engine import teacher
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.bad_steps import is_bad_epoch
 from seresnet_timm.errors import RunError
@@ -25,7 +26,7 @@ def run(few_digits, tmp_path, monkeypatch):
                 calls.append(len(calls))
                 loss = super().forward(output, target)
                 return loss * value if calls[-1] in bad else loss
-        monkeypatch.setattr(engine, 'training_loss', lambda args: Loss())
+        monkeypatch.setattr(teacher, 'training_loss', lambda args: Loss())
         flags = train_flags(few_digits, tmp_path, '--seed', 3, *flags)[1:]
         engine.main(bundled_settings('train', *flags, fast_jpeg='auto', **settings))
         return tmp_path / 'run'
@@ -110,7 +111,7 @@ def test_one_rank_has_a_bad_batch(few_digits, tmp_path):
     (tmp_path / 'bad_rank.py').write_text('''
 import os
 import torch
-from seresnet_timm.engine import train
+from seresnet_timm.engine import teacher
 calls = []
 
 class Loss(torch.nn.CrossEntropyLoss):
@@ -118,7 +119,7 @@ class Loss(torch.nn.CrossEntropyLoss):
         calls.append(1)
         loss = super().forward(output, target)
         return loss + float("inf") if len(calls) == 2 and os.environ.get("RANK") == "1" else loss
-train.training_loss = lambda args: Loss()
+teacher.training_loss = lambda args: Loss()
 ''')
     result = run_cli(*train_flags(few_digits, tmp_path, '--nproc', 2, '-b', 8, '--device-modules', 'bad_rank'),
                      env={'PYTHONPATH': str(tmp_path)})

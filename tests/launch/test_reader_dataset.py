@@ -170,3 +170,47 @@ def test_label_that_the_model_does_not_have(run, shards):
     result = run_here('validate', *MODEL[:4], '--num-classes', 3, '--checkpoint', run[0], '--dataset', 'wds/x',
                       '--device', 'cpu', '--data-dir', shards)
     assert result.returncode in (1, 2) and 'Traceback' not in result.stderr
+
+
+# --- tensorflow_datasets ----------------------------------------------------------------------------------------------
+
+def test_tensorflow_datasets_needs_two_packages(monkeypatch, tmp_path):
+    import importlib.util
+    known = importlib.util.find_spec
+
+    def without_tensorflow(name, *more):
+        return None if name.startswith('tensorflow') else known(name, *more)
+    monkeypatch.setattr(importlib.util, 'find_spec', without_tensorflow)
+    problems = look(dataset='tfds/mnist', data_dir=str(tmp_path)).problems
+    assert [p.split(': ')[-1] for p in problems] == [
+        'pip install tensorflow-datasets.', 'pip install tensorflow.']
+
+
+@pytest.mark.slow
+def test_a_prepared_data_set_of_tensorflow(tmp_path):
+    pytest.importorskip('tensorflow', reason='tensorflow is not installed (600 MB)')
+    tfds = pytest.importorskip('tensorflow_datasets')
+
+    class ThreeClasses(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = {'image': tfds.features.Image(shape=(None, None, 3)),
+                        'label': tfds.features.ClassLabel(names=['zebra', 'ape', 'cat'])}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager):
+            return {'train': self._generate_examples(12), 'validation': self._generate_examples(6)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {'image': np.full((8, 8, 3), 80 * (i % 3), np.uint8), 'label': i % 3}
+    ThreeClasses(data_dir=tmp_path).download_and_prepare()
+    args = dict(dataset='tfds/three_classes', data_dir=str(tmp_path))
+    found = look('train', **args)
+    assert found.class_names == ['zebra', 'ape', 'cat'] and found.num_images == {'train': 12, 'val': 6}
+    for more, words in (({'split': 'nope'}, "has no split 'nope': it has train, validation"),
+                        ({'input_key': 'pic'}, "has no field 'pic'"),
+                        ({'data_dir': str(tmp_path / 'none')}, 'cannot be opened')):
+        problem, = look(**{**args, **more}).problems
+        assert words in problem

@@ -36,7 +36,8 @@ def test_where_it_is_captured_and_where_not():
             (why('npu', object()), 'has no torch.npu.make_graphed_callables'), (why(grad_accum_steps=2), 'gradients'),
             (why(half_weights=True), '--amp-level O2'), (why(grad_checkpointing=True), '--grad-checkpointing'),
             (why(sync_bn=True, distributed=True), '--sync-bn'), (why(drop_path=0.1), '--drop-path'),
-            (why(drop=0.2), '--drop '), (why(kd_model_name='resnet50'), '--kd-model-name')):
+            (why(drop=0.2), '--drop '),
+            (why(train_img_sizes=[128, 224]), '--train-img-sizes'), (why(kd_model_name='resnet50'), '--kd-model-name')):
         assert words in reason and not reason.endswith('.')
 
 
