@@ -262,7 +262,7 @@ def test_full_disk(run, tmp_path, monkeypatch, kind, capsys):
     assert len(list(tmp_path.iterdir())) == 1 + (kind != 'curves')
 
 
-@pytest.mark.parametrize('flags', ((), ('--json',)))
+@pytest.mark.parametrize('flags', (pytest.param((), marks=pytest.mark.slow), ('--json',)))
 def test_full_stdout(run, flags):
     """It ends with one sentence, whatever was buffered."""
     with open('/dev/full', 'w') as full:
