@@ -71,7 +71,7 @@ release-check: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) .venv-npu* $(DEMO) build dist site *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so seresnet_timm/data/_augment*.so
 
-$(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c seresnet_timm/data/_resize.h seresnet_timm/data/_huffman.h seresnet_timm/data/_augment.c
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c seresnet_timm/data/_resize.h seresnet_timm/data/_huffman.h seresnet_timm/data/_huffman_check.h seresnet_timm/data/_augment.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install -e '.[demo,test,lint,docs]'

@@ -51,7 +51,8 @@ extensions = []
 if can_build():
     extensions.append(Extension(
         'seresnet_timm.data._jpeg', ['seresnet_timm/data/_jpeg.c'],
-        depends=['seresnet_timm/data/_resize.h', 'seresnet_timm/data/_huffman.h'], libraries=[LIBRARY],
+        depends=[f'seresnet_timm/data/{name}.h' for name in ('_resize', '_huffman', '_huffman_check')],
+        libraries=[LIBRARY],
         **FLAGS))
     extensions.append(Extension('seresnet_timm.data._augment', ['seresnet_timm/data/_augment.c'], **FLAGS))
 else:

@@ -79,7 +79,8 @@ def test_source_distribution_holds_the_c_source(source, tmp_path):
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as t:
         names = {n.split('/', 1)[1] for n in t.getnames() if '/' in n}
     assert names >= {'seresnet_timm/data/_jpeg.c', 'seresnet_timm/data/_resize.h',
-                     'seresnet_timm/data/_huffman.h', 'seresnet_timm/data/_augment.c', 'setup.py', 'setup.cfg',
+                     'seresnet_timm/data/_huffman.h', 'seresnet_timm/data/_huffman_check.h',
+                     'seresnet_timm/data/_augment.c', 'setup.py', 'setup.cfg',
                      'pyproject.toml', 'README.md', 'LICENSE',
                      'recipes/train_1p.sh', 'recipes/run.sh', 'recipes/seresnet50_ascend.yaml'}
 
