@@ -5,10 +5,11 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple, Union
+from typing import Any, Dict, List, Mapping, Tuple, Union
 
 import torch
 from safetensors import safe_open
+from timm.utils import natural_key
 
 from seresnet_timm.checkpoints import safe_pickle
 from seresnet_timm.checkpoints.checkpoint import (
@@ -75,6 +76,20 @@ def read_once(path: Union[str, Path], read: Mapping[str, Checkpoint]) -> Checkpo
     """As `read_checkpoint`; a file that this process has read and checked before is taken from `read`, by its path."""
     found = read.get(str(path))
     return read_checkpoint(path) if found is None else found
+
+
+def checkpoints_in(folder: Union[str, Path]) -> List[str]:
+    """Paths of the checkpoints in a folder, in natural order: what `--checkpoint FOLDER` evaluates.
+
+    Raises:
+        UsageError: There is none.
+    """
+    unfinished = ('tmp.pth.tar', 'recovery_tmp.pth.tar')  # of timm's saver, in a run that was killed
+    paths = [path for path in Path(folder).iterdir() if path.name not in unfinished and path.is_file()
+             and path.name.endswith(('.pth.tar', '.pth', '.safetensors'))]
+    if not paths:
+        raise UsageError(f'{printable(folder)} holds no checkpoint (.pth.tar, .pth or .safetensors).')
+    return sorted(map(str, paths), key=natural_key)
 
 
 def file_format(path: str) -> str:

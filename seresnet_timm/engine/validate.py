@@ -8,7 +8,6 @@ Same flags, log lines and results as timm's validate.py. What it does differentl
   * `--img-size` may name several sizes: a row for each
 """
 import csv
-import glob
 import logging
 import os
 import time
@@ -24,7 +23,7 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
-from seresnet_timm.checkpoints.read import read_once
+from seresnet_timm.checkpoints.read import checkpoints_in, read_once
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
@@ -125,13 +124,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
 
 def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:
     """Evaluate every checkpoint in a folder; the best first. One that cannot be evaluated is left out."""
-    paths = [f for pattern in ('*.pth.tar', '*.pth', '*.safetensors')
-             for f in glob.glob(os.path.join(glob.escape(folder), pattern))
-             if os.path.basename(f) not in ('tmp.pth.tar', 'recovery_tmp.pth.tar')]  # of a run that was killed
-    if not paths:
-        raise UsageError(f'{folder} holds no checkpoint (.pth.tar, .pth or .safetensors).')
-    results = []
-    for path in sorted(paths, key=utils.natural_key):
+    paths, results = checkpoints_in(folder), []
+    for path in paths:
         try:
             results.append(evaluate_with_retry(run, read_once(path, run.checkpoints)))
             results[-1].row['checkpoint'] = path

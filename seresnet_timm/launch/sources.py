@@ -227,12 +227,12 @@ def apply_checkpoint(sources: Sources) -> None:
     path = sources.flags.get('checkpoint') or sources.config.get('checkpoint')
     if not path:
         return
-    from seresnet_timm.checkpoints.read import read_checkpoint
+    from seresnet_timm.checkpoints.read import checkpoints_in, read_checkpoint
     from seresnet_timm.runs.folder import RunFolder
     file = Path(path)
     if file.is_dir():  # all of its checkpoints are of one network
-        file = RunFolder(path).checkpoint() or next(iter(sorted(file.glob('*.pth*'))), None)
-    if file is None or not file.is_file():
+        file = RunFolder(path).checkpoint() or Path(checkpoints_in(path)[0])
+    if not file.is_file():
         return  # the checks say so
     try:
         checkpoint = read_checkpoint(file)

@@ -182,3 +182,22 @@ def test_model_of_a_folder_is_evaluated_as_a_checkpoint_is(few_digits, tmp_path)
         assert result.returncode == 0 and 'at its default' not in result.stderr, result.stderr
         found.append({**json.loads(target.read_text()), 'model': ''})
     assert found[0] == found[1] and found[0]['img_size'] == 48 and found[0]['crop_pct'] == .8
+
+
+def test_a_folder_of_checkpoints_that_has_none_is_refused_and_one_of_safetensors_names_its_network(few_digits, tmp_path):
+    common = ('--data-dir', few_digits, '--device', 'cpu', '--dry-run')
+    for name in ('empty', 'others'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'others' / 'notes.txt').write_text('none')
+    (tmp_path / 'others' / 'tmp.pth.tar').write_bytes(b'unfinished')
+    for name in ('empty', 'others'):
+        result = run_here('validate', '--checkpoint', tmp_path / name, *common)
+        assert result.returncode == 2 and f'{name} holds no checkpoint (.pth.tar' in result.stderr, result.stderr
+    kwargs = {'channels': [8, 16, 24, 32]}
+    network = timm.create_model('seresnet18_ascend', num_classes=10, **kwargs)
+    info = ModelInfo(name='seresnet18_ascend', kwargs=kwargs, num_classes=10, in_chans=3)
+    torch.save({'state_dict': network.state_dict(), 'model_info': info.to_dict()}, tmp_path / 'c.pth.tar')
+    (tmp_path / 'safe').mkdir()
+    assert run_here('convert', tmp_path / 'c.pth.tar', tmp_path / 'safe' / 'c.safetensors').returncode == 0
+    result = run_here('validate', '--checkpoint', tmp_path / 'safe', *common)
+    assert result.returncode == 0 and 'Plan: validate seresnet18_ascend' in result.stderr, result.stderr
