@@ -154,6 +154,7 @@ def loader_setup(args, folder: str) -> Any:
         batch_size=args.batch_size, workers=args.workers, seed=0, **recipe))
     flags = settings.namespace()
     flags.distributed, flags.rank, flags.world_size = False, 0, 1
+    flags.train_img_sizes = None  # a recipe of several sizes is measured at the one of its evaluation
     decoder, _ = choose_decoder(flags, settings.fast_jpeg)
     return LoaderSetup(flags, resolve_data_config(vars(flags)), torch.device(settings.device), decoder=decoder)
 
@@ -172,7 +173,7 @@ def _create(setup, mode: str, decoder, num_workers: int = 0, dataset=None):
     from argparse import Namespace
 
     from seresnet_timm.data import loaders
-    from seresnet_timm.data.trivial_augment import create_loader
+    from seresnet_timm.data.trivial_augment import create_loader  # timm's, and torchvision's TrivialAugment
     args, config, dataset = Namespace(**vars(setup.args)), setup.data_config, copy.copy(dataset)
     args.workers = num_workers
     setup = replace(setup, args=args, decoder=decoder)

@@ -44,6 +44,7 @@ TASKS: Dict[str, Dict[str, str]] = {
     },
     'Use a model': {
         'predict': 'print the most likely classes of images',
+        'explain': 'draw what a network looks at: gates of SE blocks, class activation maps',
         'export': 'write a model as ONNX or torch.export program, for example for Ascend inference',
         'convert': 'convert a checkpoint between timm, the ModelZoo and safetensors',
     },

@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> None:
     on_stdout = [f'--{kind}' for kind in report.KINDS if files[kind] == '-']
     if len(on_stdout) > 1:
         raise UsageError(f'{" and ".join(on_stdout)} cannot all go to stdout: name files.')
+    named = [os.path.abspath(path) for path in files.values() if path not in (None, '-')]
+    twice = next((path for path in named if named.count(path) > 1), None)
+    if twice:
+        raise UsageError(f'Two outputs are {twice}: name a file for each.')
     runs = read.read_runs(args.run)
     predictions: List[Optional[report.Predictions]] = [None] * len(runs)
     if args.data_dir or args.html:
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.data_dir:
         predictions = predict(args, runs)
     if args.output:
-        os.makedirs(args.output, exist_ok=True)
+        report.make_folder(args.output)
     report.report_runs(runs, predictions, report.Outputs(files, args.output, args.worst))
 
 
@@ -61,20 +65,28 @@ def predict(args: argparse.Namespace, runs: list) -> list:
     """Predictions of the runs that have a checkpoint, for the images of the split."""
     from seresnet_timm.ascend import setup as npu_setup
     npu_setup.set_environment(os.environ)
+    from seresnet_timm.errors import UsageError, printable, refuse
     from seresnet_timm.inference import validation_split as split
     from seresnet_timm.launch.plan import plan_prediction
     from seresnet_timm.launch.rank import set_up_npu
     from seresnet_timm.runs import report
-    found: List[Optional[report.Predictions]] = []
-    for one in runs:
-        folder, images = split.list_images(
-            args.data_dir, args.val_split or split.split_of(one), split.class_map_of(one))
-        settings = plan_prediction(vars(args), sum(map(len, images.values())))
-        set_up_npu(settings)
-        if one.folder.checkpoint() is None:
-            found.append(None)
+    without = [one for one in runs if one.folder.checkpoint() is None]
+    refuse(f'{one.folder.path} holds no checkpoint: --data-dir needs {one.folder.best.name} or {one.folder.last.name}.'
+           for one in without if len(without) == len(runs))
+    set_up_npu(plan_prediction(vars(args), 1))  # before a model is made; a device that is not there is refused
+    loaded, problems = {}, []
+    for number, one in enumerate(runs):
+        if one in without:
+            print(printable(f'{one.folder.path} holds no checkpoint: its predictions are left out.'), file=sys.stderr)
             continue
-        loaded = split.load_run(one)
-        print('\n'.join(loaded.describe()), file=sys.stderr)
-        found.append(split.predict_split(settings, loaded, folder, images))
+        try:
+            loaded[number] = split.load_with_images(one, args.data_dir, args.val_split)
+        except UsageError as e:
+            problems.append(e)
+    refuse(problems)
+    found: List[Optional[report.Predictions]] = [None] * len(runs)
+    for number in list(loaded):
+        model, images = loaded.pop(number)
+        print('\n'.join(model.describe()), file=sys.stderr)
+        found[number] = split.predict_split(plan_prediction(vars(args), images.count), model, images)
     return found

@@ -146,7 +146,6 @@ def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         worker_seeding=args.worker_seeding,
         **augmentation_kwargs(setup),
-        **loader_arguments(args),
         **setup.common_kwargs(),
     )
     loader = loading.seed_and_speed_up(seed_sampler(loader, args.seed), args.seed)
@@ -194,6 +193,7 @@ def augmentation_kwargs(setup: LoaderSetup) -> Dict[str, Any]:
         num_aug_repeats=args.aug_repeats,
         num_aug_splits=args.aug_splits,
         interpolation=interpolation,
+        **loader_arguments(args),
     )
 
 

@@ -2,7 +2,6 @@
 from typing import Any
 
 import timm.data
-from torch.utils.data import Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -13,7 +12,7 @@ BEFORE = (  # timm's steps that come before auto-augment
     transforms.RandomVerticalFlip)
 
 
-def create_loader(dataset: Dataset, *args, auto_augment: Any = None, **kwargs) -> Any:
+def create_loader(dataset: Any, *args, auto_augment: Any = None, **kwargs) -> Any:
     """timm's `create_loader`; `auto_augment='ta_wide'` is torchvision's TrivialAugmentWide, without colour jitter.
 
     Args:
@@ -31,7 +30,7 @@ def create_loader(dataset: Dataset, *args, auto_augment: Any = None, **kwargs) -
         step = transforms.TrivialAugmentWide(
             interpolation=InterpolationMode.BICUBIC if is_cubic else InterpolationMode.BILINEAR)
         if isinstance(loader.dataset, timm.data.ScheduledTransformDataset):  # a transform for each image size
-            loader.dataset.transforms = [_insert(step, t) for t in loader.dataset.transforms]
+            loader.dataset.transforms = tuple(_insert(step, t) for t in loader.dataset.transforms)
         else:
             dataset.transform = _insert(step, dataset.transform)
     return loader

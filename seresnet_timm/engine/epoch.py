@@ -29,6 +29,7 @@ from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.summary import Summary
 from seresnet_timm.step.backward import backward
 from seresnet_timm.step.bad_steps import BadSteps, Figures
+from seresnet_timm.step.loss_scaler import current_scale
 
 _logger = logging.getLogger('train')
 
@@ -209,7 +210,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
     figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
-                   loss_scale=run.figures.loss_scale if run.loss_scaler else None,
+                   loss_scale=current_scale(run.loss_scaler),
                    unreadable_train=take_unreadable(run.train_loader.dataset))
     return OrderedDict(loss=loss_avg), figures
 

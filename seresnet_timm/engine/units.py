@@ -6,7 +6,7 @@ _FLAGS: Dict[str, str] = {
     'minutes': 'checkpoint_minutes',
     'epochs': 'epochs start_epoch decay_milestones decay_epochs warmup_epochs cooldown_epochs patience_epochs '
               'mixup_off_epoch val_interval patience train_epochs warm_up_epochs',
-    'images': 'train_num_samples val_num_samples num_samples min_images images worst',
+    'images': 'train_num_samples val_num_samples num_samples min_images images worst maps',
     'images of all processes and one step': 'modelzoo_batch_size',
     'images of one process and step': 'batch_size validation_batch_size train_batch_sizes',
     'pixels': 'img_size train_img_sizes max_side crop_border_pixels',

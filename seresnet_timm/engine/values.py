@@ -323,7 +323,7 @@ VALUES: Dict[str, Rule] = {
     'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
-    'worst': NOT_NEGATIVE,
+    'worst': NOT_NEGATIVE, 'maps': NOT_NEGATIVE,
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),

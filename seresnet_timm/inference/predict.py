@@ -120,7 +120,7 @@ class ImageFiles(Dataset):
             return index, f'there is too little memory to resize it ({image.width} x {image.height} pixels)'
 
 
-def _collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:
+def collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:
     good = [(i, x) for i, x in batch if isinstance(x, torch.Tensor)]
     images = torch.stack([x for _, x in good]) if good else None
     return [i for i, _ in good], images, {i: x for i, x in batch if not isinstance(x, torch.Tensor)}
@@ -171,7 +171,7 @@ def probabilities(
     device, batch_size = settings.device, settings.args['batch_size']
     loader = DataLoader(
         ImageFiles(files, loaded.data_config), batch_size=batch_size, num_workers=settings.args['workers'],
-        collate_fn=_collate)
+        collate_fn=collate)
     model = loaded.model.to(device)
     for indices, images, errors in loader:
         batch = None

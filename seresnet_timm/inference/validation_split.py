@@ -1,11 +1,14 @@
 """Predictions of a run's model for the images of its validation split, by class name."""
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from PIL import Image
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import read_classes, split_folder
 from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.images import UnreadableImage, read_image
 from seresnet_timm.inference.load import LoadedModel, load_model
 from seresnet_timm.inference.predict import probabilities
 from seresnet_timm.runs.predictions import UNREADABLE, Predictions
@@ -13,6 +16,42 @@ from seresnet_timm.runs.read import Run
 from seresnet_timm.runs.settings import RunSettings
 
 MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a validation split.
+
+    Attributes:
+        folder: Its folder.
+        images: Its images by class name.
+        names: Names of the model's classes, by index.
+        index: Index of each class of the images.
+    """
+    folder: Path
+    images: Dict[str, List[str]]
+    names: List[str]
+    index: Dict[str, int]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.images.values()))
+
+
+def load_with_images(run: Run, data_dir: str, split: Optional[str]) -> Tuple[LoadedModel, Split]:
+    """The model of a run, and the images to predict.
+
+    Args:
+        run: The run.
+        data_dir: Root of the dataset.
+        split: Name of the split; None for that of the run.
+
+    Raises:
+        UsageError: One of them cannot be read, or the model does not have the classes.
+    """
+    folder, images = list_images(data_dir, split or split_of(run), class_map_of(run))
+    loaded = load_run(run)
+    return loaded, Split(folder, images, *targets_of(loaded, images, folder))
 
 
 def list_images(data_dir: str, split: str, class_map: Optional[str] = None) -> Tuple[Path, Dict[str, List[str]]]:
@@ -75,22 +114,18 @@ def targets_of(loaded: LoadedModel, images: Dict[str, List[str]], folder: Path) 
     return list(names), {name: index[name] for name in images}
 
 
-def predict_split(
-        settings: RunSettings, loaded: LoadedModel, folder: Path, images: Dict[str, List[str]]) -> Predictions:
+def predict_split(settings: RunSettings, loaded: LoadedModel, split: Split) -> Predictions:
     """Predict every image once.
 
     Args:
         settings: Settings as those of `predict`: device, workers, batch size.
         loaded: The model; moved to the device.
-        folder: The split.
-        images: Its images by class.
+        split: The images.
 
     Raises:
-        UsageError: The model does not have the classes.
         RunError: The device is out of memory.
     """
-    names, index = targets_of(loaded, images, folder)
-    pairs = [(file, index[name]) for name, paths in images.items() for file in paths]
+    pairs = [(file, split.index[name]) for name, paths in split.images.items() for file in paths]
     files, targets = [file for file, _ in pairs], [target for _, target in pairs]
     rows: List[Tuple[int, float, float, bool]] = [(UNREADABLE, 0., 0., False)] * len(files)
     with tqdm(total=len(files), unit='image', disable=None, leave=False) as bar:
@@ -101,8 +136,15 @@ def predict_split(
                     rows[i] = row
     predicted, probability, of_target, in_top5 = zip(*rows)
     return Predictions(
-        loaded.origin, str(folder), names, files, targets, list(predicted), list(probability), list(of_target),
-        list(in_top5))
+        loaded.origin, str(split.folder), split.names, files, targets, list(predicted), list(probability),
+        list(of_target), list(in_top5), open_image)
+
+
+def open_image(file: str) -> Optional[Image.Image]:
+    try:
+        return read_image(file)
+    except UnreadableImage:
+        return None
 
 
 def _rows(batch: Any, targets: List[int]) -> List[Tuple[int, float, float, bool]]:

@@ -108,7 +108,12 @@ def _check_shm(run: Any, workers: int) -> Iterator[str]:
         return
     channels, height, width = resolve_data_config(vars(run.args), model=run.model)['input_size']
     bytes_each = 4 if run.flag('no_prefetcher') else 1
-    batch = run.args.batch_size * channels * height * width * bytes_each
+    pixels = run.args.batch_size * height * width
+    sides = run.flag('train_img_sizes') or ()
+    if sides:
+        images = run.flag('train_batch_sizes') or [run.args.batch_size] * len(sides)
+        pixels = max(n * side ** 2 for n, side in zip(images, sides))
+    batch = pixels * channels * bytes_each
     usage = shutil.disk_usage(SHM)
     waiting = batch * workers * PREFETCH * run.settings.nproc
     if usage.total < batch:

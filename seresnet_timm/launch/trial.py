@@ -127,12 +127,11 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
         A function that takes the step; its attributes `model`, `optimizer` and `device` are those of the training.
     """
     from timm.data import resolve_data_config
-    from timm.task import ClassificationTask
     from timm.utils import random_seed
 
     from seresnet_timm.engine import train
     from seresnet_timm.engine.forward import Forward, set_up_device
-    from seresnet_timm.engine.loss import training_loss
+    from seresnet_timm.engine.teacher import create_task
     from seresnet_timm.models import lean_se
     from seresnet_timm.step.backward import backward
     from seresnet_timm.step.bad_steps import BadSteps
@@ -143,9 +142,10 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     scaler, _ = create_loss_scaler(device, args.amp, args.amp_dtype, settings.loss_scale)
     random_seed(args.seed, args.rank)
     model = train.place_model(train.create_model(settings, args, {}), args, forward)
-    task = ClassificationTask(
-        model, criterion=training_loss(args).to(device), device=device, dtype=forward.dtype, verbose=False)
-    optimizer = train.create_optimizer(settings, args, model)
+    teacher = teacher_without_weights(settings, args, model, device)
+    task = create_task(
+        args, model, teacher, resolve_data_config(vars(args), model=model), device, forward.dtype, verbose=False)
+    optimizer = train.create_optimizer(settings, args, task.get_trainable_module())
     if settings.graph:
         train.capture_step(model, args, resolve_data_config(vars(args), model=model), forward)
     train.compile_and_distribute(settings, task, args, device)
@@ -169,6 +169,18 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     return step
 
 
+def teacher_without_weights(settings: RunSettings, args: Any, student: Any, device: Any) -> Any:
+    """The teacher of a distillation, for its time and memory: all of its weights are 0. None without one."""
+    if not getattr(args, 'kd_model_name', None):
+        return None
+    from seresnet_timm.engine.teacher import load_teacher
+    teacher = load_teacher(args.kd_model_name, settings.teacher_folder, {}, student, meta=True)
+    teacher.model.to_empty(device=device)
+    for values in (*teacher.model.parameters(), *teacher.model.buffers()):
+        values.data.zero_()
+    return teacher
+
+
 def random_batch(args: Any, model: Any, forward: Any) -> Any:
     """Random images and labels where the loader would put them; soft labels where mixup makes them."""
     import torch
@@ -177,6 +189,8 @@ def random_batch(args: Any, model: Any, forward: Any) -> Any:
 
     from seresnet_timm.data.loaders import mixup_active
     size = resolve_data_config(vars(args), model=model)['input_size']
+    if getattr(args, 'train_img_sizes', None):
+        size = (size[0], max(args.train_img_sizes), max(args.train_img_sizes))
     images = torch.randn(args.batch_size, *size, device=forward.device, dtype=forward.dtype)
     target = torch.randint(0, model.num_classes, (args.batch_size,), device=forward.device)
     if getattr(args, 'mixup', None) is not None and mixup_active(args):

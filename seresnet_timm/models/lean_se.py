@@ -38,7 +38,8 @@ _block_end = 'light'
 def set_block_end(name: str = 'light') -> None:
     """Choose how blocks end, for every model of this process.
 
-    `SERESNET_TIMM_LEAN_SE=0` in the environment keeps timm's layers, where there is no launcher too.
+    `SERESNET_TIMM_LEAN_SE=0` in the environment keeps timm's layers, where there is no launcher too; there, 1 chooses
+    'lean'.
 
     Args:
         name: 'light': in few launches, see `light_se`; 'lean': with less memory; 'timm': timm's layers.
@@ -53,7 +54,7 @@ def set_lean_se(enable: bool = True) -> None:
     set_block_end('lean' if enable else 'timm')
 
 
-set_block_end()
+set_block_end('lean' if os.environ.get('SERESNET_TIMM_LEAN_SE') == '1' else 'light')
 
 
 def counts_together(x: torch.Tensor) -> bool:

@@ -41,6 +41,8 @@ class SEResNet(ResNet):
         Args:
             zero_init_last: Zero-initialize the last BN in each residual branch (the reference does not).
         """
+        if next(self.parameters()).is_meta:  # which has no values, and computes random ones in Python
+            return
         super().init_weights(zero_init_last=zero_init_last)
         for m in self.modules():
             if isinstance(m, SEModule):

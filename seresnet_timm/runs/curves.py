@@ -3,7 +3,7 @@ import io
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.files import atomic_path
@@ -62,12 +62,19 @@ def draw_sheet(runs: Sequence[Curves], target: Target) -> None:
     figure, axes = plt.subplots(2, columns, figsize=size, layout='constrained')
     for ax in axes.flat[len(panels):]:
         ax.remove()
+    epochs = [epoch for run in runs for epoch in (*(r['epoch'] for r in run.rows), *(
+        e['epoch'] for e in run.record['epochs']))]
+    first, last = min(epochs), max(epochs)
+    margin = max(0.5 if last == first else 0., 0.04 * (last - first))
     for ax, (draw, title) in zip(axes.flat, panels):
         ax.set_title(title)
         ax.set_xlabel('epoch')
         ax.grid(visible=True, alpha=0.3)
         ax.xaxis.get_major_locator().set_params(integer=True)
         draw(ax, runs)
+        ax.set_xlim(first - margin, last + margin)
+        if first == last:
+            ax.set_xticks([first])
     _explain_marks(figure, axes.flat[3], runs)
     if len(runs) == 1:
         figure.suptitle(describe(runs[0].record), parse_math=False)
@@ -131,7 +138,7 @@ def figures_of(run: Curves, key: str) -> Tuple[List[float], List[float]]:
 # --- panels -----------------------------------------------------------------------------------------------------------
 
 def _draw_loss(ax: Any, runs: Sequence[Curves]) -> None:
-    """Losses on a logarithmic axis if all are above 0; those of the training are the thin lines."""
+    """Losses on a logarithmic axis; those of the training are the thin lines."""
     seen: List[float] = []
     for i, run in enumerate(runs):
         look = _look(i)
@@ -152,8 +159,11 @@ def _draw_loss(ax: Any, runs: Sequence[Curves]) -> None:
     has_validation = any('eval_loss' in run.rows[0] for run in runs)
     ax.legend(handles=handles[:1 + has_validation], loc='lower center', bbox_to_anchor=(0.5, -0.36), ncols=2,
               frameon=False)
-    if seen and min(seen) > 0:
-        _logarithmic(ax, min(seen), max(seen))
+    above = [v for v in seen if v > 0]  # a loss of 0 is a line that leaves the panel below
+    if above:
+        _logarithmic(ax, min(above), max(above))
+    elif not seen:
+        _say(ax, 'no finite loss')
 
 
 def _draw_top1(ax: Any, runs: Sequence[Curves]) -> None:
@@ -163,8 +173,10 @@ def _draw_top1(ax: Any, runs: Sequence[Curves]) -> None:
             _line(ax, [row['epoch'] for row in run.rows], [row['eval_top1'] for row in run.rows], _look(i))
             best += [(row['eval_top1'], row['epoch']) for row in run.rows if math.isfinite(row['eval_top1'])]
     if best and len(runs) == 1:
-        value, epoch = max(best)
+        value, epoch = max(best, key=lambda pair: pair[0])
         ax.set_title(f'Top-1 (%): best {value:.2f} in epoch {epoch:g}')
+    elif not best:
+        _say(ax, 'not evaluated')
 
 
 def _draw_lr(ax: Any, runs: Sequence[Curves]) -> None:
@@ -205,7 +217,13 @@ def _draw_scale(ax: Any, runs: Sequence[Curves]) -> None:
         ax.set_ylim(min(seen) / 2, max(seen) * 2)
         low, high = math.floor(math.log2(min(seen))) - 1, math.ceil(math.log2(max(seen))) + 1
         step = max(1, math.ceil((high - low) / 6))
-        _set_ticks(ax, [2. ** n for n in range(low, high + 1, step)])
+        ticks = [2. ** n for n in range(low, high + 1, step)]
+        _set_ticks(ax, ticks, [f'{t:.0f}' if 1 <= t < 1e6 else f'2^{math.log2(t):.0f}' for t in ticks])
+
+
+def _say(ax: Any, text: str) -> None:
+    ax.text(0.5, 0.5, text, ha='center', va='center', transform=ax.transAxes)
+    ax.set_yticks([])
 
 
 def _look(index: int) -> Dict[str, Any]:
@@ -235,10 +253,10 @@ def _logarithmic(ax: Any, low: float, high: float) -> None:
     _set_ticks(ax, [t for t in ticks if low <= t <= high])
 
 
-def _set_ticks(ax: Any, ticks: List[float]) -> None:
+def _set_ticks(ax: Any, ticks: List[float], labels: Optional[List[str]] = None) -> None:
     from matplotlib.ticker import NullLocator
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_yticks(ticks, [f'{t:g}' for t in ticks])
+    ax.set_yticks(ticks, labels or [f'{t:g}' for t in ticks])
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

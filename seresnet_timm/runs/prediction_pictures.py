@@ -6,7 +6,6 @@ from typing import Any, List, Optional
 import numpy as np
 from PIL import Image, ImageOps
 
-from seresnet_timm.images import UnreadableImage, read_image
 from seresnet_timm.runs.curves import Target, plain_label, pyplot, save_figure
 from seresnet_timm.runs.predictions import Predictions
 
@@ -65,11 +64,9 @@ def shrink(shares: np.ndarray) -> np.ndarray:
     return padded.reshape(blocks, step, blocks, step).max(axis=(1, 3))
 
 
-def thumbnail(file: str) -> Optional[Image.Image]:
-    """A small picture of a file on a square; None if it cannot be read."""
-    try:
-        image = read_image(file, 'RGB')
-    except UnreadableImage:
+def thumbnail(image: Optional[Image.Image]) -> Optional[Image.Image]:
+    """A small picture of an image on a square; None for None."""
+    if image is None:
         return None
     small = max(image.size) < THUMBNAIL / 2
     resized = ImageOps.contain(
@@ -93,7 +90,7 @@ def draw_worst(predictions: Predictions, images: List[int], target: Target) -> N
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, i in zip(axes.flat, images):
-        image = thumbnail(predictions.files[i])
+        image = thumbnail(predictions.open_image(predictions.files[i]))
         if image is not None:
             ax.imshow(image)
         names = predictions.class_names

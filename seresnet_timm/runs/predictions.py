@@ -1,8 +1,9 @@
 """What a model says of the images of a validation split: confusion matrix, top-1 of each class, the worst images."""
 from dataclasses import dataclass
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
+from PIL import Image
 
 UNREADABLE = -1  # instead of a class
 
@@ -21,6 +22,7 @@ class Predictions:
         probability: Probability of the most likely class.
         of_target: Probability of the image's own class.
         in_top5: Whether its own class is among the five most likely.
+        open_image: Reads an image as RGB; None if it cannot be read.
     """
     model: str
     data: str
@@ -31,6 +33,7 @@ class Predictions:
     probability: List[float]
     of_target: List[float]
     in_top5: List[bool]
+    open_image: Callable[[str], Optional[Image.Image]] = lambda file: None
 
     @property
     def correct(self) -> int:

@@ -2,7 +2,7 @@
 import csv
 import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,11 +10,14 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from seresnet_timm.errors import RunError, UsageError, first_line, refuse
 from seresnet_timm.files import atomic_path
+from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
+from seresnet_timm.runs.status import read_status
 
 FINISHED, STOPPED_EARLY, RUNNING, UNFINISHED, FAILED, DIVERGED = (
     'finished', 'stopped early', 'running', 'unfinished', 'failed', 'diverged')
+ERROR_SECONDS = 5  # run.json may be written after the error of a rank, when the run ends
 ENDING_FAULTS = ('bad_steps', 'bad_images')  # kinds that are noted only when they end a run
 
 
@@ -55,6 +58,9 @@ class Run:
         if self.divergence:
             return DIVERGED, self.divergence
         last = self.record['epochs'][-1]['epoch'] if self.record['epochs'] else -1
+        if self.record['early_stop']:
+            stop = self.record['early_stop']
+            return STOPPED_EARLY, f'{stop["metric"]} had not been better for {stop["patience"]} epochs.'
         if self.record['finished']:
             early = self.epochs_planned is not None and last + 1 < self.epochs_planned
             return (STOPPED_EARLY, f'after {last + 1} of {self.epochs_planned} epochs.') if early else (FINISHED, None)
@@ -63,7 +69,27 @@ class Run:
         ending = [f for f in self.record['faults'] if f['kind'] in ENDING_FAULTS]
         if ending and (ending[-1]['epoch'] is None or ending[-1]['epoch'] > last):
             return FAILED, ending[-1]['text']
-        return UNFINISHED, None
+        error = self._error_of_a_rank()
+        if error:
+            return FAILED, error
+        try:
+            status = read_status(self.folder.status)
+        except UsageError as e:
+            return UNFINISHED, str(e)
+        if status is None or status.state not in ('failed', 'stopped'):
+            return UNFINISHED, None
+        return (FAILED if status.state == 'failed' else UNFINISHED), status.text
+
+    def _error_of_a_rank(self) -> Optional[str]:
+        """The sentence of the error that ended a run of several processes; None if it went on, or there is none."""
+        written = self.folder.record.stat().st_mtime if self.folder.record.exists() else 0
+        errors = []
+        for path in sorted(self.folder.logs.rglob('error.json')):
+            with suppress(OSError, ValueError):
+                error = parse_error(path.read_text(encoding='utf-8'))
+                if error and error.when and error.when >= written - ERROR_SECONDS:
+                    errors.append((error.when, error.sentence.strip().split('\n')[0] or error.kind))
+        return min(errors)[1] if errors else None
 
     @property
     def best(self) -> Optional[Dict[str, float]]:

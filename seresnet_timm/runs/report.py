@@ -1,4 +1,5 @@
 """The verb `report`: results tables, curves and files of runs."""
+import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,13 +94,22 @@ def report_runs(runs: Sequence[Run], predictions: Sequence[Optional[Predictions]
         print(f'{title}: {printable(target)}', file=told)
 
 
+def make_folder(path: str) -> None:
+    """Make the folder of the pictures."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as e:
+        raise RunError(f'--output {path} cannot be made ({e.strerror}): name another folder.')
+
+
 def write_text(path: str, text: str) -> None:
     with output_file(path) as tmp, open(tmp, 'w', encoding='utf-8', errors='surrogateescape', newline='') as f:
         f.write(text)
 
 
 def _ended(row: Dict[str, Any]) -> str:
-    words = {read.DIVERGED: 'diverged:', read.FAILED: 'failed:', read.STOPPED_EARLY: 'stopped early,'}
+    words = {read.DIVERGED: 'diverged:', read.FAILED: 'failed:', read.STOPPED_EARLY: 'stopped early,',
+             read.UNFINISHED: 'is unfinished:'}
     return words[row['state']]
 
 

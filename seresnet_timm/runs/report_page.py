@@ -141,12 +141,12 @@ def worst_images(found: Predictions, limit: int) -> List[str]:
         return [*parts, '<p>No image was taken for another class.</p>']
     parts += ['<p class="soft">Wrong, and their own class has the lowest probability.</p>', '<div class="sheet">']
     for i in chosen:
-        small = thumbnail(found.files[i])
+        small = thumbnail(found.open_image(found.files[i]))
         own, taken = found.class_names[found.targets[i]], found.class_names[found.predicted[i]]
         shown = image(as_jpeg(small), 'jpeg', f'Image of class {own}, taken for {taken}') if small else ''
         parts.append(
             f'<figure>{shown}<figcaption><b>{text(own)}</b>, taken for <b>{text(taken)}</b> '
-            f'({100 * found.probability[i]:.0f} %)<br>{text(Path(found.files[i]).name)}</figcaption></figure>')
+            f'({100 * found.probability[i]:.0f}&nbsp;%)<br>{text(Path(found.files[i]).name)}</figcaption></figure>')
     return [*parts, '</div>']
 
 

@@ -11,6 +11,7 @@ from seresnet_timm.errors import printable
 from seresnet_timm.files import as_json
 from seresnet_timm.runs.predictions import Predictions
 from seresnet_timm.runs.read import Run
+from seresnet_timm.runs.show import duration
 
 SCHEMA = 1
 # columns of the CSV, and keys of a run in the JSON
@@ -72,26 +73,18 @@ def cells(row: Dict[str, Any]) -> Dict[str, str]:
     """A row as texts by `COLUMNS`; '-' for what is not known."""
     planned = row['epochs_planned']
     epochs = row['epochs'] if planned in (None, row['epochs']) else f'{row["epochs"]} of {planned}'
+    time = None if row['seconds'] is None else duration(row['seconds'])
     values = {
         'Run': row['name'], 'State': row['state'], 'Model': row['model'], 'Device': row['device'], 'SoC': row['soc'],
         'Processes': row['processes'], 'Precision': row['precision'].split(':')[0], 'Batch': row['batch_size'],
         'Epochs': epochs, 'Top-1': _number(row['top1'], 2), 'Top-5': _number(row['top5'], 2),
-        'Images/s': _number(row['images_per_second'], 1), 'Time': duration(row['seconds']),
+        'Images/s': _number(row['images_per_second'], 1), 'Time': time,
     }
     return {k: '-' if v is None else printable(v) for k, v in values.items()}
 
 
 def _number(value: Optional[float], digits: int) -> Optional[str]:
     return None if value is None else f'{value:.{digits}f}'
-
-
-def duration(seconds: Optional[float]) -> Optional[str]:
-    """Such as '3:07:09' (hours) or '1:05' (minutes)."""
-    if seconds is None:
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{rest:02d}' if hours else f'{minutes}:{rest:02d}'
 
 
 def markdown(text: str) -> str:

@@ -32,6 +32,11 @@ class LossScaler(NativeScaler):
         super().load_state_dict(state_dict)
 
 
+def current_scale(loss_scaler: Optional[NativeScaler]) -> Optional[float]:
+    """The scale of the loss now, fixed or dynamic; None without a scaler. The host waits for the device."""
+    return None if loss_scaler is None else float(loss_scaler._scaler.get_scale())
+
+
 def create_loss_scaler(
         device: torch.device,
         amp: bool,

@@ -29,6 +29,7 @@ from seresnet_timm.engine.run_state import (
     resume_from,
 )
 from seresnet_timm.step.bad_steps import BadSteps
+from seresnet_timm.step.loss_scaler import current_scale
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 
 _logger = logging.getLogger('train')
@@ -101,7 +102,7 @@ class ScriptTraining:
             metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
         note_all(run.record, epoch, run.train_loader)
         figures = dict(self.epoch.throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
-                       loss_scale=run.figures.loss_scale if run.figures and run.loss_scaler else None,
+                       loss_scale=current_scale(run.loss_scaler),
                        unreadable_train=take_unreadable(run.train_loader.dataset))
         if run.bad_images:
             run.bad_images.check(0, run.record, epoch)

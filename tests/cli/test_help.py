@@ -66,11 +66,11 @@ def test_every_command_in_a_help_is_understood(texts):
     check_commands(found)
 
 
-def test_every_command_on_the_page_on_ones_own_data_is_understood_and_in_both_languages():
-    names = ('one-own-data.md', 'zh-CN/one-own-data.md')
-    pages = [(ROOT / 'docs' / name).read_text(encoding='utf-8') for name in names]
+@pytest.mark.parametrize('name, count', (('one-own-data.md', 12), ('report.md', 5), ('explain.md', 2)))
+def test_every_command_on_a_page_is_understood_and_in_both_languages(name, count):
+    pages = [(ROOT / 'docs' / folder / name).read_text(encoding='utf-8') for folder in ('', 'zh-CN')]
     english, chinese = (commands(re.sub('^seresnet-timm', '  seresnet-timm', page, flags=re.M)) for page in pages)
-    assert english == chinese and len(english) == 12
+    assert english == chinese and len(english) == count
     check_commands(english)
 
 

@@ -13,6 +13,7 @@ from training import bundled_settings, load, summary, valid_record
 
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.teacher import create_task, load_teacher
+from seresnet_timm.launch import trial
 
 pytestmark = pytest.mark.preloaded
 
@@ -182,3 +183,17 @@ def test_plan_names_the_teacher(few_digits, teacher, tmp_path):
     assert result.returncode == 0, result.stderr
     assert 'distillation of logits (kl, temperature 4); loss = 0.25 x own + 0.75 x distillation' in result.stderr
     assert 'The teacher gets images in its own normalization: mean 0.4 0.4 0.4, std 0.3 0.2 0.1' in result.stderr
+
+
+@pytest.mark.parametrize('flags, side', (
+    (('--kd-model-name', 'resnet18.a1_in1k', '--kd-distill-type', 'feature'), 32), (('--train-img-sizes', 16, 40), 40)))
+def test_measured_step_has_the_teacher_and_the_largest_size(flags, side, tmp_path, monkeypatch):
+    """What tune and bench measure; the weights of the teacher are not needed for it."""
+    shapes, random_batch = [], trial.random_batch
+
+    def recorded(*args):
+        shapes.append(random_batch(*args)[0].shape[-1])
+        return random_batch(*args)
+    monkeypatch.setattr(trial, 'random_batch', recorded)
+    trial.training_step(bundled_settings(*train_flags('d', tmp_path, *STUDENT, *flags)))()
+    assert shapes == [side]

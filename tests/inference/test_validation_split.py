@@ -15,7 +15,7 @@ def test_as_the_evaluation_of_the_run(digits_run, few_digits, tmp_path):
     out, table = tmp_path / 'all.json', tmp_path / 'predict.csv'
     result = run_here(
         'report', digits_run, '--data-dir', few_digits, '--json', out, '--html', tmp_path / 'page.html', '--output',
-        tmp_path / 'pictures', '--workers', 0, '--device', 'cpu', '--worst', 100, '--markdown')
+        tmp_path / 'pictures', '--workers', 0, '--device', 'cpu', '--worst', 4, '--markdown')
     assert result.returncode == 0, result.stderr
     found = json.loads(out.read_text('ascii'))['runs'][0]
     validation = found['predictions']
@@ -28,7 +28,9 @@ def test_as_the_evaluation_of_the_run(digits_run, few_digits, tmp_path):
              '--device', 'cpu')
     rows = {row['file']: row for row in csv.DictReader(table.open())}
     wrong = {f: row['label'] for f, row in rows.items() if row['label'] != f.split('/')[-2]}
-    assert {w['file']: w['predicted'] for w in validation['worst']} == wrong and len(rows) == 70
+    assert len(validation['worst']) == 4 and len(rows) == 70
+    assert all(wrong[w['file']] == w['predicted'] for w in validation['worst'])
+    assert sum(p['images'] for p in validation['confused']) == len(wrong)
 
 
 def test_a_class_is_its_name_and_an_unreadable_image_is_wrong(digits_run, few_digits, tmp_path):
@@ -37,7 +39,7 @@ def test_a_class_is_its_name_and_an_unreadable_image_is_wrong(digits_run, few_di
         shutil.copytree(few_digits / 'val' / digit, tmp_path / 'data' / 'val' / digit)
     (tmp_path / 'data' / 'val' / '7' / 'x.jpg').write_bytes(b'no image')
     result = run_here('report', digits_run, '--data-dir', tmp_path / 'data', '--json', '--output', tmp_path / 'p',
-                      '--workers', 0, '--device', 'cpu')
+                      '--workers', 0, '--device', 'cpu', '--worst', 0)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)['runs'][0]['predictions']
     assert [(c['class'], c['images']) for c in found['classes'] if c['images']] == [('3', 7), ('7', 8)]

@@ -194,7 +194,7 @@ SOURCES = {
         mixup=(0.1, 1), zero_init=True),
     'ra2': Source(
         ra2, 700, 704, RMSpropTF, dict(alpha=0.9, eps=1e-3, momentum=0.9, centered=False), 1e-5,
-        steps(224, rand(9, 1.0)), (235, 224, 'bicubic'), mixup=(0.19, 0), erasing=(0.2, 'pixel'), drop_path=0.1,
+        steps(224, rand(9, 1.0)), (256, 224, 'bicubic'), mixup=(0.19, 0), erasing=(0.2, 'pixel'), drop_path=0.1,
         zero_init=True, ema=0.999987),
     'large_batch': Source(
         lars, 91, 16384, Lars, dict(momentum=0.9, trust_coeff=0.001, nesterov=False, always_adapt=False), 1e-4,

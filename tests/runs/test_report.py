@@ -3,10 +3,12 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import preloaded
@@ -20,6 +22,7 @@ from seresnet_timm.runs import curves, report
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
+from seresnet_timm.runs.status import Status, write_status
 
 pytestmark = pytest.mark.preloaded
 
@@ -195,6 +198,33 @@ def test_no_run_with_an_epoch(run, tmp_path):
         report.report([str(tmp_path / 'a'), str(tmp_path / 'b')])
 
 
+def test_a_run_that_a_rank_has_ended(run):
+    """Its error is the reason, unless the run went on after it."""
+    place = run / 'logs' / 'node0' / 'x' / 'attempt_0' / '1'
+    place.mkdir(parents=True)
+    extra = dict(py_callstack='', timestamp=str(int(time.time())))
+    message = dict(message='RunError: Out of memory.\nMore', extraInfo=extra)
+    (place / 'error.json').write_text(json.dumps({'message': message}))
+    assert report.read_run(run).state == ('failed', 'Out of memory.')
+    os.utime(run / 'run.json', (time.time() + 60,) * 2)
+    assert report.read_run(run).state == ('unfinished', None)
+
+
+@pytest.mark.parametrize('changes, state', (
+    (dict(early_stop=dict(epoch=2, patience=5, metric='top1', best=77.5, best_epoch=1), finished='x'),
+     ('stopped early', 'top1 had not been better for 5 epochs.')),
+    (dict(finished='x'), ('finished', None)),
+    ({}, ('failed', 'No memory.')),
+))
+def test_states_that_a_run_has_noted(run, tmp_path, changes, state):
+    """In run.json; and in status.json where run.json says that it has not finished."""
+    folder = copy_of(run, tmp_path / 'copy', **changes)
+    status = Status.of_this_process(RunSettings('train', Script('train.py'), dict(batch_size=1)))
+    status.state, status.text = 'failed', 'No memory.'
+    write_status(RunFolder(folder).status, status)
+    assert report.read_run(folder).state == state
+
+
 def test_a_run_that_is_going_on(run):
     with RunFolder(run).exclusive():
         assert report.read_run(run).state == ('running', None)
@@ -204,6 +234,9 @@ def test_a_run_that_is_going_on(run):
 @pytest.mark.parametrize('flags, code, hint', (
     (['--json', '--csv'], 2, '--csv and --json cannot all go to stdout'),
     (['--csv', ''], 2, '--csv needs a name'),
+    (['--csv', 'RUN/x', '--json', 'RUN/../run/x'], 2, 'Two outputs are RUN/x'),
+    (['--data-dir', 'RUN'], 2, 'RUN holds no checkpoint: --data-dir needs model_best.pth.tar or last.pth.tar'),
+    (['--output', 'RUN/summary.csv'], 2, 'is a file, not a folder'),
     (['--json', 'RUN'], 2, 'is a folder, not a file'),
     (['--html', 'RUN/no/x.html'], 2, 'RUN/no does not exist'),
 ))
@@ -229,7 +262,7 @@ def test_full_disk(run, tmp_path, monkeypatch, kind, capsys):
     assert len(list(tmp_path.iterdir())) == 1 + (kind != 'curves')
 
 
-@pytest.mark.parametrize('flags', ((), ('--json',)))
+@pytest.mark.parametrize('flags', (pytest.param((), marks=pytest.mark.slow), ('--json',)))
 def test_full_stdout(run, flags):
     """It ends with one sentence, whatever was buffered."""
     with open('/dev/full', 'w') as full:
@@ -249,6 +282,19 @@ def test_ticks_of_a_logarithmic_axis_can_be_read(low, high):
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert [float(t) for t in labels] == pytest.approx(ticks, rel=1e-6) and len(set(labels)) == len(labels)
     assert not len(ax.yaxis.get_minorticklocs())
+
+
+@pytest.mark.parametrize('rows', (
+    [dict(epoch=0, train_loss=2., lr=.1)],
+    [dict(epoch=4, train_loss=math.nan, eval_loss=math.nan, eval_top1=math.nan, lr=.1)],
+    [dict(epoch=0, train_loss=0., eval_loss=math.inf, eval_top1=1., lr=0.), dict(
+        epoch=9, train_loss=1e-9, eval_loss=1e30, eval_top1=1., lr=.1)],
+))
+@pytest.mark.filterwarnings('error')
+def test_odd_numbers_are_drawn_without_a_warning(rows):
+    stream = io.BytesIO()
+    curves.draw_sheet([curves.Curves('_$x', dict(epochs=[], faults=[]), rows)] * 2, stream)
+    assert Image.open(stream).size[0] == 1560
 
 
 def test_all_looks_differ():
