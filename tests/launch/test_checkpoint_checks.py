@@ -184,7 +184,7 @@ def test_model_of_a_folder_is_evaluated_as_a_checkpoint_is(few_digits, tmp_path)
     assert found[0] == found[1] and found[0]['img_size'] == 48 and found[0]['crop_pct'] == .8
 
 
-def test_a_folder_of_checkpoints_that_has_none_is_refused_and_one_of_safetensors_names_its_network(few_digits, tmp_path):
+def test_a_folder_without_checkpoints_is_refused_and_one_of_safetensors_names_its_network(few_digits, tmp_path):
     common = ('--data-dir', few_digits, '--device', 'cpu', '--dry-run')
     for name in ('empty', 'others'):
         (tmp_path / name).mkdir()
