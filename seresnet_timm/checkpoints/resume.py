@@ -5,6 +5,7 @@ import torch
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.errors import printable
+from seresnet_timm.step.learning_rate import num_epochs
 
 # entries of a parameter group that do not tell which optimizer it is
 COMMON = frozenset("""
@@ -102,8 +103,7 @@ def notes(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.Opt
     """What a run that resumes from a checkpoint takes from it, and what it cannot, each a sentence."""
     path, content = checkpoint.path, checkpoint.content
     done = _flag(args, 'start_epoch') if _flag(args, 'start_epoch') is not None else checkpoint.epochs
-    warmup = _flag(args, 'warmup_epochs') if _flag(args, 'warmup_prefix') else 0
-    last = _flag(args, 'epochs') + (_flag(args, 'cooldown_epochs') or 0) + (warmup or 0)
+    last = num_epochs(vars(args))
     if done is None:
         yield f'{path} does not say its epoch: the run starts at epoch 0.'
     elif done >= last:

@@ -4,6 +4,8 @@ What only the images and the network show is found by `sample`.
 """
 from typing import Any, Callable, Iterator, List, Mapping
 
+from seresnet_timm.step.learning_rate import num_epochs
+
 # bands of PIL's image modes, by which an image is converted
 BANDS = {
     **dict.fromkeys(('1', 'L', 'P', 'I', 'F'), 1), **dict.fromkeys(('LA', 'La', 'PA'), 2),
@@ -124,12 +126,10 @@ def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:
 
 def _schedule(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
     epochs, warm_up = args['epochs'], args.get('warmup_epochs') or 0
-    if args.get('warmup_prefix'):
-        epochs += warm_up
-    elif warm_up > epochs and asked('warmup_epochs', 'warm_up_epochs'):
+    if not args.get('warmup_prefix') and warm_up > epochs and asked('warmup_epochs', 'warm_up_epochs'):
         yield (f'The warm-up (--warmup-epochs {warm_up}) is longer than the run (--epochs {epochs}): lower the first, '
                'or raise the second.')
-    last = epochs + (args.get('cooldown_epochs') or 0)
+    last = num_epochs(args)
     if (args.get('start_epoch') or 0) >= last:
         yield (f'--start-epoch {args["start_epoch"]} is not before the end of the run, which has {last} epochs, from '
                '0 on: lower it, or raise --epochs.')

@@ -8,6 +8,7 @@ from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.runs.record import installed_versions
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.learning_rate import num_epochs, scaled_lr
 
 
 def print_plan(
@@ -162,11 +163,9 @@ def learning_rate(settings: RunSettings) -> str:
         lr = f'{args.lr:g}'
     else:
         from seresnet_timm.data.scheduled import average_batch_size
-        from seresnet_timm.step.learning_rate import scaled_lr
         lr, reason = scaled_lr(args, settings.global_batch_size * average_batch_size(args) / args.batch_size)
         lr = f'{lr:g} ({reason})'
-    epochs = args.epochs + (args.warmup_epochs if args.warmup_prefix else 0) + args.cooldown_epochs
-    return f'{lr}, {args.opt}, {args.sched} over {epochs} epochs, {args.warmup_epochs} of warm-up'
+    return f'{lr}, {args.opt}, {args.sched} over {num_epochs(settings.args)} epochs, {args.warmup_epochs} of warm-up'
 
 
 def step(settings: RunSettings) -> List[Tuple[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from seresnet_timm.errors import UsageError, did_you_mean
+from seresnet_timm.step.learning_rate import num_epochs
 
 MOST_AT_ONCE = 256  # images of a process: SE-ResNet-50 at 224 pixels in mixed precision fits 32 GB with them
 
@@ -52,9 +53,7 @@ class Recipe:
         """All epochs, warm-up included."""
         if self.epochs is not None:
             return self.epochs
-        s = self.settings
-        return s.get('epochs', 300) + s.get('cooldown_epochs', 0) + (
-            s.get('warmup_epochs', 5) if s.get('warmup_prefix') else 0)
+        return num_epochs(self.settings)
 
 
 def recipes_dir() -> Path:

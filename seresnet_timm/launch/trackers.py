@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, Optional
 
 from seresnet_timm.errors import printable
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.learning_rate import num_epochs
 
 TENSORBOARD, OLDEST_TENSORBOARD = "'tensorboard>=2.16,<3'", (2, 16)  # as in setup.cfg
 TIMEOUT = 120  # seconds for the import of wandb on a slow disk
@@ -48,9 +49,7 @@ def _patience(settings: RunSettings) -> Iterator[str]:
     if not args.get('val_split'):
         yield (f'--patience {patience} waits for a better metric of the evaluation, and --val-split is empty: leave '
                'out one.')
-    epochs = args['epochs'] + (args.get('cooldown_epochs') or 0)
-    if args.get('warmup_prefix'):
-        epochs += args.get('warmup_epochs') or 0
+    epochs = num_epochs(args)
     if patience >= epochs:
         yield (f'--patience {patience} is not less than the epochs of the run ({epochs}), so that nothing would come '
                'of it: lower it.')
