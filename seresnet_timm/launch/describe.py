@@ -169,10 +169,12 @@ def learning_rate(settings: RunSettings) -> str:
 
 
 def step(settings: RunSettings) -> List[Tuple[str, str]]:
+    from seresnet_timm.models.create import architecture_of
     from seresnet_timm.step import fast, loss_scaler
     args = settings.namespace()
+    architecture = architecture_of(args.model, settings.model_folder)
     lines = [('step', fast.describe(
-        settings.verb, args, settings.device, settings.world_size, settings.fast_step,
+        settings.verb, args, architecture, settings.device, settings.world_size, settings.fast_step,
         (settings.block_end, settings.reasons.get('lean_se', '--lean-se'))))]
     if 'graph' in settings.reasons:
         lines.append(('graph', f'--graph is not used: {settings.reasons["graph"]}' if not settings.graph else

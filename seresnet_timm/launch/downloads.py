@@ -43,7 +43,14 @@ def pull_model(
         args = {**settings.args, 'model': architecture}
         return replace(settings, args=args, notes=[
             *settings.notes, f'{first_line(e)}: the network is made as {architecture}, which its weights are of.'])
-    return replace(settings, model_folder=str(pulled.folder), model_commit=pulled.commit)
+    settings = replace(settings, model_folder=str(pulled.folder), model_commit=pulled.commit)
+    if 'channels_last' not in settings.reasons:  # the user named it
+        return settings
+    from seresnet_timm.models.create import architecture_of
+    from seresnet_timm.step.fast import wants_channels_last
+    wanted, reason = wants_channels_last(architecture_of(name, pulled.folder), settings.device)
+    return replace(settings, args={**settings.args, 'channels_last': wanted},
+                   reasons={**settings.reasons, 'channels_last': reason})
 
 
 def pull_teacher(

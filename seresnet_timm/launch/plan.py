@@ -290,7 +290,9 @@ def decide_for_device(
         args['workers'], sources.reasons['workers'] = default_workers(device, local_world_size)
     is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
     if is_open and sources.options.get('fast_step', 'auto') == 'auto':
-        args['channels_last'] = fast.wants_channels_last(args['model'], device)[0]
+        from seresnet_timm.models.create import architecture_of
+        args['channels_last'], sources.reasons['channels_last'] = fast.wants_channels_last(
+            architecture_of(args['model']), device)
 
 
 def decide_lean_se(

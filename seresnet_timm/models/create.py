@@ -190,6 +190,22 @@ def _made_for_size(info: ModelInfo, img_size: Optional[int], folder: Optional[Un
     return img_size or info.kwargs.get('img_size') or (info.input_size[1:] if info.input_size else None)
 
 
+def architecture_of(name: str, folder: Optional[Union[str, Path]] = None) -> str:
+    """timm's name of a model's architecture, without a tag; the name itself where only the Hub knows.
+
+    Args:
+        name: Name of a model, as for `timm.create_model`.
+        folder: Its folder, if it is on the Hub and was pulled.
+
+    Raises:
+        UsageError: The folder is not that of a timm model.
+    """
+    source, _, place = name.partition(':')
+    if folder or source == 'local-dir':
+        return read_model_config(folder or place)['architecture']
+    return name if place else name.partition('.')[0]
+
+
 def read_model_config(folder: Union[str, Path]) -> Dict[str, Any]:
     """config.json of a folder as the Hub has it, whose settings may come from a stranger.
 

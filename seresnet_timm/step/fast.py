@@ -202,12 +202,21 @@ def set_up(device: str, fast: bool = True, block_end: str = 'light') -> None:
         keep_freed_memory()
 
 
-def describe(verb: str, args, device: str, world_size: int, fast: bool, block_end: Tuple[str, str]) -> str:
+def describe(
+        verb: str,
+        args,
+        architecture: str,
+        device: str,
+        world_size: int,
+        fast: bool,
+        block_end: Tuple[str, str],
+) -> str:
     """What is set up for speed, each with its reason, as a line of the plan.
 
     Args:
         verb: 'train' or 'validate'.
         args: Flags of the script.
+        architecture: timm's name of the network, without a tag.
         device: Device of the run.
         world_size: Number of processes.
         fast: False for timm's set-up.
@@ -215,10 +224,10 @@ def describe(verb: str, args, device: str, world_size: int, fast: bool, block_en
     """
     channels_last = getattr(args, 'channels_last', False)
     layout = 'channels_last' if channels_last else 'contiguous'
-    wanted, why = wants_channels_last(args.model, device)
+    wanted, why = wants_channels_last(architecture, device)
     kinds = {'lean': 'memory-saving SE blocks', 'light': 'SE blocks in few kernels'}
     blocks = [f'{kinds[block_end[0]]} ({block_end[1]})'] if block_end[0] in kinds and (
-        verb == 'train' and args.model.split('.')[0].endswith('_ascend')
+        verb == 'train' and architecture.endswith('_ascend')
         and not getattr(args, 'torchcompile', None)) else []  # which compiles timm's layers
     if not fast:
         return ', '.join([f"timm's own, {layout} (--fast-step off)", *blocks])

@@ -82,6 +82,8 @@ def test_modelzoo_checkpoint(hub, client, few_digits, tmp_path):
     results = [client.run('validate', *flags, *more) for more in (
         [*named, tmp_path / 'm.pth.tar'], [*named, tmp_path / 'm.safetensors'], ['--model', 'hf-hub:me/m'])]
     assert [r.code for r in results] == [0] * 3, [r.err for r in results]
+    # set up as the architecture that it is, under each name
+    assert len({line for r in results for line in r.err.splitlines() if line.startswith('  step ')}) == 1
     figures = [json.loads(r.out.split('--result\n')[1]) for r in results]
     assert figures[0]['top1'] > 0 and len({(f['top1'], f['top5'], f['loss']) for f in figures}) == 1, figures
 

@@ -130,7 +130,8 @@ def test_no_save_succeeds(few_digits, tmp_path, capsys, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     run = tmp_path / 'run'
-    assert sorted(os.listdir(run)) == ['args.yaml', 'run.json', 'summary.csv']
+    # status.json says to `watch` that the run failed
+    assert sorted(os.listdir(run)) == ['args.yaml', 'run.json', 'status.json', 'summary.csv']
     assert len(summary(run)) == 2
     record = valid_record(run)
     assert len(record['epochs']) == 2 and record['best'] is None and record['finished']
