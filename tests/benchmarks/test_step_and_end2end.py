@@ -149,5 +149,6 @@ def test_import_adds_models_and_nothing_else():
             'print(*sorted(set(sys.modules) - before))')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ['seresnet_timm', *(f'seresnet_timm.{m}' for m in (
-        'models', 'models.lean_se', 'models.seresnet', 'old_names', 'version'))]
+        'models', 'models.batch_counters', 'models.lean_se', 'models.light_se', 'models.seresnet', 'old_names',
+        'version'))]
     assert timm.is_model('seresnet50_ascend')

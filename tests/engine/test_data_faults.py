@@ -108,7 +108,7 @@ def test_signal_while_the_folder_is_gone(data, tmp_path, monkeypatch, way):
             train(monkeypatch, data, tmp_path / 'b', way, 2, move_away)
     finally:
         os.rename(data.with_name('away'), data)
-    assert e.value.code == 143 and time.monotonic() - sent[0] < 10
+    assert e.value.code == 143 and time.monotonic() - sent[0] < 30  # 10 on a machine that does nothing else
     last = tmp_path / 'b' / 'run' / 'last.pth.tar'
     assert 2 <= load(last)['run_state']['batches'] < 10
     fast_jpeg, flags = WAYS[way]
