@@ -276,10 +276,10 @@ class ResumableLoader:
                 dead = ended_workers(iterator)
         self._ends_in_row += 1
         may_replace = self._ends_in_row < MOST_ENDS and all(is_replaceable(worker.exitcode) for worker in dead)
-        if dead and not may_replace and not isinstance(error, RuntimeError):
-            raise RuntimeError(as_torch_tells(dead)) from error
-        if not dead or not may_replace:
+        if not dead:
             raise error
+        if not may_replace:  # torch does not always tell how a worker ended
+            raise RuntimeError(as_torch_tells(dead)) from error
         text = describe_ends(dead)
         self._ends.append((time.time(), text))
         _logger.warning(f'{text} New workers load its batch again; the results are the same.')

@@ -102,9 +102,11 @@ def describe_ends(workers: Sequence[Any]) -> str:
 
 def as_torch_tells(workers: Sequence[Any]) -> str:
     """Likewise, in torch's words, which `explain` reads."""
-    code = workers[0].exitcode or 0
-    killed, ended = f'is killed by signal: {signal.strsignal(abs(code))}', f'exited unexpectedly with exit code {code}'
-    return f'DataLoader worker (pid {workers[0].pid}) {killed if code < 0 else ended}.'
+    worker = next((worker for worker in workers if not is_replaceable(worker.exitcode)), workers[0])
+    code = worker.exitcode or 0
+    how = (f'is killed by signal: {signal.strsignal(-code)}' if code < 0 else
+           f'exited unexpectedly with exit code {code}')
+    return f'DataLoader worker (pid {worker.pid}) {how}.'
 
 
 def kill_workers(iterator: _MultiProcessingDataLoaderIter) -> None:

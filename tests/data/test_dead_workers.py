@@ -2,6 +2,7 @@
 import os
 import random
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from seresnet_timm.data import fast_jpeg, jpeg, loading
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.seeding import SampleSeeds
-from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, explain
+from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, as_torch_tells, explain
 
 pytestmark = pytest.mark.usefixtures('dead_workers_are_told')
 
@@ -109,3 +110,16 @@ def test_short_of_shared_memory_or_files_ends_the_run(root, code):
     with pytest.raises(RuntimeError) as e:
         list(loader)
     assert not inner.take_ends() and ('shared memory' if code == NO_SHM else 'ulimit -n') in explain(e.value, 2)
+
+
+@pytest.mark.parametrize('code, words', (
+    (NO_SHM, 'shared memory'), (NO_FILES, 'ulimit -n'), (-signal.SIGBUS, 'shared memory'),
+    (3, 'ended with exit code 3'), (-signal.SIGSEGV, 'Segmentation fault')))
+def test_of_several_ends_the_one_for_want_of_something_is_told(code, words):
+    """Torch names all of them, without signal or exit code, where the main process finds them by itself."""
+    ends = [SimpleNamespace(pid=71, exitcode=-signal.SIGKILL), SimpleNamespace(pid=72, exitcode=code)]
+    if code in (3, -signal.SIGSEGV):
+        ends.reverse()
+    error = RuntimeError(as_torch_tells(ends))
+    error.__cause__ = RuntimeError('DataLoader worker (pid(s) 71, 72) exited unexpectedly')
+    assert words in explain(error, 2) and '(process 72)' in explain(error, 2)
