@@ -359,6 +359,7 @@ def test_wrong_flags(argv, said):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four minutes where other tests run beside it
 def test_memory_of_seresnet50():
     """At 224 pixels and two images: within 2 GB, torch included."""
     code = ('import resource, sys; from seresnet_timm.cli.main import main\n'
