@@ -5,7 +5,7 @@ import torch
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.errors import printable
-from seresnet_timm.step.learning_rate import num_epochs
+from seresnet_timm.runs.settings import num_epochs
 
 # entries of a parameter group that do not tell which optimizer it is
 COMMON = frozenset("""

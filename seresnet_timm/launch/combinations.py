@@ -4,7 +4,7 @@ What only the images and the network show is found by `sample`.
 """
 from typing import Any, Callable, Iterator, List, Mapping
 
-from seresnet_timm.step.learning_rate import num_epochs
+from seresnet_timm.runs.settings import num_epochs
 
 # bands of PIL's image modes, by which an image is converted
 BANDS = {

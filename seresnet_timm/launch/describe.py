@@ -7,8 +7,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from seresnet_timm.errors import printable
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.runs.record import installed_versions
-from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.step.learning_rate import num_epochs, scaled_lr
+from seresnet_timm.runs.settings import RunSettings, num_epochs
+from seresnet_timm.step.learning_rate import scaled_lr
 
 
 def print_plan(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from seresnet_timm.errors import UsageError, did_you_mean
-from seresnet_timm.step.learning_rate import num_epochs
+from seresnet_timm.runs.settings import num_epochs
 
 MOST_AT_ONCE = 256  # images of a process: SE-ResNet-50 at 224 pixels in mixed precision fits 32 GB with them
 

@@ -8,8 +8,7 @@ from importlib import metadata
 from typing import Any, Dict, Iterator, Optional
 
 from seresnet_timm.errors import printable
-from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.step.learning_rate import num_epochs
+from seresnet_timm.runs.settings import RunSettings, num_epochs
 
 TENSORBOARD, OLDEST_TENSORBOARD = "'tensorboard>=2.16,<3'", (2, 16)  # as in setup.cfg
 TIMEOUT = 120  # seconds for the import of wandb on a slow disk

@@ -214,9 +214,10 @@ def check(seconds: float, allowed: str, file: str) -> List[str]:
 
 def step_options(settings: RunSettings) -> List[Tuple[str, str, Callable[[Candidate], Candidate], str, Any]]:
     """Options that change the numbers of a training by rounding only: name, value, change, key in the file, setting."""
+    from seresnet_timm.models.create import architecture_of
     kind = kind_of(settings.device)
     options: List[Tuple[str, str, Callable[[Candidate], Candidate], str, Any]] = []
-    if settings.args['model'].split('.')[0].endswith('_ascend'):
+    if architecture_of(settings.args['model'], settings.model_folder).endswith('_ascend'):
         value = 'off' if settings.lean_se == 'on' else 'on'
         options.append(('--lean-se', value, lambda c: c.with_settings(lean_se=value), 'lean_se', value))
     if kind != 'npu':  # whose operators take contiguous tensors only

@@ -13,6 +13,7 @@ from seresnet_timm.files import atomic_path
 from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
+from seresnet_timm.runs.settings import num_epochs
 from seresnet_timm.runs.status import read_status
 
 FINISHED, STOPPED_EARLY, RUNNING, UNFINISHED, FAILED, DIVERGED = (
@@ -49,8 +50,8 @@ class Run:
 
     @property
     def epochs_planned(self) -> Optional[int]:
-        epochs = self.record['settings']['args'].get('epochs')
-        return epochs if isinstance(epochs, int) else None
+        args = self.record['settings']['args']
+        return num_epochs(args) if isinstance(args.get('epochs'), int) else None
 
     @property
     def state(self) -> Tuple[str, Optional[str]]:

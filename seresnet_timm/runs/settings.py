@@ -6,9 +6,10 @@ plain. What differs from node to node (its number, its address) is not in it. Th
 import argparse
 import copy
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from seresnet_timm.version import __version__
 
@@ -179,3 +180,19 @@ class RunSettings:
     @classmethod
     def read(cls, path: Path) -> 'RunSettings':
         return cls.from_json(Path(path).read_text(encoding='utf-8'))
+
+
+def num_epochs(args: Mapping[str, Any]) -> int:
+    """Epochs of a run, as timm's `create_scheduler_v2` has them: with cycles, warm-up and cooldown where they count.
+
+    Args:
+        args: Flags of train.py, with timm's default for what is missing.
+    """
+    sched, epochs = args.get('sched', 'cosine'), args.get('epochs', 300)
+    cooldown = args.get('cooldown_epochs') or 0
+    if sched in ('cosine', 'tanh', 'poly'):
+        cycles, factor = max(1, args.get('lr_cycle_limit', 1)), args.get('lr_cycle_mul', 1.)
+        epochs = epochs * cycles if factor == 1 else math.floor(-epochs * (factor ** cycles - 1) / (1 - factor))
+    elif sched not in ('wsd', 'rsqrt'):
+        cooldown = 0
+    return epochs + cooldown + (args.get('warmup_epochs', 5) if args.get('warmup_prefix') else 0)

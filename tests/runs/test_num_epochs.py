@@ -6,7 +6,9 @@ import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from seresnet_timm.engine.flags import train_parser
-from seresnet_timm.step.learning_rate import num_epochs
+from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.read import Run
+from seresnet_timm.runs.settings import num_epochs
 
 SCHEDULES = ('cosine', 'tanh', 'poly', 'step', 'multistep', 'plateau', 'constant', 'wsd', 'rsqrt', 'none')
 CYCLES = ((1, 1.), (3, 1.), (2, 2.), (3, .5))
@@ -25,3 +27,9 @@ def test_epochs_of_a_run_are_those_of_timms_scheduler(sched):
 
 def test_what_is_missing_has_timms_default():
     assert num_epochs({}) == 300 and num_epochs({'warmup_prefix': True, 'epochs': 10}) == 15
+
+
+def test_a_report_counts_them_likewise(tmp_path):
+    args = {'epochs': 10, 'cooldown_epochs': 2, 'sched': 'cosine'}
+    assert Run(RunFolder(tmp_path), {'settings': {'args': args}}, []).epochs_planned == 12
+    assert Run(RunFolder(tmp_path), {'settings': {'args': {}}}, []).epochs_planned is None
