@@ -117,12 +117,10 @@ def test_signal_while_the_folder_is_gone(data, tmp_path, monkeypatch, way):
     assert_equal(plain, load(last)['state_dict'])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('more', (('--nproc', 2), ('--scripts', SMALL_SCRIPTS)), ids=('2 ranks', "timm's"))
-def test_signal_while_the_folder_is_gone_in_a_command_line(digits, tmp_path, more):
-    data = subset(digits, tmp_path / 'digits', 10, 2)
-    (tmp_path / 'modules').mkdir()
-    (tmp_path / 'modules' / 'mover.py').write_text(f'''
+def mover(folder, data, away, then=''):
+    """Folder with the module `mover` for --device-modules: rank 0 moves the data away at the second step."""
+    folder.mkdir()
+    (folder / 'mover.py').write_text(f'''
 import os, signal, threading
 from torch.optim.optimizer import register_optimizer_step_post_hook
 steps = []
@@ -130,15 +128,24 @@ steps = []
 def move(*_):
     steps.append(1)
     if len(steps) == 2:
-        if os.environ.get('RANK', '0') == '0' and os.path.isdir({str(data)!r}):
-            os.rename({str(data)!r}, {str(tmp_path / 'away')!r})
-        threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        if os.environ.get('RANK', '0') == '0':
+            os.rename({str(data)!r}, {str(away)!r})
+        {then}
 register_optimizer_step_post_hook(move)
 ''')
+    return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more', (('--nproc', 2), ('--scripts', SMALL_SCRIPTS)), ids=('2 ranks', "timm's"))
+def test_signal_while_the_folder_is_gone_in_a_command_line(digits, tmp_path, more):
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    stop = 'threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()'
+    modules = mover(tmp_path / 'modules', data, tmp_path / 'away', then=stop)
     flags = (*FLAGS[:7], '-b', 2, '-j', 1, *more)
     start = time.monotonic()
     result = run_cli(*train_flags(data, tmp_path / 'out', *flags, '--device-modules', 'mover'),
-                     env={'PYTHONPATH': str(tmp_path / 'modules')})
+                     env={'PYTHONPATH': modules})
     assert result.returncode in (143, 1), result.stderr  # torchrun reports a rank's signal as an error
     assert 'Stopped by SIGTERM; everything is saved.' in result.stderr and time.monotonic() - start < 200
     os.rename(tmp_path / 'away', data)
@@ -155,20 +162,9 @@ register_optimizer_step_post_hook(move)
 def test_folder_that_does_not_come_back(digits, tmp_path, more):
     """Exit code 1 and one sentence, though --hang-timeout is shorter."""
     data = subset(digits, tmp_path / 'digits', 10, 2)
-    (tmp_path / 'modules').mkdir()
-    (tmp_path / 'modules' / 'mover.py').write_text(f'''
-import os
-from torch.optim.optimizer import register_optimizer_step_post_hook
-steps = []
-
-def move(*_):
-    steps.append(1)
-    if len(steps) == 2 and os.environ.get('RANK', '0') == '0':
-        os.rename({str(data)!r}, {str(tmp_path / 'away')!r})
-register_optimizer_step_post_hook(move)
-''')
+    modules = mover(tmp_path / 'modules', data, tmp_path / 'away')
     flags = (*FLAGS[:7], '-b', 2, '--device-modules', 'mover', '--data-timeout', 12, '--hang-timeout', 5, *more)
-    result = run_cli(*train_flags(data, tmp_path / 'out', *flags), env={'PYTHONPATH': str(tmp_path / 'modules')})
+    result = run_cli(*train_flags(data, tmp_path / 'out', *flags), env={'PYTHONPATH': modules})
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith('seresnet-timm: error: The data folder is gone for 12 s: '), result.stderr

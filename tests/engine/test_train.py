@@ -1,15 +1,10 @@
 """Training runs of the bundled train.py: outputs, resuming, several processes, waiting for the device."""
 import csv
-import fcntl
 import json
 import os
-import pty
 import shutil
 import signal
-import struct
 import subprocess
-import sys
-import termios
 import time
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -21,6 +16,7 @@ import timm
 import torch
 import yaml
 from conftest import MODEL, NARROW, WIDE, run_cli, train_flags
+from terminal import run_in_terminal
 from timm.models import load_checkpoint
 from timm.task import ClassificationTask
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -340,22 +336,6 @@ def test_amp(few_digits, tmp_path):
 @pytest.mark.slow
 def test_progress_bar_on_a_terminal(few_digits, tmp_path):
     """A real pseudo-terminal."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 120, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'seresnet_timm', *map(str, train_flags(few_digits, tmp_path, '--epochs', 1))],
-        env={**os.environ, 'TIMM_SCRIPTS': ''}, stdin=slave, stdout=slave, stderr=slave)
-    os.close(slave)
-    output = b''
-    while True:
-        try:
-            chunk = os.read(master, 65536)
-        except OSError:  # the terminal's end, on Linux
-            break
-        if not chunk:
-            break
-        output += chunk
-    assert process.wait() == 0, output.decode()
-    text = output.decode()
+    text = run_in_terminal(*train_flags(few_digits, tmp_path, '--epochs', 1))
     assert 'Train 0: ' in text and '\r' in text and 'images/s' in text
     assert text.count('Train: 0 [') == 1  # the last line of the epoch only

@@ -1,18 +1,14 @@
 """What a training shows and writes while it runs, with both engines: lines, early stop, TensorBoard, status.json."""
-import fcntl
 import json
 import os
-import pty
 import re
 import shutil
 import struct
-import subprocess
-import sys
-import termios
 from importlib.util import find_spec
 
 import pytest
 from conftest import run_cli, train_flags
+from terminal import run_in_terminal
 from timm_scripts import SCRIPTS, SMALL
 from training import load, summary, train, valid_record
 
@@ -138,24 +134,8 @@ def test_processes_stop_early_together(few_digits, tmp_path, script):
 @pytest.mark.parametrize('no_color', ['', '1'])
 def test_bars_on_a_terminal(few_digits, tmp_path, script, no_color):
     """A real pseudo-terminal, with both engines."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 120, 0, 0))
-    env = {**os.environ, 'TIMM_SCRIPTS': str(script or ''), 'NO_COLOR': no_color, 'TERM': 'xterm'}
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'seresnet_timm', *map(str, train_flags(few_digits, tmp_path, '-b', 4))],
-        env=env, stdin=slave, stdout=slave, stderr=slave)
-    os.close(slave)
-    output = b''
-    while True:
-        try:
-            chunk = os.read(master, 65536)
-        except OSError:  # the terminal's end, on Linux
-            break
-        if not chunk:
-            break
-        output += chunk
-    assert process.wait() == 0, output.decode()
-    text = output.decode()
+    text = run_in_terminal(*train_flags(few_digits, tmp_path, '-b', 4), TIMM_SCRIPTS=str(script or ''),
+                           NO_COLOR=no_color, TERM='xterm')
     assert re.search(r'Run: +\d+%.*left, ends ', text) and re.search('Train 1: +[0-9]+%.*images/s', text)
     assert re.search(r'Run: .*top1 \d+\.\d\d, best \d+\.\d\d \(epoch 0\)', text)
     assert text.count('Train: 0 [') == 1  # the last line of the epoch only

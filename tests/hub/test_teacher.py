@@ -51,5 +51,7 @@ def test_downloaded_once_and_never_in_a_dry_run(hub, client, train, tmp_path, fl
     assert client.run(*train[:-1], 'again', *flags).code == 0 and not any('_cdn' in r for r in hub.requests)
 
 
-def test_a_teacher_that_does_not_exist(client, train):
-    one_sentence(client.run(*train, '--kd-model-name', 'hf-hub:me/none'), 1, 'me/none')
+def test_a_teacher_that_does_not_exist(client, train, tmp_path):
+    result = client.run(*train, '--kd-model-name', 'hf-hub:me/none')
+    one_sentence(result, 1, 'me/none')
+    assert result.code == 1 and not (tmp_path / 'runs').exists()
