@@ -15,9 +15,6 @@ import pytest
 
 # one thread a process: results do not depend on the machine's cores, and test processes run side by side
 os.environ['OMP_NUM_THREADS'] = '1'
-# timm's scripts that the user has fetched are not what the tests mean by the bundled ones
-_cache = tempfile.TemporaryDirectory(prefix='seresnet_timm-')
-os.environ['XDG_CACHE_HOME'] = _cache.name
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'benchmarks'))
@@ -27,6 +24,19 @@ sys.path.append(str(ROOT / 'benchmarks'))
 def pytest_runtest_setup(item):
     """Choose how command lines start, before the fixtures, which may run some too."""
     preloaded.wanted = item.get_closest_marker('preloaded') is not None
+
+
+@pytest.fixture(scope='session', autouse=True)
+def temporary_files(tmp_path_factory):
+    """All temporary files, those of started processes too, lie in pytest's own folder, which goes with the session."""
+    folder = tmp_path_factory.mktemp('tmp')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TMPDIR', str(folder))
+        patch.setattr(tempfile, 'tempdir', None)  # Python read the variable before
+        # timm's scripts that the user has fetched are not what the tests mean by the bundled ones
+        patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
+        yield
+        preloaded.stop()
 
 
 def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=None):
