@@ -1,4 +1,5 @@
 """Shared fixtures: the demo digits as data, and the command line as a user runs it."""
+import importlib.util
 import io
 import os
 import shutil
@@ -12,6 +13,8 @@ from unittest import mock
 
 import preloaded
 import pytest
+from filelock import FileLock
+from PIL import Image
 
 # one thread a process: results do not depend on the machine's cores, and test processes run side by side
 os.environ['OMP_NUM_THREADS'] = '1'
@@ -71,6 +74,12 @@ def run_here(*argv):
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
+def sample_photos() -> list:
+    """The two photos of scikit-learn's `load_sample_images`, 640 x 427, without its import, which takes 2 s."""
+    folder = Path(importlib.util.find_spec('sklearn').origin).parent / 'datasets' / 'images'
+    return [Image.open(folder / name).convert('RGB') for name in ('china.jpg', 'flower.jpg')]
+
+
 def subset(source: Path, target: Path, num_train: int, num_val: int) -> Path:
     """Copy the first images of every class."""
     for split, count in (('train', num_train), ('val', num_val)):
@@ -83,11 +92,15 @@ def subset(source: Path, target: Path, num_train: int, num_val: int) -> Path:
 
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory) -> Path:
-    """The whole demo dataset: 1,438 training and 359 validation images."""
-    from seresnet_timm.datasets.demo import write_demo_data
-    root = tmp_path_factory.mktemp('data') / 'digits'
-    write_demo_data(str(root))
-    return root
+    """The whole demo dataset: 1,438 training and 359 validation images; the test processes write it once, for all."""
+    base = tmp_path_factory.getbasetemp()
+    written = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'digits'
+    with FileLock(f'{written}.lock'):
+        if not written.exists():
+            from seresnet_timm.datasets.demo import write_demo_data
+            write_demo_data(str(written))
+    # a folder of its own, as some tests move the data away
+    return Path(shutil.copytree(written, tmp_path_factory.mktemp('data') / 'digits', copy_function=os.link))
 
 
 @pytest.fixture(scope='session')

@@ -195,7 +195,7 @@ def test_local_address_of_another_machine(few_digits, tmp_path):
 # --- several processes ------------------------------------------------------------------------------------------------
 
 def test_two_ranks(few_digits, tmp_path):
-    """Rank 0 prints, others log to files; each rank has its share of the cores, if asked for; no temporary files stay."""
+    """Rank 0 prints, others log to files; each has its share of cores, if asked; no temporary files stay."""
     (tmp_path / 'tmp').mkdir()
     (tmp_path / 'cores.py').write_text(
         'import os\nif "RANK" in os.environ:\n'
