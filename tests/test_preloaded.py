@@ -127,7 +127,7 @@ def test_the_package_is_imported_anew(tmp_path):
 
 @pytest.mark.slow
 def test_test_processes_share_one_import(tmp_path):
-    """Each has a server of its own, forked from the first one; it ends with the test process, also if that is killed."""
+    """Each has its own server, forked from the first one, that ends with the test process, also if that is killed."""
     code = """
 import os, signal, subprocess, sys
 import preloaded
