@@ -41,7 +41,7 @@ def prepare(
         user, machine, waits(settings, node), fault_tolerance.knows(fault_tolerance.SYNC)))
     if node.is_first_of_node:
         can_choose = not node.is_rank or uses_agent_store(os.environ)  # else each rank has its own environment
-        wish = hccl_ports.Wish(settings.nproc, settings.nnodes, interface.address, shared, can_choose)
+        wish = hccl_ports.Wish(settings.nproc, settings.nnodes, node.rank, interface.address, shared, can_choose)
         found.add(hccl_ports.decide_ports(user, machine, wish, keep))
     os.environ.update(found.environ)
     notes = [n for n in settings.notes if not any(n.startswith(f'{name}=') for name in found.environ)]
