@@ -72,6 +72,9 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     flags = dict(line.flags)
     config_path = flags.pop('config', None) or line.options.get('config')
     if 'data' in flags:  # timm's positional argument
+        if flags['data'] and flags.get('data_dir', flags['data']) != flags['data']:
+            raise UsageError(f"Unexpected argument '{printable(flags['data'])}': --data-dir "
+                             f"{printable(flags['data_dir'])} names the dataset already.")
         flags['data_dir'] = flags.pop('data') or flags.get('data_dir')
     if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
         raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
