@@ -206,7 +206,7 @@ def _set_final(settings: RunSettings, state: str, text: Optional[str]) -> None:
             if state == 'finished':
                 path.unlink()
                 return
-            status.state, status.text, status.ends = state, text, None
+            status.state, status.text, status.ends, status.ends_early = state, text, None, None
             write_status(path, status)
 
 

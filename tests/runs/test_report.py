@@ -250,6 +250,13 @@ def test_states_that_a_run_has_noted(run, tmp_path, changes, state):
     assert report.read_run(folder).state == state
 
 
+def test_a_run_that_a_signal_has_stopped(run):
+    write_status(RunFolder(run).status, Status(state='stopped', text='SIGTERM'))
+    assert report.read_run(run).state == ('unfinished', 'stopped by SIGTERM.')
+    write_status(RunFolder(run).status, Status(state='stopped'))
+    assert report.read_run(run).state == ('unfinished', None)
+
+
 def test_a_run_that_is_going_on(run):
     with RunFolder(run).exclusive():
         assert report.read_run(run).state == ('running', None)
