@@ -11,7 +11,7 @@ from seresnet_timm.checkpoints import layout
 from seresnet_timm.checkpoints.recognise import classifier_rows, recognise
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.models.create import is_known
-from seresnet_timm.models.info import SCHEMA, ModelInfo
+from seresnet_timm.models.info import IMAGE_MODES, SCHEMA, ModelInfo
 
 SHA256_KEY = 'weights_sha256'  # in our checkpoints: SHA-256 of the weights, by the key that holds them
 INFO_KEY = 'model_info'
@@ -107,12 +107,6 @@ class Checkpoint:
         if isinstance(args, argparse.Namespace):
             args = vars(args)
         return dict(args) if isinstance(args, dict) else {}
-
-    @property
-    def image_mode(self) -> Optional[str]:
-        """Pillow's mode that the training read its images in (`--input-img-mode`); None for grey or RGB by channels."""
-        mode = self.args.get('input_img_mode')
-        return mode if isinstance(mode, str) and mode else None
 
     @property
     def is_modelzoo(self) -> bool:
@@ -224,8 +218,11 @@ class Checkpoint:
         """
         origin = f'Checkpoint {self.path}'
         if self.content.get(INFO_KEY) is not None:
-            return ModelInfo.from_dict(self.content[INFO_KEY], origin)
-        return ModelInfo.from_dict(_info_of_args(self.args, self.arch, self.num_classes, origin), origin)
+            info = ModelInfo.from_dict(self.content[INFO_KEY], origin)
+        else:
+            info = ModelInfo.from_dict(_info_of_args(self.args, self.arch, self.num_classes, origin), origin)
+        mode = self.args.get('input_img_mode')
+        return replace(info, image_mode=mode) if info.image_mode is None and mode in IMAGE_MODES else info
 
     def typed_info(self) -> ModelInfo:
         """`info`, for verbs that have no flags for the arguments of a network: they say which verb has.

@@ -79,7 +79,7 @@ def _settings(checkpoint: Checkpoint) -> Dict[str, Any]:
         return {'refused': str(e)}
     return {'class_names': info.class_names, 'model_kwargs': info.kwargs, 'input_size': info.input_size,
             'mean': info.mean, 'std': info.std, 'interpolation': info.interpolation, 'crop_pct': info.crop_pct,
-            'crop_mode': info.crop_mode, 'refused': None,
+            'crop_mode': info.crop_mode, 'image_mode': info.image_mode, 'refused': None,
             'not_in_it': info.unknown_preprocessing() + (['class names'] if info.class_names is None else [])}
 
 
@@ -152,7 +152,7 @@ def _describe_settings(facts: Dict[str, Any]) -> List[Tuple[str, str]]:
     size = facts.get('input_size')
     images = [f'{size[1]} x {size[2]}' + (f', {size[0]} channel(s)' if size[0] != 3 else '')] if size else []
     images += [f'{label} {facts[key]}' for key, label in (
-        ('interpolation', 'interpolation'), ('crop_pct', 'crop'), ('crop_mode', 'crop mode'))
+        ('interpolation', 'interpolation'), ('crop_pct', 'crop'), ('crop_mode', 'crop mode'), ('image_mode', 'mode'))
         if facts.get(key) is not None]
     images += [f'{key} {", ".join(f"{v:.4g}" for v in facts[key])}' for key in ('mean', 'std') if facts.get(key)]
     if images:

@@ -96,6 +96,9 @@ def read_source(
     unknown = info.unknown_preprocessing()
     if unknown:
         notes.append(f"preprocessing: not in the file, timm's values of {name} are taken: {', '.join(unknown)}")
+    if info.image_mode is not None:
+        notes.append(f'images: the network takes them in the mode {info.image_mode}, for which config.json has no '
+                     f'field: who evaluates it has to give --input-img-mode {info.image_mode}')
     if class_names is not None:
         info = replace(info, class_names=read_class_names(class_names, shapes.num_classes))
     elif info.class_names is None:

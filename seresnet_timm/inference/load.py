@@ -114,9 +114,9 @@ def load_model(
             if value is not None:
                 raise UsageError(f'{flag} is for checkpoint files, {source} is the name of a model: leave it out.')
         model, name, origin = _load_named(source, img_size)
-        image_mode, info, names, descriptions = None, ModelInfo(), *_names_of_config(model)
+        info, names, descriptions = ModelInfo(), *_names_of_config(model)
     else:
-        model, info, origin, image_mode = _load_file(path, model_name, num_classes, img_size, use_ema)
+        model, info, origin = _load_file(path, model_name, num_classes, img_size, use_ema)
         name, names, descriptions = info.name, info.class_names, None
     data_config = _preprocessing(model, info, source, img_size, crop_pct)
     if class_names is not None:
@@ -139,7 +139,7 @@ def load_model(
         class_names_origin=names_origin,
         flags=[f'{flag} {value}' for flag, value in given if value is not None],
         unknown=[] if path is None else info.unknown_preprocessing(),
-        image_mode=image_mode,
+        image_mode=info.image_mode,
     )
 
 
@@ -271,8 +271,8 @@ def _load_file(
         num_classes: Optional[int],
         img_size: Optional[int],
         use_ema: bool,
-) -> Tuple[nn.Module, ModelInfo, str, Optional[str]]:
-    """A model with the weights of a checkpoint file, what it was made from, where they came from, its image mode."""
+) -> Tuple[nn.Module, ModelInfo, str]:
+    """A model with the weights of a checkpoint file, what it was made from, and where the weights came from."""
     checkpoint = read_checkpoint(path)
     info = checkpoint.typed_info()
     if model_name is not None:
@@ -284,7 +284,7 @@ def _load_file(
     model, info = model_of(
         checkpoint, info, use_ema, num_classes=num_classes, img_size=img_size, folder=folder, exportable=True)
     parts = [f'from {path}'] + ([f'epoch {checkpoint.epoch}'] if checkpoint.epoch is not None else [])
-    return model, info, ', '.join(parts + (['moving average'] if use_ema else [])), checkpoint.image_mode
+    return model, info, ', '.join(parts + (['moving average'] if use_ema else []))
 
 
 def _size_argument(name: str, img_size: Optional[int]) -> Dict[str, int]:

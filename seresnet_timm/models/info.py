@@ -18,6 +18,8 @@ from seresnet_timm.models.trusted import (
 SCHEMA = 1
 INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming', 'random')
 CROP_MODES = ('center', 'squash', 'border')
+# those of --input-img-mode (engine/values.py, which imports nothing that --help would wait for)
+IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
 MAX_PIXELS = 16384  # of a side
 
 
@@ -37,6 +39,7 @@ class ModelInfo:
         interpolation: Resize filter of validation.
         crop_pct: Share of the resized image that the validation crop keeps.
         crop_mode: timm's name of the validation crop: 'center', 'squash' or 'border'.
+        image_mode: Pillow's mode that images are read in (`--input-img-mode`); None for grey or RGB by the channels.
     """
     name: Optional[str] = None
     kwargs: Dict[str, Any] = field(default_factory=dict)
@@ -49,6 +52,7 @@ class ModelInfo:
     interpolation: Optional[str] = None
     crop_pct: Optional[float] = None
     crop_mode: Optional[str] = None
+    image_mode: Optional[str] = None
 
     def to_dict(self) -> Dict[str, Any]:
         """Plain values for JSON and checkpoints, with the number of the schema."""
@@ -83,6 +87,7 @@ class ModelInfo:
             interpolation=trusted_word(get('interpolation'), origin, 'interpolation', INTERPOLATIONS),
             crop_pct=trusted_numbers(get('crop_pct'), origin, 'crop_pct', 1e-3, 10),
             crop_mode=trusted_word(get('crop_mode'), origin, 'crop_mode', CROP_MODES),
+            image_mode=trusted_word(get('image_mode'), origin, 'image_mode', IMAGE_MODES),
         )
 
     def unknown_preprocessing(self) -> List[str]:

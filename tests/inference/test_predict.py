@@ -21,8 +21,9 @@ from training import load
 from seresnet_timm import cli
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.classes import names_of_dataset
+from seresnet_timm.engine import values
 from seresnet_timm.inference.predict import find_images
-from seresnet_timm.models.info import ModelInfo
+from seresnet_timm.models.info import IMAGE_MODES, ModelInfo
 
 
 @pytest.fixture(scope='module')
@@ -277,7 +278,10 @@ def test_images_are_read_in_the_mode_of_the_training(few_digits, tmp_path, capsy
     model = mode_checkpoint(tmp_path / 'c.pth.tar', mode, in_chans)
     image = tmp_path / 'colours.png'
     Image.effect_noise((32, 32), 90).convert('RGB').rotate(9, fillcolor=(200, 20, 90)).save(image)
-    printed = run(capsys, tmp_path / 'c.pth.tar', image, '--json')
+    assert IMAGE_MODES == values.IMAGE_MODES
+    cli.main(['convert', str(tmp_path / 'c.pth.tar'), str(tmp_path / 'c.safetensors'), '--to', 'safetensors'])
+    capsys.readouterr()
+    printed = run(capsys, tmp_path / 'c.safetensors', image, '--json')
     assert f'Preprocessing: images as {mode}, resize' in printed.err
     transform = create_transform(
         (in_chans, 32, 32), interpolation='bilinear', crop_pct=1.0, mean=(0.5,) * in_chans, std=(0.2,) * in_chans)

@@ -171,6 +171,7 @@ def test_names_that_are_taken():
     ('input_size', [3, 224, 10 ** 6]), ('input_size', 224), ('input_size', [3, '224', 224]), ('mean', [0.5, 0.5]),
     ('mean', [float('nan')] * 3), ('mean', '0.5'), ('std', [0, 0, 0]), ('std', [-1.0]), ('interpolation', 'x\n'),
     ('interpolation', 3), ('crop_pct', 0), ('crop_pct', float('inf')), ('crop_pct', [0.9]), ('crop_mode', '../x'),
+    ('image_mode', 'x'),
     ('kwargs', []), ('kwargs', {'a': 1}), ('schema', 'x'),
 ], ids=repr)
 def test_info_of_a_damaged_or_malicious_file(key, value):
