@@ -29,6 +29,15 @@ def pytest_xdist_setupnodes():
     preloaded.share()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
+def pytest_collection_modifyitems(items):
+    """Tests that share a fixture of their module run in one test process, so that it is made once."""
+    for item in items:
+        scopes = {fixtures[-1].scope for fixtures in item._fixtureinfo.name2fixturedefs.values()}
+        if 'module' in scopes and item.get_closest_marker('xdist_group') is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split('::')[0]))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Choose how command lines start, before the fixtures, which may run some too."""

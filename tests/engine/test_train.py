@@ -264,7 +264,7 @@ def validate_on(processes: int, folder: Path, data: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', (2, 3))
 def test_validation_counts_every_image_once(run, few_digits, one_process_result, processes):
-    """Every figure; tests/timm_scripts/test_runs.py compares accuracy and loss of 3 processes in the normal run."""
+    """Every figure; the normal run compares accuracy and loss of 2 processes (the test above)."""
     result = validate_on(processes, run[0], few_digits)
     assert result == pytest.approx(one_process_result, abs=2e-6)
 

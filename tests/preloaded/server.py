@@ -138,6 +138,7 @@ def become(request: Dict[str, Any], files: List[int]) -> None:
     sys.orig_argv[:] = [sys.executable, *request['argv']]
     if request['unbuffered']:
         sys.stdout.reconfigure(write_through=True)
+    sys.modules['tempfile'].tempdir = None  # read from the environment when it is first used
     # as at an import, from the system's randomness
     random.seed()
     sys.modules['numpy'].random.seed()

@@ -58,10 +58,17 @@ def test_run_equals_the_bundled_scripts(few_digits, tmp_path, folder, processes)
 
 
 @pytest.mark.parametrize('folder', SCRIPTS)
-def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
-    """Into its own folder: one header, the best metric, and the evaluation of what was saved."""
-    flags = train_flags(few_digits, tmp_path, '--scripts', folder)
+def test_resumed_run(few_digits, tmp_path, folder):
+    """With dropout: an epoch that is trained again after a resume has the loss that it had.
+
+    Into its own folder: one header, the best metric, and the evaluation of what was saved.
+    """
+    flags = train_flags(few_digits, tmp_path, '--scripts', folder, '--drop', 0.5)
     run(*flags)
+    rows = summary(tmp_path / 'run')
+    run(*flags, '--resume', tmp_path / 'run' / 'checkpoint-0.pth.tar')
+    assert summary(tmp_path / 'run') == rows
+
     last = tmp_path / 'run' / 'last.pth.tar'
     checkpoint = load(last)
     checkpoint['saver']['best_metric'], checkpoint['saver']['pending'] = 99.9, (None, None)
@@ -72,17 +79,6 @@ def test_resumed_run_keeps_history(few_digits, tmp_path, folder):
     record = valid_record(tmp_path / 'run')
     assert [e['epoch'] for e in record['epochs']] == [0, 1, 2]
     assert record['best']['value'] == 99.9 and record['finished']
-
-
-@pytest.mark.parametrize('folder', SCRIPTS)
-def test_resumed_run_draws_the_same_numbers(few_digits, tmp_path, folder):
-    """With dropout: an epoch that is trained again after a resume has the loss that it had."""
-    flags = train_flags(
-        few_digits, tmp_path, '--scripts', folder, '--drop', 0.5, '--model-kwargs', 'channels=(8,16,24,32)')
-    run(*flags)
-    rows = summary(tmp_path / 'run')
-    run(*flags, '--resume', tmp_path / 'run' / 'checkpoint-0.pth.tar')
-    assert summary(tmp_path / 'run') == rows
 
 
 @pytest.mark.parametrize('folder', SCRIPTS)
@@ -210,7 +206,7 @@ def evaluate(few_digits, tmp_path, checkpoint, scripts, processes, results_forma
         '--results-file', tmp_path / 'results', '--results-format', results_format)
 
 
-@pytest.mark.parametrize('folder', [*SCRIPTS, pytest.param('bundled', id='bundled')])
+@pytest.mark.parametrize('folder', [*SCRIPTS, pytest.param('bundled', id='bundled', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('processes', (pytest.param(1, marks=pytest.mark.slow), 3))
 def test_evaluation_counts_every_image_once(few_digits, tmp_path, modelzoo_checkpoint, expected, folder, processes):
     """A ModelZoo checkpoint, 70 images on 1 and 3 processes, against every image by itself."""
