@@ -129,8 +129,6 @@ def _several_sizes(verb: str, typed: Dict[str, Any]) -> List[str]:
     return [f'--img-size {typed["img_size"]} {data}: it takes one size in {other}.']
 
 
-
-
 def _of_the_bundled_script(verb: str, flags: List[str], unknown: List[str]) -> List[str]:
     """Sentences on flags of the bundled script that the script which runs does not have; they leave `unknown`."""
     own = set(flags_of(train_parser() if verb == 'train' else validate_parser())) - set(flags)
