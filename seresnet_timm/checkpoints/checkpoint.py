@@ -219,7 +219,8 @@ class Checkpoint:
         origin = f'Checkpoint {self.path}'
         if self.content.get(INFO_KEY) is not None:
             return ModelInfo.from_dict(self.content[INFO_KEY], origin)
-        return ModelInfo.from_dict(_info_of_args(self.args, self.arch, self.num_classes, origin), origin)
+        return ModelInfo.from_dict(
+            _info_of_args(self.args, self.arch, self.num_classes, origin), origin, 'args.model', 'args.model_kwargs')
 
     def typed_info(self) -> ModelInfo:
         """`info`, for verbs that have no flags for the arguments of a network: they say which verb has.
