@@ -31,7 +31,8 @@ def end_epoch(
     metric = (eval_metrics or train_metrics).get(run.eval_metric) if has_ranking else None
     progress.end_epoch(run.eval_metric, metric, figures.get('unreadable_train'))
     if progress.status is not None and progress.forecast is not None:
-        progress.status.ends = progress.forecast.end(time.time())
+        best = outputs.record.content['best']
+        progress.foresee(time.time(), best['epoch'] if best else None)
     _logger.info(describe_epoch(run, epoch, train_metrics, eval_metrics, figures))
     if progress.status is not None and has_ranking:
         _tell_of_best(run, epoch)
