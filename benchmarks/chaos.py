@@ -34,7 +34,8 @@ if importlib.util.find_spec('seresnet_timm') is None:  # not installed: the one 
 
 import measure
 import psutil
-from chaos_faults import do_faults
+from chaos_faults import Faults, do_faults, faults_of_one_machine
+from chaos_nodes import node_faults
 from chaos_runs import RANDOM, Run, result_of, write_data
 
 from seresnet_timm.files import write_json
@@ -252,7 +253,8 @@ def main() -> None:
             Kills(data, Path(tmp), args.at_save, args.seed, report, args.json).do(args.kills, args.jobs)
             is_right = all(row['same'] == row['runs'] for row in report.get('rows', ()))
         else:
-            rows = do_faults(data, Path(tmp), args.only)
+            faults = Faults(data, Path(tmp))
+            rows = do_faults({**faults_of_one_machine(faults), **node_faults(faults)}, args.only)
             report['rows'] = [vars(row) for row in rows]
             is_right = all(row.is_right for row in rows)
     if args.json:

@@ -243,10 +243,9 @@ def _mount(folder: Path, size: str) -> None:
     subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)], check=True)
 
 
-def do_faults(data: Path, tmp: Path, only: Optional[str]) -> List[Row]:
-    from chaos_nodes import node_faults
-    faults = Faults(data, tmp)
-    todo: Dict[str, Callable[[], Row]] = {
+def faults_of_one_machine(faults: Faults) -> Dict[str, Callable[[], Row]]:
+    """What is done to a run, by name."""
+    return {
         **{f'{signum.name.lower()}-{ranks}': functools.partial(faults.signal_to, signum, ranks)
            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
            for ranks in (1, 2)},
@@ -262,8 +261,11 @@ def do_faults(data: Path, tmp: Path, only: Optional[str]) -> List[Row]:
         'small-shm': faults.small_shm,
         'no-data': faults.no_data,
         'bad-numbers': faults.bad_numbers,
-        **node_faults(faults),
     }
+
+
+def do_faults(todo: Dict[str, Callable[[], Row]], only: Optional[str]) -> List[Row]:
+    """Do faults by name, all or those that match a pattern, and print a row for each."""
     chosen = [name for name in todo if not only or re.fullmatch(only, name)]
     if not chosen:
         raise SystemExit(f'--only {only}: not one of {", ".join(todo)}')

@@ -135,7 +135,9 @@ def place_boxes(layers: List[List[str]], arrows: List[Tuple[str, str]]) -> Place
             xa, ya, xb, yb = ends(where, a, b)
             total += abs(xa - xb) / 4
             for x, y in where.values():
-                total += 5 * (yb < y < ya and abs(xa + (xb - xa) * (ya - y) / (ya - yb) - x) < WIDTH / 2 + 0.3)
+                aside = abs(xb - xa) / (ya - yb) * HEIGHT / 2  # how far the arrow moves aside within a box's height
+                total += 20 * (yb < y < ya and abs(
+                    xa + (xb - xa) * (ya - y) / (ya - yb) - x) < WIDTH / 2 + aside + 0.1)
         return total + sum(abs(x) for x, _ in where.values()) / 50
 
     shifts, order = [0.] * len(layers), [list(names) for names in layers]
@@ -166,10 +168,10 @@ def draw(layers: List[List[str]], edges: Edges, path: Path = PICTURE) -> None:
     arrows = sorted(without_implied({(a, b) for a, b in edges - wrong if b not in layers[-1]}))
     where = place_boxes(layers, arrows)
     bottom = -ROW * (len(layers) - 1)
-    figure, axes = plt.subplots(figsize=(12.5, ROW * len(layers) + 0.5))
+    figure, axes = plt.subplots(figsize=(14.4, ROW * len(layers) + 0.5))
     for i in range(len(layers)):
         axes.axhspan(-ROW * i - HEIGHT / 2 - 0.1, -ROW * i + HEIGHT / 2 + 0.1, color='#f3f5f8', zorder=0)
-        axes.text(-6.4, -ROW * i, str(len(layers) - i), va='center', color='#8a94a3', fontsize=13)
+        axes.text(-7.6, -ROW * i, str(len(layers) - i), va='center', color='#8a94a3', fontsize=13)
     for name, (x, y) in where.items():
         axes.add_patch(FancyBboxPatch(
             (x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, boxstyle='round,pad=0,rounding_size=0.08',
@@ -184,7 +186,7 @@ def draw(layers: List[List[str]], edges: Edges, path: Path = PICTURE) -> None:
     axes.text(0, bottom - 0.72, ha='center', fontsize=8.5, color='#4a5568', s=(
         f'An arrow is an import; {len(edges)} pairs of parts are importer and imported. Not drawn: imports that a '
         f'chain of arrows implies,\nand imports of {", ".join(layers[-1])}, which are allowed everywhere.'))
-    axes.set(xlim=(-6.7, 6.4), ylim=(bottom - 0.8, 0.5))
+    axes.set(xlim=(-7.9, 7.2), ylim=(bottom - 0.8, 0.5))
     axes.axis('off')
     figure.tight_layout(pad=0.3)
     description = {'Date': None, 'Description': json.dumps(data_of(layers, edges))}

@@ -202,7 +202,7 @@ def _explain(event: Event, top: Finding, subject: str) -> Explanation:
     if key == 'unknown':
         facts['reason'] = 'an error that is not known here'
     fault = FAULTS[key]
-    facts = _complete(key, facts, event, subject, codes)
+    facts = _complete(key, facts, event, subject)
     known = key not in _NOT_EXPLAINED and not (unknown and top.weight < 25)
     return Explanation(
         key, fault.role, fill(fault.what, facts), tuple(fill(c, facts) for c in fault.causes),
@@ -231,7 +231,7 @@ def _unknown_of(event: Event) -> List[Tuple[str, str]]:
     return list(found.items())
 
 
-def _complete(key: str, facts: Dict[str, str], event: Event, subject: str, codes: Tuple) -> Dict[str, str]:
+def _complete(key: str, facts: Dict[str, str], event: Event, subject: str) -> Dict[str, str]:
     """Values for a sentence that are computed from others."""
     device = str(event.device) if event.device is not None else None
     rank = f'rank {event.rank}' if event.rank is not None else None

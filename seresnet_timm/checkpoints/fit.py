@@ -155,7 +155,7 @@ def load_weights(
             if key in weights and weights[key].shape != own[key].shape:
                 _logger.info(f'{key} of {path} has {weights[key].shape[0]} classes: the model keeps its own.')
                 weights = dict(weights, **{key: own[key]})
-    _refuse_misfit(checkpoint, weights, model, model_name)
+    refuse_misfit(checkpoint, weights, model, model_name)
     model.load_state_dict(weights)
     if named.describe():
         _logger.info(f'{path}: {named.describe()}.')
@@ -188,13 +188,18 @@ def model_of(
     info = info or checkpoint.info
     shapes = create_from_info(info, checkpoint.path, meta=True, **kwargs)
     name = info.name or 'the model'
-    _refuse_misfit(checkpoint, weights_for(checkpoint, shapes, use_ema), shapes, name)
+    refuse_misfit(checkpoint, weights_for(checkpoint, shapes, use_ema), shapes, name)
     model = create_from_info(info, checkpoint.path, **kwargs)
     load_weights(model, checkpoint, name, use_ema)
     return model, info
 
 
-def _refuse_misfit(checkpoint: Checkpoint, weights: Dict[str, Any], model: nn.Module, model_name: str) -> None:
+def refuse_misfit(checkpoint: Checkpoint, weights: Dict[str, Any], model: nn.Module, model_name: str) -> None:
+    """Refuse weights that do not fit a model, or that are not finite.
+
+    Raises:
+        UsageError: Says what differs.
+    """
     misfit = describe_misfit(weights, model, checkpoint.arch_unlike(model_name))
     if misfit:
         raise UsageError(f'Checkpoint {checkpoint.path} does not fit {model_name}: {misfit}.')

@@ -6,8 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from seresnet_timm.argument_parser import ArgumentParser, KeyValues, unknown_flag_message
 from seresnet_timm.engine import flags as script_flags
-from seresnet_timm.engine.units import UNITS
-from seresnet_timm.engine.values import Output, rules_of
+from seresnet_timm.engine.values import UNITS, Output, rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.flags import MODELZOO, PREFIX
 from seresnet_timm.runs.settings import RunSettings

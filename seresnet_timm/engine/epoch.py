@@ -151,8 +151,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     bad_steps.start_epoch(is_begun=run.begun is not None)
     losses, throughput, first = start_meters(run)
     num_updates = epoch * run.updates_per_epoch + first // args.grad_accum_steps
-    update_images = 0
-    loss_avg = float('nan')
+    update_images, loss_avg = 0, float('nan')
 
     optimizer.zero_grad()
     wait_start = time.perf_counter()

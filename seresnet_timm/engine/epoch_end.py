@@ -30,6 +30,9 @@ def end_epoch(
     has_ranking = eval_metrics is not None or not run.args.val_split
     metric = (eval_metrics or train_metrics).get(run.eval_metric) if has_ranking else None
     progress.end_epoch(run.eval_metric, metric, figures.get('unreadable_train'))
+    if progress.status is not None and progress.forecast is not None:
+        best = outputs.record.content['best']
+        progress.foresee(time.time(), best['epoch'] if best else None)
     _logger.info(describe_epoch(run, epoch, train_metrics, eval_metrics, figures))
     if progress.status is not None and has_ranking:
         _tell_of_best(run, epoch)
@@ -53,11 +56,9 @@ def describe_epoch(
     times = [f'training {duration(figures["train_seconds"])}']
     if figures.get('eval_seconds') is not None:
         times.append(f'{"saving" if eval_metrics is None else "evaluation"} {duration(figures["eval_seconds"])}')
-    status, forecast = run.progress.status, run.progress.forecast
-    if status is None or forecast is None:
+    status = run.progress.status
+    if status is None or run.progress.forecast is None:
         return f'Epoch {epoch}: {", ".join(parts + times)}'
-    best = run.outputs.record.content['best']
-    run.progress.foresee(time.time(), best['epoch'] if best else None)
     rest = left(status) if epoch + 1 < status.epochs else ''
     return (f'Epoch {epoch}: {", ".join(parts + times)}; {epoch + 1} of {status.epochs} epochs done'
             f'{", " if rest else ""}{rest}')

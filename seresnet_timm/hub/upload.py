@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import describe_misfit, describe_not_finite, weights_for
+from seresnet_timm.checkpoints.fit import refuse_misfit, weights_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
@@ -87,12 +87,7 @@ def read_source(
     info, folder = network_of(checkpoint, info)
     shapes: Any = create_from_info(info, str(path), meta=True, folder=folder)
     weights = weights_for(checkpoint, shapes, takes_ema)
-    misfit = describe_misfit(weights, shapes, checkpoint.arch_unlike(name))
-    if misfit:
-        raise UsageError(f'Checkpoint {path} does not fit {name}: {misfit}.')
-    not_finite = describe_not_finite(checkpoint, weights)
-    if not_finite:
-        raise UsageError(not_finite)
+    refuse_misfit(checkpoint, weights, shapes, name)
     unknown = info.unknown_preprocessing()
     if unknown:
         notes.append(f"preprocessing: not in the file, timm's values of {name} are taken: {', '.join(unknown)}")

@@ -59,7 +59,9 @@ class ModelInfo:
         return {'schema': SCHEMA, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Any, origin: str) -> 'ModelInfo':
+    def from_dict(
+            cls, values: Any, origin: str, name_key: str = 'model_info.name',
+            kwargs_key: str = 'model_info.kwargs') -> 'ModelInfo':
         """Check and take over what `to_dict` gave, as it is in a file that was only named.
 
         Fields that a later schema adds are ignored.
@@ -67,6 +69,8 @@ class ModelInfo:
         Args:
             values: As the file has them.
             origin: The file, for messages.
+            name_key: Where in the file the name is, for messages.
+            kwargs_key: Likewise, the arguments of the network.
 
         Raises:
             UsageError: A value is refused; file and key are named.
@@ -76,8 +80,8 @@ class ModelInfo:
         get = values.get
         name = get('name')
         return cls(
-            name=None if name is None else trusted_name(name, origin, 'model_info.name'),
-            kwargs=trusted_kwargs(get('kwargs'), origin, 'model_info.kwargs'),
+            name=None if name is None else trusted_name(name, origin, name_key),
+            kwargs=trusted_kwargs(get('kwargs'), origin, kwargs_key),
             num_classes=trusted_numbers(get('num_classes'), origin, 'num_classes', 0, MAX_CLASSES, whole=True),
             in_chans=trusted_numbers(get('in_chans'), origin, 'in_chans', 1, MAX_SIZE, whole=True),
             class_names=_class_names(get('class_names'), get('num_classes'), origin),

@@ -98,10 +98,11 @@ def test_settings_that_reach_out(server, tmp_path, case, write, name):
         lambda: misfits(str(path), 'seresnet18_ascend'),
     )
     key = next(iter(kwargs))
+    place = 'args.model_kwargs' if write is as_args else 'model_info.kwargs'
     for verb in verbs:
         with pytest.raises(UsageError) as e:
             verb()
-        assert str(path) in str(e.value) and f"'{key}'" in str(e.value)
+        assert f"{path}: {place} has '{key}'" in str(e.value)
     assert f"'{key}'" in inspect(str(path))['refused']
     assert not server.asked and sorted(tmp_path.rglob('*')) == before
 

@@ -54,6 +54,15 @@ def test_help_is_quick(command):
     assert statistics.median(times) < 0.6
 
 
+def test_help_imports_what_it_needs():
+    """Each of these takes 10 ms or more, and would pass unnoticed in the time of a whole process."""
+    result = subprocess.run(
+        [sys.executable, '-X', 'importtime', '-m', 'seresnet_timm', 'train', '--help'], capture_output=True, text=True)
+    imported = {line.rpartition('|')[2].strip() for line in result.stderr.splitlines()}
+    assert result.returncode == 0 and 'seresnet_timm.launch.parse' in imported
+    assert not imported & {'torch', 'timm', 'numpy', 'yaml', 'filelock', 'psutil', 'logging', 'importlib.metadata'}
+
+
 def test_installed_command_is_the_module():
     command = Path(sys.executable).with_name('seresnet-timm')
     script = subprocess.run([command, '--help'], capture_output=True, text=True)

@@ -17,7 +17,7 @@ from seresnet_timm.argument_parser import HELP_FLAGS
 from seresnet_timm.cli import flag_help
 from seresnet_timm.cli.bench import BENCHES
 from seresnet_timm.cli.main import EXAMPLES, NEXT, TASKS, VERBS, make_parser, module_of
-from seresnet_timm.engine.units import UNITS
+from seresnet_timm.engine.values import UNITS
 from seresnet_timm.launch.flags import PREFIX
 from seresnet_timm.launch.parse import parse
 

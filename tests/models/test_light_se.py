@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from test_lean_se import block
+from test_lean_se import assert_as_close, block
 from timm.layers import SEModule
 from timm.utils import ModelEmaV3
 from torch.autograd.graph import saved_tensors_hooks
@@ -109,11 +109,7 @@ def test_mixed_precision_is_as_close_to_float32_as_timms(precision, calls):
     with torch.autocast('cpu', dtype=dtype, enabled=precision != 'O2'):
         own, timms = numbers(network, x, 'light'), numbers(network, x, 'timm')
     assert calls
-    for name in exact:
-        def error(result, name=name):
-            return (result[name].double() - exact[name].double()).norm() / exact[name].double().norm().clamp_min(1e-9)
-        assert own[name].dtype == timms[name].dtype, name
-        assert error(own) <= 1.5 * error(timms) + 1e-3, name
+    assert_as_close(own, timms, exact)
 
 
 def test_gradient_against_finite_differences_and_gradient_of_the_gradient():
