@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from seresnet_timm.models.create import create_model
 from seresnet_timm.step.fast import create_optimizer
+from seresnet_timm.step.moving_average import copy_counters_at_once
 
 SGD = dict(opt='momentum', lr=0.1, momentum=0.9, weight_decay=1e-4)
 ALLOCATIONS = ('empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided')
@@ -160,7 +161,10 @@ def count_update(network: nn.Module, ours: bool) -> Dict[str, Counts]:
         p.grad = torch.zeros_like(p)
     optimizer = create_optimizer(network, **SGD) if ours else create_optimizer_v2(network, foreach=True, **SGD)
     average = ModelEmaV3(network, foreach=True)
+    if ours:
+        copy_counters_at_once(average)
     optimizer.step()  # creates the momentum
+    average.update(network)  # puts the counters together
     counts = {}
     for name, call in (('optimizer', optimizer.step), ('EMA', lambda: average.update(network)),
                        ('zero_grad', optimizer.zero_grad)):

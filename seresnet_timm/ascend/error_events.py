@@ -16,10 +16,10 @@ WORDS = re.compile(
     r'PID|\[ERROR\]|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|'
     r'xception|imed? ?out|imeout|[Ww]arning|not found|cannot|undefined symbol|memory|[Nn]o |exitcode|Signal|killed|'
     r'fault|peer|overflow|oss scaler|down|removed|Could not run|core dumped|terminate|Non finite|double|nan\b|inf\b|'
-    r'NaN|rank|grad-norm|abnormal|[Ll]ost|LOST|Duplicated|in use|ret is|[Rr]etCode|Broken pipe|HCCL|hccl|oom|init|'
-    r'version|bound|listen|port|set ASCEND|Two accel|TLS|Notify|[Kk]ill|[Dd]enied|[Ee]rrno|npu-smi|wheel|ELF|[Ee]xec|'
-    r'[Ee]xit|[Dd]etected|[Ii]nvalid|status|/dev/|[Cc]onnect|[Uu]nable|start new|items of|Name or|resol|type:|taskType|'
-    r'[\u4e00-\u9fff]|^\s*\d{6}\s*$')
+    r'NaN|\brank\s*: \d|grad-norm|abnormal|[Ll]ost|LOST|Duplicated|in use|ret is|[Rr]etCode|Broken pipe|HCCL|hccl|oom|'
+    r'init|version|bound|listen|port|set ASCEND|Two accel|TLS|Notify|[Kk]ill|[Dd]enied|[Ee]rrno|npu-smi|wheel|ELF|'
+    r'[Ee]xec|[Ee]xit|[Dd]etected|[Ii]nvalid|status|/dev/|[Cc]onnect|[Uu]nable|start new|items of|Name or|resol|type:|'
+    r'taskType|[\u4e00-\u9fff]|^\s*\d{6}\s*$')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
 _NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
 r'code|Code)?)[:= \[]+(\d{6})\b|'
@@ -28,6 +28,7 @@ _ACLNN = re.compile(r'call (aclnn\w+) failed')
 _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
 _CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
 _ERR = re.compile(r'\bERR(\d{2})(\d{3})\b')
+_KEY = re.compile(r'0x[0-9a-fA-F]+|\b(?!\d{6}\b)\d+')  # numbers that are no codes
 _NAMES = tuple(name for name, code in CODES.items() if code.weight >= 80)
 _DRIVER = re.compile(r'\bret is (-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)|'
                      r'dcmi.{0,60}?(-8\d{3})\b|'
@@ -140,6 +141,7 @@ class EventReader:
         self._open: Dict[Optional[int], Event] = {}
         self._last: Optional[Event] = None
         self._without: Set[str] = set()
+        self._dull: Set[str] = set()
         self._scale: Optional[float] = None
 
     def read_text(self, chunks: Iterable[str], year: Optional[int] = None) -> 'EventReader':
@@ -179,8 +181,14 @@ class EventReader:
         log_line = cann_log.parse(line.text)
         if log_line is not None and not log_line.is_error and 'status[LOST]' not in line.text:
             return  # of plog: what is no error
+        key = _KEY.sub('#', line.text) if log_line is not None else ''
+        if event is not None and key in self._dull:  # the same again, with other numbers
+            event.last_line, event.last_time = line.number, line.time if line.time is not None else event.last_time
+            return
         harmless = self._note_harmless(line.text)
         findings = [] if harmless and 'NPU warning' not in line.text else self._findings(line, event)
+        if key and [f.fault for f in findings] == ['plog']:
+            self._dull.add(key)
         is_header = bool(_HEADER.search(line.text))
         if event is None:
             if not findings and not (is_header or line.pid is not None or 'NPU warning' in line.text):

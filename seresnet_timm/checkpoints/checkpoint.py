@@ -220,8 +220,8 @@ class Checkpoint:
         if self.content.get(INFO_KEY) is not None:
             info = ModelInfo.from_dict(self.content[INFO_KEY], origin)
         else:
-            info = ModelInfo.from_dict(
-                _info_of_args(self.args, self.arch, self.num_classes, origin), origin, 'args.model', 'args.model_kwargs')
+            found = _info_of_args(self.args, self.arch, self.num_classes, origin)
+            info = ModelInfo.from_dict(found, origin, 'args.model', 'args.model_kwargs')
         mode = self.args.get('input_img_mode')
         return replace(info, image_mode=mode) if info.image_mode is None and mode in IMAGE_MODES else info
 

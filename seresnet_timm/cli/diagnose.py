@@ -6,16 +6,10 @@ from seresnet_timm.errors import RunError, note_replaced
 from seresnet_timm.files import as_json
 
 EXAMPLES = (
-    'seresnet-timm diagnose output/train/run               # the first fault in the logs of a run',
-    'npu-smi info 2>&1 | seresnet-timm diagnose -')
-NEXT = (
-    'seresnet-timm diagnose output/train/run --bundle bug.tar.gz   # for a bug report',
-    'seresnet-timm doctor                                  # does it work here?')
-
-EXAMPLES = (
     'seresnet-timm diagnose output/train/RUN',
     'seresnet-timm diagnose train.log',
     'seresnet-timm diagnose train.log --json',
+    'npu-smi info 2>&1 | seresnet-timm diagnose -',
     'seresnet-timm diagnose output/train/RUN --bundle report.tar.gz')
 NEXT = ('seresnet-timm doctor   # checks the machine, and says what to do',)
 

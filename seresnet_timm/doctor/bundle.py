@@ -83,7 +83,8 @@ def _texts(report: Report) -> Iterator[Tuple[str, Callable[[], str]]]:
     for source in sorted(report.logs.sources, key=lambda s: s.name):
         name = 'standard-input.txt' if source.path is None else re.sub(r'\.gz$', '', source.name)
         prefix = '' if name.startswith('plog/') else 'logs/' if not name.startswith('logs/') else ''
-        yield prefix + name, lambda source=source: '\n'.join(source.lines())
+        yield prefix + name, lambda source=source: re.sub(r'\n{100,}', '\n\n[lines left out]\n\n', '\n'.join(
+            source.lines()))
 
 
 def _versions() -> str:
@@ -102,7 +103,7 @@ def _contents(report: Report, cleaner: Cleaner, left_out: List[str]) -> str:
               '  checkpoints, pictures, and other files that are no logs',
               '  environment variables that are not about the NPU, torch or the launcher']
     lines += [f'  {cleaner.clean(name)}' for name in left_out]
-    lines += [f'  the first {s.left_out >> 20} MiB of {cleaner.clean(s.name)}'
+    lines += [f'  of {cleaner.clean(s.name)} {s.left_out >> 20} MiB in the middle but for lines that name an error'
               for s in report.logs.sources if s.left_out]
     return '\n'.join(lines) + '\n'
 

@@ -68,7 +68,8 @@ def _notes(logs: Logs) -> List[str]:
     notes = []
     for source in logs.sources:
         if source.left_out:
-            notes.append(f'Of {source.name} the last part was read, without the first {source.left_out >> 20} MiB.')
+            notes.append(f'Of {source.name} the beginning and the end were read, and of {source.left_out >> 20} MiB '
+                         'between them only the lines that name an error.')
         if source.problem:
             notes.append(f'{source.name} was not read to its end ({source.problem}).')
     if logs.folder is None:

@@ -5,18 +5,17 @@ import re
 import sys
 import time
 import zlib
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Deque, Dict, Iterator, List, Optional, Set
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set
 
 from seresnet_timm.ascend.error_events import EventReader
 from seresnet_timm.ascend.errors import where_plog_lies
+from seresnet_timm.doctor import long_logs
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
 
-LIMIT = 32 << 20  # bytes of a source that are read, from its end
 _CHUNK = 1 << 20
 _LOGS = re.compile(r'\.(?:log|txt|out|err|json|csv|yaml)(?:\.\d+)?(?:\.gz)?$|\.log\b|^(?:stdout|stderr)$')
 _MAX_FILES = 2000
@@ -33,7 +32,7 @@ class Source:
         rank: Rank whose log it is, if its path says so.
         pid: Process whose log it is, if its name says so.
         text: Content that was read already.
-        left_out: Bytes at its beginning that were not read.
+        left_out: Bytes in its middle of which only lines that name an error were read.
         problem: Why it could not be read to its end.
     """
     name: str
@@ -45,7 +44,7 @@ class Source:
     problem: str = ''
 
     def lines(self) -> Iterator[str]:
-        """The lines of its end; memory for `LIMIT` bytes is enough for a file of any size."""
+        """Its lines; little memory is enough for a file of any size."""
         if self.text is None:
             self.text = self._read()
         text, self.text = self.text, None if self.path else self.text
@@ -56,32 +55,19 @@ class Source:
     def _read(self) -> str:
         try:
             if self.path is None:
-                return self._decode(self._tail(iter(lambda: sys.stdin.buffer.read(_CHUNK), b'')))
+                return self._short(iter(lambda: sys.stdin.buffer.read(_CHUNK), b''))
             with open(self.path, 'rb') as f:
                 is_gzip = f.read(2) == b'\x1f\x8b'
                 f.seek(0)
-                if is_gzip:
-                    return self._decode(self._tail(self._unpacked(f)))
-                size = f.seek(0, os.SEEK_END)
-                self.left_out = max(0, size - LIMIT)
-                f.seek(self.left_out)
-                return self._decode(f.read(LIMIT))
+                return self._short(self._unpacked(f) if is_gzip else iter(lambda: f.read(_CHUNK), b''))
         except OSError as e:
             self.problem = e.strerror or str(e)
             return ''
 
-    def _tail(self, chunks: Iterator[bytes]) -> bytes:
-        """The last `LIMIT` bytes of a stream."""
-        kept: Deque[bytes] = deque()
-        size = 0
-        for chunk in chunks:
-            kept.append(chunk)
-            size += len(chunk)
-            while size - len(kept[0]) >= LIMIT:
-                dropped = len(kept.popleft())
-                size -= dropped
-                self.left_out += dropped
-        return b''.join(kept)
+    def _short(self, chunks: Iterator[bytes]) -> str:
+        kept = long_logs.shorten(chunks)
+        self.left_out = kept.left_out
+        return self._decode(kept.data)
 
     def _unpacked(self, file: BinaryIO) -> Iterator[bytes]:
         """What gzip packed, up to where it is damaged or cut off."""

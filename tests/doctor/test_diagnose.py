@@ -10,7 +10,7 @@ import pytest
 from ascend.npu_texts import call, cann, err, out_of_memory, waits
 from conftest import run_here
 
-from seresnet_timm.doctor import run_logs
+from seresnet_timm.doctor import long_logs, run_logs
 from seresnet_timm.doctor.secrets import Cleaner
 
 ECC = call('NPU', 'HBM MULTI BIT ECC ERROR', 507054, time='2025-11-19-11:05:00', pid=1003, device=3, rank=3)
@@ -97,16 +97,35 @@ def test_files_of_any_bytes(tmp_path, make):
     assert result.returncode == 0 and 'damaged' in result.stdout and 'ECC' in result.stdout, result.stdout
 
 
-def test_of_a_large_file_the_end_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_logs, 'LIMIT', 5000)
-    monkeypatch.setattr(run_logs, '_CHUNK', 1000)
-    text = out_of_memory() + '\n' + 'nothing here\n' * 2000 + ECC
-    for data in (text.encode(), gzip.compress(text.encode())):
-        file = tmp_path / 'x.log'
-        file.write_bytes(data)
-        result = run_here('diagnose', file)
-        assert 'ECC' in result.stdout and 'out of memory' not in result.stdout
-        assert 'the last part was read' in result.stdout
+def test_a_large_file(tmp_path, monkeypatch):
+    """Its beginning and end are read, and the lines between them that name an error; lines keep their numbers."""
+    for name, size in (('HEAD', 2000), ('MIDDLE', 3000), ('TAIL', 2000)):
+        monkeypatch.setattr(long_logs, name, size)
+    monkeypatch.setattr(run_logs, '_CHUNK', 700)
+    for before, after in ((5, 3000), (1000, 2000), (3000, 5)):
+        text = 'nothing here\n' * before + ECC + '\n' + 'nothing here\n' * after
+        for data in (text.encode(), gzip.compress(text.encode())):
+            file = tmp_path / 'x.log'
+            file.write_bytes(data)
+            result = run_here('diagnose', file)
+            assert 'ECC' in result.stdout and f'x.log, line {before + 1}\n' in result.stdout
+            assert 'of 0 MiB between them only the lines that name an error' in result.stdout
+
+
+def test_what_is_kept_of_a_large_file(monkeypatch):
+    lines = [f'line {i}' if i % 7 else f'Error {i}' for i in range(4000)]
+    data = '\n'.join(lines).encode()
+    monkeypatch.setattr(long_logs, 'HEAD', 3000)
+    monkeypatch.setattr(long_logs, 'TAIL', 3000)
+    for size in (1, 13, 512, 100000):
+        kept = long_logs.shorten(iter([data[i:i + size] for i in range(0, len(data), size)]))
+        got = kept.data.decode().split('\n')
+        assert len(got) == len(lines) and all(g in (w, '') for g, w in zip(got, lines))
+        assert all(got[i] == lines[i] for i in range(0, 4000, 7))
+        assert ('line 2001' in got) == (size == 100000) and (kept.left_out > 20000) == (size < 100000)
+    monkeypatch.setattr(long_logs, 'MIDDLE', 100)
+    short = long_logs.shorten(iter([data[i:i + 512] for i in range(0, len(data), 512)])).data.decode().split('\n')
+    assert len(short) == len(lines) and 'Error 2002' not in short and short[-1] == lines[-1]
 
 
 @pytest.mark.parametrize('target, words', [('gone', 'does not exist'), ('empty', 'has no logs and no run.json')])
