@@ -14,7 +14,7 @@ from timm.task import resume_task_checkpoint
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import weights_for
-from seresnet_timm.data.image_files import Unreadable, image_files_of
+from seresnet_timm.data.image_files import Unreadable, image_files_of, images_of
 from seresnet_timm.data.loading import is_fast
 from seresnet_timm.data.position import resumable
 from seresnet_timm.data.random_state import set_own_state
@@ -104,6 +104,7 @@ def run_state(run: Training, place: Place, ranks: List[Dict[str, Any]], **more: 
     state = dict(
         epoch=place.epoch, batches=place.batches, is_trained=place.is_trained,
         world_size=args.world_size, batch_size=args.batch_size,
+        seed=args.seed, images=images_of(run.train_loader.dataset),
         rng=[r['rng'] for r in ranks],
         ranks=[{k: v for k, v in r.items() if k != 'rng'} for r in ranks],
         schedule=_schedule(run),
@@ -202,12 +203,29 @@ def resume_from(checkpoint: Optional[Checkpoint], run: Training, resume_epoch: O
         place = Place(epoch)
         notes.append(f'This dataset has no positions: epoch {epoch} starts at its first images again.')
     elif place.is_within_epoch:
+        others = _other_images(state, run)
         place, note = _same_images(place, state, args)
-        notes += [note, f'Going on with {place}.']
+        if others and not place.is_trained:
+            place, note = Place(epoch), f'Epoch {epoch} starts again, as its order of the images is another.'
+        notes += [*others, note, f'Going on with {place}.']
+    else:
+        notes += _other_images(state, run)
     if utils.is_primary(args):
         for note in filter(None, notes):
             _logger.info(note)
     return Resumed(place, state, is_exact)
+
+
+def _other_images(state: Dict[str, Any], run: Training) -> List[str]:
+    """Why the images of this run come in another order than those of the run that saved, each a sentence."""
+    notes, seed = [], run.args.seed
+    if state.get('seed', seed) != seed:
+        notes.append(f'The run before had --seed {state["seed"]}, this one has --seed {seed}.')
+    before, now = state.get('images'), images_of(run.train_loader.dataset)
+    if before and now and before != now:
+        count = f'{now["count"]} instead of {before["count"]}' if before['count'] != now['count'] else 'other names'
+        notes.append(f'The training images are not those of the run before ({count}).')
+    return notes
 
 
 def _same_images(place: Place, state: Dict[str, Any], args) -> Tuple[Place, str]:
