@@ -25,6 +25,10 @@ from seresnet_timm.errors import UsageError, first_line
 from seresnet_timm.step.bad_steps import BadSteps, Figures
 
 _logger = logging.getLogger('train')
+# flags that each node gets on its own command line, and with which ranks would compute different things
+SAME_ON_ALL = (
+    'num_classes', 'batch_size', 'grad_accum_steps', 'epochs', 'seed', 'opt', 'lr', 'lr_base', 'sched', 'warmup_epochs',
+    'weight_decay', 'clip_grad', 'model_ema', 'sync_bn', 'amp', 'amp_dtype', 'aug_repeats')
 PLATEAU = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 
 
@@ -214,6 +218,15 @@ def resume_from(checkpoint: Optional[Checkpoint], run: Training, resume_epoch: O
         for note in filter(None, notes):
             _logger.info(note)
     return Resumed(place, state, is_exact)
+
+
+def same_on_all_ranks(run: Training, resumed: Resumed) -> Dict[str, Any]:
+    """What must be equal on all ranks, by names for a sentence."""
+    images = images_of(getattr(run.train_loader, 'dataset', None)) or {}
+    flags = {f'--{name.replace("_", "-")}': getattr(run.args, name, None) for name in SAME_ON_ALL}
+    flags['--model'] = str(run.args.model).rpartition('/')[2]  # of a folder that may be another one on each node
+    return {'its start at': str(resumed.place), 'training images': images.get('count'),
+            'their names (hash)': str(images.get('names'))[:8], **flags}
 
 
 def _other_images(state: Dict[str, Any], run: Training) -> List[str]:

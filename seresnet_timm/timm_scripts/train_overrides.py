@@ -40,7 +40,7 @@ from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.engine.outputs import create_record, note_failed_saves
 from seresnet_timm.engine.patience import EndedEarly, Patience
 from seresnet_timm.engine.progress import create_progress
-from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
+from seresnet_timm.engine.run_state import Place, run_state, same_on_all_ranks, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import load_teacher, set_normalization
@@ -373,6 +373,7 @@ class TrainOverrides(Overrides):
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())
         agreement = Agreement(signals, device, args.rank, args.world_size)
+        agreement.refuse_differences(same_on_all_ranks(run, resumed))
         run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
         run.progress = create_progress(run, self.settings, self._num_epochs)
         self._shown.enter_context(run.progress.shown(len(loader), resumed.place))
