@@ -12,7 +12,6 @@ import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.task import TrainingTask
-from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
@@ -46,7 +45,7 @@ from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import load_teacher, set_normalization
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.runs.summary import Summary
+from seresnet_timm.runs.summary import Summary, trim
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.bad_steps import BadSteps
@@ -259,7 +258,7 @@ class TrainOverrides(Overrides):
         self._outputs = Outputs(folder, saver, self._record, self._summary)
         if self.settings.tensorboard:
             self._outputs.events = EpochEvents(folder, start_epoch)
-        trim_summary(str(folder.summary), start_epoch)
+        trim(folder.summary, start_epoch)
         return saver
 
     def update_summary(self, epoch, train_metrics, eval_metrics, filename, write_header=None, **kwargs) -> None:
