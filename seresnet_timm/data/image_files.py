@@ -3,6 +3,7 @@
 timm's ImageDataset takes the next image for one whose decoder raises OSError, in evaluation too, logs its index, and
 ends with any other error. `ImageFiles` reads in its place, with timm's own loading and with fast decoding.
 """
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class ImageFiles(ImageDataset):
 
     Attributes:
         known: Indices of the images that any process could not read, when they last told each other.
+        names_hash: Hash of the names, see `images_of`; None if it is not known yet.
     """
 
     def __init__(self, dataset: ImageDataset, is_training: bool, data_timeout: float = 0.):
@@ -49,6 +51,7 @@ class ImageFiles(ImageDataset):
         self._named: Set[int] = set()
         self._restored: List[int] = []
         self.known: Set[int] = set()
+        self.names_hash: Optional[str] = None
         images.silence_pillow()
 
     def __getitem__(self, index: int) -> Tuple:
@@ -218,6 +221,20 @@ def image_files_of(dataset: Any) -> Optional[ImageFiles]:
     while dataset is not None and not isinstance(dataset, ImageFiles):
         dataset = getattr(dataset, 'dataset', None)
     return dataset
+
+
+def images_of(dataset: Any) -> Optional[Dict[str, Any]]:
+    """Number of images of a dataset, and a hash of their names and order; None for datasets that do not tell them."""
+    files = image_files_of(dataset)
+    if files is None:
+        return None
+    if files.names_hash is None:
+        is_folder = isinstance(files.reader, ReaderImageFolder)
+        paths = [path for path, _ in files.reader.samples] if is_folder else []
+        start = len(str(files.reader.root)) if is_folder else 0  # the data may be moved between two runs
+        text = '\n'.join(path[start:].lstrip(os.sep) for path in paths)
+        files.names_hash = hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()
+    return dict(count=len(files), names=files.names_hash)
 
 
 def take_unreadable(dataset: Any) -> Optional[Unreadable]:

@@ -13,10 +13,11 @@ update, and a host can be many updates ahead of its device. They talk through th
 A rank that has no data finishes no update, and `vote` has no end: see `halt`.
 """
 import io
+import json
 import os
 import time
 from datetime import timedelta
-from typing import Any, ContextManager, List, Optional
+from typing import Any, ContextManager, Dict, List, Optional
 
 import torch
 from torch.distributed import PrefixStore, TCPStore
@@ -24,6 +25,7 @@ from torch.distributed import PrefixStore, TCPStore
 from seresnet_timm import device as devices
 from seresnet_timm.engine.halt import Halt
 from seresnet_timm.engine.signals import Stopped, StopSignals
+from seresnet_timm.errors import RunError
 
 POLL = 0.2
 TIMEOUT = 1800  # seconds; a rank may wait for the others as long as for a collective
@@ -134,6 +136,31 @@ class Agreement:
         self._store.wait([f'{key}/done'])
         if self._store.check([f'{key}/stop']):
             raise Stopped(int(self._store.get(f'{key}/stop')))
+
+    def refuse_differences(self, facts: Dict[str, Any]) -> None:
+        """End the run if what must be equal on all ranks is not, as on nodes that resume from folders of their own.
+
+        Args:
+            facts: What must be equal, by names for the sentence.
+
+        Raises:
+            RunError: Something is not equal; all ranks raise it.
+        """
+        if self._store is None:
+            return
+        self._store.set(f'facts/{self.rank}', json.dumps(facts))
+        first = json.loads(self._store.get('facts/0'))
+        differs = [f'{name} {value}, not {first.get(name)}' for name, value in facts.items()
+                   if json.dumps(value) != json.dumps(first.get(name))]
+        if differs:
+            self._store.set('facts/differ', f'Rank {self.rank} has other settings than rank 0: {"; ".join(differs)}.')
+        if self._store.add('facts/compared', 1) == self.world_size:
+            self._store.set('facts/done', '')
+        self._store.wait(['facts/done'])
+        if self._store.check(['facts/differ']):
+            remedy = ('Start all nodes with the same command and images, and the folder of the run (--output) on a '
+                      'file system that they share.')
+            raise RunError(f'{self._store.get("facts/differ").decode()} {remedy}')
 
     def gather(self, state: Any) -> Optional[List[Any]]:
         """What all ranks give, on rank 0; None on the others, which do not wait."""

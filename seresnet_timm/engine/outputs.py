@@ -5,7 +5,6 @@ from typing import Any, Dict, List, Optional, Union
 
 import torch.nn as nn
 import yaml
-from timm.utils.summary import trim_summary
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
@@ -17,6 +16,7 @@ from seresnet_timm.engine.events import EpochEvents
 from seresnet_timm.errors import printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.info import ModelInfo
+from seresnet_timm.runs import summary
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
@@ -56,7 +56,7 @@ def create_outputs(
     record = create_record(settings, folder.path, saver.model_info)
     record.continue_from(start_epoch if continues else 0, is_same_run=continues)
     note_failed_saves(saver, record)
-    trim_summary(str(folder.summary), start_epoch if continues else 0)
+    summary.trim(folder.summary, start_epoch if continues else 0)
     with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
         yaml.safe_dump(settings.args, f, default_flow_style=False)
     _logger.info(f'Output: {printable(folder.path)}')

@@ -14,7 +14,7 @@ from timm.task import resume_task_checkpoint
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import weights_for
-from seresnet_timm.data.image_files import Unreadable, image_files_of
+from seresnet_timm.data.image_files import Unreadable, image_files_of, images_of
 from seresnet_timm.data.loading import is_fast
 from seresnet_timm.data.position import resumable
 from seresnet_timm.data.random_state import set_own_state
@@ -26,6 +26,10 @@ from seresnet_timm.step.bad_steps import BadSteps, Figures
 from seresnet_timm.step.moving_average import copy_counters_at_once
 
 _logger = logging.getLogger('train')
+# flags that each node gets on its own command line, and with which ranks would compute different things
+SAME_ON_ALL = (
+    'num_classes', 'batch_size', 'grad_accum_steps', 'epochs', 'seed', 'opt', 'lr', 'lr_base', 'sched', 'warmup_epochs',
+    'weight_decay', 'clip_grad', 'model_ema', 'sync_bn', 'amp', 'amp_dtype', 'aug_repeats')
 PLATEAU = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 
 
@@ -105,6 +109,7 @@ def run_state(run: Training, place: Place, ranks: List[Dict[str, Any]], **more: 
     state = dict(
         epoch=place.epoch, batches=place.batches, is_trained=place.is_trained,
         world_size=args.world_size, batch_size=args.batch_size,
+        seed=args.seed, images=images_of(run.train_loader.dataset),
         rng=[r['rng'] for r in ranks],
         ranks=[{k: v for k, v in r.items() if k != 'rng'} for r in ranks],
         schedule=_schedule(run),
@@ -203,12 +208,38 @@ def resume_from(checkpoint: Optional[Checkpoint], run: Training, resume_epoch: O
         place = Place(epoch)
         notes.append(f'This dataset has no positions: epoch {epoch} starts at its first images again.')
     elif place.is_within_epoch:
+        others = _other_images(state, run)
         place, note = _same_images(place, state, args)
-        notes += [note, f'Going on with {place}.']
+        if others and not place.is_trained:
+            place, note = Place(epoch), f'Epoch {epoch} starts again, as its order of the images is another.'
+        notes += [*others, note, f'Going on with {place}.']
+    else:
+        notes += _other_images(state, run)
     if utils.is_primary(args):
         for note in filter(None, notes):
             _logger.info(note)
     return Resumed(place, state, is_exact)
+
+
+def same_on_all_ranks(run: Training, resumed: Resumed) -> Dict[str, Any]:
+    """What must be equal on all ranks, by names for a sentence."""
+    images = images_of(getattr(run.train_loader, 'dataset', None)) or {}
+    flags = {f'--{name.replace("_", "-")}': getattr(run.args, name, None) for name in SAME_ON_ALL}
+    flags['--model'] = str(run.args.model).rpartition('/')[2]  # of a folder that may be another one on each node
+    return {'its start at': str(resumed.place), 'training images': images.get('count'),
+            'their names (hash)': str(images.get('names'))[:8], **flags}
+
+
+def _other_images(state: Dict[str, Any], run: Training) -> List[str]:
+    """Why the images of this run come in another order than those of the run that saved, each a sentence."""
+    notes, seed = [], run.args.seed
+    if state.get('seed', seed) != seed:
+        notes.append(f'The run before had --seed {state["seed"]}, this one has --seed {seed}.')
+    before, now = state.get('images'), images_of(run.train_loader.dataset)
+    if before and now and before != now:
+        count = f'{now["count"]} instead of {before["count"]}' if before['count'] != now['count'] else 'other names'
+        notes.append(f'The training images are not those of the run before ({count}).')
+    return notes
 
 
 def _same_images(place: Place, state: Dict[str, Any], args) -> Tuple[Place, str]:

@@ -62,6 +62,7 @@ from seresnet_timm.engine.run_state import (
     resume,
     resume_from,
     run_state,
+    same_on_all_ranks,
     set_up_ema,
     state_of_rank,
 )
@@ -159,6 +160,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     try:
         with run.progress.shown(len(train_loader), resumed.place), StopSignals() as signals, noted(run):
             agreement = Agreement(signals, device, args.rank, args.world_size)
+            agreement.refuse_differences(same_on_all_ranks(run, resumed))
             run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
             results = train_epochs(run, resumed, num_epochs)
     except KeyboardInterrupt:

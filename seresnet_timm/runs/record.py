@@ -205,7 +205,8 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
-        raise UsageError(f'{path} is not the record of a run ({first_line(e)}).')
+        raise UsageError(f'{path} is not the record of a run ({first_line(e)}): move it away to go on '
+                         'with the run.')
     schema = record.get('schema', 0) if isinstance(record, dict) else 0
     if isinstance(schema, int) and schema > SCHEMA:
         raise UsageError(f'{path} was written by a later version of seresnet-timm (schema {schema}, this one reads up '
@@ -220,7 +221,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         _add_later_fields(record)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
-        raise UsageError(f'{path} is not the record of a run ({what}).')
+        raise UsageError(f'{path} is not the record of a run ({what}): move it away to go on with the run.')
     return record
 
 

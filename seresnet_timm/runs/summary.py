@@ -1,11 +1,29 @@
 """summary.csv: a row an epoch; a row that cannot be written, for example because the disk is full, is written later"""
+import csv
 import logging
 import os
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from timm.utils import update_summary
+from timm.utils.summary import trim_summary
+
+from seresnet_timm.errors import UsageError, first_line, printable
 
 _logger = logging.getLogger('train')
+
+
+def trim(path: Path, start_epoch: int) -> None:
+    """Drop the rows of a run that goes on from its start, by timm's `trim_summary`.
+
+    Raises:
+        UsageError: The file is no table.
+    """
+    try:
+        trim_summary(str(path), start_epoch)
+    except (ValueError, csv.Error) as e:  # UnicodeDecodeError is a ValueError
+        raise UsageError(f'{printable(path)} is no table of a run ({first_line(e)}): move it away, to start a '
+                         'new one.')
 
 
 class Summary:

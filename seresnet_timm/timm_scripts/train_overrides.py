@@ -12,7 +12,6 @@ import yaml
 from timm import utils
 from timm.data import resolve_data_config
 from timm.task import TrainingTask
-from timm.utils.summary import trim_summary
 from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
@@ -40,13 +39,13 @@ from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
 from seresnet_timm.engine.outputs import create_record, note_failed_saves
 from seresnet_timm.engine.patience import EndedEarly, Patience
 from seresnet_timm.engine.progress import create_progress
-from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
+from seresnet_timm.engine.run_state import Place, run_state, same_on_all_ranks, state_of_rank
 from seresnet_timm.engine.saving import Saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import load_teacher, set_normalization
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.runs.summary import Summary
+from seresnet_timm.runs.summary import Summary, trim
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.bad_steps import BadSteps
@@ -259,7 +258,7 @@ class TrainOverrides(Overrides):
         self._outputs = Outputs(folder, saver, self._record, self._summary)
         if self.settings.tensorboard:
             self._outputs.events = EpochEvents(folder, start_epoch)
-        trim_summary(str(folder.summary), start_epoch)
+        trim(folder.summary, start_epoch)
         return saver
 
     def update_summary(self, epoch, train_metrics, eval_metrics, filename, write_header=None, **kwargs) -> None:
@@ -373,6 +372,7 @@ class TrainOverrides(Overrides):
         self._checkpoint = None
         signals = self._signals.enter_context(StopSignals())
         agreement = Agreement(signals, device, args.rank, args.world_size)
+        agreement.refuse_differences(same_on_all_ranks(run, resumed))
         run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
         run.progress = create_progress(run, self.settings, self._num_epochs)
         self._shown.enter_context(run.progress.shown(len(loader), resumed.place))

@@ -12,7 +12,8 @@ from timm.task import ClassificationTask
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
-from seresnet_timm.runs.summary import Summary
+from seresnet_timm.errors import UsageError
+from seresnet_timm.runs.summary import Summary, trim
 
 pytestmark = pytest.mark.preloaded
 
@@ -137,3 +138,11 @@ def test_remedy_for_each_error(saver, tmp_path, monkeypatch, caplog, code, remed
     monkeypatch.setattr(saver, '_replace', lambda *_: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
     saver.save_last(0)
     assert os.strerror(code) in saver.errors.last and remedy in caplog.text and not names(tmp_path)
+
+
+def test_summary_that_is_no_table(tmp_path):
+    path = tmp_path / 'summary.csv'
+    path.write_bytes(b'\xff\x00\xfe')
+    with pytest.raises(UsageError, match='summary.csv is no table of a run .* move it away'):
+        trim(path, 1)
+    assert path.read_bytes() == b'\xff\x00\xfe'

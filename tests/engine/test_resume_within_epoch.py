@@ -141,6 +141,48 @@ def test_recovery_file_of_an_earlier_epoch(few_digits, tmp_path, monkeypatch, na
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def harm_nothing(data):
+    pass
+
+
+def add_image(data):
+    shutil.copy(sorted((data / 'train' / '1').iterdir())[0], data / 'train' / '1' / 'added.jpg')
+
+
+def rename_image(data):
+    first = sorted((data / 'train' / '1').iterdir())[0]
+    first.rename(first.with_name('renamed.jpg'))
+
+
+def remove_image(data):
+    sorted((data / 'train' / '1').iterdir())[0].unlink()
+
+
+@pytest.mark.parametrize('change, seed, said', (
+    (add_image, 42, '101 instead of 100'),
+    pytest.param(remove_image, 42, '99 instead of 100', marks=pytest.mark.slow),
+    pytest.param(rename_image, 42, 'other names', marks=pytest.mark.slow),
+    pytest.param(harm_nothing, 7, 'had --seed 42, this one has --seed 7', marks=pytest.mark.slow)))
+def test_other_images_or_another_seed(few_digits, tmp_path, monkeypatch, caplog, change, seed, said):
+    """Which images are still to come is not known: the epoch starts again, with all of them, and the log says why."""
+    caplog.set_level('INFO', 'train')
+    data = shutil.copytree(few_digits, tmp_path / 'data')
+    assert run(data, tmp_path, stop_after=2, monkeypatch=monkeypatch) == 143
+    change(data)
+    last = tmp_path / 'run' / 'last.pth.tar'
+    batches = []
+    original = Saving.batches
+
+    def all_batches(self, training, epoch, first, *more):
+        for batch in original(self, training, epoch, first, *more):
+            batches.append(epoch)
+            yield batch
+    monkeypatch.setattr(Saving, 'batches', all_batches)
+    assert run(data, tmp_path, '--resume', last, '--seed', seed, '--epochs', 1, monkeypatch=monkeypatch) == 0
+    assert said in caplog.text and 'Epoch 0 starts again' in caplog.text
+    assert len(batches) == 6
+
+
 @pytest.mark.slow
 def test_resume_auto_and_minutes(few_digits, tmp_path):
     flags = train_flags(few_digits, tmp_path, *SMALL, '--resume', 'auto')
