@@ -14,6 +14,8 @@ TESTS := not slow
 JOBS := 3
 DEMO := demo
 BIN := $(VENV)/bin
+# the tests of the second half find the bytecode of the first
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint docs release-check clean
 

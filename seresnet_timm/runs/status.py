@@ -183,6 +183,11 @@ def final_state(settings: RunSettings) -> Iterator[None]:
     _set_final(settings, 'finished', None)
 
 
+def set_stopped(settings: RunSettings, signal_name: str) -> None:
+    """Note in the status of a training of this process that a signal stops it."""
+    _set_final(settings, 'stopped', signal_name)
+
+
 def _signal_of(error: BaseException) -> Optional[str]:
     """Name of the signal that stopped a process, from its exit code."""
     code = getattr(error, 'code', None)

@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 from checkpoint_files import save_modelzoo
+from conftest import sample_photos
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.models import save_for_hf
 from training import load
@@ -113,7 +113,7 @@ def test_modelzoo_checkpoint_needs_no_name(few_digits, tmp_path, capsys):
 def test_odd_images(run_folder, tmp_path, capsys):
     """What Pillow can read is seen as `convert('RGB')`, 16 bits scaled; what it cannot is one line each."""
     folder, model = run_folder
-    china = Image.fromarray(load_sample_images().images[0])
+    china = sample_photos()[0]
     good, bad = tmp_path / 'a', tmp_path / 'b' / 'c'
     good.mkdir()
     bad.mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_imagenet_names(tmp_path, capsys):
     torch.manual_seed(0)
     model = timm.create_model('seresnet18_ascend')
     torch.save(model.state_dict(), tmp_path / 'c.pth')
-    Image.fromarray(load_sample_images().images[1]).save(tmp_path / 'flower.jpg')
+    sample_photos()[1].save(tmp_path / 'flower.jpg')
     out = run(capsys, tmp_path / 'c.pth', tmp_path / 'flower.jpg', '--model', 'seresnet18_ascend', '--img-size', 64,
               '--json', '--topk', 2000).out
     predictions = json.loads(out)[0]['predictions']
