@@ -90,8 +90,8 @@ def count(args) -> Dict[str, Any]:
     Raises:
         UsageError: A flag is for a step that runs.
     """
-    given = [flag for flag, value in (('--amp', args.amp), ('--torchcompile', args.torchcompile), ('--graph', args.graph),
-                                      ('--profile', args.profile), ('--rounds', args.rounds)) if value]
+    names = ('amp', 'torchcompile', 'graph', 'profile', 'rounds')
+    given = [f'--{name}' for name in names if getattr(args, name)]
     if given:
         raise UsageError(f'--count computes nothing: leave out {" and ".join(given)}.')
     batch_size = 128 if args.batch_size is None else args.batch_size

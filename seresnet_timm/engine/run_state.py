@@ -23,6 +23,7 @@ from seresnet_timm.engine.kept import Kept
 from seresnet_timm.engine.meters import mean_losses
 from seresnet_timm.errors import UsageError, first_line
 from seresnet_timm.step.bad_steps import BadSteps, Figures
+from seresnet_timm.step.moving_average import copy_counters_at_once
 
 _logger = logging.getLogger('train')
 PLATEAU = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
@@ -328,6 +329,7 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
         use_warmup=args.model_ema_warmup,
         device='cpu' if args.model_ema_force_cpu else None,
     )
+    copy_counters_at_once(task.get_trainable_module(ema=True))
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(
