@@ -92,6 +92,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except (UsageError, RunError) as e:
         rank = os.environ.get('RANK', '')
         fail(str(e), e.exit_code, f' (rank {rank})' if rank.isdigit() else '')
+    except KeyboardInterrupt:  # where a verb does not say more
+        fail('Stopped by Ctrl-C.', 130)
     except BrokenPipeError:  # the reader, e.g. `head`, has ended
         discard_stdout()
         sys.exit(1)

@@ -189,5 +189,6 @@ def draw_map(seen: Seen, names: List[str], path: Path) -> None:
     bar = figure.colorbar(plt.cm.ScalarMappable(shown.norm, 'inferno'), ax=axes[1], shrink=0.85)
     bar.set_label('speaks for the class')
     axes[0].set_title(f'{plain_label(names[seen.predicted], 30)}: {100 * seen.probability:.1f} %', fontsize=10)
-    axes[1].set_title(f'Grad-CAM of {plain_label(names[seen.target], 30)}', fontsize=10)
+    empty = '' if heat.any() else ': no place speaks for it'
+    axes[1].set_title(f'Grad-CAM of {plain_label(names[seen.target], 30)}{empty}', fontsize=10)
     save_figure(figure, path, 100)

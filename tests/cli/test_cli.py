@@ -157,6 +157,15 @@ def test_a_broken_installation_is_one_sentence(tmp_path, error, words):
     assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1
 
 
+def test_ctrl_c_while_a_verb_starts_is_one_sentence(tmp_path):
+    (tmp_path / 'torch').mkdir()
+    (tmp_path / 'torch' / '__init__.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)')
+    (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.10.0+cpu"')
+    (tmp_path / 'x.pth').write_text('')
+    result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)
+    assert result.returncode == 130 and result.stderr == 'seresnet-timm: error: Stopped by Ctrl-C.\n'
+
+
 def test_import_registers_models_without_the_engine():
     code = ('import sys, seresnet_timm, timm\n'
             'assert timm.is_model("seresnet152_ascend")\n'

@@ -167,6 +167,16 @@ def explained(digits_run, few_digits, tmp_path):
     return call
 
 
+def test_the_title_says_that_no_place_speaks_for_the_class(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(explain_files, 'save_figure', lambda figure, *_: titles.append(figure.axes[1].get_title()))
+    for highest in (0., 1.):
+        heat = np.full((4, 4), highest)
+        seen = explain.Seen('a.png', 0, 0, .5, 1, np.zeros((32, 32, 3), np.float32), heat)
+        explain_files.draw_map(seen, ['a', 'b'], tmp_path / 'map.png')
+    assert titles == ['Grad-CAM of b: no place speaks for it', 'Grad-CAM of b']
+
+
 def test_files(explained, few_digits, tmp_path):
     """Of a run's images; the folder of an image is its class."""
     result = explained(few_digits / 'val' / '3', few_digits / 'val' / '8', '--maps', 1)
