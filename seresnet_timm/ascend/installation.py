@@ -3,12 +3,9 @@
 Paths below `root` stand for paths below /.
 """
 import contextlib
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple
-
-from seresnet_timm.ascend import wheels
 
 # without these nodes in /dev a container sees no NPU
 MANAGER_NODES = ('davinci_manager', 'devmm_svm', 'hisi_hdc')
@@ -52,26 +49,6 @@ def cann_version(home: Path) -> Optional[str]:
         if version:
             return version
     return None
-
-
-def cann_named_by_torch_npu() -> Optional[str]:
-    """The CANN versions that torch_npu's description lists for the torch that it is built for."""
-    try:
-        text = importlib.metadata.metadata('torch_npu').get_payload()
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    wanted = wheels.wanted_torch(wheels.installed_pair())
-    found: List[str] = []
-    cann = None
-    for line in str(text).splitlines():  # | CANN 8.3.RC1 | 2.8.0 | 2.8.0 | v2.8.0-7.2.0 |
-        cells = [cell.strip() for cell in line.split('|')[1:-1]]
-        if len(cells) < 3:
-            continue
-        match = re.match(r'CANN (\S+)', cells[0])
-        cann = match.group(1) if match else cann  # an empty cell means the one above
-        if (match or not cells[0]) and cann and wanted and wheels.release(cells[1]) == wanted and cann not in found:
-            found.append(cann)
-    return ', '.join(found) or None
 
 
 def driver_version(root: Path, part: str) -> Optional[str]:

@@ -179,7 +179,8 @@ def decoders() -> Tuple[Decoder, ...]:
 
 def describe(decoder: Decoder) -> str:
     if decoder.name == 'c':
-        return f"the package's C decoder (libjpeg-turbo {_jpeg.libjpeg_turbo})"
+        slower = '' if _jpeg.huffman else ', its own Huffman decoder: ours is not for this release or system'
+        return f"the package's C decoder (libjpeg-turbo {_jpeg.libjpeg_turbo}{slower})"
     if decoder.name == 'simplejpeg':
         return f'simplejpeg {simplejpeg.__version__}; the C decoder is not built'
     return f'Pillow {Image.__version__}'

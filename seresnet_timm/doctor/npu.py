@@ -6,13 +6,14 @@ import subprocess
 import sys
 from typing import List
 
-from seresnet_timm.ascend import hccl, hccl_network, hccl_ports, installation, npu_users, wheels
+from seresnet_timm.ascend import cann_versions, hccl, hccl_network, hccl_ports, installation, npu_users, wheels
 from seresnet_timm.ascend.environment import CHECKED, DEAD, VARIABLES
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
 from seresnet_timm.doctor.probe_processes import error_summary
 
-SET_ENV = 'source the set_env.sh of CANN, e.g. `source /usr/local/Ascend/ascend-toolkit/set_env.sh`'
+SET_ENV = ('source the set_env.sh of CANN: `source /usr/local/Ascend/ascend-toolkit/set_env.sh`, of CANN 8.5 and newer '
+           '`source /usr/local/Ascend/cann/set_env.sh`')
 INSTALL_DRIVER = 'install the driver of the NPU; in a container mount /usr/local/Ascend/driver'
 
 
@@ -56,11 +57,12 @@ def import_remedy(pair: wheels.Pair, failure: str) -> str:
 def check_cann(machine: Machine) -> List[Check]:
     """CANN, the driver and the firmware."""
     missing = 'warning' if machine.has_ascend and not machine.npus else 'note'
-    checks = []
+    checks, torch_npu = [], machine.pair.torch_npu
     home, how = installation.cann_home(machine.root, machine.environ)
     if home is None:
+        belongs = f' ({cann_versions.describe(torch_npu)})' if torch_npu else ''
         checks.append(Check('cann', 'cann', missing, f'not found: {how}',
-                            'install the CANN of this NPU, then source its set_env.sh'))
+                            f'install the CANN of this NPU{belongs}, then source its set_env.sh'))
     else:
         version = installation.cann_version(home) or 'of unknown version'
         checks.append(Check('cann', 'cann', 'ok', f'{version} in {home} ({how})'))
@@ -68,9 +70,10 @@ def check_cann(machine: Machine) -> List[Check]:
             script = installation.set_env_script(home)
             checks.append(Check('cann', 'set_env.sh', missing, 'not sourced in this shell',
                                 f'source {script}' if script else SET_ENV))
-        named = installation.cann_named_by_torch_npu()
-        if named:
-            checks.append(Check('cann', 'pairing', 'note', f"torch_npu's description names CANN {named} for its torch"))
+        if torch_npu:
+            wrong = cann_versions.mismatch(torch_npu, version)
+            status = 'warning' if wrong else 'note'
+            checks.append(Check('cann', 'pairing', status, *(wrong or (cann_versions.describe(torch_npu),))))
     for part, fault in (('driver', missing), ('firmware', 'note')):
         version = installation.driver_version(machine.root, part)
         checks.append(Check('cann', part, 'ok' if version else fault, version or 'no version file', INSTALL_DRIVER))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from seresnet_timm.engine.flags import bundled_only_message
+from seresnet_timm.engine.values import IMAGE_MODES
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.config_file import bundled_defaults, load_config, read_yaml
@@ -263,6 +264,7 @@ def apply_checkpoint(sources: Sources) -> None:
     found = dict(
         mean=_for_channels(info.mean, channels), std=_for_channels(info.std, channels),
         interpolation=info.interpolation, crop_pct=info.crop_pct, crop_mode=info.crop_mode,
+        input_img_mode=checkpoint.image_mode if checkpoint.image_mode in IMAGE_MODES else None,
         input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
     if not is_other:
         kwargs = dict(info.kwargs)
