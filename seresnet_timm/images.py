@@ -7,6 +7,7 @@ profiles if they alone are at fault.
 """
 import io
 import os
+import re
 import stat
 import struct
 import sys
@@ -38,8 +39,17 @@ KNOWN_STARTS = (  # of files that are often called like images
     (b'\x00\x05\x16\x07', 'it is a companion file of macOS (AppleDouble), not an image'),
     (b'version https://git-lfs', 'it is a pointer of Git LFS, not the image: git lfs pull brings it'),
     (b'%PDF', 'it is a PDF, not an image'),
+    (b'PK\3\4', 'it is a zip archive, not an image'),
+    (b'\x1f\x8b', 'it is compressed with gzip'),
+    (b'\x93NUMPY', 'it is a NumPy array (.npy), not an image'),
+    (b'\xff\x0a', 'it is a JPEG XL image, which Pillow does not read: save it as JPEG or PNG'),
+    (b'\0\0\0\x0cJXL ', 'it is a JPEG XL image, which Pillow does not read: save it as JPEG or PNG'),
     *((start, 'it is damaged at its beginning') for start in (PNG_START, b'\xff\xd8\xff', b'GIF8', b'RIFF')),
 )
+
+
+POSTSCRIPT = (b'%!PS', b'\xc5\xd0\xd3\xc6')  # which Pillow gives to Ghostscript, a program that executes it
+HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 
 
 class UnreadableImage(Exception):
@@ -164,6 +174,8 @@ def silence_pillow() -> None:
 
 
 def _decode(data: bytes, mode: Optional[str]) -> Image.Image:
+    if data.startswith(POSTSCRIPT):
+        raise UnreadableImage('it is a PostScript file (EPS), not an image')
     image = Image.open(io.BytesIO(data))
     if not mode:
         image.load()
@@ -249,6 +261,10 @@ def _what_else(data: bytes) -> str:
     for start, text in KNOWN_STARTS:
         if data.startswith(start):
             return text
+    if data[4:8] == b'ftyp':
+        return _what_media(data[8:12])
+    if data[128:132] == b'DICM':
+        return 'it is a DICOM file, which Pillow does not read: save it as PNG'
     beginning = data[:1024].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if beginning.startswith((b'<!doctype html', b'<html')):
         return 'it is a web page (HTML), not an image'
@@ -256,7 +272,16 @@ def _what_else(data: bytes) -> str:
         return 'it is an XML or SVG file, which Pillow does not read'
     if not data.strip(b'\0'):
         return 'it holds nothing but zeros'
+    if not re.search(rb'[^\t\n\r -~]', beginning):
+        return 'it is a text file, not an image'
     return 'it is not an image, or its format is unknown'
+
+
+def _what_media(brand: bytes) -> str:
+    """What a file in the container of MP4 is, by its brand."""
+    if brand in HEIC_BRANDS:
+        return 'it is a HEIC image, as phones save them, which Pillow does not read: save it as JPEG'
+    return 'it is damaged' if brand in (b'avif', b'avis') else 'it is a video, not an image'
 
 
 # --- a verb that goes through them -----------------------------------------------------------------------------------

@@ -100,7 +100,11 @@ def test_what_is_no_image_is_named(tmp_path):
     for content, text in (
             (b'', 'it is empty'), (b' \n<!DOCTYPE html><html>', 'a web page'), (b'<?xml version="1.0"?>', 'XML or SVG'),
             (b'\0\5\x16\7' + bytes(50), 'AppleDouble'), (b'version https://git-lfs.github.com/spec/v1', 'git lfs pull'),
-            (bytes(2000), 'nothing but zeros'), (b'hello', 'not an image'),
+            (bytes(2000), 'nothing but zeros'), (b'hello', 'a text file'), (b'\1\2\3', 'its format is unknown'),
+            (bytes(4) + b'ftypheic' + bytes(99), 'a HEIC image'), (bytes(4) + b'ftypmif1' + bytes(99), 'a HEIC image'),
+            (bytes(4) + b'ftypisom' + bytes(99), 'a video'), (bytes(4) + b'ftypavif' + bytes(99), 'it is damaged'),
+            (b'\xff\x0a' + bytes(99), 'a JPEG XL image'), (bytes(128) + b'DICM' + bytes(99), 'a DICOM file'),
+            (b'PK\3\4' + bytes(99), 'a zip archive'), (b'%!PS-Adobe-3.0 EPSF-3.0\n', 'a PostScript file'),
             (encode(RGB, 'JPEG')[:600], 'it is damaged'), (encode(RGB, 'PNG')[:600], 'it is damaged'),
             (b'P6 x\xff 1 255\n', 'it is damaged'), (encode(Image.new('1', (20000, 20000)), 'PNG'), 'it is too large')):
         assert text in why(content)
@@ -127,6 +131,13 @@ def test_any_damage_is_one_error(kind):
             unreadable += 1
             assert str(e) and '\n' not in str(e)
     assert unreadable > 20
+
+
+def test_no_program_is_started_for_a_picture(monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr(Image, 'open', lambda *_: pytest.fail('Pillow was asked'))
+    for start in (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n', b'\xc5\xd0\xd3\xc6' + bytes(30)):
+        assert 'PostScript' in why(start)
 
 
 def test_suffixes():

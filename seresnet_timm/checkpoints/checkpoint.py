@@ -37,12 +37,18 @@ class Checkpoint:
         if found is not None:
             return found
         others = layout.other_networks(self.content)
-        if len(others) > 1:
-            raise layout.several_networks(f'Checkpoint {self.path}', others, keys=True)
         if others:
-            return others[0], self.content[others[0]]
+            return self._only_one({key: self.content[key] for key in others})
         # an average that is alone in its file is the network of the file
-        return layout.find_weights(self.content, layout.EMA_KEYS) or (None, self.content)
+        average = layout.find_weights(self.content, layout.EMA_KEYS)
+        is_bare = any(isinstance(v, torch.Tensor) for v in self.content.values())
+        deeper = {} if average or is_bare else layout.deeper_networks(self.content)
+        return self._only_one(deeper) if deeper else average or (None, self.content)
+
+    def _only_one(self, networks: Dict[str, Dict[str, Any]]) -> Tuple[Optional[str], Dict[str, Any]]:
+        if len(networks) > 1:
+            raise layout.several_networks(f'Checkpoint {self.path}', list(networks), keys=True)
+        return next(iter(networks.items()))
 
     @property
     def weights(self) -> Dict[str, Any]:
@@ -82,7 +88,7 @@ class Checkpoint:
         Raises:
             UsageError: There is no such key and no such prefix.
         """
-        part = self.content.get(network)
+        part = self.content.get(network) or layout.deeper_networks(self.content).get(network)
         if not isinstance(part, dict):
             part = layout.part_of(self.weights, network.rstrip('.'))
         if not part:

@@ -13,13 +13,14 @@ from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, Checkpoin
 from seresnet_timm.checkpoints.fit import describe_misfit, named_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
-from seresnet_timm.errors import UsageError, did_you_mean
+from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
 from seresnet_timm.files import atomic_path
-from seresnet_timm.models.create import check_model_name, create_from_info, is_known
+from seresnet_timm.models.create import check_model_name, create_from_info, is_known, why_not_plain
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
 FORMATS = ('timm', 'modelzoo', 'safetensors')
+MAX_NAMED = 4  # names of weights that one sentence lists
 DTYPES = ('float32', 'float16', 'bfloat16')
 
 
@@ -61,6 +62,11 @@ def convert(
     if to == 'modelzoo' and not re.fullmatch(r'seresnet\d+_ascend', arch or ''):
         raise UsageError(f'{source} is {arch or "of an unknown architecture"}: the ModelZoo has only SE-ResNets '
                          'without bias in their SE layers.')
+    kinds = {k: why_not_plain(v) for k, v in weights.items()}
+    odd = [f'{k} ({kind})' for k, kind in kinds.items() if kind not in (None, 'complex')]
+    if odd:
+        raise UsageError(f'{source} cannot be converted, some of its weights are no plain numbers: '
+                         f'{printable(first_names(odd, MAX_NAMED))}. Save them with to_dense() or dequantize().')
     if dtype is not None:
         weights = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in weights.items()}
 

@@ -26,7 +26,21 @@ MAGIC = (
     (b'\xff\xd8\xff', 'a picture (JPEG), not a checkpoint'),
     (b'%PDF', 'a PDF document, not a checkpoint'),
     (b'\x7fELF', 'a program, not a checkpoint'),
+    (b'GGUF', 'a GGUF file of llama.cpp, not the state_dict of a PyTorch model'),
+    (b'\x08\x01\x12', 'a TensorFlow SavedModel, not the state_dict of a PyTorch model'),
 )
+# likewise, where more than the first bytes tells it
+PATTERNS = (
+    (rb'(?s).{4}TFL3', 'a TensorFlow Lite model, not the state_dict of a PyTorch model'),
+    (rb'(?s)\x08[\x03-\x14][\x12:"]', 'an ONNX model: name the checkpoint that it was exported from'),
+    (rb'(?s)\x0a[\x80-\xff]{0,4}[\0-\x7f]\x0a[\x01-\x7f][\w./-]+[\x12\x1a"]', 'a MindSpore checkpoint: write its '
+     'values as a state_dict of PyTorch, whose names may be others: torch.save({k: torch.tensor(v.asnumpy()) for k, v '
+     'in mindspore.load_checkpoint(FILE).items()}, OUT)'),
+)
+PADDLE = ('.pdparams', '.pdopt', '.pdiparams', '.pdmodel')
+SHARD = re.compile(r'-(\d{5})-of-(\d{5})\.(safetensors|bin)$')
+JOIN = ('join them first: safetensors.torch.save_file({k: v for f in FILES for k, v in '
+        'safetensors.torch.load_file(f).items()}, OUT)')
 PAGES = (b'<!doctype', b'<html', b'<head', b'<?xml', b'<!--', b'<body')
 
 
@@ -37,6 +51,16 @@ def other_kind(path: str) -> Optional[str]:
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
+    for pattern, kind in PATTERNS:
+        if re.match(pattern, head):
+            return kind
+    if path.endswith(PADDLE):
+        return 'a file of PaddlePaddle, not the state_dict of a PyTorch model'
+    shard = SHARD.search(path)
+    if shard and int(shard[2]) > 1:
+        return f'part {int(shard[1])} of {int(shard[2])} of a checkpoint in several files: {JOIN}'
+    if path.endswith('.json') and b'"weight_map"' in head:
+        return f'the list of a checkpoint in several files: {JOIN}'
     if head and not head.strip(b'\0'):
         return 'nothing but zeros at its beginning, not a checkpoint: copy or download it again'
     if head.startswith(b'PK'):

@@ -78,6 +78,16 @@ def _is_network(value: Dict[str, Any]) -> bool:
         v.ndim > 1 for v in value.values())
 
 
+def deeper_networks(content: Dict[str, Any], above: str = '') -> Dict[str, Dict[str, Any]]:
+    """Entries deep in a file that look like the weights of a network, by their keys (`a.b` for b in a)."""
+    found: Dict[str, Dict[str, Any]] = {}
+    for key, value in content.items():
+        is_entry = isinstance(key, str) and 'optim' not in key.lower() and isinstance(value, dict) and bool(value)
+        if is_entry and above.count('.') < MAX_DEPTH:
+            found.update({above + key: value} if _is_network(value) else deeper_networks(value, f'{above}{key}.'))
+    return found
+
+
 def plain_names(weights: Dict[str, Any], origin: str) -> Dict[str, Any]:
     """Names without the prefixes of DDP and torch.compile, and without counters.
 

@@ -67,7 +67,9 @@ def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
     except Exception as e:  # a damaged file can raise anything
         raise _explain(path, e) from e
     if not isinstance(checkpoint, dict):
-        raise UsageError(f'{path} holds a {type(checkpoint).__name__}, not the weights of a model.')
+        kind = type(checkpoint).__name__
+        article = 'an' if kind[0] in 'aeiou' else 'a'
+        raise UsageError(f'{path} holds {article} {kind}, not the weights of a model.')
     _check_weights(path, checkpoint, kind)
     return Checkpoint(path, kind, checkpoint)
 
@@ -96,9 +98,11 @@ def file_format(path: str) -> str:
     """Format of a checkpoint file: 'safetensors', 'zip' (torch.save since 1.6), or 'legacy' (before)."""
     with open(path, 'rb') as f:
         head = f.read(9)
-    if path.endswith('.safetensors') or (head[8:] == b'{' and head[5:8] == bytes(3)):
+    if head[8:] == b'{' and head[5:8] == bytes(3):
         return 'safetensors'
-    return 'zip' if head[:2] == b'PK' else 'legacy'
+    if head[:2] == b'PK':
+        return 'zip'
+    return 'safetensors' if path.endswith('.safetensors') and head[:2] != b'\x80\x02' else 'legacy'
 
 
 def _unpickle(path: str, kind: str) -> Tuple[Any, str]:
@@ -108,6 +112,9 @@ def _unpickle(path: str, kind: str) -> Tuple[Any, str]:
     with torch.serialization.safe_globals(safe_pickle.allowed()), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns of formats that it supports nevertheless
         try:
+            if path.endswith('.safetensors'):  # torch goes by the name of a file, if it gets one
+                with open(path, 'rb') as f:
+                    return torch.load(f, map_location='cpu', weights_only=True), kind
             # files from before torch 1.6 are no zip archives and cannot be mapped
             return torch.load(path, map_location='cpu', weights_only=True, mmap=kind == 'zip'), kind
         except (UnicodeDecodeError, pickle.UnpicklingError):

@@ -85,7 +85,12 @@ REQUIRED_PACKAGES = (
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
+    open_closed_streams()
     print_any_text()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries that torch loads ask for it, and end the process
+        fail('The working folder was removed: go to another with cd, and run the command there.', UsageError.exit_code)
     try:
         dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
@@ -116,6 +121,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         fail(f'{e.name} is not installed for {sys.executable}: activate the environment that has this package '
              f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {e.name} '
              f'there{": " + install_command(e.name) if e.name in ("timm", "torchvision") else "."}')
+
+
+def open_closed_streams() -> None:
+    """Connect streams that the caller has closed (`>&-`) to /dev/null, so that no other file gets their numbers."""
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def fault_of_stdout() -> Optional[str]:

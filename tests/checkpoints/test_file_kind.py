@@ -1,5 +1,6 @@
 """Files that are no checkpoints are called what they are; strings of Python 2 are read."""
 import gzip
+import json
 import pickle
 import struct
 import tarfile
@@ -52,6 +53,11 @@ def text(content):
     (zip_of(**{'readme.txt': 'x', 'w.pth': 'y'}), r'a zip archive of other files \(readme.txt, w.pth\)'),
     (zip_of(**{'m/data.pkl': 'x', 'm/constants.pkl': 'y', 'm/code/a.py': ''}), 'a TorchScript program'),
     (tar_of('a.jpg', 'b.jpg'), r'a tar archive of other files \(a.jpg, b.jpg\)'),
+    (text(b'GGUF\3' + bytes(99)), 'a GGUF file'),
+    (text(b'\x1c\0\0\0TFL3' + bytes(99)), 'a TensorFlow Lite model'),
+    (text(b'\x08\x01\x12\x07' + bytes(99)), 'a TensorFlow SavedModel'),
+    (text(b'\x08\x08\x12\x07pytorch\x1a\x052.1.0' + bytes(99)), 'an ONNX model'),
+    (text(b'\x0a\xc0\x93\x02\x0a\x0cconv1.weight\x12\x90\x93\x02' + bytes(99)), 'a MindSpore checkpoint.*asnumpy'),
     (tar_of('sys_info', 'pickle', 'storages', 'tensors'), 'the tar format of torch before'),
     (lambda path: torch.save({'w': [torch.ones(1), 'é' * 3]}, path, pickle_protocol=4), 'protocol 4'),
     (lambda path: torch.save({'fc.weight': torch.ones(1), 'x': np.str_('x')}, path), 'refused'),
@@ -60,11 +66,31 @@ def text(content):
 def test_named_for_what_it_is(tmp_path, write, words, suffix):
     path = tmp_path / f'x{suffix}'
     write(path)
-    if suffix == '.safetensors' and path.read_bytes()[:2] == b'PK' and ('protocol' in words or words == 'refused'):
-        return  # a file of torch.save under another name
     with pytest.raises(UsageError, match=words) as e:
         read_checkpoint(path)
     assert 'damaged' not in str(e.value) and str(path) in str(e.value)
+
+
+@pytest.mark.parametrize('name, words', [
+    ('m-00001-of-00002.safetensors', 'part 1 of 2 of a checkpoint in several files: join them'),
+    ('pytorch_model-00002-of-00003.bin', 'part 2 of 3'), ('model.pdparams', 'a file of PaddlePaddle'),
+    ('model.safetensors.index.json', 'the list of a checkpoint in several files'),
+])
+def test_named_by_its_name(tmp_path, name, words):
+    if name.endswith('.json'):
+        names = {f'layer{i}.weight': 'm-00001-of-00002.safetensors' for i in range(500)}
+        (tmp_path / name).write_text(json.dumps({'metadata': {'total_size': 1}, 'weight_map': names}))
+    else:
+        torch.save({'fc.weight': torch.ones(1)}, tmp_path / name)
+    with pytest.raises(UsageError, match=words):
+        read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize('is_zip', [True, False])
+def test_a_file_of_torch_under_the_name_of_safetensors(tmp_path, is_zip):
+    path = tmp_path / 'x.safetensors'
+    torch.save({'fc.weight': torch.arange(3.)}, path, _use_new_zipfile_serialization=is_zip)
+    assert read_checkpoint(path).weights['fc.weight'].tolist() == [0, 1, 2]
 
 
 def test_only_what_is_cut_is_called_damaged(tmp_path):

@@ -66,10 +66,13 @@ def test_files_from_before_batch_norm_counted(own, tmp_path, prefix):
 
 @pytest.mark.parametrize('key', [
     'state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'module', 'params', 'ema_state_dict',
-    'my_own_key'])
+    'my_own_key', 'app.weights_of_mine'])
 def test_keys_of_nesting(own, tmp_path, key):
     path = tmp_path / 'x.pth'
-    assert equal(load({key: dict(own), 'epoch': 3, 'optimizer_state_dict': {'state': {}}}, path), own)
+    content = dict(own)
+    for k in reversed(key.split('.')):
+        content = {k: content}
+    assert equal(load({**content, 'epoch': 3, 'optimizer_state_dict': {'state': {}}}, path), own)
     assert inspect(str(path))['architecture'] is None or key  # inspect reads it too
     assert any(key in line for line in describe(inspect(str(path)))) or key == 'state_dict'
 
@@ -99,7 +102,9 @@ def test_body_and_head_under_two_prefixes(own, tmp_path):
     (lambda a, b: {**a, **under('module.', b)}, ('module.',)),
     (lambda a, b: {'net1': a, 'net2': b}, ('net1', 'net2')),
     (lambda a, b: {'student': a, 'teacher': b, 'epoch': 1}, ('student', 'teacher')),
-], ids=['distillation', 'moco', 'average', 'lightning', 'ddp', 'keys', 'dino'])
+    (lambda a, b: {'app': {'one': {'net1': a}, 'two': {'net2': b}, 'optim': {'w': {'exp_avg': b['conv1.weight']}}}},
+     ('app.one.net1', 'app.two.net2')),
+], ids=['distillation', 'moco', 'average', 'lightning', 'ddp', 'keys', 'dino', 'deep'])
 def test_two_networks_are_refused_and_can_be_chosen(own, other, tmp_path, make, names):
     path, before = tmp_path / 'x.pth', tiny_model(3)
     torch.save(make(own, other), path)

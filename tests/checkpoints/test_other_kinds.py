@@ -5,6 +5,7 @@ import torch
 from conftest import run_here
 
 import seresnet_timm  # noqa: F401
+from seresnet_timm.checkpoints.convert import convert
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.inspect import inspect
 from seresnet_timm.errors import UsageError
@@ -32,6 +33,10 @@ def test_values_that_would_be_changed_are_refused(network, tmp_path, kind):
         load_weights(network, str(tmp_path / 'c.pth'), 'seresnet18_ascend')
     assert inspect(str(tmp_path / 'c.pth'))['not_finite'] == 0
     assert run_here('inspect', tmp_path / 'c.pth').returncode == 0
+    if kind in ('quantised', 'sparse', 'without values'):
+        with pytest.raises(UsageError, match=rf'no plain numbers: fc.weight \({kind}\)'):
+            convert(str(tmp_path / 'c.pth'), str(tmp_path / 'c.safetensors'))
+        assert not (tmp_path / 'c.safetensors').exists()
 
 
 def test_eight_bit_floats_are_taken_exactly(network, tmp_path):

@@ -171,3 +171,18 @@ def test_import_registers_models_without_the_engine():
             'assert timm.is_model("seresnet152_ascend")\n'
             'assert not [m for m in sys.modules if m.startswith(("seresnet_timm.engine", "torch_npu", "sklearn"))]')
     subprocess.run([preloaded.python(), '-c', code], check=True)
+
+
+@pytest.mark.parametrize('closed', ('<&-', '>&-', '2>&-', '<&- >&- 2>&-'))
+def test_streams_that_are_closed(closed):
+    command = f'"{sys.executable}" -m seresnet_timm recipes {closed}'
+    result = subprocess.run(['sh', '-c', command], capture_output=True, text=True)
+    assert result.returncode == 0 and 'Traceback' not in result.stderr
+    assert bool(result.stdout) == ('>&-' not in closed.replace('2>&-', ''))
+
+
+def test_working_folder_that_was_removed(tmp_path):
+    (tmp_path / 'gone').mkdir()
+    command = f'rmdir "{tmp_path}/gone"; "{sys.executable}" -m seresnet_timm train --data-dir x'
+    result = subprocess.run(['sh', '-c', command], cwd=tmp_path / 'gone', capture_output=True, text=True)
+    assert result.returncode == 2 and 'The working folder was removed' in result.stderr
