@@ -14,6 +14,8 @@ TESTS := not slow
 JOBS := 3
 DEMO := demo
 BIN := $(VENV)/bin
+# the tests of the second half find the bytecode of the first
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint docs release-check clean
 
@@ -62,7 +64,7 @@ lint: $(VENV)/.ready
 # the pages of docs/ as a web site in site/, without network; a warning is an error
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	@echo 'site/index.html'
+	@echo 'site/index.html; its search needs a web server: python3 -m http.server -d site'
 
 # build, twine check, the wheel in a fresh environment, the demo; QUICK=1: with the packages of .venv, one epoch
 release-check: $(VENV)/.ready

@@ -2,26 +2,35 @@
 
     python benchmarks/chaos.py kills                # 200 SIGKILLs at random instants, over a table of configurations
     python benchmarks/chaos.py kills --kills 20     # a quick look
+    python benchmarks/chaos.py kills --at-save      # while a checkpoint is being written
     python benchmarks/chaos.py faults               # each other fault once
 
 Every run trains a small network on a part of the demo data, float32 on the CPU, with `--resume auto` and a checkpoint
 every second. `kills`: a run is killed twice, its launcher or one of its ranks, each time at an instant drawn evenly
 from the duration of a run that nobody disturbs, and then runs to its end. Its weights must be those of the run that
 nobody disturbed, bit by bit, and so must the lines of summary.csv. The age of the newest checkpoint at the instant of
-the kill is the work that is done again.
+the kill is the work that is done again. After each run its line is printed and the JSON is written; Ctrl-C and SIGTERM
+(`timeout 480 python ...`) print the table of what is done.
 """
 import argparse
 import contextlib
+import importlib.util
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+if importlib.util.find_spec('seresnet_timm') is None:  # not installed: the one of this checkout, also in the runs
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get('PYTHONPATH'))))
 
 import measure
 import psutil
@@ -65,39 +74,81 @@ CONFIGURATIONS = {
 
 # --- SIGKILL at random instants ---------------------------------------------------------------------------------------
 
-def kill_runs(data: Path, tmp: Path, kills: int, seed: int, jobs: int) -> List[Dict[str, Any]]:
-    """Kill runs of every configuration, and let them go on; one row of figures for each configuration.
+class Kills:
+    """Kills runs of every configuration, and lets them go on.
 
     Args:
         data: Folder of the data set.
         tmp: Folder for the runs.
-        kills: Number of kills in all.
+        at_save: Kill while a checkpoint is being written.
         seed: Of the random instants.
-        jobs: Number of runs at a time.
+        report: Gets `rows`, one for each configuration, and `left`, the runs that are not done.
+        json: The report is written there after each run; None for nowhere.
     """
-    has_script = bool(os.environ.get('TIMM_SCRIPTS'))
-    if not has_script:
-        print("TIMM_SCRIPTS names no script of timm's: its configurations are left out.")
-    chosen = {name: c for name, c in CONFIGURATIONS.items() if has_script or not c.is_timms}
-    runs = -(-kills // 2 // len(chosen))  # of each configuration
-    with ThreadPoolExecutor(jobs) as pool:
-        wholes = list(pool.map(lambda name: undisturbed(data, tmp / f'{name} whole', chosen[name]), chosen))
-        kinds = [(name, *whole) for name, whole in zip(chosen, wholes) for _ in range(runs)]
-        killed = list(pool.map(
-            lambda i: killed_run(data, tmp / str(i), chosen[kinds[i][0]], *kinds[i][1:], random.Random(f'{seed} {i}')),
-            range(len(kinds))))
-    rows = []
-    for name, (seconds, _) in zip(chosen, wholes):
-        own = [figures for figures, kind in zip(killed, kinds) if kind[0] == name]
-        row: Dict[str, Any] = dict(
-            configuration=name, ranks=chosen[name].ranks, seconds=round(seconds, 1), runs=runs,
-            kills=sum(figures['kills'] for figures in own), same=sum(figures['is_same'] for figures in own))
-        for key in ('lost', 'gone', 'ended'):
-            row[key] = round(max((x for figures in own for x in figures[key]), default=0.), 2)
-        rows.append(row)
-        print(f'| {name} | {row["ranks"]} | {row["kills"]} | {row["same"]} of {runs} | {row["lost"]} | {row["gone"]} | '
-              f'{row["ended"]} |', flush=True)
-    return rows
+
+    def __init__(self, data: Path, tmp: Path, at_save: bool, seed: int, report: Dict[str, Any], json: Optional[str]):
+        self.data, self.tmp, self.at_save, self.seed = data, tmp, at_save, seed
+        self.report, self.json = report, json
+        self._rows: Dict[str, Dict[str, Any]] = {}
+        self._left = 0
+        self._is_over = False
+        self._lock = threading.Lock()
+
+    def do(self, kills: int, jobs: int) -> None:
+        """Kill about this many times, in this number of runs at a time. SIGTERM and SIGINT end it with its table."""
+        has_script = bool(os.environ.get('TIMM_SCRIPTS'))
+        if not has_script:
+            print("TIMM_SCRIPTS names no script of timm's: its configurations are left out.")
+        chosen = [name for name, c in CONFIGURATIONS.items() if has_script or not c.is_timms]
+        runs = -(-kills // 2 // len(chosen))  # of each configuration
+        self._left = runs * len(chosen)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            wholes = {name: pool.submit(undisturbed, self.data, self.tmp / f'{name} whole', CONFIGURATIONS[name])
+                      for name in chosen}
+            # one of each configuration in turn, so that a table that is cut short has all of them
+            todo = [(f'{i} {name}', name) for i in range(runs) for name in chosen]
+            for future in [pool.submit(self._one, key, name, wholes[name]) for key, name in todo]:
+                future.result()
+        except KeyboardInterrupt:
+            print('Stopped before all were killed.', flush=True)
+        finally:
+            self._is_over = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.print_table()
+
+    def _one(self, key: str, name: str, whole: Any) -> None:
+        seconds, expected = whole.result()
+        folder, rng = self.tmp / key, random.Random(f'{self.seed} {key}')
+        figures = killed_run(self.data, folder, CONFIGURATIONS[name], seconds, expected, rng, self.at_save)
+        with self._lock:
+            if self._is_over:
+                return
+            row = self._rows.setdefault(name, dict(
+                configuration=name, ranks=CONFIGURATIONS[name].ranks, seconds=round(seconds, 1),
+                runs=0, kills=0, same=0, lost=0., gone=0., ended=0.))
+            row['runs'] += 1
+            row['kills'] += figures['kills']
+            row['same'] += figures['is_same']
+            for what in ('lost', 'gone', 'ended'):
+                row[what] = round(max([row[what], *figures[what]]), 2)
+            self._left -= 1
+            self.report.update(rows=list(self._rows.values()), left=self._left)
+            print(f'{"the same" if figures["is_same"] else "ANOTHER RESULT"} after {figures["kills"]} kills: {name}; '
+                  f'{self._left} runs left', flush=True)
+            if self.json:
+                write_json(self.json, self.report)
+
+    def print_table(self) -> None:
+        for name in CONFIGURATIONS:
+            if name in self._rows:
+                row = dict(self._rows[name], same=f'{self._rows[name]["same"]} of {self._rows[name]["runs"]}')
+                columns = ('configuration', 'ranks', 'seconds', 'kills', 'same', 'lost', 'gone', 'ended')
+                print(f'| {" | ".join(str(row[column]) for column in columns)} |', flush=True)
 
 
 def start(data: Path, folder: Path, configuration: Configuration) -> Run:
@@ -120,8 +171,18 @@ def killed_run(
         seconds: float,
         expected: Tuple[str, str],
         rng: random.Random,
+        at_save: bool = False,
 ) -> Dict[str, Any]:
     """Kill a run twice, its launcher or a rank, then let it go on to its end.
+
+    Args:
+        data: Folder of the data set.
+        folder: Folder of the run.
+        configuration: Its flags.
+        seconds: Duration of a run that nobody disturbs.
+        expected: Result of it.
+        rng: Draws the instants.
+        at_save: Wait at the instant until a checkpoint is being written.
 
     Returns:
         `kills`; `lost`, seconds of work done again; `gone` and `ended`, seconds from the kill of a launcher or a rank
@@ -131,6 +192,8 @@ def killed_run(
     for _ in range(2):
         run = start(data, folder, configuration)
         time.sleep(rng.uniform(0, seconds))
+        if at_save:
+            wait_for_save(run, rng)
         if run.process.poll() is None:
             family = run.process.children(recursive=True)
             victim = rng.choice([run.process, *(rank for rank in run.ranks() if rank != run.process)])
@@ -150,10 +213,26 @@ def killed_run(
     return figures
 
 
+def wait_for_save(run: Run, rng: random.Random) -> None:
+    """Wait until a run writes a checkpoint, and a moment of the write more."""
+    while run.process.poll() is None:
+        if any(name.endswith(('tmp.pth.tar', '.pth.tar.tmp')) for name in names_in(run.folder)):
+            time.sleep(rng.uniform(0, 0.02))
+            return
+        time.sleep(0.0005)
+
+
+def names_in(folder: Path) -> List[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)
+    return []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=('kills', 'faults'))
     parser.add_argument('--kills', type=int, default=200, metavar='N', help='200')
+    parser.add_argument('--at-save', action='store_true', help='kill while a checkpoint is being written')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of the instants: 0')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time that are killed: 1')
     parser.add_argument('--only', metavar='FAULT', help='one fault, or a pattern of names: nodes.*')
@@ -170,8 +249,8 @@ def main() -> None:
         data = Path(tmp) / 'digits'
         write_data(data)
         if args.what == 'kills':
-            report['rows'] = kill_runs(data, Path(tmp), args.kills, args.seed, args.jobs)
-            is_right = all(row['same'] == row['runs'] for row in report['rows'])
+            Kills(data, Path(tmp), args.at_save, args.seed, report, args.json).do(args.kills, args.jobs)
+            is_right = all(row['same'] == row['runs'] for row in report.get('rows', ()))
         else:
             rows = do_faults(data, Path(tmp), args.only)
             report['rows'] = [vars(row) for row in rows]

@@ -5,6 +5,7 @@ process), so that other programs matter less, and figures are images/s per core;
 device synchronised. The figure of a contender is the median of its rounds, a ratio the median of the rounds' ratios.
   * timm: `seresnet50` as timm's train.py sets it up by default (`--fast-step off`)
   * seresnet_timm: this package's model as `seresnet-timm train` with the same flags sets it up
+  * seresnet_timm, lean: the same with `--lean-se on`
   * seresnet_timm, no SE: timm's `resnet50` in that set-up, which shows the cost of SE
 The settings come from launch/plan.py, and the step from the stages of the bundled train.py.
 The allocator is not changed: `bench end2end` shows the effect of keeping freed memory.
@@ -56,6 +57,7 @@ def main(argv: List[str]) -> None:
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='float16')
     parser.add_argument('--torchcompile', action='store_true', help='measure this package compiled by inductor too')
+    parser.add_argument('--graph', action='store_true', help='measure this package with its kernels captured too')
     parser.add_argument('--profile', action='store_true', help='print the operators that take most of the time, too')
     parser.add_argument('--count', action='store_true',
                         help='count launches, bytes and FLOPs of a training step instead; needs no device')
@@ -88,8 +90,8 @@ def count(args) -> Dict[str, Any]:
     Raises:
         UsageError: A flag is for a step that runs.
     """
-    given = [flag for flag, value in (('--amp', args.amp), ('--torchcompile', args.torchcompile),
-                                      ('--profile', args.profile), ('--rounds', args.rounds)) if value]
+    names = ('amp', 'torchcompile', 'graph', 'profile', 'rounds')
+    given = [f'--{name}' for name in names if getattr(args, name)]
     if given:
         raise UsageError(f'--count computes nothing: leave out {" and ".join(given)}.')
     batch_size = 128 if args.batch_size is None else args.batch_size
@@ -120,20 +122,27 @@ def run(args) -> Dict[str, Any]:
     report['threads'] = torch.get_num_threads()
     timms = train_settings(args, args.timm_model, fast_step='off')
     set_up_npu(timms)
-    ours = train_settings(args, args.model)
+    ours, lean = train_settings(args, args.model), train_settings(args, args.model, lean_se='on')
 
     report['memory'] = {name: peak_memory(training_step(settings), device)
-                        for name, settings in (('timm', timms), ('seresnet_timm', ours))}
+                        for name, settings in (('timm', timms), ('seresnet_timm', ours), ('seresnet_timm, lean', lean))}
     report['memory']['ratio'] = round(report['memory']['seresnet_timm'] / report['memory']['timm'], 3)
+    report['memory']['ratio_lean'] = round(report['memory']['seresnet_timm, lean'] / report['memory']['timm'], 3)
 
     steps = {
         'timm': training_step(timms),
         'seresnet_timm': training_step(ours),
+        'seresnet_timm, lean': training_step(lean),
         'seresnet_timm, no SE': training_step(train_settings(args, args.without_se)),
     }
     if args.torchcompile:
         steps['seresnet_timm, compiled'] = training_step(train_settings(args, args.model, torchcompile='inductor'))
         report['seconds_to_compile'] = round(_timed(steps['seresnet_timm, compiled'], device)(), 1)
+    if args.graph:
+        graphed = train_settings(args, args.model, graph=True)
+        if not graphed.graph:
+            raise UsageError(f'--graph cannot be measured: {graphed.reasons["graph"]}.')
+        steps['seresnet_timm, graph'] = training_step(graphed)
     times = measure.interleave({k: _timed(step, device) for k, step in steps.items()}, args.rounds)
     report['training'] = _figures(times, args.batch_size)
     overhead = statistics.median(a / b for a, b in zip(times['seresnet_timm'], times['seresnet_timm, no SE'])) - 1
@@ -268,7 +277,7 @@ def print_report(report: Dict[str, Any]) -> None:
             print(f'{section + ", " + name:<34}{row["images_per_second"]:>18.3f}{row["ratio"]:>10.3f}{text:>9}')
     memory = report['memory']
     print(f'\nPeak memory of a step: {memory["seresnet_timm"]:.0f} MiB, timm {memory["timm"]:.0f} MiB: ratio '
-          f'{memory["ratio"]:.3f} (goal <= {GOALS["memory"]})')
+          f'{memory["ratio"]:.3f} (goal <= {GOALS["memory"]}), lean {memory["ratio_lean"]:.3f}')
     print(f'SE costs {100 * report["se_overhead"]:.1f} % of {s["without_se"]} in the same set-up '
           f'(goal <= {100 * GOALS["SE overhead"]:.0f} %)')
     if 'seconds_to_compile' in report:

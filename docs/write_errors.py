@@ -5,7 +5,8 @@ from typing import List
 
 from seresnet_timm.ascend import error_codes
 from seresnet_timm.ascend.errors import fill
-from seresnet_timm.ascend.faults import FAULTS, ROLES
+from seresnet_timm.ascend.fault import ROLES
+from seresnet_timm.ascend.faults import FAULTS
 
 PAGE = Path(__file__).with_name('errors.md')
 ROLE_TEXT = dict(zip(ROLES, (
@@ -31,7 +32,8 @@ launchers and loggers, and names the fault that came first. This page is written
   driver, E1 to E4 compilers, EK profiling. 9999 is an inner error: the lines under it tell.
 * Operators run later than their calls: with ASCEND_LAUNCH_BLOCKING=1 the line of Python that is named is the right one.
 * plog: `~/ascend/log/debug/plog/plog-PID_TIME.log`; communicators in `run/plog`. ASCEND_PROCESS_LOG_PATH replaces
-  `~/ascend/log`, ASCEND_GLOBAL_LOG_LEVEL sets the level (0 debug to 3 error).
+  `~/ascend/log`, ASCEND_GLOBAL_LOG_LEVEL sets the level (0 debug to 3 error). Its lines with `[ERROR]` are read, and
+  `status[LOST]` of HCCL's heartbeat; an error in it that is not in the tables is shown as it stands.
 * Harmless: `Gradient overflow. Skipping step` now and then, `Non finite check and unscale`, operators that `will fall
   back to run on the CPU` (slow), `do not support double dtype`, `NPU warning, error code is N`.
 
@@ -51,7 +53,7 @@ def page() -> str:
             lines.append(f'| {codes} | {meaning} | [{fault}](#{fault}) |')
     lines += ['', '## Faults']
     for name in FAULTS:
-        if name not in ('own', 'python', 'unknown', 'reported', 'inner'):
+        if name not in ('own', 'python', 'unknown', 'reported', 'inner', 'plog'):
             lines += ['', *_fault(name)]
     return '\n'.join(lines) + '\n'
 

@@ -73,9 +73,15 @@ def table(verb: str, parser: ArgumentParser, actions: List[argparse.Action]) -> 
         facts = flag_help.facts(verb, parser, action)
         if 'ModelZoo' in facts:
             facts['meaning'] += f'. ModelZoo: {facts["ModelZoo"]}'
-        rows.append(f'| `{flag_help.written(action).replace("|", chr(92) + "|")}` | ' + ' | '.join(
+        rows.append(f'| {name(action)} | ' + ' | '.join(
             cell(facts.get(column, '')) for column in COLUMNS) + ' |')
     return rows
+
+
+def name(action: argparse.Action) -> str:
+    """An argument as code. A bar in code is shown differently by GitHub and by MkDocs in a table, so there is none."""
+    first, *others = [f'`{part}`' for part in flag_help.written(action).split('|')]
+    return ' or '.join(filter(None, (', '.join([first, *others[:-1]]), *others[-1:])))
 
 
 def cell(text: str) -> str:

@@ -1,4 +1,5 @@
 """Shared fixtures: the demo digits as data, and the command line as a user runs it."""
+import importlib.util
 import io
 import os
 import shutil
@@ -12,21 +13,39 @@ from unittest import mock
 
 import preloaded
 import pytest
+from filelock import FileLock
+from PIL import Image
 
 # one thread a process: results do not depend on the machine's cores, and test processes run side by side
 os.environ['OMP_NUM_THREADS'] = '1'
-# timm's scripts that the user has fetched are not what the tests mean by the bundled ones
-_cache = tempfile.TemporaryDirectory(prefix='seresnet_timm-')
-os.environ['XDG_CACHE_HOME'] = _cache.name
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'benchmarks'))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes():
+    """Several test processes: torch and timm are imported once for all of them."""
+    preloaded.share()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Choose how command lines start, before the fixtures, which may run some too."""
     preloaded.wanted = item.get_closest_marker('preloaded') is not None
+
+
+@pytest.fixture(scope='session', autouse=True)
+def temporary_files(tmp_path_factory):
+    """All temporary files, those of started processes too, lie in pytest's own folder, which goes with the session."""
+    folder = tmp_path_factory.mktemp('tmp')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TMPDIR', str(folder))
+        patch.setattr(tempfile, 'tempdir', None)  # Python read the variable before
+        # timm's scripts that the user has fetched are not what the tests mean by the bundled ones
+        patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
+        yield
+        preloaded.stop()
 
 
 def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=None):
@@ -61,6 +80,12 @@ def run_here(*argv):
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
+def sample_photos() -> list:
+    """The two photos of scikit-learn's `load_sample_images`, 640 x 427, without its import, which takes 2 s."""
+    folder = Path(importlib.util.find_spec('sklearn').origin).parent / 'datasets' / 'images'
+    return [Image.open(folder / name).convert('RGB') for name in ('china.jpg', 'flower.jpg')]
+
+
 def subset(source: Path, target: Path, num_train: int, num_val: int) -> Path:
     """Copy the first images of every class."""
     for split, count in (('train', num_train), ('val', num_val)):
@@ -73,11 +98,15 @@ def subset(source: Path, target: Path, num_train: int, num_val: int) -> Path:
 
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory) -> Path:
-    """The whole demo dataset: 1,438 training and 359 validation images."""
-    from seresnet_timm.datasets.demo import write_demo_data
-    root = tmp_path_factory.mktemp('data') / 'digits'
-    write_demo_data(str(root))
-    return root
+    """The whole demo dataset: 1,438 training and 359 validation images; the test processes write it once, for all."""
+    base = tmp_path_factory.getbasetemp()
+    written = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'digits'
+    with FileLock(f'{written}.lock'):
+        if not written.exists():
+            from seresnet_timm.datasets.demo import write_demo_data
+            write_demo_data(str(written))
+    # a folder of its own, as some tests move the data away
+    return Path(shutil.copytree(written, tmp_path_factory.mktemp('data') / 'digits', copy_function=os.link))
 
 
 @pytest.fixture(scope='session')

@@ -123,3 +123,34 @@ def test_the_package_is_imported_anew(tmp_path):
         result = subprocess.run([preloaded.python(), '-m', 'seresnet_timm'], capture_output=True, text=True, cwd='/',
                                 env={**os.environ, 'PYTHONPATH': str(path)})
         assert result.stdout == f'{tmp_path}/seresnet_timm/__main__.py\n', result.stderr
+
+
+@pytest.mark.slow
+def test_test_processes_share_one_import(tmp_path):
+    """Each has its own server, forked from the first one, that ends with the test process, also if that is killed."""
+    code = """
+import os, signal, subprocess, sys
+import preloaded
+facts = 'import json, os, sys; print(json.dumps([os.getppid(), os.environ.get("IT"), "timm" in sys.modules]))'
+done = subprocess.run([preloaded.python(), '-c', facts], env={**os.environ, 'IT': 'x'}, capture_output=True, text=True)
+assert preloaded.running() == []
+print(preloaded._pid, done.stdout, flush=True)
+if sys.argv[1] == 'killed':
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    program = """
+import glob, json, os, subprocess, sys, time
+import preloaded
+preloaded.share()
+for end in ('killed', 'normal'):
+    done = subprocess.run([sys.executable, '-c', sys.argv[1], end], capture_output=True, text=True)
+    pid, facts = done.stdout.split(' ', 1)
+    assert json.loads(facts) == [int(pid), 'x', True], done
+    while os.path.exists(f'/proc/{pid}'):
+        time.sleep(0.02)
+assert preloaded.running() == [] and len(glob.glob(os.environ['TMPDIR'] + '/preloaded-*')) == 1
+"""
+    env = {**os.environ, 'PYTHONPATH': str(ROOT / 'tests'), 'TMPDIR': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-c', program, code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob('preloaded-*'))

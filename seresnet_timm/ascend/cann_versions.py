@@ -88,7 +88,7 @@ def as_table(header: Tuple[str, ...] = ('CANN', 'torch_npu', 'torch', 'Python'))
 
 
 def _is(installed: str, cann: str) -> bool:
-    """Whether an installed CANN, e.g. 9.1.0.3, is of a release."""
+    """Whether an installed CANN, e.g. of version 9.1.RC1, is of a release."""
     return installed == cann or installed.startswith(f'{cann}.')
 
 

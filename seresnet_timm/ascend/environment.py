@@ -50,7 +50,7 @@ VARIABLES: Dict[str, Variable] = {
         None, 'interface for HCCL, e.g. eth or =eth0', HCCL_DOCS, override=SET_CHECKED),
     'HCCL_IF_BASE_PORT': Variable(
         None, 'first of the 32 host ports of HCCL, 16 before CANN 8.2 (default 60000)', HCCL_DOCS,
-        'set where the default ports are taken: 910A, or CANN before 8.1; one node', SET_CHECKED),
+        'set where the default ports are taken on node 0: 910A, or CANN before 8.1', SET_CHECKED),
     'HCCL_WHITELIST_DISABLE': Variable(None, '1 is the default already', HCCL_DOCS),
     'HCCL_OP_EXPANSION_MODE': Variable(None, 'AIV is for inference only on the A2 series: leave it unset', HCCL_DOCS),
     'ASCEND_RT_VISIBLE_DEVICES': Variable(

@@ -3,6 +3,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
+from seresnet_timm.ascend import cann_log
 from seresnet_timm.ascend.error_codes import CODES, GENERAL, REPORTERS, find
 from seresnet_timm.ascend.error_lines import Line, read_lines
 from seresnet_timm.ascend.error_texts import HARMLESS, NPU_WARNING, PATTERNS, SENTENCES
@@ -12,13 +13,13 @@ _GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
 
 # lines without one of these words tell nothing; most lines of a log are such
 WORDS = re.compile(
-    r'PID|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|xception|'
-    r'imed? ?out|imeout|Warning|warning|'
-    r'not found|cannot|undefined '
-    r'symbol|memory|No |exitcode|Signal|killed|fault|peer|overflow|oss scaler|down|removed|Could not run|core '
-    r'dumped|terminate|Non finite|double|nan\b|inf\b|NaN|rank|'
-    r'grad-norm|abnormal|Lost|lost|Duplicated|in use|ret is|drvRetCode|Broken pipe|HCCL|hccl|oom|init|version|bound|'
-    r'listen|port|set ASCEND|Two accel|TLS|Notify|kill|Kill|^\s*\d{6}\s*$')
+    r'PID|\[ERROR\]|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|'
+    r'xception|imed? ?out|imeout|[Ww]arning|not found|cannot|undefined symbol|memory|[Nn]o |exitcode|Signal|killed|'
+    r'fault|peer|overflow|oss scaler|down|removed|Could not run|core dumped|terminate|Non finite|double|nan\b|inf\b|'
+    r'NaN|rank|grad-norm|abnormal|[Ll]ost|LOST|Duplicated|in use|ret is|[Rr]etCode|Broken pipe|HCCL|hccl|oom|init|'
+    r'version|bound|listen|port|set ASCEND|Two accel|TLS|Notify|[Kk]ill|[Dd]enied|[Ee]rrno|npu-smi|wheel|ELF|[Ee]xec|'
+    r'[Ee]xit|[Dd]etected|[Ii]nvalid|status|/dev/|[Cc]onnect|[Uu]nable|start new|items of|Name or|resol|type:|taskType|'
+    r'[\u4e00-\u9fff]|^\s*\d{6}\s*$')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
 _NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
 r'code|Code)?)[:= \[]+(\d{6})\b|'
@@ -28,7 +29,9 @@ _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
 _CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
 _ERR = re.compile(r'\bERR(\d{2})(\d{3})\b')
 _NAMES = tuple(name for name, code in CODES.items() if code.weight >= 80)
-_DRIVER = re.compile(r'\bret is (-?\d+)|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)')
+_DRIVER = re.compile(r'\bret is (-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)|'
+                     r'dcmi.{0,60}?(-8\d{3})\b|'
+                     r'(?:DRV\(|\bdrv[A-Z]|\bhal[A-Z]|dsmi|devmng).*?\bret(?:urn)?[:= (]+(-?\d+)')
 _EXCEPTION = re.compile(r'\s*(?:[A-Za-z_]\w*\.)*(?P<type>[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Killed)|'
 r'Exception)'
                         r'(?:: (?P<text>.*))?$')
@@ -173,6 +176,9 @@ class EventReader:
             event = self._open[line.stream] = None
         if self._is_advice(line.text):
             return
+        log_line = cann_log.parse(line.text)
+        if log_line is not None and not log_line.is_error and 'status[LOST]' not in line.text:
+            return  # of plog: what is no error
         harmless = self._note_harmless(line.text)
         findings = [] if harmless and 'NPU warning' not in line.text else self._findings(line, event)
         is_header = bool(_HEADER.search(line.text))
@@ -271,6 +277,10 @@ class EventReader:
             code = 'driver ' + next(g for g in match.groups() if g)
             if find(code):
                 found.append(_finding(code))
+        log_line = cann_log.parse(text)
+        if log_line is not None and not any(f.fault for f in found) and log_line.text.strip('|_- ')[:8] not in (
+                '', 'dest_ip('):
+            found.append(Finding('plog', 1, facts={'reporter': log_line.reporter, 'reason': _short(log_line.text)}))
         if _SCALE.search(text) and self._scale is not None and self._scale <= 1:
             found.append(Finding('diverged', 40, facts={'reason': 'the loss scale fell to 1 or below'}))
         bad = _NAN.search(text)

@@ -20,11 +20,12 @@ _PREFIXES = tuple(re.compile(p) for p in (
     r'(?:[\w.]+\s*(?:[-|:]\s*)?)?\[?(?:DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\]?\s*[-:|]?\s*',
 ))
 _RANKS = tuple(re.compile(p) for p in (
-    r'\bRankID:(\d+)', r'\[Rank (\d+)\]', r'\[rank(\d+)\]', r'\(rank (\d+)\)', r'\brank\s*: (\d+) \(local_rank'))
-_PID = re.compile(r'\bPID: ?(\d+)|\[ERROR\] [A-Z]+\((\d+),')
+    r'\bRankID:(\d+)', r'\[Rank (\d+)\]', r'\[rank(\d+)\]', r'\(rank (\d+)\)', r'\brank\s*: (\d+) \(local_rank',
+    r'\|\s*[\d.:a-fA-F]+\(\d+\)\s*\|(?:\s*\d+\s*\|)?\s*[\d.:a-fA-F]+\((\d+)\)\s*\|'))  # HCCL's table of links
+_PID = re.compile(r'\bPID: ?(\d+)|\[[A-Z]+\] [A-Z]+\((\d+),')
 _DEVICE = re.compile(r'\bDevice:(\d+)')
 _TIMES = (
-    re.compile(r'(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)[-T ](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
+    re.compile(r'(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)[-T _](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
                r'(?:[.,:](?P<fraction>\d{3}(?:\.\d{3})?\d*))?(?P<zone>Z|[+-]\d\d:?\d\d)?'),
     re.compile(r'\b(?P<day>\d\d)/(?P<month>\d\d)/(?P<year>\d{4})[ -](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'),
     re.compile(r'^\W{0,3}(?:[A-Z][a-z]{2} )?(?P<monthname>[A-Z][a-z]{2}) {1,2}(?P<day>\d{1,2}) '
@@ -34,6 +35,21 @@ _TIMES = (
     re.compile(r'\[[EWIF](?P<month>\d{1,2}?)(?P<day>\d\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
                r'(?:\.(?P<fraction>\d+))?'),
 )
+# what glibc and bash say in Chinese
+_CHINESE = {
+    '：': ': ', '没有那个文件或目录': 'No such file or directory', '权限不够': 'Permission denied', '设备上没有空间':
+    'No space left on device', '超出磁盘限额': 'Disk quota exceeded', '地址已在使用': 'Address already in use',
+    '拒绝连接': 'Connection refused', '连接被对方重设': 'Connection reset by peer', '连接超时': 'Connection timed out',
+    '断开的管道': 'Broken pipe', '没有到主机的路由': 'No route to host',
+    '未知的名称或服务': 'Name or service not known',
+    '无法指定被请求的地址': 'Cannot assign requested address', '无法分配内存': 'Cannot allocate memory',
+    '打开的文件过多': 'Too many open files', '输入/输出错误': 'Input/output error',
+    '资源暂时不可用': 'Resource temporarily unavailable', '不允许的操作': 'Operation not permitted',
+    '段错误': 'Segmentation fault', '总线错误': 'Bus error', '已杀死': 'Killed', '已放弃': 'Aborted',
+    '核心已转储': 'core dumped', '吐核': 'core dumped', '未找到命令': 'command not found',
+    '无法执行二进制文件': 'cannot execute binary file', '可执行文件格式错误': 'Exec format error',
+    '无法打开共享对象文件': 'cannot open shared object file', '无法打开共享目标文件': 'cannot open shared object file',
+}
 _MONTHS = ('Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec')
 
 
@@ -94,6 +110,9 @@ def read_lines(chunks: Iterable[str], wanted: 're.Pattern[str]', year: Optional[
 
 def _parse(text: str, number: int, year: Optional[int]) -> Line:
     text = _NOT_TEXT.sub('', _ANSI.sub('', text))
+    if not text.isascii():
+        for chinese, english in _CHINESE.items():
+            text = text.replace(chinese, english)
     time = _time(text, year)
     named = [int(m[1]) for m in (p.search(text) for p in _RANKS) if m]
     rank, stream = (named[0] if named else None), None

@@ -1,37 +1,11 @@
 """Words that tell a fault where no code does, or more than the code: patterns, the fault, and the values they name"""
 import re
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import List, Tuple
 
-Facts = Dict[str, str]
-Told = Optional[Tuple[str, Facts]]  # key of FAULTS, values found
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Words of an error.
-
-    Attributes:
-        words: The pattern; its groups are values for the sentence.
-        fault: Key of `FAULTS`, or a function of the match that chooses it (None: no fault).
-        weight: How much it tells, as in `error_codes`.
-    """
-    words: 're.Pattern[str]'
-    fault: object
-    weight: int = 100
-
-    def read(self, text: str) -> Told:
-        match = self.words.search(text)
-        if not match:
-            return None
-        if callable(self.fault):
-            return self.fault(match)
-        return str(self.fault), groups(match)
-
-
-def groups(match: 're.Match[str]') -> Facts:
-    return {k.rstrip('_'): v.strip(' .,;').replace(',]', ']') for k, v in match.groupdict().items() if v}
-
+from seresnet_timm.ascend.cann_log import PLOG_PATTERNS
+from seresnet_timm.ascend.error_pattern import Pattern, Told, groups
+from seresnet_timm.ascend.error_pattern import pattern as _p
+from seresnet_timm.ascend.host_texts import HOST_PATTERNS
 
 # --- choices ----------------------------------------------------------------------------------------------------------
 
@@ -155,16 +129,6 @@ def _stage(match: 're.Match[str]') -> Told:
     return faults.get(kind, 'hccl_general'), {}
 
 
-_SIGNALS = {4: 'SIGILL', 7: 'SIGBUS', 8: 'SIGFPE', 9: 'SIGKILL', 11: 'SIGSEGV'}
-
-
-def _signal(match: 're.Match[str]') -> Told:
-    if match['number'] == '6':  # a watchdog ends its process so
-        return 'aborted', {}
-    name = _SIGNALS.get(int(match['number']))
-    return ('killed', {'signal': name}) if name else None  # 15 and 2: it was told to stop
-
-
 def _watchdog(match: 're.Match[str]') -> Told:
     facts = groups(match)
     if 'ms' in facts:
@@ -172,19 +136,15 @@ def _watchdog(match: 're.Match[str]') -> Told:
     return 'watchdog', facts
 
 
-_WAIT_WORDS = re.compile(r'lost contact|has not finished a step|have not finished a step|did not come|cannot be '
-r'reached')
-
-
-def _own(match: 're.Match[str]') -> Told:
-    """A sentence of this package."""
-    return ('peer_lost' if _WAIT_WORDS.search(match['reason']) else 'own'), {'reason': match['reason'].strip()}
-
-
 def _kernel(match: 're.Match[str]') -> Told:
     facts = groups(match)
     types = re.findall(r'\b(?:u?int\d+|b?float\d+|bool|double|complex\d+)\b', facts.pop('key', ''))
     return 'no_kernel', {**facts, **({'dtype': ', '.join(dict.fromkeys(types))} if types else {})}
+
+
+def _function(match: 're.Match[str]') -> Told:
+    """A function of CANN that torch_npu calls and CANN does not have."""
+    return 'cann_old', {'library': 'torch_npu', **groups(match)}
 
 
 def _operator_missing(match: 're.Match[str]') -> Told:
@@ -196,11 +156,6 @@ def _copy(match: 're.Match[str]') -> Told:
 
 
 _LIB = r'(?P<library>[^\s:\'"]*lib[\w.+-]+\.so[\w.-]*)'
-_OWN = r'seresnet-timm: error(?: \(rank \d+\))?: (?P<reason>.+)'
-
-
-def _p(words: str, fault: object, weight: int = 100) -> Pattern:
-    return Pattern(re.compile(words), fault, weight)
 
 
 PATTERNS: Tuple[Pattern, ...] = (
@@ -214,24 +169,31 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(_LIB + r': (?:undefined symbol|symbol lookup error): (?P<symbol>\w+)', _symbol),
     _p(r'(?P<library>\S+): cannot allocate memory in static TLS block', 'static_tls'),
     _p(r"module 'torch' has no attribute 'npu'|not linked with support for npu|device type at start of device "
-       r"string: npu",
+       r"string: npu|Distributed package doesn't have HCCL|Invalid backend: '?hccl",
        'torch_npu_not_loaded'),
     _p(r'was removed in the NumPy 2\.0 release|compiled using NumPy 1\.x cannot be run in', 'numpy_new'),
     _p(r"version `?'?(?P<symbol>(?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)'? not found", 'system_old'),
     _p(r'\[Init\]\[Env\]init env failed|build op model failed', 'compiler_start', 30),
-    _p(r"No space left on device(?:: '(?P<path>[^']+)')?|Disk quota exceeded", 'disk_full'),
+    _p(r"(?i:no space left on device)(?:: '(?P<path>[^']+)')?|Disk quota exceeded", 'disk_full'),
+    _p(r'(?P<library>[^\s:]+): (?:cannot execute binary file|wrong ELF class|invalid ELF header)|[Ee]xec format error',
+       'wrong_architecture'),
+    _p(r'(?P<library>\S+\.whl) is not a supported wheel on this platform', 'wrong_wheel'),
+    _p(r'[Ff]ailed to find function (?P<symbol>\w+)|\b(?P<symbol_>aclnn\w+) (?:or \w+ )?not in libopapi', _function),
     _p("Duplicated key '?[a-z_]+|Two accelerators cannot be used at the same time", 'cuda_build'),
     _p('Cannot re-initialize NPU in forked subprocess', 'fork'),
     # device
     _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error(?:, input data rang?e?:? '
        r'?(?P<range>[\[(][^\])]*[\])]))?',
        'visible_devices'),
-    _p('dcmi (?:module |model )?init\\w* failed', 'driver_start', 55),
+    _p(r'dcmi (?:module |model )?init\w* failed|dcmi ?\S*初始化失败|[Ii]nit devmanager failed', 'driver_start', 55),
     _p(r'DrvMngGetConsoleLogLevel failed|drvMngGetConsoleLogLevel failed', 'driver_start', 12),
     _p(r'[Ff]ailed to open device|[Oo]pen device failed', 'device_start', 55),
     _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
     _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)', 'device_taken', 70),
-    _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:aicore|aivec) kernel execute failed',
+    _p(r'[Ii]nvalid device ID\b|[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid',
+       'device_absent', 60),
+    _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:[Aa]icore|[Aa]ivec|AICORE|AIVEC) [Kk]ernel '
+       'execute failed',
        'ai_core', 90),
     _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out', 'ai_core_timeout', 90),
     _p(r'aicpu (?:error|exception)|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu', 90),
@@ -247,10 +209,6 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p('alloc(?:ate)? device memory failed|device memory allocation error|driver error: ?out of memory',
        'memory_device',
        70),
-    _p("DefaultCPUAllocator: can't allocate memory|Out of memory: Kill(?:ed)? process (?P<pid>\\d+)|oom-kill:|"
-       r'\[Errno 12\] Cannot allocate memory', 'memory_host'),
-    _p(r'DataLoader worker .*killed by signal: Bus error', 'shared_memory'),
-    _p(r'DataLoader worker .*killed by signal: Killed', 'memory_host'),
     # operators
     _p(r'[Tt]ensor (?P<argument>\w+) (?:is )?not implemented for (?P<dtype>\w+), should be in dtype support list '
        r'(?P<dtypes>\[[^\]]*\])', 'dtype'),
@@ -275,8 +233,6 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p('host nic listen start failed', _port, 96),
     _p(r'(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|\bport\b.{0,60}\bbound already', _port,
        95),
-    _p(r'server socket has failed to (?:bind|listen).*?(?:port: ?|\]:|\d:)(?P<port>\d+)', 'port_torch'),
-    _p(r'EADDRINUSE.*port[: ]+(?P<port>\d+)|Address already in use', 'port_torch', 55),
     _p('Failed to initialize the HCCP process', 'hccp_busy', 70),
     _p(r'TLS (?:configuration|status)s?(?: information)? (?:is|are) (?:inconsistent|different)', 'tls', 95),
     _p(r'(?:received the Notify record from|Waiting peer|[Rr]emote) rank:? ?\[?(?P<remote>\d+)\b.*Notify|'
@@ -285,9 +241,6 @@ PATTERNS: Tuple[Pattern, ...] = (
        _cluster_exception, 95),
     _p(r'serverId\[(?P<remote>[^\]]+)\], deviceId\[\d+\], (?P<reason>[\w ]+ Occurred)', _cluster_exception, 95),
     _p(r'(?i)\bsdma (?:copy )?error', 'hccl_link', 62),
-    _p(r'Timed out after (?P<seconds>\d+) seconds waiting for clients\. (?P<joined>\d+/\d+) clients joined',
-       'rendezvous', 60),
-    _p(r'client socket has timed out .*connect to \(?(?P<address>[\w.:\[\]-]+, ?\d+)', 'rendezvous', 60),
     _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
     _p(r'hccl fftsplus task timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
     _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020', 'sync_timeout',
@@ -299,20 +252,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Watchdog caught collective operation timeout(?:.*?OpType=(?P<operator>\w+))?(?:.*ran for (?P<ms>\d+) milli)?',
        _watchdog, 65),
     _p('watchdog thread terminated with exception|Find exception when finishedNPUExecution', 'watchdog_messenger', 6),
-    _p(r'(?:Connection (?:closed|reset) by(?: remote)? peer(?: \[?(?P<remote>[\w.:-]+)\]?)?)|Broken pipe|Timed out '
-       r'waiting|'
-       r'[Ss]ocket [Tt]imeout|[Ww]ait timeout after|NCCL communicator was aborted|remote process exited|'
-       r'Rank \d+ successfully reached monitoredBarrier|DistNetworkError|recvValue failed|store .*timeout',
-       'peer_lost', 40),
-    # host and Python
-    _p(r'exitcode\s*: -(?P<number>\d+)', _signal, 60),
-    _p(r'Signal (?P<number>\d+) \(SIG\w+\) received by PID', _signal, 60),
-    _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
-    _p(r'(?:Fatal Python error: |^)(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
-    _p(r'^terminate called after throwing|Aborted \(core dumped\)|Fatal Python error: Aborted', 'aborted', 5),
-    _p(_OWN, _own, 35),
-    _p(r'seresnet_timm\.errors\.(?:RunError|UsageError): (?P<reason>.+)', _own, 35),
-    _p('lost contact with (?:the other ranks|another node)', 'peer_lost', 40),
+    *PLOG_PATTERNS,
+    *HOST_PATTERNS,
 )
 
 NPU_WARNING = 'only a warning of torch_npu'
@@ -328,6 +269,8 @@ HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), 
     ('ERR99999', 'torch_npu adds this line to every uncaught Python exception: it says nothing of the NPU'),
     ('failed to get total global memory', 'only a warning'),
     (r'\bW[0-9A-Z]\d{4}(?::|\[|\))', 'only a warning of CANN'),
+    (r'\[W[\d .:]*socket\.cpp.*(?:client socket|errno: 97|cannot be retrieved)',
+     'only a warning of torch: it tries another address, or again'),
 ))
 
 

@@ -6,10 +6,14 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from seresnet_timm.ascend.error_codes import REPORTERS, describe_unknown, find
 from seresnet_timm.ascend.error_events import Event, EventReader, Finding, merge
-from seresnet_timm.ascend.faults import ADVICE, CAUSE, FAULTS, MESSENGER, WAIT
+from seresnet_timm.ascend.fault import ADVICE, CAUSE, MESSENGER, WAIT
+from seresnet_timm.ascend.faults import FAULTS
 
 # faults that an error of this package, of Python or of an unknown code names and does not explain
-_NOT_EXPLAINED = ('unknown', 'reported', 'inner', 'python')
+_NOT_EXPLAINED = ('unknown', 'reported', 'inner', 'python', 'plog')
+# what others explain: Python, the launcher, the Hub
+_OF_OTHERS = ('python', 'own', 'python_module', 'peer_lost', 'peer_timeout', 'barrier', 'library_missing',
+              'host_unknown', 'disk_error', 'not_launched', 'nccl', 'wrong_wheel', 'npu_smi_missing')
 # an operator may fail on numbers that are not finite any more
 _AFTER_NAN = ('ai_core', 'ai_core_timeout', 'ai_cpu', 'task_failed', 'asynchronous', 'overflow', 'inner', 'python',
               'argument', 'corruption')
@@ -83,7 +87,7 @@ def explain(text: str, device: str) -> Optional[str]:
         What happened and what to do; None if the error has another cause.
     """
     first = diagnose_text(text, device).first
-    if first is None or first.fault in ('python', 'own', 'python_module', 'peer_lost', 'library_missing') or (
+    if first is None or first.fault in _OF_OTHERS or (
             not first.codes and first.fault in ('killed', 'aborted', 'diverged', 'port_torch')):
         return None
     subject = '' if first.what.startswith(device) else f'{device}: '
@@ -170,7 +174,7 @@ def _blame(e: Explanation) -> int:
     """What is to blame comes first; of equals the earliest, which the order of a stable sort keeps."""
     known = FAULTS[e.fault]
     order = {CAUSE: 0, 'link': 1, 'elsewhere': 2, WAIT: 3, MESSENGER: 4, ADVICE: 5}[known.role]
-    if e.fault == 'reported':  # a line that says that there is an error, without the error
+    if e.fault in ('reported', 'plog'):  # a line that says that there is an error, without the error
         return 4
     if order == 0 and e.weight < 30:  # such as 'a task failed', or an exception: may well follow a broken link
         order = 1

@@ -3,43 +3,23 @@
 `error_codes.py` says which code means which fault, `error_texts.py` which words do. In a sentence, `{name}` is a value
 found in the text; a part in square brackets is left out if a value in it was not found.
 """
-from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict
 
-# What a fault is for the run, from the first to blame to the last: a fault of this process, a link between devices (or
-# the process at its other end has died), a fault elsewhere, a wait for another rank, a message about another message,
-# a setting or a version that is not right and did not stop the run.
-CAUSE, LINK, ELSEWHERE, WAIT, MESSENGER, ADVICE = ROLES = ('cause', 'link', 'elsewhere', 'wait', 'messenger', 'advice')
-
-SET_ENV = 'source the set_env.sh of CANN in this shell (`source /usr/local/Ascend/ascend-toolkit/set_env.sh`)'
-DOCTOR = '`seresnet-timm doctor` checks the installation'
-HEALTH = '`npu-smi info` shows health, memory and processes of each NPU'
-PLOG = '~/ascend/log/debug/plog/plog-PID_*.log of this rank (ASCEND_PROCESS_LOG_PATH replaces ~/ascend/log)'
-RUN_PLOG = '~/ascend/log/run/plog and debug/plog of all ranks (ASCEND_GLOBAL_EVENT_ENABLE=1 writes more)'
-OTHERS = 'the logs of all other ranks, the earliest error first; then their plog in ~/ascend/log/debug/plog'
-DMESG = '`dmesg`, and plog in ~/ascend/log/debug/plog'
-THIS = 'the text itself; `seresnet-timm doctor`'
-LOST = '{subject} lost contact with the other ranks: '
-BLOCKING = 'run again with ASCEND_LAUNCH_BLOCKING=1, which names the operator that fails'
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A kind of fault.
-
-    Attributes:
-        role: One of `ROLES`.
-        what: What happened, a clause.
-        causes: Likely causes, the likeliest first.
-        remedy: What to do.
-        log: Which log tells more.
-    """
-    role: str
-    what: str
-    causes: Tuple[str, ...]
-    remedy: str
-    log: str = PLOG
-
+from seresnet_timm.ascend.fault import (
+    ADVICE,
+    BLOCKING,
+    CAUSE,
+    DMESG,
+    DOCTOR,
+    ELSEWHERE,
+    HEALTH,
+    MESSENGER,
+    OTHERS,
+    SET_ENV,
+    THIS,
+    Fault,
+)
+from seresnet_timm.ascend.rank_faults import RANK_FAULTS
 
 FAULTS: Dict[str, Fault] = {
     # --- installation and environment ---------------------------------------------------------------------------------
@@ -120,6 +100,20 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, 'the operator packages (OPP) do not belong to this driver or chip',
         ('the kernels package is of another CANN version or of another chip', 'the driver is older than CANN'),
         'install the kernels package of the same CANN version for this chip, and the driver of its table'),
+    'wrong_architecture': Fault(
+        CAUSE, '[{library} ]is of another processor architecture than this machine',
+        ('a package of x86_64 on aarch64, or the other way round', 'an image of the other architecture'),
+        'install the packages and images for this machine (`uname -m`)', THIS),
+    'wrong_wheel': Fault(
+        CAUSE, 'the wheel {library} is not for this Python, architecture or system',
+        ('its name says another version of Python (cp310) or another architecture',
+         'pip is too old for its manylinux tag'),
+        'take the wheel of this Python and machine (`python -V`, `uname -m`); `python -m pip install -U pip`', THIS),
+    'npu_smi_missing': Fault(
+        CAUSE, 'the program npu-smi is not found', (
+            'the driver is not installed', 'a container without /usr/local/bin/npu-smi and /usr/local/dcmi',
+            '/usr/local/bin or /usr/local/sbin is not on PATH'),
+        'install the driver, or mount npu-smi, /usr/local/dcmi and /usr/local/Ascend/driver into the container', THIS),
     'disk_full': Fault(
         CAUSE, 'the disk is full[: {path}]', ('/tmp, the home folder or /dev/shm is full',),
         'free space; ASCEND_WORK_PATH and ASCEND_CACHE_PATH move what CANN writes', '`df -h /tmp ~ /dev/shm`'),
@@ -163,7 +157,7 @@ FAULTS: Dict[str, Fault] = {
                                   'its number is too high'),
         f'{HEALTH}; check ASCEND_RT_VISIBLE_DEVICES, --devices and --nproc', DMESG),
     'permission': Fault(
-        CAUSE, 'this user may not use the device or the file', (
+        CAUSE, 'this user may not use the device or the file[ {path}]', (
             'the user is not in the group HwHiAiUser', 'the container lacks rights'),
         'sudo usermod -aG HwHiAiUser $USER, then log in again; in a container mount the devices', DMESG),
     'ai_core': Fault(
@@ -215,6 +209,14 @@ FAULTS: Dict[str, Fault] = {
     'driver_old': Fault(
         ADVICE, 'the driver is older than CANN, or does not belong to it', ('CANN was updated alone',),
         "install the driver of CANN's table of versions", '/usr/local/Ascend/driver/version.info'),
+    'driver_version': Fault(
+        CAUSE, 'the driver is too old for a function of CANN[ ({operator})]', ('CANN was updated alone',),
+        "install the driver of CANN's table of versions", '/usr/local/Ascend/driver/version.info'),
+    'device_nodes': Fault(
+        CAUSE, 'the device node[ {path}] does not exist',
+        ('the container was started without it', 'the driver is not loaded', 'its number is too high'),
+        'start the container with --device /dev/davinciN for each NPU and --device /dev/davinci_manager, '
+        '/dev/devmm_svm, /dev/hisi_hdc; `ls /dev/davinci*` on the host lists the nodes', DMESG),
     'driver_internal': Fault(
         CAUSE, 'the driver reports an internal error', ('the driver is older than CANN', 'the device is not healthy',
                                                         'the container lacks rights'),
@@ -313,6 +315,11 @@ FAULTS: Dict[str, Fault] = {
         ('an earlier fault', 'code that uses streams, devices or memory of another process', 'torch_npu and CANN do '
          'not belong together'),
         f'read what comes before it; {BLOCKING}'),
+    'graph_capture': Fault(
+        CAUSE, 'a call is not possible while a graph is captured, or the capture of a graph broke off',
+        ('code that waits for the device, copies to the host or uses the default stream within the capture',
+         'an error of an operator within the capture'),
+        'run without --graph, or in other code without torch.npu.graph; the text under the number names the call'),
     'asynchronous': Fault(
         MESSENGER, '{an_operator} failed earlier than the line of Python that is named[; which one is not said]',
         ('operators run later than their calls',), BLOCKING),
@@ -330,131 +337,5 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, 'the device[ {device}] is suspected of wrong results (silent corruption)', ('hardware',),
         "test the device (torch.npu.stress_detect('aic')), resume on other devices from a checkpoint from before",
         DMESG),
-    # --- several ranks ------------------------------------------------------------------------------------------------
-    'port_host': Fault(
-        CAUSE, "HCCL's port [{port} ]of this host is taken[ ({ip})]",
-        ('another job on this host uses the same ports', 'a process of an earlier run still runs'),
-        'give each job its own ports: export HCCL_IF_BASE_PORT=N (a free range begins there){newer_host}; or end the '
-        'other job; `sysctl -w net.ipv4.ip_local_reserved_ports=60000-60031` keeps the kernel off them',
-        '`ss -ltnp | grep {port}` shows who listens'),
-    'port_device': Fault(
-        CAUSE, "HCCL's port [{port} ]of the device is taken[ ({ip})]",
-        ('two processes share this NPU', 'a process of an earlier run still runs'),
-        'one process a device; end the other process{newer_device}; '
-        '`npu-smi info` lists the processes of each NPU'),
-    'port_torch': Fault(
-        CAUSE, "torchrun's port [{port} ]is taken (not a port of HCCL)", ('another job on this host uses it',),
-        '--master-port N with a free port, the same on all nodes', '`ss -ltnp | grep {port}` shows who listens'),
-    'hccp_busy': Fault(
-        CAUSE, 'a process of an earlier run still holds the device, or has just ended',
-        ('the earlier run is still ending', 'a process of it was left behind'),
-        'wait ten seconds and start again; else end the process (`npu-smi info` names it)'),
-    'connect_timeout': Fault(
-        WAIT, LOST + '[rank {remote} or ]another rank did not come in time for a connection '
-        'of HCCL', ('another rank failed, or ended earlier', 'another rank was still loading, evaluating or saving',
-                    'the devices do not reach each other: interface, network, TLS'),
-        'read the logs of the other ranks first; raise HCCL_CONNECT_TIMEOUT (seconds, 120 unless set); where all ranks '
-        'live: HCCL_SOCKET_IFNAME, and `hccn_tool -i ID -tls -g` must be the same on all', OTHERS),
-    'tls': Fault(
-        LINK, 'the devices do not connect: TLS is on at one side only[ (rank {remote})]', (
-            'TLS is switched differently on the NPUs',),
-        'set the same on all: `hccn_tool -i ID -tls -g` shows it, `hccn_tool -i ID -tls -s enable 0` switches it off',
-        OTHERS),
-    'root_detect': Fault(
-        WAIT, LOST + 'not all ranks reported to rank 0 when HCCL started[ ({reason})]',
-        ('the interface is wrong or does not reach rank 0', 'a rank failed earlier, or came too late'),
-        'set HCCL_SOCKET_IFNAME (or HCCL_IF_IP) to the interface that reaches the other machines; read the logs of '
-        'the other ranks; raise HCCL_CONNECT_TIMEOUT', OTHERS),
-    'exec_timeout': Fault(
-        WAIT, LOST + '{remote_or_another} did not take part in a '
-        'collective in time[ ({seconds})]',
-        ('{remote_or_another} failed or ended earlier', 'it hangs, or has fewer steps', 'the network'),
-        'read the log of {remote_or_another} first, and all others: the earliest error is the cause; HCCL waits '
-        '{limit} s (HCCL_EXEC_TIMEOUT)', OTHERS),
-    'heartbeat': Fault(
-        WAIT, LOST + '[the device {remote} gave ]no sign of life any more[ ({reason})]',
-        ('its process has ended', 'the network'), 'read the log of the rank on that device first', OTHERS),
-    'sync_timeout': Fault(
-        WAIT, LOST + 'a wait for the device [{device} ]did not end in time',
-        ('another rank failed, hangs, or does work that the others do not do (data, evaluation, saving)',
-         'an operator hangs'),
-        'read the logs of the other ranks first; ACL_DEVICE_SYNC_TIMEOUT and HCCL_EXEC_TIMEOUT say how long a wait '
-        'lasts',
-        OTHERS),
-    'watchdog': Fault(
-        WAIT, LOST + 'the watchdog ended a collective[ {operator}][ after {seconds}]',
-        ('another rank failed, hangs, or has fewer steps',), 'read the logs of the other ranks first', OTHERS),
-    'peer_lost': Fault(
-        WAIT, LOST + '{closer} closed the connection', (
-            'that process has failed or ended',), 'read the logs of the other ranks first', OTHERS),
-    'rendezvous': Fault(
-        WAIT, LOST + 'not all processes met at the start[: {joined} came][ within {seconds} s][; nobody answers at '
-        '{address}]', ('another process failed before, or was not started',
-        'wrong address, port or number of processes',
-                       'a firewall'),
-        'read the logs of the processes that did not come; the same --nnodes, --master-addr and --master-port on all '
-        'nodes; wait longer with --rdzv-timeout', OTHERS),
-    'watchdog_messenger': Fault(
-        MESSENGER, 'the watchdog reports an error of another operation', ('the text after it is the fault',),
-        'read what follows, and the logs of the other ranks', OTHERS),
-    'hccl_link': Fault(
-        LINK, 'a link between devices was not made or broke[ (remote rank {remote})][: {reason}][; the other end: '
-        '{peer}]',
-        ('the process at the other end failed first', 'a cable, module or port is down',
-        'address or network of the NPU'),
-        'read the log of the rank at the other end; `hccn_tool -i ID -link -g`, `-ip -g` and `-net_health -g`', OTHERS),
-    'communicator': Fault(
-        LINK, 'the communicator of HCCL could not be made[ ({operator})]',
-        ('the code under the number tells', 'versions of driver, CANN and torch_npu that do not belong together'),
-        'compare the versions of driver and CANN on all machines; read plog', RUN_PLOG),
-    'communicator_driver': Fault(
-        CAUSE, 'the communicator of HCCL could not be made: HCCL refused a parameter[ ({operator})]',
-        ('the driver is older than CANN', 'ranks were started with different sizes'),
-        "install the driver of CANN's table of versions", RUN_PLOG),
-    'communicator_device_number': Fault(
-        CAUSE, 'the communicator of HCCL could not be made: HCCL did not find the device by its number',
-        ('an error of CANN before 8.1, seen in containers with a part of the devices',), 'install CANN 8.1 or newer',
-        RUN_PLOG),
-    'hccl_general': Fault(
-        LINK, 'HCCL failed[ in {operator}]', ('an earlier fault of this or another rank',),
-        'the code of CANN under the number tells; read the logs of the other ranks', RUN_PLOG),
-    'timeout_order': Fault(
-        ADVICE, 'HCCL_EXEC_TIMEOUT [({value}) ]is above the time-out of the process group[ ({limit} ms)]: the watchdog '
-        'ends a run first, and nothing is in plog', (), "set HCCL_EXEC_TIMEOUT below torch's time-out", THIS),
-    'rank_table': Fault(
-        CAUSE, 'the rank table [{path} ]cannot be used[: {reason}]',
-        ('RANK_TABLE_FILE is set, and its file does not fit this machine',),
-        'unset RANK_TABLE_FILE (torchrun does not need it), or correct the file: addresses from `hccn_tool -i ID -ip '
-        '-g`'),
-    'hccl_variable': Fault(
-        CAUSE, 'a variable of HCCL has a value that it does not take[: {setting}][; it takes {expected}]', (),
-        'correct or unset the variable[ {variable}]', THIS),
-    'hccl_argument': Fault(
-        CAUSE, 'a collective[ {operator}] was called with a wrong argument[ ({argument})]', (
-            'a dtype or size that HCCL does not take',), 'read the sentence of the code', 'the Python traceback'),
-    'different_arguments': Fault(
-        CAUSE, 'ranks called collectives with different arguments[: {argument} is {value} here and {range} there]',
-        ('ranks run different code, data or versions', 'one rank skipped a collective'),
-        'start all ranks with the same command and versions', OTHERS),
-    'versions_differ': Fault(
-        CAUSE, 'the machines have different versions of CANN[: {value} here, {range} there]', (),
-        'install the same CANN on all machines', '`seresnet-timm doctor` on every machine'),
-    # --- host and Python ----------------------------------------------------------------------------------------------
-    'killed': Fault(
-        CAUSE, 'the process[ of rank {remote}] was ended by {signal}', (
-            "SIGKILL: the host's memory is used up, or somebody ended it", 'SIGSEGV, SIGABRT: an error in native code',
-            'SIGTERM, SIGINT: it was told to stop'),
-        '`dmesg` tells whether memory was used up; fewer loader workers (-j)', DMESG),
-    'aborted': Fault(
-        MESSENGER, 'the process ended itself (SIGABRT) after an error that is printed before', (),
-        'read what comes before',
-        'the log of this rank'),
-    'inner': Fault(
-        CAUSE, 'an inner error, reported by {reporter}[: {reason}]', (), f'read the lines under it; {BLOCKING}'),
-    'reported': Fault(
-        LINK, '{reason}; the text does not say which', (), f'{BLOCKING}; TORCH_NPU_COMPACT_ERROR_OUTPUT=0 prints all'),
-    'own': Fault(CAUSE, '{reason}', (), '', THIS),
-    'python': Fault(CAUSE, 'Python error {reason}', (), 'read its traceback', 'the Python traceback'),
-    'unknown': Fault(
-        CAUSE, '{reason}', (), f'search for the code in the documents of CANN; {BLOCKING}'),
+    **RANK_FAULTS,
 }

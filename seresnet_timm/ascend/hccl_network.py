@@ -102,6 +102,14 @@ def _by_address(found: Findings, ip: str, setting: Optional[str], local: Optiona
 def _by_name(found: Findings, setting: str, nnodes: int) -> Interface:
     here = all_addresses()
     allowed = {name: a for name, a in here.items() if a and matches_interface(setting, name)}
+    bare = [name for name, a in here.items() if not a and matches_interface(setting, name)]
+    down = [name for name in allowed if not _is_up(name)]
+    if allowed and len(down) == len(allowed) or bare and not allowed:
+        why = f'{", ".join(down)}, which {"are" if len(down) > 1 else "is"} down' if allowed else (
+            f'{", ".join(bare)}, which {"have" if len(bare) > 1 else "has"} no address')
+        found.problems.append(f"HCCL_SOCKET_IFNAME='{setting}' allows only {why} (ip -br addr): bring it up, or name "
+                              f'another of {_listing({n: a for n, a in here.items() if _is_up(n)})}.')
+        return Interface(None, '')
     if not allowed:
         found.problems.append(f"HCCL_SOCKET_IFNAME='{setting}' allows none of {_listing(here)}: set it to the "
                               'beginning of a name, to =NAME, or unset it.')
@@ -145,6 +153,11 @@ def all_addresses() -> Dict[str, List[str]]:
     families = (socket.AF_INET, socket.AF_INET6)
     return {name: [e.address.partition('%')[0] for e in entries if e.family in families]
             for name, entries in psutil.net_if_addrs().items()}
+
+
+def _is_up(name: str) -> bool:
+    stats = psutil.net_if_stats().get(name)
+    return stats is None or stats.isup
 
 
 def _is_loopback(address: str) -> bool:

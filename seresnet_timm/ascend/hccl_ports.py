@@ -1,7 +1,8 @@
 """HCCL's ports on this host: those that are set are checked, else free ones are chosen and kept for the run
 
-HCCL listens from HCCL_IF_BASE_PORT on. From CANN 8.1 on, and not on the first 910, HCCL_HOST_SOCKET_PORT_RANGE names
-the ports instead, and HCCL_NPU_SOCKET_PORT_RANGE those of the device, which processes that share an NPU need.
+HCCL listens from HCCL_IF_BASE_PORT on, on the host of rank 0, which tells its port to the others. From CANN 8.1 on, and
+not on the first 910, HCCL_HOST_SOCKET_PORT_RANGE names the ports instead, and HCCL_NPU_SOCKET_PORT_RANGE those of the
+device, which processes that share an NPU need.
 
 A run keeps its ports by names of sockets in the kernel (abstract Unix sockets): they end with the process, and every
 process that could listen at the same port sees them, also those of other users and of containers on the host's network.
@@ -32,12 +33,14 @@ class Wish(NamedTuple):
     Attributes:
         nproc: Processes of this node.
         nnodes: Number of nodes.
+        rank: Number of this node; HCCL listens on node 0.
         address: Address of this host for HCCL; None for all of them.
         shares_npu: Another process uses one of the NPUs.
         can_choose: Variables that are set here reach all ranks of the node.
     """
     nproc: int
     nnodes: int = 1
+    rank: int = 0
     address: Optional[str] = None
     shares_npu: bool = False
     can_choose: bool = True
@@ -148,16 +151,20 @@ def _choose(
     if not taken and not needs_range and keep_ports(usual, keep):
         found.notes.append(f'HCCL listens at its default ports {_span(usual)}, which are free{_on(wish.address)}.')
         return
-    if not wish.can_choose or wish.nnodes > 1 and not machine.takes_port_ranges:
-        if not taken:  # it may be another node of this run, on the same host
-            found.notes.append(f'HCCL listens at its default ports {_span(usual)}, which another run on this host '
-                               f'keeps for itself: if the two disturb each other, set {BASE} for one of them.')
-            return
-        whom = 'every node' if wish.nnodes > 1 else 'every rank'
+    if not taken and (not wish.can_choose or wish.nnodes > 1 and not machine.takes_port_ranges):
+        # it may be another node of this run, on the same host
+        found.notes.append(f'HCCL listens at its default ports {_span(usual)}, which another run on this host keeps '
+                           f'for itself: if the two disturb each other, set {BASE} for one of them.')
+        return
+    if wish.rank and not machine.takes_port_ranges:
+        found.notes.append(f"HCCL's default ports {_span(usual)} are not free{_on(wish.address)} ({in_use}): HCCL "
+                           'listens on node 0 only, where they are checked too.')
+        return
+    if not wish.can_choose:
         free = next((p for p in free_windows(machine, wish.address, root)), None)
-        advice = f'for example {free[0]} if it is free on all nodes' if free else 'to the first of as many free ports'
+        advice = f'for example {free[0]}' if free else 'to the first of as many free ports'
         found.problems.append(f"HCCL's default ports {_span(usual)} are not free{_on(wish.address)}: {in_use}. End "
-                              f'that, or set {BASE} for {whom}, {advice}.')
+                              f'that, or set {BASE} for every rank, {advice}.')
         return
     ports = next((ports for ports in free_windows(machine, wish.address, root) if keep_ports(ports, keep)), None)
     if ports is None:
@@ -169,6 +176,9 @@ def _choose(
         reason = f'{_span(ports)} are free{_on(wish.address)}'
     if not machine.takes_port_ranges:
         found.set(BASE, str(ports[0]), reason)
+        if wish.nnodes > 1:
+            found.notes.append('HCCL on this node, node 0, tells its port to the other nodes; if they do not connect, '
+                               f'set {BASE}={ports[0]} on all of them.')
         return
     found.set(HOST, _span(ports), reason)
     if wish.shares_npu and NPU not in environ and wish.nnodes == 1:

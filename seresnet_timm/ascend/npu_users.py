@@ -37,10 +37,14 @@ class User(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Processes that use NPUs, how they were found, and the number of NPUs."""
+    """Processes that use NPUs, how they were found, the number of NPUs, and what is said of those that are not healthy.
+
+    The last has the number of the NPU, its name and its health as npu-smi has them.
+    """
     users: List[User]
     how: str
     devices: int
+    sick: Tuple[Tuple[int, str, str], ...] = ()
 
 
 def find_users(environ: Mapping[str, str], root: Path = Path('/')) -> Usage:
@@ -78,25 +82,51 @@ def _by_npu_smi(environ: Mapping[str, str]) -> Optional[Usage]:
     except (OSError, subprocess.TimeoutExpired):
         return None
     count = len(parse_chips(result.stdout)) if result.returncode == 0 else 0
-    return Usage(parse(result.stdout), '`npu-smi info`', count) if count else None
+    return Usage(parse(result.stdout), '`npu-smi info`', count, parse_health(result.stdout)) if count else None
 
 
-def parse_chips(text: str) -> List[Tuple[int, int]]:
-    """NPU and chip of each device of `npu-smi info`, in the order in which torch_npu counts them.
+class _Chip(NamedTuple):
+    """A device of the table: its own number or its place, NPU, chip and health."""
+    order: int
+    npu: int
+    chip: int
+    health: str
+
+
+def _chips(text: str) -> List[_Chip]:
+    """The devices of `npu-smi info`, in the order in which torch_npu counts them.
 
     A device has two rows: `| 0  910B3 | OK | power ... |`, then `| 0 | 0000:C1:00.0 | load ... |`, in which a second
     number is the device's own (Phy-ID on the A3, Device on cards of several chips).
     """
-    chips = []
-    npu = None
+    chips: List[_Chip] = []
+    npu, health = None, ''
     for cells in _rows(text):
         first = cells[0].split()
         if len(cells) == 3 and BUS_ID.fullmatch(cells[1]):
-            if npu is not None and first and all(n.isdigit() for n in first):
-                chips.append((int(first[1]) if len(first) > 1 else len(chips), npu, int(first[0])))
+            if npu is not None and first and first[0].isdigit():
+                own = int(first[1]) if len(first) > 1 and first[1].isdigit() else len(chips)
+                chips.append(_Chip(own, npu, int(first[0]), health))
         elif len(cells) == 3 and len(first) >= 2 and first[0].isdigit():
-            npu = int(first[0])
-    return [(npu, chip) for _, npu, chip in sorted(chips)]
+            npu, health = int(first[0]), cells[1]
+    return sorted(chips)
+
+
+def parse_chips(text: str) -> List[Tuple[int, int]]:
+    """NPU and chip of each device of `npu-smi info`, in the order in which torch_npu counts them."""
+    return [(c.npu, c.chip) for c in _chips(text)]
+
+
+def parse_health(text: str) -> Tuple[Tuple[int, str, str], ...]:
+    """Devices that are not healthy: number as torch_npu counts, name, and what npu-smi says of its health."""
+    chips = _chips(text)
+    several = len({c.npu for c in chips}) < len(chips)
+    return tuple((index, _where(c.npu, c.chip, several), c.health) for index, c in enumerate(chips)
+                 if c.health.upper() not in ('OK', '', '-', 'NA'))
+
+
+def _where(npu: int, chip: int, several: bool) -> str:
+    return f'NPU {npu} chip {chip}' if several else f'NPU {npu}'
 
 
 def parse(text: str) -> List[User]:
@@ -105,15 +135,15 @@ def parse(text: str) -> List[User]:
     several = len({npu for npu, _ in order}) < len(order)
     found, is_process_table = [], False
     for cells in _rows(text):
-        if len(cells) == 4 and re.search(r'process id', cells[1], re.I):
+        if len(cells) >= 4 and re.search(r'process id', cells[1], re.I):
             is_process_table = True
-        elif is_process_table and len(cells) == 4 and cells[1].isdigit():
+        elif is_process_table and len(cells) >= 4 and cells[1].isdigit():  # a fifth: the id in the container
             numbers = [int(n) for n in cells[0].split() if n.isdigit()]
             key = (numbers[0], numbers[1] if len(numbers) > 1 else 0) if numbers else None
             if key in order:
-                where = f'NPU {key[0]} chip {key[1]}' if several else f'NPU {key[0]}'
                 memory = re.match(r'[0-9]+', cells[3])
-                found.append(User(order[key], where, int(cells[1]), cells[2], int(memory[0]) if memory else None))
+                found.append(User(order[key], _where(*key, several), int(cells[1]), cells[2],
+                                  int(memory[0]) if memory else None))
     return found
 
 

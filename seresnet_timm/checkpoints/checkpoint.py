@@ -109,6 +109,12 @@ class Checkpoint:
         return dict(args) if isinstance(args, dict) else {}
 
     @property
+    def image_mode(self) -> Optional[str]:
+        """Pillow's mode that the training read its images in (`--input-img-mode`); None for grey or RGB by channels."""
+        mode = self.args.get('input_img_mode')
+        return mode if isinstance(mode, str) and mode else None
+
+    @property
     def is_modelzoo(self) -> bool:
         return 'best_acc1' in self.content
 

@@ -1,5 +1,6 @@
 """Whether weights fit a model, and why not; loads them all or not at all"""
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, names_for
+from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, expected_names, names_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.models.create import create_from_info, not_finite, why_not_plain
@@ -21,6 +22,8 @@ MAX_NAMED = 4  # names of weights that one sentence lists
 def named_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -> Named:
     """The weights in a checkpoint, under the model's own names, and what was done to their names.
 
+    Counters of BatchNorm that the file does not have are 0, as torch loads them; an evaluation does not use them.
+
     Args:
         checkpoint: As from `read_checkpoint`.
         model: Model to name them for; SE-ResNets accept the names of ModelZoo and torchvision.
@@ -31,8 +34,13 @@ def named_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -
     """
     def rename(weights: Dict[str, Any]) -> Dict[str, Any]:
         return checkpoint_filter_fn(weights, model) if isinstance(model, SEResNet) else weights
-    return names_for(checkpoint.weights_or_ema(use_ema), model.state_dict(), classifier_keys(model),
-                     f'Checkpoint {checkpoint.path}', rename)
+    own = model.state_dict()
+    named = names_for(checkpoint.weights_or_ema(use_ema), own, classifier_keys(model),
+                      f'Checkpoint {checkpoint.path}', rename)
+    if named.weights.keys() != expected_names(own, named.weights).keys():
+        return named
+    counters = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in own.items() if k not in named.weights}
+    return replace(named, weights={k: {**counters, **named.weights}[k] for k in own}) if counters else named
 
 
 def weights_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False) -> Dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ WRAPPERS = ('module.', '_orig_mod.')  # of DDP and torch.compile, at any depth o
 NETWORK_WORDS = ('model', 'net', 'network', 'backbone', 'encoder', 'student', 'teacher', 'ema_model', 'model_ema',
                  'ema', 'base_model', 'online_network', 'classifier_model', 'averaged_model', 'trunk')
 COUNTERS = ('n_averaged',)  # of torch's AveragedModel
+BATCHES = '.num_batches_tracked'  # of BatchNorm; files from before torch 0.4.1 and of other tools do not have it
 SPLIT_BN = '.aux_bn.'  # BatchNorm of the further augmentation splits, which only training uses
 MAX_DEPTH = 3  # of nesting, and of prefixes
 MAX_NAMED = 4
@@ -142,6 +143,13 @@ def part_of(weights: Dict[str, Any], word: str) -> Dict[str, Any]:
     return {k: v for k, v in weights.items() if k.partition('.')[0] not in copies}
 
 
+def expected_names(own: Dict[str, Any], weights: Dict[str, Any]) -> Dict[str, Any]:
+    """State dict of a network without the counters of BatchNorm, if the weights of a file have none of them."""
+    if any(name.endswith(BATCHES) for name in weights):
+        return own
+    return {name: value for name, value in own.items() if not name.endswith(BATCHES)}
+
+
 def names_for(
         weights: Dict[str, Any],
         own: Dict[str, Any],
@@ -164,6 +172,7 @@ def names_for(
     plain = rename(plain_names(weights, origin))
     if not any(SPLIT_BN in name for name in own):
         plain = {k: v for k, v in plain.items() if SPLIT_BN not in k}
+    own = expected_names(own, plain)
     if plain.keys() == own.keys() or not own:
         return Named(plain)
     body = [k for k in own if k not in head]

@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.models import clean_state_dict
 
-from seresnet_timm.checkpoints.layout import SPLIT_BN, prefixes_of, under
+from seresnet_timm.checkpoints.layout import SPLIT_BN, expected_names, prefixes_of, under
 from seresnet_timm.models.create import create_model, is_known
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
@@ -56,6 +56,7 @@ def _recognise(weights: Dict[str, Any]) -> Optional[str]:
     if not timm.is_model(name):
         return None
     own = create_model(name, meta=True, num_classes=head.shape[0], in_chans=stem.shape[1]).state_dict()
+    own = expected_names(own, weights)
     fits = own.keys() == weights.keys() and all(getattr(v, 'shape', None) == own[k].shape for k, v in weights.items())
     return name if fits else None
 

@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any, Callable, Dict, Optional, Tuple
 
+import torch
 from timm.utils import CheckpointSaver
 
 from seresnet_timm.checkpoints.background import BackgroundSave, HostCopy
@@ -20,6 +21,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
     Attributes:
         run_state: What an exact resume needs beside weights and optimizer; set it before every save.
+        buffers: What is saved instead of buffers of the model, by their names.
         model_info: `ModelInfo.to_dict()` of the run's model; set it once.
         errors: Whether the last save failed, and why; None to raise the error.
         in_background: Copy what is saved, and write it in a thread; call `wait` before its files are used. For a saver
@@ -30,6 +32,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
     def __init__(self, *args, task, **kwargs):
         super().__init__(*args, task=task, **kwargs)
         self.run_state: Dict[str, Any] = {}
+        self.buffers: Dict[str, torch.Tensor] = {}
         self.model_info: Dict[str, Any] = {}
         self.errors: Optional[SaveErrors] = None
         self.in_background = False
@@ -187,8 +190,11 @@ class _WithRunState:
         self.held: Dict[str, Any] = {}
 
     def now(self) -> Dict[str, Any]:
-        weights = (self._task.get_checkpoint_state(ema=ema, unwrap_fn=self._saver.unwrap_fn) for ema in (False, True))
-        return dict(run_state=self._saver.run_state, weights=list(weights))
+        own, ema = (self._task.get_checkpoint_state(ema=ema, unwrap_fn=self._saver.unwrap_fn) for ema in (False, True))
+        # a forward pass that is not over may have taken counters out of the model, see `models.batch_counters`
+        own['state_dict'].update((name, value) for name, value in self._saver.buffers.items()
+                                 if name in own['state_dict'] or name.endswith('.num_batches_tracked'))
+        return dict(run_state=self._saver.run_state, weights=[own, ema])
 
     def get_checkpoint_state(self, ema: bool = False, unwrap_fn=None) -> Dict[str, Any]:
         state = dict(self.held['weights'][ema])

@@ -48,13 +48,30 @@ class SaveErrors:
             remove_temporary_files(folder)
             self.last = f'{what} could not be saved in {printable(folder)} ({describe(e)}).'
             self._failures.append((epoch, self.last, time.time()))
-            _logger.error(f'NOT SAVED: {self.last} The checkpoints of before are intact. The training goes on, and the '
-                          'next save is tried as usual: free disk space now.')
+            _logger.error(f'NOT SAVED: {self.last} {_kept(folder)}The training goes on, and the next save is tried as '
+                          f'usual: {remedy(e)} now.')
             return False
         if self.last:
             _logger.warning(f'Saved again: {what} is in {printable(folder)}, after: {self.last}')
             self.last = None
         return True
+
+
+def remedy(error: OSError) -> str:
+    """What the user does about it."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return 'create the folder again, or move it back,'
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return 'make the folder writable'
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT):
+        return 'check the disk or network drive'
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return 'let more files be open (ulimit -n)'
+    return 'free disk space'
+
+
+def _kept(folder: str) -> str:
+    return 'The checkpoints of before are intact. ' if os.path.isdir(folder) else ''
 
 
 def describe(error: OSError) -> str:
@@ -70,13 +87,14 @@ def torch_errors_as_oserror(path: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        if not any(words in str(e) for words in WRITE_ERRORS):
+        reason = _reason(path)
+        if reason is None and not any(words in str(e) for words in WRITE_ERRORS):
             raise
-        raise _reason(path) from e
+        raise reason or OSError(errno.EIO, 'the file could not be written completely') from e
 
 
-def _reason(path: str) -> OSError:
-    """The error of the file system that torch does not tell: that of writing more to the file."""
+def _reason(path: str) -> Optional[OSError]:
+    """The error of the file system that torch does not tell: that of writing more to the file. None without one."""
     try:
         with open(path, 'ab') as file:
             file.write(bytes(PROBE))
@@ -84,7 +102,7 @@ def _reason(path: str) -> OSError:
             os.fsync(file.fileno())
     except OSError as e:
         return e
-    return OSError(errno.EIO, 'the file could not be written completely')
+    return None
 
 
 def remove_temporary_files(folder: str) -> None:

@@ -171,7 +171,7 @@ def module_of(verb: str) -> ModuleType:
 
 
 def make_parser(verb: str = '', module: Optional[ModuleType] = None) -> ArgumentParser:
-    """The parser of all verbs; the arguments are those of one verb, whose file is given."""
+    """The parser of one verb, whose file is given; without a verb the parser of all, for their list."""
     parser = VerbsParser(
         prog='seresnet-timm', usage='seresnet-timm <verb> [options]',
         description=f'seresnet-timm {__version__}: train SE-ResNet on Ascend NPUs, GPUs and CPUs with timm',
@@ -179,12 +179,12 @@ def make_parser(verb: str = '', module: Optional[ModuleType] = None) -> Argument
     parser.examples, parser.next_steps = EXAMPLES, NEXT
     parser.add_argument('-V', '--version', action='version', version=__version__)
     verbs = parser.add_subparsers(metavar='<verb>', parser_class=ArgumentParser)
-    for name, text in VERBS.items():
-        verb_parser = verbs.add_parser(name, help=text, prog=f'seresnet-timm {name}')
-        if name == verb:
-            module.add_arguments(verb_parser)
-            verb_parser.examples, verb_parser.next_steps = module.EXAMPLES, module.NEXT
-            parser.rules = rules_of(verb)
+    for name in [verb] if verb else VERBS:  # all of them take 10 ms
+        verb_parser = verbs.add_parser(name, help=VERBS[name], prog=f'seresnet-timm {name}')
+    if verb:
+        module.add_arguments(verb_parser)
+        verb_parser.examples, verb_parser.next_steps = module.EXAMPLES, module.NEXT
+        parser.rules = rules_of(verb)
     return parser
 
 

@@ -1,10 +1,8 @@
 """`seresnet-timm tune`: the fastest settings on this machine, as a config file. The flags of `train` say of what."""
 import argparse
 
-from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
+from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
 
-EXAMPLES = ('seresnet-timm tune --data-dir digits -b 64 --seconds 60',)
-NEXT = ('seresnet-timm train --data-dir digits -b 64 --config tuned.yaml',)
 DESCRIPTION = '''\
 Measure on this machine what is faster for a training, and write it as a file that `train --config FILE` takes. Further
 flags are those of `seresnet-timm train`, and say which training is meant. Nothing that is written changes the numbers
@@ -36,7 +34,7 @@ def help_parser() -> ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     parser = help_parser()
     if HELP_FLAGS.intersection(args.argv):
-        print(guide(parser.format_help(), EXAMPLES, NEXT), end='')
+        parser.print_help()
         return
     own, of_train = parser.parse_known_args(args.argv)
     from seresnet_timm.launch import tune

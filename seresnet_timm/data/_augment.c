@@ -159,7 +159,7 @@ static inline int grey(const uint8_t *p)
 static inline uint8_t blend(int a, int b, float factor)
 {
     float v = (float)a + factor * (float)(b - a);
-    return v <= 0.0f ? 0 : v >= 255.0f ? 255 : (uint8_t)v;
+    return v >= 255.0f ? 255 : v > 0.0f ? (uint8_t)v : 0; /* also what is no number */
 }
 
 VECTOR_CODE

@@ -27,6 +27,7 @@ RESAMPLING = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling
 MAX_REDUCTION = 8  # of the DCT: 1, 2, 4, 8
 TAIL = 64  # bytes at the end of a whole file, which contain the end-of-image marker
 MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb
+MAX_SIDE = 65500  # of libjpeg
 
 
 class Crop(NamedTuple):
@@ -38,6 +39,12 @@ class Crop(NamedTuple):
     hflip: bool = False
     vflip: bool = False
 
+    @property
+    def is_usual(self) -> bool:
+        """False for what only Pillow resizes: a box without pixels, or a size that no JPEG has."""
+        # boxes of an image of 1 x 1, sizes of one of 10,000 x 1
+        return min(self.box[2:]) > 0 and max(self.size) <= MAX_SIDE
+
 
 class Decoder(NamedTuple):
     """A decoder.
@@ -46,7 +53,7 @@ class Decoder(NamedTuple):
         name: For messages.
         size: Function of a file's bytes: (width, height), None for a file that Pillow must read.
         decode: Function of bytes, Crop, `planar` and an array to write into or None: uint8 array (3, H, W) or (H, W, 3)
-            if not planar; None for a file that Pillow must read.
+            if not planar; None for a file or crop that is left to Pillow.
         releases_gil: Threads can decode in parallel: Python's lock is released, and torch starts no threads.
     """
     name: str
@@ -60,9 +67,14 @@ def crop_and_resize(image: Image.Image, crop: Crop) -> Image.Image:
     left, top, width, height = crop.box
     if (left, top, width, height) != (0, 0, *image.size):
         image = image.crop((left, top, left + width, top + height))
-    if image.size != crop.size:
-        image = image.resize(crop.size, RESAMPLING[crop.interpolation])
     x, y, width, height = crop.window
+    if crop.size[0] * crop.size[1] > MAX_PIXELS:  # only the window, for a thin image would fill the memory
+        scale_x, scale_y = image.width / crop.size[0], image.height / crop.size[1]
+        box = (x * scale_x, y * scale_y, (x + width) * scale_x, (y + height) * scale_y)
+        image = image.resize((width, height), RESAMPLING[crop.interpolation], box)
+        x = y = 0
+    elif image.size != crop.size:
+        image = image.resize(crop.size, RESAMPLING[crop.interpolation])
     if (x, y, width, height) != (0, 0, *image.size):
         image = image.crop((x, y, x + width, y + height))
     if crop.hflip:
@@ -75,6 +87,8 @@ def crop_and_resize(image: Image.Image, crop: Crop) -> Image.Image:
 # --- the C extension --------------------------------------------------------------------------------------------------
 
 def _decode_c(data: bytes, crop: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
+    if not crop.is_usual:
+        return None
     if out is None:
         _, _, width, height = crop.window
         out = np.empty((3, height, width) if planar else (height, width, 3), np.uint8)
@@ -99,7 +113,7 @@ def _decode_simplejpeg(
         data: bytes, crop: Crop, planar: bool, out: Optional[np.ndarray] = None) -> Optional[np.ndarray]:
     (left, top, width, height), (full_width, full_height) = crop.box, crop.size
     size = _size_simplejpeg(data)
-    if size is None:
+    if size is None or not crop.is_usual:
         return None
     reduction = 1
     while reduction < MAX_REDUCTION and min(
@@ -165,7 +179,8 @@ def decoders() -> Tuple[Decoder, ...]:
 
 def describe(decoder: Decoder) -> str:
     if decoder.name == 'c':
-        return f"the package's C decoder (libjpeg-turbo {_jpeg.libjpeg_turbo})"
+        slower = '' if _jpeg.huffman else ', its own Huffman decoder: ours is not for this release or system'
+        return f"the package's C decoder (libjpeg-turbo {_jpeg.libjpeg_turbo}{slower})"
     if decoder.name == 'simplejpeg':
         return f'simplejpeg {simplejpeg.__version__}; the C decoder is not built'
     return f'Pillow {Image.__version__}'

@@ -90,6 +90,14 @@ def batch_sizes(args: Any) -> List[int]:
     return list(args.train_batch_sizes or [args.batch_size] * len(args.train_img_sizes))
 
 
+def most_pixels(args: Any) -> int:
+    """Pixels of a batch of a process; of the largest, if images are of several sizes."""
+    if getattr(args, 'train_img_sizes', None):
+        return max(images * size ** 2 for images, size in zip(batch_sizes(args), args.train_img_sizes))
+    _, height, width = args.input_size or (3,) + 2 * (args.img_size or 224,)
+    return args.batch_size * height * width
+
+
 def _schedule(args: Any) -> ScheduledBatchSampler:
     """timm's schedule without images: what it says of an epoch."""
     return ScheduledBatchSampler(
@@ -101,6 +109,11 @@ def _schedule(args: Any) -> ScheduledBatchSampler:
 def average_batch_size(args: Any) -> float:
     """Images of a batch and process, on average over the run."""
     return _schedule(args).average_batch_size if getattr(args, 'train_img_sizes', None) else float(args.batch_size)
+
+
+def images_of_a_step(args: Any, global_batch_size: int) -> float:
+    """Images of an optimizer step, of all processes, on average over the run; as many as planned with one size."""
+    return global_batch_size * average_batch_size(args) / args.batch_size
 
 
 def loss_scale(args: Any, images: int, average: float) -> Optional[float]:

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from seresnet_timm.ascend.error_events import Event, EventReader, Finding
 from seresnet_timm.ascend.errors import Diagnosis, Explanation, diagnose, where_plog_lies
-from seresnet_timm.ascend.faults import ADVICE, CAUSE, WAIT
+from seresnet_timm.ascend.fault import ADVICE, CAUSE, WAIT
 from seresnet_timm.doctor.run_logs import Logs, find_logs, plog_of
 from seresnet_timm.errors import first_names, printable
 

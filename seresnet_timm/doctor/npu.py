@@ -12,7 +12,8 @@ from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
 from seresnet_timm.doctor.probe_processes import error_summary
 
-SET_ENV = 'source the set_env.sh of CANN, e.g. `source /usr/local/Ascend/ascend-toolkit/set_env.sh`'
+SET_ENV = ('source the set_env.sh of CANN: `source /usr/local/Ascend/ascend-toolkit/set_env.sh`, of CANN 8.5 and newer '
+           '`source /usr/local/Ascend/cann/set_env.sh`')
 INSTALL_DRIVER = 'install the driver of the NPU; in a container mount /usr/local/Ascend/driver'
 
 

@@ -3,32 +3,61 @@
 It takes what may be a secret; `errors.redact`, for what is printed or pushed, only what certainly is one.
 """
 import getpass
+import json
 import os
 import re
 import socket
+from collections import deque
 from contextlib import suppress
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
+from urllib.parse import quote
 
 from seresnet_timm.errors import is_secret
 
-_SECRET_NAME = (r'(?:[\w-]*(?:token|passw(?:or)?d|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|credential|'
-                r'authorization|cookie)s?)')
+_SECRET_NAME = (r'(?:[\w-]{0,40}(?:token|passw(?:or)?d|passwd|passphrase|secret|api[_ -]?key|access[_-]?key|'
+                r'private[_-]?key|wandb[_-]?key|credential|authorization|cookie)s?(?:[_-]?(?:key|id|value|secret))*|'
+                r'(?:[\w-]{0,40}_)?(?:pwd|[as]k)|auth|密码|口令|令牌|密钥)')
+# no words of a language, no keys of a state_dict
+_ODD = r'(?=[\w.+/=-]*\d)(?=[\w.+/=-]*[A-Za-z])[\w.+/=-]{8,}'
+_LONG = r'(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Za-z])(?!\w+[._])[A-Za-z0-9+/=-]{16,}'
 _SECRETS: Tuple[Tuple['re.Pattern[str]', str], ...] = (
     (re.compile(r'-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)', re.DOTALL), '<secret>'),
-    (re.compile(r'\b(?:hf|gh[pousr]|glpat|sk|pk|xox[abprs]|AKIA|ms)[_-][A-Za-z0-9_-]{10,}'), '<secret>'),
+    (re.compile(r'(?<![A-Za-z0-9])(?:hf|gh[pousr]|glpat|sk|pk|xox[abprs]|AKIA|ms)[_-][A-Za-z0-9_-]{10,}'), '<secret>'),
     (re.compile(r'\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\bgithub_pat_\w{20,}|\bapi_org_\w{20,}'), '<secret>'),
     (re.compile(r'\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]+)?'), '<secret>'),
     (re.compile(r'(?i)\b(Bearer|Basic)\s+[\w.~+/=-]{6,}'), r'\1 <secret>'),
+    (re.compile(r'(?i)(authorization\\*["\']?\s*[:=]\s*\\*["\']?)(?!<secret>|(?:Bearer|Basic) <)(?:\w+\s+)?[^\s"\',]+'),
+     r'\1<secret>'),
     # a flag and its value as two items of a list, or two words
     (re.compile(rf'(?i)("--?{_SECRET_NAME}"\s*,\s*)"[^"]*"'), r'\1"<secret>"'),
     (re.compile(rf"(?i)('--?{_SECRET_NAME}'\s*,\s*)'[^']*'"), r"\1'<secret>'"),
     (re.compile(rf'(?i)(--?{_SECRET_NAME})([ =])(?!-)[^\s"\',]+'), r'\1\2<secret>'),
-    (re.compile(rf'(?i)(["\']?\b{_SECRET_NAME}["\']?\s*[:=]\s*)(?!<secret>|None\b|null\b|true\b|false\b|""|\'\')'
-                r'(?:"[^"]*"|\'[^\']*\'|[^\s,;}\]&]+)'), r'\1<secret>'),
+    (re.compile(r'(?i)((?:\s-u|--(?:proxy-)?user)[ =])[^\s:]+:\S+|(\bsshpass\s+-p ?|\bmysql\w* .*?-p)\S+'),
+     r'\1\2<secret>'),
+    # an entry of a container's environment: its name, then its value
+    (re.compile(rf'(?i)(\\*["\']?\bname\\*["\']?\s*:\s*\\*["\']?{_SECRET_NAME}\\*["\']?\s*,?\s*\\*["\']?value\\*["\']?'
+                r'\s*:\s*)(?:\\*"[^"]*"|\\*\'[^\']*\'|[^\s,}\]]+)'), r'\1<secret>'),
+    (re.compile(rf'(?i)(\\*["\']?(?<![A-Za-z0-9]){_SECRET_NAME}\\*["\']?\s*(?:[:=：]|=>|->)\s*)'
+                r'(?!<secret>|None\b|null\b|true\b|false\b|\\*""|\'\'|(?:Bearer|Basic) <)'
+                r'(?:\\*"[^"]*"|\'[^\']*\'|[^\s,;}\]&]+)'), r'\1<secret>'),
+    (re.compile(rf'(?i)((?<![A-Za-z0-9]){_SECRET_NAME}(?:\s+is|\s+for \w+:?)?\s+["\']?)(?!<secret>){_ODD}'),
+     r'\1<secret>'),
+    (re.compile(rf'(?i)(\bkey["\']?(?:\s*[:=]|\s+is)?\s*["\']?){_LONG}|(wandb\.login\(.*?key ?= ?["\'])[^"\']+'),
+     r'\1\2<secret>'),
+    (re.compile(r'(?i)(\blogin\s+\S+\s+password\s+)\S+'), r'\1<secret>'),  # ~/.netrc
     (re.compile(r'(?i)\b(sk|sig|signature|x-amz-\w+)=[^&\s"\']{8,}'), r'\1=<secret>'),
-    (re.compile(r'(\w+://)[^/\s:@"\']*(?::[^/\s@"\']*)?@'), r'\1<user>@'),
-    (re.compile(r'\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b'), '<mail>'),
+    (re.compile(r'(\b\w{1,20}://)(?!<user>)[^\s"\'<>/]*@|(\b\w{1,20}://)(?!<user>)[^\s"\'<>:/]{1,200}:[^\s"\'<>]{1,200}?'
+                r'@(?=[\w.-]+(?::\d+)?(?:[/\s"\']|$))'), r'\1\2<user>@'),
+    (re.compile(r'\b[\w.-]{1,64}:[^\s:@/"\'<>]{1,200}@(?=[\w.-]+)'), '<user>@'),
+    (re.compile(r'\b[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+\b'), '<mail>'),
+    # keys of W&B; a commit looks the same, and is named as one
+    (re.compile(r'(?<![0-9A-Za-z@/-])(?<!commit[ =])(?<!commit: )(?<!revision[ =])(?<!sha[=:])(?<!sha: )(?<!rev )'
+                r'(?<!HEAD )(?<!commit": ")(?<!revision": ")(?<!sha": ")[0-9a-f]{40}(?![0-9A-Za-z])'), '<secret>'),
 )
+# a line without one of these words holds no secret; most lines of a log are such
+_HINT = re.compile(r'token|passw|passphrase|secret|key|credential|auth|cookie|pwd|[as]k\b|密码|口令|令牌|密钥|@|hf[_-]|'
+                   r'gh[pousr][_-]|glpat|[sp]k[_-]|xox|akia|asia|ms[_-]|eyj|bearer|basic| -u|-user|mysql|sshpass|sig|'
+                   r'x-amz|[0-9a-f]{40}')
 _HOMES = re.compile(r'(/(?:home|Users|data/home)/)(?!<user>)[^/\s:"\',;]+')
 _HOST_LINE = re.compile(r'(?m)^(\s*(?:host|hostname|nodename)\s*[:=] ?)\S+')
 _IP = re.compile(r'(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)|'
@@ -52,7 +81,9 @@ class Cleaner:
         environ = dict(os.environ) if environ is None else environ
         self.counts: Dict[str, int] = {}
         self._addresses: Dict[str, str] = {}
-        values = {v for k, v in environ.items() if is_secret(k) and len(v) >= 6}
+        values = {v for k, v in environ.items() if is_secret(k)}
+        values.update(m[1] for v in environ.values() for m in re.finditer(r'://[^/\s:]*:([^\s]+)@', v))  # of proxies
+        values = {form for v in values if len(v) >= 6 for form in (v, quote(v, safe=''), json.dumps(v)[1:-1])}
         self._values = sorted(values, key=len, reverse=True)
         names = []
         with suppress(Exception):  # no entry for this user
@@ -70,8 +101,7 @@ class Cleaner:
             if value in text:
                 self._count('secret', text.count(value))
                 text = text.replace(value, '<secret>')
-        for pattern, to in _SECRETS:
-            text = self._sub(pattern, to, text, 'secret')
+        text = self._without_secrets(text)
         if self._home:
             text = re.sub(rf'{re.escape(self._home)}(?=[/\s:"\',;]|$)', '~', text)
         text = self._sub(_HOMES, r'\1<user>', text, 'home folder')
@@ -79,6 +109,25 @@ class Cleaner:
         for pattern, to in self._names:
             text = self._sub(pattern, to, text, 'name')
         return _IP.sub(self._address, text)
+
+    def _without_secrets(self, text: str) -> str:
+        """Only lines that may hold a secret are looked at closely, with the lines around them."""
+        text = self._sub(*_SECRETS[0], text, 'secret')  # of several lines
+        lines = text.split('\n')
+        hints = [i for i, line in enumerate(lines) if _HINT.search(line.lower())]
+        wanted = deque(sorted({n for i in hints for n in (i - 1, i, i + 1) if 0 <= n < len(lines)}))
+        parts: List[str] = []
+        done = 0
+        while wanted:
+            first = last = wanted.popleft()
+            while wanted and wanted[0] == last + 1:
+                last = wanted.popleft()
+            block = '\n'.join(lines[first:last + 1])
+            for pattern, to in _SECRETS[1:]:
+                block = self._sub(pattern, to, block, 'secret')
+            parts += lines[done:first] + [block]
+            done = last + 1
+        return '\n'.join(parts + lines[done:])
 
     def _address(self, match: 're.Match[str]') -> str:
         text = match[0]

@@ -10,8 +10,7 @@ update, and a host can be many updates ahead of its device. They talk through th
 
 `vote` is for the ends of an epoch and of an evaluation, where no update is to come: all wait for all.
 
-A rank that has no data finishes no update. If a signal came and all ranks wait for data after the same update, they
-stop there (`_WaitOfRank`); if only some do, the others are in a collective and cannot.
+A rank that has no data finishes no update, and `vote` has no end: see `halt`.
 """
 import io
 import os
@@ -23,7 +22,8 @@ import torch
 from torch.distributed import PrefixStore, TCPStore
 
 from seresnet_timm import device as devices
-from seresnet_timm.engine.signals import Stopped, StopSignals, Wait
+from seresnet_timm.engine.halt import Halt
+from seresnet_timm.engine.signals import Stopped, StopSignals
 
 POLL = 0.2
 TIMEOUT = 1800  # seconds; a rank may wait for the others as long as for a collective
@@ -38,6 +38,9 @@ class Agreement:
         device: Device of this rank.
         rank: Number of this rank.
         world_size: Number of ranks.
+
+    Attributes:
+        halt: Ends several ranks of which some have no data; None for one rank.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Agreement:
         self._signals, self._device = signals, device
         self.rank, self.world_size = rank, world_size
         self._store = _store() if world_size > 1 else None
+        self.halt = Halt(signals, PrefixStore('halt', _store()), device, rank, world_size) if world_size > 1 else None
+        signals.is_alone = self.halt is None
         self._updates = self._round = self._votes = self._gathered = self._shared = 0
         self._next_look = 0.
         self._knows = False
@@ -89,23 +94,12 @@ class Agreement:
         return self._act(what)
 
     def waiting_for_data(self) -> ContextManager[None]:
-        """The wait for the next batch after an update, or the first of an epoch.
+        """The wait for the next batch.
 
         Raises:
-            Stopped: A signal came, and no rank gets its data: stop now, after saving.
+            Stopped: A signal came, and this rank, the only one, does not get its data: stop now, after saving.
         """
-        if self._store is None:
-            return self._signals.waiting(Wait())
-        key = f'waits/{self._updates}/{self._votes}'
-        return self._signals.waiting(_WaitOfRank(self._store, key, self.world_size))
-
-    def waiting_alone(self) -> ContextManager[None]:
-        """The wait for the next batch of an evaluation, where ranks do not wait for each other.
-
-        Raises:
-            Stopped: A signal came, and this rank does not get its data.
-        """
-        return self._signals.waiting(Wait())
+        return self._signals.waiting()
 
     def is_stopping(self) -> bool:
         """This rank knows that the run is to stop; the others may not know it yet."""
@@ -191,31 +185,6 @@ class Agreement:
 
     def _key(self, name: str) -> str:
         return f'round/{self._round}/{name}'
-
-
-class _WaitOfRank(Wait):
-    """The wait of one of several ranks. It ends if all wait at the same time, and then for all.
-
-    Args:
-        store: Store of the ranks.
-        key: Name of the place where they wait.
-        world_size: Number of ranks.
-    """
-
-    def __init__(self, store: Any, key: str, world_size: int):
-        self._store, self._key, self._world_size = store, key, world_size
-        self._is_counted = False
-
-    def may_end(self) -> bool:
-        if not self._is_counted:
-            self._is_counted = True
-            if self._store.add(self._key, 1) == self._world_size:
-                self._store.set(f'{self._key}/all', '')
-        return self._store.check([f'{self._key}/all'])
-
-    def goes_on(self) -> bool:
-        # the last one that was counted ended the wait for all, also if this rank's data came a moment later
-        return not self._is_counted or self._store.add(self._key, -1) != self._world_size - 1
 
 
 def _store() -> Any:

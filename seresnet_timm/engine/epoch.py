@@ -128,7 +128,7 @@ def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Sum
     """End a training that is finished with an error if something of its last epoch could not be saved."""
     errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
     if errors:
-        raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Free disk space.'
+        raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Remove the cause.'
                        f'{resume_hint(record.settings)}')
 
 

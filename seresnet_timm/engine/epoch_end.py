@@ -56,7 +56,8 @@ def describe_epoch(
     status, forecast = run.progress.status, run.progress.forecast
     if status is None or forecast is None:
         return f'Epoch {epoch}: {", ".join(parts + times)}'
-    status.ends = forecast.end(time.time())
+    best = run.outputs.record.content['best']
+    run.progress.foresee(time.time(), best['epoch'] if best else None)
     rest = left(status) if epoch + 1 < status.epochs else ''
     return (f'Epoch {epoch}: {", ".join(parts + times)}; {epoch + 1} of {status.epochs} epochs done'
             f'{", " if rest else ""}{rest}')

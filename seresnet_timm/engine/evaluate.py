@@ -130,7 +130,7 @@ def _until_stopped(loader: Any, agreement: Optional[Agreement]) -> Iterator[Any]
     batches = iter(loader)
     while True:
         try:
-            with nullcontext() if agreement is None else agreement.waiting_alone():
+            with nullcontext() if agreement is None else agreement.waiting_for_data():
                 batch = next(batches, None)
         except Stopped:
             return

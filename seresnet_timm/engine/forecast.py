@@ -3,7 +3,7 @@
 Steps are timed at log points only, where the host waits for the device anyway. The first steps of a process are left
 out: they compile and allocate. This file does not import torch.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 FIRST_STEPS = 2  # of a process, which are slow
@@ -21,12 +21,14 @@ class Extent:
         batch_images: Images of an update, of all processes.
         val_interval: Epochs between evaluations.
         val_images: Images of the evaluations of an epoch; 0 if not known, or without evaluation.
+        patience: Epochs without a new best after which `--early-stop` ends the run; None for never.
     """
     epochs: int
     updates: int
     batch_images: int
     val_interval: int = 1
     val_images: int = 0
+    patience: Optional[int] = None
 
     def is_evaluated(self, epoch: int) -> bool:
         return (epoch + 1) % self.val_interval == 0 or epoch + 1 == self.epochs
@@ -36,6 +38,14 @@ class Extent:
         interval = self.val_interval
         is_last_extra = self.epochs % interval != 0 and epoch < self.epochs
         return max(0, self.epochs // interval - epoch // interval) + is_last_extra
+
+    def without_better(self, best_epoch: Optional[int]) -> Optional['Extent']:
+        """What there is to do if no epoch is better than the best; None if the run does not end early then."""
+        if self.patience is None or best_epoch is None:
+            return None
+        intervals = -(-(best_epoch + self.patience + 1) // self.val_interval)  # the run ends after an evaluation only
+        epochs = intervals * self.val_interval
+        return replace(self, epochs=epochs) if epochs < self.epochs else None
 
 
 class Forecast:
@@ -110,13 +120,19 @@ class Forecast:
             begun, then = self._first_share
             self._after_estimate = then - self._mark + (now - then) * (1 - begun) / (share - begun)
 
-    def end(self, now: float) -> Optional[float]:
-        """Time of the end; None if it is not known yet."""
-        step, epoch = self.update_seconds, self._epoch
+    def early_end(self, now: float, best_epoch: Optional[int]) -> Optional[float]:
+        """Time at which `--early-stop` ends the run if no epoch is better than the best; None if it does not."""
+        extent = self.extent.without_better(best_epoch)
+        is_ahead = extent is not None and self._epoch is not None and extent.epochs > self._epoch
+        return self.end(now, extent) if is_ahead else None
+
+    def end(self, now: float, extent: Optional[Extent] = None) -> Optional[float]:
+        """Time of the end; None if it is not known yet. `extent`: if less is to be done."""
+        step, epoch, extent = self.update_seconds, self._epoch, extent or self.extent
         if step is None or epoch is None:
             return None
-        updates = (self.extent.epochs - epoch) * self.extent.updates - self._marked
-        left = updates * step + self.extent.evaluated_from(epoch) * self.after_seconds
-        if self._marked >= self.extent.updates and self._mark is not None and self.extent.is_evaluated(epoch):
+        updates = (extent.epochs - epoch) * extent.updates - self._marked
+        left = updates * step + extent.evaluated_from(epoch) * self.after_seconds
+        if self._marked >= extent.updates and self._mark is not None and extent.is_evaluated(epoch):
             left -= min(now - self._mark, self.after_seconds)  # of the evaluation that goes on
         return now + left

@@ -1,4 +1,5 @@
 """Running figures that do not make the host wait for the device."""
+import copy
 import logging
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -103,6 +104,12 @@ class LossMeter:
     def count(self) -> int:
         """Images read so far, on this rank."""
         return self._count
+
+    def copy(self) -> 'LossMeter':
+        """The meter as it is now. The host does not wait for the device."""
+        copied = copy.copy(self)
+        copied._pending = self._pending.clone()
+        return copied
 
     def state_dict(self) -> Dict[str, Any]:
         """What the meter holds. The host waits for the device here."""

@@ -14,7 +14,7 @@ from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.engine.forecast import Extent, Forecast
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.runs.show import RunBar, clock, duration, has_color, is_terminal
+from seresnet_timm.runs.show import RunBar, clock, duration, early_end, has_color, is_terminal
 from seresnet_timm.runs.status import Status, StatusFile
 
 QUIET, VERBOSE = -1, 1  # RunSettings.verbosity
@@ -157,10 +157,18 @@ class Progress:
         now = time.time()
         forecast.at_update(update, now)
         status.update, status.moved, status.loss, status.lr, status.bad_steps = update, now, loss, lr, bad_steps
-        status.images_per_second, status.ends = forecast.images_per_second, forecast.end(now)
+        status.images_per_second = forecast.images_per_second
+        self.foresee(now)
         if status.ends is None:
             return ''
-        return f'  Left: {duration(status.ends - now)} (ends {clock(status.ends, now)})'
+        return f'  Left: {duration(status.ends - now)} (ends {clock(status.ends, now)}{early_end(status, now)})'
+
+    def foresee(self, now: float, best_epoch: Optional[int] = None) -> None:
+        """Note when the run will end. `best_epoch`: if the status does not have it yet."""
+        status, forecast = self.status, self.forecast
+        if status is not None and forecast is not None:
+            best_epoch = status.best_epoch if best_epoch is None else best_epoch
+            status.ends, status.ends_early = forecast.end(now), forecast.early_end(now, best_epoch)
 
     def shows(self, line: str, is_last: bool) -> bool:
         """Whether a log line of the epoch is printed; if not, the bar shows its figures."""
@@ -184,7 +192,8 @@ class Progress:
         now = time.time()
         status.state, status.batch, status.batches, status.moved = 'evaluating', batch, batches, now
         forecast.at_evaluation((self._pass + batch / batches) / self._passes, now)
-        status.ends = forecast.end(now) or status.ends
+        if forecast.end(now) is not None:
+            self.foresee(now)
         if batch == batches:
             self._pass += 1
         if self._run_bar is not None:
@@ -214,7 +223,8 @@ def create_progress(run: Any, settings: RunSettings, num_epochs: int) -> Progres
     extent = Extent(
         epochs=num_epochs, updates=run.updates_per_epoch, batch_images=settings.global_batch_size,
         val_interval=getattr(args, 'val_interval', 1),
-        val_images=passes * settings.num_images.get('val', 0) if args.val_split else 0)
+        val_images=passes * settings.num_images.get('val', 0) if args.val_split else 0,
+        patience=settings.patience if settings.early_stop else None)
     status = Status.of_this_process(settings)
     status.epochs, status.updates = num_epochs, run.updates_per_epoch
     best = outputs.saver.best_metric, outputs.saver.best_epoch

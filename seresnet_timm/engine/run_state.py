@@ -17,11 +17,13 @@ from seresnet_timm.checkpoints.fit import weights_for
 from seresnet_timm.data.image_files import Unreadable, image_files_of
 from seresnet_timm.data.loading import is_fast
 from seresnet_timm.data.position import resumable
-from seresnet_timm.data.random_state import own_state, set_own_state
+from seresnet_timm.data.random_state import set_own_state
 from seresnet_timm.engine.epoch import Training
+from seresnet_timm.engine.kept import Kept
 from seresnet_timm.engine.meters import mean_losses
 from seresnet_timm.errors import UsageError, first_line
 from seresnet_timm.step.bad_steps import BadSteps, Figures
+from seresnet_timm.step.moving_average import copy_counters_at_once
 
 _logger = logging.getLogger('train')
 PLATEAU = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
@@ -57,6 +59,7 @@ def state_of_rank(
         place: Place,
         losses: Optional[Any] = None,
         with_buffers: bool = False,
+        kept: Optional[Kept] = None,
 ) -> Dict[str, Any]:
     """What this rank has for itself.
 
@@ -65,13 +68,15 @@ def state_of_rank(
         place: Where a later run goes on.
         losses: LossMeter of an epoch that is not over.
         with_buffers: Also where those in the checkpoint are this rank's.
+        kept: What it had for itself at the place, where the next step has begun.
     """
-    args, loader = run.args, resumable(run.train_loader)
+    args = run.args
     files = image_files_of(getattr(run.train_loader, 'dataset', None))
+    then = kept or Kept(run, place, losses, with_buffers=False)
     state = dict(
-        rng=own_state(run.device),
-        loader=None if loader is None else loader.state(place.batches),
-        losses=None if losses is None else losses.state_dict(),
+        rng=then.rng,
+        loader=then.loader,
+        losses=then.losses(),
         optimizer=_generators(run.optimizer),
         buffers=None,
         ema_buffers=None,
@@ -81,7 +86,7 @@ def state_of_rank(
     )
     if args.rank > 0 or with_buffers and args.distributed:  # the checkpoint has those of rank 0
         if args.no_ddp_bb or not place.batches:
-            state['buffers'] = _buffers(run.task.get_trainable_module())
+            state['buffers'] = kept.buffers() if kept else _buffers(run.task.get_trainable_module())
         if run.task.has_ema():
             state['ema_buffers'] = _buffers(run.task.get_trainable_module(ema=True))
     return state
@@ -324,6 +329,7 @@ def set_up_ema(checkpoint: Optional[Checkpoint], task, args) -> None:
         use_warmup=args.model_ema_warmup,
         device='cpu' if args.model_ema_force_cpu else None,
     )
+    copy_counters_at_once(task.get_trainable_module(ema=True))
     if checkpoint:
         state = 'task_state_ema' if checkpoint.has_ema else 'task_state'
         task.load_checkpoint_state(

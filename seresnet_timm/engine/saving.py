@@ -7,10 +7,13 @@ from typing import Any, Dict, Iterator, Optional
 
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.epoch import Training
+from seresnet_timm.engine.faults import note_own
+from seresnet_timm.engine.kept import Kept
 from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.signals import Stopped
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.status import set_stopped
 
 _logger = logging.getLogger('train')
 
@@ -29,9 +32,10 @@ class Saving:
         self._seconds, self._recovery_interval = 60 * minutes, recovery_interval
         self._saved = time.monotonic()
         self._trained: Dict[str, Any] = {}
+        self._kept: Optional[Kept] = None  # after the last update, where the next one may not be finished
 
     def batches(self, run: Training, epoch: int, first: int, losses: Any, throughput: Any) -> Iterator[Any]:
-        """Batches of an epoch. A signal stops the run between two updates also if its data do not come.
+        """Batches of an epoch. A signal stops the run after its last update also if its data do not come.
 
         Args:
             run: The training.
@@ -44,13 +48,15 @@ class Saving:
             Stopped: A signal stops the run; it is saved.
         """
         batches, done = iter(run.train_loader), first
+        self._stand(run, Place(epoch, first), throughput)
         while True:
-            is_after_update = done % run.args.grad_accum_steps == 0
             try:
-                with self.agreement.waiting_for_data() if is_after_update else nullcontext():
+                with self.agreement.waiting_for_data() if done < len(run.train_loader) else nullcontext():
                     batch = next(batches, None)
             except Stopped:
-                if done > first:  # else the state is that of the last save
+                if self._kept is not None:
+                    self._save(run, self._kept.place, losses, kept=self._kept, throughput=throughput.state_dict())
+                elif done > first and run.args.grad_accum_steps == 1:  # else the state is that of the last save
                     self._save(run, Place(epoch, done), losses, throughput=throughput.state_dict())
                 raise
             if batch is None:
@@ -82,6 +88,24 @@ class Saving:
             raise
         if self._recovery_interval and update % self._recovery_interval == 0:
             self._save(run, place, losses, update - 1, throughput=throughput.state_dict())
+        if run.args.world_size > 1 or run.args.grad_accum_steps > 1:
+            with_buffers = run.args.rank == 0 or run.args.no_ddp_bb
+            self._stand(run, place, throughput, Kept(run, place, losses, with_buffers))
+
+    def _stand(self, run: Training, place: Place, throughput: Any, kept: Optional[Kept] = None) -> None:
+        """This rank is after an update, or at the start of an epoch, whose state is that of the last save."""
+        self._kept = kept
+        if self.agreement.halt is None:
+            return
+
+        def give() -> Any:
+            return None if kept is None else state_of_rank(run, place, kept=kept)
+
+        def end(signum: int, ranks: Any) -> None:
+            if ranks and kept is not None:
+                self._write(run, place, ranks, None, kept, throughput=throughput.state_dict())
+            _end_halted(run, signum, ranks)
+        self.agreement.halt.stand(str(place), give, end)
 
     def after_training(self, run: Training, epoch: int, metrics: Dict[str, float], figures: Dict[str, Any]) -> None:
         """All batches of an epoch are done; its evaluation is next.
@@ -96,6 +120,13 @@ class Saving:
         # an evaluation of several ranks changes the buffers of the moving average
         own = state_of_rank(run, Place(epoch + 1), with_buffers=True)
         self._trained = dict(place=place, own=own, trained=trained)
+        self._kept = None
+        if self.agreement.halt is not None:
+            def end(signum: int, ranks: Any) -> None:
+                if ranks:
+                    self._write(run, place, ranks, None, trained=trained)
+                _end_halted(run, signum, ranks)
+            self.agreement.halt.stand(str(place), lambda: own, end)
         try:
             self.agreement.vote()
         except Stopped:
@@ -114,15 +145,18 @@ class Saving:
         """The end of an epoch is saved."""
         self._saved = time.monotonic()
 
-    def _save(self, run: Training, place: Place, losses: Any, recovery: Optional[int] = None, **more: Any) -> None:
-        ranks = self.agreement.gather(state_of_rank(run, place, losses))
+    def _save(self, run: Training, place: Place, losses: Any, recovery: Optional[int] = None,
+              kept: Optional[Kept] = None, **more: Any) -> None:
+        ranks = self.agreement.gather(state_of_rank(run, place, losses, kept=kept))
         if ranks is not None:
-            self._write(run, place, ranks, recovery, **more)
+            self._write(run, place, ranks, recovery, kept, **more)
 
-    def _write(self, run: Training, place: Place, ranks: Any, recovery: Optional[int], **more: Any) -> None:
+    def _write(self, run: Training, place: Place, ranks: Any, recovery: Optional[int], kept: Optional[Kept] = None,
+               **more: Any) -> None:
         outputs: Any = run.outputs  # on rank 0
         saver = outputs.saver
         saver.run_state = run_state(run, place, ranks, **more)
+        saver.buffers = {} if kept is None else kept.buffers()
         if recovery is None:
             saver.save_last(place.epoch - 1)
             self._saved = time.monotonic()
@@ -138,7 +172,23 @@ def end_stopped(run: Training, settings: RunSettings, error: Stopped) -> None:
     """
     if run.outputs is not None:
         run.outputs.saver.wait()
-        saved = run.outputs.saver.errors.last or 'everything is saved.'
-        _logger.info(f'Stopped by {error.name}; {saved}{resume_hint(settings)}')
+        _say_stopped(run, settings, error)
     run.saving.agreement.wait_until_saved()
     raise SystemExit(error.exit_code)
+
+
+def _say_stopped(run: Training, settings: RunSettings, error: Stopped, lost: str = '') -> None:
+    outputs: Any = run.outputs
+    saved = lost or outputs.saver.errors.last or 'everything is saved.'
+    _logger.info(f'Stopped by {error.name}; {saved}{resume_hint(settings)}')
+
+
+def _end_halted(run: Training, signum: int, ranks: Any) -> None:
+    """What rank 0 does, in a thread, before all ranks end though a step is not finished; None of known `ranks`."""
+    outputs, error = run.outputs, Stopped(signum)
+    outputs.saver.wait()
+    note_own(outputs.record, None, run.train_loader, run.eval_loader)
+    lost = '' if ranks else ('some ranks have no data, and others wait for them on their devices: what was trained '
+                             'since the last checkpoint is lost.')
+    _say_stopped(run, outputs.record.settings, error, lost)
+    set_stopped(outputs.record.settings, error.name)

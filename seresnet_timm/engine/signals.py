@@ -5,10 +5,13 @@ more; `timeout` sends its own to the process and to the group. What follows the 
 same signal.
 
 No step comes to its end while the data are not there, for example because a network drive is gone. A call that waits
-for data is therefore interrupted `PATIENCE` seconds after the signal.
+for data is therefore interrupted `PATIENCE` seconds after the signal, in a process without others; several end
+together, see `halt`.
 """
 import os
+import select
 import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -42,18 +45,6 @@ class Stopped(Exception):
         return 128 + self.signum
 
 
-class Wait:
-    """A call that waits for data, of a process without others."""
-
-    def may_end(self) -> bool:
-        """The call may be interrupted now; asked in another thread, again and again."""
-        return True
-
-    def goes_on(self) -> bool:
-        """The call returned; False if the run is to stop here all the same."""
-        return True
-
-
 class StopSignals:
     """Notes the first signal, and ends the process at the second.
 
@@ -62,17 +53,24 @@ class StopSignals:
 
     Attributes:
         received: Number of the first signal.
+        is_alone: The process trains without others: a call that waits for data is interrupted.
     """
 
     def __init__(self) -> None:
         self.received: Optional[int] = None
+        self.is_alone = True
         self._time = 0.
         self._before: Dict[int, Any] = {}
         self._is_open = True
-        self._wait: Optional[Wait] = None
+        self._is_waiting = self._is_held = False
         self._since = 0.
         self._ends_wait = self._is_own_signal = False
         self._lock = threading.Lock()
+        # Python writes signals there at once, also where the main thread is in a call that does not return
+        self._wake_up, self._written = socket.socketpair()
+        self._wake_up.setblocking(False)
+        self._written.setblocking(False)
+        self._descriptor_before: Optional[int] = None
 
     def __enter__(self) -> 'StopSignals':
         for signum in STOPPING:
@@ -82,49 +80,75 @@ class StopSignals:
                 self._before[signum] = signal.signal(signum, self._handle)
             except ValueError:  # not the main thread
                 break
+        if self._before:
+            self._descriptor_before = signal.set_wakeup_fd(self._written.fileno(), warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_error) -> None:
         self._is_open = False
+        if self._descriptor_before is not None:
+            signal.set_wakeup_fd(self._descriptor_before)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
     @contextmanager
-    def waiting(self, wait: Wait) -> Iterator[None]:
-        """A call that waits for data.
+    def waiting(self) -> Iterator[None]:
+        """A call that waits for data. It does not return after `hold_wait`.
 
         Raises:
             Stopped: A signal came, and the data did not.
         """
-        self._since, self._wait = time.monotonic(), wait
+        self._since, self._is_waiting = time.monotonic(), True
         try:
             yield
         finally:
             with self._lock:
-                self._wait = None
-        if self._ends_wait or not wait.goes_on():
+                self._is_waiting = False
+            while self._is_held:
+                time.sleep(POLL)
+        if self._ends_wait:
             raise Stopped(self.received)
+
+    def hold_wait(self, seconds: float) -> bool:
+        """Do not let a call return that has waited for data for a time; whether there is one. From another thread."""
+        with self._lock:
+            if self._is_waiting and time.monotonic() - self._since >= seconds:
+                self._is_held = True
+            return self._is_held
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a signal, in another thread."""
+        poll = select.poll()
+        poll.register(self._wake_up, select.POLLIN)
+        poll.poll(1000 * seconds)
+
+    def seen(self) -> Optional[int]:
+        """The first signal that ends the run, also if the main thread has not come to handle it; in another thread."""
+        try:
+            written = self._wake_up.recv(4096)
+        except BlockingIOError:
+            written = b''
+        return next((signum for signum in written if signum in STOPPING), self.received)
 
     def _end_wait(self) -> None:
         """In a thread, after a signal: interrupt a call that waits too long."""
         while self._is_open and not self._ends_wait:
             time.sleep(POLL)
             with self._lock:
-                if self._wait is not None and time.monotonic() - max(self._since, self._time) > PATIENCE:
-                    self._ends_wait = self._wait.may_end()
-                    if self._ends_wait:
-                        self._is_own_signal = True
-                        signal.pthread_kill(threading.main_thread().ident, self.received)
+                if self._is_waiting and time.monotonic() - max(self._since, self._time) > PATIENCE:
+                    self._ends_wait = self._is_own_signal = True
+                    signal.pthread_kill(threading.main_thread().ident, self.received)
 
     def _handle(self, signum: int, _frame: Any) -> None:
         now = time.monotonic()
         if self._is_own_signal:
             self._is_own_signal = False
-            if self._wait is not None:
+            if self._is_waiting:
                 raise Stopped(self.received)
         elif self.received is None:
             self.received, self._time = signum, now
-            threading.Thread(target=self._end_wait, daemon=True).start()
+            if self.is_alone:
+                threading.Thread(target=self._end_wait, daemon=True).start()
         elif now - self._time > TWICE:
             os.write(2, SECOND_SIGNAL)
             os._exit(128 + signum)

@@ -37,7 +37,7 @@ from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.data.position import end_workers
-from seresnet_timm.data.scheduled import average_batch_size
+from seresnet_timm.data.scheduled import average_batch_size, images_of_a_step
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
@@ -282,7 +282,7 @@ def create_loaders(
 
 def create_optimizer(settings: RunSettings, args, model: nn.Module) -> torch.optim.Optimizer:
     if not args.lr:
-        args.lr, reason = scaled_lr(args, settings.global_batch_size * average_batch_size(args) / args.batch_size)
+        args.lr, reason = scaled_lr(args, images_of_a_step(args, settings.global_batch_size))
         if utils.is_primary(args):
             _logger.info(f'Learning rate: {args.lr} ({reason})')
     optimizer = fast_step.create_optimizer(

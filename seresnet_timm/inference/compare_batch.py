@@ -1,6 +1,6 @@
 """The batch of `seresnet-timm compare`: random numbers, or images."""
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Tuple
 
 import torch
 
@@ -23,22 +23,23 @@ def synthetic_batch(size: Tuple[int, int, int], count: int, seed: int, num_class
     return Batch(images, _targets(count, num_classes, generator), f'random numbers, seed {seed}')
 
 
-def image_batch(files: List[str], data_config: Dict[str, Any], count: int, seed: int, num_classes: int) -> Batch:
+def image_batch(images: ImageFiles, count: int, seed: int, num_classes: int) -> Batch:
     """Images from all over a list of files, preprocessed as in validation; their classes are random.
 
     Raises:
         UsageError: There are too few, or one cannot be read.
     """
-    if len(files) < count:
-        raise UsageError(f'-b {count}: --data-dir has only {len(files)} images.')
-    chosen = [files[i * len(files) // count] for i in range(count)]
-    images = ImageFiles(chosen, data_config)
-    found = [images[i][1] for i in range(count)]
-    for file, image in zip(chosen, found):
+    total = len(images)
+    if total < count:
+        raise UsageError(f'-b {count}: --data-dir has only {total} images.')
+    chosen = [i * total // count for i in range(count)]
+    found = [images[i][1] for i in chosen]
+    files = [images.files[i] for i in chosen]
+    for file, image in zip(files, found):
         if isinstance(image, str):
             raise UsageError(f'{file}: cannot be read: {image}')
     generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.stack(found), _targets(count, num_classes, generator), f'{count} images, e.g. {chosen[0]}')
+    return Batch(torch.stack(found), _targets(count, num_classes, generator), f'{count} images, e.g. {files[0]}')
 
 
 def _targets(count: int, num_classes: int, generator: torch.Generator) -> torch.Tensor:

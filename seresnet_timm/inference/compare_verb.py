@@ -14,7 +14,7 @@ from seresnet_timm.inference.compare_batch import Batch, image_batch, synthetic_
 from seresnet_timm.inference.compare_dump import compare_with_dump, dump, read_dump
 from seresnet_timm.inference.compare_report import as_object, as_text
 from seresnet_timm.inference.load import LoadedModel, load_model, untrained_model
-from seresnet_timm.inference.predict import find_images
+from seresnet_timm.inference.predict import ImageFiles, find_images
 from seresnet_timm.inference.trace import Settings
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -123,7 +123,8 @@ def _batch(args: argparse.Namespace, loaded: LoadedModel) -> Batch:
     classes = loaded.info.num_classes or 1
     if args.data_dir is None:
         return synthetic_batch(size, count, args.seed, classes)
-    return image_batch(find_images([args.data_dir]), loaded.data_config, count, args.seed, classes)
+    images = ImageFiles(find_images([args.data_dir]), loaded.data_config, loaded.image_mode)
+    return image_batch(images, count, args.seed, classes)
 
 
 def _describe(loaded: LoadedModel) -> str:

@@ -142,8 +142,9 @@ class Explainer:
             groups: Class of each; None to take the most likely one.
         """
         batch_size = self.settings.args['batch_size']
-        loader = DataLoader(ImageFiles(list(files), self.loaded.data_config), batch_size=batch_size,
-                            num_workers=self.settings.args['workers'], collate_fn=collate)
+        images = ImageFiles(list(files), self.loaded.data_config, self.loaded.image_mode)
+        loader = DataLoader(
+            images, batch_size=batch_size, num_workers=self.settings.args['workers'], collate_fn=collate)
         for indices, images, errors in loader:
             self.errors.update({files[i]: error for i, error in errors.items()})
             if images is None:

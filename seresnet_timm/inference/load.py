@@ -44,6 +44,7 @@ class LoadedModel:
         class_names_origin: Where the class names came from, or why there are none.
         flags: Flags that override the file, as they were given.
         unknown: What of the preprocessing the file does not hold, so that timm's values are taken.
+        image_mode: Pillow's mode that images are read in; None for grey or RGB by the channels.
     """
     model: nn.Module
     info: ModelInfo
@@ -52,6 +53,7 @@ class LoadedModel:
     class_names_origin: str = ''
     flags: List[str] = field(default_factory=list)
     unknown: List[str] = field(default_factory=list)
+    image_mode: Optional[str] = None
 
     @property
     def data_config(self) -> Dict[str, Any]:
@@ -63,9 +65,10 @@ class LoadedModel:
         """Model, preprocessing and classes, a line each."""
         info = self.info
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        mode = f'images as {printable(self.image_mode)}, ' if self.image_mode else ''
         lines = [
             f'Model: {info.name} ({millions:.2f} M parameters), {self.origin}',
-            f'Preprocessing: resize and crop to {info.input_size[1]} x {info.input_size[2]} '
+            f'Preprocessing: {mode}resize and crop to {info.input_size[1]} x {info.input_size[2]} '
             f'({info.interpolation}, crop {info.crop_pct:g}, {info.crop_mode}), '
             f'mean {_numbers(info.mean)}, std {_numbers(info.std)}',
             f'Classes: {info.num_classes}, {self.class_names_origin}',
@@ -111,9 +114,9 @@ def load_model(
             if value is not None:
                 raise UsageError(f'{flag} is for checkpoint files, {source} is the name of a model: leave it out.')
         model, name, origin = _load_named(source, img_size)
-        info, names, descriptions = ModelInfo(), *_names_of_config(model)
+        image_mode, info, names, descriptions = None, ModelInfo(), *_names_of_config(model)
     else:
-        model, info, origin = _load_file(path, model_name, num_classes, img_size, use_ema)
+        model, info, origin, image_mode = _load_file(path, model_name, num_classes, img_size, use_ema)
         name, names, descriptions = info.name, info.class_names, None
     data_config = _preprocessing(model, info, source, img_size, crop_pct)
     if class_names is not None:
@@ -136,6 +139,7 @@ def load_model(
         class_names_origin=names_origin,
         flags=[f'{flag} {value}' for flag, value in given if value is not None],
         unknown=[] if path is None else info.unknown_preprocessing(),
+        image_mode=image_mode,
     )
 
 
@@ -267,8 +271,8 @@ def _load_file(
         num_classes: Optional[int],
         img_size: Optional[int],
         use_ema: bool,
-) -> Tuple[nn.Module, ModelInfo, str]:
-    """A model with the weights of a checkpoint file, what it was made from, and where the weights came from."""
+) -> Tuple[nn.Module, ModelInfo, str, Optional[str]]:
+    """A model with the weights of a checkpoint file, what it was made from, where they came from, its image mode."""
     checkpoint = read_checkpoint(path)
     info = checkpoint.typed_info()
     if model_name is not None:
@@ -280,7 +284,7 @@ def _load_file(
     model, info = model_of(
         checkpoint, info, use_ema, num_classes=num_classes, img_size=img_size, folder=folder, exportable=True)
     parts = [f'from {path}'] + ([f'epoch {checkpoint.epoch}'] if checkpoint.epoch is not None else [])
-    return model, info, ', '.join(parts + (['moving average'] if use_ema else []))
+    return model, info, ', '.join(parts + (['moving average'] if use_ema else [])), checkpoint.image_mode
 
 
 def _size_argument(name: str, img_size: Optional[int]) -> Dict[str, int]:

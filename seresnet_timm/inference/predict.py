@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
+from PIL import Image
 from timm.data import create_transform
 from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
@@ -100,9 +101,9 @@ def _list_folder(
 class ImageFiles(Dataset):
     """Images by file; one that cannot be read is a sentence instead of a tensor."""
 
-    def __init__(self, files: List[str], data_config: Dict[str, Any]):
+    def __init__(self, files: List[str], data_config: Dict[str, Any], image_mode: Optional[str] = None):
         self.files = files
-        self.mode = 'RGB' if data_config['input_size'][0] == 3 else 'L'
+        self.mode = _checked_mode(data_config['input_size'][0], image_mode)
         self.transform = create_transform(**data_config, is_training=False)
         silence_pillow()
 
@@ -118,6 +119,21 @@ class ImageFiles(Dataset):
             return index, self.transform(image)
         except MemoryError:
             return index, f'there is too little memory to resize it ({image.width} x {image.height} pixels)'
+
+
+def _checked_mode(channels: int, image_mode: Optional[str]) -> str:
+    """Pillow's mode to read images in: that of the training, else grey or RGB."""
+    mode = image_mode or {1: 'L', 3: 'RGB'}.get(channels, '')
+    try:
+        bands = len(Image.new('RGB', (1, 1)).convert(mode).getbands()) if mode else 0
+    except (ValueError, KeyError):
+        bands = 0
+    if bands != channels:
+        how = f'the checkpoint names the mode {printable(image_mode)}' if image_mode else (
+            'the checkpoint does not tell their mode')
+        raise UsageError(f'The network takes images of {channels} channels, and {how}: evaluate it with '
+                         '`seresnet-timm validate --input-img-mode MODE`.')
+    return mode
 
 
 def collate(batch: List[Tuple[int, Any]]) -> Tuple[List[int], Optional[torch.Tensor], Dict[int, str]]:
@@ -170,7 +186,8 @@ def probabilities(
     """
     device, batch_size = settings.device, settings.args['batch_size']
     loader = DataLoader(
-        ImageFiles(files, loaded.data_config), batch_size=batch_size, num_workers=settings.args['workers'],
+        ImageFiles(files, loaded.data_config, loaded.image_mode),
+        batch_size=batch_size, num_workers=settings.args['workers'],
         collate_fn=collate)
     model = loaded.model.to(device)
     for indices, images, errors in loader:

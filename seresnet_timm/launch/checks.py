@@ -264,6 +264,11 @@ def check_output(run: Checked) -> Iterator[str]:
     reason = why_not_writable(folder.path)
     if reason:
         yield f'Cannot write to {folder.path}: {reason}; name another with --output or --experiment.'
+        return
+    inside = _split_around(run, folder.path)
+    if inside is not None:
+        yield (f'{folder.path} is inside {inside}, whose folders are classes: name another folder with --output or '
+               '--experiment.')
     elif resume and folder.owns(resume):
         if folder.record.exists():
             read_record(folder.path)  # refuses a damaged one, which the run continues
@@ -271,6 +276,15 @@ def check_output(run: Checked) -> Iterator[str]:
         start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
         yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
                f'that run by --resume {shell_line([str(start)])}.')
+
+
+def _split_around(run: Checked, folder: Path) -> Optional[Path]:
+    """The split of the data that a folder is in; None if it is in none."""
+    if not run.args.data_dir:
+        return None
+    above = [folder.resolve(), *folder.resolve().parents]
+    splits = (split_folder(run.args.data_dir, run.flag(name) or '') for name in ('train_split', 'val_split', 'split'))
+    return next((split for split in splits if split is not None and split.resolve() in above), None)
 
 
 def _starts_anew(run: Checked, folder: RunFolder) -> bool:

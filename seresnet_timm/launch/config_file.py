@@ -2,7 +2,7 @@
 import argparse
 from typing import Any, Dict, Optional, Tuple
 
-from seresnet_timm.argument_parser import KeyValues, checked
+from seresnet_timm.argument_parser import KeyValues, checked, nearest_flag
 from seresnet_timm.engine.flags import (
     TIMM_ONLY_TRAIN,
     TIMM_ONLY_VALIDATE,
@@ -14,7 +14,7 @@ from seresnet_timm.engine.flags import (
     validate_parser,
 )
 from seresnet_timm.engine.values import VALUES
-from seresnet_timm.errors import UsageError, did_you_mean, printable
+from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
 from seresnet_timm.launch.tuned import KEY, take_tuned
 
@@ -49,7 +49,9 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
             if value != bundled[key]:
                 problems.append(bundled_only_message(f'{key}: {value}', parser.timm_script))
         elif action is None:
-            hint = did_you_mean(str(key).replace('-', '_'), actions, 'see --help for the flags (with _ for -)')
+            flags = {f'--{name.replace("_", "-")}': name for name in actions}
+            nearest = nearest_flag(f'--{key}', list(flags))
+            hint = f'did you mean {flags[nearest]}?' if nearest else 'see --help for the flags (with _ for -)'
             problems.append(f"unknown key '{key}', {hint}")
         else:
             expected = _type_mismatch(action, value, defaults[key])
@@ -59,7 +61,8 @@ def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, 
             result[key], wrong = _checked(action, _converted(action, value))
             problems += [f'{key} {wrong}'] if wrong else []
     if problems:
-        raise UsageError(f'Config {path}: ' + '; '.join(p.rstrip('.') for p in problems) + '.')
+        text = '; '.join(p.rstrip('.') for p in problems)
+        raise UsageError(f'Config {path}: {text}' + ('' if text.endswith('?') else '.'))
     if 'data' in result:  # timm's positional argument, in an args.yaml
         result['data_dir'] = result.get('data_dir') or result['data']
         del result['data']

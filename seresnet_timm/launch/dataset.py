@@ -63,12 +63,16 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
     if len(trees) == 2 and trees['train'].folder != trees['val'].folder:
         problems += _faults_of_both(trees['train'], trees['val'])
     names = {split: tree.names for split, tree in trees.items()}
+    notes = [note for tree in trees.values() for note in _notes(tree)]
+    if len(trees) == 2 and trees['train'].folder == trees['val'].folder:
+        notes.append(f'{trees["train"].folder} is the split for training and for validation: the run is evaluated on '
+                     'its training images.')
     return DataFacts(
         class_names=list(names.get('train') or names['val']),
         num_images={split: tree.num_images for split, tree in trees.items()},
         files={split: _describe_files(tree) for split, tree in trees.items()},
         problems=list(dict.fromkeys(problems)),
-        notes=[note for tree in trees.values() for note in _notes(tree)],
+        notes=list(dict.fromkeys(notes)),
         mapped=bool(args.get('class_map')),
         nested=next(iter(trees.values())).nested,
     )
@@ -197,6 +201,9 @@ def faults_of_classes(tree: Any) -> Iterator[str]:
 def _alike_in_map(tree: Any) -> str:
     """That a name of a class map without a folder looks like a folder that the map leaves out, as a clause, or ''."""
     from seresnet_timm.data.alike import describe_alike, looks
+    quoted = next((name for name in tree.missing if name.strip('"\'') in tree.unmapped), None)
+    if quoted:
+        return f'; the class map has {quoted} with its quotation marks'
     unmapped = {looks(name, fold=True): name for name in tree.unmapped}
     pairs = ((name, unmapped.get(looks(name, fold=True))) for name in tree.missing)
     return next((f'; {describe_alike(a, b, "the class map", str(tree.folder))}' for a, b in pairs if b), '')

@@ -162,8 +162,8 @@ def learning_rate(settings: RunSettings) -> str:
     if args.lr:
         lr = f'{args.lr:g}'
     else:
-        from seresnet_timm.data.scheduled import average_batch_size
-        lr, reason = scaled_lr(args, settings.global_batch_size * average_batch_size(args) / args.batch_size)
+        from seresnet_timm.data.scheduled import images_of_a_step
+        lr, reason = scaled_lr(args, images_of_a_step(args, settings.global_batch_size))
         lr = f'{lr:g} ({reason})'
     return f'{lr}, {args.opt}, {args.sched} over {num_epochs(settings.args)} epochs, {args.warmup_epochs} of warm-up'
 

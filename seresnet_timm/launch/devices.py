@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Dict, List, Mapping, MutableMapping, Optional
 
 from seresnet_timm.ascend import installation
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, first_names
 
 VISIBLE = {'npu': 'ASCEND_RT_VISIBLE_DEVICES', 'cuda': 'CUDA_VISIBLE_DEVICES'}
 MOST = 1024  # numbers of a list; no machine has as many devices
@@ -71,8 +71,7 @@ def hide_other_devices(text: str, environ: MutableMapping[str, str], root: Path 
                              f'name devices of that list, or unset {name}.')
     if nodes and numbers[-1] >= len(nodes):
         missing = [n for n in numbers if n >= len(nodes)]
-        raise UsageError(f'--devices {text} names {_list(missing)}, but this machine has {len(nodes)} NPU(s), which '
-                         f'have the numbers 0 to {len(nodes) - 1}.')
+        raise UsageError(f'--devices {text} names {_list(missing)}, but this machine has {_numbers(nodes)}.')
     for name in VISIBLE.values():
         environ[name] = ','.join(map(str, numbers))
 
@@ -96,8 +95,8 @@ def check_visible(environ: Mapping[str, str], root: Path = Path('/')) -> None:
                          'not seen: correct it, or use --devices.')
     missing = [n for n in numbers if n >= len(nodes)]
     if missing:
-        raise UsageError(f'{name}={value} names {_list(missing)}, but this machine has {len(nodes)} NPU(s), which have '
-                         f'the numbers 0 to {len(nodes) - 1}: correct it, or unset it.')
+        raise UsageError(f'{name}={value} names {_list(missing)}, but this machine has {_numbers(nodes)}: '
+                         'correct it, or unset it.')
 
 
 def real_numbers(count: int, environ: Mapping[str, str]) -> Dict[int, int]:
@@ -112,6 +111,15 @@ def _visible(name: str, value: str) -> Optional[List[int]]:
         return parse_devices(value, name)
     except UsageError:
         return None
+
+
+def _numbers(nodes: List[Path]) -> str:
+    """How many NPUs there are, and their numbers, which in a container are not those of the device nodes."""
+    told = f'{len(nodes)} NPU(s), which have the numbers 0 to {len(nodes) - 1}'
+    names = [node.name for node in nodes]
+    if names == [f'davinci{i}' for i in range(len(names))]:
+        return told
+    return f'{told} ({first_names(names, 8)}, in this order)'
 
 
 def _list(numbers: List[int]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 from seresnet_timm.errors import RunError, first_line, printable
 from seresnet_timm.files import temporary_folder
 from seresnet_timm.launch.checks import names_several_models
-from seresnet_timm.launch.plan import Plan
+from seresnet_timm.launch.plan import Plan, decide_for_network
 from seresnet_timm.runs.settings import RunSettings
 
 # kinds of data sets that their reader downloads: on its own, or with --dataset-download
@@ -44,13 +44,9 @@ def pull_model(
         return replace(settings, args=args, notes=[
             *settings.notes, f'{first_line(e)}: the network is made as {architecture}, which its weights are of.'])
     settings = replace(settings, model_folder=str(pulled.folder), model_commit=pulled.commit)
-    if 'channels_last' not in settings.reasons:  # the user named it
-        return settings
-    from seresnet_timm.models.create import architecture_of
-    from seresnet_timm.step.fast import wants_channels_last
-    wanted, reason = wants_channels_last(architecture_of(name, pulled.folder), settings.device)
-    return replace(settings, args={**settings.args, 'channels_last': wanted},
-                   reasons={**settings.reasons, 'channels_last': reason})
+    # what the plan has no reason for is the user's choice
+    return decide_for_network(
+        settings, plan.node, [name for name in ('channels_last', 'lean_se') if name in settings.reasons])
 
 
 def pull_teacher(

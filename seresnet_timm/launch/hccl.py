@@ -41,7 +41,7 @@ def prepare(
         user, machine, waits(settings, node), fault_tolerance.knows(fault_tolerance.SYNC)))
     if node.is_first_of_node:
         can_choose = not node.is_rank or uses_agent_store(os.environ)  # else each rank has its own environment
-        wish = hccl_ports.Wish(settings.nproc, settings.nnodes, interface.address, shared, can_choose)
+        wish = hccl_ports.Wish(settings.nproc, settings.nnodes, node.rank, interface.address, shared, can_choose)
         found.add(hccl_ports.decide_ports(user, machine, wish, keep))
     os.environ.update(found.environ)
     notes = [n for n in settings.notes if not any(n.startswith(f'{name}=') for name in found.environ)]
@@ -62,9 +62,12 @@ def check_users(
     used = [int(index)] if index else range(settings.nproc)
     real = {number: here for number, here in real_numbers(count, os.environ).items() if here in used}
     usage = npu_users.find_users(os.environ)
+    notes = [f'{name} is not healthy (`npu-smi info`: {health}): `npu-smi info -t health -i ID` tells why; choose '
+             f'others '
+             'with --devices.' for number, name, health in usage.sick if number in real]
     mine = [u for u in usage.users if u.device in real]
     if not mine:
-        return False, [], []
+        return False, notes, []
     by_device: Dict[str, List[str]] = {}
     for u in mine:
         by_device.setdefault(u.where, []).append(u.describe())
@@ -76,9 +79,9 @@ def check_users(
     sentence = f'Other processes use NPUs of this run, by {usage.how}: {told}.'
     can_share = hccl_ports.NPU in user or machine.takes_port_ranges and settings.nnodes == 1
     if settings.world_size > 1 and not can_share and any(psutil.pid_exists(u.pid) for u in mine):
-        return True, [], [f'{sentence} HCCL fails there (EJ0001): end them, wait 10 s if they have just ended, or '
-                          f'{others}.']
-    return True, [f'{sentence} They take memory and time of this run: end them, or {others}.'], []
+        return True, notes, [f'{sentence} HCCL fails there (EJ0001): end them, wait 10 s if they have just ended, or '
+                             f'{others}.']
+    return True, notes + [f'{sentence} They take memory and time of this run: end them, or {others}.'], []
 
 
 def chip() -> Optional[str]:

@@ -94,13 +94,21 @@ def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> T
     unknown += unknown_flags_with_spaces(argv, flags)
     numbers = [u for u in unknown if u.isdigit()]
     if numbers and len(numbers) == len(unknown) and hasattr(found, 'img_size'):
-        refuse([*problems, *_several_sizes(verb, {'img_size': found.img_size, 'data': numbers[0]})])
+        sizes = _several_sizes(verb, {'img_size': found.img_size, 'data': numbers[0]}, argv)
+        if sizes:
+            refuse([*problems, *sizes])
     if unknown:  # and what follows it may have been taken for another argument
         refuse(problems + _of_the_bundled_script(verb, flags, unknown) + unknown_flag_messages(flags, unknown))
     problems += wrong_lists(parser._actions, rules, vars(found))
     typed = {k: v for k, v in vars(found).items()
              if v is not WRONG and not (isinstance(v, list) and WRONG in v)}
-    return typed, problems + _several_sizes(verb, typed)
+    return typed, problems + _several_sizes(verb, typed, argv)
+
+
+def _behind_size(argv: Sequence[str], number: str) -> bool:
+    """Whether an argument is the second one of `--img-size`."""
+    ends = [i + (1 if '=' in a else 2) for i, a in enumerate(argv) if a.split('=')[0] == '--img-size']
+    return any(argv[end:end + 1] == [number] for end in ends)
 
 
 def with_data_first(argv: Sequence[str]) -> List[str]:
@@ -118,17 +126,16 @@ def with_data_first(argv: Sequence[str]) -> List[str]:
     return argv
 
 
-def _several_sizes(verb: str, typed: Dict[str, Any]) -> List[str]:
+def _several_sizes(verb: str, typed: Dict[str, Any], argv: Sequence[str]) -> List[str]:
     """That a second number behind --img-size is taken for timm's positional DIR, where the script takes one size."""
     data = typed.get('data')
-    if not (data and 'img_size' in typed and data.isdigit() and not os.path.exists(data)):
+    is_number = data and 'img_size' in typed and data.isdigit() and not os.path.exists(data)
+    if not is_number or not _behind_size(argv, data):
         return []
     del typed['data']
     other = ("this validate.py of timm's; the bundled one takes several: add --scripts bundled"
              if verb == 'validate' else 'train; --train-img-sizes takes several')
     return [f'--img-size {typed["img_size"]} {data}: it takes one size in {other}.']
-
-
 
 
 def _of_the_bundled_script(verb: str, flags: List[str], unknown: List[str]) -> List[str]:

@@ -64,6 +64,10 @@ class Node:
         """This process checks and pulls for its node: the launcher, or local rank 0."""
         return not self.is_rank or self.job.variable('LOCAL_RANK') == 0
 
+    def processes(self, nproc: int) -> int:
+        """Processes of the run on this node: `nproc`, unless somebody else started them."""
+        return self.job.variable('LOCAL_WORLD_SIZE', nproc) if self.is_rank else nproc
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -113,8 +117,7 @@ def _make_plan(
     refuse_wrong_values(line, sources)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
-    local_world_size = node.job.variable('LOCAL_WORLD_SIZE', nproc) if node.is_rank else nproc
-    decide_for_device(line, sources, args, device, local_world_size)
+    decide_for_device(sources, args, device, node.processes(nproc))
     img_sizes, wrong_sizes = several_sizes(sources, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
@@ -142,7 +145,6 @@ def _make_plan(
         nproc=nproc,
         world_size=world_size,
         fast_step=options.get('fast_step', 'auto') == 'auto',
-        lean_se=decide_lean_se(line.verb, sources, args, device, local_world_size),
         graph=decide_graph(line, sources, args, device, world_size),
         max_bad_images=str(options.get('max_bad_images', '0.1%')),
         max_restarts=max_restarts(sources, nnodes, is_named),
@@ -153,6 +155,7 @@ def _make_plan(
         notes=sources.notes,
     )
     settings = RunSettings(**{**of_settings(options), **decided})
+    settings = decide_for_network(settings, node, open_for_network(settings, sources))
     node = replace(node, knows_output=is_named or node.rank == 0)
     return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
 
@@ -279,36 +282,54 @@ def _processes(
 
 
 def decide_for_device(
-        line: CommandLine, sources: Sources, args: Dict[str, Any], device: str, local_world_size: int) -> None:
+        sources: Sources, args: Dict[str, Any], device: str, local_world_size: int) -> None:
     """Settings of the script that depend on the device, where the user leaves them open."""
     from seresnet_timm.data.workers import default_workers
-    from seresnet_timm.step import fast
     named = {**sources.base(), **sources.flags}
     if device != 'cpu' and 'pin_mem' not in named:
         args['pin_mem'] = True  # else the host waits for every copy to the device
     if 'workers' not in named:
         args['workers'], sources.reasons['workers'] = default_workers(device, local_world_size)
-    is_open = args.get('channels_last') is False and 'channels_last' not in named  # absent: the script has no such flag
-    if is_open and sources.options.get('fast_step', 'auto') == 'auto':
-        from seresnet_timm.models.create import architecture_of
-        args['channels_last'], sources.reasons['channels_last'] = fast.wants_channels_last(
-            architecture_of(args['model']), device)
 
 
-def decide_lean_se(
-        verb: str, sources: Sources, args: Dict[str, Any], device: str, local_world_size: int) -> str:
-    """Whether SE blocks save memory: 'on' or 'off'; 'auto' where nothing is trained."""
+def open_for_network(settings: RunSettings, sources: Sources) -> List[str]:
+    """Settings that depend on the network and that the user leaves open."""
+    named = {**sources.base(), **sources.flags}
+    is_layout_open = settings.fast_step and 'channels_last' not in named
+    return [
+        # absent: the script has no such flag
+        *(['channels_last'] if is_layout_open and settings.args.get('channels_last') is False else []),
+        *(['lean_se'] if settings.verb == 'train' and settings.lean_se == 'auto' else [])]
+
+
+def decide_for_network(settings: RunSettings, node: Node, names: Sequence[str]) -> RunSettings:
+    """Decide what depends on the network: the layout of tensors, and whether SE blocks save memory ('on' or 'off').
+
+    Args:
+        settings: The other settings; of a Hub model the network is known once it was pulled.
+        node: This node's part.
+        names: What is open, of 'channels_last' and 'lean_se'.
+    """
+    if not names:
+        return settings
     from seresnet_timm import device as devices
-    from seresnet_timm.step.kept_memory import decide_lean_se as decide
-    asked = sources.options.get('lean_se', 'auto')
-    if verb != 'train' or asked != 'auto':
-        return asked
-    is_fast = sources.options.get('fast_step', 'auto') == 'auto'
-    memory: Optional[float] = devices.total_memory(device)
-    if memory is not None and device == 'cpu':
-        memory /= local_world_size
-    wanted, sources.reasons['lean_se'] = decide(argparse.Namespace(**args), device, memory, is_fast)
-    return 'on' if wanted else 'off'
+    from seresnet_timm.data.scheduled import most_pixels
+    from seresnet_timm.models.create import architecture_of
+    from seresnet_timm.step.fast import wants_channels_last
+    from seresnet_timm.step.kept_memory import decide_lean_se
+    architecture = architecture_of(settings.args['model'], settings.model_folder)
+    args, lean_se, reasons = dict(settings.args), settings.lean_se, dict(settings.reasons)
+    if 'channels_last' in names:
+        args['channels_last'], reasons['channels_last'] = wants_channels_last(architecture, settings.device)
+    if 'lean_se' in names:
+        memory: Optional[float] = devices.total_memory(settings.device)
+        if memory is not None and settings.device == 'cpu':
+            memory /= node.processes(settings.nproc)
+        flags = settings.namespace()
+        wanted, reasons['lean_se'] = decide_lean_se(
+            flags, architecture, most_pixels(flags), settings.device, memory, settings.fast_step)
+        lean_se = 'on' if wanted else 'off'
+    return replace(settings, args=args, lean_se=lean_se, reasons=reasons)
 
 
 def decide_graph(

@@ -1,6 +1,7 @@
 """Several processes, by torchrun: rank 0 prints, others log to files, a failure is shown once, signals reach all."""
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -47,11 +48,14 @@ def run(settings: RunSettings, node: Node) -> None:
         signal.signal(signum, api._terminate_process_handler)
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1 and settings.verbosity >= 0:
-        print(f'  logs           {printable(log_dir)} (all ranks but the first)', file=sys.stderr)
+        until = '' if settings.output else '; removed at the end, unless a rank fails'
+        print(f'  logs           {printable(log_dir)} (all ranks but the first{until})', file=sys.stderr)
     while True:
         with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
             failure = _attempt(settings, node, log_dir, Path(tmp))
         if failure is None:
+            if not settings.output:
+                shutil.rmtree(log_dir.parents[1], ignore_errors=True)
             return
         if not failure.can_restart or len(settings.restarts) >= settings.max_restarts:
             raise failure.error

@@ -1,6 +1,7 @@
 """One rank: sets up the process, then runs the script, from RunSettings. torchrun runs this module."""
 import ctypes
 import gc
+import multiprocessing.util
 import os
 import sys
 import time
@@ -39,6 +40,8 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
     from seresnet_timm.step.profile import profiled
     end_worker_at_queue_error()
     raise_where_loader_waits()
+    # loader workers put their sockets there; else each makes a folder, which stays when torch ends them by a signal
+    multiprocessing.util.get_temp_dir()
     # timm reads --initial-checkpoint and --pretrained-path itself
     with profiled(settings.prof, settings.device), torch.serialization.safe_globals(safe_pickle.allowed()), \
             output_folder(settings), final_state(settings), loudness(settings.verbosity):

@@ -21,6 +21,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model
 from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import split_folder
@@ -47,6 +48,7 @@ FLAGS: Dict[str, Tuple[str, ...]] = {
     'loss': ('jsd_loss', 'bce_loss', 'mixup', 'cutmix', 'cutmix_minmax', 'smoothing', 'aug_splits', 'num_classes',
              'bce_target_thresh', 'bce_pos_weight'),
     'optimizer': ('opt', 'opt_betas', 'opt_eps', 'opt_kwargs', 'momentum', 'weight_decay', 'layer_decay'),
+    'schedule': ('sched', 'epochs', 'decay_epochs', 'decay_milestones', 'warmup_epochs', 'sched_on_updates'),
 }
 
 
@@ -76,7 +78,8 @@ def check_sample(run: Any) -> Iterator[str]:
         return
     with _random_state_kept(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        for check in (_check_training, _check_optimizer) if run.settings.verb == 'train' else (_check_evaluation,):
+        training = (_check_training, _check_optimizer, _check_schedule)
+        for check in training if run.settings.verb == 'train' else (_check_evaluation,):
             try:
                 check(run, args)
             except UsageError as e:
@@ -238,7 +241,10 @@ def _outputs(run: Any, args: Namespace, shape: Tuple[int, ...]) -> Optional[Tupl
             return None
         except Exception as e:
             error = e
-    with _explained(run, 'network', f'{run.args.model} does not take images of {" x ".join(map(str, shape[1:]))}'):
+    what = f'{run.args.model} does not take images of {" x ".join(map(str, shape[1:]))}'
+    if 'match model' in str(error) and shape[2] == shape[3] and 'img_size' not in (args.model_kwargs or {}):
+        what += f' without --model-kwargs img_size={shape[2]}'
+    with _explained(run, 'network', what):
         raise error
 
 
@@ -248,6 +254,12 @@ def _check_optimizer(run: Any, args: Namespace) -> None:
         return
     with _explained(run, 'optimizer', f'The optimizer --opt {args.opt} cannot be made'):
         create_optimizer_v2(run.model, **{**optimizer_kwargs(cfg=args), 'lr': args.lr or 0.1}, **args.opt_kwargs)
+
+
+def _check_schedule(run: Any, args: Namespace) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.lr or 0.1)
+    with _explained(run, 'schedule', f'The learning rate cannot follow --sched {args.sched}'):
+        create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1)
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from seresnet_timm.engine.flags import bundled_only_message
+from seresnet_timm.engine.values import IMAGE_MODES
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.config_file import bundled_defaults, load_config, read_yaml
@@ -72,6 +73,9 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     flags = dict(line.flags)
     config_path = flags.pop('config', None) or line.options.get('config')
     if 'data' in flags:  # timm's positional argument
+        if flags['data'] and flags.get('data_dir', flags['data']) != flags['data']:
+            raise UsageError(f"Unexpected argument '{printable(flags['data'])}': --data-dir "
+                             f"{printable(flags['data_dir'])} names the dataset already.")
         flags['data_dir'] = flags.pop('data') or flags.get('data_dir')
     if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
         raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
@@ -260,6 +264,7 @@ def apply_checkpoint(sources: Sources) -> None:
     found = dict(
         mean=_for_channels(info.mean, channels), std=_for_channels(info.std, channels),
         interpolation=info.interpolation, crop_pct=info.crop_pct, crop_mode=info.crop_mode,
+        input_img_mode=checkpoint.image_mode if checkpoint.image_mode in IMAGE_MODES else None,
         input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
     if not is_other:
         kwargs = dict(info.kwargs)

@@ -21,8 +21,8 @@ def counted_together(layers: List[nn.Module]) -> Iterator[None]:
         layers: As from `countable`; each runs once.
     """
     counters = [layer.get_buffer(NAME) for layer in layers]
-    if not _are_together(counters):
-        _put_together(counters)
+    if not are_together(counters):
+        put_together(counters)
     try:
         for layer in layers:
             layer._buffers[NAME] = None
@@ -41,14 +41,14 @@ def countable(layer: Any) -> bool:
     return type(counter) is torch.Tensor and counter.dtype == torch.int64 and counter.dim() == 0
 
 
-def _are_together(counters: List[torch.Tensor]) -> bool:
+def are_together(counters: List[torch.Tensor]) -> bool:
     """Whether the counters are the values of one tensor, in their order."""
     storage, start = counters[0].untyped_storage()._cdata, counters[0].storage_offset()
     return all(c.untyped_storage()._cdata == storage and c.storage_offset() == start + i
                for i, c in enumerate(counters))
 
 
-def _put_together(counters: List[torch.Tensor]) -> None:
+def put_together(counters: List[torch.Tensor]) -> None:
     """Move the values of the counters into one tensor; they stay the same objects, which DDP holds."""
     with torch.no_grad():
         for counter, part in zip(counters, torch.stack([c.detach() for c in counters]).unbind()):

@@ -79,7 +79,9 @@ class Run:
             return UNFINISHED, str(e)
         if status is None or status.state not in ('failed', 'stopped'):
             return UNFINISHED, None
-        return (FAILED if status.state == 'failed' else UNFINISHED), status.text
+        if status.state == 'failed':
+            return FAILED, status.text
+        return UNFINISHED, f'stopped by {status.text}.' if status.text else None
 
     def _error_of_a_rank(self) -> Optional[str]:
         """The sentence of the error that ended a run of several processes; None if it went on, or there is none."""

@@ -51,7 +51,12 @@ def left(status: Status, now: Optional[float] = None) -> str:
     if status.ends is None:
         return ''
     now = time.time() if now is None else now
-    return f'{duration(max(0., status.ends - now))} left, ends {clock(status.ends, now)}'
+    return f'{duration(max(0., status.ends - now))} left, ends {clock(status.ends, now)}{early_end(status, now)}'
+
+
+def early_end(status: Status, now: float) -> str:
+    """When `--early-stop` ends the run if no epoch is better than the best; '' if it does not."""
+    return '' if status.ends_early is None else f', with no new best {clock(status.ends_early, now)}'
 
 
 def metrics(status: Status) -> str:

@@ -60,6 +60,7 @@ class Status:
         best_epoch: Epoch of that.
         seconds_left: Seconds until the end, when the file was written.
         ends: When the run will end, in seconds since 1970.
+        ends_early: When `--early-stop` ends it if no epoch is better than the best.
         restarts: Restarts after a failure so far.
         max_restarts: Restarts at most.
         bad_steps: Steps of this epoch that were skipped.
@@ -91,6 +92,7 @@ class Status:
     best_epoch: Optional[int] = None
     seconds_left: Optional[float] = None
     ends: Optional[float] = None
+    ends_early: Optional[float] = None
     restarts: int = 0
     max_restarts: int = 0
     bad_steps: Optional[int] = None
@@ -181,6 +183,11 @@ def final_state(settings: RunSettings) -> Iterator[None]:
     _set_final(settings, 'finished', None)
 
 
+def set_stopped(settings: RunSettings, signal_name: str) -> None:
+    """Note in the status of a training of this process that a signal stops it."""
+    _set_final(settings, 'stopped', signal_name)
+
+
 def _signal_of(error: BaseException) -> Optional[str]:
     """Name of the signal that stopped a process, from its exit code."""
     code = getattr(error, 'code', None)
@@ -199,7 +206,7 @@ def _set_final(settings: RunSettings, state: str, text: Optional[str]) -> None:
             if state == 'finished':
                 path.unlink()
                 return
-            status.state, status.text, status.ends = state, text, None
+            status.state, status.text, status.ends, status.ends_early = state, text, None, None
             write_status(path, status)
 
 

@@ -70,7 +70,7 @@ class BadSteps:
         self._scaler = getattr(loss_scaler, '_scaler', None)
         self._puts_back = device.type != 'npu'
         self._statistics = [
-            value for m in module.modules() for value in (getattr(m, name, None) for name in STATISTICS)
+            value.view(-1) for m in module.modules() for value in (getattr(m, name, None) for name in STATISTICS)
             if torch.is_tensor(value) and self._puts_back]
         self._sizes = [value.numel() for value in self._statistics]
         self._good_statistics: Optional[torch.Tensor] = None
@@ -176,11 +176,10 @@ class BadSteps:
         self._step += 1
         if self._statistics:
             self._good_statistics = torch.where(bad.bool(), self._good_statistics, self._flat_statistics())
-            good = self._good_statistics.split(self._sizes)
-            torch._foreach_copy_(self._statistics, [part.view_as(b) for part, b in zip(good, self._statistics)])
+            torch._foreach_copy_(self._statistics, self._good_statistics.split(self._sizes))
 
     def _flat_statistics(self) -> Optional[torch.Tensor]:
-        return torch.cat([b.detach().float().reshape(-1) for b in self._statistics]) if self._statistics else None
+        return torch.cat(self._statistics).float() if self._statistics else None
 
     def figures(self) -> torch.Tensor:
         """`Figures` on the device."""

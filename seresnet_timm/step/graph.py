@@ -5,7 +5,9 @@ records them as one graph; a step copies its batch into the tensor of the captur
 moving average run as always, and so does evaluation.
 """
 import logging
-from typing import Any, Callable, Optional
+import warnings
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 import torch.nn as nn
@@ -69,9 +71,11 @@ def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: loggin
     """
     eager: Callable = model.forward
     buffers = [(b, b.clone()) for b in model.buffers()]  # the passes before the capture are none of the training's
+    kind = images.device.type
     try:
-        with context:
-            getattr(getattr(torch, images.device.type), NEEDED)(model, (images,))
+        # nor is what a capture does to the device's random numbers
+        with context, torch.random.fork_rng([] if kind == 'cpu' else [images.device], device_type=kind), _quiet():
+            getattr(getattr(torch, kind), NEEDED)(model, (images,))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError, NotImplementedError) as e:
@@ -91,3 +95,14 @@ def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: loggin
     model.forward = forward  # type: ignore[method-assign]
     logger.info(f'Captured the kernels of a step on {len(images)} images: they are started together (--graph).')
     return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings about what a capture does on purpose: it runs on a stream of its own."""
+    ignore = getattr(torch.autograd.graph, 'set_warn_on_accumulate_grad_stream_mismatch', None)  # torch 2.11
+    if ignore is not None:
+        ignore(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Attempting to run cuBLAS, but there was no current CUDA context')
+        yield

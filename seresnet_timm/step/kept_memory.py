@@ -16,18 +16,22 @@ KEPT = {
 SHARE = 0.85  # of the memory that a step may take; the rest is for workspaces of convolutions, and for gaps
 
 
-def decide_lean_se(args: Any, device: str, memory: Optional[float], fast: bool) -> Tuple[bool, str]:
+def decide_lean_se(
+        args: Any, architecture: str, pixels: int, device: str, memory: Optional[float],
+        fast: bool) -> Tuple[bool, str]:
     """Whether a training with `--lean-se auto` takes the blocks that save memory, and why or why not.
 
     Args:
         args: Flags of train.py.
+        architecture: timm's name of the network.
+        pixels: Pixels of the largest batch of a process.
         device: Device of the run.
         memory: Bytes that the device has for one process; None if not known.
         fast: False for timm's set-up of the step.
     """
     if not fast:
         return False, '--fast-step off'
-    needed = step_gib(args)
+    needed = step_gib(args, architecture, pixels)
     if needed is None:
         return False, 'for the SE-ResNets of this package'
     if getattr(args, 'torchcompile', None):
@@ -42,26 +46,15 @@ def decide_lean_se(args: Any, device: str, memory: Optional[float], fast: bool) 
     return False, f'a step needs about {needed:.1f} of {total:.1f} GiB'
 
 
-def step_gib(args: Any) -> Optional[float]:
+def step_gib(args: Any, architecture: str, pixels: int) -> Optional[float]:
     """Memory of a training step with the blocks that start few kernels, about; None for another network.
 
     Weights, their gradients, momentum and moving average are in float32; channels and layers are those of the name.
     """
-    name = args.model.split('.')[0]
-    if name not in KEPT:
+    if architecture not in KEPT:
         return None
-    kept, millions = KEPT[name]
+    kept, millions = KEPT[architecture]
     is_half = getattr(args, 'amp', False) or getattr(args, 'model_dtype', None) not in (None, 'float32')
-    activations = kept * 2**20 * pixels_of(args) / 224**2 / (2 if is_half else 1)
+    activations = kept * 2**20 * pixels / 224**2 / (2 if is_half else 1)
     weights = 4e6 * millions * (4 if getattr(args, 'model_ema', False) else 3)
     return (activations + weights) / 2**30
-
-
-def pixels_of(args: Any) -> int:
-    """Pixels of a batch, of the largest if they are of several sizes."""
-    sizes = getattr(args, 'train_img_sizes', None)
-    if sizes:
-        batches = getattr(args, 'train_batch_sizes', None) or [args.batch_size] * len(sizes)
-        return max(batch * size ** 2 for size, batch in zip(sizes, batches))
-    _, height, width = args.input_size or (3,) + 2 * (args.img_size or 224,)
-    return args.batch_size * height * width

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Optional
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.files import why_not_text
 from seresnet_timm.runs.settings import Script
 from seresnet_timm.timm_scripts import known
 
@@ -51,6 +50,7 @@ def _file_in(path: Path, name: str, source: str) -> Path:
 
 
 def _script(name: str, path: Path, reason: str) -> Script:
+    from seresnet_timm.files import why_not_text  # 15 ms, which --help does not need
     problem = why_not_text(path)
     if problem:
         raise UsageError(f'{path} cannot be read as a script: {problem}.')

@@ -9,7 +9,8 @@ from conftest import ROOT
 from seresnet_timm.ascend.error_codes import ACL, CANN, CODES, HCCL, NAMES, find
 from seresnet_timm.ascend.error_events import MAX_EVENTS, EventReader
 from seresnet_timm.ascend.errors import diagnose, diagnose_text, is_consequence, is_out_of_memory
-from seresnet_timm.ascend.faults import FAULTS, ROLES
+from seresnet_timm.ascend.fault import ROLES
+from seresnet_timm.ascend.faults import FAULTS
 
 FORMS = (7, 8.2, 8.3, 8.5)
 EARLY, LATE = '2025-11-19-11:05:00', '2025-11-19-11:35:00'

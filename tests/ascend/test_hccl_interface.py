@@ -85,3 +85,48 @@ def test_another_interface_than_the_way_to_node_0(monkeypatch):
     address = next(iter(OUTSIDE.values()))
     found = choose({'HCCL_IF_IP': '10.9.8.7'}, 2, 0, address)[1]
     assert not found.problems and f'while this machine reaches {address} from {address}' in found.notes[0]
+
+
+class Machine:
+    """Interfaces of a server: bonded, VLAN, bridge of Docker, InfiniBand, one that is down, one without an address."""
+
+    NAMES = {'lo': '127.0.0.1', 'bond0': '198.51.100.4', 'bond0.120': '198.51.100.132', 'docker0': '172.17.0.1',
+             'ib0': '203.0.113.4', 'enp189s0f0': '198.51.100.200', 'enp189s0f1': None, 'eth6': 'fd00::4'}
+
+    def __init__(self, monkeypatch, down=('enp189s0f0',)):
+        entry, stats = psutil.net_if_addrs()['lo'][0], psutil.net_if_stats()['lo']
+        here = {name: [entry._replace(address=a, family=socket.AF_INET6 if ':' in a else socket.AF_INET)] if a else []
+                for name, a in self.NAMES.items()}
+        monkeypatch.setattr(psutil, 'net_if_addrs', lambda: here)
+        monkeypatch.setattr(psutil, 'net_if_stats', lambda: {n: stats._replace(isup=n not in down) for n in here})
+
+
+@pytest.mark.parametrize('setting, address', (
+    ('bond', None), ('=bond0', '198.51.100.4'), ('=bond0.120', '198.51.100.132'), ('bond0.', '198.51.100.132'),
+    ('ib', '203.0.113.4'), ('=ib0', '203.0.113.4'), ('=ib0,bond0', None), ('ib,bond', None), ('eth', 'fd00::4'),
+    ('^docker,lo,bond,enp,eth', '203.0.113.4'), ('^=lo,docker0,bond0,bond0.120,enp189s0f0,eth6', '203.0.113.4'),
+    ('^docker', None), ('enp,ib', None)))
+def test_names_of_interfaces(setting, address, monkeypatch):
+    Machine(monkeypatch)
+    interface, found = choose({'HCCL_SOCKET_IFNAME': setting}, 1)
+    assert interface.address == address and not found.problems
+
+
+@pytest.mark.parametrize('setting, words', (
+    ('=enp189s0f0', 'allows only enp189s0f0, which is down'), ('enp', 'allows only enp189s0f0, which is down'),
+    ('=enp189s0f1', 'allows only enp189s0f1, which has no address'), ('=bond', 'allows none of lo 127.0.0.1, bond0 '),
+    ('=bond0.121', 'allows none of'), ('bond0:1', 'allows none of'), ('^lo,bond,docker,ib,eth', 'is down'),
+    ('bond0 ib0', 'allows none of'), ('198.51.100.4', 'allows none of')))
+def test_interfaces_that_do_not_work(setting, words, monkeypatch):
+    Machine(monkeypatch)
+    problems = choose({'HCCL_SOCKET_IFNAME': setting}, 1)[1].problems
+    assert len(problems) == 1 and words in problems[0] and problems[0].endswith('.')
+    if 'only' in words:
+        assert 'bond0 198.51.100.4' in problems[0] and 'enp189s0f0 198' not in problems[0]
+
+
+@pytest.mark.parametrize('ip', ('198.51.100.4', 'fd00::4', ' 203.0.113.4'))
+def test_addresses_of_both_families(ip, monkeypatch):
+    Machine(monkeypatch)
+    interface, found = choose({'HCCL_IF_IP': ip}, 1)
+    assert interface.address == ip.strip() and not found.problems

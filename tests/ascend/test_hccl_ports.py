@@ -93,23 +93,32 @@ def test_two_runs_get_different_ports():
     assert not decide({}, UNKNOWN).environ
 
 
-def test_several_nodes_need_the_same_base_port():
-    """A launcher does not know what is free on the other nodes; ranges of ports are told by HCCL itself."""
-    wish = Wish(8, 2, '127.0.0.1')
-    with listening(23008):
-        found = decide({}, FIRST_910, wish)
-        assert not found.environ and len(found.problems) == 1
-        assert 'set HCCL_IF_BASE_PORT for every node, for example 23040' in found.problems[0]
-        assert decide({}, A2, wish).environ == {HOST: '23040-23071'}
+def test_several_nodes_without_ranges_of_ports():
+    """HCCL listens on node 0, and tells its port: node 0 chooses, the other nodes only say what is taken there."""
+    wish = Wish(8, 2, 0, '127.0.0.1')
+    with listening(23011):
+        for machine in (FIRST_910, OLD_A2, UNKNOWN):
+            found = decide({}, machine, wish)
+            assert found.environ == {BASE: '23040'} and not found.problems
+            assert '23011 is in use (' in found.notes[0] and 'HCCL_IF_BASE_PORT=23040 on all of them' in found.notes[1]
+            other = decide({}, machine, wish._replace(rank=1))
+            assert not other.environ and not other.problems
+            assert len(other.notes) == 1 and '23011 is in use (' in other.notes[0] and 'node 0 only' in other.notes[0]
+        for rank in (0, 1):
+            assert decide({}, A2, wish._replace(rank=rank)).environ == {HOST: '23040-23071'}
         ranks = decide({}, FIRST_910, LOOPBACK._replace(can_choose=False))
-        assert not ranks.environ and 'for every rank' in ranks.problems[0]
+        assert not ranks.environ and 'set HCCL_IF_BASE_PORT for every rank, for example 23040' in ranks.problems[0]
+        assert decide({BASE: '23008'}, FIRST_910, wish).problems  # what the user set is checked
+    with listening(23011), listening(23041), listening(23073):
+        assert 'No 32 ports in a row are free' in decide({}, FIRST_910, wish).problems[0]
+        assert not decide({}, FIRST_910, wish._replace(rank=1)).problems
 
 
 def test_two_nodes_of_a_run_on_one_host():
     """Ports that are kept, and where nobody listens: no reason to refuse the second node."""
     with ExitStack() as keep:
         for environ in ({}, {BASE: '23040'}):
-            wish = Wish(1, 2, '127.0.0.1')
+            wish = Wish(1, 2, 0, '127.0.0.1')
             assert not hccl_ports.decide_ports(environ, UNKNOWN, wish, keep).problems
             second = decide(environ, UNKNOWN, wish)
             assert not second.problems and not second.environ and 'another run on this host keeps' in second.notes[0]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from seresnet_timm.ascend import npu_users
-from seresnet_timm.ascend.npu_users import User, find_users, parse, parse_chips
+from seresnet_timm.ascend.npu_users import User, find_users, parse, parse_chips, parse_health
 
 LINE = f'+{27 * "-"}+{15 * "-"}+{52 * "-"}+\n'
 HEAD = (LINE + '| npu-smi 24.1.rc2                 Version: 24.1.rc2                                             |\n'
@@ -81,11 +81,24 @@ CONTAINER = table([(5, '310P3', '0     2'), (5, '310P3', '1     3')],
     (table([(n, '910B3', 0) for n in (2, 6)], '| 6       0   | 9   | python  | 100  |\n'), [(2, 0), (6, 0)],
      [User(1, 'NPU 6', 9, 'python', 100)]),
     (table([(0, '910B3', 0)]), [(0, 0)], []),
+    # a container that has a part of a die: both dies under one number; the table of processes has a fifth column
+    (table([(0, 'Ascend910', '0     0'), (0, 'Ascend910', '1     0')],
+           '| 0       1       | 171     | python  | 900                | 12                    |\n', 'Phy-ID'),
+     [(0, 0), (0, 1)], [User(1, 'NPU 0 chip 1', 171, 'python', 900)]),
+    (table([(7, '910B3', '0     NA')], '| 7       0   | 9   | python  | 100  |\n'), [(7, 0)],
+     [User(0, 'NPU 7', 9, 'python', 100)]),
     ('dcmi module initialize failed. ret is -8005\n', [], []),
     ('', [], []),
     (FIRST_910[:FIRST_910.index('| NPU     Chip')], [(0, 0), (1, 0)], [])))
 def test_tables(text, chips, users):
     assert parse_chips(text) == chips and parse(text) == users
+
+
+def test_health():
+    assert parse_health(FIRST_910) == ((1, 'NPU 1', 'Alarm'),)
+    sick = table([(n // 2, 'Ascend910', f'{n % 2}     {n}') for n in range(4)], second='Phy-ID').split('| OK   ')
+    assert parse_health('| Critical'.join(['| OK   '.join(sick[:4]), sick[4]])) == ((3, 'NPU 1 chip 1', 'Critical'),)
+    assert parse_health(A2) == parse_health('') == ()
 
 
 @pytest.fixture
@@ -105,7 +118,7 @@ def test_this_process_and_its_ranks_are_no_others(npu_smi):
         mine = ''.join(f'| {n}   0 | {pid} | python | 1 |\n' for n, pid in enumerate(own))
         usage = find_users(npu_smi(table([(n, '910B3', 0) for n in range(8)], mine + '| 3 0 | 1234567 | x | 5 |\n')))
         child.kill()
-    assert usage == ([User(3, 'NPU 3', 1234567, 'x', 5)], '`npu-smi info`', 8)
+    assert usage == ([User(3, 'NPU 3', 1234567, 'x', 5)], '`npu-smi info`', 8, ())
 
 
 def test_open_files_where_npu_smi_fails(npu_smi, tmp_path):
@@ -154,3 +167,17 @@ def test_said_before_a_run(monkeypatch, world_size, nnodes, first_910, pid, refu
     monkeypatch.setattr(hccl.devices, 'device_count', lambda _: 2)
     assert hccl.check_users(SimpleNamespace(**{**vars(settings), 'device': 'npu', 'nproc': 2}), Node(),
                             Machine(first_910), shown) == (False, [], [])
+
+
+def test_an_npu_that_is_not_healthy_is_named_before_a_run(monkeypatch):
+    from seresnet_timm.ascend.hccl import Machine
+    from seresnet_timm.launch import hccl
+    from seresnet_timm.launch.plan import Node
+    usage = npu_users.Usage([], '`npu-smi info`', 8, ((1, 'NPU 1', 'Critical'), (6, 'NPU 6', 'Alarm')))
+    monkeypatch.setattr(npu_users, 'find_users', lambda _: usage)
+    monkeypatch.setattr(hccl.devices, 'device_count', lambda _: 4)
+    monkeypatch.setenv('ASCEND_RT_VISIBLE_DEVICES', '0,1,2,3')
+    settings = SimpleNamespace(device='npu', nproc=4, world_size=4, nnodes=1)
+    shared, notes, problems = hccl.check_users(settings, Node(), Machine(False, (8, 3)), {})
+    assert not shared and not problems and len(notes) == 1 and notes[0].startswith('NPU 1 is not healthy')
+    assert '`npu-smi info`: Critical' in notes[0] and '--devices' in notes[0]

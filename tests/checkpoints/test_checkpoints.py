@@ -61,7 +61,7 @@ SAVE_FOREVER = '''
 import os, sys, timm, torch
 from timm.task import ClassificationTask
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
-model = timm.create_model('seresnet18_ascend', num_classes=10)
+model = timm.create_model('seresnet18_ascend', num_classes=10, channels=(16, 32, 64, 128))
 task = ClassificationTask(model, verbose=False)
 saver = AtomicCheckpointSaver(
     model, torch.optim.SGD(model.parameters(), lr=0.1), checkpoint_dir=sys.argv[1], recovery_dir=sys.argv[1],
@@ -84,12 +84,12 @@ def test_killed_while_saving(tmp_path):
             [preloaded.python(), '-m', 'save_forever', str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
             env={**os.environ, 'PYTHONPATH': str(ROOT)})
         pid = int(process.stdout.readline())
-        time.sleep(rng.uniform(0.0, 0.4))
+        time.sleep(rng.uniform(0.0, 0.1))
         os.kill(pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         for name in ('last.pth.tar', 'model_best.pth.tar'):
             checkpoint = read_checkpoint(tmp_path / name).content
-            assert len(checkpoint['state_dict']) == 138 and checkpoint['run_state']['epoch'] == checkpoint['epoch'] + 1
+            assert len(checkpoint['state_dict']) == 144 and checkpoint['run_state']['epoch'] == checkpoint['epoch'] + 1
             assert torch.isfinite(checkpoint['state_dict']['fc.weight']).all()
 
 
@@ -99,7 +99,7 @@ def test_full_disk_keeps_the_old_checkpoint(model, tmp_path):
 saver.save_checkpoint(0, metric=0)
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 epoch = 1
 ''')
     (tmp_path / 'save.py').write_text(code)

@@ -51,6 +51,19 @@ def test_a_shared_prefix_is_taken_off(own, tmp_path, prefix):
     assert equal(load({'state_dict': under(prefix, own)}, tmp_path / 'x.pth'), own)
 
 
+@pytest.mark.parametrize('prefix', ['', 'module.', 'model.'])
+def test_files_from_before_batch_norm_counted(own, tmp_path, prefix):
+    """As torchvision's of 2016 and the SENets of Cadene: torch loads them too."""
+    path = tmp_path / 'x.pth'
+    old = {k: v for k, v in own.items() if not k.endswith('num_batches_tracked')}
+    zero = {k: v if k in old else torch.zeros_like(v) for k, v in own.items()}
+    assert equal(load(under(prefix, old), path), zero)
+    kept = next(k for k in own if k not in old)
+    torch.save({**old, kept: own[kept]}, path)  # some of them are missing
+    with pytest.raises(UsageError, match='missing'):
+        load_weights(tiny_model(3), path, NAME)
+
+
 @pytest.mark.parametrize('key', [
     'state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'module', 'params', 'ema_state_dict',
     'my_own_key'])

@@ -110,3 +110,30 @@ def test_summary_has_every_row_once(tmp_path):
         assert path.read_text() == first and '2 row(s)' in summary.error
     add(3)
     assert summary.error is None and path.read_text() == first + ''.join(f'{i},0.123456789,1.0\n' for i in (1, 2, 3))
+
+
+def test_folder_that_is_gone_for_a_while(saver, tmp_path, caplog):
+    """Deleted, moved, or on a drive that is not mounted: it is not made anew, where nobody may look for it."""
+    saver.save_checkpoint(0, metric=1.)
+    folder = tmp_path.rename(tmp_path.with_name('moved'))
+    for save in (lambda: saver.save_checkpoint(1, metric=2.), lambda: saver.save_last(2),
+                 lambda: saver.save_recovery(2, 3)):
+        save()
+        assert 'No such file or directory' in saver.errors.last and not tmp_path.exists()
+    assert 'move it back' in caplog.text and 'disk space' not in caplog.text and 'intact' not in caplog.text
+    folder.rename(tmp_path)
+    saver.save_checkpoint(2, metric=3.)
+    assert saver.errors.last is None and names(tmp_path) == names_of(0, 2)
+
+
+def names_of(*epochs):
+    return sorted([*(f'checkpoint-{epoch}.pth.tar' for epoch in epochs), 'last.pth.tar', 'model_best.pth.tar'])
+
+
+@pytest.mark.parametrize('code, remedy', (
+    (errno.ENOSPC, 'free disk space'), (errno.EDQUOT, 'free disk space'), (errno.EROFS, 'writable'),
+    (errno.EIO, 'drive'), (errno.ESTALE, 'drive'), (errno.EMFILE, 'ulimit -n')))
+def test_remedy_for_each_error(saver, tmp_path, monkeypatch, caplog, code, remedy):
+    monkeypatch.setattr(saver, '_replace', lambda *_: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
+    saver.save_last(0)
+    assert os.strerror(code) in saver.errors.last and remedy in caplog.text and not names(tmp_path)

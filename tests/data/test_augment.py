@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import sample_photos
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from timm.data import FastCollateMixup, auto_augment, create_transform
 from torchvision import transforms
 
@@ -28,7 +28,7 @@ FACTORS = (0.1, 0.37, 0.5, 1., 1.00001, 1.6, 1.9)
 
 
 def pictures():
-    photo = Image.fromarray(load_sample_images().images[0]).resize((67, 50))
+    photo = sample_photos()[0].resize((67, 50))
     noise = Image.fromarray(np.random.RandomState(0).randint(0, 256, (31, 40, 3), dtype=np.uint8))
     return [photo, noise, Image.new('RGB', (9, 7), (200, 3, 90)), photo.resize((1, 1)), photo.resize((2, 5)),
             Image.fromarray(np.asarray(photo) // 4 + 60), Image.new('RGB', (6, 6))]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import train_flags
 from photographs import photographs
+from PIL import Image
 from timm.data import AugMixDataset, FastCollateMixup, create_dataset, create_loader, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional as F
@@ -114,6 +115,34 @@ def test_evaluation_is_timms(options):
         for step in rest:
             result = step(result)
         assert torch.equal(result, transform(image)), size
+
+
+@by_decoder
+@pytest.mark.parametrize('size', ((1, 1), (3, 1), (1, 9000), (9000, 1)), ids=str)
+def test_smallest_and_thinnest_images(tmp_path, decoder, size):
+    """As timm: a crop without pixels is black, and a side of 288,000 pixels is no reason to end."""
+    for split in ('train', 'val'):
+        (tmp_path / split / 'a').mkdir(parents=True)
+        Image.new('RGB', size, (200, 200, 200)).save(tmp_path / split / 'a' / '0.jpg')
+    train, val = (create_dataset('', root=str(tmp_path), split=split) for split in ('train', 'val'))
+    dataset = fast_jpeg.with_fast_decoding(train, decoder, SampleSeeds(0))
+    dataset.transform = create_transform(
+        (3, 32, 32), is_training=True, use_prefetcher=True, color_jitter=0., scale=(0.01, 0.02))
+    for repeat in range(3):
+        values = np.asarray(dataset.sample(0, repeat)[0])
+        assert set(np.unique(values)) in ({0}, {200})
+        assert size != (1, 1) or not values.any()
+    dataset = fast_jpeg.with_fast_decoding(val, decoder)
+    dataset.transform = create_transform((3, 32, 32), use_prefetcher=True)
+    assert torch.as_tensor(np.asarray(dataset[0][0])).float().sub(200).abs().max() <= 1
+
+
+def test_only_the_window_of_a_thin_image_is_resized(monkeypatch):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 1200, 3), dtype=np.uint8))
+    crop = jpeg.Crop((0, 0, 1200, 3), (14400, 36), (7000, 2, 32, 32), 'bicubic')
+    whole = np.asarray(jpeg.crop_and_resize(image, crop), np.int16)
+    monkeypatch.setattr(jpeg, 'MAX_PIXELS', 1000)
+    assert np.abs(np.asarray(jpeg.crop_and_resize(image, crop), np.int16) - whole).max() <= 1
 
 
 @pytest.mark.parametrize('options', (

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from conftest import run_cli
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from seresnet_timm.datasets.demo import write_demo_data
 from seresnet_timm.errors import UsageError
@@ -22,6 +21,7 @@ def digest(root) -> str:
 
 
 def test_every_scan_once_in_its_class(digits):
+    from sklearn.datasets import load_digits
     data = load_digits()
     files = list(digits.rglob('*.jpg'))
     assert sorted(int(f.stem) for f in files) == list(range(1797))

@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 import pytest
+from conftest import sample_photos
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from seresnet_timm import cli
@@ -25,7 +25,7 @@ SIDE = 160
 
 @pytest.fixture(scope='module')
 def photos():
-    return [Image.fromarray(image) for image in load_sample_images().images]  # 640 x 427
+    return sample_photos()
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torchvision.datasets.imagenet as torchvision_imagenet
-from PIL import Image
-from sklearn.datasets import load_sample_images
+from conftest import sample_photos
 from torchvision.datasets import ImageNet
 
 from seresnet_timm import cli
@@ -31,7 +30,7 @@ WNID = {number: wnid for number, wnid, *_ in SYNSETS}
 @pytest.fixture(scope='module')
 def pictures():
     """JPEGs, each another."""
-    photo = Image.fromarray(load_sample_images().images[0])
+    photo = sample_photos()[0]
     result = []
     for i in range(20):
         buffer = io.BytesIO()

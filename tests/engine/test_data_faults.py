@@ -2,6 +2,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -27,6 +29,7 @@ WAYS = {
     "timm's": ('off', ('--workers', 2, '--mixup', 0.2)),
     'no workers': ('auto', ('--workers', 0)),
     'threads': ('auto', ('--workers', 2, '--color-jitter', 0, '--reprob', 0)),
+    'accumulation': ('off', ('--workers', 0, '--grad-accum-steps', 3, '--model-ema')),  # an update that has begun
 }
 
 
@@ -90,7 +93,8 @@ def test_moved_folder(data, tmp_path, monkeypatch, way):
 
 
 @pytest.mark.parametrize('way', (
-    'fast', *(pytest.param(way, marks=pytest.mark.slow) for way in ('no workers', "timm's", 'threads'))))
+    'fast', 'accumulation',
+    *(pytest.param(way, marks=pytest.mark.slow) for way in ('no workers', "timm's", 'threads'))))
 def test_signal_while_the_folder_is_gone(data, tmp_path, monkeypatch, way):
     """The run does not wait for its data: it is saved where it is, and goes on there."""
     sent = []
@@ -156,6 +160,56 @@ def test_signal_while_the_folder_is_gone_in_a_command_line(digits, tmp_path, mor
     plain = run_cli(*train_flags(data, tmp_path / 'plain', *flags))
     assert plain.returncode == 0, plain.stderr
     assert_equal(*(load(tmp_path / run / 'run' / 'last.pth.tar')['state_dict'] for run in ('out', 'plain')))
+
+PLACES = {  # which split loses a class, which process gets the signal, flags
+    'training, launcher': ('train', 'launcher', ()),
+    "training, rank 0, timm's loading": ('train', 0, ('--fast-jpeg', 'off', '--workers', 1, '--mixup', 0.2)),
+    'accumulation, rank 1': ('train', 1, ('--grad-accum-steps', 2, '--model-ema')),
+    'training, no broadcast of buffers': ('train', 'launcher', ('--no-ddp-bb', '--sync-bn')),
+    'evaluation, launcher': ('val', 'launcher', ()),
+    'evaluation, rank 1': ('val', 1, ()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('scripts', ('bundled', os.environ.get('TIMM_SCRIPTS') or SMALL_SCRIPTS))
+def test_signal_while_one_of_two_ranks_has_no_data(digits, tmp_path, scripts, place):
+    """The other one waits for it in a collective. All end in time, saved after their last common step."""
+    split, whom, more = PLACES[place]
+    data = subset(digits, tmp_path / 'digits', 10, 2)
+    for path in sorted((data / split / '9').iterdir())[1:]:
+        path.unlink()  # of this class one rank has an image, in one batch
+    flags = (*FLAGS, '-b', 2, '--nproc', 2, '--scripts', scripts, '--epochs', 3, '--resume', 'auto', *more)
+
+    def command(output):
+        return [sys.executable, '-m', 'seresnet_timm', *map(str, train_flags(data, output, *flags))]
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    whole = subprocess.run(command(tmp_path / 'whole'), env=env, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+
+    run = psutil.Popen(command(tmp_path / 'b'), env=env, stderr=subprocess.PIPE, text=True)
+    said = []
+    for line in run.stderr:
+        said.append(line)
+        if 'Train: 0' in line and not (tmp_path / 'away').exists():
+            os.rename(data / split / '9', tmp_path / 'away')
+        if 'The data folder is gone' in line:
+            break
+    time.sleep(2)
+    ranks = [p for p in run.children() if 'seresnet_timm.launch.rank' in p.cmdline()]
+    sent = time.monotonic()
+    (run if whom == 'launcher' else ranks[whom]).terminate()
+    said += run.stderr.readlines()
+    code, seconds = run.wait(), time.monotonic() - sent
+    os.rename(tmp_path / 'away', data / split / '9')
+    text = ''.join(said)
+    assert code == 143 and 'Stopped by SIGTERM; everything is saved.' in text, text
+    assert seconds < 30, text  # 10 on a machine that does nothing else
+    again = subprocess.run(command(tmp_path / 'b'), env=env, capture_output=True, text=True)
+    assert again.returncode == 0 and 'Going on with' in again.stdout + again.stderr, again.stderr
+    assert_same(tmp_path / 'whole' / 'run', tmp_path / 'b' / 'run')
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize('more', ((), ('--nproc', 2), ('--scripts', SMALL_SCRIPTS)), ids=('', '2 ranks', "timm's"))

@@ -79,3 +79,25 @@ def test_a_machine_that_gets_slower_is_noticed():
             now += 20.
             forecast.at_update(update, now)
     assert 1.85 < forecast.update_seconds < 2 and forecast.images_per_second == pytest.approx(2.)
+
+
+@pytest.mark.parametrize('interval,best,patience,epochs', (
+    (1, 4, 3, 8), (1, 0, 1, 2), (2, 3, 3, 8), (2, 1, 1, 4), (5, 4, 5, 10), (1, None, 3, None), (1, 4, None, None),
+    (1, 95, 5, None), (1, 98, 3, None), (30, 29, 61, None)))
+def test_epochs_of_a_run_that_gets_no_better(interval, best, patience, epochs):
+    """As many as `--patience` lets pass; None where the run ends by itself before."""
+    extent = Extent(epochs=100, updates=10, batch_images=4, val_interval=interval, patience=patience)
+    found = extent.without_better(best)
+    assert (found and found.epochs) == epochs
+    if epochs is not None:  # as patience.Patience counts
+        assert epochs == next(e for e in range(1, 101) if e % interval == 0 and e - 1 - best >= patience)
+
+
+def test_the_early_end_is_foreseen():
+    forecast = Forecast(Extent(100, 10, 4, val_images=40, patience=3), [dict(epoch=0, fps=4., eval_seconds=3.)])
+    forecast.start_epoch(5, 10, 100.)  # its evaluation goes on
+    assert forecast.end(100.) == pytest.approx(100 + 94 * 13 + 3)
+    assert forecast.early_end(100., 4) == pytest.approx(100 + 2 * 13 + 3)  # epochs 6 and 7
+    assert forecast.early_end(100., 5) == pytest.approx(100 + 3 * 13 + 3)
+    assert forecast.early_end(100., 96) is None and forecast.early_end(100., None) is None
+    assert forecast.early_end(100., 1) is None  # that epoch is over

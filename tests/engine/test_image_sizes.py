@@ -82,7 +82,7 @@ CASES = {  # fast decoder, updates before the signal, flags; an epoch has 5 that
 
 
 @pytest.mark.parametrize('case', [
-    pytest.param(c, marks=() if c in list(CASES)[:2] else pytest.mark.slow) for c in CASES])
+    pytest.param(c, marks=() if c == 'mixed-workers' else pytest.mark.slow) for c in CASES])
 def test_stopped_run_equals_one_that_was_never_stopped(few_digits, tmp_path, monkeypatch, case):
     fast_jpeg, updates, flags = CASES[case]
     settings = dict(monkeypatch=monkeypatch, fast_jpeg=fast_jpeg)

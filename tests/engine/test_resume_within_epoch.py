@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_cli, train_flags
+from conftest import run_cli, run_here, train_flags
 from training import bundled_settings, load, summary
 
 from seresnet_timm.engine import train as engine
@@ -153,5 +153,5 @@ def test_resume_auto_and_minutes(few_digits, tmp_path):
 
 @pytest.mark.parametrize('minutes', ('-1', 'nan', 'inf'))
 def test_checkpoint_minutes_are_checked(few_digits, tmp_path, minutes):
-    result = run_cli(*train_flags(few_digits, tmp_path, '--checkpoint-minutes', minutes, '--dry-run'))
+    result = run_here(*train_flags(few_digits, tmp_path, '--checkpoint-minutes', minutes, '--dry-run'))
     assert result.returncode == 2 and '--checkpoint-minutes' in result.stderr

@@ -201,7 +201,10 @@ def test_two_processes(trees, checkpoint, tmp_path):
     assert done.stderr.count(f'{trees}/bad/train/bee/0_empty.jpg') == 1
     record = valid_record(tmp_path / 'run')
     assert {e['unreadable_val']['count'] for e in record['epochs']} == {4}
-    done = run_cli(*flags('validate', trees / 'bad', '--checkpoint', checkpoint, '--nproc', 2))
+    (tmp_path / 'tmp').mkdir()
+    done = run_cli(*flags('validate', trees / 'bad', '--checkpoint', checkpoint, '--nproc', 2),
+                   env={'TMPDIR': str(tmp_path / 'tmp')})
+    assert not list((tmp_path / 'tmp').glob('seresnet*'))  # the logs of the ranks
     assert '4 of 16 images cannot be read' in done.stderr and result_of(done.stdout)['top5'] == 75.0
 
 

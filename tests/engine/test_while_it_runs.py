@@ -101,7 +101,8 @@ def test_run_that_ended_early_does_not_go_on(ended_early, few_digits, tmp_path):
     assert valid_record(tmp_path / 'run')['early_stop'] == valid_record(folder)['early_stop']
 
 
-@pytest.mark.parametrize('script', ENGINES)
+@pytest.mark.parametrize('script', [
+    ENGINES[0], pytest.param(SMALL, id='small', marks=pytest.mark.slow), *ENGINES[2:]])
 def test_patience_without_early_stop_is_a_line(few_digits, tmp_path, script):
     result = train(*train_flags(few_digits, tmp_path, *NO_STEPS, '--epochs', 4, '--patience', 1), **scripts(script))
     rows = [float(row['eval_top1']) for row in summary(tmp_path / 'run')]

@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 from checkpoint_files import save_modelzoo
+from conftest import run_here, sample_photos
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.models import save_for_hf
 from training import load
@@ -113,7 +113,7 @@ def test_modelzoo_checkpoint_needs_no_name(few_digits, tmp_path, capsys):
 def test_odd_images(run_folder, tmp_path, capsys):
     """What Pillow can read is seen as `convert('RGB')`, 16 bits scaled; what it cannot is one line each."""
     folder, model = run_folder
-    china = Image.fromarray(load_sample_images().images[0])
+    china = sample_photos()[0]
     good, bad = tmp_path / 'a', tmp_path / 'b' / 'c'
     good.mkdir()
     bad.mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_imagenet_names(tmp_path, capsys):
     torch.manual_seed(0)
     model = timm.create_model('seresnet18_ascend')
     torch.save(model.state_dict(), tmp_path / 'c.pth')
-    Image.fromarray(load_sample_images().images[1]).save(tmp_path / 'flower.jpg')
+    sample_photos()[1].save(tmp_path / 'flower.jpg')
     out = run(capsys, tmp_path / 'c.pth', tmp_path / 'flower.jpg', '--model', 'seresnet18_ascend', '--img-size', 64,
               '--json', '--topk', 2000).out
     predictions = json.loads(out)[0]['predictions']
@@ -257,6 +257,54 @@ def test_everything_comes_from_the_file(few_digits, tmp_path, capsys):
     predictions = json.loads(printed.out)[0]['predictions']
     assert {p['label']: p['probability'] for p in predictions} == pytest.approx(
         {name: expected[i].item() for i, name in enumerate('abcd')}, abs=1e-5)
+
+
+def mode_checkpoint(path, mode, in_chans=3, classes='abcd'):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        'seresnet18_ascend', num_classes=len(classes), in_chans=in_chans, channels=[8, 16, 32, 64])
+    torch.nn.init.normal_(model.fc.weight)
+    info = ModelInfo.of_model(
+        model, dict(input_size=(in_chans, 32, 32), mean=(0.5,) * in_chans, std=(0.2,) * in_chans,
+                    interpolation='bilinear', crop_pct=1.0, crop_mode='center'), list(classes))
+    torch.save({'state_dict': model.state_dict(), 'model_info': info.to_dict(), 'args': {'input_img_mode': mode}}, path)
+    return model.eval()
+
+
+@pytest.mark.parametrize('mode, in_chans', (('YCbCr', 3), ('HSV', 3), ('RGBA', 4), ('LA', 2)))
+def test_images_are_read_in_the_mode_of_the_training(few_digits, tmp_path, capsys, mode, in_chans):
+    """`--input-img-mode` of the run; without a word of it, its predictions would be of other images."""
+    model = mode_checkpoint(tmp_path / 'c.pth.tar', mode, in_chans)
+    image = tmp_path / 'colours.png'
+    Image.effect_noise((32, 32), 90).convert('RGB').rotate(9, fillcolor=(200, 20, 90)).save(image)
+    printed = run(capsys, tmp_path / 'c.pth.tar', image, '--json')
+    assert f'Preprocessing: images as {mode}, resize' in printed.err
+    transform = create_transform(
+        (in_chans, 32, 32), interpolation='bilinear', crop_pct=1.0, mean=(0.5,) * in_chans, std=(0.2,) * in_chans)
+    with torch.inference_mode():
+        expected = model(transform(Image.open(image).convert(mode))[None]).softmax(1)[0]
+    predictions = json.loads(printed.out)[0]['predictions']
+    assert {p['label']: p['probability'] for p in predictions} == pytest.approx(
+        {name: expected[i].item() for i, name in enumerate('abcd')}, abs=1e-5)
+
+
+@pytest.mark.parametrize('mode', (None, 'CMYK', 'HSV', 'nonsense'))
+def test_channels_without_a_mode_are_refused(few_digits, tmp_path, capsys, mode):
+    mode_checkpoint(tmp_path / 'c.pth.tar', mode, 2)
+    image = next((few_digits / 'val' / '0').iterdir())
+    for verb in (('predict', tmp_path / 'c.pth.tar', image), (
+            'compare', tmp_path / 'c.pth.tar', '--data-dir', few_digits, '--device', 'cpu')):
+        with pytest.raises(SystemExit) as e:
+            cli.main([str(v) for v in verb])
+        assert e.value.code == 2 and 'The network takes images of 2 channels' in capsys.readouterr().err
+
+
+def test_an_evaluation_reads_images_in_that_mode(few_digits, tmp_path):
+    mode_checkpoint(tmp_path / 'c.pth.tar', 'YCbCr', classes='0123456789')
+    file = tmp_path / 'c.pth.tar'
+    flags = ('validate', '--checkpoint', file, '--data-dir', few_digits, '--device', 'cpu', '--dry-run')
+    assert 'images are read as YCbCr' in run_here(*flags).stderr
+    assert 'images are read as' not in run_here(*flags, '--input-img-mode', 'RGB').stderr
 
 
 class Opens:

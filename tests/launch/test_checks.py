@@ -124,6 +124,7 @@ def test_empty_class_folder_with_a_class_map(capsys, tree, tmp_path):
 
 @pytest.mark.parametrize('content, message', [
     ('\ufeff0\n1\n0\n', "names '0' more than once"), ('0\t1000000\n', 'indices begin at 0'),
+    ('0\n"1"\n2\n', 'the class map has "1" with its quotation marks'),
     ('zero\tone\n', 'names none of the folders with images in'),
 ])
 def test_class_map_that_leaves_classes_out(capsys, tree, tmp_path, content, message):
@@ -188,6 +189,8 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('--train-interpolation', 'foo'), '--train-interpolation foo is unknown: there are nearest'),
     (('--interpolation', 'foo'), '--interpolation foo is unknown: there are nearest'),
     (('--crop-pct', '0'), '--crop-pct 0 is too small: give more than 0 and at most 1'),
+    (('--color-jitter', '1', '2'), "Unexpected argument '2': --data-dir"),
+    (('--sched', 'wsd'), 'The learning rate cannot follow --sched wsd (wsd schedule requires'),
     (('-j', '-1'), '--workers -1 is too small: give at least 0'),
 ))
 @pytest.mark.parametrize('dry_run', ((), ('--dry-run',)), ids=('run', 'dry run'))
@@ -231,6 +234,7 @@ def test_output_not_writable(capsys, tree, tmp_path):
 @pytest.mark.parametrize('text, hint', (
     ('batch_sise: 3', "unknown key 'batch_sise', did you mean batch_size?"),
     ('batch-size: 3', "unknown key 'batch-size', did you mean batch_size?"),
+    ('learning_rate: 1', "unknown key 'learning_rate', did you mean lr?"),
     ('batch_size: many', "batch_size must be a whole number, got 'many'"),
     ('batch_size: 1.5', 'batch_size must be a whole number, got 1.5'),
     ('amp: 1', 'amp must be true or false, got 1'),

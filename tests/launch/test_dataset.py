@@ -63,6 +63,13 @@ def test_folders_and_files_of_other_programs_are_left_out_and_told(tmp_path, for
     assert all(re.search(named, note) and 'left out' in note for note in facts.notes)
 
 
+def test_training_and_validation_on_one_split_are_told(tmp_path):
+    both(tmp_path, *CLASSES)
+    args = dict(data_dir=str(tmp_path), train_split='validation', val_split='val')
+    assert [n for n in examine('train', args).notes if 'evaluated on its training images' in n]
+    assert not [n for n in train(tmp_path).notes if 'evaluated' in n]
+
+
 def test_a_class_map_says_what_counts(tmp_path):
     root = both(tmp_path / 'data', *CLASSES, '.net/1.png', 'ant/day/1.png', 'ant/day/2.png')
     path = tmp_path / 'map.txt'

@@ -76,7 +76,9 @@ def test_devices_that_are_not_there(tmp_path, text, environ, words):
 
 
 @pytest.mark.parametrize('value, words', (
-    ('0,1,8', 'names 8, but this machine has 4 NPU(s)'), ('', "='' is no list of NPUs"), ('0-3', "'0-3' is no list"),
+    ('0,1,8', 'names 8, but this machine has 4 NPU(s)'),
+    ('4,5', 'the numbers 0 to 3 (davinci4, davinci5, davinci6, davinci7, in this order)'),
+    ('', "='' is no list of NPUs"), ('0-3', "'0-3' is no list"),
     ('1,0', 'is not ascending without doubles'), ('0,0', 'is not ascending'), ('all', 'is no list of NPUs')))
 def test_a_variable_with_which_torch_npu_sees_too_few(tmp_path, value, words):
     root = machine(tmp_path, 4, 5, 6, 7)  # a container: its numbers begin at 0

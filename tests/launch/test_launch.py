@@ -195,13 +195,14 @@ def test_local_address_of_another_machine(few_digits, tmp_path):
 # --- several processes ------------------------------------------------------------------------------------------------
 
 def test_two_ranks(few_digits, tmp_path):
-    """Rank 0 prints and the others log to files; each rank has its share of the cores, where the user asks for it."""
+    """Rank 0 prints, others log to files; each has its share of cores, if asked; no temporary files stay."""
+    (tmp_path / 'tmp').mkdir()
     (tmp_path / 'cores.py').write_text(
         'import os\nif "RANK" in os.environ:\n'
         f'    open(f"{tmp_path}/cores-" + os.environ["RANK"], "w").write(str(sorted(os.sched_getaffinity(0))))\n')
     result = run_cli(*train_flags(few_digits, tmp_path, '--nproc', 2, '-b', 8, '--epochs', 1,
-                                  '--cpu-affinity', 'cores', '--device-modules', 'cores'),
-                     env={'PYTHONPATH': str(tmp_path)})
+                                  '--cpu-affinity', 'cores', '--device-modules', 'cores', '--workers', 1),
+                     env={'PYTHONPATH': str(tmp_path), 'TMPDIR': str(tmp_path / 'tmp')})
     assert result.returncode == 0, result.stderr
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
@@ -213,6 +214,7 @@ def test_two_ranks(few_digits, tmp_path):
     assert logs == f'{tmp_path}/run/logs/node0'
     assert {p.parent.name for p in Path(logs).rglob('std*.log')} == {'1'}
     assert 'OMP_NUM_THREADS' not in result.stderr  # torchrun's warning
+    assert [p for p in (tmp_path / 'tmp').iterdir() if not p.name.startswith('torchinductor')] == []
 
 
 @pytest.mark.parametrize('rank', (1, pytest.param(0, marks=pytest.mark.slow)))

@@ -32,6 +32,15 @@ def refusal(capsys, *argv) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize('place', ('train', 'val/0'))
+def test_a_run_inside_the_data(few_digits, tmp_path, capsys, place):
+    """Its folder would be a class of the next run."""
+    (tmp_path / 'data').symlink_to(few_digits)
+    before = sorted(few_digits.rglob('*'))
+    error = refusal(capsys, *train_flags(tmp_path / 'data', few_digits / place))
+    assert 'whose folders are classes' in error and sorted(few_digits.rglob('*')) == before
+
+
 @pytest.mark.parametrize('more', (
     ['--dry-run'], [], ['--nproc', 2], ['--scripts', ROOT / 'tests' / 'small_scripts'], ['--preset', 'digits_demo']))
 def test_same_experiment(few_digits, trained, capsys, more):

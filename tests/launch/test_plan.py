@@ -153,11 +153,13 @@ def test_ranks_of_ones_own_torchrun_take_the_settings_of_local_rank_0(few_digits
     assert record['command'][:5] == ['torchrun', '--nproc-per-node=2', '-m', 'seresnet_timm', 'train']
 
 
+@pytest.mark.slow
 def test_refusal_ends_all_ranks_of_ones_own_torchrun(tmp_path):
     result = run_cli(*train_flags(tmp_path / 'nowhere', tmp_path / 'out'), torchrun=2, timeout=60)
     assert result.returncode != 0 and result.stderr.count('nowhere does not exist') == 1, result.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_under_ones_own_torchrun(few_digits, tmp_path):
     result = run_cli(*train_flags(few_digits, tmp_path / 'out', '--dry-run'), torchrun=2, timeout=60)
     assert result.returncode == 0 and result.stdout.count('Dry run: nothing was started.') == 1, result.stderr

@@ -52,7 +52,8 @@ def found(data, *argv, verb='train'):
     ('--in-chans', '4', '--input-img-mode', 'RGBA', '--reprob', '1'), ('--in-chans', '1', '--no-prefetcher'),
     ('--aug-splits', '3', '--jsd-loss', '--split-bn'), ('--mixup', '.2', '--bce-loss'), ('--aug-splits', '2'),
     ('--cutmix', '1', '--no-prefetcher', '--smoothing', '0'), ('--opt', 'adamw', '--opt-betas', '.9', '.99'),
-    ('--val-split', ''), ('--dataset', 'torch/cifar10'),
+    ('--val-split', ''), ('--dataset', 'torch/cifar10'), ('--sched', 'wsd', '--decay-epochs', '.5'),
+    ('--sched', 'plateau'), ('--sched', 'none'), ('--sched', 'multistep'), ('--sched', 'poly', '--sched-on-updates'),
 ))
 def test_what_works_together_is_accepted(gray, argv):
     assert found(gray, *argv) == []
@@ -60,7 +61,9 @@ def test_what_works_together_is_accepted(gray, argv):
 
 @pytest.mark.parametrize('argv, words', (
     (('--model', 'resnet18', '-b', '1'), ('resnet18', '3 x 32 x 32', '--img-size 32', '--batch-size 1')),
-    (('--model', 'vit_tiny_patch16_224'), ('vit_tiny_patch16_224', '224', '--img-size 32')),
+    (('--model', 'vit_tiny_patch16_224'), ('vit_tiny_patch16_224', '224', '--model-kwargs img_size=32')),
+    (('--sched', 'rsqrt', '--decay-epochs', '1', '--warmup-epochs', '0'), ('--sched rsqrt', 'timescale')),
+    (('--sched', 'plateau', '--sched-on-updates'), ('--sched plateau', '--sched-on-updates')),
     (('--mean', '.5', '.5'), ('cannot be prepared', '--mean 0.5 0.5')),
     (('--in-chans', '1', '--input-img-mode', 'RGB'), ('--in-chans 1', '--input-img-mode RGB')),
     (('--aug-splits', '3', '--no-prefetcher'), ('--aug-splits 3', '--no-prefetcher')),

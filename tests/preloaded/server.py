@@ -1,6 +1,7 @@
 """Imports torch, timm and their companions, then forks a process for each request, see __init__.py: `server.py FOLDER`.
 
-It ends, and ends what it has forked, when its stdin does: with the test process that started it.
+It ends, and ends what it has forked, when its stdin does: with the test process that started it. The request
+`serve FOLDER` forks another server, for another test process.
 """
 import gc
 import json
@@ -53,6 +54,7 @@ def serve(folder: str) -> Tuple[Dict[str, Any], List[int]]:
     listener.listen(64)
     os.rename(f'{folder}/new', f'{folder}/socket')
     running: Dict[int, Tuple[int, int, socket.socket]] = {}  # by pidfd and by the client's socket
+    servers = set()
     poll = select.poll()
     for fd in (0, listener.fileno()):
         poll.register(fd, select.POLLIN)
@@ -71,6 +73,8 @@ def serve(folder: str) -> Tuple[Dict[str, Any], List[int]]:
                     return request, files
                 for file in files:
                     os.close(file)
+                if request['argv'][0] == 'serve':
+                    servers.add(pid)
                 client.sendall(b'%d\n' % pid)
                 pidfd = os.pidfd_open(pid)
                 running[pidfd] = running[client.fileno()] = pid, pidfd, client
@@ -78,7 +82,7 @@ def serve(folder: str) -> Tuple[Dict[str, Any], List[int]]:
                     poll.register(watched, select.POLLIN)
             elif fd in running:
                 pid, pidfd, client = running[fd]
-                if fd != pidfd:
+                if fd != pidfd and pid not in servers:  # a server ends, and what it has forked, when its stdin does
                     os.kill(pid, signal.SIGKILL)  # the client was killed
                 _, status = os.waitpid(pid, 0)
                 for watched in (pidfd, client.fileno()):
@@ -161,10 +165,14 @@ if __name__ == '__main__':
         with open(f'{sys.argv[1]}/failed', 'w') as f:
             traceback.print_exc(file=f)
         raise
-    with open(f'{sys.argv[1]}/environ.json', 'w') as f:
-        json.dump(dict(os.environ), f)
+    environ = dict(os.environ)
     gc.collect()
     gc.freeze()
-    request, files = serve(sys.argv[1])
-    become(request, files)
+    request: Dict[str, Any] = dict(argv=['serve', sys.argv[1]])
+    while request['argv'][0] == 'serve':
+        folder = request['argv'][1]
+        with open(f'{folder}/environ.json', 'w') as f:
+            json.dump(environ, f)
+        request, files = serve(folder)
+        become(request, files)
     run(*request['argv'][:2])

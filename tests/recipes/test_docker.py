@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -127,3 +128,11 @@ def test_start_sets_the_variables_of_cann(tmp_path):
                           ({'ASCEND_INSTALL_PATH': '/nowhere'}, ' a b c')):
         result = subprocess.run(command, capture_output=True, text=True, env={'PATH': os.environ['PATH'], **env})
         assert result.stdout.rstrip('\n') == expected, shlex.join(command)
+    newer = tmp_path / 'cann'  # since CANN 8.5
+    newer.mkdir()
+    (newer / 'set_env.sh').write_text('export ASCEND_HOME_PATH=/from/cann\nfalse\n')
+    for _ in range(2):  # beside an older one, and alone
+        result = subprocess.run(command, capture_output=True, text=True, env={
+            'PATH': os.environ['PATH'], 'ASCEND_INSTALL_PATH': str(tmp_path)})
+        assert result.stdout == '/from/cann a b c\n'
+        shutil.rmtree(toolkit, ignore_errors=True)

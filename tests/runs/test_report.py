@@ -10,22 +10,26 @@ import shutil
 import subprocess
 import time
 
+import jsonschema
 import numpy as np
 import preloaded
 import pytest
 from conftest import ROOT, run_cli, run_here
 from PIL import Image
+from test_predictions import make
 
 from seresnet_timm import files
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.runs import curves, report
 from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.read import read_run
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.runs.status import Status, write_status
 
 pytestmark = pytest.mark.preloaded
 
+SCHEMA = jsonschema.Draft202012Validator(json.loads((ROOT / 'seresnet_timm/runs/report.schema.json').read_text()))
 OLD_RUN = ROOT / 'tests' / 'golden' / 'run_before_restructuring' / 'run'
 
 
@@ -171,6 +175,7 @@ def test_runs_of_the_same_name_and_every_state_side_by_side(run, tmp_path, capsy
     report.report([str(r) for r in runs], report.Outputs(files, str(tmp_path / 'pictures')))
     out = capsys.readouterr().out
     document = json.loads((tmp_path / 'out.json').read_text('ascii'), parse_constant=refuse_constant)
+    SCHEMA.validate(document)
     rows = document['runs']
     names = [os.path.join('a', 'run'), os.path.join('b', 'run'), os.path.join('c', 'run'), odd.name, 'begun']
     assert [r['name'] for r in rows] == names
@@ -189,6 +194,26 @@ def test_runs_of_the_same_name_and_every_state_side_by_side(run, tmp_path, capsy
     lines = (tmp_path / 'out.markdown').read_text().splitlines()
     assert {len(re.findall(r'(?<!\\)\|', line)) for line in lines} == {14}
     assert Image.open(tmp_path / 'pictures' / 'curves.png').format == 'PNG' and not (runs[0] / 'curves.png').exists()
+
+
+def test_json_of_predictions_and_of_a_diverged_run_keeps_its_schema(run, tmp_path):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA.schema)
+    of_record = json.loads((ROOT / 'seresnet_timm/runs/run.schema.json').read_text())
+    assert SCHEMA.schema['properties']['runs']['items']['properties']['faults'] == of_record['properties']['faults']
+    summary = run / 'summary.csv'
+    summary.write_text(summary.read_text().replace('77.3', 'nan').replace('0.9', 'inf'))
+    runs = [read_run(str(run)), read_run(str(OLD_RUN))]
+    found = make(3, unreadable=2)
+    found.probability[5] = math.nan
+    report.report_runs(runs, [found, None], report.Outputs({'json': str(tmp_path / 'out.json')}, str(tmp_path)))
+    document = json.loads((tmp_path / 'out.json').read_text('ascii'), parse_constant=refuse_constant)
+    SCHEMA.validate(document)
+    assert document['runs'][0]['predictions']['unreadable'] == ['0.jpg', '1.jpg']
+    for change in (lambda d: d['runs'][0].pop('state'), lambda d: d['runs'][0].update(state='lost'),
+                   lambda d: d['runs'][0]['predictions']['classes'][0].update(top1='high')):
+        wrong = json.loads(json.dumps(document))
+        change(wrong)
+        assert not SCHEMA.is_valid(wrong)
 
 
 def test_no_run_with_an_epoch(run, tmp_path):
@@ -223,6 +248,13 @@ def test_states_that_a_run_has_noted(run, tmp_path, changes, state):
     status.state, status.text = 'failed', 'No memory.'
     write_status(RunFolder(folder).status, status)
     assert report.read_run(folder).state == state
+
+
+def test_a_run_that_a_signal_has_stopped(run):
+    write_status(RunFolder(run).status, Status(state='stopped', text='SIGTERM'))
+    assert report.read_run(run).state == ('unfinished', 'stopped by SIGTERM.')
+    write_status(RunFolder(run).status, Status(state='stopped'))
+    assert report.read_run(run).state == ('unfinished', None)
 
 
 def test_a_run_that_is_going_on(run):

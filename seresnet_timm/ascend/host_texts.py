@@ -1,0 +1,113 @@
+"""Words of torch.distributed, gloo, Python and the host that tell a fault: see `error_texts.py`"""
+import re
+from typing import Tuple
+
+from seresnet_timm.ascend.error_pattern import Pattern, Told, groups
+from seresnet_timm.ascend.error_pattern import pattern as _p
+
+_SIGNALS = {4: 'SIGILL', 7: 'SIGBUS', 8: 'SIGFPE', 9: 'SIGKILL', 11: 'SIGSEGV'}
+_ADDRESS = r'\(?(?P<address>[\w.:\[\]-]+(?:, ?|:)\d+)'
+_NODE = r'(?P<path>/dev/(?:davinci|devmm_svm|hisi_hdc)\w*)'
+_OWN = r'seresnet-timm: error(?: \(rank \d+\))?: (?P<reason>.+)'
+_WAIT_WORDS = re.compile(r'lost contact|has not finished a step|have not finished a step|did not come|cannot be '
+                         r'reached')
+
+
+def _signal(match: 're.Match[str]') -> Told:
+    number = int(match['number'])
+    if match['shell']:  # a shell or container adds 128
+        number -= 128
+    if number == 6:  # a watchdog ends its process so
+        return 'aborted', {}
+    name = _SIGNALS.get(number)
+    return ('killed', {'signal': name}) if name else None  # 15 and 2: it was told to stop
+
+
+def _killed(match: 're.Match[str]') -> Told:
+    return 'killed', {'signal': 'SIGKILL'}
+
+
+def _own(match: 're.Match[str]') -> Told:
+    """A sentence of this package."""
+    return ('peer_lost' if _WAIT_WORDS.search(match['reason']) else 'own'), {'reason': match['reason'].strip()}
+
+
+def _server_socket(match: 're.Match[str]') -> Told:
+    """Why torchrun's port cannot be used."""
+    line = match.string
+    port = re.search(r'(?:port: ?|\]:|\d:|bind to [^ ]+:)(\d{2,5})\b', line)
+    facts = {'port': port[1]} if port else {}
+    if re.search('errno: 99|EADDRNOTAVAIL|code: -99|Cannot assign requested address', line):
+        address = re.search(r'(?:bind to|address)[: (\[]+([\w.:-]+?)[\])]?:\d{2,5} ', line)
+        return 'address_of_another', {'address': address[1]} if address else {}
+    if re.search('errno: 13|EACCES|code: -13', line):
+        return 'port_low', facts
+    return 'port_torch', facts
+
+
+def _waited(match: 're.Match[str]') -> Told:
+    facts = groups(match)
+    ms = facts.pop('ms', None)
+    return 'peer_timeout', {**facts, **({'seconds': f'{int(ms) / 1000:g} s'} if ms else {})}
+
+
+HOST_PATTERNS: Tuple[Pattern, ...] = (
+    # processes that meet
+    _p('server socket has failed to (?:bind|listen)', _server_socket),
+    _p(r'EADDRINUSE.*port[: ]+(?P<port>\d+)|[Aa]ddress already in use', 'port_torch', 55),
+    _p('Cannot assign requested address', 'address_of_another', 54),
+    _p(r'Timed out after (?P<seconds>\d+) seconds waiting for clients\. (?P<joined>\d+/\d+) clients joined',
+       'rendezvous', 60),
+    _p(rf'client socket has (?:timed out|failed to connect).*? to (?:any network address of )?{_ADDRESS}', 'rendezvous',
+       60),
+    _p(r'\bRendezvous(?:Timeout|Connection)Error\b', 'rendezvous', 42),
+    _p(r"Failed to resolve '(?P<address>[^']+)'|(?:gai error: -\d+ - |\[Errno -\d\] )?(?:Name or service not known|"
+       r'Temporary failure in name resolution)', 'host_unknown', 38),
+    _p(r'environment variable (?P<variable>MASTER_ADDR|MASTER_PORT|RANK|WORLD_SIZE|LOCAL_RANK) expected, but not set',
+       'not_launched', 60),
+    _p(r'Unable to find (?:interface|address) for: ?\[?(?P<address>[^\]\s]+)', 'host_address', 70),
+    _p(r'connectFullMesh failed', 'host_address', 28),
+    # processes that wait
+    _p(r'(?:Connection (?:closed|reset) by(?: remote)? peer(?: \[?(?P<remote>[\w.:-]+)\]?)?)|Broken pipe|NCCL '
+       r'communicator was aborted|remote process exited|\bRendezvousClosedError\b|has failed to \w+ (?:a |the )?'
+       r'(?:keep-alive )?(?:heartbeat|rendezvous).{0,60}rendezvous|DistNetworkError|recvValue failed|'
+       r'lost contact with (?:the other ranks|another node)', 'peer_lost', 40),
+    _p(r'Timed out waiting (?P<ms>\d+) ?ms|[Ww]ait timeout after (?P<ms_>\d+) ?ms|(?:^|[^t] )[Ss]ocket [Tt]imeout|'
+       r'Timed out waiting|store .*timeout', _waited, 41),
+    _p(r'[Rr]anks? (?P<remote>[\d, ]*\d) failed to pass monitoredBarrier|Rank \d+ successfully reached '
+       'monitoredBarrier', 'barrier', 45),
+    _p(r'NCCL error in|DistBackendError.*NCCL|nccl\w*Error: (?P<reason>[^.]+)', 'nccl', 33),
+    _p('Detected mismatch between collectives on ranks|appears not to match sizes of the same param in process|'
+       r'expects same model across all ranks', 'different_arguments', 60),
+    _p('No backend type associated with device type cpu', 'cpu_tensor', 60),
+    # devices of the host
+    _p(rf"Permission denied: '?{_NODE}|{_NODE.replace('path', 'path_')}.{{0,60}}(?:[Pp]ermission denied|"
+       r'errno[ (=:]*13\b|[Oo]peration not permitted|EACCES)', 'permission'),
+    _p(rf"No such file or directory: '?{_NODE}|{_NODE.replace('path', 'path_')}.{{0,60}}(?:[Nn]o such (?:file|device)|"
+       r'errno[ (=:]*2\b)', 'device_nodes'),
+    _p(r"npu-smi: (?:command )?not found|No such file or directory: '[\w/]*npu-smi'|npu-smi: No such file|"
+       r'command not found: npu-smi', 'npu_smi_missing'),
+    # limits of the host
+    _p("DefaultCPUAllocator: can't allocate memory|Out of memory: Kill(?:ed)? process (?P<pid>\\d+)|oom-kill:|"
+       r'\[Errno 12\] Cannot allocate memory|\bOOMKilled\b|Memory cgroup out of memory|^\s*(?:\w+\.)*_?(?:Array)?'
+       r'MemoryError(?::|\s*$)', 'memory_host'),
+    _p(r'DataLoader worker .*killed by signal: Bus error|insufficient shared memory|No space left on device: '
+       r"'/dev/shm|unable to (?:allocate|open|mmap|resize|write).{0,40}shared memory", 'shared_memory', 101),
+    _p(r'DataLoader worker .*killed by signal: Killed', 'memory_host'),
+    _p('Too many open files|received 0 items of ancdata', 'open_files', 102),
+    _p(r"can't start new thread|\[Errno 11\] Resource temporarily unavailable|fork: (?:retry: )?Resource temporarily|"
+       r'Thread creation failed|pthread_create failed', 'processes', 60),
+    _p(r"\[Errno 5\] Input/output error(?:: '(?P<path>[^']+)')?|\[Errno 116\] Stale file handle(?:: '(?P<path_>[^']+)')"
+       r'?', 'disk_error', 60),
+    # processes that end
+    _p(r'exitcode\s*: (?P<shell>)-(?P<number>\d+)', _signal, 60),
+    _p(r'(?P<shell>)Signal (?P<number>\d+) \(SIG\w+\) received by PID', _signal, 60),
+    _p(r'(?P<shell>(?:[Ee]xit(?:ed with)?[ -]?(?:code|status)|ExitCode|ExitStatus)[":= ]+)(?P<number>1[34]\d)\b',
+       _signal, 44),
+    _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
+    _p(r'(?:Fatal Python error: |^|\d )(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
+    _p(r'^Killed\s*$|(?:line|行) ?\d+: +\d+ Killed\b|^\[\d+\][+-]? +(?:\d+ +)?[Kk]illed\b|sh: killed\b', _killed, 45),
+    _p(r'^terminate called after throwing|Aborted \(core dumped\)|Fatal Python error: Aborted', 'aborted', 5),
+    _p(_OWN, _own, 35),
+    _p(r'seresnet_timm\.errors\.(?:RunError|UsageError): (?P<reason>.+)', _own, 35),
+)

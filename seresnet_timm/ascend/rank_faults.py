@@ -1,0 +1,198 @@
+"""Faults that concern several ranks, the host and Python: see `faults.py`"""
+from typing import Dict
+
+from seresnet_timm.ascend.fault import (
+    ADVICE,
+    BLOCKING,
+    CAUSE,
+    DMESG,
+    LINK,
+    LOST,
+    MESSENGER,
+    OTHERS,
+    RUN_PLOG,
+    THIS,
+    WAIT,
+    Fault,
+)
+
+RANK_FAULTS: Dict[str, Fault] = {
+    # --- several ranks ------------------------------------------------------------------------------------------------
+    'port_host': Fault(
+        CAUSE, "HCCL's port [{port} ]of this host is taken[ ({ip})]",
+        ('another job on this host uses the same ports', 'a process of an earlier run still runs'),
+        'give each job its own ports: export HCCL_IF_BASE_PORT=N (a free range begins there){newer_host}; or end the '
+        'other job; `sysctl -w net.ipv4.ip_local_reserved_ports=60000-60031` keeps the kernel off them',
+        '`ss -ltnp | grep {port}` shows who listens'),
+    'port_device': Fault(
+        CAUSE, "HCCL's port [{port} ]of the device is taken[ ({ip})]",
+        ('two processes share this NPU', 'a process of an earlier run still runs'),
+        'one process a device; end the other process{newer_device}; '
+        '`npu-smi info` lists the processes of each NPU'),
+    'port_torch': Fault(
+        CAUSE, "torchrun's port [{port} ]is taken (not a port of HCCL)", ('another job on this host uses it',),
+        '--master-port N with a free port, the same on all nodes', '`ss -ltnp | grep {port}` shows who listens'),
+    'port_low': Fault(
+        CAUSE, "this user may not use torchrun's port[ {port}]", ('ports below 1024 are for root only',),
+        '--master-port N with a free port above 1024, the same on all nodes', THIS),
+    'hccp_busy': Fault(
+        CAUSE, 'a process of an earlier run still holds the device, or has just ended',
+        ('the earlier run is still ending', 'a process of it was left behind'),
+        'wait ten seconds and start again; else end the process (`npu-smi info` names it)'),
+    'connect_timeout': Fault(
+        WAIT, LOST + '[rank {remote} or ]another rank did not come in time for a connection '
+        'of HCCL', ('another rank failed, or ended earlier', 'another rank was still loading, evaluating or saving',
+                    'the devices do not reach each other: interface, network, TLS'),
+        'read the logs of the other ranks first; raise HCCL_CONNECT_TIMEOUT (seconds, 120 unless set); where all ranks '
+        'live: HCCL_SOCKET_IFNAME, and `hccn_tool -i ID -tls -g` must be the same on all', OTHERS),
+    'tls': Fault(
+        LINK, 'the devices do not connect: TLS is on at one side only[ (rank {remote})]', (
+            'TLS is switched differently on the NPUs',),
+        'set the same on all: `hccn_tool -i ID -tls -g` shows it, `hccn_tool -i ID -tls -s enable 0` switches it off',
+        OTHERS),
+    'root_detect': Fault(
+        WAIT, LOST + 'not all ranks reported to rank 0 when HCCL started[: no report of rank {missing}][ ({reason})]',
+        ('the interface is wrong or does not reach rank 0', 'a rank failed earlier, or came too late'),
+        'set HCCL_SOCKET_IFNAME (or HCCL_IF_IP) to the interface that reaches the other machines; read the logs of '
+        'the other ranks; raise HCCL_CONNECT_TIMEOUT', OTHERS),
+    'hccl_interface': Fault(
+        CAUSE, 'HCCL does not find [{value}, ]the interface or address of this host[ that {variable} names]',
+        ('the variable names an interface or address of another machine', 'the interface is down or has no address'),
+        'set HCCL_SOCKET_IFNAME to an interface of this host that reaches the others (`ip -br addr` lists them), or '
+        'unset it and HCCL_IF_IP'),
+    'exec_timeout': Fault(
+        WAIT, LOST + '{remote_or_another} did not take part in a '
+        'collective in time[ ({seconds})]',
+        ('{remote_or_another} failed or ended earlier', 'it hangs, or has fewer steps', 'the network'),
+        'read the log of {remote_or_another} first, and all others: the earliest error is the cause; HCCL waits '
+        '{limit} s (HCCL_EXEC_TIMEOUT)', OTHERS),
+    'heartbeat': Fault(
+        WAIT, LOST + '[the device {remote} gave ]no sign of life any more[ ({reason})]',
+        ('its process has ended', 'the network'), 'read the log of the rank on that device first', OTHERS),
+    'sync_timeout': Fault(
+        WAIT, LOST + 'a wait for the device [{device} ]did not end in time',
+        ('another rank failed, hangs, or does work that the others do not do (data, evaluation, saving)',
+         'an operator hangs'),
+        'read the logs of the other ranks first; ACL_DEVICE_SYNC_TIMEOUT and HCCL_EXEC_TIMEOUT say how long a wait '
+        'lasts',
+        OTHERS),
+    'watchdog': Fault(
+        WAIT, LOST + 'the watchdog ended a collective[ {operator}][ after {seconds}]',
+        ('another rank failed, hangs, or has fewer steps',), 'read the logs of the other ranks first', OTHERS),
+    'peer_lost': Fault(
+        WAIT, LOST + '{closer} closed the connection', (
+            'that process has failed or ended',), 'read the logs of the other ranks first', OTHERS),
+    'peer_timeout': Fault(
+        WAIT, LOST + 'another process did not answer in time[ ({seconds})]',
+        ('that process has failed or ended', 'it hangs, or does work that the others do not do', 'the network'),
+        'read the logs of the other ranks first', OTHERS),
+    'barrier': Fault(
+        WAIT, LOST + '[rank {remote} or ]another rank did not come to a barrier',
+        ('that rank has failed or ended', 'it hangs, or does work that the others do not do'),
+        'read the logs of the other ranks first', OTHERS),
+    'rendezvous': Fault(
+        WAIT, LOST + 'not all processes met at the start[: {joined} came][ within {seconds} s][; nobody answers at '
+        '{address}]', ('another process failed before, or was not started',
+        'wrong address, port or number of processes',
+                       'a firewall'),
+        'read the logs of the processes that did not come; the same --nnodes, --master-addr and --master-port on all '
+        'nodes; wait longer with --rdzv-timeout', OTHERS),
+    'address_of_another': Fault(
+        CAUSE, 'this machine does not have the address at which it is to listen[ ({address})]',
+        ('--master-addr, or MASTER_ADDR, names another machine than that of rank 0', 'the address has changed'),
+        'name an address of the machine that runs rank 0 (`ip -br addr` there lists them), the same on all nodes',
+        THIS),
+    'host_unknown': Fault(
+        CAUSE, 'the name of a machine[ {address}] is not known here',
+        ('--master-addr, or MASTER_ADDR, is a name that this machine does not know',
+         'no network or no DNS, as in a container'),
+        'give an IP address, or add the name to /etc/hosts', THIS),
+    'host_address': Fault(
+        CAUSE, 'gloo finds no usable address of this machine[ ({address})]',
+        ("this machine's own name stands for no address, or for one that the others do not reach (127.0.1.1 in "
+         '/etc/hosts)', 'GLOO_SOCKET_IFNAME names an interface that is not here or has no address'),
+        'set GLOO_SOCKET_IFNAME to an interface that reaches the other machines (`ip -br addr` lists them)', THIS),
+    'not_launched': Fault(
+        CAUSE, 'a distributed run was started without {variable}', ('the script was not started by torchrun',),
+        'start it with torchrun, or with seresnet-timm train --nproc N', THIS),
+    'nccl': Fault(
+        LINK, 'NCCL failed[: {reason}]', ('an earlier fault of another rank', 'the network, or the driver of the GPU'),
+        'run with NCCL_DEBUG=WARN; read the logs of the other ranks; NCCL_SOCKET_IFNAME', OTHERS),
+    'watchdog_messenger': Fault(
+        MESSENGER, 'the watchdog reports an error of another operation', ('the text after it is the fault',),
+        'read what follows, and the logs of the other ranks', OTHERS),
+    'hccl_link': Fault(
+        LINK, 'a link between devices was not made or broke[ (remote rank {remote})][: {reason}][; the other end: '
+        '{peer}]',
+        ('the process at the other end failed first', 'a cable, module or port is down',
+        'address or network of the NPU'),
+        'read the log of the rank at the other end; `hccn_tool -i ID -link -g`, `-ip -g` and `-net_health -g`', OTHERS),
+    'communicator': Fault(
+        LINK, 'the communicator of HCCL could not be made[ ({operator})]',
+        ('the code under the number tells', 'versions of driver, CANN and torch_npu that do not belong together'),
+        'compare the versions of driver and CANN on all machines; read plog', RUN_PLOG),
+    'communicator_driver': Fault(
+        CAUSE, 'the communicator of HCCL could not be made: HCCL refused a parameter[ ({operator})]',
+        ('the driver is older than CANN', 'ranks were started with different sizes'),
+        "install the driver of CANN's table of versions", RUN_PLOG),
+    'communicator_device_number': Fault(
+        CAUSE, 'the communicator of HCCL could not be made: HCCL did not find the device by its number',
+        ('an error of CANN before 8.1, seen in containers with a part of the devices',), 'install CANN 8.1 or newer',
+        RUN_PLOG),
+    'hccl_general': Fault(
+        LINK, 'HCCL failed[ in {operator}]', ('an earlier fault of this or another rank',),
+        'the code of CANN under the number tells; read the logs of the other ranks', RUN_PLOG),
+    'timeout_order': Fault(
+        ADVICE, 'HCCL_EXEC_TIMEOUT [({value}) ]is above the time-out of the process group[ ({limit} ms)]: the watchdog '
+        'ends a run first, and nothing is in plog', (), "set HCCL_EXEC_TIMEOUT below torch's time-out", THIS),
+    'rank_table': Fault(
+        CAUSE, 'the rank table [{path} ]cannot be used[: {reason}]',
+        ('RANK_TABLE_FILE is set, and its file does not fit this machine',),
+        'unset RANK_TABLE_FILE (torchrun does not need it), or correct the file: addresses from `hccn_tool -i ID -ip '
+        '-g`'),
+    'hccl_variable': Fault(
+        CAUSE, 'a variable of HCCL has a value that it does not take[: {setting}][; it takes {expected}]', (),
+        'correct or unset the variable[ {variable}]', THIS),
+    'hccl_argument': Fault(
+        CAUSE, 'a collective[ {operator}] was called with a wrong argument[ ({argument})]', (
+            'a dtype or size that HCCL does not take',), 'read the sentence of the code', 'the Python traceback'),
+    'different_arguments': Fault(
+        CAUSE, 'ranks called collectives with different arguments[: {argument} is {value} here and {range} there]',
+        ('ranks run different code, data or versions', 'one rank skipped a collective'),
+        'start all ranks with the same command and versions', OTHERS),
+    'versions_differ': Fault(
+        CAUSE, 'the machines have different versions of CANN[: {value} here, {range} there]', (),
+        'install the same CANN on all machines', '`seresnet-timm doctor` on every machine'),
+    # --- host and Python ----------------------------------------------------------------------------------------------
+    'killed': Fault(
+        CAUSE, 'the process[ of rank {remote}] was ended by {signal}', (
+            "SIGKILL: the host's memory is used up, or somebody ended it", 'SIGSEGV, SIGABRT: an error in native code',
+            'SIGTERM, SIGINT: it was told to stop'),
+        '`dmesg` tells whether memory was used up; fewer loader workers (-j)', DMESG),
+    'open_files': Fault(
+        CAUSE, 'too many files are open', ('many loader workers, each with open files and sockets',),
+        '`ulimit -n 65536` before the run; fewer loader workers (-j)', '`ulimit -n`'),
+    'processes': Fault(
+        CAUSE, 'no further process or thread can be started', (
+            'the limit of processes of the user or of the container', 'many loader workers, each with threads'),
+        'raise `ulimit -u`, or --pids-limit of the container; fewer loader workers (-j); OMP_NUM_THREADS=1', DMESG),
+    'disk_error': Fault(
+        CAUSE, 'a disk or network drive could not be read or written (input/output error)[: {path}]',
+        ('a damaged disk', 'a network drive that is gone'), 'read the log of the kernel; copy the data elsewhere',
+        DMESG),
+    'plog': Fault(
+        LINK, '{reporter} of CANN wrote an error that is not known here[: {reason}]', ('an earlier fault',),
+        f'read what comes before it, and the error of torch_npu in the log of this rank; {BLOCKING}'),
+    'aborted': Fault(
+        MESSENGER, 'the process ended itself (SIGABRT) after an error that is printed before', (),
+        'read what comes before',
+        'the log of this rank'),
+    'inner': Fault(
+        CAUSE, 'an inner error, reported by {reporter}[: {reason}]', (), f'read the lines under it; {BLOCKING}'),
+    'reported': Fault(
+        LINK, '{reason}; the text does not say which', (), f'{BLOCKING}; TORCH_NPU_COMPACT_ERROR_OUTPUT=0 prints all'),
+    'own': Fault(CAUSE, '{reason}', (), '', THIS),
+    'python': Fault(CAUSE, 'Python error {reason}', (), 'read its traceback', 'the Python traceback'),
+    'unknown': Fault(
+        CAUSE, '{reason}', (), f'search for the code in the documents of CANN; {BLOCKING}'),
+}

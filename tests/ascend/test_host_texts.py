@@ -1,0 +1,171 @@
+"""Errors of torch.distributed, gloo, Python, shells and containers that users meet beside those of the NPU."""
+import pytest
+from ascend.npu_texts import prefixed
+
+from seresnet_timm.ascend.errors import diagnose_text, explain, is_consequence
+
+
+def of_socket(side, what, number):
+    return f'[c10d] The {side} socket has failed to {what} (errno: {number}).'
+
+
+# text, fault, words of the sentence, of the remedy
+TEXTS = {
+    'refused': ('torch.distributed.DistNetworkError: The client socket has failed to connect to any network address of '
+                '(192.0.2.1, 29511). The client socket has failed to connect to 192.0.2.1:29511 (errno: 111 - '
+                'Connection '
+                'refused).', 'rendezvous', '192.0.2.1', '--master-addr'),
+    'timed out': ('torch.distributed.DistNetworkError: The client socket has timed out after 60000ms while trying to '
+                  'connect '
+                  'to (node-7, 29511).', 'rendezvous', 'node-7', '--master-port'),
+    'no route': ('[E] ' + of_socket('client', 'connect to [192.0.2.9]:29511', '113 - No route to host'), 'rendezvous',
+                 '192.0.2.9', '--master-addr'),
+    'port': ('RuntimeError: ' + of_socket('server', 'bind to 0.0.0.0:29511', '98 - Address already in use'),
+             'port_torch', '29511', '--master-port'),
+    'port, new words': ('torch.distributed.DistNetworkError: The server socket has failed to listen on any local '
+                        'network '
+                        'address. port: 29511, useIpv6: false, code: -98, name: EADDRINUSE, message: address already '
+                        'in '
+                        'use', 'port_torch', '29511', '--master-port'),
+    'address': ('RuntimeError: ' + of_socket('server', 'bind to 192.0.2.9:29511', '99 - Cannot assign requested '
+                                             'address'),
+                'address_of_another', '192.0.2.9', 'rank 0'),
+    'low port': ('RuntimeError: ' + of_socket('server', 'bind to 0.0.0.0:80', '13 - Permission denied'), 'port_low',
+                 '80',
+                 'above 1024'),
+    'name': ('socket.gaierror: [Errno -2] Name or service not known', 'host_unknown', 'name', '/etc/hosts'),
+    'elastic': ('torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError', 'rendezvous', 'met',
+                '--rdzv-timeout'),
+    'store gone': ('torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d '
+                   'store '
+                   'has failed. See inner exception for details.', 'rendezvous', 'met', 'master-addr'),
+    'closed': ('torch.distributed.elastic.rendezvous.api.RendezvousClosedError', 'peer_lost', 'closed', 'other ranks'),
+    'agent': ("[W] The node 'n7_12_0' has failed to send a keep-alive heartbeat to the rendezvous '77' due to an "
+              "error of "
+              'type RendezvousConnectionError.', 'peer_lost|rendezvous', 'lost contact', 'logs'),
+    'gloo closed': ('RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:77] Connection closed by peer '
+                    '[192.0.2.2]:33333', 'peer_lost', '192.0.2.2', 'other ranks'),
+    'gloo late': ('RuntimeError: [../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:77] Timed out waiting '
+                  '90000ms '
+                  'for recv operation to complete', 'peer_timeout', '90 s', 'other ranks'),
+    'store late': ('torch.distributed.DistStoreError: wait timeout after 45000ms, keys: /none/torchelastic/rank/1',
+                   'peer_timeout', '45 s', 'other ranks'),
+    'gloo interface': ('RuntimeError: [enforce fail at ../gloo/transport/tcp/device.cc:77] ifa != nullptr. Unable to '
+                       'find '
+                       'interface for: [eth7]', 'host_address', 'eth7', 'GLOO_SOCKET_IFNAME'),
+    'gloo own name': ('RuntimeError: [enforce fail at ../gloo/transport/tcp/device.cc:77] ifa != nullptr. Unable to '
+                      'find '
+                      'address for: n7', 'host_address', 'n7', 'ip -br addr'),
+    'barrier': ('RuntimeError: [Rank 0] Ranks 3, 5 failed to pass monitoredBarrier in 60000 ms', 'barrier', 'rank 3, 5',
+                'other ranks'),
+    'collectives': ('RuntimeError: Detected mismatch between collectives on ranks. Rank 0 is running collective: A, '
+                    'but '
+                    'Rank 1 is running collective: B', 'different_arguments', 'different', 'same command'),
+    'shapes': ('RuntimeError: [1]: params[0] in this process with sizes [10, 8] appears not to match sizes of the '
+               'same param '
+               'in process 0.', 'different_arguments', 'different', 'same command'),
+    'variables': ('ValueError: Error initializing torch.distributed using env:// rendezvous: environment variable '
+                  'MASTER_PORT '
+                  'expected, but not set', 'not_launched', 'MASTER_PORT', 'torchrun'),
+    'CPU tensor': ('RuntimeError: No backend type associated with device type cpu', 'cpu_tensor', 'CPU', '.to(device)'),
+    'no HCCL': ("RuntimeError: Distributed package doesn't have HCCL built in", 'torch_npu_not_loaded', 'torch_npu',
+                'install torch_npu'),
+    'NCCL': ('torch.distributed.DistBackendError: NCCL error in: ../ProcessGroupNCCL.cpp:77, unhandled system error',
+             'nccl',
+             'NCCL', 'NCCL_DEBUG'),
+    # limits
+    'killed': ('/tmp/job.sh: line 12:  2345 Killed                  python train.py', 'killed', 'SIGKILL', 'dmesg'),
+    'exit code': ('command terminated with exit code 137', 'killed', 'SIGKILL', 'memory'),
+    'crash': ('Process exited with code 139', 'killed', 'SIGSEGV', 'dmesg'),
+    'container': ('      Reason:       OOMKilled', 'memory_host', "host's memory", 'limit'),
+    'memory': ('numpy.core._exceptions._ArrayMemoryError: Unable to allocate 7.5 GiB for an array', 'memory_host',
+               'host',
+               'workers'),
+    'shared memory': ('RuntimeError: unable to allocate shared memory(shm) for file </torch_1>: Resource temporarily '
+                      'unavailable (11)', 'shared_memory', '/dev/shm', '--shm-size'),
+    'shared memory full': ("OSError: [Errno 28] No space left on device: '/dev/shm/torch_7'", 'shared_memory',
+                           '/dev/shm',
+                           '--shm-size'),
+    'worker': ('ERROR: Unexpected bus error encountered in worker. This might be caused by insufficient shared memory '
+               '(shm).', 'shared_memory', '/dev/shm', '--shm-size'),
+    'files': ('OSError: [Errno 24] Too many open files', 'open_files', 'open', 'ulimit -n'),
+    'files in shared memory': ('RuntimeError: unable to open shared memory object </torch_7> in read-write mode: Too '
+                               'many '
+                               'open files (24)', 'open_files', 'open', 'ulimit -n'),
+    'threads': ("RuntimeError: can't start new thread", 'processes', 'thread', 'pids-limit'),
+    'disk': ("OSError: [Errno 5] Input/output error: '/data/7.jpg'", 'disk_error', '/data/7.jpg', 'kernel'),
+    'disk full': ('write /var/lib/docker: no space left on device', 'disk_full', 'full', 'free'),
+    # devices and programs
+    'node': ("PermissionError: [Errno 13] Permission denied: '/dev/davinci7'", 'permission', '/dev/davinci7',
+             'HwHiAiUser'),
+    'node in C': ('open /dev/davinci_manager failed, fd(-1), errno(13)', 'permission', '/dev/davinci_manager',
+                  'container'),
+    'no node': ("FileNotFoundError: [Errno 2] No such file or directory: '/dev/devmm_svm'", 'device_nodes',
+                '/dev/devmm_svm',
+                '--device'),
+    'docker': ('docker: Error response from daemon: error gathering device information while adding custom device '
+               '"/dev/davinci7": no such file or directory.', 'device_nodes', '/dev/davinci7', 'ls /dev/davinci'),
+    'tool': ('bash: npu-smi: command not found', 'npu_smi_missing', 'npu-smi', 'mount'),
+    'tool in Python': ("FileNotFoundError: [Errno 2] No such file or directory: 'npu-smi'", 'npu_smi_missing',
+                       'npu-smi',
+                       'PATH|mount'),
+    'architecture': ('bash: /opt/py/bin/python3: cannot execute binary file: Exec format error', 'wrong_architecture',
+                     '/opt/py/bin/python3', 'uname -m'),
+    'container of another architecture': ('exec /usr/bin/bash: exec format error', 'wrong_architecture', 'architecture',
+                                          'uname -m'),
+    'wheel': ('ERROR: torch_npu-2.9.0-cp310-cp310-manylinux_2_28_aarch64.whl is not a supported wheel on this '
+              'platform.',
+              'wrong_wheel', 'cp310', 'python -V'),
+    # as a system in Chinese prints them
+    'Chinese tool': ('bash：npu-smi：未找到命令', 'npu_smi_missing', 'npu-smi', 'mount'),
+    'Chinese permission': ("PermissionError: [Errno 13] 权限不够: '/dev/davinci0'", 'permission', '/dev/davinci0',
+                           'HwHiAiUser'),
+    'Chinese disk': ("OSError: [Errno 28] 设备上没有空间: '/tmp/kernel_meta'", 'disk_full', '/tmp/kernel_meta', 'free'),
+    'Chinese port': ('RuntimeError: The server socket has failed to bind to [::]:29511 (errno: 98 - 地址已在使用).',
+                     'port_torch', '29511', '--master-port'),
+    'Chinese end': ('train.sh：行 3： 2345 已杀死               python train.py', 'killed', 'SIGKILL', 'memory'),
+    'Chinese library': ('ImportError: libascend_hal.so: 无法打开共享对象文件: 没有那个文件或目录', 'driver_missing',
+                        'libascend_hal.so', 'mount'),
+}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_text(name):
+    text, fault, what, remedy = TEXTS[name]
+    for form in (text, prefixed(text, '[rank3]: '), f'Traceback (most recent call last):\n{text}\r'):
+        first = diagnose_text(form).first
+        assert first.fault in fault.split('|') and first.known
+        assert what in first.what and any(word in first.remedy for word in remedy.split('|'))
+        assert '{' not in first.what + first.remedy and '?' not in first.what
+        if fault in ('killed', 'wrong_architecture'):
+            break  # a shell's line has no prefix
+
+
+@pytest.mark.parametrize('text', [
+    '[W socket.cpp:464] [c10d] The server socket cannot be initialized on [::]:29511 (errno: 97 - Address family not '
+    'supported by protocol).',
+    '[W1119 11:14:58.1 socket.cpp:601] [c10d] The client socket has failed to connect to [localhost]:29511 (errno: 99 '
+    '- '
+    'Cannot assign requested address).',
+    '[W socket.cpp:697] [c10d] The IPv6 network addresses of (n7, 29511) cannot be retrieved (gai error: -2 - Name or '
+    'service not known).'])
+def test_warnings_of_torch_while_it_tries(text):
+    diagnosis = diagnose_text(text)
+    assert diagnosis.first is None and 'warning of torch' in list(diagnosis.harmless)[0]
+
+
+@pytest.mark.parametrize('text', [
+    'exit code 0', 'process 137 exited with code 0', 'exit status: 1', 'Killed 0 workers', 'listening on port 29511',
+    'opened /dev/davinci0', 'connect timeout is 60 s', '训练完成，精度 76.5', 'MemoryError is handled', '12 files, 137 '
+    'images'])
+def test_nothing_is_found_where_nothing_is(text):
+    assert diagnose_text(text).first is None
+
+
+def test_waits_are_consequences_and_limits_are_not():
+    for name in ('gloo late', 'barrier', 'store late', 'closed', 'refused'):
+        assert is_consequence(TEXTS[name][0])
+    for name in ('files', 'port', 'shared memory'):
+        assert not is_consequence(TEXTS[name][0])
+    assert explain(TEXTS['name'][0], 'npu:0') is None  # of the Hub, of a data set
+    assert 'ulimit -n' in explain(TEXTS['files'][0], 'npu:0')
