@@ -2,9 +2,11 @@
 
     python tests/read_torch_npu_wheels.py WHEEL_OR_SITE_PACKAGES ... > tests/golden/torch_npu_names.json
     python tests/read_torch_npu_wheels.py --table
+    python tests/read_torch_npu_wheels.py --kernels WHEEL_OR_SITE_PACKAGES ... > tests/golden/npu_kernels.json
 
 The first makes the extract, from wheels as `pip download --no-deps torch_npu==X` gets them (x86-64 and aarch64). The
-second prints the table of versions of docs/install.md from the extract.
+second prints the table of versions of docs/install.md from the extract. The third lists the operators of torch that
+have a kernel for the NPU, by release.
 """
 import ast
 import configparser
@@ -31,6 +33,8 @@ EMULATED = dict.fromkeys(('2.10.0', '2.12.0', '2.13.0', '2.14.0'), 'emulated')
 MISSING = 'missing'
 # compiled, without a source: what torch_npu's own sources use of it is all that can be read
 COMPILED = 'torch_npu._C'
+# listed for sparse and quantized tensors
+NOT_REGISTERED = {'_coalesce', '_empty_affine_quantized', 'dequantize.self', 'int_repr'}
 
 
 class Found(NamedTuple):
@@ -309,11 +313,39 @@ def table(data: Dict) -> str:
     return '\n'.join(lines)
 
 
+def kernels(dist: Distribution) -> Set[str]:
+    """Operators of torch that torch_npu registers a kernel for, from the lists that its code is generated from.
+
+    With 2.14.0 these are the registrations of the dispatcher (run: the difference is NOT_REGISTERED).
+    """
+    import yaml
+    names: Set[str] = set()
+    for file in ('npu_native_functions.yaml', 'npu_native_functions_by_codegen.yaml'):
+        lists = yaml.safe_load(dist.read(f'torch_npu/csrc/aten/{file}'))
+        for part in ('supported', 'custom'):
+            for entry in lists.get(part) or ():
+                names.add((entry if isinstance(entry, str) else entry['func']).split('(')[0])
+    return {name for name in names if 'npu' not in name} - NOT_REGISTERED
+
+
+def extract_kernels(paths: List[Union[str, Path]]) -> Dict:
+    """`newest`: the kernels of the newest release; `others`: those that an older one lacks, and has beside them."""
+    found = {dist.version: kernels(dist) for dist in map(Distribution, map(Path, paths))}
+    newest = max(found, key=version_key)
+    return {
+        'newest': {newest: sorted(found[newest])},
+        'others': {version: {'lacks': sorted(found[newest] - found[version]),
+                             'has': sorted(found[version] - found[newest])}
+                   for version in sorted(found, key=version_key) if version != newest}}
+
+
 def main(argv: List[str]) -> None:
     if not argv or argv[0] in ('-h', '--help'):
         sys.exit(__doc__)
     if argv == ['--table']:
         print(table(json.loads(EXTRACT.read_text())))
+    elif argv[0] == '--kernels':
+        print(json.dumps(extract_kernels(argv[1:]), indent=1))
     else:
         print(json.dumps(extract(argv), indent=1))
 

@@ -5,15 +5,17 @@ so once, in a warning. With TORCH_NPU_FALLBACK_CPU_DISABLE=1 this is an error th
 the variable at the first such operator of a process and never again, so it cannot be switched off later.
 """
 import re
-from typing import Any, Dict, Iterator, Set
+from typing import Any, Dict, Iterable, Iterator, List, Set
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 NO_FALLBACK = 'TORCH_NPU_FALLBACK_CPU_DISABLE'
-# kernels of torch_npu (2.13) that do nothing but compute on the CPU
-FALLING_BACK = ('aten::_fused_adam_',)
+# kernels of torch_npu that do nothing but compute on the CPU: 2.7.1, 2.9.0 and 2.10 to 2.14; others have none at all
+FALLING_BACK = ('aten::_fused_adam_', 'aten::_fused_adam_.tensor_lr')
+# what torch_npu says once of an operator, at its first computation on the CPU
+WARNING = re.compile(r"The operator '?(aten::[\w.]+).{0,80}(?:fall ?back|to run) ", re.S)
 KERNEL, COMPOSITE, FALLBACK = 'kernel', 'composite', 'fallback'
 # operators that reduce, which several Ascend chips have for floating point and int32 only
 REDUCTIONS = ('sum', 'mean', 'prod', 'cumsum', 'amax', 'amin', 'norm', 'std', 'var')
@@ -54,6 +56,11 @@ def _broken(name: str, given: Any, made: Any) -> Iterator[str]:
     base = name.partition('::')[2].partition('.')[0]
     if base in REDUCTIONS and any(x.dtype == torch.int64 for x in given):
         yield 'int64 reduction'
+
+
+def named_in_warnings(texts: Iterable[str]) -> List[str]:
+    """Operators of which torch_npu warned that they run on the CPU."""
+    return [match.group(1) for match in map(WARNING.search, texts) if match]
 
 
 def full_name(func: Any) -> str:

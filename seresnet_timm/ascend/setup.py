@@ -55,12 +55,13 @@ def describe() -> str:
     return '; '.join(f'{what} ({why})' for what, why in DECISIONS)
 
 
-def set_up(device: str, dtypes: Sequence[Optional[str]] = ()) -> None:
+def set_up(device: str, dtypes: Sequence[Optional[str]] = (), internal_format: Optional[bool] = None) -> None:
     """Set torch_npu up in this process, once, before the first use of the device.
 
     Args:
         device: 'npu', or with an index. Without an index: the device LOCAL_RANK.
         dtypes: Names of the dtypes that the run computes in.
+        internal_format: Tensors may be laid out in formats of the NPU; None for the default of the release.
 
     Raises:
         UsageError: The chip does not support one of them.
@@ -72,6 +73,8 @@ def set_up(device: str, dtypes: Sequence[Optional[str]] = ()) -> None:
     torch.npu.set_device(int(index or os.environ.get('LOCAL_RANK', 0)))  # before the first use makes it device 0
     torch_npu.npu.set_compile_mode(jit_compile=False)
     set_hf32(True)
+    if internal_format is not None:
+        torch.npu.config.allow_internal_format = internal_format  # can only be written
     if 'bfloat16' in dtypes and not torch.npu.is_bf16_supported():
         raise UsageError(f'{torch.npu.get_device_name()} does not compute in bfloat16: use --amp --amp-dtype float16.')
 

@@ -25,7 +25,8 @@ def help_parser() -> ArgumentParser:
     parser.add_argument('--tuned-file', default='tuned.yaml', metavar='FILE', help='the file to write (tuned.yaml)')
     parser.add_argument('--seconds', type=float, default=120, metavar='S', help='how long to measure, about (120)')
     parser.add_argument('--allow', default='', metavar='NAMES',
-                        help='take these too if they are faster: batch-size, precision, or both with a comma')
+                        help='take these too if they are faster: batch-size, precision, internal-format; '
+                             'several with commas')
     parser.examples, parser.next_steps = EXAMPLES, NEXT
     return parser
 

@@ -8,12 +8,11 @@ from typing import List
 
 from seresnet_timm.ascend import cann_versions, hccl, hccl_network, hccl_ports, installation, npu_users, wheels
 from seresnet_timm.ascend.environment import CHECKED, DEAD, VARIABLES
+from seresnet_timm.ascend.fault import SET_ENV
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
 from seresnet_timm.doctor.probe_processes import error_summary
 
-SET_ENV = ('source the set_env.sh of CANN: `source /usr/local/Ascend/ascend-toolkit/set_env.sh`, of CANN 8.5 and newer '
-           '`source /usr/local/Ascend/cann/set_env.sh`')
 INSTALL_DRIVER = 'install the driver of the NPU; in a container mount /usr/local/Ascend/driver'
 
 

@@ -1,104 +1,53 @@
 """`seresnet-timm doctor --operators`: whether a training computes on the NPU alone, with the installed torch_npu.
 
-The steps of the recipes run on the NPU, small: training in float32, under autocast and in O2, evaluation, prediction.
-An export computes on the CPU on every machine. What reaches the dispatcher is looked up (`ascend/operators.py`); and as
-TORCH_NPU_FALLBACK_CPU_DISABLE=1 is set, an operator inside a compound one that would run on the CPU is an error.
+The steps of the recipes and of the flags of a training run on the NPU, small (`operator_steps.py`). What reaches the
+dispatcher is looked up (`ascend/operators.py`); and as TORCH_NPU_FALLBACK_CPU_DISABLE=1 is set, an operator inside a
+compound one that would run on the CPU is an error. A torch_npu without that variable warns, and the warning is read.
 
 `--json` prints one object: `schema` 1; `ok`; `torch_npu`; `operators`: name -> `kind` ('kernel', 'composite' or
 'fallback') and `steps`; `constraints`: what Ascend does not take -> names of operators; `failures`: step -> error.
 """
-import argparse
 import json
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
+import warnings
+from typing import Any, Dict, List, Mapping, Sequence, Set
 
 from seresnet_timm.ascend.wheels import installed_pair
 from seresnet_timm.doctor.probe_processes import run_probe
 from seresnet_timm.errors import RunError, first_line, first_names, printable
 
 SCHEMA = 1
+TIMEOUT = 900  # seconds: an NPU may compile operators at their first use
 NO_FALLBACK = 'TORCH_NPU_FALLBACK_CPU_DISABLE'
-
-
-def steps(device: str) -> Iterator[Tuple[str, Callable[[], Any]]]:
-    """The steps, by name; a function runs one."""
-    import torch
-    import torch.nn.functional as F
-    from timm.utils import ModelEmaV3, accuracy
-
-    import seresnet_timm.models  # noqa: F401  (registers them)
-    from seresnet_timm.ascend.runtime import supports_bfloat16
-    from seresnet_timm.models.create import create_model
-    from seresnet_timm.step.backward import backward
-    from seresnet_timm.step.bad_steps import BadSteps
-    from seresnet_timm.step.fast import create_optimizer
-    from seresnet_timm.step.half_weights import use_half_weights
-    from seresnet_timm.step.loss_scaler import create_loss_scaler
-    target = torch.device(device)
-    flags = argparse.Namespace(clip_grad=None, clip_mode='norm')
-
-    def network() -> torch.nn.Module:
-        return create_model('seresnet50_ascend', num_classes=8, channels=(8, 8, 8, 8)).to(target)
-
-    def batch() -> Tuple[torch.Tensor, torch.Tensor]:
-        return torch.randn(4, 3, 64, 64).to(target), torch.arange(4).to(target)
-
-    def train(dtype: str = '', half: bool = False) -> None:
-        model = use_half_weights(network()) if half else network()
-        average = ModelEmaV3(model)
-        optimizer = create_optimizer(model, 'momentum', lr=0.1, momentum=0.9, weight_decay=1e-4)
-        scaler = create_loss_scaler(target, bool(dtype), dtype or 'float16', 1024. if half else None)[0]
-        guard = BadSteps(model, optimizer, target, scaler)
-        guard.start_epoch()
-        for _ in range(2):
-            images, targets = batch()
-            with torch.autocast(target.type, getattr(torch, dtype or 'float16'), enabled=bool(dtype) and not half):
-                loss = F.cross_entropy(model(images), targets)
-            backward(loss, None, optimizer, flags, scaler, True, guard)
-            optimizer.zero_grad()
-            average.update(model)
-        float(loss)
-
-    def evaluate() -> None:
-        images, targets = batch()
-        with torch.inference_mode():
-            output = network().eval()(images)
-            accuracy(output, targets, topk=(1, 5))
-            F.cross_entropy(output, targets).item()
-
-    def predict() -> None:
-        with torch.inference_mode():
-            output = network().eval()(batch()[0])
-            [x.cpu() for x in output.float().softmax(dim=1).topk(5)]
-    yield 'training in float32', train
-    yield 'training with amp float16', lambda: train('float16')
-    if supports_bfloat16():
-        yield 'training with amp bfloat16', lambda: train('bfloat16')
-    yield 'training with O2', lambda: train('float16', half=True)
-    yield 'evaluation', evaluate
-    yield 'prediction', predict
 
 
 def watch(device: str = 'npu') -> Dict[str, Any]:
     """Run the steps on the NPU of this process, whose environment has NO_FALLBACK; what they reached, and failures."""
-    from seresnet_timm.ascend.operators import Watch, kind_of
+    from seresnet_timm.ascend.operators import Watch, kind_of, named_in_warnings
     from seresnet_timm.ascend.setup import set_up
+    from seresnet_timm.doctor.operator_steps import steps
     set_up(device)
     reached: Dict[str, List[str]] = {}
     constraints: Dict[str, List[str]] = {}
     failures: Dict[str, str] = {}
+    on_cpu: Set[str] = set()
     for name, step in steps(device):
         mode = Watch()
-        try:
-            with mode:
-                step()
-        except Exception as e:
-            failures[name] = first_line(e)
-        for operator in mode.operators:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            try:
+                with mode:
+                    step()
+            except Exception as e:
+                failures[name] = first_line(e)
+        warned = named_in_warnings(str(w.message) for w in said)  # also of those inside a compound operator
+        on_cpu.update(warned)
+        for operator in {*mode.operators, *warned}:
             reached.setdefault(operator, []).append(name)
         for what, operators in mode.constraints.items():
             constraints[what] = sorted({*constraints.get(what, []), *operators})
-    operators = {name: {'kind': kind_of(name), 'steps': reached[name]} for name in sorted(reached)}
+    operators = {name: {'kind': 'fallback' if name in on_cpu else kind_of(name), 'steps': reached[name]}
+                 for name in sorted(reached)}
     return {'operators': operators, 'constraints': constraints, 'failures': failures}
 
 
@@ -111,7 +60,7 @@ def run(in_json: bool, environ: Mapping[str, str]) -> None:
     pair = installed_pair()
     if pair.torch_npu is None:
         raise RunError('--operators looks up the kernels of torch_npu, which is not installed here.')
-    probe = run_probe('operators', {**environ, NO_FALLBACK: '1'})
+    probe = run_probe('operators', {**environ, NO_FALLBACK: '1'}, timeout=TIMEOUT)
     if probe.failure is not None:
         raise RunError(f'--operators needs an NPU that computes: {printable(probe.failure)}. `seresnet-timm doctor` '
                        'says what is wrong.')
@@ -139,9 +88,16 @@ def as_text(found: Mapping[str, Any], torch_npu: str) -> List[str]:
     names = list(dict.fromkeys(name for entry in operators.values() for name in entry['steps']))
     lines = [f'Operators that the recipes reach on the NPU, with torch_npu {torch_npu}:']
     for name, entry in operators.items():
-        where = ', '.join(entry['steps'])
-        for group, word in ((names, 'all steps'), ([n for n in names if n.startswith('training')], 'training')):
-            where = where.replace(', '.join(group), word)
-        lines.append(f'  {name:<{width}}  {words[entry["kind"]]:<23}  {where}')
+        lines.append(f'  {name:<{width}}  {words[entry["kind"]]:<23}  {_where(entry["steps"], names)}')
     counts = ', '.join(f'{sum(e["kind"] == kind for e in operators.values())} {text}' for kind, text in words.items())
     return [printable(line) for line in [*lines, f'{len(operators)} operators: {counts}']]
+
+
+def _where(steps: Sequence[str], names: Sequence[str]) -> str:
+    """The steps that reach an operator, in few words."""
+    training = [name for name in names if name.startswith(('training', '--'))]
+    if len(steps) == len(names):
+        return 'all steps'
+    if set(training) <= set(steps):
+        steps = ['training', *(name for name in steps if name not in training)]
+    return first_names(steps, 4)

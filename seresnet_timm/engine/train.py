@@ -317,12 +317,12 @@ def start_loaders(run: Training, resumed: Resumed) -> None:
         run.eval_loader = loaders.start_workers(run.eval_loader, keep_rng=True, draws=not run.has_evaluated)
 
 
-def capture_step(model: nn.Module, args, data_config: Dict[str, Any], forward: Forward) -> None:
-    """Capture the kernels of a step, for batches as the loader makes them."""
+def capture_step(model: nn.Module, args, data_config: Dict[str, Any], forward: Forward) -> Optional[str]:
+    """Capture the kernels of a step, for batches as the loader makes them; the reason if that fails, else None."""
     size = (args.batch_size * max(1, args.aug_splits), *data_config['input_size'])
     images = torch.zeros(size, device=forward.device, dtype=forward.dtype)
     context = forward.autocast(cache_enabled=False) if args.amp else nullcontext()
-    graph.capture(model.train(), forward.lay_out(images), context, _logger)
+    return graph.capture(model.train(), forward.lay_out(images), context, _logger)
 
 
 def compile_and_distribute(settings: RunSettings, task, args, device: torch.device) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn as nn
 
 from seresnet_timm.ascend import installation
+from seresnet_timm.ascend.fault import SET_ENV
 from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import atomic_path
 from seresnet_timm.inference.load import LoadedModel
@@ -239,5 +240,5 @@ def where_is_atc(environ) -> str:
     if home is not None:
         script = installation.set_env_script(home)
         return f'ATC is in CANN, {home}: `source {script}` first.' if script else f'ATC is in CANN, {home}/bin.'
-    return ('ATC comes with the CANN toolkit, which is not on this machine: copy the file to a machine that has it and '
-            '`source /usr/local/Ascend/ascend-toolkit/set_env.sh` there. No NPU is needed.')
+    return ('ATC comes with the CANN toolkit, which is not on this machine: copy the file to a machine that has it, and '
+            f'{SET_ENV} there. No NPU is needed.')

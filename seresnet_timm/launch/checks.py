@@ -237,6 +237,10 @@ def check_optimizer(run: Checked) -> Iterator[str]:
     if name == optim.NAME and not run.settings.device.startswith('npu'):
         yield (f'--opt {optim.NAME} needs an NPU, the device is {run.settings.device}: use --opt momentum, the same '
                'steps on any device.')
+    on_cpu = args.opt_kwargs.get('fused') and run.settings.device.startswith('npu') and optim.fused_without_kernel(name)
+    if on_cpu:
+        yield (f'--opt {args.opt} with fused=True would compute on the CPU: the installed torch_npu has no kernel for '
+               f'{on_cpu}. Leave fused out of --opt-kwargs.')
 
 
 def check_packages(run: Checked) -> Iterator[str]:

@@ -179,6 +179,9 @@ def step(settings: RunSettings) -> List[Tuple[str, str]]:
     if 'graph' in settings.reasons:
         lines.append(('graph', f'--graph is not used: {settings.reasons["graph"]}' if not settings.graph else
                       'the kernels of a step are captured once and started together (--graph)'))
+    if settings.internal_format is not None and settings.device.startswith('npu'):
+        value = 'on' if settings.internal_format else 'off'
+        lines.append(('formats', f'internal formats of the NPU {value} (as measured)'))
     if settings.verb == 'train':
         _, scaler = loss_scaler.describe_loss_scaler(settings.device, args.amp, args.amp_dtype, settings.loss_scale)
         lines.append(('loss scaler', scaler))

@@ -85,7 +85,7 @@ def set_up_npu(settings: RunSettings) -> None:
     """
     if settings.device.startswith('npu'):
         from seresnet_timm.ascend.setup import set_up
-        set_up(settings.device, settings.dtypes)
+        set_up(settings.device, settings.dtypes, settings.internal_format)
 
 
 def output_folder(settings: RunSettings) -> ContextManager[None]:

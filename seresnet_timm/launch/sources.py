@@ -96,7 +96,7 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     config = load_config_of(line, config_path) if config_path else {}
     tuned = config.pop(KEY, None)
     if tuned:
-        options = {**options_of(tuned), **options}
+        options = {**options_of(tuned, line.verb), **options}
     return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned,
                    preset_recipe=preset)
 

@@ -147,7 +147,9 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
         args, model, teacher, resolve_data_config(vars(args), model=model), device, forward.dtype, verbose=False)
     optimizer = train.create_optimizer(settings, args, task.get_trainable_module())
     if settings.graph:
-        train.capture_step(model, args, resolve_data_config(vars(args), model=model), forward)
+        reason = train.capture_step(model, args, resolve_data_config(vars(args), model=model), forward)
+        if reason is not None:
+            raise UsageError(f'cannot be captured here: {reason}')
     train.compile_and_distribute(settings, task, args, device)
     task.get_trainable_module().train()
     # timm's set-up does not look for bad steps

@@ -21,13 +21,14 @@ from seresnet_timm.errors import RunError, UsageError, refuse
 from seresnet_timm.files import atomic_path, why_not_writable
 from seresnet_timm.launch.plan import names_data
 from seresnet_timm.launch.trial import settings_to_measure
+from seresnet_timm.launch.tuned import OPTIONS
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fast import kind_of
 
 CLEAR_GAIN = 1.02  # a smaller one is not worth a setting
 ENOUGH_DATA = 1.2  # images/s of the loader, as a multiple of the step's, at which more workers bring nothing
 SHORTEST, LONGEST = 1., 20.  # seconds of a measurement
-ALLOWED = ('batch-size', 'precision')
+ALLOWED = ('batch-size', 'precision', 'internal-format')
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,9 @@ def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data
     processes = settings.nproc
     one = replace(settings, nnodes=1, nproc=1, world_size=1, output=None)
     steps, sizes, workers = step_options(one), batch_sizes(one), worker_counts(processes) if has_data else []
-    tuning = Tuning(
-        Candidate(one), Clock(seconds, 1 + len(steps) + len(sizes) + len(precisions(one)) + len(workers)), allowed)
+    formats = 2 if kind_of(one.device) == 'npu' else 0
+    count = 1 + len(steps) + formats + len(precisions(one)) + len(sizes) + len(workers)
+    tuning = Tuning(Candidate(one), Clock(seconds, count), allowed)
     print(f'Measured: {describe_machine(settings)}, {describe_settings(settings)}', flush=True)
     tuning.base = tuning.measure('as planned', '', tuning.best)
     if tuning.base is None or tuning.base.error:
@@ -175,6 +177,7 @@ def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data
     for option, value, change, key, setting in steps:
         tuning.try_step(option, value, change(tuning.best), key, setting)
     try_workers(tuning, workers)
+    try_internal_formats(tuning)
     try_precisions(tuning)
     try_batch_sizes(tuning, sizes)
     with atomic_path(file) as path, open(path, 'w', encoding='utf-8') as f:
@@ -203,7 +206,7 @@ def check(seconds: float, allowed: str, file: str) -> List[str]:
     names = [name for name in allowed.replace(' ', '').split(',') if name]
     reason = why_not_writable(file, is_folder=False)
     refuse(filter(None, [
-        *(f'--allow {name} is unknown: give {" or ".join(ALLOWED)}, or both with a comma.'
+        *(f'--allow {name} is unknown: give {", ".join(ALLOWED)}, one or several.'
           for name in names if name not in ALLOWED),
         None if 0 < seconds < float('inf') else f'--seconds {seconds:g} is not a time: give a number above 0.',
         reason and f'--tuned-file {file} cannot be written: {reason}.']))
@@ -226,11 +229,28 @@ def step_options(settings: RunSettings) -> List[Tuple[str, str, Callable[[Candid
                         'channels_last', layout))
     else:
         from seresnet_timm.ascend.environment import TUNED
+        from seresnet_timm.ascend.fault_tolerance import knows
         for name, values in TUNED.items():
-            for text in values:
+            for text in values if knows(name) else ():
                 if os.environ.get(name) != text:
                     options.append((name, text, _variable(name, text), f'environment.{name}', text))
+    if not settings.graph and why_no_graph(settings) is None:
+        options.append(('--graph', '', lambda c: c.with_settings(graph=True), 'graph', True))
     return options
+
+
+def why_no_graph(settings: RunSettings) -> Optional[str]:
+    """Why a step of these settings is not captured as a graph, as a clause; None if it can be tried."""
+    from seresnet_timm.step.graph import why_not_captured
+    kind = kind_of(settings.device)
+    args = settings.namespace()
+    if getattr(args, 'torchcompile', None):
+        return '--torchcompile replaces the steps of the network'
+    if not settings.fast_step:
+        return '--fast-step off'
+    module = None if devices.why_unavailable(kind) else devices.device_module(kind)
+    args.distributed = settings.world_size > 1
+    return why_not_captured(args, settings.device, module, settings.script.is_bundled, settings.half_weights)
 
 
 def _variable(name: str, text: str) -> Callable[[Candidate], Candidate]:
@@ -244,6 +264,18 @@ def precisions(settings: RunSettings) -> List[str]:
         return []
     kind = kind_of(settings.device)
     return [d for d in (('bfloat16',) if kind == 'cpu' else ('float16', 'bfloat16')) if d != own]
+
+
+def try_internal_formats(tuning: Tuning) -> None:
+    """Layouts of the NPU for convolutions: their default depends on chip and release, and they change results."""
+    if kind_of(tuning.best.settings.device) != 'npu':
+        return
+    for value in (True, False):
+        candidate = tuning.best.with_settings(internal_format=value)
+        if 'internal-format' in tuning.allowed:
+            tuning.try_step('allow_internal_format', str(value), candidate, 'internal_format', value)
+        else:
+            tuning.measure('allow_internal_format', str(value), candidate)
 
 
 def batch_sizes(settings: RunSettings) -> List[int]:
@@ -366,8 +398,7 @@ def config_text(tuning: Tuning, settings: RunSettings) -> str:
     tuned: Dict[str, Any] = {
         'device': kind_of(settings.device), 'machine': describe_machine(settings),
         'model': settings.args['model'], 'date': datetime.date.today().isoformat()}
-    if 'lean_se' in tuning.changes:
-        tuned['lean_se'] = tuning.changes['lean_se']
+    tuned.update((name, tuning.changes[name]) for name in OPTIONS if name in tuning.changes)
     if environ:
         tuned['environment'] = environ
     table = [f'# {r.option} {r.value}: {describe(r).strip()}' for r in tuning.results]

@@ -1,12 +1,13 @@
 """The block `tuned:` of a config file, which `seresnet-timm tune` writes: settings that are no flags of the script"""
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from seresnet_timm.ascend.environment import TUNED
 from seresnet_timm.errors import UsageError
 
 KEY = 'tuned'
 FACTS = ('device', 'machine', 'model', 'date')
-OPTIONS = {'lean_se': ('on', 'off')}
+OPTIONS: Dict[str, Tuple[Any, ...]] = {'lean_se': ('on', 'off'), 'graph': (True,), 'internal_format': (True, False)}
+OF_TRAINING = ('graph',)
 
 
 def take_tuned(config: Dict[str, Any], path: str) -> Optional[Dict[str, Any]]:
@@ -26,7 +27,7 @@ def take_tuned(config: Dict[str, Any], path: str) -> Optional[Dict[str, Any]]:
             if wrong:
                 allowed = '; '.join(f'{k} {" or ".join(v)}' for k, v in TUNED.items())
                 problems.append(f'environment must be a mapping of these: {allowed}')
-        elif name in OPTIONS and value not in OPTIONS[name]:
+        elif name in OPTIONS and not any(value is v or isinstance(v, str) and value == v for v in OPTIONS[name]):
             problems.append(f'{name} must be {" or ".join(map(repr, OPTIONS[name]))}')
         elif name not in OPTIONS and (name not in FACTS or not isinstance(value, str)):
             problems.append(f'{name}: {value!r} is not written by `seresnet-timm tune`')
@@ -35,9 +36,9 @@ def take_tuned(config: Dict[str, Any], path: str) -> Optional[Dict[str, Any]]:
     return tuned
 
 
-def options_of(tuned: Mapping[str, Any]) -> Dict[str, Any]:
-    """The launcher's options in the block."""
-    return {name: tuned[name] for name in OPTIONS if name in tuned}
+def options_of(tuned: Mapping[str, Any], verb: str) -> Dict[str, Any]:
+    """The launcher's options in the block, of those that the verb has."""
+    return {name: tuned[name] for name in OPTIONS if name in tuned and (verb == 'train' or name not in OF_TRAINING)}
 
 
 def describe(tuned: Mapping[str, Any], path: str, environ: Mapping[str, str], device: str) -> List[str]:

@@ -69,6 +69,7 @@ class RunSettings:
             The plan decides 'auto', and `reasons` says why.
         graph: The kernels of a step are captured and started together; where it was asked for and is not possible,
             `reasons` says why.
+        internal_format: torch_npu may lay tensors out in formats of the NPU; None for the default of its release.
         fuse_bn: Fold BatchNorm for evaluation: 'auto', 'on' or 'off'.
         cpu_affinity: 'auto', 'cores' or 'none'.
         max_bad_steps: Steps in a row without a finite loss and gradients that end the run.
@@ -109,6 +110,7 @@ class RunSettings:
     fast_step: bool = True
     lean_se: str = 'auto'
     graph: bool = False
+    internal_format: Optional[bool] = None
     fuse_bn: str = 'auto'
     cpu_affinity: str = 'auto'
     max_bad_steps: int = 20

@@ -54,7 +54,7 @@ def why_not_captured(args: Any, device: str, module: Optional[Any], bundled: boo
     return None
 
 
-def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: logging.Logger) -> bool:
+def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: logging.Logger) -> Optional[str]:
     """Have a network replay a captured graph for batches like `images` in training.
 
     Other batches, evaluation and passes without gradients run kernel by kernel. The network is in training mode, and on
@@ -67,7 +67,7 @@ def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: loggin
         logger: Where the outcome goes.
 
     Returns:
-        Whether it was captured. If not, a warning says why, and the network is as it was.
+        None if it was captured; else why not, of which a warning tells, and the network is as it was.
     """
     eager: Callable = model.forward
     buffers = [(b, b.clone()) for b in model.buffers()]  # the passes before the capture are none of the training's
@@ -82,7 +82,7 @@ def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: loggin
         model.__dict__.pop('forward', None)
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         logger.warning(f'--graph: the step could not be captured ({reason}): its kernels are started one by one.')
-        return False
+        return reason
     finally:
         with torch.no_grad():
             for b, before in buffers:
@@ -94,7 +94,7 @@ def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: loggin
         return replay(x) if fits else eager(x)
     model.forward = forward  # type: ignore[method-assign]
     logger.info(f'Captured the kernels of a step on {len(images)} images: they are started together (--graph).')
-    return True
+    return None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`tune`: what is measured, what is taken, and that `train --config` takes the file."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import preloaded
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from conftest import MODEL, run_cli, run_here
 
+from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import tune
 from seresnet_timm.launch.tune import Candidate, Clock, Result, Tuning
 from seresnet_timm.runs.settings import RunSettings, Script
@@ -55,6 +57,49 @@ def test_block_of_the_file(few_digits, tmp_path):
         file.write_text(f'tuned: {block}\n')
         result = run_here(*training)
         assert result.returncode == 2 and f'Config {file}, block tuned: ' in result.stderr and text in result.stderr
+
+
+def test_graph_and_formats_of_the_file(few_digits, tmp_path):
+    """A CPU has neither; an evaluation has no graph to capture."""
+    file = tmp_path / 'tuned.yaml'
+    file.write_text('tuned: {device: npu, graph: true, internal_format: false}\n')
+    training = ('--config', file, '--data-dir', few_digits, *MODEL, '--device', 'cpu', '--dry-run')
+    plan = run_here('train', *training)
+    assert plan.returncode == 0 and '--graph is not used: a CPU has no graphs' in plan.stderr, plan.stderr
+    refused = run_here('validate', *training).stderr
+    assert 'no pretrained weights' in refused and '--graph' not in refused
+    for block in ('graph: false', 'graph: 1', 'internal_format: "on"'):
+        file.write_text(f'tuned: {{{block}}}\n')
+        assert f'{block.partition(":")[0]} must be' in run_here('train', *training).stderr
+
+
+def test_graph_is_tried_where_it_can_be_captured(monkeypatch):
+    assert '--graph' not in [name for name, *_ in tune.step_options(settings())]  # a CPU
+    monkeypatch.setattr(tune, 'why_no_graph', lambda _: None)
+    name, value, change, key, setting = tune.step_options(settings())[-1]
+    assert (name, key, setting) == ('--graph', 'graph', True) and change(Candidate(settings())).settings.graph
+    tuning = Tuning(Candidate(settings()), Clock(60, 1), (), changes={'graph': True, 'internal_format': False})
+    assert yaml.safe_load(tune.config_text(tuning, settings()))['tuned'].items() >= {
+        'graph': True, 'internal_format': False}.items()
+
+
+def test_formats_are_taken_if_allowed(monkeypatch):
+    monkeypatch.setattr(tune, 'run_trial', lambda option, value, candidate, *_: Result(
+        option, value, (200.,) * 3 if candidate.settings.internal_format else (100.,) * 3))
+    for allowed, taken in (((), {}), (('internal-format',), {'internal_format': True})):
+        own, base = Candidate(replace(settings(), device='npu')), Result('as planned', '', (100.,) * 3)
+        tuning = Tuning(own, Clock(60, 3), allowed, base=base)
+        tune.try_internal_formats(tuning)
+        assert tuning.changes == taken and len([r for r in tuning.results if r.option[0] == 'a']) == 2
+
+
+def test_a_step_that_is_not_captured_is_told(monkeypatch):
+    from seresnet_timm.engine import train
+    from seresnet_timm.launch import trial
+    monkeypatch.setattr(train, 'capture_step', lambda *_: 'no graphs here')
+    planned = trial.settings_to_measure('train', [*map(str, MODEL), '-b', '4', '--device', 'cpu'], has_data=False)
+    with pytest.raises(UsageError, match='cannot be captured here: no graphs here'):
+        trial.training_step(replace(planned, graph=True))
 
 
 @pytest.mark.parametrize('flags, text', (

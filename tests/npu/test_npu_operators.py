@@ -6,17 +6,24 @@ all tests here run with TORCH_NPU_FALLBACK_CPU_DISABLE=1, with which torch_npu r
 import json
 import os
 import sys
+import warnings
+from dataclasses import replace
 
 import ascend_emulator
+import npu_kernels
 import preloaded
 import pytest
 import torch
 from conftest import run_here, train_flags
+from timm.optim import create_optimizer_v2, list_optimizers
 from training import load
 
 from npu.ranks import npu_cli
-from seresnet_timm.ascend import operators
+from seresnet_timm.ascend import operators, optim
+from seresnet_timm.doctor import operator_steps
 from seresnet_timm.doctor import operators as doctor_operators
+from seresnet_timm.launch.recipes import all_recipes
+from seresnet_timm.launch.trial import settings_to_measure, training_step
 
 pytestmark = pytest.mark.preloaded
 
@@ -59,13 +66,20 @@ def test_watch_finds_what_ascend_does_not_take():
     assert not watched.operators
 
 
-def test_doctor_lists_them(monkeypatch):
-    monkeypatch.setattr(sys, 'executable', preloaded.python())
-    for name, value in preloaded.environment(ascend_emulator.environment(devices=1)).items():
-        monkeypatch.setenv(name, value)
-    result = run_here('doctor', '--operators', '--json')
+@pytest.fixture(scope='module')
+def report():
+    """What `doctor --operators --json` prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'executable', preloaded.python())
+        for name, value in preloaded.environment(ascend_emulator.environment(devices=1)).items():
+            patch.setenv(name, value)
+        result = run_here('doctor', '--operators', '--json')
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
-    report = json.loads(result.stdout)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.xdist_group('operators')
+def test_doctor_lists_them(report):
     found = report['operators']
     assert report['ok'] and not report['failures'] and not report['constraints'] and len(found) > 60
     assert found['aten::convolution']['kind'] == 'kernel' and 'training with O2' in found['aten::convolution']['steps']
@@ -78,9 +92,75 @@ def test_doctor_lists_them(monkeypatch):
 def test_doctor_names_what_runs_on_the_cpu(monkeypatch):
     def steps(_device):
         yield 'a step', lambda: torch.special.airy_ai(torch.ones(3).to('npu'))
-    monkeypatch.setattr(doctor_operators, 'steps', steps)
+    monkeypatch.setattr(operator_steps, 'steps', steps)
     found = doctor_operators.watch()
     assert 'aten::special_airy_ai' in found['failures']['a step']
+
+    def steps_that_warn(_device):  # as a torch_npu does that does not know the variable
+        yield 'a step', lambda: warnings.warn(
+            "CAUTION: The operator 'aten::special_airy_ai' is not currently supported on the NPU backend and will fall "
+            'back to run on the CPU. This may have performance implications.', stacklevel=1)
+    monkeypatch.setattr(operator_steps, 'steps', steps_that_warn)
+    assert doctor_operators.watch()['operators'] == {
+        'aten::special_airy_ai': {'kind': 'fallback', 'steps': ['a step']}}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group('operators')
+def test_recipes_reach_no_more_than_doctor_looks_at(report):
+    """The training step of every recipe, as the launcher plans it and the bundled train.py makes it."""
+    known = set(report['operators'])
+    assert known <= set(npu_kernels.reached()), 'record them for the test of other releases'
+    for name, recipe in all_recipes().items():
+        if recipe.verb == 'validate':
+            continue
+        small = ['--preset', name, '--model', 'seresnet18_ascend', '--model-kwargs', 'channels=(8,8,8,8)', '-b', '4',
+                 '--img-size', '64', '--device', 'npu', '--nproc', '1', '--workers', '0']
+        if recipe.settings.get('kd_model_name'):
+            small += ['--kd-model-name', 'resnet10t']
+        settings = settings_to_measure('train', small, has_data=False)
+        settings = replace(settings, args={**settings.args, 'pretrained': False})
+        step = training_step(settings)
+        with operators.Watch() as watched:
+            step()
+            step()
+        assert watched.operators <= known, name
+        assert not watched.constraints, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_optimizer_of_timm_computes_on_the_cpu():
+    device = torch.device('npu')
+    elsewhere = ('bnb', 'fused', 'kron')  # packages for CUDA, torch.compile
+    for name in list_optimizers():
+        if name.startswith(elsewhere):
+            continue
+        model = operator_steps.network(device, operator_steps.Step())
+        optimizer = create_optimizer_v2(model, name, lr=0.01, weight_decay=1e-4)
+        with operators.Watch() as watched:
+            for _ in range(2):
+                images, targets = operator_steps.batch(device)
+                loss = torch.nn.functional.cross_entropy(model(images), targets)
+                loss.backward(create_graph=getattr(optimizer, 'is_second_order', False))
+                optimizer.step()
+        assert not [o for o in watched.operators if operators.kind_of(o) == 'fallback'], name
+
+
+def test_fused_adam_is_refused(few_digits, tmp_path):
+    flags = train_flags(few_digits, tmp_path, '--device', 'npu', '--nproc', 1, '--epochs', 1, '--dry-run')
+    result = run_here(*flags, '--opt', 'adam', '--opt-kwargs', 'fused=True')
+    assert result.returncode == 2 and 'no kernel for aten::_fused_adam_. Leave fused out' in result.stderr
+    assert run_here(*flags, '--opt', 'adamw', '--opt-kwargs', 'fused=True').returncode == 0
+    assert optim.fused_without_kernel('lamb') is None
+
+
+def test_the_lists_of_the_wheels_are_what_is_registered():
+    """tests/golden/npu_kernels.json, with which other releases are looked at, against the dispatcher."""
+    import torch_npu
+    registered = {name for name in ascend_emulator.OPERATORS if 'npu' not in name}
+    assert registered == npu_kernels.kernels()[npu_kernels.same_release(torch_npu.__version__)]
 
 
 RUNS = {

@@ -14,11 +14,12 @@ def test_variables_are_tried(few_digits, tmp_path):
     result = npu_cli('tune', *flags, '--seconds', 150, '--tuned-file', file, timeout=580)
     assert result.returncode == 0, result.stderr
     late = ''.join(line for line in result.stdout.splitlines() if line.startswith('Not measured, the time was up: '))
-    for text in ('as planned', '--lean-se on', 'CPU_AFFINITY_CONF 1', 'TORCH_NPU_LAZY_FUSION True'):
+    for text in ('as planned', '--lean-se on', 'CPU_AFFINITY_CONF 1', 'TORCH_NPU_LAZY_FUSION True',
+                 'allow_internal_format True', 'allow_internal_format False'):
         found = [line for line in result.stdout.splitlines() if ' '.join(line.split()).startswith(text)]
         assert len(found) == 1 and 'images/s (' in found[0] and 'GiB' in found[0] or (
             not found and text in late), result.stdout
-    assert 'channels_last' not in result.stdout
+    assert 'channels_last' not in result.stdout and '--graph' in result.stdout
 
     tuned = yaml.safe_load(file.read_text())
     tuned['tuned']['environment'] = {'TASK_QUEUE_ENABLE': '1', 'TORCH_NPU_LAZY_FUSION': 'True'}
