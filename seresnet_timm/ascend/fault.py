@@ -7,8 +7,8 @@ from typing import Tuple
 # a setting or a version that is not right and did not stop the run.
 CAUSE, LINK, ELSEWHERE, WAIT, MESSENGER, ADVICE = ROLES = ('cause', 'link', 'elsewhere', 'wait', 'messenger', 'advice')
 
-SET_ENV = ('source the set_env.sh of CANN in this shell (`source /usr/local/Ascend/ascend-toolkit/set_env.sh`, of CANN 8.5 and '
-           'newer `source /usr/local/Ascend/cann/set_env.sh`)')
+SET_ENV = ('source the set_env.sh of CANN in this shell (`source /usr/local/Ascend/ascend-toolkit/set_env.sh`, of CANN '
+           '8.5 and newer `source /usr/local/Ascend/cann/set_env.sh`)')
 DOCTOR = '`seresnet-timm doctor` checks the installation'
 HEALTH = '`npu-smi info` shows health, memory and processes of each NPU'
 PLOG = '~/ascend/log/debug/plog/plog-PID_*.log of this rank (ASCEND_PROCESS_LOG_PATH replaces ~/ascend/log)'
