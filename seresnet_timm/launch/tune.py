@@ -26,7 +26,7 @@ from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fast import kind_of
 
 CLEAR_GAIN = 1.02  # a smaller one is not worth a setting
-ENOUGH_DATA = 1.2  # images/s of the loader, as a multiple of the step's, at which more workers bring nothing
+ENOUGH_DATA = 1.2  # images/s of workers, as a multiple of the step's, at which more workers bring nothing
 SHORTEST, LONGEST = 1., 20.  # seconds of a measurement
 ALLOWED = ('batch-size', 'precision', 'internal-format')
 
@@ -324,20 +324,25 @@ def fits_memory(settings: RunSettings, size: int) -> bool:
 
 
 def try_workers(tuning: Tuning, counts: Sequence[int]) -> None:
-    """Take the fewest workers that load enough for the training step, else the number that loads most."""
-    results: Dict[int, Result] = {}
+    """Take the fewest workers with which a training is as fast as with any number of them."""
+    rates: Dict[int, float] = {}
     for count in counts:
         result = tuning.measure('--workers', str(count), tuning.best.with_args(workers=count), 'loader')
         if result is not None and not result.error:
-            results[count] = result
-    if not results:
-        return
-    enough = [n for n in sorted(results) if results[n].rate > ENOUGH_DATA * tuning.base.rate]
-    fastest = max(results, key=lambda n: results[n].rate)
-    chosen = enough[0] if enough else fastest
-    if chosen != tuning.best.settings.args['workers']:
+            rates[count] = training_rate(count, result.rate, tuning.base.rate)
+    planned = tuning.best.settings.args['workers']
+    fastest = max(rates.values(), default=0.)
+    if not rates or planned not in rates and fastest < tuning.base.rate:
+        return  # the planned number may be faster than what there was time for
+    chosen = min(n for n in rates if CLEAR_GAIN * rates[n] >= fastest)
+    if chosen != planned:
         tuning.best = tuning.best.with_args(workers=chosen)
         tuning.changes['workers'] = chosen
+
+
+def training_rate(workers: int, loader: float, step: float) -> float:
+    """Images per second of a training, from those of its loader and of its step: only workers load beside the step."""
+    return min(loader / ENOUGH_DATA, step) if workers else 1 / (1 / loader + 1 / step)
 
 
 # --- a measurement ----------------------------------------------------------------------------------------------------

@@ -134,9 +134,10 @@ def test_what_is_taken(rates, again, taken, monkeypatch):
 
 
 @pytest.mark.parametrize('loaded, taken', (
-    ({0: 50, 1: 90, 2: 130, 4: 260}, 2), ({0: 50, 1: 90, 2: 100, 4: 110}, 4), ({0: 200, 1: 90, 2: 150, 4: 100}, 0)))
+    ({0: 50, 1: 90, 2: 130, 4: 260}, 2), ({0: 50, 1: 90, 2: 100, 4: 110}, 4), ({0: 200, 1: 90, 2: 150, 4: 100}, 2),
+    ({0: 9000, 1: 90, 2: 150}, 0), ({0: 3000}, 2), ({0: 3000, 1: 130}, 1)))
 def test_workers(loaded, taken, monkeypatch):
-    """The fewest that load 1.2 times what the step takes, else those that load most."""
+    """The fewest that load 1.2 times what the step takes, else those that load most; 0 load between the steps."""
     monkeypatch.setattr(
         tune, 'run_trial', lambda option, value, *_: Result(option, value, (float(loaded[int(value)]),)))
     tuning = Tuning(Candidate(settings()), Clock(60, 4), (), base=Result('as planned', '', (100.,)))
