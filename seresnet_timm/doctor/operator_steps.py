@@ -28,6 +28,7 @@ from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.fuse_bn import fuse_batch_norms
 from seresnet_timm.step.half_weights import use_half_weights
 from seresnet_timm.step.loss_scaler import create_loss_scaler
+from seresnet_timm.step.moving_average import copy_counters_at_once
 
 CLASSES, IMAGES, SIZE = 8, 4, 64
 # those of the recipes and of docs/, with the arguments that choose another implementation of torch
@@ -117,6 +118,7 @@ def train(step: Step, device: torch.device) -> None:
         model = use_half_weights(model) if step.half else model
         task = task_of(step, model, device)
         average_of_weights = ModelEmaV3(model, use_warmup=step.accumulate > 1)
+        copy_counters_at_once(average_of_weights)
         optimizer = create_optimizer(
             task.get_trainable_module(), step.opt, lr=0.1, momentum=0.9, weight_decay=1e-4, **dict(step.opt_kwargs))
         scaler = create_loss_scaler(
