@@ -1,6 +1,7 @@
 """Shared fixtures: the demo digits as data, and the command line as a user runs it."""
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import signal
@@ -55,6 +56,16 @@ def temporary_files(tmp_path_factory):
         patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
         yield
         preloaded.stop()
+
+
+@pytest.fixture(autouse=True)
+def log_of_this_test():
+    """A command line that ran in this process leaves no handler that writes to a stream which is closed then."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler and h not in before]:
+        root.removeHandler(handler)
 
 
 def run_cli(*argv, cwd=None, env=None, timeout=240, torchrun=0, fresh=None):

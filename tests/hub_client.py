@@ -7,6 +7,7 @@ the caller empties HF_HOME between two commands. One JSON request a line on stdi
 
 and two lines on stdout for each: `pid N` when it starts, `exit N` when it ends (negative: the signal that ended it).
 """
+import atexit
 import gc
 import json
 import os
@@ -58,7 +59,9 @@ def main() -> None:
     for line in commands:
         pid = os.fork()
         if pid == 0:
-            os._exit(child(json.loads(line)))
+            code = child(json.loads(line))
+            atexit._run_exitfuncs()  # as in a process that was not forked
+            os._exit(code)
         print('pid', pid, flush=True)
         print('exit', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 

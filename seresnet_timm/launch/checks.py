@@ -22,6 +22,7 @@ from seresnet_timm.data.label_files import (
     valid_labels_of_timm,
     wrong_real_name,
 )
+from seresnet_timm.data.loaders import is_folder_dataset
 from seresnet_timm.data.trivial_augment import TA_WIDE
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
@@ -280,7 +281,7 @@ def check_output(run: Checked) -> Iterator[str]:
 
 def _split_around(run: Checked, folder: Path) -> Optional[Path]:
     """The split of the data that a folder is in; None if it is in none."""
-    if not run.args.data_dir:
+    if not run.args.data_dir or not is_folder_dataset(run.args.dataset):
         return None
     above = [folder.resolve(), *folder.resolve().parents]
     splits = (split_folder(run.args.data_dir, run.flag(name) or '') for name in ('train_split', 'val_split', 'split'))

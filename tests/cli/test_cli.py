@@ -159,7 +159,8 @@ def test_a_broken_installation_is_one_sentence(tmp_path, error, words):
 
 def test_ctrl_c_while_a_verb_starts_is_one_sentence(tmp_path):
     (tmp_path / 'torch').mkdir()
-    (tmp_path / 'torch' / '__init__.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)')
+    (tmp_path / 'torch' / '__init__.py').write_text(
+        'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)')
     (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.10.0+cpu"')
     (tmp_path / 'x.pth').write_text('')
     result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)

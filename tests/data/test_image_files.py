@@ -81,7 +81,7 @@ def test_named_once_by_path(tree, decoder):
         reasons = {'a/01.jpg': 'it is empty', 'a/02.jpg': 'it is a web page (HTML), not an image',
                    'b/05.png': 'it is a companion file of macOS (AppleDouble), not an image',
                    'c/09.jpg': 'it is a link to nothing, which does not exist',
-                   'c/10\\udcff\\n.jpg': 'it is not an image, or its format is unknown'}
+                   'c/10\\udcff\\n.jpg': 'it is a text file, not an image'}
         assert text == f'{start}: ' + ', '.join(f'{tree}/train/{name} ({why})' for name, why in reasons.items())
         assert found.files == [entry.split(' (')[0] for entry in found.new]
     assert take_unreadable(loader.dataset).count == 0

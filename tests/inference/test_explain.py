@@ -227,7 +227,8 @@ def test_refused(explained, few_digits, tmp_path, flags, hint):
 def test_nothing_can_be_read(digits_run, tmp_path):
     (tmp_path / 'x.jpg').write_bytes(b'no')
     explainer = explain.Explainer(SETTINGS, load_model(str(digits_run)))
-    with pytest.raises(RunError, match='None of the 1 images can be read, the first because it is not an image'):
+    said = 'None of the 1 images can be read, the first because it is a text file, not an image'
+    with pytest.raises(RunError, match=said):
         explain_files.write(explainer, [str(tmp_path / 'x.jpg')], None, tmp_path / 'out', 5)
     assert [p.name for p in tmp_path.iterdir()] == ['x.jpg']
 
