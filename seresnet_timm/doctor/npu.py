@@ -111,10 +111,10 @@ def check_npu_smi(machine: Machine) -> List[Check]:
     if failed:
         return [Check('devices', 'npu-smi', machine.npu_fault, f'`npu-smi info` fails: {error_summary(output)}',
                       'check that the driver is loaded (lsmod | grep drv_) and that this user may use it')]
-    unhealthy = re.findall(r'\|\s*(Warning|Alarm|Critical)\s*\|', output)
+    unhealthy = npu_users.parse_health(output)
     if unhealthy:
         return [Check('devices', 'npu-smi', 'warning',
-                      f'{len(unhealthy)} NPU(s) report {", ".join(sorted(set(unhealthy)))}',
+                      ', '.join(f'{name} reports {health}' for _, name, health in unhealthy),
                       'see `npu-smi info -t health -i ID`; leave them out with ASCEND_RT_VISIBLE_DEVICES')]
     version = re.search(r'npu-smi\s+(\d\S*)', output)
     return [Check('devices', 'npu-smi', 'ok', version.group(1) if version else 'runs')]

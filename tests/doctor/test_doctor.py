@@ -195,7 +195,8 @@ def test_files_of_a_server(tmp_path):
         'proc/sys/net/ipv4/ip_local_reserved_ports': '60000-60007\n',
         'dev/davinci0': '', 'dev/davinci1': '', 'dev/davinci_manager': '', 'dev/devmm_svm': '',
     })
-    tool = write(tmp_path, **{'bin/npu-smi': '#!/bin/sh\necho "| npu-smi 25.2.0 |"; echo "| 0 910B | Alarm | 93.1"\n'})
+    tool = write(tmp_path, **{'bin/npu-smi': '#!/bin/sh\necho "| npu-smi 25.2.0 |"; echo "| 0 910B3 | Alarm | 93.1 |"; '
+                     'echo "| 0 | 0000:C1:00.0 | 0 |"\n'})
     (tool / 'bin' / 'npu-smi').chmod(0o755)
     path = site(tmp_path, SMALL_TORCH_NPU)
     with socket.socket() as s:
@@ -214,7 +215,7 @@ def test_files_of_a_server(tmp_path):
     assert status(report, 'cann', 'driver')[:2] == ('ok', '25.2.0')
     assert status(report, 'devices', 'nodes') == (
         'warning', f'2 NPU(s) in {root}/dev, but no /dev/hisi_hdc', 'start the container with --device=/dev/hisi_hdc')
-    assert status(report, 'devices', 'npu-smi')[:2] == ('warning', '1 NPU(s) report Alarm')
+    assert status(report, 'devices', 'npu-smi')[:2] == ('warning', 'NPU 0 reports Alarm')
     assert status(report, 'hccl', 'interface')[0] == 'warning'
     assert '203.0.113.9 is no address of this machine' in status(report, 'hccl', 'interface')[1]
     assert status(report, 'hccl', 'ports')[:2] == ('warning', f'{base + 3} of {base}-{base + 31} in use')
