@@ -253,6 +253,9 @@ def check_processes(run: Checked) -> Iterator[str]:
     num_gpu = run.flag('num_gpu') or 1
     if num_gpu > 1:
         yield f'--num-gpu {num_gpu}: use --nproc {num_gpu} instead, which counts every image once.'
+    if run.flag('sync_bn') and run.settings.world_size > 1 and run.settings.device == 'cpu':
+        yield ('--sync-bn: torch has no synchronised BatchNorm for CPUs: leave it out, or '
+               'train on one process (--nproc 1).')
     for flag in ('real_labels', 'metrics_avg'):
         if run.flag(flag) and run.settings.world_size > 1:
             yield f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process (--nproc 1).'

@@ -165,7 +165,7 @@ PLACES = {  # which split loses a class, which process gets the signal, flags
     'training, launcher': ('train', 'launcher', ()),
     'accumulation, rank 1': ('train', 1, ('--fast-jpeg', 'off', '--grad-accum-steps', 2, '--model-ema')),
     'evaluation, launcher': ('val', 'launcher', ()),
-    "training, timm's script": ('train', 'launcher', ('--scripts', os.environ.get('TIMM_SCRIPTS') or SMALL_SCRIPTS)),
+    "training, timm's script": ('train', 'launcher', ('--scripts', os.environ.get('TIMM_SCRIPTS', ''))),
 }
 
 
@@ -174,6 +174,8 @@ PLACES = {  # which split loses a class, which process gets the signal, flags
 def test_signal_while_one_of_two_ranks_has_no_data(digits, tmp_path, place):
     """The other one waits for it in a collective. All end in time, saved after their last common step."""
     split, whom, more = PLACES[place]
+    if '' in more:
+        pytest.skip('TIMM_SCRIPTS does not name a folder')
     data = subset(digits, tmp_path / 'digits', 10, 2)
     for path in sorted((data / split / '9').iterdir())[1:]:
         path.unlink()  # of this class one rank has an image, in one batch
@@ -198,7 +200,7 @@ def test_signal_while_one_of_two_ranks_has_no_data(digits, tmp_path, place):
     os.rename(data / split / '9', tmp_path / 'away')
     wait_for('The data folder is gone')
     time.sleep(2)
-    ranks = [p for p in run.children() if 'seresnet_timm.launch.rank' in p.cmdline()]
+    ranks = [p for p in run.children(recursive=True) if 'seresnet_timm.launch.rank' in p.cmdline()]
     sent = time.monotonic()
     (run if whom == 'launcher' else ranks[whom]).terminate()
     code, seconds = run.wait(60), time.monotonic() - sent

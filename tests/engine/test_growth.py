@@ -55,7 +55,8 @@ def test_nothing_grows(few_digits, tmp_path, scripts, loading):
     assert len(epochs) == EPOCHS and STEPS * EPOCHS > 1000
     before, after = epochs[WARM_UP:WARM_UP + 7], epochs[-7:]
     for key in ('descriptors', 'threads', 'shared'):
-        assert {e[key] for e in before} == {e[key] for e in after}, key
+        # the fewest: a checkpoint may just be written in a thread
+        assert min(e[key] for e in before) == min(e[key] for e in after), key
     assert median(after, 'rss') - median(before, 'rss') < GROWTH
     for i in range(len(after[0]['workers'])):
         assert after[-1]['workers'][i][0] <= before[0]['workers'][i][0]

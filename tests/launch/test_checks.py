@@ -225,6 +225,11 @@ def test_device_that_is_not_there(capsys, tree, tmp_path, device):
     assert f'--device {device}' in refuse_train(capsys, tree, tmp_path, '--device', device)
 
 
+def test_synchronised_batch_norm_on_a_cpu(capsys, tree, tmp_path):
+    flags = ('--sync-bn', '--nproc', 2)
+    assert '--sync-bn: torch has no synchronised BatchNorm for CPUs' in refuse_train(capsys, tree, tmp_path, *flags)
+
+
 def test_output_not_writable(capsys, tree, tmp_path):
     (tmp_path / 'file').write_text('x')
     message = refuse(capsys, *train_flags(tree, tmp_path / 'file' / 'out'))
