@@ -253,12 +253,15 @@ def check_processes(run: Checked) -> Iterator[str]:
     num_gpu = run.flag('num_gpu') or 1
     if num_gpu > 1:
         yield f'--num-gpu {num_gpu}: use --nproc {num_gpu} instead, which counts every image once.'
-    if run.flag('sync_bn') and run.settings.world_size > 1 and run.settings.device == 'cpu':
-        yield ('--sync-bn: torch has no synchronised BatchNorm for CPUs: leave it out, or '
-               'train on one process (--nproc 1).')
     for flag in ('real_labels', 'metrics_avg'):
         if run.flag(flag) and run.settings.world_size > 1:
             yield f'--{flag.replace("_", "-")} needs all predictions in one place: run it on one process (--nproc 1).'
+
+
+def check_sync_bn(run: Checked) -> Iterator[str]:
+    if run.flag('sync_bn') and run.settings.world_size > 1 and run.settings.device == 'cpu':
+        yield ('--sync-bn: torch has no synchronised BatchNorm for CPUs: leave it out, or train on one process '
+               '(--nproc 1).')
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -337,7 +340,7 @@ def _check_real_labels(run: Checked, path: str) -> Iterator[str]:
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
     'train': [check_model, check_graph, check_teacher, check_precision, check_transforms, check_batch,
-              check_optimizer, check_packages,
+              check_optimizer, check_sync_bn, check_packages,
               check_output, check_train_weights, check_named_weights, check_resources],
     'validate': [check_model, check_graph, check_freeze, check_precision, check_transforms, check_packages,
                  check_processes, check_results_file, check_labels, check_checkpoint,

@@ -226,7 +226,7 @@ def test_device_that_is_not_there(capsys, tree, tmp_path, device):
 
 
 def test_synchronised_batch_norm_on_a_cpu(capsys, tree, tmp_path):
-    flags = ('--sync-bn', '--nproc', 2)
+    flags = ('--sync-bn', '--nproc', 2, '-b', 4)
     assert '--sync-bn: torch has no synchronised BatchNorm for CPUs' in refuse_train(capsys, tree, tmp_path, *flags)
 
 
