@@ -97,7 +97,7 @@ def steps(device: str) -> Iterator[Tuple[str, Callable[[], Any]]]:
     for name, step in trainings.items():
         yield name, lambda step=step: train(step, target)
     for name, run in (('loader', load), ('evaluation', evaluate), ('evaluation with --fuse-bn on', evaluate_folded),
-                      ('prediction', predict), ('average --update-bn', average), ('explain', explain)):
+                      ('prediction', predict), ('teacher', teach), ('average --update-bn', average), ('explain', explain)):
         yield name, lambda run=run: run(target)
 
 
@@ -207,6 +207,12 @@ def predict(device: torch.device) -> None:
 def average(device: torch.device) -> None:
     """BatchNorm's statistics for the average of checkpoints."""
     torch.optim.swa_utils.update_bn([batch(device) for _ in range(2)], network(device))
+
+
+def teach(device: torch.device) -> None:
+    """The forward pass of a network of the teacher's kind, of the recipe distill."""
+    with torch.no_grad():
+        create_model('resnetv2_50x1_bit', num_classes=CLASSES, layers=(1, 1, 1, 1)).eval().to(device)(batch(device)[0])
 
 
 def explain(device: torch.device) -> None:

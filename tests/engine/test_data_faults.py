@@ -195,7 +195,7 @@ def test_signal_while_one_of_two_ranks_has_no_data(digits, tmp_path, place):
     with open(log, 'w') as f:
         run = psutil.Popen(
             [sys.executable, '-m', 'seresnet_timm', *map(str, train_flags(data, tmp_path / 'b', *flags))],
-            env=dict(os.environ, OMP_NUM_THREADS='1'), stderr=f)
+            env=dict(os.environ, OMP_NUM_THREADS='1', TIMM_SCRIPTS=''), stderr=f)
     wait_for('Train: 0')
     os.rename(data / split / '9', tmp_path / 'away')
     wait_for('The data folder is gone')

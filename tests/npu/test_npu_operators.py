@@ -118,7 +118,7 @@ def test_recipes_reach_no_more_than_doctor_looks_at(report):
         small = ['--preset', name, '--model', 'seresnet18_ascend', '--model-kwargs', 'channels=(8,8,8,8)', '-b', '4',
                  '--img-size', '64', '--device', 'npu', '--nproc', '1', '--workers', '0']
         if recipe.settings.get('kd_model_name'):
-            small += ['--kd-model-name', 'resnet10t']
+            small += ['--kd-model-name', 'resnetv2_50x1_bit']
         settings = settings_to_measure('train', small, has_data=False)
         settings = replace(settings, args={**settings.args, 'pretrained': False})
         step = training_step(settings)
