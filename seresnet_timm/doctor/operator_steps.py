@@ -212,7 +212,7 @@ def average(device: torch.device) -> None:
 def teach(device: torch.device) -> None:
     """The forward pass of a network of the teacher's kind, of the recipe distill."""
     with torch.no_grad():
-        create_model('resnetv2_50x1_bit', num_classes=CLASSES, layers=(1, 1, 1, 1)).eval().to(device)(batch(device)[0])
+        create_model('resnetv2_50x1_bit', num_classes=CLASSES).eval().to(device)(batch(device)[0])
 
 
 def explain(device: torch.device) -> None:
