@@ -97,7 +97,8 @@ def steps(device: str) -> Iterator[Tuple[str, Callable[[], Any]]]:
     for name, step in trainings.items():
         yield name, lambda step=step: train(step, target)
     for name, run in (('loader', load), ('evaluation', evaluate), ('evaluation with --fuse-bn on', evaluate_folded),
-                      ('prediction', predict), ('teacher', teach), ('average --update-bn', average), ('explain', explain)):
+                      ('prediction', predict), ('teacher', teach), ('average --update-bn', average),
+                      ('explain', explain)):
         yield name, lambda run=run: run(target)
 
 
