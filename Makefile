@@ -48,7 +48,7 @@ test-npu-versions:
 test-arm:
 	@bash tests/arm/run.sh
 
-# further variants of the same tests, about six minutes more
+# further variants of the same tests, about twenty minutes more
 test-slow:
 	$(MAKE) test TESTS=slow
 
