@@ -160,7 +160,9 @@ def test_a_broken_installation_is_one_sentence(tmp_path, error, words):
 def test_ctrl_c_while_a_verb_starts_is_one_sentence(tmp_path):
     (tmp_path / 'torch').mkdir()
     (tmp_path / 'torch' / '__init__.py').write_text(
-        'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)')
+        'import os, signal, time\n'
+        'signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n'
+        'os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)')
     (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.10.0+cpu"')
     (tmp_path / 'x.pth').write_text('')
     result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)
