@@ -62,7 +62,7 @@ if [ "$(cat "$venv/.made" 2>/dev/null)" != "$stamp" ]; then
   echo "Unpacking them in $venv ..."
   rm -rf --one-file-system "$venv"
   chroot "$root" "/usr/bin/$version" -m venv --without-pip /opt/seresnet_timm
-  mapfile -t files < <(ls "$wheels"/*.whl | grep -v '/seresnet_timm-')
+  mapfile -t files < <(find "$wheels" -maxdepth 1 -name '*.whl' ! -name 'seresnet_timm-*')
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --only-binary=:all: --implementation cp \
     --python-version "${version#python}" --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
     --platform manylinux_2_26_aarch64 --platform manylinux_2_24_aarch64 --platform manylinux_2_17_aarch64 \
