@@ -63,8 +63,7 @@ def check_users(
     real = {number: here for number, here in real_numbers(count, os.environ).items() if here in used}
     usage = npu_users.find_users(os.environ)
     notes = [f'{name} is not healthy (`npu-smi info`: {health}): `npu-smi info -t health -i ID` tells why; choose '
-             f'others '
-             'with --devices.' for number, name, health in usage.sick if number in real]
+             'others with --devices.' for number, name, health in usage.sick if number in real]
     mine = [u for u in usage.users if u.device in real]
     if not mine:
         return False, notes, []

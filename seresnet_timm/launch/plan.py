@@ -337,14 +337,20 @@ def decide_graph(
     """Whether a step is captured and replayed; the reason, if it was asked for and is not."""
     if line.verb != 'train' or not sources.options.get('graph'):
         return bool(sources.options.get('graph'))  # which an evaluation refuses
+    reason = why_no_graph(args, device, world_size, line.script.is_bundled, sources.options.get('amp_level') == 'O2')
+    sources.reasons['graph'] = 'asked for with --graph' if reason is None else reason
+    return reason is None
+
+
+def why_no_graph(
+        args: Dict[str, Any], device: str, world_size: int, is_bundled: bool, half_weights: bool) -> Optional[str]:
+    """Why the steps of a training on the device of this machine are not captured, as a clause; None if they are."""
     from seresnet_timm import device as devices
     from seresnet_timm.step.graph import why_not_captured
     kind = device.partition(':')[0]
     module = None if devices.why_unavailable(kind) else devices.device_module(kind)
     flags = argparse.Namespace(**{**args, 'distributed': world_size > 1})
-    reason = why_not_captured(flags, device, module, line.script.is_bundled, sources.options.get('amp_level') == 'O2')
-    sources.reasons['graph'] = 'asked for with --graph' if reason is None else reason
-    return reason is None
+    return why_not_captured(flags, device, module, is_bundled, half_weights)
 
 
 def several_sizes(sources: Sources, args: Dict[str, Any]) -> Tuple[Optional[List[int]], List[str]]:

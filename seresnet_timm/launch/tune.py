@@ -19,6 +19,7 @@ import psutil
 from seresnet_timm import device as devices
 from seresnet_timm.errors import RunError, UsageError, refuse
 from seresnet_timm.files import atomic_path, why_not_writable
+from seresnet_timm.launch import plan as launch_plan
 from seresnet_timm.launch.plan import names_data
 from seresnet_timm.launch.trial import settings_to_measure
 from seresnet_timm.launch.tuned import OPTIONS
@@ -241,16 +242,12 @@ def step_options(settings: RunSettings) -> List[Tuple[str, str, Callable[[Candid
 
 def why_no_graph(settings: RunSettings) -> Optional[str]:
     """Why a step of these settings is not captured as a graph, as a clause; None if it can be tried."""
-    from seresnet_timm.step.graph import why_not_captured
-    kind = kind_of(settings.device)
-    args = settings.namespace()
-    if getattr(args, 'torchcompile', None):
+    if settings.args.get('torchcompile'):
         return '--torchcompile replaces the steps of the network'
     if not settings.fast_step:
         return '--fast-step off'
-    module = None if devices.why_unavailable(kind) else devices.device_module(kind)
-    args.distributed = settings.world_size > 1
-    return why_not_captured(args, settings.device, module, settings.script.is_bundled, settings.half_weights)
+    return launch_plan.why_no_graph(
+        settings.args, settings.device, settings.world_size, settings.script.is_bundled, settings.half_weights)
 
 
 def _variable(name: str, text: str) -> Callable[[Candidate], Candidate]:
