@@ -418,6 +418,8 @@ class TrainOverrides(Overrides):
         def run_main() -> None:
             with suppress(EndedEarly):  # which the script may not take for its end
                 main()
+            if self._saver is not None:
+                self._saver.wait()  # the record and the exit code tell of the last save too
         with self._signals, self._shown:
             try:
                 super().run(run_main)

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from training import bundled_settings, summary, valid_record
 
 from seresnet_timm import cli
+from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.worker_errors import end_worker_at_queue_error, explain, raise_where_loader_waits
-from seresnet_timm.engine import train as engine
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import resources
 from seresnet_timm.launch.checks import Checked
@@ -116,17 +116,21 @@ def test_second_run_while_ranks_train(few_digits, tmp_path):
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
-def test_no_save_succeeds(few_digits, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('script', ('bundled', 'small'))
+def test_no_save_succeeds(few_digits, tmp_path, capsys, monkeypatch, script):
     """Every checkpoint is larger than the limit of the process: the run trains to its end, and says what is missing."""
+    from timm_scripts import SMALL
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    train_epochs = engine.train_epochs
+    save = AtomicCheckpointSaver._save
 
-    def with_limit(*args):
+    def slowly(self, *args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, old[1]))
-        return train_epochs(*args)
-    monkeypatch.setattr(engine, 'train_epochs', with_limit)
+        time.sleep(0.5)  # the last save fails when the script's `main` has returned
+        save(self, *args)
+    monkeypatch.setattr(AtomicCheckpointSaver, '_save', slowly)
     try:
-        error = fail(capsys, *train_flags(few_digits, tmp_path, '--scripts', 'bundled', *WIDE), code=1)
+        error = fail(capsys, *train_flags(
+            few_digits, tmp_path, '--scripts', 'bundled' if script == 'bundled' else SMALL, *WIDE), code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     run = tmp_path / 'run'
@@ -156,15 +160,15 @@ def test_full_disk(few_digits, tmp_path, script):
     flags = train_flags(few_digits, out, '--epochs', 4, '--checkpoint-hist', 1, *WIDE,
                         '--scripts', 'bundled' if script == 'bundled' else SMALL)
     command = f'''mount -t tmpfs -o size=330M tmpfs {out} || exit 77
-(while ! grep -q "could not be saved" {out}/run/run.json 2>/dev/null; do sleep 0.02; done
+(while ! grep -q "NOT SAVED: Epoch 1" {tmp_path}/stderr 2>/dev/null; do sleep 0.02; done
 mount -o remount,size=1G {out}) &
-{sys.executable} -m seresnet_timm {shlex.join(map(str, flags))}; code=$?
+{sys.executable} -m seresnet_timm {shlex.join(map(str, flags))} 2> {tmp_path}/stderr; code=$?
 ls -A {out}/run > {tmp_path}/names; cp {out}/run/run.json {out}/run/summary.csv {tmp_path}; exit $code'''
-    result = subprocess.run(['unshare', '-m', 'bash', '-c', command], capture_output=True, text=True,
-                            env={**os.environ, 'TIMM_SCRIPTS': ''})
-    assert result.returncode == 0, result.stderr
-    assert 'NOT SAVED: Epoch 1' in result.stderr and 'No space left on device' in result.stderr
-    assert 'Saved again' in result.stderr
+    code = subprocess.run(['unshare', '-m', 'bash', '-c', command], env={**os.environ, 'TIMM_SCRIPTS': ''}).returncode
+    error = (tmp_path / 'stderr').read_text()
+    assert code == 0, error
+    assert 'NOT SAVED: Epoch 1' in error and 'No space left on device' in error
+    assert 'Saved again' in error
     assert [row['epoch'] for row in summary(tmp_path)] == ['0', '1', '2', '3']
     assert valid_record(tmp_path)['faults'][0]['epoch'] == 1
     assert not [n for n in (tmp_path / 'names').read_text().split() if 'tmp' in n]
