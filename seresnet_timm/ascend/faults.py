@@ -58,7 +58,7 @@ FAULTS: Dict[str, Fault] = {
         f'install torch_npu, or `import torch_npu` after torch; {DOCTOR}', THIS),
     'numpy_new': Fault(
         CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch", (
-            'numpy 2 was installed, CANN needs numpy 1',), "pip install 'numpy<2'", THIS),
+            'numpy 2 was installed, CANN needs numpy 1',), "`pip install 'numpy<2'`", THIS),
     'environment_half_set': Fault(
         CAUSE, 'the environment variable {variable} of CANN is not set',
         ('set_env.sh of another package or of another shell was sourced',), f'{SET_ENV}', THIS),
@@ -79,7 +79,7 @@ FAULTS: Dict[str, Fault] = {
     'static_tls': Fault(
         CAUSE, '{library} was loaded too late: no thread-local memory was left for it (aarch64)',
         ('another package was imported before torch',),
-        'export LD_PRELOAD={library} with its full path as in the text, or import torch first', THIS),
+        'set LD_PRELOAD={library} with its full path as in the text, or import torch first', THIS),
     'system_old': Fault(
         CAUSE, 'the operating system is older than this package needs: {symbol} is missing', (),
         'use a newer system or container, or an older version of the package', THIS),
@@ -170,7 +170,7 @@ FAULTS: Dict[str, Fault] = {
     'permission': Fault(
         CAUSE, 'this user may not use the device or the file[ {path}]', (
             'the user is not in the group HwHiAiUser', 'the container lacks rights'),
-        'sudo usermod -aG HwHiAiUser $USER, then log in again; in a container mount the devices', DMESG),
+        '`sudo usermod -aG HwHiAiUser $USER`, then log in again; in a container mount the devices', DMESG),
     'ai_core': Fault(
         CAUSE, '{an_operator} failed on an AI Core[ of device {device}][: {error}]',
         ('an address or index out of range, for example a label outside the classes', 'an error of the operator in '
