@@ -155,10 +155,14 @@ static inline int grey(const uint8_t *p)
     return (p[0] * 19595 + p[1] * 38470 + p[2] * 7471 + 0x8000) >> 16;
 }
 
-/* Between a (factor 0) and b (factor 1), or beyond. */
+/* Between a (factor 0) and b (factor 1), or beyond. On aarch64 compilers fuse the two operations in Pillow's code. */
 static inline uint8_t blend(int a, int b, float factor)
 {
+#if defined(__aarch64__)
+    float v = __builtin_fmaf(factor, (float)(b - a), (float)a);
+#else
     float v = (float)a + factor * (float)(b - a);
+#endif
     return v >= 255.0f ? 255 : v > 0.0f ? (uint8_t)v : 0; /* also what is no number */
 }
 

@@ -8,6 +8,7 @@ Results equal Pillow's; those of rotations, shears and translations differ by on
 """
 import copy
 import math
+import platform
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -24,6 +25,7 @@ except ImportError:
 
 Step = Callable[[Any], Any]
 IDENTITY = np.arange(256)
+FUSES = platform.machine() in ('aarch64', 'arm64')  # multiplication and addition, in Pillow too: blend in _augment.c
 
 
 class Pixels:
@@ -82,7 +84,8 @@ class Pixels:
 
 def _blend_with(image: Pixels, level: int, factor: float) -> Pixels:
     """Pillow's blend of an image of one grey level with the image."""
-    values = np.float32(level) + np.float32(factor) * (IDENTITY - level).astype(np.float32)
+    kind = np.float64 if FUSES else np.float32  # in which the product is exact, or is rounded
+    values = (kind(level) + kind(np.float32(factor)) * (IDENTITY - level).astype(kind)).astype(np.float32)
     return image.point(np.tile(np.clip(values, 0, 255).astype(np.uint8), 3))
 
 

@@ -41,7 +41,7 @@ if [ ! -f "$root/etc/debian_version" ]; then
   mirror=${ARM_MIRROR:-$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list* 2>/dev/null | head -n 1 | tr -d ' ' || true)}
   rm -rf --one-file-system "$root.new"
   mkdir -p "$root.new"
-  echo "Making $root, five minutes on an idle machine ..."
+  echo "Making $root, about five minutes; the tests take five minutes of CPU time, more on a busy machine ..."
   unshare --mount --pid --fork --kill-child debootstrap --arch=arm64 --variant=minbase --include="$packages" bookworm \
     "$root.new" ${mirror:+"$mirror"} >"$root.log" 2>&1 || skip "debootstrap failed, see $root.log"
   mv "$root.new" "$root"
