@@ -257,8 +257,9 @@ def watch(path: Path, once: bool = False, interval: float = 2.) -> int:
         view = _on_terminal(follower, interval)
     else:
         view = _on_lines(follower, interval)
-    if view.status is not None or once and not view.text:
-        print(describe(view))
+    text = describe(view)
+    if view.status is not None or once and not (view.text and text == view.state):  # the text says it
+        print(text)
     if view.text:
         color = 'green' if view.state == 'finished' else 'yellow' if view.exit_code == 0 else 'red'
         print(painted(view.text, color, sys.stdout), flush=True)
