@@ -201,7 +201,10 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     """
     path = RunFolder(folder).record
     if not path.is_file():
-        raise UsageError(f'{folder} has no {path.name}: name the folder of a run, the one with summary.csv in it.')
+        found = RunFolder(folder).holds_a_run()
+        raise UsageError(f'{folder} has no {path.name}: ' + (
+            "it was removed, or timm's own train.py made this run, which writes none." if found else
+            'name the folder of a run, the one with summary.csv in it.'))
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
