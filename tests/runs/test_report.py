@@ -115,7 +115,7 @@ def test_summary_that_excel_has_saved(run):
 
 def test_run_of_timms_own_script(run):
     (run / 'run.json').unlink()
-    with pytest.raises(UsageError, match="timm's own train.py made this run"):
+    with pytest.raises(UsageError, match="timm's own train.py, which writes none, made this run"):
         report.read_run(run)
 
 
