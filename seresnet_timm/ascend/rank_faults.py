@@ -37,7 +37,7 @@ RANK_FAULTS: Dict[str, Fault] = {
         '--master-port N with a free port above 1024, the same on all nodes', THIS),
     'hccp_busy': Fault(
         CAUSE, 'a process of an earlier run still holds the device, or has just ended',
-        ('the earlier run is still ending', 'a process of it was left behind'),
+        ('the earlier run is still ending', 'one of its processes has not ended'),
         'wait ten seconds and start again; else end the process (`npu-smi info` names it)'),
     'connect_timeout': Fault(
         WAIT, LOST + '[rank {remote} or ]another rank did not come in time for a connection '
@@ -67,7 +67,7 @@ RANK_FAULTS: Dict[str, Fault] = {
         'read the log of {remote_or_another} first, and all others: the earliest error is the cause; HCCL waits '
         '{limit} s (HCCL_EXEC_TIMEOUT)', OTHERS),
     'heartbeat': Fault(
-        WAIT, LOST + '[the device {remote} gave ]no sign of life any more[ ({reason})]',
+        WAIT, LOST + '[the device {remote} gave ]no answer any more[ ({reason})]',
         ('its process has ended', 'the network'), 'read the log of the rank on that device first', OTHERS),
     'sync_timeout': Fault(
         WAIT, LOST + 'a wait for the device [{device} ]did not end in time',
@@ -214,7 +214,7 @@ RANK_FAULTS: Dict[str, Fault] = {
     'killed': Fault(
         CAUSE, 'the process[ of rank {remote}] was ended by {signal}', (
             "SIGKILL: the host's memory is used up, or somebody ended it", 'SIGSEGV, SIGABRT: an error in native code',
-            'SIGTERM, SIGINT: it was told to stop'),
+            'SIGTERM, SIGINT: it was asked to stop'),
         '`dmesg` tells whether memory was used up; fewer loader workers (-j)', DMESG),
     'open_files': Fault(
         CAUSE, 'too many files are open', ('many loader workers, each with open files and sockets',),

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import psutil
 
 from seresnet_timm import device as devices
-from seresnet_timm.errors import RunError, UsageError, refuse
+from seresnet_timm.errors import RunError, UsageError, printable, refuse, shell_line
 from seresnet_timm.files import atomic_path, why_not_writable
 from seresnet_timm.launch import plan as launch_plan
 from seresnet_timm.launch.plan import names_data
@@ -409,4 +409,4 @@ def print_outcome(tuning: Tuning, file: str) -> None:
         print(f'Not measured, the time was up: {", ".join(tuning.skipped)} (--seconds).')
     changes = ', '.join(f'{k.partition(".")[2] or k} {v}' for k, v in tuning.changes.items())
     print(f'Faster here: {changes}.' if changes else 'Nothing was faster than the settings as planned.')
-    print(f'Written to {file}. Next: seresnet-timm train --config {file} ...')
+    print(f'Written to {printable(file)}. Next: seresnet-timm train --config {shell_line([file])} ...')
