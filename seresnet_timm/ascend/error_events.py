@@ -20,7 +20,8 @@ WORDS = re.compile(
     r'init|version|bound|listen|port|set ASCEND|Two accel|TLS|Notify|[Kk]ill|[Dd]enied|[Ee]rrno|npu-smi|wheel|ELF|'
     r'[Ee]xec|[Ee]xit|[Dd]etected|[Ii]nvalid|status|/dev/|[Cc]onnect|[Uu]nable|start new|items of|Name or|resol|type:|'
     r'taskType|[\u4e00-\u9fff]|^\s*\d{6}\s*$|CANCELLED|srun|Insufficient|nhealthy|not enough|not ready|'
-    r'busy|open file|Evicted|low on|incompatible|ERROR:root|'
+    r'busy|open file|Evicted|low on|incompatible|requires|missing tools|HwHiAiUser|nsupported|'
+    r'do not match|ERROR:root|'
     r'^\s*\|\s*\d')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
 _NUMBER = re.compile(r'error code(?: is)?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'

@@ -196,6 +196,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p('Cannot re-initialize NPU in forked subprocess', 'fork'),
     _p(r'(?:No matching distribution found for|satisfies the requirement) (?P<library>[\w.=+\[\]-]+)', 'wheel_missing',
        90),
+    _p(r'^(?:te|auto-tune|opc-tool|schedule-search|dataflow|hccl|op-\w+-\w+) [\d.]+ requires (?P<module>[\w-]+), '
+       r'which is not installed', 'cann_python', 80),
     _p(r'torch[-_]npu \S+ (?:requires|depends on) torch\W|Cannot install .*\btorch[-_]npu\b.*conflicting dependencies',
        'torch_pair', 90),
     _p(r'(?P<reason>[\w.-]+ \S+ requires \S+, but you have .+? which is incompatible)|because these package versions '
@@ -209,7 +211,9 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'[Ff]ailed to open device|[Oo]pen device failed', 'device_start', 55),
     _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
     _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)|\bnpu is busy', 'device_taken', 70),
-    _p('Failed to recognize Ascend chip', 'chip_unknown', 40),
+    _p('Failed to recognize Ascend chip|Unsupported soc version', 'chip_unknown', 40),
+    _p(r'(?P<reason>Dkms install failed|Driver_ko_install failed|Drv_dkms_env_check failed|'
+       r'The list of missing tools: \S+|HwHiAiUser not exists)', 'driver_install', 60),
     _p(r'DCMI\w*Library ?Not ?Found', 'driver_missing', 60),
     _p(r'Failed to initialize DCMI', 'driver_start', 50),
     _p(r'^\s*\|\s*(?P<device>\d+)\s+(?P<name>\w\S*)\s*\|\s*(?P<health>[A-Za-z]\w*)\s*\|'
@@ -225,7 +229,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out|errorStr: timeout or trap', 'ai_core_timeout', 91),
     _p(r'aicpu (?:error|exception)|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu', 90),
     _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
-    _p(r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
+    _p(r'driver and firmware packages do not match|'
+       r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
     _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error', 'ecc', 85),
     _p(r'\b[Ll]ink (?:is |status(?: is|:) )?(?:down|DOWN)\b', 'link_hardware', 60),
     _p('Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available', 'cuda_used'),

@@ -224,6 +224,12 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, '{subject} stopped working', (
             'the device was reset, or hung', 'hardware', 'a process on the device died'),
         f'{HEALTH}; resume on other devices', DMESG),
+    'driver_install': Fault(
+        CAUSE, 'the driver was not installed[: {reason}]', (
+            'headers of this kernel, gcc or dkms are missing', 'a package for another system or architecture',
+            'the user HwHiAiUser does not exist'),
+        'install gcc, make, dkms, pciutils, net-tools and the headers of this kernel (`uname -r`), add the user '
+        'HwHiAiUser, and install the driver again', '/var/log/ascend_seclog/ascend_install.log'),
     'driver_old': Fault(
         ADVICE, 'the driver is older than CANN, or does not belong to it', ('CANN was updated alone',),
         "install the driver of CANN's table of versions", '/usr/local/Ascend/driver/version.info'),

@@ -112,13 +112,14 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'execve\(\): (?P<path>\S+): No such file|\b(?P<path_>torchrun|python\d?|seresnet-timm|accelerate): '
        r'(?:command )?not found', 'program_missing', 40),
     # schedulers and containers
-    _p(r'(?:JOB|STEP) (?P<job>[\d.]+) ON \S+ CANCELLED AT \S+ DUE TO TIME LIMIT', 'time_limit', 90),
+    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO TIME LIMIT', 'time_limit', 90),
     _p(r'CANCELLED AT \S+ DUE TO NODE FAIL|srun: error: Node failure on (?P<node>\S+)', 'node_lost', 90),
-    _p(r'(?:JOB|STEP) (?P<job>[\d.]+) ON \S+ CANCELLED AT \S+ DUE TO (?P<reason>\w[\w ]*)', 'job_ended', 80),
-    _p(r'(?:JOB|STEP) (?P<job>[\d.]+) ON \S+ CANCELLED AT \S+ \*', 'step_ended', 10),
+    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO (?P<reason>\w[\w ]*)', 'job_ended', 80),
+    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ \*', 'step_ended', 10),
     _p(r'(?:srun|sbatch|salloc): error: (?P<reason>(?:Unable to allocate resources|Batch job submission failed): .+)|'
        r'FailedScheduling\b.*?(?P<reason_>\d+/\d+ nodes are (?:un)?available:.+?)(?:\. |\.?$)|'
        r'FailedScheduling\b.*?\bvolcano +(?P<reason__>.+?)\.?$|(?P<reason___>pod group is not ready.+?)\.?$|'
+       r'(?P<reason_____>\bInsufficient [\w-]+\.com/[\w-]+)|'
        r'(?P<reason____>(?:Allocate failed due to|Pod Allocate failed due to) .+?)(?:, which is unexpected|$)',
        'not_scheduled', 70),
     _p(r'The node was low on resource: (?P<resource>[\w-]+)', 'evicted', 105),

@@ -194,7 +194,7 @@ RANK_FAULTS: Dict[str, Fault] = {
     'image_missing': Fault(
         CAUSE, 'the image[ {path}] cannot be pulled', (
             'wrong name or tag', 'no network, or no rights at the registry'),
-        'correct the name; without network load it on each machine (`docker load`, `ctr -n k8s.io images import`)',
+        'correct the name; without network load it on each machine (`docker load`, `nerdctl load`)',
         '`kubectl describe pod POD`'),
     'container_start': Fault(
         CAUSE, 'the container does not start[: {path} cannot be mounted into it]', (

@@ -25,9 +25,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
     from seresnet_timm.checkpoints.convert import convert
-    from seresnet_timm.errors import note_replaced
     from seresnet_timm.inference.load import read_model_file
-    note_replaced(args.target)
-    facts = convert(read_model_file(args.source), args.target, args.to, bool(args.use_ema), args.dtype, args.model,
-                    args.network)
+    from seresnet_timm.runs.folder import refuse_to_replace
+    checkpoint = read_model_file(args.source)
+    refuse_to_replace(args.target, [checkpoint.path])
+    facts = convert(checkpoint, args.target, args.to, bool(args.use_ema), args.dtype, args.model, args.network)
     print('\n'.join(inspection.describe(facts)))

@@ -9,6 +9,8 @@ TEXTS = {
     # Slurm
     'time limit': ('slurmstepd: error: *** JOB 77 ON n3 CANCELLED AT 2026-03-02T01:01:01 DUE TO TIME LIMIT ***',
                    'time_limit', 'job 77', '--time'),
+    'limit of a batch script': ('error: *** STEP 77.batch ON n3 CANCELLED AT 2026-03-02T01:01:01 DUE TO TIME LIMIT ***',
+                                'time_limit', '77.batch', '--resume auto'),
     'preempted': ('slurmstepd: error: *** STEP 77.0 ON n3 CANCELLED AT 2026-03-02T01:01:01 DUE TO PREEMPTION ***',
                   'job_ended', 'PREEMPTION', '--requeue'),
     'cancelled': ('slurmstepd: error: *** STEP 77.0 ON n3 CANCELLED AT 2026-03-02T01:01:01 ***', 'step_ended', '77.0',
@@ -29,6 +31,8 @@ TEXTS = {
                 'kubectl'),
     'pending, Volcano': ('Warning  FailedScheduling  9s  volcano  pod group is not ready, 2 Pending, 2 minAvailable',
                          'not_scheduled', 'pod group', 'kubectl'),
+    'pending, of one kind': ('2 nodes are unavailable: 2 Insufficient huawei.com/npu', 'not_scheduled',
+                             'Insufficient huawei.com/npu', 'kubectl'),
     'device plugin': ('Warning  UnexpectedAdmissionError  9s  kubelet  Allocate failed due to no healthy devices '
                       'present; cannot allocate unhealthy devices huawei.com/Ascend910, which is unexpected',
                       'not_scheduled', 'no healthy devices', 'kubectl'),
@@ -56,6 +60,10 @@ TEXTS = {
                              'has exited with non-zero code: -9', 'killed', 'SIGKILL', 'memory'),
     'OBS': ("MoxFileNotExistsException(resp, 'file or directory or bucket not found.')", 'object_storage', 'OBS',
             'path'),
+    'driver': ('[ERROR]Dkms install failed, details in : /var/log/ascend_seclog/ascend_install.log.', 'driver_install',
+               'Dkms install failed', 'headers of this kernel'),
+    'firmware': ('[WARN]x.ts:77:Feature is not supported and the possible cause is that driver and firmware packages '
+                 'do not match.', 'driver_old', 'driver is older', 'table of versions'),
     'NPU of MindCluster': ('[{"fault_type":"CardUnhealthy","npu_name":"Ascend910-4","fault_level":"SeparateNPU",'
                            '"fault_code":"80E18402"}]', 'device_unhealthy', 'Ascend910-4', 'npu-smi info -t health'),
     'the same, escaped': (r'"[{\"fault_type\": \"CardUnhealthy\", \"npu_name\": \"Ascend910-2\", \"large_model_fault_'
@@ -70,6 +78,8 @@ TEXTS = {
                  'python -V'),
     'torch was moved': ('torch-npu 2.9.0 requires torch==2.9.0, but you have torch 2.14.1 which is incompatible.',
                         'torch_pair', 'torch_npu', 'doctor'),
+    'modules of CANN': ('te 0.4.0 requires cloudpickle, which is not installed.', 'cann_python', 'cloudpickle',
+                        'absl-py'),
     'packages': ('foo 1.2 requires numpy<2, but you have numpy 2.4 which is incompatible.', 'package_conflict',
                  'foo 1.2 requires numpy<2', 'constraints'),
     'extension module': ('ImportError: /p/torch_npu/_C.cpython-311-aarch64-linux-gnu.so: undefined symbol: _ZN5torch1x',
@@ -99,6 +109,7 @@ TEXTS = {
     'no message': ('Call aclInit(nullptr) failed : 507008 at file x.cc\nEE1001: 2026-03-02-01:01:01.580.593 The '
                    'argument is invalid.Reason: rtGetDevMsg execute failed, reason=[context pointer null]',
                    'chip_unknown', 'chip', 'CANN for this chip'),
+    'chip': ('RuntimeError: Unsupported soc version: Ascend310', 'chip_unknown', 'chip', 'CANN for this chip'),
     'pyACL': ('acl.rt.set_device failed ret_int=507033', 'device_start', 'start', 'npu-smi info'),
     'number of HCCL': ('[ERROR] HCCL(9,python3):2026-03-02-01:01:01.068.817 [op_base.cc:9][9][Init][Comm]errNo'
                        '[0x0000000005000002]HcclCommInitRootInfo failed.', 'communicator', 'HcclCommInitRootInfo',
