@@ -11,6 +11,7 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.flags import MODELZOO, PREFIX
 from seresnet_timm.runs.settings import RunSettings
 
+DECIDED = ('workers', 'pin_mem', 'channels_last', 'num_classes')  # by device, cores and data, in launch/plan.py
 SCRIPT_PARSERS = {'train': script_flags.train_parser, 'validate': script_flags.validate_parser}
 
 
@@ -182,4 +183,6 @@ def origin(verb: str, action: argparse.Action) -> str:
         return f"timm's {verb}.py"
     if is_launchers(verb, action):
         return 'the launcher of seresnet-timm; the same with all scripts'
+    if action.dest in DECIDED:
+        return f"timm's {verb}.py; the launcher decides where it is not given"
     return f"timm's {verb}.py; the bundled script has the same name and default"

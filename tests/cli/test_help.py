@@ -145,7 +145,7 @@ def test_help_of_a_verb_is_its_help(texts):
     ('train --kd-temperature', ('default   4.0', 'more than 0')),
     ('train --amp', ('default   off', 'none: a switch')),
     ('recipe train_8p --lr', ('--lr LR',)),
-    ('recipe --workers', ('default   its cores less one, at most 16',)),
+    ('recipe --workers', ('default   its cores less one, at most 16', 'the launcher decides')),
     ('train --device', ('default   auto\n',)), ('train --master-port', ('default   29500\n',)),
     ('train --preset', ('default   none\n',)), ('train --quiet', ('default   off\n',)),
     ('train --learning-rate', ('default   none\n',)), ('validate --num-classes', ('default   train: as many as',)),
