@@ -165,7 +165,7 @@ def _hand_on(error: type) -> Any:
 
 
 def _stopped_by(exit_code: int) -> Optional[int]:
-    """The signal after which a rank saved its state and ended, or ended while it started; None if it ended otherwise."""
+    """The signal after which a rank saved and ended, or ended before its training; None if it ended otherwise."""
     number = -exit_code if exit_code < 0 else exit_code - 128
     return number if number in STOPPING else None
 
