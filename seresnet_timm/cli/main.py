@@ -13,6 +13,7 @@ from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm import limits
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
+from seresnet_timm.engine.signals import StoppedEarly, stop_early
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable, refuse
 from seresnet_timm.version import OldTimm, __version__, refuse_old_timm
@@ -93,13 +94,17 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except FileNotFoundError:  # libraries that torch loads ask for it, and end the process
         fail('The working folder was removed: go to another with cd, and run the command there.', UsageError.exit_code)
     try:
-        dispatch(sys.argv[1:] if argv is None else list(argv))
-        sys.stdout.flush()
+        with stop_early():
+            dispatch(sys.argv[1:] if argv is None else list(argv))
+            sys.stdout.flush()
     except (UsageError, RunError) as e:
         rank = os.environ.get('RANK', '')
         fail(str(e), e.exit_code, f' (rank {rank})' if rank.isdigit() else '')
     except OldTimm as e:
         fail(str(e))
+    except StoppedEarly as e:
+        print(e, file=sys.stderr)
+        raise
     except KeyboardInterrupt:  # where a verb does not say more
         fail('Stopped by Ctrl-C.', 130)
     except BrokenPipeError:  # the reader, e.g. `head`, has ended

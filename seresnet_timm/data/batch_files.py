@@ -7,8 +7,8 @@ from torch.utils.data.distributed import DistributedSampler
 from seresnet_timm.data.loading import inner_loader, set_epoch
 
 
-def files_of_batch(loader: Any, epoch: int, batch_idx: int) -> Optional[List[str]]:
-    """Names of the files of a batch of this process; None if its order or its files are not known.
+def files_of_batch(loader: Any, epoch: int, batch_idx: int, rank: Optional[int] = None) -> Optional[List[str]]:
+    """Names of the files of a batch of this process, or of another rank; None if its order or its files are not known.
 
     Only for a loader that is not used any more: it may shuffle again.
     """
@@ -23,6 +23,10 @@ def files_of_batch(loader: Any, epoch: int, batch_idx: int) -> Optional[List[str
         dataset = getattr(dataset, 'dataset', None)
     if not is_repeatable or dataset is None:
         return None
+    if rank is not None:
+        if not isinstance(sampler, DistributedSampler):
+            return None
+        sampler.rank = rank
     if hasattr(inner.dataset, 'set_epoch') or isinstance(sampler, DistributedSampler):
         set_epoch(loader, epoch)
     for index, indices in enumerate(inner.batch_sampler):

@@ -35,6 +35,26 @@ def check_steps(run: Any, place: Tuple[int, int], loss: float, figures: List[flo
         raise _ended(run, place, loss)
 
 
+def tell_ranks(run: Any, epoch: int, ranks: List[int]) -> None:
+    """Say once of a rank, and note in run.json, that its loss is not finite though that of others is.
+
+    Args:
+        run: The `Training`.
+        epoch: Number of the epoch.
+        ranks: Ranks whose loss was not finite since the last log point.
+    """
+    run.bad_ranks = ranks if len(ranks) < run.args.world_size else []
+    if run.told_ranks.issuperset(run.bad_ranks):
+        return
+    run.told_ranks.update(ranks)
+    names = ', '.join(map(str, ranks))
+    text = (f'In epoch {epoch} the loss is not finite on rank {names} only: look at the images of its share, or at its '
+            'device.')
+    if run.outputs:
+        _logger.warning(text)
+        run.record.add_fault('bad_steps', epoch, text)
+
+
 def check_epoch(run: Any, epoch: int, eval_metrics: Optional[Dict[str, float]]) -> None:
     """End the run before an epoch is saved whose last steps were bad, if its weights are bad too.
 
@@ -58,11 +78,13 @@ def _ended(run: Any, place: Tuple[int, int], loss: float) -> RunError:
     if figures.loss_scale < MIN_LOSS_SCALE:
         what = f'The loss scale fell to {figures.loss_scale:g}, because gradients overflow again and again,'
     what += f' at epoch {place[0]}, update {place[1]} ({int(figures.longest)} steps in a row were skipped)'
-    more, files = '', None
+    more, where, files = '', '', None
     if figures.began >= 0:
-        files = files_of_batch(run.train_loader, place[0], int(figures.began) * run.args.grad_accum_steps)
+        rank = min(run.bad_ranks, default=None)
+        files = files_of_batch(run.train_loader, place[0], int(figures.began) * run.args.grad_accum_steps, rank)
+        where = '' if rank is None else f' of rank {rank}, whose loss alone was not finite'
     if files:
-        more = (f' The first of them was update {int(figures.began)}, with the images '
+        more = (f' The first of them was update {int(figures.began)}{where}, with the images '
                 f'{first_names(map(printable, files), MAX_NAMED)}.')
     if run.outputs:
         run.outputs.saver.wait()

@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 import torch
 import torchvision
@@ -16,7 +16,7 @@ from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.data.scheduled import loss_scale
 from seresnet_timm.engine.bad_images import BadImages
-from seresnet_timm.engine.bad_steps import check_steps
+from seresnet_timm.engine.bad_steps import check_steps, tell_ranks
 from seresnet_timm.engine.events import EpochEvents
 from seresnet_timm.engine.faults import note_own
 from seresnet_timm.engine.forward import Forward
@@ -81,6 +81,8 @@ class Training:
         max_bad_steps: Bad steps in a row that end the run.
         bad_steps: Skips them; made in the first epoch.
         figures: Of the last log point.
+        bad_ranks: Ranks whose loss alone was not finite before the last log point.
+        told_ranks: Those of which was said so.
         bad_images: Ends a run of whose images too many cannot be read; None for no limit.
         average_batch_size: Images of a batch and process, where batches differ.
         progress: Shows how far it is.
@@ -104,6 +106,8 @@ class Training:
     max_bad_steps: int = 20
     bad_steps: Optional[BadSteps] = None
     figures: Optional[Figures] = None
+    bad_ranks: List[int] = field(default_factory=list)
+    told_ranks: Set[int] = field(default_factory=set)
     bad_images: Optional[BadImages] = None
     average_batch_size: float = 0.
     progress: Progress = field(default_factory=Progress)
@@ -191,7 +195,7 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
             if update_idx % args.log_interval == 0 or is_last:
                 # the host waits for the device here
-                loss_now, loss_avg, figures = losses.read_with(counts_of(run, bad_steps))
+                loss_now, loss_avg, figures = losses.read_with(counts_of(run, bad_steps, losses))
                 check_counts(run, (epoch, update_idx), loss_now, figures, is_last)
                 line = describe_step(run, (epoch, update_idx), (loss_now, loss_avg), throughput, update_images)
                 line += progress.at_log(update_idx + 1, loss_avg, run.lr, int(run.figures.total))
@@ -222,10 +226,15 @@ def prepare(run: Training, input: torch.Tensor, target: torch.Tensor) -> Tuple[t
     return run.forward.lay_out(input), target
 
 
-def counts_of(run: Training, bad_steps: BadSteps) -> torch.Tensor:
-    """What is counted on the device, and the images that this rank could not read: for `check_counts`."""
-    new = run.bad_images.new() if run.bad_images else 0
-    return torch.cat((bad_steps.figures(), torch.full((1,), float(new), device=run.device)))
+def counts_of(run: Training, bad_steps: BadSteps, losses: LossMeter) -> torch.Tensor:
+    """What is counted on the device, and what this rank found: for `check_counts`.
+
+    Of each rank: images whose loss was not finite since the last log point. Of all: images that could not be read.
+    """
+    new = torch.full((1,), float(run.bad_images.new() if run.bad_images else 0), device=run.device)
+    lost = torch.zeros(run.args.world_size, device=run.device)
+    lost[run.args.rank] = losses.left_out
+    return torch.cat((bad_steps.figures(), new, lost))
 
 
 def check_counts(run: Training, place: Tuple[int, int], loss: float, counts: List[float], is_last: bool) -> None:
@@ -241,8 +250,9 @@ def check_counts(run: Training, place: Tuple[int, int], loss: float, counts: Lis
     Raises:
         RunError: They are.
     """
-    *figures, new = counts
+    figures, (new, *lost) = counts[:len(Figures._fields)], counts[len(Figures._fields):]
     note_own(run.record, place[0], run.train_loader)
+    tell_ranks(run, place[0], [rank for rank, count in enumerate(lost) if count])
     if run.bad_images:
         run.bad_images.check(new * run.args.world_size, run.record, place[0])
     check_steps(run, place, loss, figures, is_last)

@@ -101,6 +101,11 @@ class LossMeter:
         return last, self._sum / max(1, counted) if counted or not self._left_out else float('nan'), values
 
     @property
+    def left_out(self) -> torch.Tensor:
+        """Images that were left out since the last read, on this rank; on the device."""
+        return self._pending[1]
+
+    @property
     def count(self) -> int:
         """Images read so far, on this rank."""
         return self._count

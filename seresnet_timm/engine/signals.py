@@ -1,4 +1,4 @@
-"""Signals that end a training after its step: it saves its state, so that it goes on there later
+"""Signals: a training ends after its step and saves its state, so that it goes on there later; all else ends at once
 
 A signal often arrives twice: from a terminal at the launcher and at its ranks, and from the launcher at the ranks once
 more; `timeout` sends its own to the process and to the group. What follows the first one within `TWICE` seconds is the
@@ -43,6 +43,41 @@ class Stopped(Exception):
     def exit_code(self) -> int:
         """128 and the number of the signal, as shells report it."""
         return 128 + self.signum
+
+
+class StoppedEarly(SystemExit):
+    """A signal stopped a process that has no state to save; its code is 128 and the number of the signal."""
+
+    def __str__(self) -> str:
+        return f'Stopped by {signal.Signals(int(self.code or 0) - 128).name}.'
+
+
+@contextmanager
+def stop_early() -> Iterator[None]:
+    """Let signals raise `StoppedEarly`, so that no lock, empty folder or temporary file stays; the second one kills.
+
+    `StopSignals` takes their place while a training runs. Forked loader workers and other children do not keep this.
+    """
+    owner, before = os.getpid(), {}
+
+    def handle(signum: int, _frame: Any) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        raise StoppedEarly(128 + signum)
+
+    def forget() -> None:
+        for signum in before:
+            if signal.getsignal(signum) is handle:
+                signal.signal(signum, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {signum: signal.signal(signum, handle) for signum in STOPPING
+                  if signum != signal.SIGINT and signal.getsignal(signum) is signal.SIG_DFL}
+        os.register_at_fork(after_in_child=forget)
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:
+            forget()
 
 
 class StopSignals:

@@ -43,17 +43,22 @@ def run(settings: RunSettings, node: Node) -> None:
         check_port(node.master_port or DEFAULT_PORT)
     from torch.distributed.elastic.multiprocessing import api
     _set_environment(settings, node)
-    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says is said below
     api._terminate_process_handler = _hand_on(api.SignalException)  # torchrun's handler of the signals that it knows
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, api._terminate_process_handler)
+    is_new = bool(settings.output) and not os.path.exists(settings.output)
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1 and settings.verbosity >= 0:
         until = '' if settings.output else '; removed at the end, unless a rank fails'
         print(f'  logs           {printable(log_dir)} (all ranks but the first{until})', file=sys.stderr)
     while True:
-        with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
-            failure = _attempt(settings, node, log_dir, Path(tmp))
+        try:
+            with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
+                failure = _attempt(settings, node, log_dir, Path(tmp))
+        except (SystemExit, KeyboardInterrupt):
+            if is_new and os.listdir(settings.output) == [RunFolder(settings.output).logs.name]:
+                shutil.rmtree(settings.output)  # stopped before there was anything
+            raise
         if failure is None:
             if not settings.output:
                 shutil.rmtree(log_dir.parents[1], ignore_errors=True)
@@ -108,6 +113,9 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
+    for name in list(logging.root.manager.loggerDict):  # what torchrun says is said below
+        if name.startswith('torch.distributed.elastic'):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     file, beats = tmp / 'settings.json', tmp / 'heartbeats'
     file.write_text(settings.to_json(), encoding='utf-8')
     heartbeat.create(beats, settings.nproc)
@@ -157,8 +165,9 @@ def _hand_on(error: type) -> Any:
 
 
 def _stopped_by(exit_code: int) -> Optional[int]:
-    """The signal after which a rank saved its state and ended; None if it ended otherwise."""
-    return exit_code - 128 if exit_code - 128 in STOPPING else None
+    """The signal after which a rank saved and ended, or ended before its training; None if it ended otherwise."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    return number if number in STOPPING else None
 
 
 def _stop(settings: RunSettings, signum: int) -> SystemExit:

@@ -11,6 +11,7 @@ from typing import Any, ContextManager, Mapping, Optional
 
 from seresnet_timm import limits
 from seresnet_timm.child_process import end_with_parent
+from seresnet_timm.engine.signals import stop_early
 from seresnet_timm.errors import RunError, UsageError, first_line, print_any_text
 from seresnet_timm.launch import watch
 from seresnet_timm.launch.explain import explain
@@ -168,8 +169,17 @@ def set_cpu_affinity(settings: RunSettings) -> None:
 
 
 def main() -> None:
-    """A rank that torchrun started: settings, heartbeats and the folder of the stacks are named on its command line."""
+    """A rank that torchrun started; see `_main`."""
     gc.disable()  # until everything is imported
+    try:
+        with stop_early():
+            _main()
+    except KeyboardInterrupt:  # before the training; the launcher says so
+        sys.exit(130)
+
+
+def _main() -> None:
+    """A rank: settings, heartbeats and the folder of the stacks are named on its command line."""
     end_with_parent()
     print_any_text()
     local_rank = int(os.environ['LOCAL_RANK'])

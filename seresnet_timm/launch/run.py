@@ -135,6 +135,7 @@ def start_ranks(settings: RunSettings, node: Node, checkpoints: Optional[Dict[st
         del store  # of rank 0: the other ranks need it until here
     else:
         from seresnet_timm.launch import processes
+        gc.freeze()  # else the end of this process, after a signal too, takes seconds
         gc.enable()
         if checkpoints:
             checkpoints.clear()  # the ranks read them themselves

@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Set
 
 import psutil
 
@@ -53,6 +53,7 @@ class Watch:
         self.timeout = timeout
         self.end = end
         self.sentence: Optional[str] = None
+        self._waiting: Set[int] = set()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name='watch', daemon=True)
 
@@ -73,7 +74,7 @@ class Watch:
             now = time.monotonic()
             beats = heartbeat.read(self.file)
             # the others wait for a rank that waits for its data
-            is_waiting = any(beat.waited and now - beat.waited < WAITING for beat in beats)
+            is_waiting = bool(self._tell_waiting(beats, now))
             for rank, beat in enumerate(beats):
                 if last.get(rank) != beat or is_waiting:
                     last[rank], since[rank] = beat, now
@@ -84,6 +85,15 @@ class Watch:
             self.sentence = self._describe(beats, guilty)
             self.end(beats, guilty)
             return
+
+    def _tell_waiting(self, beats: List[heartbeat.Heartbeat], now: float) -> Set[int]:
+        """The ranks that wait for their data. What the first one says itself, the logs of the others hide."""
+        waiting = {rank for rank, beat in enumerate(beats) if beat.waited and now - beat.waited < WAITING}
+        for rank in sorted((waiting ^ self._waiting) - {0}):
+            what = 'waits for the data folder: its log says more' if rank in waiting else 'has its data again'
+            print(f'Rank {self.first_rank + rank} {what}.', file=sys.stderr, flush=True)
+        self._waiting = waiting
+        return waiting
 
     def _patience(self, beat: heartbeat.Heartbeat) -> float:
         """Seconds until the next step; more for the first one, before which data are listed and kernels compiled."""

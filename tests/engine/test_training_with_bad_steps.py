@@ -105,10 +105,24 @@ def test_bad_epochs():
     assert not is_bad_epoch({'loss': 1.}, {'loss': 2.}) and not is_bad_epoch({'loss': 1.}, None)
 
 
+def test_files_of_another_rank(few_digits):
+    from timm.data import create_dataset
+    from torch.utils.data import DataLoader
+    from torch.utils.data.distributed import DistributedSampler
+
+    from seresnet_timm.data.batch_files import files_of_batch
+    dataset = create_dataset('', few_digits, split='train')
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(7 + 3)).tolist()
+    loader = DataLoader(dataset, 8, sampler=DistributedSampler(dataset, 2, 0, seed=7))
+    assert files_of_batch(loader, 3, 1, rank=1) == [
+        dataset.filename(i, absolute=True) for i in order[1::2][8:16]]
+
+
 @pytest.mark.slow
-def test_one_rank_has_a_bad_batch(few_digits, tmp_path):
-    """Both ranks skip the same step: the weights stay equal and finite."""
-    (tmp_path / 'bad_rank.py').write_text('''
+@pytest.mark.parametrize('steps', ('== 2', '> 1'))
+def test_one_rank_has_bad_batches(few_digits, tmp_path, steps):
+    """Both ranks skip the same step: the weights stay equal and finite. The terminal of rank 0 names the rank."""
+    (tmp_path / 'bad_rank.py').write_text(f'''
 import os
 import torch
 from seresnet_timm.engine import teacher
@@ -118,11 +132,18 @@ class Loss(torch.nn.CrossEntropyLoss):
     def forward(self, output, target):
         calls.append(1)
         loss = super().forward(output, target)
-        return loss + float("inf") if len(calls) == 2 and os.environ.get("RANK") == "1" else loss
+        return loss + float("inf") if len(calls) {steps} and os.environ.get("RANK") == "1" else loss
 teacher.training_loss = lambda args: Loss()
 ''')
-    result = run_cli(*train_flags(few_digits, tmp_path, '--nproc', 2, '-b', 8, '--device-modules', 'bad_rank'),
-                     env={'PYTHONPATH': str(tmp_path)})
-    assert result.returncode == 0, result.stderr
-    assert [e['bad_steps'] for e in valid_record(tmp_path / 'run')['epochs']] == [1, 0]
-    assert math.isfinite(float(summary(tmp_path / 'run')[1]['train_loss']))
+    result = run_cli(*train_flags(few_digits, tmp_path, '--nproc', 2, '-b', 8, '--device-modules', 'bad_rank',
+                                  '--max-bad-steps', 4), env={'PYTHONPATH': str(tmp_path)})
+    record = valid_record(tmp_path / 'run')
+    told = 'In epoch 0 the loss is not finite on rank 1 only'
+    assert result.stderr.count(told) == 1 and record['faults'][0]['text'].startswith(told)
+    if steps == '== 2':
+        assert result.returncode == 0, result.stderr
+        assert [e['bad_steps'] for e in record['epochs']] == [1, 0] and len(record['faults']) == 1
+        assert math.isfinite(float(summary(tmp_path / 'run')[1]['train_loss']))
+    else:
+        assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
+        assert 'was update 1 of rank 1, whose loss alone was not finite, with the images' in result.stderr

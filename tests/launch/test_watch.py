@@ -99,6 +99,21 @@ def test_the_rank_that_holds_up_the_others_is_named(tmp_path, steps, stopped, ex
             rank.wait()
 
 
+def test_a_rank_that_waits_for_its_data_is_told_once(tmp_path, capsys):
+    """The first rank of a node prints itself; what the others print is in their logs."""
+    watch = Watch(tmp_path / 'beats', 600, lambda *_: None, first_rank=8)
+
+    def at(now, *waited):
+        watch._tell_waiting([heartbeat.Heartbeat(1, 5, t) for t in waited], now)
+        return capsys.readouterr().err
+    assert at(100, 0, 0, 0) == ''
+    assert at(101, 100, 0, 100) == 'Rank 10 waits for the data folder: its log says more.\n'
+    assert at(105, 104, 0, 104) == ''
+    assert at(109, 108, 108, 104) == 'Rank 9 waits for the data folder: its log says more.\n'
+    assert at(115, 108, 114, 104) == 'Rank 10 has its data again.\n'
+    assert at(130, 108, 114, 104) == 'Rank 9 has its data again.\n'
+
+
 def test_ranks_that_get_on_are_left_alone(tmp_path):
     heartbeat.create(tmp_path / 'beats', 1)
     with Watch(tmp_path / 'beats', 0.4, lambda *_: pytest.fail('ended')) as watch:
