@@ -25,9 +25,11 @@ sys.path.append(str(ROOT / 'benchmarks'))
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes():
-    """Several test processes: torch and timm are imported once for all of them."""
+def pytest_xdist_setupnodes(specs):
+    """Several test processes: torch and timm are imported once for all of them, and for what they start."""
     preloaded.share()
+    for spec in specs:
+        spec.python = preloaded.python()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's

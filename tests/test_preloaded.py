@@ -2,9 +2,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import preloaded
 import pytest
@@ -103,6 +105,24 @@ def test_signals_reach_it(tmp_path, signum):
     while os.path.exists(f'/proc/{pid}') and time.time() < deadline:
         time.sleep(0.01)
     assert not os.path.exists(f'/proc/{pid}')
+
+
+def test_a_caller_that_is_gone_before_it_is_answered():
+    """Its process ends, and the next one starts as ever."""
+    python = preloaded.python()
+    os.kill(preloaded._pid, signal.SIGSTOP)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(Path(python).with_name('socket')))
+        socket.send_fds(connection, [b'.'], [0, 1, 2])
+        connection.sendall(json.dumps(dict(
+            argv=['-c', WAIT], unbuffered=False, environ=dict(os.environ), cwd='/', umask=0o22,
+            ignores_interrupts=False)).encode() + b'\n')
+    os.kill(preloaded._pid, signal.SIGCONT)
+    assert subprocess.run([python, '-c', 'print(1)'], capture_output=True, text=True, timeout=60).stdout == '1\n'
+    deadline = time.time() + 20
+    while preloaded.running() and time.time() < deadline:
+        time.sleep(0.01)
+    assert not preloaded.running()
 
 
 @pytest.mark.parametrize('what', ({'PYTHONHASHSEED': '0'}, {'OMP_NUM_THREADS': '2'}, 'sitecustomize.py', 'torch'))

@@ -393,9 +393,9 @@ def _sentence_of(text: str, match: 're.Match[str]') -> str:
     return re.sub(r'\[FUNC:.*', '', after).strip(' :)')
 
 
-def _short(text: str, limit: int = 200) -> str:
+def _short(text: str) -> str:
     text = ' '.join(text.split()).rstrip('.')
-    return text if len(text) <= limit else text[:limit].rsplit(' ', 1)[0] + ' ...'
+    return text if len(text) <= 200 else text[:200].rsplit(' ', 1)[0] + ' ...'
 
 
 def _torch_npu_codes(text: str) -> List[Finding]:

@@ -272,8 +272,6 @@ def fill(template: str, facts: Dict[str, str]) -> str:
     return re.sub(r'\bthe device (?=\d+\b)', 'device ', text)
 
 
-def where_plog_lies(environ: Optional[Dict[str, str]] = None) -> str:
+def where_plog_lies() -> str:
     """The folder of plog, from ASCEND_PROCESS_LOG_PATH or the home folder."""
-    environ = dict(os.environ) if environ is None else environ
-    return environ.get('ASCEND_PROCESS_LOG_PATH') or os.path.join(
-        environ.get('HOME') or os.path.expanduser('~'), 'ascend', 'log')
+    return os.environ.get('ASCEND_PROCESS_LOG_PATH') or os.path.join(os.path.expanduser('~'), 'ascend', 'log')

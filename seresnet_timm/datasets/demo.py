@@ -18,14 +18,13 @@ IMAGE_SIZE = 32  # pixels a side
 SEED = 42
 
 
-def write_demo_data(root: str, val_fraction: float = VAL_FRACTION, seed: int = SEED) -> dict:
+def write_demo_data(root: str, seed: int = SEED) -> dict:
     """Write the digits as `root/train/<class>/*.jpg` and `root/val/<class>/*.jpg`.
 
     The split is stratified and depends on `seed` only. The tree is written beside `root` and renamed (atomic).
 
     Args:
         root: Folder to create; must not exist or be empty.
-        val_fraction: Share of every class that goes to `val`.
         seed: Seed of the split.
 
     Returns:
@@ -54,7 +53,7 @@ def write_demo_data(root: str, val_fraction: float = VAL_FRACTION, seed: int = S
     try:
         for label in np.unique(digits.target):
             indices = rng.permutation(np.flatnonzero(digits.target == label))
-            num_val = round(len(indices) * val_fraction)
+            num_val = round(len(indices) * VAL_FRACTION)
             for position, index in enumerate(indices):
                 split = 'val' if position < num_val else 'train'
                 folder = tmp / split / str(label)

@@ -99,12 +99,12 @@ def pull(
     return pulled
 
 
-def folder_of(model: str, with_weights: bool = True) -> Optional[Path]:
+def folder_of(model: str) -> Optional[Path]:
     """Folder of the model on the Hub or on ModelScope that a name means, pulled and verified; None for other names."""
     if modelscope.is_name(model):
         return pull(model).folder
     name = hub_name(model)
-    return None if name is None else pull(name, with_weights=with_weights).folder
+    return None if name is None else pull(name).folder
 
 
 def network_of(checkpoint: Checkpoint, info: ModelInfo) -> Tuple[ModelInfo, Optional[Path]]:

@@ -15,6 +15,7 @@ from seresnet_timm.runs.read import Run
 from seresnet_timm.runs.show import duration
 
 SCHEMA = 1
+MAX_ROWS = 10  # of a table of classes
 # columns of the CSV, and keys of a run in the JSON
 FIELDS = (
     'name', 'folder', 'state', 'reason', 'model', 'device', 'soc', 'processes', 'precision', 'batch_size', 'epochs',
@@ -100,7 +101,7 @@ def markdown(text: str) -> str:
     return re.sub(r'([\\`*\[\]|~])', r'\\\1', html.escape(printable(text), quote=False))
 
 
-def describe_predictions(name: str, found: Predictions, limit: int = 10) -> str:
+def describe_predictions(name: str, found: Predictions) -> str:
     """Top-1, the most confused pairs and the classes with the lowest top-1, as Markdown."""
     lines = [f'{markdown(name)}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {len(found.files):,} images in '
              f'{markdown(found.data)}, {markdown(found.model)}']
@@ -108,13 +109,15 @@ def describe_predictions(name: str, found: Predictions, limit: int = 10) -> str:
         lines.append(f'{len(found.unreadable):,} images cannot be read and count as wrong.')
     pairs = found.confused()
     if pairs:
-        lines += ['', f'Most confused classes ({min(limit, len(pairs))} of {len(pairs):,} pairs):', '', format_table([
+        first = pairs[:MAX_ROWS]
+        lines += ['', f'Most confused classes ({len(first)} of {len(pairs):,} pairs):', '', format_table([
             {'Class': markdown(p['class']), 'Taken for': markdown(p['predicted']), 'Images': str(p['images']),
-             'Share': f'{100 * p["share"]:.1f} %'} for p in pairs[:limit]], ('Class', 'Taken for', 'Images', 'Share'))]
+             'Share': f'{100 * p["share"]:.1f} %'} for p in first], ('Class', 'Taken for', 'Images', 'Share'))]
         classes = lowest(found.per_class())
-        lines += ['', f'Lowest top-1 ({min(limit, len(classes))} of {len(classes):,} classes):', '', format_table([
+        first = classes[:MAX_ROWS]
+        lines += ['', f'Lowest top-1 ({len(first)} of {len(classes):,} classes):', '', format_table([
             {'Class': markdown(c['class']), 'Images': str(c['images']), 'Top-1': f'{c["top1"]:.2f}',
-             'Most often taken for': markdown(c['confused_with'] or '-')} for c in classes[:limit]],
+             'Most often taken for': markdown(c['confused_with'] or '-')} for c in first],
             ('Class', 'Images', 'Top-1', 'Most often taken for'))]
     return '\n'.join(lines)
 

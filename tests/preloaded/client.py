@@ -14,6 +14,7 @@ READ_AT_START = (
     'TORCH_DEVICE_BACKEND_AUTOLOAD', 'TORCH_LOGS', 'TORCH_SHOW', 'TORCH_COMPILE', 'PYTORCH_', 'CUDA_', 'COVERAGE',
     'TASK_QUEUE_ENABLE', 'ASCEND_HOME', 'ASCEND_OPP',
 )
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 OTHERWISE = ('PYTHONPATH', 'PYTHON_EXEC', 'PYTHON')  # the forked process follows it; torchrun and the recipes read them
 # what a folder of PYTHONPATH may hold that the start of Python or the import of torch would load
 LOADED_AT_START = ('sitecustomize.py', 'usercustomize.py', 'torch', 'torch_npu', 'timm', 'torchvision', 'numpy')
@@ -51,6 +52,8 @@ def connect() -> socket.socket:
 
 
 def main() -> None:
+    # a signal waits until it can be passed on: what was forked may run before this process knows that
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     arguments = sys.argv[1:]
     unbuffered = arguments[:1] == ['-u']
     connection = connect()
@@ -58,6 +61,7 @@ def main() -> None:
         ready = json.load(f)
     if needs_a_real_start(arguments[unbuffered:], ready):
         connection.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.execv(sys.executable, [sys.executable, *arguments])
 
     umask = os.umask(0)
@@ -68,8 +72,15 @@ def main() -> None:
     connection.sendall(json.dumps(request).encode() + b'\n')
     answers = connection.makefile()
     pid = int(answers.readline())
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(signum, lambda signum, _frame: os.kill(pid, signum))
+
+    def pass_on(signum: int, _frame) -> None:
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            pass  # it has just ended
+    for signum in PASSED_ON:
+        signal.signal(signum, pass_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     status = int(answers.readline())
     if os.WIFSIGNALED(status):
         if os.WTERMSIG(status) != signal.SIGKILL:
