@@ -11,11 +11,11 @@ import sys
 from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
-from seresnet_timm import limits
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
 from seresnet_timm.engine.signals import StoppedEarly, stop_early
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable, refuse
+from seresnet_timm.launch import limits
 from seresnet_timm.version import OldTimm, __version__, refuse_old_timm
 
 # what one wants to do -> verb -> its line in `seresnet-timm --help`

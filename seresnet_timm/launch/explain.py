@@ -4,7 +4,7 @@ import os
 import re
 from typing import Optional
 
-from seresnet_timm import limits
+from seresnet_timm.launch import limits
 from seresnet_timm.runs.settings import RunSettings
 
 

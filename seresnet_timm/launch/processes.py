@@ -14,12 +14,11 @@ from typing import Any, Iterator, List, Optional, Tuple
 
 import psutil
 
-from seresnet_timm import limits
 from seresnet_timm.ascend.errors import is_consequence
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
-from seresnet_timm.launch import cluster
+from seresnet_timm.launch import cluster, limits
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
 from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.launch.plan import Node

@@ -9,11 +9,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ContextManager, Mapping, Optional
 
-from seresnet_timm import limits
 from seresnet_timm.child_process import end_with_parent
 from seresnet_timm.engine.signals import stop_early
 from seresnet_timm.errors import RunError, UsageError, first_line, print_any_text
-from seresnet_timm.launch import watch
+from seresnet_timm.launch import limits, watch
 from seresnet_timm.launch.explain import explain
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings

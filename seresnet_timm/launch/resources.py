@@ -13,10 +13,10 @@ import psutil
 import torch
 from timm.data import resolve_data_config
 
-from seresnet_timm import limits
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.worker_errors import SHM
 from seresnet_timm.data.workers import MAX_WORKERS
+from seresnet_timm.launch import limits
 
 # copies of the weights that an optimizer keeps, for the usual ones; 0 for others, of which nothing is certain
 COPIES: Dict[str, int] = dict(

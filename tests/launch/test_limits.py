@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import train_flags
 
-from seresnet_timm import limits
+from seresnet_timm.launch import limits
 
 
 def limited(limit, *argv):
