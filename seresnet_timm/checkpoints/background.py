@@ -64,6 +64,10 @@ class BackgroundSave:
         self._thread = threading.Thread(target=run, name='save')
         self._thread.start()
 
+    def has_ended(self) -> bool:
+        """Whether one was started that has ended, and `wait` was not called since."""
+        return self._thread is not None and not self._thread.is_alive()
+
     def wait(self) -> None:
         """Wait until it has ended; raises its error."""
         if self._thread is not None:

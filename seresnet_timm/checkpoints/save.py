@@ -115,6 +115,11 @@ class AtomicCheckpointSaver(CheckpointSaver):
             for failure in self.errors.take():
                 self.on_failure(*failure)
 
+    def tell(self) -> None:
+        """Tell of a save that has failed, as soon as it has; for the thread that trains, between two steps."""
+        if self._background.has_ended():
+            self.wait()
+
     def _save_with(self, save: Callable[[], None], what: str, epoch: int, folder: str) -> None:
         self.wait()
         self._hold(self._copy if self.in_background else lambda value: value)

@@ -1,6 +1,7 @@
 """Event files of TensorBoard: losses, metrics, learning rate and images/s of every epoch (`--tensorboard`)"""
 import logging
-from typing import Any, Dict, Optional
+from contextlib import suppress
+from typing import Dict, List, Optional, Tuple
 
 from seresnet_timm.errors import first_line
 from seresnet_timm.runs.folder import RunFolder
@@ -17,9 +18,9 @@ class EpochEvents:
     """
 
     def __init__(self, folder: RunFolder, start_epoch: int):
-        from torch.utils.tensorboard import SummaryWriter
-        self._writer: Any = SummaryWriter(
-            str(folder.tensorboard), purge_step=start_epoch if folder.tensorboard.exists() else None)
+        self._folder, self._writer = str(folder.tensorboard), None  # type: str, Any
+        self._purge: Optional[int] = start_epoch if folder.tensorboard.exists() else None
+        self._waiting: List[Tuple[str, float, int]] = []
 
     def add(
             self,
@@ -29,21 +30,24 @@ class EpochEvents:
             lr: float,
             fps: Optional[float],
     ) -> None:
-        """Write the figures of an epoch. An error of the disk ends the writing, not the training."""
-        if self._writer is None:
-            return
+        """Write the figures of an epoch, after those that an error of the disk kept from being written."""
         values = {'loss/train': train_metrics['loss'], 'learning_rate': lr, 'images_per_second': fps}
         for name, value in (eval_metrics or {}).items():
             values['loss/eval' if name == 'loss' else f'eval/{name}'] = value
+        self._waiting += [(tag, value, epoch) for tag, value in values.items() if value is not None]
         try:
-            for tag, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(tag, value, epoch)
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+                self._writer = SummaryWriter(self._folder, purge_step=self._purge)
+            for figure in self._waiting:
+                self._writer.add_scalar(*figure)
             self._writer.flush()
+            self._waiting = []
         except OSError as e:
-            _logger.error(f'NOT SAVED: events of TensorBoard ({first_line(e)}); none are written any more.')
-            self._writer = None
+            self._writer, self._purge = None, self._waiting[0][2]  # a new file, which takes the place of what is there
+            _logger.error(f'NOT SAVED: events of TensorBoard ({first_line(e)}). They are written after the next epoch.')
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # all is flushed
+                self._writer.close()

@@ -3,7 +3,7 @@ import logging
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.epoch import Training
@@ -48,7 +48,7 @@ class Saving:
             Stopped: A signal stops the run; it is saved.
         """
         batches, done = iter(run.train_loader), first
-        self._stand(run, Place(epoch, first), throughput)
+        self._stand(run, Place(epoch, first))  # the state is that of the last save
         while True:
             try:
                 with self.agreement.waiting_for_data() if done < len(run.train_loader) else nullcontext():
@@ -77,6 +77,8 @@ class Saving:
         Raises:
             Stopped: A signal stops the run; it is saved.
         """
+        if run.outputs is not None:
+            run.outputs.saver.tell()
         place = Place(epoch, batches)
         update = batches // run.args.grad_accum_steps
         is_due = run.outputs is not None and self._seconds > 0 and time.monotonic() - self._saved >= self._seconds
@@ -90,22 +92,30 @@ class Saving:
             self._save(run, place, losses, update - 1, throughput=throughput.state_dict())
         if run.args.world_size > 1 or run.args.grad_accum_steps > 1:
             with_buffers = run.args.rank == 0 or run.args.no_ddp_bb
-            self._stand(run, place, throughput, Kept(run, place, losses, with_buffers))
+            kept = Kept(run, place, losses, with_buffers)
+            self._stand(run, place, lambda: state_of_rank(run, place, kept=kept), kept,
+                        lambda: dict(throughput=throughput.state_dict()))
 
-    def _stand(self, run: Training, place: Place, throughput: Any, kept: Optional[Kept] = None) -> None:
-        """This rank is after an update, or at the start of an epoch, whose state is that of the last save."""
+    def _stand(self, run: Training, place: Place, give: Optional[Callable[[], Any]] = None,
+               kept: Optional[Kept] = None, more: Callable[[], Dict[str, Any]] = dict) -> None:
+        """This rank has come to a place where `Halt` may end the run.
+
+        Args:
+            run: The training.
+            place: The place.
+            give: State of this rank there; None if there is nothing to save.
+            kept: What the next update may change before it is saved.
+            more: What is saved too.
+        """
         self._kept = kept
         if self.agreement.halt is None:
             return
 
-        def give() -> Any:
-            return None if kept is None else state_of_rank(run, place, kept=kept)
-
         def end(signum: int, ranks: Any) -> None:
-            if ranks and kept is not None:
-                self._write(run, place, ranks, None, kept, throughput=throughput.state_dict())
+            if ranks and give is not None:
+                self._write(run, place, ranks, None, kept, **more())
             _end_halted(run, signum, ranks)
-        self.agreement.halt.stand(str(place), give, end)
+        self.agreement.halt.stand(str(place), give or (lambda: None), end)
 
     def after_training(self, run: Training, epoch: int, metrics: Dict[str, float], figures: Dict[str, Any]) -> None:
         """All batches of an epoch are done; its evaluation is next.
@@ -120,13 +130,7 @@ class Saving:
         # an evaluation of several ranks changes the buffers of the moving average
         own = state_of_rank(run, Place(epoch + 1), with_buffers=True)
         self._trained = dict(place=place, own=own, trained=trained)
-        self._kept = None
-        if self.agreement.halt is not None:
-            def end(signum: int, ranks: Any) -> None:
-                if ranks:
-                    self._write(run, place, ranks, None, trained=trained)
-                _end_halted(run, signum, ranks)
-            self.agreement.halt.stand(str(place), lambda: own, end)
+        self._stand(run, place, lambda: own, more=lambda: dict(trained=trained))
         try:
             self.agreement.vote()
         except Stopped:

@@ -4,6 +4,7 @@ import os
 import re
 from typing import Optional
 
+from seresnet_timm.checkpoints.save_errors import remedy
 from seresnet_timm.launch import limits
 from seresnet_timm.runs.settings import RunSettings
 
@@ -21,6 +22,8 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f'{error.filename or "A file"} cannot be written ({error.strerror}): free disk space.'
+        if error.errno in (errno.EIO, errno.ESTALE, errno.EROFS, errno.EACCES):
+            return f'{error.filename or "A file"} cannot be read or written ({error.strerror}): {remedy(error)}.'
         return limits.explain(error)
     index = os.environ.get('LOCAL_RANK', '0')
     device = settings.device

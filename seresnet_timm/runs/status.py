@@ -167,8 +167,13 @@ def write_status(path: Path, status: Status) -> None:
     status.beat, status.written = status.beat + 1, now
     status.seconds_left = None if status.ends is None else max(0., status.ends - now)
     tmp = path.with_name(f'.{path.name}.tmp')
-    tmp.write_text(as_json({'schema': SCHEMA, **asdict(status)}, indent=2) + '\n', encoding='utf-8')
-    os.replace(tmp, path)
+    try:
+        tmp.write_text(as_json({'schema': SCHEMA, **asdict(status)}, indent=2) + '\n', encoding='utf-8')
+        os.replace(tmp, path)
+    except OSError:
+        with suppress(OSError):
+            tmp.unlink()
+        raise
 
 
 @contextmanager

@@ -83,6 +83,19 @@ def test_files_are_those_of_a_save_that_waits(tmp_path, slow_disk):
         assert read_checkpoint(os.path.join(folders[True], name)).content['epoch'] == a['epoch']
 
 
+def test_a_failure_is_told_before_the_next_save(tmp_path, slow_disk):
+    saver, _ = saver_in(tmp_path)
+    with file_size_limit(1_000):
+        saver.save_last(0)
+        saver.tell()  # it is being saved: the training does not wait
+        assert saver.failures == [] and saver._background._thread.is_alive()
+        slow_disk.set()
+        saver._background._thread.join()
+    saver.tell()
+    saver.tell()
+    assert [epoch for epoch, _ in saver.failures] == [1]
+
+
 def test_failed_saves(tmp_path, caplog):
     """They are told of as soon as the training asks, and change nothing."""
     saver, step = saver_in(tmp_path)

@@ -174,6 +174,42 @@ ls -A {out}/run > {tmp_path}/names; cp {out}/run/run.json {out}/run/summary.csv 
     assert not [n for n in (tmp_path / 'names').read_text().split() if 'tmp' in n]
 
 
+def test_events_that_could_not_be_written_come_later(tmp_path, caplog):
+    """A file stands where the folder belongs, then it is gone."""
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from seresnet_timm.engine.events import EpochEvents
+    folder = RunFolder(tmp_path)
+    folder.tensorboard.touch()
+    events = EpochEvents(folder, 0)
+    for epoch in range(4):
+        if epoch == 2:
+            assert caplog.text.count('NOT SAVED: events of TensorBoard') == 2
+            folder.tensorboard.unlink()
+        events.add(epoch, {'loss': epoch + 1.}, None, 0.1, None)
+    events.close()
+    read = EventAccumulator(str(folder.tensorboard)).Reload()
+    assert [(e.step, e.value) for e in read.Scalars('loss/train')] == [(0, 1.), (1, 2.), (2, 3.), (3, 4.)]
+
+
+@pytest.mark.parametrize('code, words', ((5, 'check the disk'), (116, 'drive'), (30, 'make the folder writable'),
+                                         (13, 'make the folder writable'), (122, 'free disk space')))
+def test_errors_of_the_file_system_are_sentences(code, words):
+    from seresnet_timm.launch.explain import explain
+    settings = bundled_settings('train', '--model', 'seresnet18_ascend', '--device', 'cpu', output='/tmp/run')
+    text = explain(OSError(code, os.strerror(code), '/data/args.yaml'), settings)
+    assert '/data/args.yaml cannot be' in text and os.strerror(code) in text and words in text
+
+
+def test_status_that_cannot_be_written_leaves_nothing(tmp_path):
+    from seresnet_timm.runs.status import Status, write_status
+    (tmp_path / 'status.json').mkdir()
+    with pytest.raises(OSError):
+        write_status(tmp_path / 'status.json', Status())
+    assert os.listdir(tmp_path) == ['status.json']
+
+
 # --- loader workers ---------------------------------------------------------------------------------------------------
 
 class _Killed(Dataset):
