@@ -11,10 +11,11 @@ import sys
 from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
+from seresnet_timm import limits
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
 from seresnet_timm.engine.values import rules_of
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable
-from seresnet_timm.version import __version__
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable, refuse
+from seresnet_timm.version import OldTimm, __version__, refuse_old_timm
 
 # what one wants to do -> verb -> its line in `seresnet-timm --help`
 TASKS: Dict[str, Dict[str, str]] = {
@@ -97,30 +98,37 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except (UsageError, RunError) as e:
         rank = os.environ.get('RANK', '')
         fail(str(e), e.exit_code, f' (rank {rank})' if rank.isdigit() else '')
+    except OldTimm as e:
+        fail(str(e))
     except KeyboardInterrupt:  # where a verb does not say more
         fail('Stopped by Ctrl-C.', 130)
     except BrokenPipeError:  # the reader, e.g. `head`, has ended
         discard_stdout()
         sys.exit(1)
-    except OSError:
-        fault = fault_of_stdout()
-        if fault is None:
+    except Exception as e:
+        sentence = sentence_of(e)
+        if sentence is None:
             raise
+        fail(sentence)
+
+
+def sentence_of(error: Exception) -> Optional[str]:
+    """The sentence for an error of the machine or the installation, whatever the verb; None for another error."""
+    fault = fault_of_stdout() if isinstance(error, OSError) else None
+    if fault is not None:
         discard_stdout()
-        fail(f'The output cannot be written to stdout ({fault}).')
-    except RuntimeError as e:
-        if 'operator torchvision::' in str(e):
-            fail(f'This torchvision does not belong to this torch: {install_command("torchvision")}')
-        if 'backend extension: torch_npu' not in str(e):
-            raise
+        return f'The output cannot be written to stdout ({fault}).'
+    if isinstance(error, RuntimeError) and 'operator torchvision::' in str(error):
+        return f'This torchvision does not belong to this torch: {install_command("torchvision")}'
+    if isinstance(error, RuntimeError) and 'backend extension: torch_npu' in str(error):
         from seresnet_timm.ascend.errors import explain_import
-        fail(explain_import(f'{e.__cause__ or e.__context__ or ""}\n{e}'))
-    except ModuleNotFoundError as e:
-        if e.name not in REQUIRED_PACKAGES:
-            raise
-        fail(f'{e.name} is not installed for {sys.executable}: activate the environment that has this package '
-             f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {e.name} '
-             f'there{": " + install_command(e.name) if e.name in ("timm", "torchvision") else "."}')
+        return explain_import(f'{error.__cause__ or error.__context__ or ""}\n{error}')
+    if isinstance(error, ModuleNotFoundError) and error.name in REQUIRED_PACKAGES:
+        name = error.name
+        return (f'{name} is not installed for {sys.executable}: activate the environment that has this package '
+                f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {name} '
+                f'there{": " + install_command(name) if name in ("timm", "torchvision") else "."}')
+    return limits.explain(error)
 
 
 def open_closed_streams() -> None:
@@ -177,6 +185,8 @@ def dispatch(argv: List[str]) -> None:
     if verb not in WITHOUT_NPU and not HELP_FLAGS.intersection(argv):
         from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu  # 25 ms
         disable_incompatible_torch_npu()
+        refuse_old_timm()
+        refuse(limits.check())
     module.run(args)
 
 

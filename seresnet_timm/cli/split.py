@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--val', type=float, default=0.1, metavar='P', help='share of every class for validation (%(default)s)')
     arg('--seed', type=int, default=42, metavar='N', help='another number chooses other images (%(default)s)')
     arg('--links', choices=('symbolic', 'hard'), default='symbolic',
-        help='symbolic: links with relative paths, which end when DIR is moved alone; hard: further names of the same '
+        help='symbolic: links with relative paths, which break when only DIR is moved; hard: further names of the same '
              'files, on the same file system (%(default)s)')
     arg('--dry-run', action='store_true', help='check everything, print the counts, write nothing')
 

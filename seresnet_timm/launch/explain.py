@@ -4,6 +4,7 @@ import os
 import re
 from typing import Optional
 
+from seresnet_timm import limits
 from seresnet_timm.runs.settings import RunSettings
 
 
@@ -18,8 +19,9 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     if of_worker is not None:
         return of_worker
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return f'{error.filename or "A file"} cannot be written ({error.strerror}): free disk space.' if full else None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f'{error.filename or "A file"} cannot be written ({error.strerror}): free disk space.'
+        return limits.explain(error)
     index = os.environ.get('LOCAL_RANK', '0')
     device = settings.device
     if ':' not in device and device != 'cpu':
@@ -36,7 +38,7 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
         lines = [line for line in text.splitlines() if 'memory' in line] or text.splitlines()
         figures = lines[0].partition('If reserved')[0].strip().rstrip('. ')  # there advice on settings begins
         return f'{device} is out of memory with -b {batch_size} ({figures}): try -b {less}{keep}.'
-    return errors.explain(text, device)
+    return limits.explain(error) or errors.explain(text, device)
 
 
 def is_out_of_memory(error: Exception, device: str) -> bool:

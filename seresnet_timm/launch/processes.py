@@ -14,6 +14,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 
 import psutil
 
+from seresnet_timm import limits
 from seresnet_timm.ascend.errors import is_consequence
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
@@ -105,6 +106,7 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
     import torch.distributed.run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     file, beats = tmp / 'settings.json', tmp / 'heartbeats'
     file.write_text(settings.to_json(), encoding='utf-8')
@@ -130,8 +132,8 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
         return Failure(error, made_steps and not _is_final(failure))
     except SignalException as e:
         raise _stop(settings, e.sigval)
-    except RuntimeError as e:  # torch.distributed's DistNetworkError, DistStoreError and rendezvous errors
-        raise RunError(_rendezvous_failure(settings, node, e))
+    except (RuntimeError, RendezvousError) as e:  # torch.distributed's DistNetworkError and DistStoreError
+        raise RunError(limits.explain(e) or _rendezvous_failure(settings, node, e))
 
 
 def _hand_on(error: type) -> Any:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ContextManager, Mapping, Optional
 
+from seresnet_timm import limits
 from seresnet_timm.child_process import end_with_parent
 from seresnet_timm.errors import RunError, UsageError, first_line, print_any_text
 from seresnet_timm.launch import watch
@@ -47,7 +48,7 @@ def run(settings: RunSettings, checkpoints: Optional[Mapping[str, Any]] = None) 
             output_folder(settings), final_state(settings), loudness(settings.verbosity):
         try:
             _run_script(settings, checkpoints or {})
-        except (RuntimeError, OSError, IndexError) as e:  # torch.OutOfMemoryError is a RuntimeError
+        except (RuntimeError, OSError, IndexError, MemoryError) as e:  # torch.OutOfMemoryError is a RuntimeError
             explained = explain(e, settings)
             if explained is None:
                 raise
@@ -183,6 +184,10 @@ def main() -> None:
         get_error_handler().record_exception(e)
         sys.exit(e.exit_code)
     except Exception as e:
+        limit = limits.explain(e)
+        if limit is not None:
+            get_error_handler().record_exception(RunError(limit))
+            sys.exit(1)
         get_error_handler().record_exception(e)
         if os.environ['LOCAL_RANK'] != '0':
             raise  # into this rank's log; the launcher shows the first rank's

@@ -1,4 +1,4 @@
-"""What a run needs of the machine: disk space for checkpoints, shared memory for batches, open files
+"""What a run needs of the machine: disk space for checkpoints, shared memory for batches, files, threads, memory
 
 A run is refused only if it is certain to fail; what may become too little is a note of the plan.
 """
@@ -13,6 +13,7 @@ import psutil
 import torch
 from timm.data import resolve_data_config
 
+from seresnet_timm import limits
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.worker_errors import SHM
 from seresnet_timm.data.workers import MAX_WORKERS
@@ -23,6 +24,7 @@ COPIES: Dict[str, int] = dict(
     **dict.fromkeys(('adam', 'adamw', 'nadam', 'nadamw', 'radam', 'adamp', 'lamb'), 2))
 PREFETCH = 2  # batches of a worker that wait, torch's default
 FILES_OF_A_PROCESS = 64  # open before the loaders start: libraries, logs, sockets
+FILES_OF_A_RANK = 8  # logs and pipes, in the process that starts the ranks
 FILES_OF_A_WORKER = 5  # pipes of a worker process, in the main one
 ENOUGH_FILES = 1024
 BYTES_OF_A_WORKER = 10 * 2 ** 20  # of its own, which it does not share with its parent; measured 12 MiB
@@ -37,6 +39,7 @@ def check_resources(run: Any) -> Iterator[str]:
     """
     if run.settings.verb == 'train':
         yield from _check_disk(run)
+    yield from _check_process(run)
     yield from _check_workers(run)
 
 
@@ -79,6 +82,16 @@ def _check_disk(run: Any) -> Iterator[str]:
         if free < most:
             run.notes.append(f'Checkpoints of this run may take {_mib(most)} ({_mib(size)} each), {existing} has '
                              f'{_mib(free)} free: a lower --checkpoint-hist keeps fewer.')
+
+
+def _check_process(run: Any) -> Iterator[str]:
+    """Files, threads and memory without which no process of the run can work."""
+    processes, memory = run.settings.nproc, 0
+    if run.settings.device == 'cpu' and run.model is not None:
+        weights = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
+        memory = checkpoint_bytes(run) if run.settings.verb == 'train' else weights
+    files = FILES_OF_A_RANK * processes if processes > 1 else 0
+    yield from limits.check(processes, files, run.flag('workers') or 0, memory)
 
 
 # --- loader workers ---------------------------------------------------------------------------------------------------
