@@ -77,6 +77,9 @@ def _settings(checkpoint: Checkpoint) -> Dict[str, Any]:
         info = checkpoint.info
     except UsageError as e:
         return {'refused': str(e)}
+    names, outputs = info.class_names, checkpoint.num_classes
+    if names is not None and outputs and len(names) != outputs:
+        return {'refused': f'{checkpoint.path} names {len(names)} classes, its weights have {outputs}.'}
     return {'class_names': info.class_names, 'model_kwargs': info.kwargs, 'input_size': info.input_size,
             'mean': info.mean, 'std': info.std, 'interpolation': info.interpolation, 'crop_pct': info.crop_pct,
             'crop_mode': info.crop_mode, 'image_mode': info.image_mode, 'refused': None,

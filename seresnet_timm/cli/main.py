@@ -146,6 +146,7 @@ def open_closed_streams() -> None:
 def fault_of_stdout() -> Optional[str]:
     """Why stdout takes no more text, for example because its disk is full; None if it does."""
     try:
+        sys.stdout.write('\n')  # without a buffer (PYTHONUNBUFFERED) the text that failed is gone
         sys.stdout.flush()
     except OSError as e:
         return e.strerror

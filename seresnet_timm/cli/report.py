@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
         report.pyplot()  # refused here, not after minutes
     if args.data_dir:
         predictions = predict(args, runs)
+    elif args.val_split or args.workers is not None or (args.worst, args.batch_size, args.device) != (24, 32, 'auto'):
+        print('Note: --val-split, --worst, -b, -j and --device have no effect without --data-dir.', file=sys.stderr)
     if args.output:
         report.make_folder(args.output)
     report.report_runs(runs, predictions, report.Outputs(files, args.output, args.worst))

@@ -145,4 +145,8 @@ def _print(args: argparse.Namespace, result: Comparison, batch: Batch, settings:
         result.notes.append('Gradients in float16 are not finite: try a smaller --loss-scale.')
     elif 'loss scale' in result.tested and result.first('local', True) and not result.first('local', False):
         result.notes.append('Only gradients differ: small ones may be zero in float16, try a larger --loss-scale.')
+    is_one_model = len(args.checkpoints) + bool(args.checkpoint) < 2
+    if result.reference == result.tested and is_one_model and not args.against and not args.lean_se:
+        result.notes.append('Both sides are the same network, device and precision, so that they can only be equal: '
+                            'name another --device, --precision or a second MODEL.')
     print(as_object(result) if args.json else as_text(result, args.top))

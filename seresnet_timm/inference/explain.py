@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from torch.utils.data import DataLoader
 
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, printable
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_names, printable
 from seresnet_timm.inference.load import LoadedModel
 from seresnet_timm.inference.predict import ImageFiles, collate
 from seresnet_timm.runs.settings import RunSettings
@@ -305,8 +305,12 @@ def find_class(loaded: LoadedModel, name: str) -> int:
     """
     names = class_names(loaded)
     for known in (names, loaded.class_descriptions or []):
-        if name in known:
-            return known.index(name)
+        found = [str(i) for i, own in enumerate(known) if own == name]
+        if len(found) > 1:
+            raise UsageError(f'--target {printable(name)} is the name of {len(found)} classes: give an index, one of '
+                             f'{first_names(found, 10)}.')
+        if found:
+            return int(found[0])
     if name.isdecimal() and int(name) < len(names):
         return int(name)
     raise UsageError(f"--target {printable(name)} is no class of the model: "
@@ -315,6 +319,7 @@ def find_class(loaded: LoadedModel, name: str) -> int:
 
 def groups_of(loaded: LoadedModel, files: Sequence[str]) -> Optional[List[int]]:
     """The class of each image by the folder that it is in; None if a folder is not called like a class."""
-    index = {name: i for i, name in enumerate(class_names(loaded))} if loaded.info.class_names is not None else {}
+    names = loaded.info.class_names or []
+    index = {name: i for i, name in enumerate(names) if names.count(name) == 1}
     folders = [os.path.basename(os.path.dirname(os.path.abspath(file))) for file in files]
     return [index[folder] for folder in folders] if all(folder in index for folder in folders) else None

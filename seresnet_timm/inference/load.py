@@ -24,7 +24,7 @@ from seresnet_timm.hub import modelscope, weights
 from seresnet_timm.hub.client import hub_name
 from seresnet_timm.hub.pull import folder_of, network_of
 from seresnet_timm.hub.repository import WEIGHTS
-from seresnet_timm.models.create import check_model_name, create_model, read_model_config
+from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_model, read_model_config
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 
@@ -159,7 +159,12 @@ def untrained_model(
     name = split_model_name_tag(name)[0]
     torch.manual_seed(seed)
     arguments = {'num_classes': num_classes, **_size_argument(name, img_size), **kwargs}
-    model = create_model(name, pretrained=False, exportable=True, **arguments)
+    try:
+        model = create_model(name, pretrained=False, exportable=True, **arguments)
+    except WRONG_ARGUMENT as e:
+        if not kwargs:
+            raise
+        raise UsageError(f'{name} cannot be made with --model-kwargs ({printable(first_line(e))}): check them.') from e
     data_config = _preprocessing(model, ModelInfo(), name, img_size, None)
     info = replace(ModelInfo.of_model(model, data_config), name=name, num_classes=model.num_classes)
     return LoadedModel(model.float(), info, f'random weights of seed {seed}')

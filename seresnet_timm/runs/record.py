@@ -206,7 +206,9 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
                              'made this run.')
         runs = sorted(str(p.parent) for p in Path(folder).glob(f'*/{path.name}'))
         such = f'such as {runs[-1]}' if runs else 'the one with summary.csv in it'
-        raise UsageError(f'{folder} has no {path.name}: name the folder of a run, {such}.')
+        has = f'has no {path.name}' if os.path.isdir(folder) else (
+            'is not a folder' if os.path.exists(folder) else 'does not exist')
+        raise UsageError(f'{folder} {has}: name the folder of a run, {such}.')
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:

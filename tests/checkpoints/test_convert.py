@@ -213,6 +213,15 @@ def test_all_files_are_inspected(model, tmp_path, capsys):
     assert '2 problems' in text.err and 'none.pth' in text.err and 'gone.pth' in text.err
 
 
+def test_names_that_are_not_as_many_as_the_outputs_are_told(model, tmp_path):
+    source = save_run(model, tmp_path)
+    content = torch.load(source, weights_only=False)
+    content['state_dict'] = {k: v[:2].clone() if k.startswith('fc.') else v for k, v in content['state_dict'].items()}
+    content.pop('weights_sha256', None)
+    torch.save(content, tmp_path / 'two.pth.tar')
+    assert 'names 3 classes, its weights have 2' in inspect(str(tmp_path / 'two.pth.tar'))['refused']
+
+
 def test_head_adapts_only_when_asked(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / 'c.pth')
     other = timm.create_model('seresnet18_ascend', num_classes=5)

@@ -1,5 +1,6 @@
 """The command line: immediate help, verbs, flags, errors, exit codes."""
 import importlib
+import io
 import pkgutil
 import resource
 import statistics
@@ -189,3 +190,12 @@ def test_working_folder_that_was_removed(tmp_path):
     command = f'rmdir "{tmp_path}/gone"; "{sys.executable}" -m seresnet_timm train --data-dir x'
     result = subprocess.run(['sh', '-c', command], cwd=tmp_path / 'gone', capture_output=True, text=True)
     assert result.returncode == 2 and 'The working folder was removed' in result.stderr
+
+
+def test_full_stdout_without_a_buffer(monkeypatch, capsys):
+    """As with PYTHONUNBUFFERED=1, where no text is left to flush after the error."""
+    with io.TextIOWrapper(open('/dev/full', 'wb', buffering=0), write_through=True) as full:
+        monkeypatch.setattr(sys, 'stdout', full)
+        with pytest.raises(SystemExit) as e:
+            main(['recipes'])
+    assert e.value.code == 1 and 'cannot be written to stdout (No space left' in capsys.readouterr().err

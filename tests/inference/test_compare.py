@@ -370,3 +370,16 @@ def test_memory_of_seresnet50():
             'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)')
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert int(result.stdout.splitlines()[-1]) < 2_000_000, resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+@pytest.mark.parametrize('value', ('channels=x', 'num_classes=', 'layers=3'))
+def test_arguments_of_another_kind(value):
+    result = run_here('compare', '--model', 'seresnet18_ascend', '--model-kwargs', value, '--device', 'cpu')
+    assert result.returncode == 2 and result.stderr.count('\n') == 1, result.stderr
+
+
+def test_two_equal_sides_are_told():
+    result = run_here('compare', *NET, '--device', 'cpu', '--forward-only')
+    assert result.returncode == 0 and 'they can only be equal' in result.stdout
+    result = run_here('compare', *NET, '--device', 'cpu', '--forward-only', '--precision', 'bfloat16')
+    assert 'they can only be equal' not in result.stdout

@@ -242,3 +242,13 @@ def test_full_disk(digits_run, few_digits, tmp_path, monkeypatch):
     with pytest.raises(RunError, match='cannot be written .No space left on device.'):
         explain_files.write(explainer, files, None, tmp_path / 'out', 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_several_classes_is_no_target():
+    names = ['crane', 'dog', 'crane']
+    loaded = SimpleNamespace(info=SimpleNamespace(class_names=names, num_classes=3), class_descriptions=None)
+    assert explain.find_class(loaded, 'dog') == 1 and explain.find_class(loaded, '2') == 2
+    with pytest.raises(UsageError, match='is the name of 2 classes: give an index, one of 0, 2'):
+        explain.find_class(loaded, 'crane')
+    assert explain.groups_of(loaded, ['a/dog/1.jpg']) == [1]
+    assert explain.groups_of(loaded, ['a/dog/1.jpg', 'a/crane/1.jpg']) is None

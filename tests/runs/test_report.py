@@ -134,6 +134,12 @@ def test_folder_that_is_not_a_run(run, missing, hint):
     assert result.returncode == 2 and hint in result.stderr and result.stdout == ''
 
 
+def test_a_file_and_a_folder_that_is_not_there(run):
+    for path, words in ((run / 'run.json', 'is not a folder'), (run / 'none', 'does not exist')):
+        with pytest.raises(UsageError, match=words):
+            report.read_run(path)
+
+
 def test_broken_record(run):
     (run / 'run.json').write_text('{"plan": 1')
     assert 'is not the record of a run' in run_cli('report', run).stderr
