@@ -58,7 +58,7 @@ lint: $(VENV)/.ready
 	$(BIN)/lint-imports
 	$(BIN)/python docs/draw_layers.py --check
 	$(BIN)/python docs/write_reference.py --check
-	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh recipes/*/*.sbatch tests/arm/run.sh .ci/run .ci/release-check
+	$(BIN)/shellcheck recipes/*.sh recipes/*/*.sh recipes/*/*.sbatch tests/arm/run.sh .ci/run .ci/nightly .ci/release-check
 	$(BIN)/mypy
 
 # the pages of docs/ as a web site in site/, without network; a warning is an error

@@ -15,6 +15,8 @@ ROLE_TEXT = dict(zip(ROLES, (
     'a setting or version that is not right; it did not stop the run')))
 HEAD = """# Errors of torch_npu, CANN, HCCL and the driver
 
+[中文](zh-CN/errors.md)
+
 `seresnet-timm diagnose RUN`, `FILE` or `-` explains them. It reads all lines, with any prefix of
 launchers and loggers, and names the fault that came first. This page is written from its tables by
 `python docs/write_errors.py`.
@@ -27,9 +29,9 @@ launchers and loggers, and names the fault that came first. This page is written
 * A number means different things in ACL (`NPU function error`) and HCCL (`HCCL function error`, `OPS function error:
   Hccl...`).
 * `ERRmmkkk` says who reports (mm: 00 torch_npu, 01 operators, 02 HCCL, 03 graph, 04 profiler) and what kind (kkk: 100 a
-  call of ACL failed, 200 of HCCL, 300 of GE). ERR99999 says nothing of the NPU.
+  call of ACL failed, 200 of HCCL, 300 of GE). ERR99999 tells nothing about the NPU.
 * The second letter of a code of CANN says who reports it: EE runtime, EI HCCL, EJ network, EZ operators, EH ACL, EL
-  driver, E1 to E4 compilers, EK profiling. 9999 is an inner error: the lines under it tell.
+  driver, E1 to E4 compilers, EK profiling. 9999 is an internal error: the lines under it name the cause.
 * Operators run later than their calls: with ASCEND_LAUNCH_BLOCKING=1 the line of Python that is named is the right one.
 * plog: `~/ascend/log/debug/plog/plog-PID_TIME.log`; communicators in `run/plog`. ASCEND_PROCESS_LOG_PATH replaces
   `~/ascend/log`, ASCEND_GLOBAL_LOG_LEVEL sets the level (0 debug to 3 error). Its lines with `[ERROR]` are read, and

@@ -35,8 +35,9 @@ if _starts_our_command_line(sys.orig_argv) and not (sys.flags.isolated or getatt
     sys.path.append(sys.path.pop(0))
 
 from seresnet_timm import old_names  # noqa: E402
-from seresnet_timm.version import __version__  # noqa: E402, F401
+from seresnet_timm.version import __version__, refuse_old_timm  # noqa: E402, F401
 
 old_names.register()
 if not _starts_our_command_line(sys.orig_argv):  # `--help` does not wait for torch; a verb imports the models itself
+    refuse_old_timm()
     from seresnet_timm import models  # noqa: F401  (registers the models)

@@ -209,7 +209,7 @@ def _read(
 def checked(value: Any, rule: Any, choices: Any = None) -> Any:
     """A value as its rule reads it, and why it is wrong, if it is."""
     if choices is not None and value not in choices:
-        return value, f'is unknown: {did_you_mean(str(value), map(str, choices))}'
+        return value, f'is unknown: {did_you_mean(str(value), [str(c) for c in choices if c != ""])}'
     if rule is not None:
         value = rule.read(value)
         return value, rule.wrong(value)

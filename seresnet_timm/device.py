@@ -99,6 +99,13 @@ def peak_memory(device: torch.device) -> Optional[Dict[str, float]]:
     return {'peak_gib': round(module.max_memory_allocated(device) / 2**30, 3), 'total_gib': round(total / 2**30, 3)}
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """The peak of the memory begins anew."""
+    module = device_module(device.type)
+    if module is not None:
+        module.reset_peak_memory_stats(device)
+
+
 def total_memory(device: str) -> Optional[int]:
     """Memory of a device in bytes, of the machine for the CPU; None for a device that is not here."""
     kind, _, index = device.partition(':')

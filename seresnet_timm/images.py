@@ -271,7 +271,7 @@ def _what_else(data: bytes) -> str:
     if beginning.startswith((b'<?xml', b'<svg')):
         return 'it is an XML or SVG file, which Pillow does not read'
     if not data.strip(b'\0'):
-        return 'it holds nothing but zeros'
+        return 'it contains only zeros'
     if not re.search(rb'[^\t\n\r -~]', beginning):
         return 'it is a text file, not an image'
     return 'it is not an image, or its format is unknown'

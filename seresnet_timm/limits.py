@@ -9,7 +9,7 @@ from typing import Iterable, Iterator, List, Optional
 FILES, THREADS = 24, 4  # that every process needs which computes, beside the threads that compute
 OF_LAUNCHER = 6  # threads that start and watch several processes
 MAX_COMPUTING = 64  # threads of OpenBLAS
-MAX_TRIED = 1000  # threads
+MAX_TRIED = 128  # threads: other programs of this user need some meanwhile
 MIB = 2 ** 20
 OF_MEMORY = ('failed to map segment', 'Cannot allocate memory', 'bad_alloc', "can't allocate memory")
 OF_THREADS = ("can't start new thread", 'Thread creation failed', 'Resource temporarily unavailable',

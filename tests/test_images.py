@@ -100,7 +100,7 @@ def test_what_is_no_image_is_named(tmp_path):
     for content, text in (
             (b'', 'it is empty'), (b' \n<!DOCTYPE html><html>', 'a web page'), (b'<?xml version="1.0"?>', 'XML or SVG'),
             (b'\0\5\x16\7' + bytes(50), 'AppleDouble'), (b'version https://git-lfs.github.com/spec/v1', 'git lfs pull'),
-            (bytes(2000), 'nothing but zeros'), (b'hello', 'a text file'), (b'\1\2\3', 'its format is unknown'),
+            (bytes(2000), 'only zeros'), (b'hello', 'a text file'), (b'\1\2\3', 'its format is unknown'),
             (bytes(4) + b'ftypheic' + bytes(99), 'a HEIC image'), (bytes(4) + b'ftypmif1' + bytes(99), 'a HEIC image'),
             (bytes(4) + b'ftypisom' + bytes(99), 'a video'), (bytes(4) + b'ftypavif' + bytes(99), 'it is damaged'),
             (b'\xff\x0a' + bytes(99), 'a JPEG XL image'), (bytes(128) + b'DICM' + bytes(99), 'a DICOM file'),

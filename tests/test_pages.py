@@ -119,7 +119,7 @@ def check_atc(words: list) -> None:
 
 def check_files(words: list) -> None:
     """The files that follow -f are there."""
-    assert words[1] in ('apply', 'build', 'run'), words
+    assert words[1] in ('apply', 'build', 'describe', 'load', 'run'), words
     assert all((ROOT / words[i + 1]).is_file() for i, word in enumerate(words) if word == '-f'), words
 
 

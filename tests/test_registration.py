@@ -1,4 +1,5 @@
 """`import seresnet_timm` registers the models however Python was started, except for this package's command line."""
+import configparser
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import preloaded
 import pytest
 from conftest import ROOT
+
+from seresnet_timm.version import OLDEST_TIMM
 
 OURS = '-m seresnet_timm', '-um seresnet_timm', '-mseresnet_timm', '-W ignore -m seresnet_timm', \
     '-Wdefault::FutureWarning -m seresnet_timm', '-X utf8 -m seresnet_timm', '-Xutf8 -m seresnet_timm', \
@@ -68,6 +71,30 @@ def test_models_are_registered_in_spawned_and_embedded_processes(places):
     assert start(places, 'spawn.py') == 'registered\n'
     (places / 'embedded.py').write_text('import sys\nsys.orig_argv.clear()\nimport seresnet_timm')
     assert start(places, 'embedded.py') == 'registered\n'
+
+
+@pytest.mark.parametrize('version, is_old', (
+    ('1.0.30', True), ('0.9.16', True), ('1.0', True), ('1.0.31', False), ('1.0.32.dev0', False), ('1.10.0', False)))
+def test_an_older_timm_is_refused_with_the_command_that_installs_a_newer_one(places, tmp_path, version, is_old):
+    (tmp_path / 'timm').mkdir()
+    (tmp_path / 'timm' / '__init__.py').write_text('')
+    (tmp_path / 'timm' / 'version.py').write_text(f"__version__ = '{version}'\n")
+    sentence = (f"seresnet_timm needs timm 1.0.31 or newer, {tmp_path / 'timm'} is {version}: "
+                f"{sys.executable} -m pip install 'timm>=1.0.31,<2'")
+    result = subprocess.run([sys.executable, '-c', 'import seresnet_timm'], cwd=places, capture_output=True, text=True,
+                            env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert (result.returncode, result.stdout) == ((1, '') if is_old else (0, 'registered\n'))
+    assert result.stderr.rpartition('OldTimm: ')[2].strip() == (sentence if is_old else '')
+    if version == '1.0.30':  # the command line
+        result = subprocess.run([sys.executable, '-m', 'seresnet_timm', 'recipes'], cwd=ROOT, capture_output=True,
+                                text=True, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+        assert (result.returncode, result.stderr) == (1, f'seresnet-timm: error: {sentence}\n')
+
+
+def test_the_oldest_timm_is_the_one_of_the_requirements():
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    assert f'timm >= {OLDEST_TIMM}, < 2' in config['options']['install_requires'].splitlines()
 
 
 @pytest.mark.parametrize('launcher', (

@@ -4,7 +4,8 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# for the C extension that decodes JPEG; without them simplejpeg decodes
+# for the C extension that decodes JPEG; without them simplejpeg decodes. Any version does
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev libjpeg-dev \
     && rm -rf /var/lib/apt/lists/*

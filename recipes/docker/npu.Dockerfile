@@ -9,7 +9,8 @@ ARG TORCH_NPU=2.9.0
 # PyTorch's index of CPU builds, or a mirror of it: beside a CUDA build torch_npu aborts the process
 ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# for the C extension that decodes JPEG; without them simplejpeg decodes
+# for the C extension that decodes JPEG; without them simplejpeg decodes. Any version does
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev libjpeg-dev \
     && rm -rf /var/lib/apt/lists/*

@@ -9,7 +9,7 @@ fail() { echo "run_npu.sh: $*" >&2; exit 2; }
 image=$1 data=$2 output=$3
 shift 3
 dev=${DEV:-/dev}
-[ -d "$data" ] || fail "$data is no folder"
+[ -d "$data" ] || fail "$data is not a folder"
 mkdir -p "$output"
 
 options=()
@@ -30,6 +30,7 @@ done
 for path in /usr/local/Ascend/driver /usr/local/dcmi /usr/local/bin/npu-smi /etc/ascend_install.info /etc/hccn.conf; do
   [ ! -e "$path" ] || options+=(-v "$path:$path:ro")
 done
-# the host's network: HCCL uses its interfaces; its shared memory: loader workers fill it
-exec docker run --rm --network=host --ipc=host --stop-timeout=300 "${options[@]}" \
+# the host's network: HCCL uses its interfaces; its shared memory: loader workers fill it. --init: signals reach the
+# command from the start, and the processes that it leaves are collected
+exec docker run --rm --init --network=host --ipc=host --stop-timeout=300 "${options[@]}" \
   -v "$(realpath "$data"):/data:ro" -v "$(realpath "$output"):/output" "$image" "$@"

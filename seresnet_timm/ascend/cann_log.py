@@ -83,8 +83,8 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
             'connect_timeout', 66),
     pattern(r'ra hdc message process failed,? ?ret\(-67\)|[Nn]etwork port is down', 'link_hardware', 85),
     pattern(r'get qp status timeout|ra qp create fail|rdma init fail', 'hccl_link', 62),
-    pattern(r'cqe err(?:or)? status\[?(?P<reason_> ?\d+)?\]?(?:.*remoteIP[:{]? ?\[?(?P<peer>[\d.]+))?', 'hccl_link',
-            64),
+    pattern(r'cqe err(?:or)? stat(?:us)?\[?(?P<reason_> ?\d+)?\]?(?:.*(?:remoteIP|\bip)[:{]? ?\[?(?P<peer>[\d.]+))?',
+            'hccl_link', 64),
     pattern(r'HDC (?:recv msg err|send err),? ?ret\(25\)|Receive no msg by (?:socket closed|hdc down)', 'peer_lost',
             30),
     # while it runs

@@ -14,16 +14,20 @@ _GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
 # lines without one of these words tell nothing; most lines of a log are such
 WORDS = re.compile(
     r'PID|\[ERROR\]|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|'
-    r'xception|imed? ?out|imeout|[Ww]arning|not found|cannot|undefined symbol|memory|[Nn]o |exitcode|Signal|killed|'
+    r'xception|imed? ?out|imeout|[Ww]arning|not found|[Cc]annot|undefined symbol|memory|[Nn]o |exitcode|Signal|killed|'
     r'fault|peer|overflow|oss scaler|down|removed|Could not run|core dumped|terminate|Non finite|double|nan\b|inf\b|'
     r'NaN|\brank\s*: \d|grad-norm|abnormal|[Ll]ost|LOST|Duplicated|in use|ret is|[Rr]etCode|Broken pipe|HCCL|hccl|oom|'
     r'init|version|bound|listen|port|set ASCEND|Two accel|TLS|Notify|[Kk]ill|[Dd]enied|[Ee]rrno|npu-smi|wheel|ELF|'
     r'[Ee]xec|[Ee]xit|[Dd]etected|[Ii]nvalid|status|/dev/|[Cc]onnect|[Uu]nable|start new|items of|Name or|resol|type:|'
-    r'taskType|[\u4e00-\u9fff]|^\s*\d{6}\s*$')
+    r'taskType|[\u4e00-\u9fff]|^\s*\d{6}\s*$|CANCELLED|srun|Insufficient|nhealthy|not enough|not ready|'
+    r'busy|open file|Evicted|low on|incompatible|requires|missing tools|HwHiAiUser|nsupported|'
+    r'do not match|ERROR:root|'
+    r'^\s*\|\s*\d')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
-_NUMBER = re.compile(r'error code(?: is|:) ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
-r'code|Code)?)[:= \[]+(\d{6})\b|'
-r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|hcclRet -> (\d+)')
+_NUMBER = re.compile(r'error code(?: is)?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
+                     r'code|Code|_int)?)(?: is )?[:= \[]*(\d{6})\b|'
+                     r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|hcclRet -> (\d+)')
+_HCCL_NUMBER = re.compile(r'errNo\[0x0*50000([0-9a-fA-F]{2})\](?:.*?(H(?:ccl|com)\w+))?')
 _ACLNN = re.compile(r'call (aclnn\w+) failed')
 _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
 _CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
@@ -330,6 +334,8 @@ class EventReader:
                 continue  # other numbers have six digits too
             if value and not (number and value < 1000 and not aclnn and 'stream synchronize' not in text):
                 found.append(_number('HCCL' if hccl else 'NPU', what, value))
+        for match in _HCCL_NUMBER.finditer(text):
+            found.append(_number('HCCL', match[2] or '', int(match[1], 16)))
         is_of_warning = event is not None and event.is_warning
         if not found and '[Error]:' in text and not is_of_warning:
             found += [_finding(code, less=1) for pattern, code in SENTENCES if pattern.search(text)][:1]
@@ -371,7 +377,8 @@ def _cann_codes(text: str) -> List[Finding]:
         reason = re.search(r'Reason: ?(.+)', sentence)
         sentence = reason[1] if reason else sentence
         facts = {'reason': _short(sentence if len(sentence) < 120 else sentence.split('. ')[0])} if sentence else {}
-        found.append(_finding(name, facts))
+        # the message of the error could not be read
+        found.append(_finding(name, facts, less=20 if name == 'EE1001' and 'rtGetDevMsg' in sentence else 0))
     if not found and 'CANN error:' in text:
         sentence = _short(text.partition('CANN error:')[2])
         found += [_finding(code, {'reason': sentence}) for pattern, code in SENTENCES if pattern.search(text)][:1]

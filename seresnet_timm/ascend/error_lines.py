@@ -16,6 +16,7 @@ _PREFIXES = tuple(re.compile(p) for p in (
     r'(\d{1,4}): (?=\s*(?:\[|E[A-Z0-9]\d{4}|Traceback|[A-Z]\w*(?:Error|Exception)\b))',  # srun -l
     r'\(\w+ (?:rank=(\d+) )?pid=\d+(?:, ip=[\d.]+)?\) ?',  # Ray
     r'\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d) (?:std(?:err|out) [FP] )?',  # Kubernetes
+    r'\[ModelArts Service Log\]\s*(?:\[\w+\]\s*)?',
     r'\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,:]\d+)?\]?\s*(?:[-|]\s*)?'
     r'(?:[\w.]+\s*(?:[-|:]\s*)?)?\[?(?:DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\]?\s*[-:|]?\s*',
 ))

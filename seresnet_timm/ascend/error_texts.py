@@ -5,6 +5,7 @@ from typing import List, Tuple
 from seresnet_timm.ascend.cann_log import PLOG_PATTERNS
 from seresnet_timm.ascend.error_pattern import Pattern, Told, groups
 from seresnet_timm.ascend.error_pattern import pattern as _p
+from seresnet_timm.ascend.fault import HEALTHY
 from seresnet_timm.ascend.host_texts import HOST_PATTERNS
 
 # --- choices ----------------------------------------------------------------------------------------------------------
@@ -27,7 +28,7 @@ def _library(match: 're.Match[str]') -> Told:
     part = re.search(r'check that the (\w+) package', line) or re.match(r'lib(atb)\b', library)
     facts = {'library': library, **({'part': {'atb': 'nnal (ATB)'}.get(part[1],
         part[1])} if part and part[1] != 'cann' else {})}
-    if library.startswith(_DRIVER):
+    if library.startswith(_DRIVER) or 'npu-smi:' in line:
         return 'driver_missing', facts
     if library.startswith('libtorch_npu'):
         return 'torch_npu_missing', {}
@@ -84,8 +85,8 @@ def _memory(match: 're.Match[str]') -> Told:
         if found:
             facts[name] = found[1]
     have = {k: gib(facts[k]) for k in ('total', 'allocated', 'free', 'reserved', 'own', 'size') if k in facts}
-    if 'total' in have and 'free' in have:
-        own = have.get('own') or have.get('reserved') or have.get('allocated', 0.)
+    own = have.get('own') or have.get('reserved') or have.get('allocated')
+    if own is not None and 'total' in have and 'free' in have:
         others = have['total'] - have['free'] - own
         if others > max(4., .15 * have['total']):  # the driver and CANN take up to some GiB
             return 'memory_of_others', {**facts, 'other': f'{others:.1f} GiB'}
@@ -147,6 +148,18 @@ def _function(match: 're.Match[str]') -> Told:
     return 'cann_old', {'library': 'torch_npu', **groups(match)}
 
 
+def _health(match: 're.Match[str]') -> Told:
+    """A row of the table of npu-smi."""
+    return None if match['health'].upper() in HEALTHY else ('health', groups(match))
+
+
+def _unhealthy(match: 're.Match[str]') -> Told:
+    """What MindCluster writes of an NPU."""
+    if match['level'] == 'NotHandleFault':
+        return None
+    return ('link_hardware' if match['network'] else 'device_unhealthy'), groups(match)
+
+
 def _operator_missing(match: 're.Match[str]') -> Told:
     return None if 'fall back' in match.string else ('no_npu_operator', groups(match))
 
@@ -155,7 +168,7 @@ def _copy(match: 're.Match[str]') -> Told:
     return 'virtual_memory', {}
 
 
-_LIB = r'(?P<library>[^\s:\'"]*lib[\w.+-]+\.so[\w.-]*)'
+_LIB = r'(?P<library>[^\s:\'"]+\.so[\w.-]*)'
 
 
 PATTERNS: Tuple[Pattern, ...] = (
@@ -181,6 +194,14 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'[Ff]ailed to find function (?P<symbol>\w+)|\b(?P<symbol_>aclnn\w+) (?:or \w+ )?not in libopapi', _function),
     _p("Duplicated key '?[a-z_]+|Two accelerators cannot be used at the same time", 'cuda_build'),
     _p('Cannot re-initialize NPU in forked subprocess', 'fork'),
+    _p(r'(?:No matching distribution found for|satisfies the requirement) (?P<library>[\w.=+\[\]-]+)', 'wheel_missing',
+       90),
+    _p(r'^(?:te|auto-tune|opc-tool|schedule-search|dataflow|hccl|op-\w+-\w+) [\d.]+ requires (?P<module>[\w-]+), '
+       r'which is not installed', 'cann_python', 80),
+    _p(r'torch[-_]npu \S+ (?:requires|depends on) torch\W|Cannot install .*\btorch[-_]npu\b.*conflicting dependencies',
+       'torch_pair', 90),
+    _p(r'(?P<reason>[\w.-]+ \S+ requires \S+, but you have .+? which is incompatible)|because these package versions '
+       r'have conflicting dependencies|ResolutionImpossible', 'package_conflict', 80),
     # device
     _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error(?:, input data rang?e?:? '
        r'?(?P<range>[\[(][^\])]*[\])]))?',
@@ -189,18 +210,29 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'DrvMngGetConsoleLogLevel failed|drvMngGetConsoleLogLevel failed', 'driver_start', 12),
     _p(r'[Ff]ailed to open device|[Oo]pen device failed', 'device_start', 55),
     _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
-    _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)', 'device_taken', 70),
+    _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)|\bnpu is busy', 'device_taken', 70),
+    _p('Failed to recognize Ascend chip|Unsupported soc version', 'chip_unknown', 40),
+    _p(r'(?P<reason>Dkms install failed|Driver_ko_install failed|Drv_dkms_env_check failed|'
+       r'The list of missing tools: \S+|HwHiAiUser not exists)', 'driver_install', 60),
+    _p(r'DCMI\w*Library ?Not ?Found', 'driver_missing', 60),
+    _p(r'Failed to initialize DCMI', 'driver_start', 50),
+    _p(r'^\s*\|\s*(?P<device>\d+)\s+(?P<name>\w\S*)\s*\|\s*(?P<health>[A-Za-z]\w*)\s*\|'
+       r'\s*[\d.NA-]+\s+[\dNA-]+\s', _health, 1),
+    _p(r'\bfault_type\W+Card(?P<network>Network)?Unhealthy\W+npu_name\W+(?P<name>[\w-]+)'
+       r'(?:.*?\bfault_level\W+(?P<level>\w+))?(?:.*?\bfault_code\W+(?P<error>\w[\w,]*))?', _unhealthy, 60),
+    _p(r'\bfault_type\W+NodeUnhealthy', 'node_lost', 60),
     _p(r'[Ii]nvalid device ID\b|[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid',
        'device_absent', 60),
     _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:[Aa]icore|[Aa]ivec|AICORE|AIVEC) [Kk]ernel '
        'execute failed',
        'ai_core', 90),
-    _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out', 'ai_core_timeout', 90),
+    _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out|errorStr: timeout or trap', 'ai_core_timeout', 91),
     _p(r'aicpu (?:error|exception)|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu', 90),
     _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
-    _p(r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
+    _p(r'driver and firmware packages do not match|'
+       r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
     _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error', 'ecc', 85),
-    _p(r'\b[Ll]ink (?:is |status is )?down\b', 'link_hardware', 60),
+    _p(r'\b[Ll]ink (?:is |status(?: is|:) )?(?:down|DOWN)\b', 'link_hardware', 60),
     _p('Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available', 'cuda_used'),
     # memory
     _p('(?i)(?P<kind>npu|cuda|hip) out of memory', _memory),
@@ -210,8 +242,9 @@ PATTERNS: Tuple[Pattern, ...] = (
        'memory_device',
        70),
     # operators
-    _p(r'[Tt]ensor (?P<argument>\w+) (?:is )?not implemented for (?P<dtype>\w+), should be in dtype support list '
+    _p(r'(?P<argument>\w+) (?:is )?not implemented for (?P<dtype>\w+), should be in dtype support list '
        r'(?P<dtypes>\[[^\]]*\])', 'dtype'),
+    _p(r'Expected dtype of tensor (?P<argument>\w+) to be (?P<dtypes>[\w, ]+?),? but got (?P<dtype>\w+)', 'dtype'),
     _p(r'(?P<argument>\w+)(?:\'s)? dtype (?P<dtype>\w+) (?:is not supported|should be in(?: dtype)?(?: support)? list '
        r'(?P<dtypes>\[[^\]]*\]))', 'dtype'),
     _p(r'Cannot find bin(?:ary)? (?:of|for) op(?:erator)? (?P<operator>\w+)(?:, integral key (?P<key>\S+))?', _kernel),
@@ -242,7 +275,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'serverId\[(?P<remote>[^\]]+)\], deviceId\[\d+\], (?P<reason>[\w ]+ Occurred)', _cluster_exception, 95),
     _p(r'(?i)\bsdma (?:copy )?error', 'hccl_link', 62),
     _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
-    _p(r'hccl fftsplus task timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
+    _p(r'hccl fftsplus (?:task )?timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
     _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020', 'sync_timeout',
        50),
     _p('get error: ?phyid:\\d+ realDeviceId:\\d+', 'communicator_device_number', 70),
@@ -251,6 +284,9 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'\[(InitGroupStage|InitChannelStage|TaskExecStage)\]\s*\[(\w+)\]', _stage, 50),
     _p(r'Watchdog caught collective operation timeout(?:.*?OpType=(?P<operator>\w+))?(?:.*ran for (?P<ms>\d+) milli)?',
        _watchdog, 65),
+    _p(r'due to ProcessGroup\w+ watchdog hang|watchdog got stuck for \d+|due to a collective timeout from',
+       'watchdog', 64),
+    _p(r'(?i)\bhccl ?get ?root ?info fail', 'communicator', 25),
     _p('watchdog thread terminated with exception|Find exception when finishedNPUExecution', 'watchdog_messenger', 6),
     *PLOG_PATTERNS,
     *HOST_PATTERNS,
@@ -268,6 +304,8 @@ HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), 
     (r'NPU warning, error code is (?P<name>\d+)', NPU_WARNING + ' (number {name})'),
     ('ERR99999', 'torch_npu adds this line to every uncaught Python exception: it says nothing of the NPU'),
     ('failed to get total global memory', 'only a warning'),
+    (r'Warning: (?:Failed to find function (?P<name>\w+)|Version: is invalid)',
+     'only a warning: torch_npu asks for a function {name} that this CANN does not have, and goes on without it'),
     (r'\bW[0-9A-Z]\d{4}(?::|\[|\))', 'only a warning of CANN'),
     (r'\[W[\d .:]*socket\.cpp.*(?:client socket|errno: 97|cannot be retrieved)',
      'only a warning of torch: it tries another address, or again'),

@@ -11,6 +11,9 @@ SET_ENV = ('source the set_env.sh of CANN in this shell (`source /usr/local/Asce
            '8.5 and newer `source /usr/local/Ascend/cann/set_env.sh`)')
 DOCTOR = '`seresnet-timm doctor` checks the installation'
 HEALTH = '`npu-smi info` shows health, memory and processes of each NPU'
+HEALTHY = ('OK', '', '-', 'NA')  # what npu-smi says of an NPU in order
+SICK = ('`npu-smi info -t health -i ID` tells why; leave the NPU out with --devices or ASCEND_RT_VISIBLE_DEVICES, and '
+        'have it exchanged if it stays so')
 PLOG = '~/ascend/log/debug/plog/plog-PID_*.log of this rank (ASCEND_PROCESS_LOG_PATH replaces ~/ascend/log)'
 RUN_PLOG = '~/ascend/log/run/plog and debug/plog of all ranks (ASCEND_GLOBAL_EVENT_ENABLE=1 writes more)'
 OTHERS = 'the logs of all other ranks, the earliest error first; then their plog in ~/ascend/log/debug/plog'

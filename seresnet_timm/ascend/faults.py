@@ -16,6 +16,7 @@ from seresnet_timm.ascend.fault import (
     MESSENGER,
     OTHERS,
     SET_ENV,
+    SICK,
     THIS,
     Fault,
 )
@@ -57,7 +58,7 @@ FAULTS: Dict[str, Fault] = {
         f'install torch_npu, or `import torch_npu` after torch; {DOCTOR}', THIS),
     'numpy_new': Fault(
         CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch", (
-            'numpy 2 was installed, CANN needs numpy 1',), "pip install 'numpy<2'", THIS),
+            'numpy 2 was installed, CANN needs numpy 1',), "`pip install 'numpy<2'`", THIS),
     'environment_half_set': Fault(
         CAUSE, 'the environment variable {variable} of CANN is not set',
         ('set_env.sh of another package or of another shell was sourced',), f'{SET_ENV}', THIS),
@@ -78,7 +79,7 @@ FAULTS: Dict[str, Fault] = {
     'static_tls': Fault(
         CAUSE, '{library} was loaded too late: no thread-local memory was left for it (aarch64)',
         ('another package was imported before torch',),
-        'export LD_PRELOAD={library} with its full path as in the text, or import torch first', THIS),
+        'set LD_PRELOAD={library} with its full path as in the text, or import torch first', THIS),
     'system_old': Fault(
         CAUSE, 'the operating system is older than this package needs: {symbol} is missing', (),
         'use a newer system or container, or an older version of the package', THIS),
@@ -109,6 +110,16 @@ FAULTS: Dict[str, Fault] = {
         ('its name says another version of Python (cp310) or another architecture',
          'pip is too old for its manylinux tag'),
         'take the wheel of this Python and machine (`python -V`, `uname -m`); `python -m pip install -U pip`', THIS),
+    'wheel_missing': Fault(
+        CAUSE, 'pip finds no {library} for this Python and machine', (
+            'there is none for this version of Python or architecture', 'no network, or an index that does not have '
+            'it'),
+        'see `python -V` and `uname -m`; `seresnet-timm doctor` prints the command for torch and torch_npu; without '
+        'network collect the wheels elsewhere with recipes/wheelhouse.sh', THIS),
+    'package_conflict': Fault(
+        CAUSE, 'versions of packages do not go together[: {reason}]', ('a package was installed without the '
+        'constraints of torch_npu',), 'install all in one command, with the constraints file of this torch_npu '
+        '(-c seresnet_timm/ascend/constraints/torch_npu-X.txt)', THIS),
     'npu_smi_missing': Fault(
         CAUSE, 'the program npu-smi is not found', (
             'the driver is not installed', 'a container without /usr/local/bin/npu-smi and /usr/local/dcmi',
@@ -159,7 +170,7 @@ FAULTS: Dict[str, Fault] = {
     'permission': Fault(
         CAUSE, 'this user may not use the device or the file[ {path}]', (
             'the user is not in the group HwHiAiUser', 'the container lacks rights'),
-        'sudo usermod -aG HwHiAiUser $USER, then log in again; in a container mount the devices', DMESG),
+        '`sudo usermod -aG HwHiAiUser $USER`, then log in again; in a container mount the devices', DMESG),
     'ai_core': Fault(
         CAUSE, '{an_operator} failed on an AI Core[ of device {device}][: {error}]',
         ('an address or index out of range, for example a label outside the classes', 'an error of the operator in '
@@ -186,7 +197,7 @@ FAULTS: Dict[str, Fault] = {
         'resume on other devices (--devices); `npu-smi info -t ecc -i ID`; reset or exchange the NPU', DMESG),
     'link_hardware': Fault(
         CAUSE, 'the link between devices failed (hardware)', ('a cable, module or port', 'the device at its other end'),
-        'resume on other devices; `npu-smi info -t health -i ID`; `hccn_tool -i ID -link -g`; check cables', DMESG),
+        f'resume on other devices; {SICK}; `hccn_tool -i ID -link -g`; check cables', DMESG),
     'force_stop': Fault(
         ELSEWHERE, 'the device was stopped on purpose (FORCE STOP), not by a fault of this rank',
         ('a recovery stopped all ranks because another one failed',), 'look for the rank that failed first', OTHERS),
@@ -202,10 +213,23 @@ FAULTS: Dict[str, Fault] = {
         ('an earlier fault of the device', 'expandable segments with a driver that does not do virtual memory',
          'hardware'),
         'see what comes before it; try PYTORCH_NPU_ALLOC_CONF=expandable_segments:False; `npu-smi info`'),
+    'device_unhealthy': Fault(
+        CAUSE, 'MindCluster takes {name} out of use[ ({level})][: fault {error}]',
+        ('a fault of the hardware', 'a fault that a reset of the NPU ends'),
+        f'{SICK}; `--resume auto` goes on elsewhere', DMESG),
+    'health': Fault(
+        ADVICE, 'npu-smi says of NPU {device} ({name}): {health}', ('a fault of the hardware, of its network or of its '
+        'cooling, now or earlier',), SICK, DMESG),
     'device_lost': Fault(
         CAUSE, '{subject} stopped working', (
             'the device was reset, or hung', 'hardware', 'a process on the device died'),
         f'{HEALTH}; resume on other devices', DMESG),
+    'driver_install': Fault(
+        CAUSE, 'the driver was not installed[: {reason}]', (
+            'headers of this kernel, gcc or dkms are missing', 'a package for another system or architecture',
+            'the user HwHiAiUser does not exist'),
+        'install gcc, make, dkms, pciutils, net-tools and the headers of this kernel (`uname -r`), add the user '
+        'HwHiAiUser, and install the driver again', '/var/log/ascend_seclog/ascend_install.log'),
     'driver_old': Fault(
         ADVICE, 'the driver is older than CANN, or does not belong to it', ('CANN was updated alone',),
         "install the driver of CANN's table of versions", '/usr/local/Ascend/driver/version.info'),
@@ -266,7 +290,7 @@ FAULTS: Dict[str, Fault] = {
         ('too many loader workers or processes', 'the memory limit of the container'),
         'fewer loader workers (-j); raise the limit', DMESG),
     'shared_memory': Fault(
-        CAUSE, 'shared memory (/dev/shm) is full: a loader worker was ended by a bus error',
+        CAUSE, 'shared memory (/dev/shm) is full or too small; a loader worker ends with a bus error then',
         ('a container has 64 MB of it unless told otherwise',), 'start the container with --shm-size 16g; or fewer '
         'loader workers (-j)', '`df -h /dev/shm`'),
     # --- operators ----------------------------------------------------------------------------------------------------

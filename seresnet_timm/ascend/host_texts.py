@@ -71,12 +71,15 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?:Connection (?:closed|reset) by(?: remote)? peer(?: \[?(?P<remote>[\w.:-]+)\]?)?)|Broken pipe|NCCL '
        r'communicator was aborted|remote process exited|\bRendezvousClosedError\b|has failed to \w+ (?:a |the )?'
        r'(?:keep-alive )?(?:heartbeat|rendezvous).{0,60}rendezvous|DistNetworkError|recvValue failed|'
+       r'failed to recv, got 0 bytes|'
        r'lost contact with (?:the other ranks|another node)', 'peer_lost', 40),
     _p(r'Timed out waiting (?P<ms>\d+) ?ms|[Ww]ait timeout after (?P<ms_>\d+) ?ms|(?:^|[^t] )[Ss]ocket [Tt]imeout|'
        r'Timed out waiting|store .*timeout', _waited, 41),
     _p(r'[Rr]anks? (?P<remote>[\d, ]*\d) failed to pass monitoredBarrier|Rank \d+ successfully reached '
        'monitoredBarrier', 'barrier', 45),
-    _p(r'NCCL error in|DistBackendError.*NCCL|nccl\w*Error: (?P<reason>[^.]+)', 'nccl', 33),
+    _p(r'NCCL error in|DistBackendError.*NCCL|nccl\w*(?:Error|Usage): (?P<reason>[^.]+)', 'nccl', 33),
+    _p(r'(?P<reason>Duplicate GPU detected.*)', 'nccl', 34),
+    _p(r'op\.preamble\.length <= op\.nbytes', 'different_arguments', 60),
     _p('Detected mismatch between collectives on ranks|appears not to match sizes of the same param in process|'
        r'expects same model across all ranks', 'different_arguments', 60),
     _p('No backend type associated with device type cpu', 'cpu_tensor', 60),
@@ -88,21 +91,56 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r"npu-smi: (?:command )?not found|No such file or directory: '[\w/]*npu-smi'|npu-smi: No such file|"
        r'command not found: npu-smi', 'npu_smi_missing'),
     # limits of the host
-    _p("DefaultCPUAllocator: can't allocate memory|Out of memory: Kill(?:ed)? process (?P<pid>\\d+)|oom-kill:|"
+    _p("DefaultCPUAllocator: can't allocate memory|Out of memory: Kill(?:ed)? process (?P<pid>\\d+)|"
+       r'oom[-_]kill(?::|\W{0,5}event)|'
        r'\[Errno 12\] Cannot allocate memory|\bOOMKilled\b|Memory cgroup out of memory|^\s*(?:\w+\.)*_?(?:Array)?'
        r'MemoryError(?::|\s*$)', 'memory_host'),
-    _p(r'DataLoader worker .*killed by signal: Bus error|insufficient shared memory|No space left on device: '
-       r"'/dev/shm|unable to (?:allocate|open|mmap|resize|write).{0,40}shared memory", 'shared_memory', 101),
+    _p(r'DataLoader worker .*killed by signal: Bus error|insufficient shared memory|unable to write to file </torch_|'
+       r'[Ss]hared memory.{0,20}\bnot enough|'
+       r"No space left on device: '/dev/shm|unable to (?:allocate|open|mmap|resize|write).{0,40}shared memory",
+       'shared_memory', 101),
     _p(r'DataLoader worker .*killed by signal: Killed', 'memory_host'),
+    _p(r'DataLoader worker .*killed by signal: (?P<signal>\w[\w ]*)', 'killed', 44),
+    _p(r'DataLoader worker .*exited unexpectedly', 'worker_ended', 20),
     _p('Too many open files|received 0 items of ancdata', 'open_files', 102),
     _p(r"can't start new thread|\[Errno 11\] Resource temporarily unavailable|fork: (?:retry: )?Resource temporarily|"
        r'Thread creation failed|pthread_create failed', 'processes', 60),
     _p(r"\[Errno 5\] Input/output error(?:: '(?P<path>[^']+)')?|\[Errno 116\] Stale file handle(?:: '(?P<path_>[^']+)')"
        r'?', 'disk_error', 60),
+    _p(r"\[Errno 30\] Read-only file system(?:: '(?P<path>[^']+)')?", 'read_only', 60),
+    _p(r"can't open file '(?P<path>[^']+)': \[Errno 2\]", 'file_missing', 40),
+    _p(r'execve\(\): (?P<path>\S+): No such file|\b(?P<path_>torchrun|python\d?|seresnet-timm|accelerate): '
+       r'(?:command )?not found', 'program_missing', 40),
+    # schedulers and containers
+    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO TIME LIMIT', 'time_limit', 90),
+    _p(r'CANCELLED AT \S+ DUE TO NODE FAIL|srun: error: Node failure on (?P<node>\S+)', 'node_lost', 90),
+    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO (?P<reason>\w[\w ]*)', 'job_ended', 80),
+    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ \*', 'step_ended', 10),
+    _p(r'(?:srun|sbatch|salloc): error: (?P<reason>(?:Unable to allocate resources|Batch job submission failed): .+)|'
+       r'FailedScheduling\b.*?(?P<reason_>\d+/\d+ nodes are (?:un)?available:.+?)(?:\. |\.?$)|'
+       r'FailedScheduling\b.*?\bvolcano +(?P<reason__>.+?)\.?$|(?P<reason___>pod group is not ready.+?)\.?$|'
+       r'(?P<reason_____>\bInsufficient [\w-]+\.com/[\w-]+)|'
+       r'(?P<reason____>(?:Allocate failed due to|Pod Allocate failed due to) .+?)(?:, which is unexpected|$)',
+       'not_scheduled', 70),
+    _p(r'The node was low on resource: (?P<resource>[\w-]+)', 'evicted', 105),
+    _p(r'Failed to pull image "(?P<path>[^"]+)"|pull access denied for (?P<path_>\S+?),|manifest for (?P<path__>\S+) '
+       r'not found|\b(?:ErrImagePull|ImagePullBackOff)\b', 'image_missing', 70),
+    _p(r'failed to mount src: (?P<path>\S+?)\.failed|error mounting "(?P<path_>[^"]+)"', 'container_start', 71),
+    _p(r'OCI runtime create failed|'
+       r'denied while trying to connect to the Docker|'
+       r'unknown or invalid runtime name|Unknown runtime specified|bind source path does not exist: (?P<path__>\S+)|'
+       r'error running prestart hook', 'container_start', 70),
+    _p(r'(?:MountVolume\.\w+ failed for volume|Unable to attach or mount volumes:.*?\bunmounted volumes=)[ \[]*'
+       r'"?(?P<path>[\w.-]+)', 'volume', 70),
+    _p(r'MoxFileNotExistsException|OBSException|obsClient\.\w+.*\b40[34]\b|ERROR:root:\s*stat:40[34]',
+       'object_storage', 60),
     # processes that end
-    _p(r'exitcode\s*: (?P<shell>)-(?P<number>\d+)', _signal, 60),
+    _p(r'srun: error: \S+: tasks? (?P<remote>\d+)\S*: (?P<signal>Killed|Segmentation fault|Bus error|Illegal '
+       r'instruction)', 'killed', 61),
+    _p(r'srun: error: \S+: tasks? \S+: Out Of Memory', 'memory_host'),
+    _p(r'(?:exitcode\s*|non-zero code): (?P<shell>)-(?P<number>\d+)', _signal, 60),
     _p(r'(?P<shell>)Signal (?P<number>\d+) \(SIG\w+\) received by PID', _signal, 60),
-    _p(r'(?P<shell>(?:[Ee]xit(?:ed with)?[ -]?(?:code|status)|ExitCode|ExitStatus)[":= ]+)(?P<number>1[34]\d)\b',
+    _p(r'(?P<shell>(?:[Ee]xit(?:ed with)?[ -]?(?:[Cc]ode|status)|ExitCode|ExitStatus)[":= ]+)(?P<number>1[34]\d)\b',
        _signal, 44),
     _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
     _p(r'(?:Fatal Python error: |^|\d )(?P<signal>Segmentation fault|Bus error)', 'killed', 50),

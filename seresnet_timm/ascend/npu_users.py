@@ -10,6 +10,7 @@ from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 import psutil
 
 from seresnet_timm.ascend import installation
+from seresnet_timm.ascend.fault import HEALTHY
 
 BUS_ID = re.compile(r'[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]|NA')
 TIMEOUT = 30  # seconds; the tool waits for the driver
@@ -122,7 +123,7 @@ def parse_health(text: str) -> Tuple[Tuple[int, str, str], ...]:
     chips = _chips(text)
     several = len({c.npu for c in chips}) < len(chips)
     return tuple((index, _where(c.npu, c.chip, several), c.health) for index, c in enumerate(chips)
-                 if c.health.upper() not in ('OK', '', '-', 'NA'))
+                 if c.health.upper() not in HEALTHY)
 
 
 def _where(npu: int, chip: int, several: bool) -> str:

@@ -37,7 +37,7 @@ RANK_FAULTS: Dict[str, Fault] = {
         '--master-port N with a free port above 1024, the same on all nodes', THIS),
     'hccp_busy': Fault(
         CAUSE, 'a process of an earlier run still holds the device, or has just ended',
-        ('the earlier run is still ending', 'a process of it was left behind'),
+        ('the earlier run is still ending', 'one of its processes has not ended'),
         'wait ten seconds and start again; else end the process (`npu-smi info` names it)'),
     'connect_timeout': Fault(
         WAIT, LOST + '[rank {remote} or ]another rank did not come in time for a connection '
@@ -67,7 +67,7 @@ RANK_FAULTS: Dict[str, Fault] = {
         'read the log of {remote_or_another} first, and all others: the earliest error is the cause; HCCL waits '
         '{limit} s (HCCL_EXEC_TIMEOUT)', OTHERS),
     'heartbeat': Fault(
-        WAIT, LOST + '[the device {remote} gave ]no sign of life any more[ ({reason})]',
+        WAIT, LOST + '[the device {remote} gave ]no answer any more[ ({reason})]',
         ('its process has ended', 'the network'), 'read the log of the rank on that device first', OTHERS),
     'sync_timeout': Fault(
         WAIT, LOST + 'a wait for the device [{device} ]did not end in time',
@@ -163,11 +163,58 @@ RANK_FAULTS: Dict[str, Fault] = {
     'versions_differ': Fault(
         CAUSE, 'the machines have different versions of CANN[: {value} here, {range} there]', (),
         'install the same CANN on all machines', '`seresnet-timm doctor` on every machine'),
+    # --- scheduler and container --------------------------------------------------------------------------------------
+    'time_limit': Fault(
+        CAUSE, 'the job[ {job}] has reached the time limit of the scheduler', (
+            'the limit is shorter than the run', 'the run made no more steps'),
+        'start it again with --resume auto and a longer limit (Slurm: --time); see whether steps went on until then',
+        'the log of rank 0'),
+    'job_ended': Fault(
+        CAUSE, 'the scheduler ended the job[ {job}][: {reason}]', ('a job of higher priority needed the machine',),
+        'start it again with --resume auto (Slurm: --requeue does)', 'the log of the scheduler'),
+    'step_ended': Fault(
+        MESSENGER, 'Slurm ended the job[ {job}]: a task of it failed, or somebody cancelled it', (),
+        'read what the tasks print before it; `sacct -j JOB` tells how each ended', 'the logs of all tasks'),
+    'node_lost': Fault(
+        CAUSE, 'a machine[ ({node})] failed, or does not answer to the scheduler any more',
+        ('it has crashed or was restarted', 'its network'),
+        'start again without it (Slurm: --exclude NODE) and with --resume auto', 'the log of the scheduler; `dmesg` '
+        'of that machine'),
+    'not_scheduled': Fault(
+        CAUSE, 'the scheduler finds no NPUs or machine for the job[: {reason}]',
+        ('other jobs use the NPUs', 'fewer NPUs than asked for are healthy',
+         'the resource has another name in this cluster (huawei.com/Ascend910, huawei.com/npu; Slurm: --gres)'),
+        'ask for what is there: `kubectl describe node NODE`, or `sinfo -N -o "%N %G %t"`', 'the log of the scheduler '
+        'and of the device plugin'),
+    'evicted': Fault(
+        CAUSE, 'Kubernetes evicted the pod: its machine ran low on [{resource}]', (
+            'this pod, or another, used more than it had asked for',),
+        'ask for what it uses (resources.requests); write to a volume; start again with --resume auto',
+        '`kubectl describe pod POD`'),
+    'image_missing': Fault(
+        CAUSE, 'the image[ {path}] cannot be pulled', (
+            'wrong name or tag', 'no network, or no rights at the registry'),
+        'correct the name; without network load it on each machine (`docker load`, `nerdctl load`)',
+        '`kubectl describe pod POD`'),
+    'container_start': Fault(
+        CAUSE, 'the container does not start[: {path} cannot be mounted into it]', (
+            'a path does not exist on this machine', 'the driver, or Ascend Docker Runtime, is not installed',
+            'an argument of docker run', 'no rights to use Docker'),
+        'check that the driver is there (`npu-smi info` on the host) and that each path of -v and --device exists; '
+        'install Ascend Docker Runtime, or start without --runtime ascend', 'the text itself; `journalctl -u docker`'),
+    'volume': Fault(
+        CAUSE, 'a volume[ {path}] could not be mounted', (
+            'the server of the volume does not answer', 'wrong path, or no rights'),
+        'check the address, path and rights of the volume from that machine', '`kubectl describe pod POD`'),
+    'object_storage': Fault(
+        CAUSE, 'object storage (OBS) has no such path, or refuses it', (
+            'a wrong path of the job', 'the job has no rights to the bucket'),
+        'correct the path; give the job the right to the bucket', THIS),
     # --- host and Python ----------------------------------------------------------------------------------------------
     'killed': Fault(
         CAUSE, 'the process[ of rank {remote}] was ended by {signal}', (
             "SIGKILL: the host's memory is used up, or somebody ended it", 'SIGSEGV, SIGABRT: an error in native code',
-            'SIGTERM, SIGINT: it was told to stop'),
+            'SIGTERM, SIGINT: it was asked to stop'),
         '`dmesg` tells whether memory was used up; fewer loader workers (-j)', DMESG),
     'open_files': Fault(
         CAUSE, 'too many files are open', ('many loader workers, each with open files and sockets',),
@@ -176,6 +223,18 @@ RANK_FAULTS: Dict[str, Fault] = {
         CAUSE, 'no further process or thread can be started', (
             'the limit of processes of the user or of the container', 'many loader workers, each with threads'),
         'raise `ulimit -u`, or --pids-limit of the container; fewer loader workers (-j); OMP_NUM_THREADS=1', DMESG),
+    'worker_ended': Fault(
+        MESSENGER, 'a loader worker ended by itself', ("the host's memory or /dev/shm is used up", 'an error in native '
+        'code'), 'read what comes before; run with -j 0, which shows the error', DMESG),
+    'program_missing': Fault(
+        CAUSE, 'the program {path} is not found', ('the environment (venv, conda) is not active in this shell or job',),
+        'activate the environment in the script of the job; `python -m seresnet_timm` needs no program', THIS),
+    'file_missing': Fault(
+        CAUSE, 'the file {path} does not exist here', ('a wrong path', 'a drive that is not mounted on this machine or '
+        'in this container'), 'correct the path; mount the drive on all machines', THIS),
+    'read_only': Fault(
+        CAUSE, 'a file system is read-only[: {path}]', ('a volume was mounted so (`:ro`)', 'the kernel has made it so '
+        'after an error of the disk'), 'write to another folder, or mount it writable', DMESG),
     'disk_error': Fault(
         CAUSE, 'a disk or network drive could not be read or written (input/output error)[: {path}]',
         ('a damaged disk', 'a network drive that is gone'), 'read the log of the kernel; copy the data elsewhere',

@@ -13,9 +13,9 @@ from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, Checkpoin
 from seresnet_timm.checkpoints.fit import describe_misfit, named_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
-from seresnet_timm.errors import UsageError, did_you_mean, first_names, printable
+from seresnet_timm.errors import UsageError, did_you_mean, first_names, note_replaced, printable
 from seresnet_timm.files import atomic_path
-from seresnet_timm.models.create import check_model_name, create_from_info, is_known, why_not_plain
+from seresnet_timm.models.create import check_model_name, create_from_info, is_known, not_finite, why_not_plain
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
@@ -68,8 +68,9 @@ def convert(
         raise UsageError(f'{source} cannot be converted, some of its weights are no plain numbers: '
                          f'{printable(first_names(odd, MAX_NAMED))}. Save them with to_dense() or dequantize().')
     if dtype is not None:
-        weights = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in weights.items()}
+        weights = _in_precision(weights, dtype, source)
 
+    note_replaced(target)
     with atomic_path(target) as tmp:
         if to == 'safetensors':
             metadata = {
@@ -82,6 +83,15 @@ def convert(
             with open(tmp, 'wb') as f:  # torch would write a path's name into the archive, here a random one
                 torch.save(content, f)
     return inspection.inspect(target)
+
+
+def _in_precision(weights: Dict[str, torch.Tensor], dtype: str, source: str) -> Dict[str, torch.Tensor]:
+    found = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in weights.items()}
+    too_large = sorted(set(not_finite(found)).difference(not_finite(weights)))
+    if too_large:
+        raise UsageError(f'{source} has values that are too large for {dtype}, in '
+                         f'{printable(first_names(too_large, MAX_NAMED))}: take --dtype bfloat16.')
+    return found
 
 
 def _format(target: str, to: Optional[str], dtype: Optional[str]) -> str:

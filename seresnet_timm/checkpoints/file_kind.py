@@ -62,7 +62,7 @@ def other_kind(path: str) -> Optional[str]:
     if path.endswith('.json') and b'"weight_map"' in head:
         return f'the list of a checkpoint in several files: {JOIN}'
     if head and not head.strip(b'\0'):
-        return 'nothing but zeros at its beginning, not a checkpoint: copy or download it again'
+        return 'only zeros at its beginning, not a checkpoint: copy or download it again'
     if head.startswith(b'PK'):
         return _kind_of_zip(path)
     if head.lstrip(b'\xef\xbb\xbf \t\r\n').lower().startswith(PAGES):

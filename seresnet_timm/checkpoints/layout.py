@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 import torch
 
-from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.errors import UsageError, first_names, printable, shell_line
 
 # what tools call a network's weights, the usual first, and their moving average
 WEIGHTS_KEYS = ('state_dict', 'model', 'model_state_dict', 'model_state', 'net', 'network', 'weights', 'module',
@@ -247,6 +247,5 @@ def several_networks(origin: str, prefixes: Sequence[str], keys: bool = False) -
 
 def _how_to_choose(origin: str, name: str) -> str:
     path = origin.removeprefix('Checkpoint ')
-    name = name.rstrip('.') or "''"
-    return (f'Choose one: `seresnet-timm convert {path} OUT.safetensors --network {printable(name)}` '
-            'writes it alone.')
+    command = ['seresnet-timm', 'convert', path, 'OUT.safetensors', '--network', name.rstrip('.')]
+    return f'Choose one: `{shell_line(command)}` writes it alone.'

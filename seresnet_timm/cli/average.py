@@ -1,5 +1,6 @@
 """`seresnet-timm average`: the average of several checkpoints."""
 import argparse
+import sys
 
 from seresnet_timm.argument_parser import ArgumentParser
 
@@ -32,8 +33,9 @@ def run(args: argparse.Namespace) -> None:
 
     from seresnet_timm.checkpoints import average
     from seresnet_timm.checkpoints import inspect as inspection
-    from seresnet_timm.errors import UsageError, note_replaced
+    from seresnet_timm.errors import UsageError, note_replaced, printable, refuse
     from seresnet_timm.files import why_not_writable
+    from seresnet_timm.runs.folder import refuse_to_replace
     target = args.out or average.default_target(args.source)
     if target.endswith('.safetensors'):
         raise UsageError(f'--out {target}: the average is a checkpoint (.pth.tar); `seresnet-timm convert` makes '
@@ -42,14 +44,24 @@ def run(args: argparse.Namespace) -> None:
     if reason:
         raise UsageError(f'{target} cannot be written: {reason}; name another with --out.')
     files = average.find_files(args.source, args.last)
-    if target in files:
-        raise UsageError(f'{target} is one of the checkpoints that are averaged: name another file with --out.')
+    refuse_to_replace(target, files)
     folder = Path(files[-1]).parent
     settings = None
     if args.data_dir:
+        from seresnet_timm.data.classes import describe_difference
         from seresnet_timm.engine.update_bn import recompute, settings_of
+        from seresnet_timm.launch.dataset import examine
         settings = settings_of(folder, args.data_dir, args.batch_size, args.workers)
+        data = examine('train', {**settings.args, 'val_split': ''})
+        refuse(data.problems)
+    elif args.batch_size or args.workers is not None or args.device != 'auto':
+        print('Note: -b, -j and --device have no effect without --data-dir.', file=sys.stderr)
     found = average.average(files, bool(args.use_ema))
+    if settings is not None:
+        difference = describe_difference(found.info.class_names, data.class_names)
+        if difference:
+            raise UsageError(f'{printable(args.data_dir)} has other classes than the checkpoints ({difference}): name '
+                             'the data of the run with --data-dir.')
     print(found.describe())
     if settings is not None and found.statistics:
         images = recompute(settings, found.info, found.weights, args.device)

@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('dir', metavar='DIR', help='root of the dataset, with train/<class>/* and val/<class>/* in it; or one split')
     arg('--json', nargs='?', const='-', metavar='FILE', help='write all findings as JSON, to stdout without FILE')
     arg('--csv', nargs='?', const='-', metavar='FILE', help='write all findings as CSV, to stdout without FILE')
-    arg('--ignore', nargs='+', default=[], metavar='KIND', help='kinds of findings to leave out (column 1 of --csv)')
+    arg('--ignore', nargs='+', default=[], metavar='KIND', help='kinds of findings to leave out: column 1 of --csv')
     arg('--min-images', type=int, default=10, metavar='N',
         help='name classes with fewer training images (%(default)s)')
     arg('--train-split', default='train', metavar='NAME', help='name of the training split (%(default)s)')

@@ -18,16 +18,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
         help='take the moving average of the weights, or the raw weights (raw)')
     arg('--dtype', metavar='D', help='float32, float16 or bfloat16; default: no change')
-    arg('--network', metavar='PREFIX', help='of a file with several networks, the one whose key or prefix this is')
+    arg('--network', metavar='PREFIX', help='key or prefix of the network to take, in a file with several')
     arg('--model', metavar='NAME', help='timm name of the model, if the weights do not tell it')
 
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
     from seresnet_timm.checkpoints.convert import convert
-    from seresnet_timm.errors import note_replaced
     from seresnet_timm.inference.load import read_model_file
-    note_replaced(args.target)
-    facts = convert(read_model_file(args.source), args.target, args.to, bool(args.use_ema), args.dtype, args.model,
-                    args.network)
+    from seresnet_timm.runs.folder import refuse_to_replace
+    checkpoint = read_model_file(args.source)
+    refuse_to_replace(args.target, [checkpoint.path])
+    facts = convert(checkpoint, args.target, args.to, bool(args.use_ema), args.dtype, args.model, args.network)
     print('\n'.join(inspection.describe(facts)))

@@ -24,11 +24,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--target', metavar='CLASS',
         help='class of the maps: its name or index (the most likely class of each image)')
     arg('--maps', type=int, default=50, metavar='N',
-        help='number of maps, of images from all over the list (%(default)s)')
+        help='number of maps, of images spread over the list (%(default)s)')
     arg('--layer', metavar='NAME',
         help='layer that makes the maps, e.g. layer3 (the last feature map of at least 4 x 4)')
     arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images a batch (%(default)s)')
-    arg('-j', '--workers', type=int, metavar='N', help='loader processes (by number of images and cores)')
+    arg('-j', '--workers', type=int, metavar='N', help='loader workers (by number of images and cores)')
     arg('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
 
 

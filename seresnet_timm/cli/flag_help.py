@@ -53,6 +53,8 @@ def written(action: argparse.Action) -> str:
 def facts(verb: str, parser: ArgumentParser, action: argparse.Action) -> Dict[str, str]:
     """What there is to say about an argument: meaning, default, unit ..., without those that it does not have."""
     unit = UNITS.get(action.dest) or UNITS.get(action.dest.removeprefix(PREFIX))
+    if unit and verb not in SCRIPT_PARSERS:  # one process
+        unit = unit.removesuffix(' of one process and step').removesuffix(' of each process')
     found = {
         'meaning': meaning(verb, action), 'default': default(verb, parser, action), 'unit': unit,
         'values': values(verb, action), 'ModelZoo': modelzoo_names(action) if verb in SCRIPT_PARSERS else None,
@@ -101,14 +103,24 @@ def default(verb: str, parser: ArgumentParser, action: argparse.Action) -> Optio
         return in_words(only[action.dest])
     if action.required and action.default is None or action.dest == 'help':
         return None
-    of_launcher = {f.name: f.default for f in fields(RunSettings)} if is_launchers(verb, action) else {}
-    value = parser.get_default(action.dest)
-    if value is None and isinstance(of_launcher.get(action.dest), (bool, int, float, str)):
-        last_words = re.search(r'\(([^()]*)\)$', action.help or '')  # the text knows it better: 3 in recipes
-        return last_words[1].replace('%%', '%') if last_words else in_words(of_launcher[action.dest])
-    if value in (None, '') and re.search('default|without it', action.help or ''):
+    if isinstance(action, argparse._StoreConstAction) and not isinstance(action.const, bool):
+        return 'off'
+    value, text = parser.get_default(action.dest), (action.help or '').replace('%%', '%')
+    # the text knows it better than the parser
+    named = re.search(r'\(default: ([^()]*)\)|(?:^|; )default: ([^();]*)', text)
+    if named:
+        return named[1] or named[2]
+    if action.dest.startswith(PREFIX) or value not in (None, ''):
+        return in_words(value)
+    if is_launchers(verb, action) or verb not in SCRIPT_PARSERS:
+        last_words = re.search(r'\(([^()]*)\)$', text)
+        if last_words and action.nargs != '?':
+            return last_words[1]
+        if verb in SCRIPT_PARSERS:
+            value = {f.name: f.default for f in fields(RunSettings)}.get(action.dest)
+    if value is None and 'without it' in text:
         return 'see the meaning'
-    return in_words(value)
+    return in_words(value if isinstance(value, (bool, int, float, str)) else None)
 
 
 def in_words(value: Any) -> str:

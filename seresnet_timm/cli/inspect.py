@@ -2,7 +2,7 @@
 import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
-from seresnet_timm.errors import RunError
+from seresnet_timm.errors import RunError, UsageError, refuse
 from seresnet_timm.files import as_json
 
 EXAMPLES = (
@@ -25,13 +25,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
     from seresnet_timm.inference.load import read_model_file
-    misfits = 0
+    misfits, problems = 0, []
     for path in args.file:
-        checkpoint = read_model_file(path)
-        facts = inspection.facts_of(checkpoint)
-        if args.model:
-            facts['misfits'] = inspection.misfits(checkpoint, args.model)
-            misfits += len(facts['misfits'])
+        try:
+            checkpoint = read_model_file(path)
+            facts = inspection.facts_of(checkpoint)
+            if args.model:
+                facts['misfits'] = inspection.misfits(checkpoint, args.model)
+                misfits += len(facts['misfits'])
+        except UsageError as e:
+            problems.append(e)
+            continue
         print(as_json(facts) if args.json else '\n'.join(inspection.describe(facts)))
+    refuse(problems)
     if misfits:
         raise RunError(f'{misfits} weight(s) do not fit {args.model}.')

@@ -16,7 +16,7 @@ from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
 from seresnet_timm.engine.signals import StoppedEarly, stop_early
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable, refuse
-from seresnet_timm.version import __version__
+from seresnet_timm.version import OldTimm, __version__, refuse_old_timm
 
 # what one wants to do -> verb -> its line in `seresnet-timm --help`
 TASKS: Dict[str, Dict[str, str]] = {
@@ -103,6 +103,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except StoppedEarly as e:
         print(e, file=sys.stderr)
         raise
+    except OldTimm as e:
+        fail(str(e))
     except KeyboardInterrupt:  # where a verb does not say more
         fail('Stopped by Ctrl-C.', 130)
     except BrokenPipeError:  # the reader, e.g. `head`, has ended
@@ -187,6 +189,7 @@ def dispatch(argv: List[str]) -> None:
     if verb not in WITHOUT_NPU and not HELP_FLAGS.intersection(argv):
         from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu  # 25 ms
         disable_incompatible_torch_npu()
+        refuse_old_timm()
         refuse(limits.check())
     module.run(args)
 

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
         use_ema=args.use_ema, class_names=args.class_names, private=args.private, revision=args.revision, tag=args.tag,
         message=args.message)
     where = 'ModelScope' if modelscope.is_name(args.repo) else 'the Hub'
-    print(f'{pushed.repo_id}: commit {pushed.commit} on {pushed.revision}' if pushed.commit else
+    tag = f', tag {args.tag}' if args.tag else ''
+    print(f'{pushed.repo_id}: commit {pushed.commit} on {pushed.revision}{tag}' if pushed.commit else
           f'{pushed.repo_id}: branch {pushed.revision} of {where}')
     for note in pushed.notes:
         print(f'  {note}')

@@ -32,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--val-split', metavar='NAME', help="name of the split (that of the run, else 'validation' or 'val')")
     arg('--worst', type=int, default=24, metavar='N', help='number of worst images to show (%(default)s)')
     arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images a batch (%(default)s)')
-    arg('-j', '--workers', type=int, metavar='N', help='loader processes (by number of images and cores)')
+    arg('-j', '--workers', type=int, metavar='N', help='loader workers (by number of images and cores)')
     arg('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
 
 

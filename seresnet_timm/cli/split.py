@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from seresnet_timm.argument_parser import ArgumentParser
-from seresnet_timm.errors import printable, refuse
+from seresnet_timm.errors import printable, refuse, shell_line
 
 EXAMPLES = (
     'seresnet-timm split photos --val 0.1              # photos/<class>/* -> photos-split/train, photos-split/val',
@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--val', type=float, default=0.1, metavar='P', help='share of every class for validation (%(default)s)')
     arg('--seed', type=int, default=42, metavar='N', help='another number chooses other images (%(default)s)')
     arg('--links', choices=('symbolic', 'hard'), default='symbolic',
-        help='symbolic: links with relative paths, which end when DIR is moved alone; hard: further names of the same '
+        help='symbolic: links with relative paths, which break when only DIR is moved; hard: further names of the same '
              'files, on the same file system (%(default)s)')
     arg('--dry-run', action='store_true', help='check everything, print the counts, write nothing')
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from seresnet_timm.launch.dataset import faults_of_classes
     folder = args.dir.rstrip('/') or '/'
     tree, files = split.find_images(folder)
-    refuse(faults_of_classes(tree))
+    refuse(faults_of_classes(tree, has_class_map=False))
     named = folder if Path(folder).name not in ('', '..') else os.path.abspath(folder)
     out = args.out or f'{named}-split'
     target = split.check_target(folder, out)
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> None:
         return
     split.write(divided, target, args.links, {'source': str(tree.folder.resolve()), 'val': args.val, 'seed': args.seed})
     print(f'\n{printable(out)}: {args.links} links to {printable(folder)}. Next:\n'
-          f'  seresnet-timm check-data {printable(out)}\n'
-          f'  seresnet-timm train --preset finetune --data-dir {printable(out)}')
+          f'  seresnet-timm check-data {shell_line([out])}\n'
+          f'  seresnet-timm train --preset finetune --data-dir {shell_line([out])}')

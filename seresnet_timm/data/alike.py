@@ -24,6 +24,11 @@ def describe_alike(a: str, b: str, where_a: str, where_b: str) -> str:
             f'{_code_points(a, b)} and {_code_points(b, a)})')
 
 
+def is_written_twice(a: str, b: str) -> bool:
+    """Two names are one in other characters; letters of two alphabets are two names."""
+    return looks(a, letters=False) == looks(b, letters=False)
+
+
 def _code_points(name: str, other: str) -> str:
     """The part of a name that is not in another one, as code points."""
     start = len(os.path.commonprefix([name, other]))

@@ -14,16 +14,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, TextIO, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, TextIO, Tuple
 
 from filelock import Timeout
 from PIL import Image
 
-from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
+from seresnet_timm.data.alike import describe_alike, is_written_twice, looks
+from seresnet_timm.data.classes import ClassTree, is_foreign, read_classes, split_folder, split_names
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
-from seresnet_timm.errors import RunError, UsageError, printable
+from seresnet_timm.errors import RunError, UsageError, first_names, printable, refuse
 from seresnet_timm.files import acquire_lock, read_journal
-from seresnet_timm.images import MAX_BYTES, ImageProgress, UnreadableImage, read_file, read_image
+from seresnet_timm.images import MAX_BYTES, ImageProgress, UnreadableImage, list_folder, read_file, read_image
 
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
            '.bmp': 'BMP', '.gif': 'GIF', '.tif': 'TIFF', '.tiff': 'TIFF', '.ppm': 'PPM', '.pgm': 'PPM', '.pbm': 'PPM',
@@ -45,7 +46,7 @@ KINDS: Dict[str, Tuple[bool, str]] = {
     'odd-folder': (True, 'folder that timm reads otherwise than expected'),
     'duplicate': (False, 'duplicate in one class (same content)'),
     'few-images': (False, 'class with few images'),
-    'left-out': (False, 'file that is no image by its suffix, and is not read'),
+    'left-out': (False, 'file or folder that is not read'),
 }
 
 
@@ -128,7 +129,13 @@ def check_data(
     items: List[Item] = []
     trees: Dict[str, ClassTree] = {}
     left_out: List[Finding] = []
-    for split, path in _split_folders(root, splits).items():
+    folders = _split_folders(root, splits)
+    if 'all' not in folders:
+        left_out += [Finding('left-out', '', None, entry.name, 'a folder that is neither the training nor the '
+                             'validation split: name it with --val-split to check it')
+                     for entry in list_folder(root).folders
+                     if not is_foreign([entry.name]) and not any(os.path.samefile(entry, f) for f in folders.values())]
+    for split, path in folders.items():
         files: Dict[Optional[str], List[str]] = {}
         trees[split] = read_classes(path, class_map, files)
         left_out += [Finding('left-out', split, None, os.path.relpath(f, root), '') for f in files.pop(None, [])]
@@ -150,9 +157,19 @@ def check_data(
 
 
 def _split_folders(root: Path, names: Tuple[str, str]) -> Dict[str, Path]:
-    """Folder of each split; the root itself as 'all' if it has none of them."""
+    """Folder of each split; the root itself as 'all' if it has none of them.
+
+    Raises:
+        UsageError: There is no folder of a split that is not called as usual, or both are one.
+    """
     found = {short: split_folder(root, name) for short, name in zip(('train', 'val'), names)}
     folders = {split: path for split, path in found.items() if path is not None and path.is_dir()}
+    refuse(f'--{short}-split {printable(name)}: {printable(root)} has no such folder.'
+           for short, name in zip(('train', 'val'), names)
+           if short not in folders and len(split_names(name)) == 1)
+    if len(folders) == 2 and os.path.samefile(*folders.values()):
+        raise UsageError(f'--train-split {printable(names[0])} and --val-split {printable(names[1])} are one folder, '
+                         f'{printable(folders["val"])}: name two.')
     return folders or {'all': root}
 
 
@@ -286,8 +303,11 @@ def _class_findings(root: Path, trees: Dict[str, ClassTree], min_images: int) ->
             add('left-out', None, path, 'another program seems to have left this folder')
         for path in tree.loops:
             add('odd-folder', None, path, 'a link to a folder above it, which timm follows without end')
-        for pair in tree.ties:
-            add('odd-folder', None, tree.folder, f'the order of {pair[0]} and {pair[1]} is undefined')
+        for pair in tree.same:
+            names = ' and '.join(sorted(os.path.relpath(path, root) for path in pair))
+            add('odd-folder', None, tree.folder, f'{names} are one folder, by a link: its images count twice')
+        for name, detail in _odd_names(root, tree):
+            add('odd-folder', name, tree.folder, detail)
         for name in tree.missing:
             add('class-mismatch', name, tree.folder, 'the class map names it; it has no folder with images')
         for name, count in tree.counts.items():
@@ -297,10 +317,29 @@ def _class_findings(root: Path, trees: Dict[str, ClassTree], min_images: int) ->
         for split, other in (('train', 'val'), ('val', 'train')):
             for name, count in trees[split].counts.items():
                 if name not in trees[other].counts:
+                    alike = next((n for n in trees[other].counts if looks(n, fold=True) == looks(name, fold=True)), '')
+                    told = f'; {describe_alike(name, alike, split, other)}' if alike else ''
                     found.append(Finding(
                         'class-mismatch', split, name, os.path.relpath(trees[split].folder, root),
-                        f'{count} image(s) in {split}, none in {other}'))
+                        f'{count} image(s) in {split}, none in {other}{told}'))
     return found
+
+
+def _odd_names(root: Path, tree: ClassTree) -> Iterator[Tuple[Optional[str], str]]:
+    """Names of one split that `train` refuses, unless a class map names the classes: the class, and what is odd."""
+    if tree.class_map:
+        return
+    for pair in tree.ties:
+        yield None, f'the order of {pair[0]} and {pair[1]} is undefined'
+    for pair in tree.alike:
+        if is_written_twice(*pair):
+            yield None, 'a class twice: ' + describe_alike(*pair, 'one folder', 'another')
+    for path in tree.inside:
+        yield None, (f'{os.path.relpath(path, root)} is inside of a class folder with images: for timm it is a class '
+                     'of its own')
+    for name, paths in tree.merged.items():
+        folders = first_names((os.path.relpath(path, root) for path in paths), 3)
+        yield name, f'{folders} are one class for timm, which takes the name of the last folder'
 
 
 # --- the journal ------------------------------------------------------------------------------------------------------

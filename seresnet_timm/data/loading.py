@@ -73,8 +73,8 @@ def seed_and_speed_up(loader: Any, seed: int) -> Any:
             if inner is not loader and type(inner) is DataLoader and inner.num_workers and inner.dataset.releases_gil:
                 loader.loader = ThreadedLoader(inner, inner.num_workers)
                 if not dist.is_initialized() or dist.get_rank() == 0:
-                    _logger.info(f"Loader workers: {inner.num_workers} threads, because the decoder releases Python's "
-                                 'lock; so batches need no copy between processes')
+                    _logger.info(f'Loader workers: {inner.num_workers} thread(s), because the decoder releases '
+                                 "Python's lock: batches need no copy between processes")
     set_epoch(loader, 0)
     return loader
 

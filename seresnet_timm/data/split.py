@@ -127,12 +127,7 @@ def _same_content(folder: Path, files: Dict[str, List[str]]) -> List[List[str]]:
     by_size: Dict[int, List[str]] = {}
     for paths in files.values():
         for path in paths:
-            try:
-                size = os.stat(folder / path).st_size
-            except OSError as e:
-                raise UsageError(f'{printable(folder / path)} cannot be read ({e.strerror}): remove it, or make it '
-                                 'readable.')
-            by_size.setdefault(size, []).append(path)
+            by_size.setdefault(_size(folder / path), []).append(path)
     groups: List[List[str]] = []
     for paths in by_size.values():
         same: Dict[str, List[str]] = {}
@@ -142,11 +137,23 @@ def _same_content(folder: Path, files: Dict[str, List[str]]) -> List[List[str]]:
     return groups
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else len(read_file(path))  # which says what else it is
+    except (OSError, UnreadableImage) as e:
+        raise _unreadable(path, e)
+
+
 def _hash(path: Path) -> str:
     try:
         return hashlib.sha256(read_file(path)).hexdigest()
     except UnreadableImage as e:
-        raise UsageError(f'{printable(path)} cannot be read ({e}): remove it, or make it readable.')
+        raise _unreadable(path, e)
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    reason = getattr(error, 'strerror', None) or error
+    return UsageError(f'{printable(path)} cannot be read ({reason}): remove it, or make it readable.')
 
 
 # --- the new folder ---------------------------------------------------------------------------------------------------

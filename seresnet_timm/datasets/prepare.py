@@ -25,7 +25,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Set, TextIO, Tuple
 import PIL
 from PIL import Image
 
-from seresnet_timm.errors import RunError, UsageError, printable
+from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import exclusive, read_journal, write_json
 from seresnet_timm.images import (
     EXTENSIONS,
@@ -90,13 +90,16 @@ def prepare(
     settings = {'format': 1, 'source': str(source), 'max_side': max_side, 'quality': quality,
                 'resample': 'bicubic', 'subsampling': '4:2:0'}
     versions = _check_settings(target, settings)
-    items, others = find_images(source, target)
+    items, others, empty = find_images(source, target)
     left_out = count_by_suffix(others)
     if not items:
         told = f'; {describe_left_out(left_out)}' if left_out else ''
         raise UsageError(f'{src} contains no image ({", ".join(EXTENSIONS)}){told}.')
     if left_out:
         print(printable(f'{src}: {describe_left_out(left_out)}'), file=sys.stderr)
+    if empty:
+        print(printable(f'{src}: {len(empty)} folder(s) without images are left out: {first_names(empty, 3)}'),
+              file=sys.stderr)
 
     workers = workers or len(os.sched_getaffinity(0))
     try:
@@ -180,14 +183,15 @@ def _check_settings(target: Path, settings: Dict[str, Any]) -> List[Dict[str, st
     return old_versions + [v for v in versions if v not in old_versions]
 
 
-def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
-    """Images below a folder and other files, sorted; links to folders are followed, as timm follows them.
+def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str], List[str]]:
+    """Images below a folder, other files and empty folders, sorted; links to folders are followed, as timm does.
 
     Raises:
         UsageError: A link leads into the copy, or to a folder above it.
     """
     images: List[Item] = []
     others: List[str] = []
+    empty: List[str] = []
 
     def visit(path: str, relative: str, above: Tuple[str, ...]) -> None:
         real = os.path.realpath(path)
@@ -206,12 +210,14 @@ def find_images(source: Path, target: Path) -> Tuple[List[Item], List[str]]:
             except OSError:  # a broken link: reported when it is read
                 images.append(Item(name, 0, 0))
         others.extend(os.path.join(relative, entry.name) for entry in found.others)
+        if not found.images and not found.folders and relative:
+            empty.append(relative)
 
     try:
         visit(str(source), '', ())
     except OSError as e:
         raise UsageError(f'{e.filename} cannot be read ({e.strerror}).')
-    return sorted(images), sorted(others)
+    return sorted(images), sorted(others), sorted(empty)
 
 
 def sync(folder: Path) -> None:

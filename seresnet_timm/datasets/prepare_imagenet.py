@@ -69,6 +69,9 @@ def prepare_imagenet(source: str, dst: str, split: str = 'both', check_md5: bool
     needed = [*splits, 'devkit']
     archives = {name: Path(source) / ARCHIVES[name][0] for name in needed}
     missing = [path.name for path in archives.values() if not path.is_file()]
+    if not Path(source).is_dir():
+        raise UsageError(f'--from {source} {"is not a folder" if os.path.exists(source) else "does not exist"}: name '
+                         'the folder of the tar files.')
     if missing:
         raise UsageError(f'{source} lacks {", ".join(missing)}: download it from image-net.org (an account is needed), '
                          'or name the folder that contains it with --from.')

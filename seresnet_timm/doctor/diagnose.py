@@ -110,7 +110,8 @@ def describe(report: Report) -> List[str]:
     for i, (note, count) in enumerate(report.diagnosis.harmless.items()):
         lines.append(_row('Harmless' if i == 0 else '', f'{note} ({count} time{"s" if count > 1 else ""})'))
     read = [s.name for s in report.logs.sources]
-    lines.append(_row('Read', f'{len(read)} source{"s" if len(read) != 1 else ""}: {first_names(read, 6)}'))
+    names = f': {first_names(read, 6)}' if read else ''
+    lines.append(_row('Read', f'{len(read)} source{"s" if len(read) != 1 else ""}{names}'))
     return [printable(line) for line in lines + [_row('Note', note) for note in report.notes]]
 
 

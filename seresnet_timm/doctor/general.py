@@ -5,6 +5,7 @@ import sys
 from typing import List, Tuple
 
 from seresnet_timm.ascend import wheels
+from seresnet_timm.ascend.fault import HEALTH
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import Machine
 from seresnet_timm.doctor.npu import import_remedy
@@ -156,6 +157,6 @@ def _smoke_remedy(kind: str, name: str, phase: str) -> str:
             'cpu': 'check the firewall and GLOO_SOCKET_IFNAME',
         }[kind]
     if phase == 'matmul':
-        return f'look for other processes on {name} (npu-smi info), and check its health' if kind == 'npu' else \
-            f'look for other processes on {name}, or name another device with --device'
+        return f'look for other processes on {name}' + (f': {HEALTH}' if kind == 'npu' else
+                                                        ', or name another device with --device')
     return 'follow the remedies shown above; more memory or a longer --timeout may help too'

@@ -8,7 +8,7 @@ from typing import List
 
 from seresnet_timm.ascend import cann_versions, hccl, hccl_network, hccl_ports, installation, npu_users, wheels
 from seresnet_timm.ascend.environment import CHECKED, DEAD, VARIABLES
-from seresnet_timm.ascend.fault import SET_ENV
+from seresnet_timm.ascend.fault import SET_ENV, SICK
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
 from seresnet_timm.doctor.probe_processes import error_summary
@@ -115,7 +115,7 @@ def check_npu_smi(machine: Machine) -> List[Check]:
     if unhealthy:
         return [Check('devices', 'npu-smi', 'warning',
                       ', '.join(f'{name} reports {health}' for _, name, health in unhealthy),
-                      'see `npu-smi info -t health -i ID`; leave them out with ASCEND_RT_VISIBLE_DEVICES')]
+                      SICK)]
     version = re.search(r'npu-smi\s+(\d\S*)', output)
     return [Check('devices', 'npu-smi', 'ok', version.group(1) if version else 'runs')]
 

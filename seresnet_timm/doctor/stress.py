@@ -2,6 +2,7 @@
 from typing import List
 
 from seresnet_timm.ascend import fault_tolerance
+from seresnet_timm.ascend.fault import SICK
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import Machine
 from seresnet_timm.doctor.probe_processes import run_probe
@@ -39,9 +40,7 @@ def run_stress_detection(machine: Machine, device: str) -> List[Check]:
         if result == 0 and not probe.failure:
             checks.append(Check('stress', name, 'ok', 'no fault found'))
         elif result == 2:
-            checks.append(Check('stress', name, 'error', 'a fault of the hardware was found',
-                                f'leave it out with --devices, and have it exchanged (npu-smi info -t health -i '
-                                f'{number})'))
+            checks.append(Check('stress', name, 'error', 'a fault of the hardware was found', SICK))
         else:
             checks.append(Check('stress', name, 'warning', f'not tested{why}',
                                 'it needs an A2 or newer, 10 GB of free memory, and no other process on the machine'))

@@ -2,7 +2,7 @@
 from typing import Any, Optional
 
 from seresnet_timm.data.image_files import MAX_SAID, allowed_images, image_files_of, tell_found
-from seresnet_timm.errors import RunError, printable
+from seresnet_timm.errors import RunError, printable, shell_line
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 
@@ -55,7 +55,7 @@ class BadImages:
         names = names or [printable(files.path(i)) for i in sorted(files.known)]
         more = count - min(len(names), MAX_SAID)
         listed = ', '.join(names[:MAX_SAID]) + (f' and {more} more' if more else '')
-        folder = printable(self._settings.args.get('data_dir') or 'DIR')
+        folder = shell_line([self._settings.args.get('data_dir') or 'DIR'])
         text = (f'{count} of {total} training images cannot be read so far ({100 * count / total:.2g} %), and '
                 f'--max-bad-images {self._settings.max_bad_images} allows {self.allowed}: {listed}. Repair or remove '
                 f'them (`seresnet-timm check-data {folder}` lists all), or allow more with --max-bad-images.')

@@ -99,7 +99,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
         help="factors of the moving averages of Adam-like optimizers (default: the optimizer's)")
     arg('--momentum', type=float, default=0.9, help='momentum of the optimizer')
     arg('--weight-decay', type=float, default=2e-5,
-        help='biases and BatchNorm are exempt unless --opt-kwargs filter_bias_and_bn=False')
+        help='weight decay; biases and BatchNorm are exempt unless --opt-kwargs filter_bias_and_bn=False')
     arg('--clip-grad', type=float, metavar='NORM', help='gradient clipping (default: none)')
     arg('--clip-mode', default='norm', choices=('norm', 'value', 'agc'),
         help='clip by the norm of all gradients, by value, or by the norm of each weight (agc)')
@@ -261,7 +261,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--log-wandb', action='store_true', help='log the epochs to Weights & Biases')
     arg('--wandb-project', help='project of Weights & Biases')
     arg('--wandb-tags', nargs='+', default=[], help='tags of the run in Weights & Biases')
-    arg('--wandb-resume-id', default='', help='id of a run of Weights & Biases that goes on')
+    arg('--wandb-resume-id', default='', help='id of the run of Weights & Biases to continue')
 
     _add_timm_only(parser, TIMM_ONLY_TRAIN)
     return parser
@@ -341,7 +341,8 @@ def _add_data_source(group) -> None:
 
 def _add_model_shape(group, several_sizes: bool = False) -> None:
     arg = group.add_argument
-    arg('--num-classes', type=int, metavar='N', help="default: the model's")
+    arg('--num-classes', type=int, metavar='N',
+        help='number of outputs (default: train: as many as the data has classes; validate: as many as the model has)')
     arg('--gp', metavar='POOL', help='global pooling')
     if several_sizes:
         arg('--img-size', type=int, nargs='+', action=OneOrMore, metavar='N',
@@ -355,7 +356,7 @@ def _add_model_shape(group, several_sizes: bool = False) -> None:
 
 def _add_execution(group) -> None:
     arg = group.add_argument
-    arg('--channels-last', action='store_true', help='NHWC memory layout')
+    arg('--channels-last', action='store_true', help='NHWC memory layout (default: on for ResNets on cpu and cuda)')
     arg('--fast-norm', action='store_true',
         help="timm's faster normalization layers, in lower precision where the device has them")
     arg('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='torch.compile')
@@ -373,8 +374,9 @@ def _add_device(group) -> None:
 
 def _add_loader(group) -> None:
     arg = group.add_argument
-    arg('-j', '--workers', type=int, default=4, metavar='N', help='loader workers per process')
-    arg('--pin-mem', action='store_true', help='page-locked host memory')
+    arg('-j', '--workers', type=int, default=4, metavar='N',
+        help='loader workers per process (default: its cores less one, at most 16; on cpu a quarter, at most 4)')
+    arg('--pin-mem', action='store_true', help='page-locked host memory (default: on for npu and cuda)')
     arg('--no-prefetcher', action='store_true', help='no side stream for the transfer to the device')
 
 

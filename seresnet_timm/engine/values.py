@@ -369,7 +369,7 @@ _FLAGS_OF_UNIT: Dict[str, str] = {
     'steps in a row': 'max_bad_steps',
     'batches': 'train_batches_per_epoch log_freq grad_accum_steps print_freq',
     'processes': 'nproc',
-    'loader processes of each process': 'workers',
+    'workers of each process': 'workers',
     'machines': 'nnodes world_size',
     'checkpoints': 'checkpoint_hist last',
     'restarts': 'max_restarts',

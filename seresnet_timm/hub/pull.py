@@ -11,7 +11,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.hf_api import ModelInfo as Listing
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.errors import RunError, UsageError, first_line, printable
+from seresnet_timm.errors import RunError, UsageError, first_line, printable, shell_line
 from seresnet_timm.files import fsync, temporary_folder
 from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.cache import keep_hashes, pull_from_cache, remove_file, remove_leftovers, set_ref
@@ -143,15 +143,15 @@ def architecture_without(checkpoint: Checkpoint, error: RunError) -> str:
 def how_to_use(pulled: Pulled, name: str, out: Optional[str] = None) -> str:
     """Lines that create a pulled model in Python, and evaluate it; `name` is as it was typed."""
     if modelscope.is_name(name):
-        model = f'local-dir:{printable(pulled.folder)}'
+        model = f'local-dir:{pulled.folder}'
     else:
         repo_id, revision = split_name(name)
         model = f'local-dir:{out}' if out else f'hf-hub:{repo_id}{"@" + revision if revision else ""}'
     plugin = plugin_of(pulled.config['architecture'])
     return (f'  import {plugin + ", " if plugin else ""}timm\n'
-            f"  model = timm.create_model('{model}', pretrained=True)\n"
+            f'  model = timm.create_model({model!r}, pretrained=True)\n'
             f'or\n'
-            f'  seresnet-timm validate --model {model} --data-dir DIR')
+            f'  {shell_line(["seresnet-timm", "validate", "--model", model, "--data-dir", "DIR"])}')
 
 
 class Source(NamedTuple):

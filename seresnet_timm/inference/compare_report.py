@@ -104,7 +104,7 @@ def as_text(result: Comparison, top: int = 10) -> str:
                 lines.append(f'  {direction:<9}{count} of {len(places)} places differ, the first: {_sentence(first)}')
             unknown = sum(d.limit >= 1 for d in places)
             if unknown:
-                lines.append(f'  {"":<9}{unknown} of them say nothing: rounding alone may change their values wholly')
+                lines.append(f'  {"":<9}{unknown} of them cannot be judged: rounding alone can change the whole value')
         lines += _table(result.passes[name], top)
     lines += ['', 'Equal within tolerance.' if result.equal else 'They differ.']
     return '\n'.join(printable(line) for line in lines)

@@ -8,7 +8,7 @@ from typing import List, Tuple
 import torch
 
 from seresnet_timm import device as devices
-from seresnet_timm.errors import UsageError, note_replaced, printable, refuse
+from seresnet_timm.errors import UsageError, note_replaced, printable, refuse, shell_line
 from seresnet_timm.inference.compare import Arithmetic, Comparison, Side, compare
 from seresnet_timm.inference.compare_batch import Batch, image_batch, synthetic_batch
 from seresnet_timm.inference.compare_dump import compare_with_dump, dump, read_dump
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> bool:
         if args.dump:
             note_replaced(args.dump, '--dump')
             dump(Side(models[0].model, device, arithmetic, _describe(models[0])), batch, settings, Path(args.dump))
-            print(f'{args.dump}: {_describe(models[0])}\n{_describe_batch(batch, settings)}\nCompare with it: '
-                  f'seresnet-timm compare --against {args.dump} --device DEVICE')
+            print(f'{printable(args.dump)}: {_describe(models[0])}\n{_describe_batch(batch, settings)}\n'
+                  f'Compare with it: seresnet-timm compare --against {shell_line([args.dump])} --device DEVICE')
             return True
         reference = Side(models[0].model, _set_up(args.reference_device, args)[0])
         result = compare(reference, Side(models[-1].model, device, arithmetic), batch, settings, args.rtol)

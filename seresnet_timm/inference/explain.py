@@ -281,7 +281,7 @@ def class_activation(features: torch.Tensor, gradient: torch.Tensor, channels_la
         channels_last: The shape is the second one.
 
     Returns:
-        Maps (N, H, W) whose highest value is 1; 0 everywhere where nothing speaks for the class.
+        Maps (N, H, W) whose highest value is 1; 0 everywhere where there is no evidence for the class.
     """
     if channels_last:
         features, gradient = features.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)

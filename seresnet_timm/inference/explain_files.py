@@ -187,8 +187,8 @@ def draw_map(seen: Seen, names: List[str], path: Path) -> None:
         ax.set_axis_off()
     shown = axes[1].imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=0.25 + 0.5 * heat)
     bar = figure.colorbar(plt.cm.ScalarMappable(shown.norm, 'inferno'), ax=axes[1], shrink=0.85)
-    bar.set_label('speaks for the class')
+    bar.set_label('evidence for the class')
     axes[0].set_title(f'{plain_label(names[seen.predicted], 30)}: {100 * seen.probability:.1f} %', fontsize=10)
-    empty = '' if heat.any() else ': no place speaks for it'
+    empty = '' if heat.any() else ': no evidence for it'
     axes[1].set_title(f'Grad-CAM of {plain_label(names[seen.target], 30)}{empty}', fontsize=10)
     save_figure(figure, path, 100)

@@ -240,5 +240,5 @@ def where_is_atc(environ) -> str:
     if home is not None:
         script = installation.set_env_script(home)
         return f'ATC is in CANN, {home}: `source {script}` first.' if script else f'ATC is in CANN, {home}/bin.'
-    return ('ATC comes with the CANN toolkit, which is not on this machine: copy the file to a machine that has it, '
-            f'and {SET_ENV} there. No NPU is needed.')
+    return ('ATC comes with the CANN toolkit, which is not on this machine: copy the file to a machine that has '
+            f'it. There {SET_ENV}, and run the command. No NPU is needed.')

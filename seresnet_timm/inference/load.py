@@ -220,9 +220,9 @@ def _resolve(source: str) -> Tuple[str, Optional[Path]]:
         if timm.is_model(split_model_name_tag(source)[0]) or ':' in source:
             return source, None
         looks_like_path = os.sep in source or '.' in source
-        hint = 'check the path, or write hf-hub:org/name for a model on the Hub' if looks_like_path else did_you_mean(
+        hint = 'check the path, or write hf-hub:org/name for a model on the Hub.' if looks_like_path else did_you_mean(
             source, timm.list_models(), 'timm knows no such name.')
-        raise UsageError(f"There is no file and no model '{printable(source)}': {hint.rstrip('.')}.")
+        raise UsageError(f"There is no file and no model '{printable(source)}': {hint}")
     if not path.is_dir():
         return source, path
     folder = RunFolder(path)

@@ -11,7 +11,7 @@ not allow.
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
 
 import torch
 import torch.nn as nn
@@ -74,20 +74,18 @@ def _ratio(error: torch.Tensor, size: torch.Tensor) -> float:
     return float(error / size)
 
 
-class Pass:
+class Pass(Protocol):
     """What happens to the values and gradients of a pass."""
     scale = 1.  # of the loss, which the gradients have too
 
     def value(self, place: Place, x: torch.Tensor) -> torch.Tensor:
         """Take a value, and return a new tensor for the network to go on with."""
-        raise NotImplementedError
 
     def gradient(self, place: Place, grad: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The same for a gradient."""
 
     def last(self, place: Place, x: torch.Tensor) -> None:
         """Take a value that the network does not go on with: a weight's gradient, a buffer."""
-        raise NotImplementedError
 
     def marked(self, place: Place, x: torch.Tensor) -> None:
         """Take note of the tensor object that the network goes on with."""

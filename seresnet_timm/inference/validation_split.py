@@ -100,8 +100,8 @@ def targets_of(loaded: LoadedModel, images: Dict[str, List[str]], folder: Path) 
     names, count = loaded.info.class_names, loaded.info.num_classes
     if names is None:
         if len(images) != count:
-            raise UsageError(f'{printable(folder)} has {len(images)} classes, the model has {count} without names: it '
-                             'cannot be told which is which.')
+            raise UsageError(f'{printable(folder)} has {len(images)} classes, the model has {count} without names: '
+                             'the classes cannot be matched.')
         names = list(images)
     elif not loaded.class_names_origin.startswith('names from') and not set(images) <= set(names):
         names = list(images) if len(images) == count else names  # ImageNet's, by their number only

@@ -2,7 +2,7 @@
 
 What only the images and the network show is found by `sample`.
 """
-from typing import Any, Callable, Iterator, List, Mapping
+from typing import Any, Callable, Iterator, List, Mapping, Tuple
 
 from seresnet_timm.runs.settings import num_epochs
 
@@ -28,6 +28,57 @@ DISTILLATION = {
 OF_KIND = {
     'kd_temperature': ('logit', 'token'), 'kd_student_feature_dim': ('feature',),
     'kd_teacher_feature_dim': ('feature',), 'kd_token_distill_type': ('token',)}
+
+_CYCLIC = ('cosine', 'tanh', 'poly')
+# flags of train that timm accepts and that change nothing: the flags, when that is so, and whether it is
+_TRAIN_NEEDS: Tuple[Tuple[str, str, Callable[[Mapping[str, Any]], Any]], ...] = (
+    ('clip_mode', 'without --clip-grad', lambda a: a.get('clip_grad') is None),
+    ('model_ema_decay model_ema_warmup model_ema_force_cpu', 'without --model-ema', lambda a: not a.get('model_ema')),
+    ('mixup_prob mixup_mode mixup_off_epoch', 'without --mixup or --cutmix', lambda a: not uses_mixup(a)),
+    ('mixup_switch_prob', 'unless both --mixup and --cutmix are used',
+     lambda a: not (a.get('mixup') and (a.get('cutmix') or a.get('cutmix_minmax')))),
+    ('remode recount resplit', 'without --reprob', lambda a: not a.get('reprob')),
+    ('bce_sum bce_target_thresh bce_pos_weight', 'without --bce-loss', lambda a: not a.get('bce_loss')),
+    ('train_crop_mode scale ratio hflip vflip color_jitter color_jitter_prob grayscale_prob gaussian_blur_prob aa '
+     'reprob train_interpolation', 'with --no-aug', lambda a: a.get('no_aug')),
+    ('color_jitter color_jitter_prob', 'with --aa, unless it is 3a',
+     lambda a: a.get('aa') and '3a' not in a['aa'] and not a.get('no_aug')),
+    ('train_num_samples val_num_samples epoch_repeats', f'unless --dataset is one of {"/, ".join(STREAMS)}/',
+     lambda a: (a.get('dataset') or '').partition('/')[0].lower() not in STREAMS),
+    ('layer_decay_min_scale layer_decay_no_opt_scale', 'without --layer-decay', lambda a: not a.get('layer_decay')),
+    ('lr_base lr_base_size lr_base_scale', 'with --lr', lambda a: a.get('lr')),
+    ('lr_noise_pct lr_noise_std', 'without --lr-noise', lambda a: not a.get('lr_noise')),
+    ('warmup_epochs lr_noise', 'with --sched none', lambda a: a.get('sched') == 'none'),
+    ('warmup_lr warmup_prefix', 'without --warmup-epochs', lambda a: not a.get('warmup_epochs')),
+    *((flags, f'with --sched {{sched}}, only with {", ".join(kinds)}',
+       lambda a, kinds=kinds: a.get('sched') not in kinds) for flags, kinds in (
+          ('lr_cycle_mul lr_cycle_decay lr_cycle_limit cooldown_epochs', _CYCLIC), ('lr_k_decay', ('cosine', 'poly')),
+          ('decay_milestones', ('multistep',)), ('decay_epochs', ('step', 'wsd', 'rsqrt')),
+          ('decay_rate', ('step', 'multistep', 'plateau', 'poly')), ('patience_epochs', ('plateau',)),
+          ('min_lr', (*_CYCLIC, 'plateau', 'wsd', 'rsqrt')))),
+    ('no_resume_opt', 'without --resume', lambda a: not a.get('resume')),
+    ('wandb_project wandb_tags wandb_resume_id', 'without --log-wandb', lambda a: not a.get('log_wandb')),
+)
+_NEEDS = {'train': _TRAIN_NEEDS, 'validate': (
+    ('results_format', 'without --results-file', lambda a: not a.get('results_file')),)}
+_BOTH_NEED = (
+    ('amp_dtype', 'without --amp', lambda a: not a.get('amp')),
+    ('torchcompile_mode', 'without --torchcompile', lambda a: not a.get('torchcompile')))
+
+
+def find_without_effect(verb: str, args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+    """Sentences on flags that were given and change nothing, because of others.
+
+    Args:
+        verb: 'train' or 'validate'.
+        args: Every flag of the script, by timm's names.
+        asked: Whether the user gave one of the flags that it is called with.
+    """
+    for flags, when, is_idle in (*_NEEDS[verb], *_BOTH_NEED):
+        given = [name for name in flags.split() if args.get(name) and asked(name)]
+        if given and is_idle(args):
+            yield (f'{", ".join(map(_flag, given))} {"has" if len(given) == 1 else "have"} no effect '
+                   f'{when.format(**args)} (as in timm).')
 
 
 def find_contradictions(

@@ -152,9 +152,18 @@ def _describe_files(tree: Any) -> str:
     return '; '.join(filter(None, clauses))
 
 
-def faults_of_classes(tree: Any) -> Iterator[str]:
+def faults_of_classes(tree: Any, has_class_map: bool = True) -> Iterator[str]:
+    """What is wrong with the classes of a split, each a sentence.
+
+    Args:
+        tree: The split.
+        has_class_map: The verb has `--class-map`, which some of them name.
+    """
     folder = printable(tree.folder)
-    by_map = 'list the classes in a file for --class-map: class folders that it names are taken as they are'
+
+    def or_by_map(if_so: str = '') -> str:
+        return (f'; or{if_so} list the classes in a file for --class-map: class folders that it names are taken as '
+                'they are' if has_class_map else '')
     if tree.stray:
         # timm makes them a class of their own, before all others
         yield f'{tree.stray[0]} is outside the class folders of {folder}: move it into one, or away.'
@@ -162,7 +171,8 @@ def faults_of_classes(tree: Any) -> Iterator[str]:
         tars = (f' .tar files in a folder, such as {tree.tars[0]}, are not read: unpack them, or put all classes of '
                 'the split into one tar.' if tree.tars else '')
         others = f'; {describe_left_out(tree.left_out)}' if tree.left_out else ''
-        yield f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: check --data-dir.{tars}'
+        yield (f'{folder} has no image ({", ".join(EXTENSIONS)}) in class folders{others}: name the folder of the '
+               f'images.{tars}')
     elif tree.class_map and not tree.num_images:
         yield (f'Class map {tree.class_map} names none of the folders with images in {folder} (it names '
                f'{named(tree.missing)}, there are {named(tree.unmapped)}{_alike_in_map(tree)}): check --class-map.')
@@ -173,11 +183,11 @@ def faults_of_classes(tree: Any) -> Iterator[str]:
         # timm sorts them as equals, in an order that differs from process to process
         pairs = ', '.join(f'{a} and {b}' for a, b in tree.ties[:MAX_NAMED])
         yield f'{folder} has class folders whose order is undefined ({pairs}): rename one of each pair.'
-    alike = [pair for pair in tree.alike if _is_written_twice(*pair)]
+    from seresnet_timm.data.alike import describe_alike, is_written_twice
+    alike = [pair for pair in tree.alike if is_written_twice(*pair)]
     if alike and not tree.class_map:
-        from seresnet_timm.data.alike import describe_alike
         yield (f'{folder} has a class twice: {describe_alike(*alike[0], "one folder", "another")}: move the images '
-               f'into one of them; or, if these are two classes, {by_map}.')
+               f'into one of them{or_by_map(", if these are two classes,")}.')
     if tree.loops:
         yield f'{tree.loops[0]} is a link to a folder above it, which timm would follow without end: remove it.'
     if tree.same:
@@ -185,11 +195,11 @@ def faults_of_classes(tree: Any) -> Iterator[str]:
         yield f'{a} and {b} are one folder, by a link: its images would count twice; remove the link.'
     if tree.inside and not tree.class_map:
         yield (f'{first_names(tree.inside, MAX_NAMED)} has images and is inside of a class folder with images; timm '
-               f'would make it a class of its own: move its images into the class folder; or {by_map}.')
+               f'would make it a class of its own: move its images into the class folder{or_by_map()}.')
     merged = next(iter(tree.merged.items()), None)
     if merged and not tree.class_map:
         yield (f'{first_names(merged[1], MAX_NAMED)} would be one class {merged[0]!r}, as timm takes the name of the '
-               f'last folder for the class: give them names of their own; or, if they are one class, {by_map}.')
+               f'last folder for the class: give them names of their own{or_by_map(", if they are one class,")}.')
     if tree.empty and not tree.class_map:
         # timm numbers only folders with images in them, so that a missing class shifts the labels after it
         tars = '; .tar files in it are not read, unpack them' if any(
@@ -212,12 +222,6 @@ def _alike_in_map(tree: Any) -> str:
 def named(names: Sequence[str]) -> str:
     from seresnet_timm.data.label_files import quote
     return first_names(map(quote, names), MAX_NAMED) or 'none'
-
-
-def _is_written_twice(a: str, b: str) -> bool:
-    """Two names are one in other characters; letters of two alphabets are two names."""
-    from seresnet_timm.data.alike import looks
-    return looks(a, letters=False) == looks(b, letters=False)
 
 
 def _notes(tree: Any) -> Iterator[str]:

@@ -67,7 +67,8 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         lines.append(('learning rate', learning_rate(settings)))
     lines += [('precision', settings.precision), *step(settings)]
     pinned = '; pinned memory, so that the host need not wait for copies' if args['pin_mem'] else ''
-    lines.append(('workers', f'{args["workers"]} loader workers for each of {settings.world_size}, '
+    workers = '1 loader worker' if args['workers'] == 1 else f'{args["workers"]} loader workers'
+    lines.append(('workers', f'{workers} for each of {settings.world_size} process(es), '
                              f'{reasons.get("workers", f"{os.cpu_count()} cores on this node")}{pinned}'))
     lines.append(('images', images(settings)))
     if 'train' in settings.num_images and settings.verb == 'train':
@@ -154,7 +155,19 @@ def weights(settings: RunSettings) -> str:
             return f'--{flag.replace("_", "-")} {args[flag]}{average}{told}'
     if not args.get('pretrained'):
         return f'random, seed {args["seed"]}'
-    return f'{args["model"]}, commit {settings.model_commit}, verified' if settings.model_commit else 'pretrained'
+    if settings.model_commit:
+        return f'{args["model"]}, commit {settings.model_commit}, verified'
+    return pretrained(args['model'])
+
+
+def pretrained(name: str) -> str:
+    """Which pretrained weights a name of timm's has, and whether the run downloads them."""
+    from seresnet_timm.hub.weights import find_in_cache, source_of
+    source = source_of(name)
+    if source is None:
+        return 'pretrained'
+    place = 'in the cache' if find_in_cache(source) else 'not in the cache: the run downloads them'
+    return f'pretrained, {source.where}, {place}'
 
 
 def learning_rate(settings: RunSettings) -> str:

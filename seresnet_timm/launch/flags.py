@@ -35,7 +35,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Launcher')
     arg = group.add_argument
     arg('--preset', metavar='NAME', help='settings of a recipe of this package, as defaults: `seresnet-timm recipe`')
-    arg('--device', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
+    arg('--device', metavar='D',
+        help='npu, cuda or cpu, or with an index: npu:3; auto: npu, else cuda, else cpu (auto)')
     arg('--devices', metavar='LIST',
         help='NPUs or GPUs of this node, one process each: numbers and ranges, such as 0,2-5 (all)')
     arg('--nproc', metavar='N', help='processes on this node; auto: one a device, one on the CPU (auto)')
@@ -70,8 +71,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--checkpoint-minutes', metavar='MIN', type=float,
         help='train: save the state in the middle of an epoch every MIN minutes, fractions allowed; 0: never (10)')
     arg('--max-bad-steps', metavar='N', type=int,
-        help='end a training after N steps in a row without a finite loss and gradients; such steps are skipped (20; '
-             'bundled train.py)')
+        help='end a training after N steps in a row without a finite loss and gradients; such steps are skipped; '
+             'bundled train.py (20)')
     arg('--max-bad-images', metavar='N',
         help='train: end the run when more images than this cannot be read: a number, or a share of the training '
              'images with %%, of which a small dataset is allowed 10, but not more than a quarter of its own, and at '
@@ -88,7 +89,7 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
         help='train: leave the layers up to LAYER as they are, e.g. layer2 or stages.1, with their BatchNorm; all but '
              'the classifier without LAYER')
     arg('--patience', metavar='N', type=int,
-        help='train: say so when the metric has had no new best for N epochs (never)')
+        help='train: print a line when the metric has had no new best for N epochs (never)')
     arg('--early-stop', action='store_true', help='train: end the run then; needs --patience')
     arg('--tensorboard', action='store_true',
         help="train: write losses, metrics, learning rate and images/s of each epoch for TensorBoard, into the run's "

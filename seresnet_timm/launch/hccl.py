@@ -11,6 +11,7 @@ import psutil
 
 from seresnet_timm import device as devices
 from seresnet_timm.ascend import fault_tolerance, hccl, hccl_network, hccl_ports, hccl_timeouts, npu_users
+from seresnet_timm.ascend.fault import SICK
 from seresnet_timm.launch.cluster import uses_agent_store
 from seresnet_timm.launch.devices import real_numbers
 from seresnet_timm.launch.plan import Node
@@ -62,8 +63,8 @@ def check_users(
     used = [int(index)] if index else range(settings.nproc)
     real = {number: here for number, here in real_numbers(count, os.environ).items() if here in used}
     usage = npu_users.find_users(os.environ)
-    notes = [f'{name} is not healthy (`npu-smi info`: {health}): `npu-smi info -t health -i ID` tells why; choose '
-             'others with --devices.' for number, name, health in usage.sick if number in real]
+    notes = [f'{name} is not healthy (`npu-smi info`: {health}): {SICK}.' for number, name, health in usage.sick
+             if number in real]
     mine = [u for u in usage.users if u.device in real]
     if not mine:
         return False, notes, []

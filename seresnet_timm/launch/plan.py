@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch import cluster, modelzoo
-from seresnet_timm.launch.combinations import find_contradictions
+from seresnet_timm.launch.combinations import find_contradictions, find_without_effect
 from seresnet_timm.launch.dataset import DataFacts, examine, fit_batch
 from seresnet_timm.launch.devices import set_visible
 from seresnet_timm.launch.first_look import refuse_wrong_values
@@ -132,6 +132,7 @@ def _make_plan(
     problems = [
         *line.problems, *wrong_sizes, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size),
         *data.problems, *decide_classes(line.verb, sources, args, data)]
+    sources.notes += find_without_effect(line.verb, args, sources.asked_or_typed)
     options = sources.options
     decided = dict(
         verb=line.verb,

@@ -5,15 +5,18 @@ A run is refused only if it is certain to fail; what may become too little is a 
 import os
 import resource
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
+import psutil
 import torch
 from timm.data import resolve_data_config
 
 from seresnet_timm import limits
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.worker_errors import SHM
+from seresnet_timm.data.workers import MAX_WORKERS
 
 # copies of the weights that an optimizer keeps, for the usual ones; 0 for others, of which nothing is certain
 COPIES: Dict[str, int] = dict(
@@ -24,6 +27,7 @@ FILES_OF_A_PROCESS = 64  # open before the loaders start: libraries, logs, socke
 FILES_OF_A_RANK = 8  # logs and pipes, in the process that starts the ranks
 FILES_OF_A_WORKER = 5  # pipes of a worker process, in the main one
 ENOUGH_FILES = 1024
+BYTES_OF_A_WORKER = 10 * 2 ** 20  # of its own, which it does not share with its parent; measured 12 MiB
 MIB = 2 ** 20
 
 
@@ -95,12 +99,36 @@ def _check_process(run: Any) -> Iterator[str]:
 def _check_workers(run: Any) -> Iterator[str]:
     workers = run.flag('workers') or 0
     decoder, _ = choose_decoder(run.args, run.settings.fast_jpeg)
-    if not workers or decoder is not None and decoder.releases_gil and not run.flag('no_prefetcher'):
-        return  # no worker processes: threads
+    are_threads = decoder is not None and decoder.releases_gil and not run.flag('no_prefetcher')
     loaders = 2 if run.settings.verb == 'train' and run.flag('val_split') else 1
+    yield from _check_number(run, workers, loaders, are_threads)
+    if not workers or are_threads:
+        return
     yield from _check_files(run, workers * loaders)
     if run.model is not None and os.path.isdir(SHM):
         yield from _check_shm(run, workers)
+
+
+def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> Iterator[str]:
+    total, cores = workers * run.settings.nproc, len(os.sched_getaffinity(0))
+    what = f'{workers} loader workers for each of {run.settings.nproc} process(es)'
+    limit, least = _most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
+    memory = psutil.virtual_memory().total
+    if limit is not None and total * loaders > limit:
+        yield f'{what} are more than the {limit} processes that this machine allows: use fewer (-j).'
+    elif least > memory:
+        yield f'{what} take at least {_mib(least)} of memory, this machine has {_mib(memory)}: use fewer (-j).'
+    elif total > max(MAX_WORKERS, 4 * cores):
+        run.notes.append(f'{what} are many for {cores} cores: more than one a core loads no faster (-j).')
+
+
+def _most_processes() -> Optional[int]:
+    """Processes and threads that the container or the kernel allows; None if neither says so."""
+    limits = []
+    for path in ('/sys/fs/cgroup/pids.max', '/sys/fs/cgroup/pids/pids.max', '/proc/sys/kernel/threads-max'):
+        with suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits, default=None)
 
 
 def _check_files(run: Any, workers: int) -> Iterator[str]:

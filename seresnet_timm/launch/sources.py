@@ -250,7 +250,7 @@ def apply_checkpoint(sources: Sources) -> None:
         if not repeated and not asked_model:
             raise UsageError(f'{str(e).rstrip(".")}. Name the network yourself: --model NAME --model-kwargs KEY=VALUE.')
         if not repeated:
-            sources.notes.append(f'{str(e).rstrip(".")}: nothing but its weights is taken.')
+            sources.notes.append(f'{str(e).rstrip(".")}: only its weights are used.')
             return
         sources.notes.append(f'{str(e).rstrip(".")}: the arguments of --model-kwargs are taken instead.')
         info = repeated

@@ -1,37 +1,101 @@
-"""One measurement of `tune`, in a process of its own: `python -m seresnet_timm.launch.trial < SETTINGS`
+"""The measurements of `tune`, in a process of their own: `python -m seresnet_timm.launch.trial`
 
-The first line of stdin says what is measured, the rest is RunSettings as JSON. The last line of stdout is the result,
-as JSON. A process of its own, since most of what is tried is read when a process starts.
+Each line of stdin is a request as JSON: what is measured, for how long, and RunSettings. The answer is a line of stdout
+that begins with ANSWER. It ends after a request that fails, and at the end of stdin.
 """
+import gc
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.runs.settings import RunSettings
 
 MOST_STEPS = 200
 FEWEST_STEPS = 3
+ANSWER = 'tune: '
+Environ = Dict[str, Optional[str]]
 
 
 def main() -> None:
-    request = json.loads(sys.stdin.readline())
-    settings = RunSettings.from_json(sys.stdin.read())
     from seresnet_timm.launch.explain import explain, is_out_of_memory
     from seresnet_timm.launch.rank import set_up_process
-    measure = {'step': measure_step, 'loader': measure_loader}[request['what']]
-    try:
-        set_up_process(settings)
-        result = measure(settings, request['seconds'])
-    except (RuntimeError, OSError, UsageError) as e:
-        sentence = str(e) if isinstance(e, UsageError) else explain(e, settings)
-        if sentence is None:
-            raise
-        result = {'error': sentence, 'out_of_memory': is_out_of_memory(e, settings.device)}
-    print(json.dumps(result))
+    for line in sys.stdin:
+        request = json.loads(line)
+        settings = RunSettings.from_json(request['settings'])
+        measure = {'step': measure_step, 'loader': measure_loader}[request['what']]
+        try:
+            set_up_process(settings)
+            result = measure(settings, request['seconds'])
+        except (RuntimeError, OSError, UsageError) as e:
+            sentence = str(e) if isinstance(e, UsageError) else explain(e, settings)
+            if sentence is None:
+                raise
+            result = {'error': sentence, 'out_of_memory': is_out_of_memory(e, settings.device)}
+        print(ANSWER + json.dumps(result), flush=True)
+        if 'error' in result:
+            return
+
+
+class TrialProcess:
+    """The process that measures: one after another, and a new one for what is read when a process starts."""
+
+    def __init__(self) -> None:
+        self._process: Optional['subprocess.Popen[str]'] = None
+        self._start: Any = None  # what the process was started with
+        self._errors: Optional[IO[str]] = None  # its stderr
+
+    def starts_for(self, settings: RunSettings, environ: Environ) -> bool:
+        """Whether a new process starts for these settings."""
+        return self._process is None or self._start != (environ, settings.internal_format)
+
+    def measure(self, settings: RunSettings, environ: Environ, what: str, seconds: float) -> Dict[str, Any]:
+        """The answer of `main` to a request; `environ` as in `tune.Candidate`."""
+        if self.starts_for(settings, environ):
+            self.close()
+            self._errors = tempfile.TemporaryFile('w+')
+            python = os.environ.get('PYTHON_EXEC', sys.executable)  # as torchrun starts its processes
+            whole = {k: v for k, v in {**os.environ, **environ}.items() if v is not None}
+            self._process = subprocess.Popen(
+                [python, '-m', 'seresnet_timm.launch.trial'], env=whole, text=True, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=self._errors)
+            self._start = (environ, settings.internal_format)
+        process = self._process
+        try:
+            process.stdin.write(json.dumps({
+                'what': what, 'seconds': seconds, 'settings': settings.to_json()}) + '\n')
+            process.stdin.flush()
+        except BrokenPipeError:  # it has ended, and stdout too
+            pass
+        for line in process.stdout:
+            if line.startswith(ANSWER):
+                answer = json.loads(line[len(ANSWER):])
+                if 'error' in answer:  # what it leaves in memory could change the next measurement
+                    self.close()
+                return answer
+        process.wait()
+        self._errors.seek(0)
+        error = last_line(process.returncode, self._errors.read())
+        self.close()
+        return {'error': error}
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.communicate()  # it ends at the end of its stdin
+            self._errors.close()
+        self._process = None
+
+
+def last_line(code: int, errors: str) -> str:
+    """What a process that failed said last."""
+    if code < 0:
+        return f'the process was killed by signal {-code}'
+    return next((line for line in reversed(errors.splitlines()) if line.strip()), 'it failed without a message')
 
 
 def settings_to_measure(verb: str, argv: Sequence[str], has_data: Optional[bool]) -> RunSettings:
@@ -65,8 +129,11 @@ def measure_step(settings: RunSettings, seconds: float) -> Dict[str, Any]:
         `rates`, one for each step after two that warm up; `peak_gib` of the device's memory, None on the CPU.
     """
     from seresnet_timm import device as devices
+    gc.collect()  # the network of the measurement before
     step = training_step(settings)
     device = step.device
+    devices.empty_cache(device)
+    devices.reset_peak_memory(device)
 
     def timed() -> float:
         devices.synchronize(device)

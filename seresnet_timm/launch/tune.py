@@ -1,27 +1,25 @@
 """`seresnet-timm tune`: measure on this machine which settings are fastest, and write them as a config file
 
-Options are tried one after another, each from the best settings so far, and each in a process of its own (trial.py).
-One is taken if it is faster beyond the spread of both measurements, and faster than the best before it measured again.
+Options are tried one after another, each from the best settings so far, by a process of their own (trial.py). One is
+taken if it is faster beyond the spread of both measurements, and faster than the best before it measured again.
 Options that change the numbers of a training beyond rounding are measured too, but taken only if the user allows them.
 """
 import datetime
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import psutil
 
 from seresnet_timm import device as devices
-from seresnet_timm.errors import RunError, UsageError, refuse
+from seresnet_timm.errors import RunError, UsageError, printable, refuse, shell_line
 from seresnet_timm.files import atomic_path, why_not_writable
 from seresnet_timm.launch import plan as launch_plan
 from seresnet_timm.launch.plan import names_data
-from seresnet_timm.launch.trial import settings_to_measure
+from seresnet_timm.launch.trial import TrialProcess, settings_to_measure
 from seresnet_timm.launch.tuned import OPTIONS
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fast import kind_of
@@ -96,15 +94,23 @@ class Clock:
     def __init__(self, seconds: float, count: int):
         self.end = time.monotonic() + seconds
         self.left = count
-        self.start_up = 0.  # seconds of a process until it measures
+        self._start_up = {True: 0., False: 0.}  # seconds until it measures, of a process that starts, and of another
 
-    def next_seconds(self) -> Optional[float]:
-        """Seconds for the next one; None if the time is up."""
-        seconds = (self.end - time.monotonic()) / max(1, self.left) - self.start_up
+    def next_seconds(self, starts: bool = True) -> Optional[float]:
+        """Seconds for the next one; None if the time is up.
+
+        Args:
+            starts: A process starts for it.
+        """
+        start_up = self._start_up[starts]
+        seconds = (self.end - time.monotonic()) / max(1, self.left) - start_up
         self.left -= 1
-        if self.end - time.monotonic() < self.start_up + SHORTEST:
+        if self.end - time.monotonic() < start_up + SHORTEST:
             return None
         return min(LONGEST, max(SHORTEST, seconds))
+
+    def note_start_up(self, starts: bool, seconds: float) -> None:
+        self._start_up[starts] = max(self._start_up[starts], seconds)
 
 
 @dataclass
@@ -119,6 +125,7 @@ class Tuning:
         results: All measurements.
         changes: What was taken: name of the option, and value.
         skipped: Options for which there was no time.
+        process: The process that measures.
     """
     best: Candidate
     clock: Clock
@@ -127,16 +134,18 @@ class Tuning:
     results: List[Result] = field(default_factory=list)
     changes: Dict[str, Any] = field(default_factory=dict)
     skipped: List[str] = field(default_factory=list)
+    process: TrialProcess = field(default_factory=TrialProcess)
 
     def measure(self, option: str, value: str, candidate: Candidate, what: str = 'step') -> Optional[Result]:
-        seconds = self.clock.next_seconds()
+        starts = self.process.starts_for(candidate.settings, candidate.environ)
+        seconds = self.clock.next_seconds(starts)
         if seconds is None:
             self.skipped.append(f'{option} {value}')
             return None
         print(f'  {option:<22} {value:<10} ', end='', flush=True)
         start = time.monotonic()
-        result = run_trial(option, value, candidate, what, seconds)
-        self.clock.start_up = max(self.clock.start_up, time.monotonic() - start - seconds)
+        result = run_trial(option, value, candidate, what, seconds, self.process)
+        self.clock.note_start_up(starts, time.monotonic() - start - seconds)
         print(describe(result, self.results[0] if self.results and what == 'step' else None), flush=True)
         self.results.append(result)
         return result
@@ -172,15 +181,17 @@ def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data
     count = 1 + len(steps) + formats + len(precisions(one)) + len(sizes) + len(workers)
     tuning = Tuning(Candidate(one), Clock(seconds, count), allowed)
     print(f'Measured: {describe_machine(settings)}, {describe_settings(settings)}', flush=True)
-    tuning.base = tuning.measure('as planned', '', tuning.best)
-    if tuning.base is None or tuning.base.error:
-        raise RunError(f'The training step fails as it is planned: {tuning.base.error if tuning.base else "no time"}')
-    for option, value, change, key, setting in steps:
-        tuning.try_step(option, value, change(tuning.best), key, setting)
-    try_workers(tuning, workers)
-    try_internal_formats(tuning)
-    try_precisions(tuning)
-    try_batch_sizes(tuning, sizes)
+    with closing(tuning.process):
+        tuning.base = tuning.measure('as planned', '', tuning.best)
+        if tuning.base is None or tuning.base.error:
+            raise RunError(
+                f'The training step fails as it is planned: {tuning.base.error if tuning.base else "no time"}')
+        for option, value, change, key, setting in steps:
+            tuning.try_step(option, value, change(tuning.best), key, setting)
+        try_workers(tuning, workers)
+        try_precisions(tuning)
+        try_batch_sizes(tuning, sizes)
+        try_internal_formats(tuning)  # which need processes of their own
     with atomic_path(file) as path, open(path, 'w', encoding='utf-8') as f:
         f.write(config_text(tuning, settings))
     return tuning
@@ -228,15 +239,15 @@ def step_options(settings: RunSettings) -> List[Tuple[str, str, Callable[[Candid
         layout = not settings.args['channels_last']
         options.append(('channels_last', str(layout).lower(), lambda c: c.with_args(channels_last=layout),
                         'channels_last', layout))
-    else:
+    if not settings.graph and why_no_graph(settings) is None:
+        options.append(('--graph', '', lambda c: c.with_settings(graph=True), 'graph', True))
+    if kind == 'npu':  # each needs a process of its own
         from seresnet_timm.ascend.environment import TUNED
         from seresnet_timm.ascend.fault_tolerance import knows
         for name, values in TUNED.items():
             for text in values if knows(name) else ():
                 if os.environ.get(name) != text:
                     options.append((name, text, _variable(name, text), f'environment.{name}', text))
-    if not settings.graph and why_no_graph(settings) is None:
-        options.append(('--graph', '', lambda c: c.with_settings(graph=True), 'graph', True))
     return options
 
 
@@ -344,28 +355,13 @@ def training_rate(workers: int, loader: float, step: float) -> float:
 
 # --- a measurement ----------------------------------------------------------------------------------------------------
 
-def run_trial(option: str, value: str, candidate: Candidate, what: str, seconds: float) -> Result:
-    environ = {k: v for k, v in {**os.environ, **candidate.environ}.items() if v is not None}
-    request = json.dumps({'what': what, 'seconds': seconds}) + '\n' + candidate.settings.to_json()
-    python = os.environ.get('PYTHON_EXEC', sys.executable)  # as torchrun starts its processes
-    command = [python, '-m', 'seresnet_timm.launch.trial']
-    process = subprocess.run(command, input=request, env=environ, capture_output=True, text=True)
-    lines = process.stdout.splitlines()
-    try:
-        found = json.loads(lines[-1]) if lines else {}
-    except json.JSONDecodeError:
-        found = {}
+def run_trial(
+        option: str, value: str, candidate: Candidate, what: str, seconds: float, process: TrialProcess,
+) -> Result:
+    found = process.measure(candidate.settings, candidate.environ, what, seconds)
     if 'rates' in found:
         return Result(option, value, tuple(found['rates']), found['peak_gib'])
-    error = 'does not fit into the memory' if found.get('out_of_memory') else found.get('error')
-    return Result(option, value, error=error or last_line(process))
-
-
-def last_line(process: subprocess.CompletedProcess) -> str:
-    """What a process that failed said last."""
-    if process.returncode < 0:
-        return f'the process was killed by signal {-process.returncode}'
-    return next((line for line in reversed(process.stderr.splitlines()) if line.strip()), 'it failed without a message')
+    return Result(option, value, error='does not fit into the memory' if found.get('out_of_memory') else found['error'])
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -413,4 +409,4 @@ def print_outcome(tuning: Tuning, file: str) -> None:
         print(f'Not measured, the time was up: {", ".join(tuning.skipped)} (--seconds).')
     changes = ', '.join(f'{k.partition(".")[2] or k} {v}' for k, v in tuning.changes.items())
     print(f'Faster here: {changes}.' if changes else 'Nothing was faster than the settings as planned.')
-    print(f'Written to {file}. Next: seresnet-timm train --config {file} ...')
+    print(f'Written to {printable(file)}. Next: seresnet-timm train --config {shell_line([file])} ...')

@@ -20,7 +20,7 @@ def counted_together(layers: List[nn.Module]) -> Iterator[None]:
     Args:
         layers: As from `countable`; each runs once.
     """
-    counters = [layer.get_buffer(NAME) for layer in layers]
+    counters: List[Any] = [layer._buffers[NAME] for layer in layers]
     if not are_together(counters):
         put_together(counters)
     try:

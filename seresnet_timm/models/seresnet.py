@@ -21,7 +21,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
 from timm.models import ResNet, build_model_with_cfg, clean_state_dict, generate_default_cfgs, register_model
 
-from seresnet_timm.models.batch_counters import countable, counted_together
+from seresnet_timm.models.batch_counters import NAME, countable, counted_together
 from seresnet_timm.models.lean_se import LeanBasicBlock, LeanBottleneck, counts_together
 
 __all__ = ['SEResNet', 'checkpoint_filter_fn']
@@ -72,7 +72,8 @@ class SEResNet(ResNet):
         for holder in holders:
             if isinstance(holder, (SEResNet, LeanBasicBlock, LeanBottleneck)) or type(holder) is nn.Sequential:
                 found += [m for m in holder._modules.values() if countable(m)]
-        return [m for m in found if m.num_batches_tracked.device == found[0].num_batches_tracked.device]
+        devices = [m._buffers[NAME].device for m in found]
+        return [m for m, device in zip(found, devices) if device == devices[0]]
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: Optional[nn.Module]) -> Dict[str, torch.Tensor]:

@@ -5,11 +5,14 @@ import sys
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Union
+from typing import Iterator, List, Optional, Sequence, Union
 
-from seresnet_timm.errors import RunError, UsageError, shell_line
+from seresnet_timm.errors import RunError, UsageError, printable, shell_line
 from seresnet_timm.files import exclusive, is_locked
 from seresnet_timm.runs.settings import RunSettings
+
+# checkpoints that a training writes
+CHECKPOINTS = ('model_best.pth.tar', 'last.pth.tar', 'checkpoint-*.pth.tar', 'recovery-*.pth.tar')
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,27 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """True if results are in it: a summary, or a checkpoint of a run. A run that saved nothing leaves none."""
-        return self.summary.is_file() or any(
-            next(self.path.glob(pattern), None)
-            for pattern in (self.best.name, self.last.name, 'checkpoint-*.pth.tar', 'recovery-*.pth.tar'))
+        return self.summary.is_file() or any(next(self.path.glob(pattern), None) for pattern in CHECKPOINTS)
 
     def owns(self, checkpoint: Union[str, Path]) -> bool:
         """True if a checkpoint is in this folder: to resume from it continues this run."""
         return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.path)
+
+
+def refuse_to_replace(target: str, sources: Sequence[str] = ()) -> None:
+    """Refuse to write over a checkpoint of a run, from which the run resumes, or over what is read.
+
+    Raises:
+        UsageError: The file is one of these.
+    """
+    path = Path(target)
+    if any(os.path.exists(s) and os.path.realpath(s) == os.path.realpath(target) for s in sources):
+        raise UsageError(f'{printable(target)} is the file that is read: name another file to write.')
+    folder = RunFolder(path.parent)
+    if path.is_file() and any(path.match(name) for name in (*CHECKPOINTS, folder.previous.name)) and (
+            folder.record.is_file() or folder.summary.is_file()):
+        raise UsageError(f'{printable(target)} is a checkpoint of a run, which resumes from it: name another file to '
+                         'write.')
 
 
 def resume_hint(settings: RunSettings) -> str:

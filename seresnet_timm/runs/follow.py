@@ -84,9 +84,10 @@ class Follower:
                 return replace(view, state='restarting', text='A process has ended; the launcher starts it again.')
             last = '' if status.epoch is None else f' in epoch {status.epoch}'
             return replace(view, state='died', is_over=True,
-                           text=f'Process {status.pid} has ended without a word{last}: it was killed, or crashed.')
+                           text=f'Process {status.pid} has ended without an error message{last}: it was killed or '
+                                'crashed.')
         if not is_here and view.age > SILENCE:
-            text = (f'No sign of life from {printable(status.host)} for {duration(view.age)}: the run has died, or its '
+            text = (f'No update from {printable(status.host)} for {duration(view.age)}: the run has ended, or its '
                     'machine or this folder cannot be reached.')
             return replace(view, state='silent', text=text, is_over=view.age > LOST)
         return view
@@ -201,7 +202,7 @@ def describe(view: View) -> str:
 def life(view: View, status: Status) -> str:
     """When the run was heard of last, and its last step."""
     since_step = 0. if status.moved is None else max(0., status.written - status.moved) + view.age
-    text = f'alive {duration(view.age)} ago'
+    text = f'updated {duration(view.age)} ago'
     return f'{text}, no step for {duration(since_step)}' if since_step > 60 + view.age else text
 
 
@@ -256,8 +257,9 @@ def watch(path: Path, once: bool = False, interval: float = 2.) -> int:
         view = _on_terminal(follower, interval)
     else:
         view = _on_lines(follower, interval)
-    if once or view.status is not None:
-        print(describe(view))
+    text = describe(view)
+    if view.status is not None or once and not (view.text and text == view.state):  # the text says it
+        print(text)
     if view.text:
         color = 'green' if view.state == 'finished' else 'yellow' if view.exit_code == 0 else 'red'
         print(painted(view.text, color, sys.stdout), flush=True)

@@ -151,7 +151,7 @@ def read_run(run_dir: Union[str, Path]) -> Run:
     if not folder.summary.is_file():
         raise NoEpoch(f'{run_dir} has no {folder.summary.name} yet: no epoch was evaluated.', Run(folder, record, []))
     try:
-        with open(folder.summary, newline='') as f:
+        with open(folder.summary, newline='', encoding='utf-8-sig') as f:  # Excel writes a byte order mark
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
         complete = all({'epoch', 'train_loss', 'lr'} <= set(row) for row in rows)
     except (OSError, ValueError, TypeError, csv.Error) as e:

@@ -201,7 +201,12 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     """
     path = RunFolder(folder).record
     if not path.is_file():
-        raise UsageError(f'{folder} has no {path.name}: name the folder of a run, the one with summary.csv in it.')
+        if RunFolder(folder).holds_a_run():
+            raise UsageError(f"{folder} has no {path.name}: it was removed, or timm's own train.py, which writes none, "
+                             'made this run.')
+        runs = sorted(str(p.parent) for p in Path(folder).glob(f'*/{path.name}'))
+        such = f'such as {runs[-1]}' if runs else 'the one with summary.csv in it'
+        raise UsageError(f'{folder} has no {path.name}: name the folder of a run, {such}.')
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:

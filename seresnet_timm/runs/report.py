@@ -77,7 +77,7 @@ def report_runs(runs: Sequence[Run], predictions: Sequence[Optional[Predictions]
         print()
     for run, row in zip(runs, rows):
         if row['reason']:
-            print(f'{printable(run.folder.path)} {_ended(row)} {printable(row["reason"])}', file=told)
+            print(f'{printable(run.folder.path)} {report_rows.ending(row)}', file=told)
     for kind in KINDS:
         path = outputs.files.get(kind)
         if path is not None and path != '-':
@@ -107,12 +107,6 @@ def write_text(path: str, text: str) -> None:
         f.write(text)
 
 
-def _ended(row: Dict[str, Any]) -> str:
-    words = {read.DIVERGED: 'diverged:', read.FAILED: 'failed:', read.STOPPED_EARLY: 'stopped early,',
-             read.UNFINISHED: 'is unfinished:'}
-    return words[row['state']]
-
-
 Picture = Tuple[str, Path, Callable[[str], None]]  # what it shows, its file, and what draws it
 
 
@@ -132,15 +126,17 @@ def pictures(
     if len(curves) > 1 or folder is not None and curves:
         title = 'Curves of all runs' if len(curves) > 1 else 'Curves'
         yield title, folder.curves if folder else drawn[0].comparison, partial(draw_sheet, curves)
-    for number, (run, found) in enumerate(zip(runs, predictions)):
+    for number, (run, row, found) in enumerate(zip(runs, rows, predictions)):
         if found is None:
             continue
         own = run.folder if folder is None else folder
         prefix = f'{number + 1}_' if folder and len(runs) > 1 else ''
-        yield 'Confusion matrix', own.confusion.with_name(prefix + own.confusion.name), partial(draw_matrix, found)
+        of_run = f' of {printable(row["name"])}' if len(runs) > 1 else ''
+        yield (f'Confusion matrix{of_run}', own.confusion.with_name(prefix + own.confusion.name),
+               partial(draw_matrix, found))
         worst = found.worst(outputs.worst)
         if worst:
-            yield ('Worst images', own.worst_images.with_name(prefix + own.worst_images.name),
+            yield (f'Worst images{of_run}', own.worst_images.with_name(prefix + own.worst_images.name),
                    partial(draw_worst, found, worst))
 
 

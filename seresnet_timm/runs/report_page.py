@@ -89,7 +89,7 @@ def results(rows: Sequence[Dict[str, Any]]) -> str:
 
 def endings(rows: Sequence[Dict[str, Any]]) -> List[str]:
     """Why runs ended, where that is known."""
-    known = [f'<li>{text(row["name"])}: {text(row["state"])}, {text(row["reason"])}</li>'
+    known = [f'<li>{text(row["name"])} {text(report_rows.ending(row))}</li>'
              for row in rows if row['reason']]
     return ['<ul>', *known, '</ul>'] if known else []
 

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from seresnet_timm.errors import printable
 from seresnet_timm.files import as_json
+from seresnet_timm.runs import read
 from seresnet_timm.runs.predictions import Predictions
 from seresnet_timm.runs.read import Run
 from seresnet_timm.runs.show import duration
@@ -21,6 +22,13 @@ FIELDS = (
     'started', 'finished')
 COLUMNS = ('Run', 'State', 'Model', 'Device', 'SoC', 'Processes', 'Precision', 'Batch', 'Epochs', 'Top-1', 'Top-5',
            'Images/s', 'Time')
+ENDINGS = {read.DIVERGED: 'diverged:', read.FAILED: 'failed:', read.STOPPED_EARLY: 'stopped early,',
+           read.UNFINISHED: 'is unfinished:'}
+
+
+def ending(row: Dict[str, Any]) -> str:
+    """How a run ended and why, to be read after its name."""
+    return f'{ENDINGS[row["state"]]} {printable(row["reason"])}'
 
 
 def row_of(run: Run, name: str) -> Dict[str, Any]:

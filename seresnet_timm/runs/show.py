@@ -56,7 +56,7 @@ def left(status: Status, now: Optional[float] = None) -> str:
 
 def early_end(status: Status, now: float) -> str:
     """When `--early-stop` ends the run if no epoch is better than the best; '' if it does not."""
-    return '' if status.ends_early is None else f', with no new best {clock(status.ends_early, now)}'
+    return '' if status.ends_early is None else f', or {clock(status.ends_early, now)} without a new best'
 
 
 def metrics(status: Status) -> str:

@@ -49,7 +49,9 @@ class Overrides:
         settings: Settings of the run.
         args: The flags as the script has them, which it adds to (`rank`, `world_size`, `distributed` ...).
         checkpoints: Checkpoints that this process has read, by their path.
+        names: The names that are replaced, by a class for each script.
     """
+    names: Callable[[], Dict[str, Override]]
 
     def __init__(self, settings: RunSettings):
         self.settings = settings
@@ -57,9 +59,6 @@ class Overrides:
         self.checkpoints: Dict[str, Checkpoint] = {}
         self._originals: Dict[str, Any] = {}
         self._record: Optional[RunRecord] = None
-
-    def names(self) -> Dict[str, Override]:
-        raise NotImplementedError
 
     def install(self, module: ModuleType) -> None:
         """Put the replacements into the script's module."""

@@ -14,7 +14,7 @@ from wheel_indexes import make_indexes, pip_would_install
 def wheelhouse(*arguments, **environ) -> subprocess.CompletedProcess:
     return subprocess.run(
         ['bash', str(ROOT / 'recipes' / 'wheelhouse.sh'), *map(str, arguments)], capture_output=True, text=True,
-        env={**os.environ, 'PYTHON': sys.executable, **environ}, timeout=120)
+        env={**os.environ, 'PYTHON': sys.executable, **environ}, timeout=900)
 
 
 def test_all_mistakes_at_once(tmp_path):

@@ -134,6 +134,9 @@ def test_files_that_do_not_go_together(files, tmp_path, kind, text):
 
 
 def test_wrong_command_lines(finished, files, few_digits, tmp_path):
+    (tmp_path / 'void').mkdir()
+    other = tmp_path / 'other'
+    shutil.copytree(few_digits / 'train' / '0', other / 'train' / 'zero')
     for argv, text in (
             ((files[0],), 'is one checkpoint: name two or more'),
             ((*files, '--last', 2), '--last counts the checkpoints of a run'),
@@ -141,9 +144,20 @@ def test_wrong_command_lines(finished, files, few_digits, tmp_path):
             ((finished, '--last', 9), 'has 4 checkpoint(s) with a number (checkpoint-N.pth.tar), 9 are needed'),
             ((finished, files[0]), 'Name one folder of a run, or files'),
             ((*files, '--use-ema'), 'holds no moving average'),
-            ((*files, '--out', files[1]), 'is one of the checkpoints that are averaged'),
+            ((*files, '--out', files[1]), 'is the file that is read'),
             ((*files, '--out', tmp_path / 'a.safetensors'), 'seresnet-timm convert'),
             ((*files, '--data-dir', few_digits), 'has no run.json'),
+            ((finished, '--data-dir', tmp_path / 'none'), 'does not exist: check --data-dir'),
+            ((finished, '--data-dir', tmp_path / 'void'), 'is empty'),
+            ((finished, '--data-dir', other), 'has other classes than the checkpoints'),
+            ((finished, '--out', finished / 'last.pth.tar'), 'is a checkpoint of a run, which resumes from it'),
+            ((finished, '--out', finished / 'checkpoint-0.pth.tar'), 'is the file that is read'),
+            ((finished, '--out', finished / '..' / 'run' / 'model_best.pth.tar'), 'is a checkpoint of a run'),
             ((tmp_path / 'none', files[0]), 'none')):
         result = run_here('average', *argv)
         assert result.returncode == 2 and text in result.stderr, (argv, result.stderr)
+
+
+def test_flags_without_effect_are_told(files, tmp_path):
+    result = run_here('average', *files, '--out', tmp_path / 'a.pth.tar', '-b', 4)
+    assert result.returncode == 0 and 'have no effect without --data-dir' in result.stderr

@@ -182,6 +182,37 @@ def test_refusals(model, tmp_path, capsys, monkeypatch, argv, hint):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize('target', (
+    'c.pth', 'run/../c.pth', 'link.pth', 'run/last.pth.tar', 'run/checkpoint-3.pth.tar'))
+def test_what_is_read_and_checkpoints_of_a_run_are_not_replaced(model, tmp_path, capsys, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'link.pth').symlink_to('c.pth')
+    for name in ('c.pth', 'run/last.pth.tar', 'run/checkpoint-3.pth.tar'):
+        torch.save(model.state_dict(), name)
+    (tmp_path / 'run' / 'summary.csv').touch()
+    before = (tmp_path / target).read_bytes()
+    assert 'name another file to write' in refused(capsys, 'convert', 'c.pth', target)
+    assert (tmp_path / target).read_bytes() == before
+
+
+def test_values_that_half_precision_does_not_have(model, tmp_path, capsys):
+    weights = dict(model.state_dict(), **{'fc.bias': torch.tensor([1., 7e4, 2.])})
+    torch.save(weights, tmp_path / 'c.pth')
+    argv = ('convert', tmp_path / 'c.pth', tmp_path / 'h.pth', '--dtype')
+    assert 'too large for float16, in fc.bias' in refused(capsys, *argv, 'float16')
+    main([*map(str, argv), 'bfloat16'])
+
+
+def test_all_files_are_inspected(model, tmp_path, capsys):
+    torch.save(model.state_dict(), tmp_path / 'c.pth')
+    with pytest.raises(SystemExit) as e:
+        main(['inspect', *(str(tmp_path / name) for name in ('none.pth', 'c.pth', 'gone.pth'))])
+    text = capsys.readouterr()
+    assert e.value.code == 2 and 'c.pth: weights' in text.out
+    assert '2 problems' in text.err and 'none.pth' in text.err and 'gone.pth' in text.err
+
+
 def test_head_adapts_only_when_asked(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / 'c.pth')
     other = timm.create_model('seresnet18_ascend', num_classes=5)

@@ -46,7 +46,7 @@ def text(content):
     (text('/annex/objects/SHA256E-s9--0.pth\n'), 'git-annex'),
     (text(gzip.compress(b'x')), 'compressed with gzip'),
     (text(b'\x89HDF\r\n\x1a\n' + bytes(99)), 'an HDF5 file'),
-    (text(bytes(99)), 'nothing but zeros'),
+    (text(bytes(99)), 'only zeros'),
     (text(b'\x89PNG\r\n\x1a\n' + bytes(99)), 'a picture'),
     (lambda path: np.save(path.open('wb'), np.ones(3)), 'a NumPy array'),
     (lambda path: np.savez(path.open('wb'), a=np.ones(3)), 'a NumPy archive'),

@@ -133,6 +133,45 @@ def test_other_layouts(data, tmp_path, capsys):
     assert ('odd-folder', 'train/stray.jpg') in found(data)
 
 
+@pytest.mark.parametrize('folders, words', (
+    (('x/a', 'y/a', 'z'), 'x/a, y/a are one class'),
+    (('caf\u00e9', 'cafe\u0301'), 'NFD and NFC'),
+    (('a', 'a\u200b'), 'a class twice'),
+    (('a', 'a/inner'), 'a/inner is inside of a class folder'),
+    (('Cat', 'cat'), 'the order of'),
+))
+def test_names_that_train_refuses_are_wrong(tmp_path, monkeypatch, folders, words):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    for seed, name in enumerate(folders):
+        picture(tmp_path / 'data' / name / '0.png', seed)
+    (finding,) = check.check_data(str(tmp_path / 'data'), min_images=1).faults
+    assert finding.kind == 'odd-folder' and words in finding.detail
+    (tmp_path / 'map.txt').write_text('\n'.join(sorted({name.rpartition('/')[2] for name in folders})))
+    assert check.check_data(str(tmp_path / 'data'), class_map=str(tmp_path / 'map.txt')).faults == []
+
+
+def test_a_class_folder_that_is_two_by_a_link(data):
+    (data / 'train' / 'c').symlink_to('a')
+    assert found(data)['odd-folder', 'train'] == 'train/a and train/c are one folder, by a link: its images count twice'
+
+
+@pytest.mark.parametrize('name, other', (('e\u0301', '\u00e9'), ('a ', 'a'), ('A', 'a'), ('\uff41', 'a')))
+def test_a_class_that_is_written_otherwise_in_the_other_split_is_shown(data, name, other):
+    for split, folder in (('train', other), ('val', name)):
+        (data / split / 'a').rename(data / split / folder)
+    details = [f.detail for f in check.check_data(str(data)).findings if f.kind == 'class-mismatch']
+    assert len(details) == 2 and all('look alike and are not the same name' in d and 'U+' in d for d in details)
+
+
+def test_splits_that_are_not_there_and_folders_that_no_split_names(data, capsys):
+    error = run(capsys, data, '--train-split', 'trian', '--val-split', 'tset', code=2).err
+    assert '--train-split trian:' in error and '--val-split tset:' in error
+    assert 'are one folder' in run(capsys, data, '--val-split', 'train', code=2).err
+    picture(data / 'test' / 'a' / '0.jpg', 200)
+    assert 'neither the training nor the validation split' in found(data)['left-out', 'test']
+    assert ('left-out', 'val') in found(data, splits=('train', 'test'))
+
+
 def test_bad_requests(data, tmp_path, capsys):
     assert 'does not exist' in run(capsys, tmp_path / 'none', code=2).err
     (tmp_path / 'nothing').mkdir()

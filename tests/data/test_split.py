@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -190,6 +191,21 @@ def test_a_full_disk_leaves_nothing(photos, monkeypatch):
 def test_an_image_that_cannot_be_read_is_named(photos):
     (photos / 'cat' / 'gone.bmp').symlink_to('nowhere.bmp')
     assert 'cat/gone.bmp cannot be read' in refused('photos')
+
+
+def test_a_pipe_is_no_image(photos):
+    os.mkfifo(photos / 'cat' / 'pipe.bmp')
+    assert 'cat/pipe.bmp cannot be read (it is a pipe or a device' in refused('photos')
+
+
+def test_next_commands_can_be_pasted_and_faults_name_no_flag_of_train(photos):
+    result = run_here('split', 'photos', "the 'new' 5%")
+    command = result.stdout.splitlines()[-1]
+    assert shlex.split(command)[-1] == "the 'new' 5%"
+    for name in ('x/dog', 'y/dog'):
+        draw(photos / name, '0', 950)
+    shutil.rmtree(photos / 'dog')
+    assert 'would be one class' in refused('photos') and '--class-map' not in refused('photos')
 
 
 def test_files_of_the_same_size_alone_are_read(photos, monkeypatch):

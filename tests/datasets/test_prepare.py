@@ -257,6 +257,12 @@ def test_links_in_the_source_are_followed(tree, tmp_path):
     assert (tmp_path / 'copy/val/n2/v.jpg').is_file() and not (tmp_path / 'copy/val').is_symlink()
 
 
+def test_folders_without_images_are_named(tree, tmp_path, capsys):
+    (tree / 'train' / 'nothing').mkdir()
+    cli.main(['prepare', str(tree), str(tmp_path / 'copy')])
+    assert '1 folder(s) without images are left out: train/nothing' in capsys.readouterr().err
+
+
 def test_refused(tree, tmp_path, capsys):
     dst = tmp_path / 'copy'
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])

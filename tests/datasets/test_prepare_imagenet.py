@@ -221,6 +221,7 @@ def test_bad_requests(archives, tmp_path, capsys, monkeypatch):
     assert 'its MD5 sum is' in fail(capsys, '--from', archives, dst, '--check-md5')
     (tmp_path / 'file').write_text('')
     assert 'is a file' in fail(capsys, '--from', archives, tmp_path / 'file', code=2)
+    assert '--from none does not exist' in fail(capsys, '--from', 'none', dst, code=2)
     assert f'lacks {TRAIN}, {VAL}, {DEVKIT}' in fail(capsys, '--from', tmp_path, dst, code=2)
     with monkeypatch.context() as m:
         m.setitem(sys.modules, 'scipy.io', None)

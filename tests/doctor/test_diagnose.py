@@ -128,9 +128,11 @@ def test_what_is_kept_of_a_large_file(monkeypatch):
     assert len(short) == len(lines) and 'Error 2002' not in short and short[-1] == lines[-1]
 
 
-@pytest.mark.parametrize('target, words', [('gone', 'does not exist'), ('empty', 'has no logs and no run.json')])
+@pytest.mark.parametrize('target, words', [
+    ('gone', 'does not exist'), ('empty', 'has no logs and no run.json'), ('half', 'its run.json is damaged')])
 def test_nothing_to_read(tmp_path, target, words):
     (tmp_path / 'empty').mkdir()
+    write(tmp_path / 'half' / 'run.json', '{"schema": 1, "comm')
     result = run_here('diagnose', tmp_path / target)
     assert result.returncode == 2 and words in result.stderr
 

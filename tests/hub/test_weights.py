@@ -61,14 +61,16 @@ def test_a_run_downloads_once_and_verified(hub, client, files, train, tmp_path):
     """The launcher downloads, the rank asks for nothing; a flipped byte, which timm loads, is noticed."""
     publish(hub, files)
     hub.faults.append(Fault('GET /_cdn/', 'flip', times=1))
-    result = run(client, *train)
+    result, source = run(client, *train), f'pretrained, {REPO} at {client.environment["HF_ENDPOINT"]}'
     assert result.code == 0 and 'does not have the hash' in result.err, result.err
+    assert f'{source}, not in the cache: the run downloads them' in result.err
     of_files = [r.split('/')[1] for r in hub.requests if REPO in r or '_cdn' in r]
     assert of_files == ['api', 'timm', '_cdn', 'timm', '_cdn']
     trained = load(tmp_path / 'runs/x/last.pth.tar')['state_dict']
     assert torch.equal(trained['conv1.0.weight'], load_file(files / 'model.safetensors')['conv1.0.weight'])
     hub.requests.clear()
-    assert run(client, *train[:-1], 'y', before=OFFLINE).code == 0 and not hub.requests
+    again = run(client, *train[:-1], 'y', before=OFFLINE)
+    assert again.code == 0 and f'{source}, in the cache\n' in again.err and not hub.requests
 
 
 @pytest.mark.parametrize('verb', ('train', pytest.param('validate', marks=pytest.mark.slow), 'predict'))

@@ -174,7 +174,7 @@ def test_the_title_says_that_no_place_speaks_for_the_class(tmp_path, monkeypatch
         heat = np.full((4, 4), highest)
         seen = explain.Seen('a.png', 0, 0, .5, 1, np.zeros((32, 32, 3), np.float32), heat)
         explain_files.draw_map(seen, ['a', 'b'], tmp_path / 'map.png')
-    assert titles == ['Grad-CAM of b: no place speaks for it', 'Grad-CAM of b']
+    assert titles == ['Grad-CAM of b: no evidence for it', 'Grad-CAM of b']
 
 
 def test_files(explained, few_digits, tmp_path):

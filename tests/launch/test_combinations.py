@@ -1,7 +1,7 @@
 """Flags that each work and do not go together, found in the flags alone."""
 import pytest
 
-from seresnet_timm.launch.combinations import find_contradictions
+from seresnet_timm.launch.combinations import find_contradictions, find_without_effect
 from seresnet_timm.launch.parse import parse
 
 
@@ -65,3 +65,45 @@ def test_seeds_of_all_processes_fit():
 
 def test_evaluation_has_its_own():
     assert find('--in-chans', '4', verb='validate') and find('--mean', '1', '2', verb='validate')
+
+
+def without_effect(*argv, verb='train'):
+    line = parse(verb, argv)
+    assert not line.problems
+    return list(find_without_effect(
+        verb, {**line.defaults, **line.flags}, lambda *names: any(n in line.flags for n in names)))
+
+
+@pytest.mark.parametrize('argv, cure', (
+    (('--clip-mode', 'agc'), ('--clip-grad', '1')),
+    (('--resplit',), ('--reprob', '.2')),
+    (('--mixup-off-epoch', '3'), ('--cutmix', '1')),
+    (('--mixup-switch-prob', '.3', '--mixup', '.2'), ('--cutmix', '1')),
+    (('--model-ema-decay', '.9'), ('--model-ema',)),
+    (('--bce-sum',), ('--bce-loss',)),
+    (('--amp-dtype', 'bfloat16'), ('--amp',)),
+    (('--torchcompile-mode', 'default'), ('--torchcompile',)),
+    (('--layer-decay-min-scale', '.1'), ('--layer-decay', '.7')),
+    (('--decay-milestones', '3', '5'), ('--sched', 'multistep')),
+    (('--decay-rate', '.5'), ('--sched', 'step')),
+    (('--sched', 'step', '--min-lr', '.1'), ('--sched', 'cosine')),
+    (('--sched', 'step', '--lr-cycle-limit', '2'), ('--sched', 'tanh')),
+    (('--warmup-epochs', '0', '--warmup-lr', '.1'), ('--warmup-epochs', '2')),
+    (('--aa', 'rand-m9', '--color-jitter', '.3'), ('--aa', '3a')),
+    (('--train-num-samples', '9'), ('--dataset', 'wds/x')),
+    (('--no-resume-opt',), ('--resume', 'x')),
+))
+def test_flags_that_change_nothing(argv, cure):
+    (note,) = without_effect(*argv)
+    assert note.startswith(next(a for a in reversed(argv) if a.startswith('--')) + ' has no effect with') or (
+        'has no effect unless' in note), note
+    assert without_effect(*argv, *cure) == []
+
+
+def test_flags_that_change_nothing_are_told_together_and_defaults_are_not():
+    assert without_effect('--no-aug', '--hflip', '.2', '--aa', 'rand-m9') == [
+        '--hflip, --aa have no effect with --no-aug (as in timm).']
+    assert without_effect('--lr', '.1', '--model', 'resnet18', '-b', '8', '--mixup-off-epoch', '0') == []
+    assert without_effect('--amp-dtype', 'bfloat16', '--results-format', 'json', verb='validate') == [
+        '--results-format has no effect without --results-file (as in timm).',
+        '--amp-dtype has no effect without --amp (as in timm).']

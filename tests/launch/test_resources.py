@@ -377,6 +377,24 @@ def test_open_files(machine):
     assert checked('-j', 0, '--no-prefetcher') == ([], [])
 
 
+def test_number_of_workers(machine, monkeypatch):
+    machine(files=10 ** 6)
+    monkeypatch.setattr(resources.os, 'sched_getaffinity', lambda pid: set(range(8)))
+    monkeypatch.setattr(resources.psutil, 'virtual_memory', lambda: type('memory', (), {'total': 32 * GIB}))
+    monkeypatch.setattr(resources, '_most_processes', lambda: 10000)
+    threads, processes = (), ('--no-prefetcher',)
+    for flags in (threads, processes):
+        assert checked('-j', 32, *flags) == ([], [])
+        problems, (note,) = checked('-j', 33, *flags)
+        assert problems == [] and '33 loader workers for each of 1 process(es) are many for 8 cores' in note
+        (problem,), _ = checked('-j', 6000, *flags)
+        assert 'more than the 10000 processes' in problem
+    (problem,), _ = checked('-j', 2000, *processes)
+    assert 'take at least 40,000 MiB of memory, this machine has 32,768 MiB' in problem
+    problems, (note,) = checked('-j', 9, nproc=4, world_size=4)
+    assert problems == [] and '9 loader workers for each of 4' in note
+
+
 def test_shared_memory(machine):
     machine(shm=2 * 2 ** 20)
     flags = ('-j', 4, '-b', 256)

@@ -22,6 +22,8 @@ done
     # as one task; the first time it gets the signal in the second epoch
     'srun': '''
 echo "$@" >> "$STATE/commands"
+[ "$1" = --cpu-bind=none ] || exit 3  # the processes of all devices would share one core
+shift
 export SLURM_STEP_NUM_TASKS=1 SLURM_PROCID=0 SLURM_NODEID=0 SLURM_LOCALID=0 SLURM_STEP_NUM_NODES=1
 "$@" 2> "$STATE/log" &
 task=$!

@@ -1,5 +1,5 @@
 """`tune`: what is measured, what is taken, and that `train --config` takes the file."""
-import json
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +9,8 @@ import yaml
 from conftest import MODEL, run_cli, run_here
 
 from seresnet_timm.errors import UsageError
-from seresnet_timm.launch import tune
+from seresnet_timm.launch import trial, tune
+from seresnet_timm.launch.trial import TrialProcess
 from seresnet_timm.launch.tune import Candidate, Clock, Result, Tuning
 from seresnet_timm.runs.settings import RunSettings, Script
 
@@ -95,7 +96,6 @@ def test_formats_are_taken_if_allowed(monkeypatch):
 
 def test_a_step_that_is_not_captured_is_told(monkeypatch):
     from seresnet_timm.engine import train
-    from seresnet_timm.launch import trial
     monkeypatch.setattr(train, 'capture_step', lambda *_: 'no graphs here')
     planned = trial.settings_to_measure('train', [*map(str, MODEL), '-b', '4', '--device', 'cpu'], has_data=False)
     with pytest.raises(UsageError, match='cannot be captured here: no graphs here'):
@@ -160,9 +160,21 @@ def test_time_and_failures(tmp_path, monkeypatch):
     assert '# -b 32: does not fit' in tune.config_text(tuning, settings())
 
 
-def test_a_process_that_fails_is_told(monkeypatch):
+def test_one_process_measures_until_one_fails(monkeypatch):
+    """A process takes seconds to start: only what is read at its start, or a failure, needs another."""
     monkeypatch.setenv('PYTHON_EXEC', preloaded.python())
-    wrong = Candidate(settings(num_classes=10)).with_args(model='no_such_model')
-    result = tune.run_trial('-b', '8', wrong, 'step', 1)
-    assert not result.rates and result.error and '\n' not in result.error
-    assert json.dumps(result.error)
+    planned = trial.settings_to_measure('train', [*map(str, MODEL), '-b', '2', '--device', 'cpu'], has_data=False)
+    own, process = Candidate(planned), TrialProcess()
+    with closing(process):
+        assert process.starts_for(own.settings, {})
+        results = [tune.run_trial('-b', '2', own, 'step', 0.1, process)]
+        pid = process._process.pid
+        assert not process.starts_for(own.settings, {})
+        assert process.starts_for(own.settings, {'TASK_QUEUE_ENABLE': '2'})
+        assert process.starts_for(own.with_settings(internal_format=False).settings, {})
+        results.append(tune.run_trial('--lean-se', 'on', own.with_settings(lean_se='on'), 'step', 0.1, process))
+        assert process._process.pid == pid and all(len(r.rates) >= 3 and min(r.rates) > 0 for r in results), results
+
+        failed = tune.run_trial('-b', '2', own.with_args(model='no_such_model'), 'step', 1, process)
+        assert not failed.rates and failed.error and '\n' not in failed.error
+        assert process.starts_for(own.settings, {})

@@ -110,7 +110,7 @@ def test_run_npu(tmp_path):
     assert {x.split('/')[-1] for x in lines if x.startswith('--device=')} == {
         'davinci0', 'davinci1', 'davinci10', 'davinci_manager', 'devmm_svm', 'hisi_hdc'}
     assert f'{tmp_path}/my data:/data:ro' in lines and f'{tmp_path}/out:/output' in lines
-    assert lines[-5:] == [words[0], *words[3:]] and '--rm' in lines
+    assert lines[-5:] == [words[0], *words[3:]] and {'--rm', '--init'} <= set(lines)
     lines = run_npu(tmp_path, *words, DEV=str(dev), NPUS='1').stdout.splitlines()
     assert 'davinci1' in {x.split('/')[-1] for x in lines} and not {'davinci0', 'davinci10'} & {
         x.split('/')[-1] for x in lines}

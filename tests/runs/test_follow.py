@@ -60,7 +60,7 @@ def test_a_run_that_goes_on(folder):
     line = result.stdout.splitlines()[1]
     assert line.startswith('training: epoch 3 (4 of 90), step 40 of 100, 123.4 images/s, loss 2.5000, top1 45.68, best '
                            '50.00 (epoch 1), 1:01:')
-    assert '1 restart, 2 skipped steps' in line and 'alive 00:00 ago' in line
+    assert '1 restart, 2 skipped steps' in line and 'updated 00:00 ago' in line
 
 
 def test_newest_run_of_a_folder_of_runs(folder):
@@ -72,17 +72,17 @@ def test_newest_run_of_a_folder_of_runs(folder):
 
 
 @pytest.mark.parametrize('change, code, says', [
-    (dict(pid=None), 1, 'has ended without a word in epoch 3'),
-    (dict(pid_started=1.), 1, 'has ended without a word'),  # the number belongs to another process now
+    (dict(pid=None), 1, 'has ended without an error message in epoch 3'),
+    (dict(pid_started=1.), 1, 'has ended without an error message'),  # the number belongs to another process now
     (dict(state='failed', text='Disk full'), 1, 'The run has failed: Disk full'),
     (dict(state='stopped'), 1, 'The run has been stopped'),
     (dict(pid=None, max_restarts=2, launcher=os.getpid()), 0, 'the launcher starts it again'),
-    (dict(pid=None, max_restarts=2, restarts=2, launcher=os.getpid()), 1, 'has ended without a word'),
+    (dict(pid=None, max_restarts=2, restarts=2, launcher=os.getpid()), 1, 'has ended without an error message'),
     (dict(state='failed', text='Rank 1', max_restarts=2, launcher=None), 0, 'It is started again'),
-    (dict(system='another', pid=1), 0, 'alive 00:00 ago'),
-    (dict(system='another', written=300), 1, 'No sign of life from here for 05:0'),
-    (dict(system='another', written=60), 0, 'alive 01:0'),
-    (dict(system='another', written=-3000), 0, 'alive 00:00 ago'),  # its clock is ahead
+    (dict(system='another', pid=1), 0, 'updated 00:00 ago'),
+    (dict(system='another', written=300), 1, 'No update from here for 05:0'),
+    (dict(system='another', written=60), 0, 'updated 01:0'),
+    (dict(system='another', written=-3000), 0, 'updated 00:00 ago'),  # its clock is ahead
     (dict(text='\033]0;evil\007', state='failed'), 1, r'failed: \x1b]0;evil\x07'),
 ])
 def test_states(folder, change, code, says):

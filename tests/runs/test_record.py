@@ -157,3 +157,13 @@ def test_schema_names_every_setting(tmp_path):
     schema = json.loads((RunFolder(__file__).path.parents[2] / 'seresnet_timm/runs/run.schema.json').read_text())
     known = set(schema['properties']['settings']['properties'])
     assert known == {f.name for f in fields(RunSettings)} | {'precision', 'global_batch_size'}
+
+
+def test_a_folder_of_runs_is_not_a_run(tmp_path):
+    """The sentence names one of the runs in it."""
+    with pytest.raises(UsageError, match='the one with summary.csv in it'):
+        read_record(tmp_path)
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'run.json').touch()
+    with pytest.raises(UsageError, match=f'name the folder of a run, such as {tmp_path}/a[.]'):
+        read_record(tmp_path)
