@@ -40,7 +40,6 @@ DECIDES: Dict[str, str] = {
     'images': 'image files',
     'old_names': 'names of 0.1',
     'child_process': 'end with their parent',
-    'limits': 'files, threads, memory',
     'time_limit': 'a time limit',
     'version': 'the version',
 }
