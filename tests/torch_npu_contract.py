@@ -63,6 +63,7 @@ NAMES: Dict[str, Use] = {
     'torch_npu.npu.mem_get_info': DEVICE,
     'torch_npu.npu.memory_allocated': DEVICE,
     'torch_npu.npu.max_memory_allocated': DEVICE,
+    'torch_npu.npu.reset_peak_memory_stats': DEVICE,
     'torch_npu.npu.memory_reserved': DEVICE,
 
     'torch_npu.profiler.profile': Use(keywords=('activities', 'schedule', 'on_trace_ready')),
