@@ -45,6 +45,18 @@ def check(processes: int = 1, files: int = 0, threads: int = 0, memory: int = 0)
                f'{free / MIB:,.0f} MiB free: raise its memory limit (`docker run --memory`), or use a smaller model.')
 
 
+def most_processes() -> Optional[int]:
+    """Processes and threads that the container or the kernel allows; None if neither says so."""
+    found = []
+    for path in ('/sys/fs/cgroup/pids.max', '/sys/fs/cgroup/pids/pids.max', '/proc/sys/kernel/threads-max'):
+        try:
+            with open(path) as file:
+                found.append(int(file.read()))
+        except (OSError, ValueError):  # ValueError: `max`
+            continue
+    return min(found, default=None)
+
+
 def explain(error: Optional[BaseException]) -> Optional[str]:
     """The sentence for an error that comes from a limit of the process or container; None for another error."""
     while error is not None:

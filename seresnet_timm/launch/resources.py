@@ -5,7 +5,6 @@ A run is refused only if it is certain to fail; what may become too little is a 
 import os
 import resource
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
@@ -112,7 +111,7 @@ def _check_workers(run: Any) -> Iterator[str]:
 def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> Iterator[str]:
     total, cores = workers * run.settings.nproc, len(os.sched_getaffinity(0))
     what = f'{workers} loader workers for each of {run.settings.nproc} process(es)'
-    limit, least = _most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
+    limit, least = limits.most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
     memory = psutil.virtual_memory().total
     if limit is not None and total * loaders > limit:
         yield f'{what} are more than the {limit} processes that this machine allows: use fewer (-j).'
@@ -120,15 +119,6 @@ def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> It
         yield f'{what} take at least {_mib(least)} of memory, this machine has {_mib(memory)}: use fewer (-j).'
     elif total > max(MAX_WORKERS, 4 * cores):
         run.notes.append(f'{what} are many for {cores} cores: more than one a core loads no faster (-j).')
-
-
-def _most_processes() -> Optional[int]:
-    """Processes and threads that the container or the kernel allows; None if neither says so."""
-    limits = []
-    for path in ('/sys/fs/cgroup/pids.max', '/sys/fs/cgroup/pids/pids.max', '/proc/sys/kernel/threads-max'):
-        with suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text()))
-    return min(limits, default=None)
 
 
 def _check_files(run: Any, workers: int) -> Iterator[str]:

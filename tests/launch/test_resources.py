@@ -381,7 +381,7 @@ def test_number_of_workers(machine, monkeypatch):
     machine(files=10 ** 6)
     monkeypatch.setattr(resources.os, 'sched_getaffinity', lambda pid: set(range(8)))
     monkeypatch.setattr(resources.psutil, 'virtual_memory', lambda: type('memory', (), {'total': 32 * GIB}))
-    monkeypatch.setattr(resources, '_most_processes', lambda: 10000)
+    monkeypatch.setattr(resources.limits, 'most_processes', lambda: 10000)
     threads, processes = (), ('--no-prefetcher',)
     for flags in (threads, processes):
         assert checked('-j', 32, *flags) == ([], [])
