@@ -12,10 +12,8 @@ from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
-from seresnet_timm.engine.signals import StoppedEarly, stop_early
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable, refuse
-from seresnet_timm.launch import limits
 from seresnet_timm.version import OldTimm, __version__, refuse_old_timm
 
 # what one wants to do -> verb -> its line in `seresnet-timm --help`
@@ -94,17 +92,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except FileNotFoundError:  # libraries that torch loads ask for it, and end the process
         fail('The working folder was removed: go to another with cd, and run the command there.', UsageError.exit_code)
     try:
-        with stop_early():
-            dispatch(sys.argv[1:] if argv is None else list(argv))
-            sys.stdout.flush()
+        dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
     except (UsageError, RunError) as e:
         rank = os.environ.get('RANK', '')
         fail(str(e), e.exit_code, f' (rank {rank})' if rank.isdigit() else '')
     except OldTimm as e:
         fail(str(e))
-    except StoppedEarly as e:
-        print(e, file=sys.stderr)
-        raise
     except KeyboardInterrupt:  # where a verb does not say more
         fail('Stopped by Ctrl-C.', 130)
     except BrokenPipeError:  # the reader, e.g. `head`, has ended
@@ -133,6 +127,7 @@ def sentence_of(error: Exception) -> Optional[str]:
         return (f'{name} is not installed for {sys.executable}: activate the environment that has this package '
                 f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {name} '
                 f'there{": " + install_command(name) if name in ("timm", "torchvision") else "."}')
+    from seresnet_timm.launch import limits
     return limits.explain(error)
 
 
@@ -187,12 +182,24 @@ def dispatch(argv: List[str]) -> None:
         raise UsageError(f"Unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
     module = module_of(verb)
     args = make_parser(verb, module).parse_args(argv)
-    if verb not in WITHOUT_NPU and not HELP_FLAGS.intersection(argv):
-        from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu  # 25 ms
-        disable_incompatible_torch_npu()
-        refuse_old_timm()
-        refuse(limits.check())
-    module.run(args)
+    from seresnet_timm.engine.signals import StoppedEarly, stop_early  # 20 ms, for which --help does not wait
+    try:
+        with stop_early():
+            if verb not in WITHOUT_NPU and not HELP_FLAGS.intersection(argv):
+                prepare()
+            module.run(args)
+    except StoppedEarly as e:
+        print(e, file=sys.stderr)
+        raise
+
+
+def prepare() -> None:
+    """What comes before a verb that imports torch."""
+    from seresnet_timm.ascend.runtime import disable_incompatible_torch_npu  # 25 ms
+    from seresnet_timm.launch import limits
+    disable_incompatible_torch_npu()
+    refuse_old_timm()
+    refuse(limits.check())
 
 
 def module_of(verb: str) -> ModuleType:
