@@ -38,11 +38,11 @@ def check(processes: int = 1, files: int = 0, threads: int = 0, memory: int = 0)
         yield (f'Only {started} further threads or processes can be started, {threads} or more are needed: '
                f'{_more_threads()}.')
     if memory and not _can_map(memory):
-        yield f'{memory / MIB:,.0f} MiB of memory or more are needed, and cannot be had: {_more_memory()}.'
+        yield f'{mib(memory)} of memory or more are needed, and cannot be had: {_more_memory()}.'
     free = _free_in_container()
     if free is not None and free < processes * memory:
-        yield (f'{processes * memory / MIB:,.0f} MiB of memory or more are needed, the container has '
-               f'{free / MIB:,.0f} MiB free: raise its memory limit (`docker run --memory`), or use a smaller model.')
+        yield (f'{mib(processes * memory)} of memory or more are needed, the container has '
+               f'{mib(free)} free: raise its memory limit (`docker run --memory`), or use a smaller model.')
 
 
 def most_processes() -> Optional[int]:
@@ -65,6 +65,10 @@ def explain(error: Optional[BaseException]) -> Optional[str]:
             return sentence
         error = error.__cause__ or error.__context__
     return None
+
+
+def mib(size: float) -> str:
+    return f'{size / MIB:,.1f} MiB' if size < 100 * MIB else f'{size / MIB:,.0f} MiB'
 
 
 def _explain(error: BaseException) -> Optional[str]:
@@ -92,7 +96,7 @@ def _computing() -> int:
 
 def _more_threads() -> str:
     limit = _address_space()
-    memory = '' if limit is None else f' or of the memory of a process ({limit / MIB:,.0f} MiB, `ulimit -v unlimited`)'
+    memory = '' if limit is None else f' or of the memory of a process ({mib(limit)}, `ulimit -v unlimited`)'
     return (f'raise the limit of processes (`ulimit -u`, `docker run --pids-limit`){memory}, or set OMP_NUM_THREADS=1 '
             'and use fewer loader workers (-j)')
 
@@ -100,7 +104,7 @@ def _more_threads() -> str:
 def _more_memory() -> str:
     limit = _address_space()
     if limit is not None:
-        return f'its limit is {limit / MIB:,.0f} MiB, raise it (`ulimit -v unlimited`)'
+        return f'its limit is {mib(limit)}, raise it (`ulimit -v unlimited`)'
     return 'end other programs, raise the memory limit of the container, or use a smaller model or batch'
 
 

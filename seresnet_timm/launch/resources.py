@@ -16,6 +16,7 @@ from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.worker_errors import SHM
 from seresnet_timm.data.workers import MAX_WORKERS
 from seresnet_timm.launch import limits
+from seresnet_timm.launch.limits import mib
 
 # copies of the weights that an optimizer keeps, for the usual ones; 0 for others, of which nothing is certain
 COPIES: Dict[str, int] = dict(
@@ -27,7 +28,6 @@ FILES_OF_A_RANK = 8  # logs and pipes, in the process that starts the ranks
 FILES_OF_A_WORKER = 5  # pipes of a worker process, in the main one
 ENOUGH_FILES = 1024
 BYTES_OF_A_WORKER = 10 * 2 ** 20  # of its own, which it does not share with its parent; measured 12 MiB
-MIB = 2 ** 20
 
 
 def check_resources(run: Any) -> Iterator[str]:
@@ -63,7 +63,7 @@ def _check_disk(run: Any) -> Iterator[str]:
         return
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < size:
-        yield (f'A checkpoint has at least {_mib(size)}, but files of this process are limited to {_mib(limit)}: raise '
+        yield (f'A checkpoint has at least {mib(size)}, but files of this process are limited to {mib(limit)}: raise '
                'the limit (`ulimit -f unlimited`).')
     try:
         free = shutil.disk_usage(existing).free
@@ -71,7 +71,7 @@ def _check_disk(run: Any) -> Iterator[str]:
     except OSError:
         return  # the check of the output folder says why
     if free < size:
-        yield (f'A checkpoint needs at least {_mib(size)}, {existing} has {_mib(free)} free: free disk space, or name '
+        yield (f'A checkpoint needs at least {mib(size)}, {existing} has {mib(free)} free: free disk space, or name '
                'another folder with --output.')
     elif status.f_files and not status.f_favail:
         yield f'{existing} has no inode left for new files: remove files, or name another folder with --output.'
@@ -79,8 +79,8 @@ def _check_disk(run: Any) -> Iterator[str]:
         # `last`, `previous`, `model_best`, the history, and the one that is being written
         most = size * (4 + (run.flag('checkpoint_hist') or 10))
         if free < most:
-            run.notes.append(f'Checkpoints of this run may take {_mib(most)} ({_mib(size)} each), {existing} has '
-                             f'{_mib(free)} free: a lower --checkpoint-hist keeps fewer.')
+            run.notes.append(f'Checkpoints of this run may take {mib(most)} ({mib(size)} each), {existing} has '
+                             f'{mib(free)} free: a lower --checkpoint-hist keeps fewer.')
 
 
 def _check_process(run: Any) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> It
     if limit is not None and total * loaders > limit:
         yield f'{what} are more than the {limit} processes that this machine allows: use fewer (-j).'
     elif least > memory:
-        yield f'{what} take at least {_mib(least)} of memory, this machine has {_mib(memory)}: use fewer (-j).'
+        yield f'{what} take at least {mib(least)} of memory, this machine has {mib(memory)}: use fewer (-j).'
     elif total > max(MAX_WORKERS, 4 * cores):
         run.notes.append(f'{what} are many for {cores} cores: more than one a core loads no faster (-j).')
 
@@ -148,15 +148,11 @@ def _check_shm(run: Any, workers: int) -> Iterator[str]:
     usage = shutil.disk_usage(SHM)
     waiting = batch * workers * PREFETCH * run.settings.nproc
     if usage.total < batch:
-        yield (f'A batch has {_mib(batch)}, the shared memory for loader workers {_mib(usage.total)} ({SHM}): make it '
+        yield (f'A batch has {mib(batch)}, the shared memory for loader workers {mib(usage.total)} ({SHM}): make it '
                f'larger (`docker run --shm-size 8g`, `mount -o remount,size=8g {SHM}`), load without worker processes '
                '(-j 0), or use a smaller batch (-b).')
     elif usage.free < waiting:
         run.notes.append(
             f'Batches of {workers} loader workers for each of {run.settings.nproc} process(es) take up to '
-            f'{_mib(waiting)} of shared memory, {SHM} has {_mib(usage.free)} free: make it larger (`docker run '
+            f'{mib(waiting)} of shared memory, {SHM} has {mib(usage.free)} free: make it larger (`docker run '
             '--shm-size 8g`), or use fewer workers (-j).')
-
-
-def _mib(size: float) -> str:
-    return f'{size / MIB:,.1f} MiB' if size < 100 * MIB else f'{size / MIB:,.0f} MiB'
