@@ -105,9 +105,14 @@ def _reason(path: str) -> Optional[OSError]:
     return None
 
 
+def temporary_files(folder: str) -> List[str]:
+    """Files of saves that are going on, failed, or were killed."""
+    patterns = ('tmp.pth.tar', 'recovery_tmp.pth.tar', '*.pth.tar.tmp')
+    return [path for pattern in patterns for path in glob(os.path.join(escape(folder), pattern))]
+
+
 def remove_temporary_files(folder: str) -> None:
     """Remove what a save that failed, or was killed, has left behind. No other process writes into the folder."""
-    for pattern in ('tmp.pth.tar', 'recovery_tmp.pth.tar', '*.pth.tar.tmp'):
-        for path in glob(os.path.join(escape(folder), pattern)):
-            with suppress(OSError):
-                os.unlink(path)
+    for path in temporary_files(folder):
+        with suppress(OSError):
+            os.unlink(path)

@@ -16,19 +16,22 @@ import io
 import json
 import os
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, ContextManager, Dict, List, Optional
 
 import torch
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import DistStoreError, PrefixStore, TCPStore
 
 from seresnet_timm import device as devices
 from seresnet_timm.engine.halt import Halt
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.errors import RunError
+from seresnet_timm.runs.status import process_status, this_system
 
 POLL = 0.2
 TIMEOUT = 1800  # seconds; a rank may wait for the others as long as for a collective
+LOOK = 1.  # seconds after which a rank that waits looks whether the others live
 SAVE = 'save'
 
 
@@ -50,6 +53,8 @@ class Agreement:
         self._signals, self._device = signals, device
         self.rank, self.world_size = rank, world_size
         self._store = _store() if world_size > 1 else None
+        if self._store is not None:
+            self._store.set(f'process/{rank}', f'{this_system()} {os.getpid()}')
         self.halt = Halt(signals, PrefixStore('halt', _store()), device, rank, world_size) if world_size > 1 else None
         signals.is_alone = self.halt is None
         self._updates = self._round = self._votes = self._gathered = self._shared = 0
@@ -133,7 +138,7 @@ class Agreement:
             self._store.set(self._key('request'), str(own))  # for ranks that still evaluate
         if self._store.add(f'{key}/count', 1) == self.world_size:
             self._store.set(f'{key}/done', '')
-        self._store.wait([f'{key}/done'])
+        self._wait(f'{key}/done')
         if self._store.check([f'{key}/stop']):
             raise Stopped(int(self._store.get(f'{key}/stop')))
 
@@ -149,14 +154,14 @@ class Agreement:
         if self._store is None:
             return
         self._store.set(f'facts/{self.rank}', json.dumps(facts))
-        first = json.loads(self._store.get('facts/0'))
+        first = json.loads(self._get('facts/0'))
         differs = [f'{name} {value}, not {first.get(name)}' for name, value in facts.items()
                    if json.dumps(value) != json.dumps(first.get(name))]
         if differs:
             self._store.set('facts/differ', f'Rank {self.rank} has other settings than rank 0: {"; ".join(differs)}.')
         if self._store.add('facts/compared', 1) == self.world_size:
             self._store.set('facts/done', '')
-        self._store.wait(['facts/done'])
+        self._wait('facts/done')
         if self._store.check(['facts/differ']):
             remedy = ('Start all nodes with the same command and images, and the folder of the run (--output) on a '
                       'file system that they share.')
@@ -175,7 +180,7 @@ class Agreement:
             return None
         states = [state]
         for rank in range(1, self.world_size):
-            states.append(torch.load(io.BytesIO(self._store.get(f'{key}/{rank}')), weights_only=True))
+            states.append(torch.load(io.BytesIO(self._get(f'{key}/{rank}')), weights_only=True))
             self._store.delete_key(f'{key}/{rank}')
         return states
 
@@ -188,7 +193,7 @@ class Agreement:
         if self.rank == 0:
             self._store.set(key, str(int(decision)))
             return decision
-        return self._store.get(key) == b'1'
+        return self._get(key) == b'1'
 
     def wait_until_saved(self) -> None:
         """Wait for rank 0, which writes the last state, so that the ranks end together."""
@@ -196,10 +201,37 @@ class Agreement:
             return
         if self.rank == 0:
             self._store.set('saved', '')
-        try:
-            self._store.wait(['saved'], timedelta(seconds=TIMEOUT))
-        except RuntimeError:  # rank 0 holds the store, and has ended
-            pass
+        with suppress(RunError, RuntimeError):  # rank 0 has ended, and with it the store if that is its own
+            self._wait('saved')
+
+    def _get(self, key: str) -> bytes:
+        self._wait(key)
+        return self._store.get(key)
+
+    def _wait(self, key: str) -> None:
+        """Wait until another rank has written a key.
+
+        Raises:
+            RunError: One that may have to write it has ended.
+        """
+        start = time.monotonic()
+        while True:
+            with suppress(DistStoreError):  # not yet
+                return self._store.wait([key], timedelta(seconds=LOOK))
+            ended = [rank for rank in range(self.world_size) if self._has_ended(rank)]
+            if self._store.check([key]):
+                return
+            if ended or time.monotonic() - start > TIMEOUT:
+                why = f'rank {ended[0]} has ended' if ended else f'they did not come within {TIMEOUT} s'
+                raise RunError(f'Rank {self.rank} lost contact with the other ranks: {why}.')
+
+    def _has_ended(self, rank: int) -> bool:
+        """Whether a rank is a process of this machine that has ended."""
+        key = f'process/{rank}'
+        if not self._store.check([key]):
+            return False
+        system, _, pid = self._store.get(key).decode().rpartition(' ')
+        return system == this_system() and not process_status(int(pid))
 
     def _request(self, is_due: bool) -> str:
         received = self._signals.received

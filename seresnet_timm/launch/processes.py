@@ -10,11 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Container, Iterable, Iterator, List, Optional, Set, Tuple
 
 import psutil
 
 from seresnet_timm.ascend.errors import is_consequence
+from seresnet_timm.checkpoints.save_errors import temporary_files
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
@@ -27,7 +28,11 @@ from seresnet_timm.launch.watch import Watch, end_ranks
 from seresnet_timm.runs.error_file import OWN_ERRORS, RankError, parse_error
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.status import process_status
 from seresnet_timm.step import heartbeat
+
+# seconds that ranks have to end: after another one has failed, or has stopped; to save; before one of them is killed
+TO_END, TO_STOP, TO_SAVE = 2., 5., 30.
 
 
 def run(settings: RunSettings, node: Node) -> None:
@@ -120,8 +125,9 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
     heartbeat.create(beats, settings.nproc)
     argv = _torchrun_argv(settings, node, log_dir) + [str(file), str(beats), str(log_dir / 'stacks')]
     watch = Watch(beats, settings.hang_timeout, end_ranks, first_rank=node.rank * settings.nproc)
+    killed: Set[int] = set()
     try:
-        with watch:
+        with watch, ranks_end_soon(settings, beats, killed):
             _run_torchrun(torchrun.get_args_parser().parse_args(argv), settings, node)
         return None
     except ChildFailedError as e:
@@ -134,13 +140,65 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
             error = RunError(f'{watch.sentence}; the stacks of all ranks of this node are in {log_dir / "stacks"}.'
                              f'{resume_hint(settings)}')
             return Failure(error, made_steps)
-        rank, failure = _first_fault(settings, node, e)
+        rank, failure = _first_fault(settings, node, e, killed)
         error = _failure(settings, node, rank, failure, log_dir)
         return Failure(error, made_steps and not _is_final(failure))
     except SignalException as e:
         raise _stop(settings, e.sigval)
     except (RuntimeError, RendezvousError) as e:  # torch.distributed's DistNetworkError and DistStoreError
         raise RunError(limits.explain(e) or _rendezvous_failure(settings, node, e))
+
+
+@contextmanager
+def ranks_end_soon(settings: RunSettings, beats: Path, killed: Set[int]) -> Iterator[None]:
+    """While torchrun runs ranks: kill those that do not end though one has failed, or a signal came.
+
+    A rank that waits for one that has ended may do so for ever, where Python handles no signal; torchrun kills it after
+    30 s. A checkpoint that is being written is waited for.
+
+    Args:
+        settings: Settings of the run.
+        beats: Heartbeat file of the ranks.
+        killed: Gets the processes that are killed.
+    """
+    from torch.distributed.elastic.multiprocessing.api import PContext
+    torchs_close = PContext.close
+
+    def close(context: Any, death_sig: Any = None, timeout: int = 30) -> None:
+        pids = context.pids().values()
+        made_steps = any(beat.steps for beat in heartbeat.read(beats))
+        start = time.monotonic()
+        first_end = None if death_sig is not None and all(map(process_status, pids)) else start
+        has_failed = death_sig is None and not any(
+            _stopped_by(handler.proc.returncode or 0) for handler in context.subprocess_handlers.values())
+        send(pids, death_sig or signal.SIGTERM)
+        while any(map(process_status, pids)):
+            now = time.monotonic()
+            if first_end is None and not all(map(process_status, pids)):
+                first_end = now
+            if made_steps and (first_end is None or settings.output and temporary_files(settings.output)):
+                deadline = start + TO_SAVE
+            else:
+                deadline = (first_end or start) + (TO_END if has_failed else TO_STOP)
+            if now > deadline:
+                killed.update(pid for pid in pids if process_status(pid))
+                break
+            time.sleep(0.05)
+        torchs_close(context, signal.SIGKILL, timeout)
+
+    PContext.close = close
+    try:
+        yield
+    finally:
+        PContext.close = torchs_close
+
+
+def send(pids: Iterable[int], signum: int) -> None:
+    """Send a signal to processes of which some may have ended."""
+    for pid in pids:
+        if process_status(pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
 
 def _hand_on(error: type) -> Any:
@@ -196,13 +254,14 @@ def _write_pids(settings: RunSettings, node: Node, beats: Path, log_dir: Path) -
         write_json(log_dir / 'pids.json', {str(first + i): beat.pid for i, beat in enumerate(heartbeat.read(beats))})
 
 
-def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, Any]:
+def _first_fault(settings: RunSettings, node: Node, error: Any, killed: Container[int] = ()) -> Tuple[int, Any]:
     """Rank and failure of the rank that failed first; one that only lost another rank is not to blame.
 
     Args:
         settings: Settings of the run.
         node: This node.
         error: torchrun's ChildFailedError. It has the ranks that torchrun ended, and not those that failed meanwhile.
+        killed: Processes that did not end in time after the first failure.
     """
     rank, first = error.get_first_failure()
     if not _lost_another(first):
@@ -214,7 +273,7 @@ def _first_fault(settings: RunSettings, node: Node, error: Any) -> Tuple[int, An
         if file.is_file() and node.rank * settings.nproc + local not in error.failures:
             failures.append((node.rank * settings.nproc + local, SimpleNamespace(exitcode=1, error_file=str(file))))
     return next(((r, failure) for r, failure in failures
-                 if not _lost_another(failure) and not _ended_by_torchrun(failure, first)), (rank, first))
+                 if not _lost_another(failure) and not _was_ended(failure, killed)), (rank, first))
 
 
 def _lost_another(failure: Any) -> bool:
@@ -222,16 +281,16 @@ def _lost_another(failure: Any) -> bool:
     return bool(text) and is_consequence(text)
 
 
-def _ended_by_torchrun(failure: Any, first: Any) -> bool:
-    """After the first failure torchrun sends SIGTERM to the other ranks, and SIGKILL to those that hang, 30 s later."""
-    if failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM):
-        return True
-    return failure.exitcode == -signal.SIGKILL and failure.timestamp - first.timestamp > 10
+def _was_ended(failure: Any, killed: Container[int]) -> bool:
+    """Whether it ended because of the first failure, see `ranks_end_soon`."""
+    return failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM) or (
+        failure.exitcode == -signal.SIGKILL and failure.pid in killed)
 
 
 def _is_final(failure: Any) -> bool:
-    """A rank ended with a sentence of its own: it would say the same again."""
-    return failure.exitcode > 0 and _read_error(failure.error_file).kind in OWN_ERRORS
+    """A rank ended with a sentence of its own, not on another rank: it would say the same again."""
+    return (failure.exitcode > 0 and _read_error(failure.error_file).kind in OWN_ERRORS
+            and not _lost_another(failure))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import psutil
 
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.status import process_status
 from seresnet_timm.step import heartbeat
 
 # a rank writes its stacks when it gets this one; no other program is known to send it
@@ -78,7 +79,7 @@ class Watch:
             for rank, beat in enumerate(beats):
                 if last.get(rank) != beat or is_waiting:
                     last[rank], since[rank] = beat, now
-            late = [r for r, b in enumerate(beats) if status(b.pid) and now - since[r] > self._patience(b)]
+            late = [r for r, b in enumerate(beats) if process_status(b.pid) and now - since[r] > self._patience(b)]
             if not late:
                 continue
             guilty = hold_up(beats, late)
@@ -102,7 +103,7 @@ class Watch:
     def _describe(self, beats: List[heartbeat.Heartbeat], guilty: List[int]) -> str:
         numbers = ', '.join(str(self.first_rank + r) for r in guilty)
         names = f'Rank {numbers} has' if len(guilty) == 1 else f'Ranks {numbers} have'
-        stopped = [r for r in guilty if status(beats[r].pid) == psutil.STATUS_STOPPED]
+        stopped = [r for r in guilty if process_status(beats[r].pid) == psutil.STATUS_STOPPED]
         why = ' (stopped by a signal)' if stopped else ''
         return f'{names} not finished a step for {self._patience(beats[guilty[0]]):g} s{why}'
 
@@ -110,7 +111,7 @@ class Watch:
 def end_ranks(beats: List[heartbeat.Heartbeat], guilty: List[int]) -> None:
     """Let all ranks write their stacks, then kill those that hold up the others: torchrun's agent ends the rest."""
     for beat in beats:
-        if beat.pid and status(beat.pid):
+        if beat.pid and process_status(beat.pid):
             os.kill(beat.pid, STACKS_SIGNAL)
     time.sleep(1)  # they write
     for rank in guilty:
@@ -147,15 +148,6 @@ def watch_this_process(settings: RunSettings) -> Iterator[None]:
 
 def hold_up(beats: List[heartbeat.Heartbeat], late: List[int]) -> List[int]:
     """The late ranks that the others wait for: those that are stopped, else those with the fewest steps."""
-    stopped = [r for r in late if status(beats[r].pid) == psutil.STATUS_STOPPED]
+    stopped = [r for r in late if process_status(beats[r].pid) == psutil.STATUS_STOPPED]
     fewest = min(beats[r].steps for r in late)
     return stopped or [r for r in late if beats[r].steps == fewest]
-
-
-def status(pid: int) -> str:
-    """Status of a process as psutil names it, e.g. 'stopped'; '' if it has ended."""
-    try:
-        found = psutil.Process(pid).status() if pid else ''
-    except psutil.NoSuchProcess:
-        return ''
-    return '' if found in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else found

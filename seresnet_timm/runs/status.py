@@ -122,6 +122,15 @@ def this_system() -> str:
     return ' '.join(parts)
 
 
+def process_status(pid: int) -> str:
+    """Status of a process of this system as psutil names it, e.g. 'stopped'; '' if it has ended."""
+    try:
+        found = psutil.Process(pid).status() if pid else ''
+    except psutil.NoSuchProcess:
+        return ''
+    return '' if found in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else found
+
+
 class StatusFile:
     """Writes a status every few seconds while it is entered, from a thread.
 

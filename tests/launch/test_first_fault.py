@@ -7,7 +7,7 @@ import pytest
 from ascend.npu_texts import call, out_of_memory, waits
 
 from seresnet_timm.launch.plan import Node
-from seresnet_timm.launch.processes import _first_fault, _write_pids
+from seresnet_timm.launch.processes import _first_fault, _is_final, _write_pids
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.step import heartbeat
 
@@ -27,7 +27,7 @@ def failed(folder, texts, known, exitcodes=None):
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({'message': {'message': text.splitlines()[0], 'extraInfo': {
             'py_callstack': text, 'timestamp': '1'}}}))
-    failures = {rank: SimpleNamespace(exitcode=(exitcodes or {}).get(rank, 1), timestamp=i,
+    failures = {rank: SimpleNamespace(exitcode=(exitcodes or {}).get(rank, 1), timestamp=i, pid=rank,
                                       error_file=str(folder / str(rank) / 'error.json')) for i,
                                       rank in enumerate(known)}
     first = known[0]
@@ -55,15 +55,20 @@ def test_first_of_those_that_only_waited_and_a_killed_one(tmp_path):
     assert _first_fault(settings(), Node(), first)[0] == 0
 
 
-@pytest.mark.parametrize('exitcode, seconds_later, guilty', (
-    (-9, 30, 0),  # it hangs: SIGTERM and, 30 s later, SIGKILL
-    (-15, 0, 0), (143, 1, 0),
-    (-9, 0, 1),  # out of memory, which rank 0 noticed at once
-    (-11, 0, 1)))
-def test_a_rank_that_torchrun_ended(tmp_path, exitcode, seconds_later, guilty):
+@pytest.mark.parametrize('exitcode, killed, guilty', (
+    (-9, {1}, 0),  # it waits for rank 0: SIGTERM and, 2 s later, SIGKILL
+    (-15, (), 0), (143, (), 0),
+    (-9, (), 1),  # out of memory, which rank 0 noticed at once
+    (-11, {1}, 1)))
+def test_a_rank_that_was_ended_after_the_first(tmp_path, exitcode, killed, guilty):
     error = failed(tmp_path, {0: SENTENCE}, [0, 1], {1: exitcode})
-    error.failures[1].timestamp = seconds_later
-    assert _first_fault(settings(2), Node(), error)[0] == guilty
+    assert _first_fault(settings(2), Node(), error, killed)[0] == guilty
+
+
+def test_a_rank_that_lost_another_node_may_be_restarted(tmp_path):
+    for text, is_final in ((SENTENCE, False), ('RunError: too many images cannot be read', True), (GLOO, False)):
+        _, failure = failed(tmp_path / text[:20].replace('/', ''), {0: text}, [0]).get_first_failure()
+        assert _is_final(failure) == is_final
 
 
 def test_processes_of_ranks_are_written(tmp_path):
