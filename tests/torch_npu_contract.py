@@ -84,4 +84,5 @@ ABSENT: Dict[str, str] = {
 # names that only some releases have: the code looks with getattr whether they are there
 OPTIONAL: Dict[str, Use] = {
     'torch_npu.npu.stress_detect': Use(positional=1),
+    'torch_npu.npu.memory_snapshot': Use(),
 }

@@ -126,7 +126,7 @@ def measure_step(settings: RunSettings, seconds: float) -> Dict[str, Any]:
     """Images per second of training steps on one batch of random images.
 
     Returns:
-        `rates`, one for each step after two that warm up; `peak_gib` of the device's memory, None on the CPU.
+        `rates`, one for each step after those that warm up; `peak_gib` of the device's memory, None on the CPU.
     """
     from seresnet_timm import device as devices
     gc.collect()  # the network of the measurement before
@@ -141,9 +141,12 @@ def measure_step(settings: RunSettings, seconds: float) -> Dict[str, Any]:
         step()
         devices.synchronize(device)
         return time.perf_counter() - start
-    for _ in range(2):
+    start = time.perf_counter()
+    for i in range(MOST_STEPS):  # until kernels are chosen, and the device runs at its full clock
+        if i >= 2 and time.perf_counter() - start > seconds / 5:
+            break
         timed()
-    end = time.perf_counter() + seconds
+    end = start + seconds
     times: List[float] = []
     while len(times) < FEWEST_STEPS or time.perf_counter() < end and len(times) < MOST_STEPS:
         times.append(timed())
@@ -153,7 +156,7 @@ def measure_step(settings: RunSettings, seconds: float) -> Dict[str, Any]:
 
 
 def measure_loader(settings: RunSettings, seconds: float) -> Dict[str, Any]:
-    """Images per second of the training loader on the data folder's images, a figure for each fifth of the time."""
+    """Images per second of the training loader on the data folder's images, figures of up to five parts of the time."""
     import torch
     from timm.data import resolve_data_config
 
@@ -172,13 +175,14 @@ def measure_loader(settings: RunSettings, seconds: float) -> Dict[str, Any]:
     # each worker has some batches ready: they were loaded before the clock starts
     for _ in islice(batches, 2 * max(1, args.workers)):
         pass
-    rates = []
-    for _ in range(5):
-        images, start = 0, time.perf_counter()
-        while images == 0 or time.perf_counter() - start < seconds / 5:
-            images += len(next(batches)[0])
-        rates.append(images / (time.perf_counter() - start))
+    many = max(1, args.workers)  # batches that may come at once
+    times = [time.perf_counter()]
+    while len(times) <= many or times[-1] - times[0] < seconds:
+        images = len(next(batches)[0])
+        times.append(time.perf_counter())
     end_workers(loader)
+    part = max(many, (len(times) - 1) // 5)
+    rates = [part * images / (times[i] - times[i - part]) for i in range(part, len(times), part)]
     return {'rates': rates, 'peak_gib': None}
 
 

@@ -1,8 +1,9 @@
 """`seresnet-timm tune`: measure on this machine which settings are fastest, and write them as a config file
 
 Options are tried one after another, each from the best settings so far, by a process of their own (trial.py). One is
-taken if it is faster beyond the spread of both measurements, and faster than the best before it measured again.
-Options that change the numbers of a training beyond rounding are measured too, but taken only if the user allows them.
+taken if it is faster beyond the spread of both measurements, and faster than the best before it measured again: this
+second ratio counts. Options that change the numbers of a training beyond rounding are taken only if the user allows
+them: the others are measured last, as nothing depends on them.
 """
 import datetime
 import os
@@ -26,6 +27,7 @@ from seresnet_timm.step.fast import kind_of
 
 CLEAR_GAIN = 1.02  # a smaller one is not worth a setting
 ENOUGH_DATA = 1.2  # images/s of workers, as a multiple of the step's, at which more workers bring nothing
+TOO_SLOW = 1.2  # a training that is slower by more needs more workers than it has
 SHORTEST, LONGEST = 1., 20.  # seconds of a measurement
 ALLOWED = ('batch-size', 'precision', 'internal-format')
 
@@ -94,23 +96,23 @@ class Clock:
     def __init__(self, seconds: float, count: int):
         self.end = time.monotonic() + seconds
         self.left = count
-        self._start_up = {True: 0., False: 0.}  # seconds until it measures, of a process that starts, and of another
+        self._start_up: Dict[Any, float] = {}  # seconds until it measures, by kind
 
-    def next_seconds(self, starts: bool = True) -> Optional[float]:
+    def next_seconds(self, kind: Any = None) -> Optional[float]:
         """Seconds for the next one; None if the time is up.
 
         Args:
-            starts: A process starts for it.
+            kind: Measurements of a kind take about the same time before they measure.
         """
-        start_up = self._start_up[starts]
+        start_up = self._start_up.get(kind, 0.)
         seconds = (self.end - time.monotonic()) / max(1, self.left) - start_up
         self.left -= 1
         if self.end - time.monotonic() < start_up + SHORTEST:
             return None
         return min(LONGEST, max(SHORTEST, seconds))
 
-    def note_start_up(self, starts: bool, seconds: float) -> None:
-        self._start_up[starts] = max(self._start_up[starts], seconds)
+    def note_start_up(self, kind: Any, seconds: float) -> None:
+        self._start_up[kind] = max(self._start_up.get(kind, 0.), seconds)
 
 
 @dataclass
@@ -120,10 +122,12 @@ class Tuning:
     Attributes:
         best: The settings to use.
         base: Speed of its training step.
+        planned: That of the settings as planned, when it was measured last.
         clock: The time.
         allowed: Names of ALLOWED that may be changed.
         results: All measurements.
         changes: What was taken: name of the option, and value.
+        gains: How many times faster it is, of what was measured twice.
         skipped: Options for which there was no time.
         process: The process that measures.
     """
@@ -131,22 +135,24 @@ class Tuning:
     clock: Clock
     allowed: Sequence[str]
     base: Optional[Result] = None
+    planned: Optional[Result] = None
     results: List[Result] = field(default_factory=list)
     changes: Dict[str, Any] = field(default_factory=dict)
+    gains: Dict[str, float] = field(default_factory=dict)
     skipped: List[str] = field(default_factory=list)
     process: TrialProcess = field(default_factory=TrialProcess)
 
     def measure(self, option: str, value: str, candidate: Candidate, what: str = 'step') -> Optional[Result]:
-        starts = self.process.starts_for(candidate.settings, candidate.environ)
-        seconds = self.clock.next_seconds(starts)
+        kind = what, self.process.starts_for(candidate.settings, candidate.environ)
+        seconds = self.clock.next_seconds(kind)
         if seconds is None:
             self.skipped.append(f'{option} {value}')
             return None
         print(f'  {option:<22} {value:<10} ', end='', flush=True)
         start = time.monotonic()
         result = run_trial(option, value, candidate, what, seconds, self.process)
-        self.clock.note_start_up(starts, time.monotonic() - start - seconds)
-        print(describe(result, self.results[0] if self.results and what == 'step' else None), flush=True)
+        self.clock.note_start_up(kind, time.monotonic() - start - seconds)
+        print(describe(result, self.planned if what == 'step' else None), flush=True)
         self.results.append(result)
         return result
 
@@ -155,10 +161,16 @@ class Tuning:
         result = self.measure(option, value, candidate)
         if result is None or not result.is_faster_than(self.base):
             return
-        again = self.measure('  best so far, again', '', self.best)  # the machine may have become faster since
-        if again is not None and result.is_faster_than(again):
+        self.clock.left += 1
+        again = self.measure('  without it, again', '', self.best)  # the machine may have become faster since
+        if again is None or again.error:
+            return
+        if not self.changes:
+            self.planned = again
+        self.base = again
+        if result.is_faster_than(again):
             self.best, self.base = candidate, result
-            self.changes[key] = setting
+            self.changes[key], self.gains[key] = setting, result.rate / again.rate
 
 
 def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data: bool, file: str) -> Tuning:
@@ -182,16 +194,22 @@ def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data
     tuning = Tuning(Candidate(one), Clock(seconds, count), allowed)
     print(f'Measured: {describe_machine(settings)}, {describe_settings(settings)}', flush=True)
     with closing(tuning.process):
-        tuning.base = tuning.measure('as planned', '', tuning.best)
+        tuning.base = tuning.planned = tuning.measure('as planned', '', tuning.best)
         if tuning.base is None or tuning.base.error:
             raise RunError(
                 f'The training step fails as it is planned: {tuning.base.error if tuning.base else "no time"}')
         for option, value, change, key, setting in steps:
             tuning.try_step(option, value, change(tuning.best), key, setting)
+        others: Dict[str, Callable[[], None]] = {
+            'precision': lambda: try_precisions(tuning), 'batch-size': lambda: try_batch_sizes(tuning, sizes),
+            'internal-format': lambda: try_internal_formats(tuning)}  # which need processes of their own
+        for name in others:
+            if name in allowed:  # a faster step needs more workers
+                others[name]()
         try_workers(tuning, workers)
-        try_precisions(tuning)
-        try_batch_sizes(tuning, sizes)
-        try_internal_formats(tuning)  # which need processes of their own
+        for name in others:
+            if name not in allowed:
+                others[name]()
     with atomic_path(file) as path, open(path, 'w', encoding='utf-8') as f:
         f.write(config_text(tuning, settings))
     return tuning
@@ -332,12 +350,18 @@ def fits_memory(settings: RunSettings, size: int) -> bool:
 
 
 def try_workers(tuning: Tuning, counts: Sequence[int]) -> None:
-    """Take the fewest workers with which a training is as fast as with any number of them."""
+    """Take the fewest workers with which a training is as fast as with any number of them.
+
+    From the most to the fewest, until they are too few: those that load slowest take longest to measure.
+    """
     rates: Dict[int, float] = {}
-    for count in counts:
+    for i, count in enumerate(reversed(counts)):
         result = tuning.measure('--workers', str(count), tuning.best.with_args(workers=count), 'loader')
         if result is not None and not result.error:
             rates[count] = training_rate(count, result.rate, tuning.base.rate)
+            if TOO_SLOW * rates[count] < max(rates.values()):
+                tuning.clock.left -= len(counts) - 1 - i
+                break
     planned = tuning.best.settings.args['workers']
     fastest = max(rates.values(), default=0.)
     if not rates or planned not in rates and fastest < tuning.base.rate:
@@ -407,6 +431,8 @@ def config_text(tuning: Tuning, settings: RunSettings) -> str:
 def print_outcome(tuning: Tuning, file: str) -> None:
     if tuning.skipped:
         print(f'Not measured, the time was up: {", ".join(tuning.skipped)} (--seconds).')
-    changes = ', '.join(f'{k.partition(".")[2] or k} {v}' for k, v in tuning.changes.items())
+    changes = ', '.join(
+        f'{k.partition(".")[2] or k} {v}' + (f' ({tuning.gains[k]:.2f} x)' if k in tuning.gains else '')
+        for k, v in tuning.changes.items())
     print(f'Faster here: {changes}.' if changes else 'Nothing was faster than the settings as planned.')
     print(f'Written to {printable(file)}. Next: seresnet-timm train --config {shell_line([file])} ...')

@@ -1,6 +1,7 @@
 """`tune`: what is measured, what is taken, and that `train --config` takes the file."""
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import preloaded
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from conftest import MODEL, run_cli, run_here
 
+from seresnet_timm import device as devices
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import trial, tune
 from seresnet_timm.launch.trial import TrialProcess
@@ -30,7 +32,8 @@ def test_measures_and_train_takes_the_file(few_digits, tmp_path):
     result = run_cli('tune', *training, '--seconds', 12, '--tuned-file', file, env={'PYTHON_EXEC': preloaded.python()})
     assert result.returncode == 0, result.stderr
     late = ''.join(line for line in result.stdout.splitlines() if line.startswith('Not measured, the time was up: '))
-    for option in ('as planned', '--lean-se on', 'channels_last false', '--workers 0', '-b 4', '-b 16'):
+    most = f'--workers {tune.worker_counts(1)[-1]}'
+    for option in ('as planned', '--lean-se on', 'channels_last false', most, '-b 4', '-b 16'):
         found = [line for line in result.stdout.splitlines() if ' '.join(line.split()).startswith(option)]
         assert len(found) == 1 and 'images/s (' in found[0] or not found and option in late, result.stdout
     found = yaml.safe_load(file.read_text())
@@ -124,24 +127,28 @@ def test_figures_are_medians_and_quartiles():
     ((110, 111, 112), (118, 119, 120), False),  # the machine has become faster
 ))
 def test_what_is_taken(rates, again, taken, monkeypatch):
-    measured = {'--lean-se': rates, '  best so far, again': again}
+    measured = {'--lean-se': rates, '  without it, again': again}
     monkeypatch.setattr(tune, 'run_trial', lambda option, value, *_: Result(option, value, tuple(measured[option])))
     own = Candidate(settings())
     tuning = Tuning(own, Clock(60, 3), (), base=Result('as planned', '', (100, 101, 102)))
     other = own.with_settings(lean_se='off')
     tuning.try_step('--lean-se', 'off', other, 'lean_se', 'off')
     assert tuning.best is (other if taken else own) and tuning.changes == ({'lean_se': 'off'} if taken else {})
+    assert tuning.gains == ({'lean_se': 111 / 101} if taken else {})
+    if len(tuning.results) > 1:  # the newest figures are those that others are compared with
+        assert tuning.planned.rates == again and tuning.base.rates == (rates if taken else again)
 
 
 @pytest.mark.parametrize('loaded, taken', (
     ({0: 50, 1: 90, 2: 130, 4: 260}, 2), ({0: 50, 1: 90, 2: 100, 4: 110}, 4), ({0: 200, 1: 90, 2: 150, 4: 100}, 2),
-    ({0: 9000, 1: 90, 2: 150}, 0), ({0: 3000}, 2), ({0: 3000, 1: 130}, 1)))
+    ({0: 9000, 1: 125, 2: 150}, 0), ({0: 3000}, 2), ({0: 3000, 1: 130}, 1)))
 def test_workers(loaded, taken, monkeypatch):
     """The fewest that load 1.2 times what the step takes, else those that load most; 0 load between the steps."""
     monkeypatch.setattr(
         tune, 'run_trial', lambda option, value, *_: Result(option, value, (float(loaded[int(value)]),)))
     tuning = Tuning(Candidate(settings()), Clock(60, 4), (), base=Result('as planned', '', (100.,)))
     tune.try_workers(tuning, list(loaded))
+    assert loaded.get(1) != 90 or 0 not in [int(r.value) for r in tuning.results]  # after one worker that is too slow
     assert tuning.best.settings.args['workers'] == taken
     assert tuning.changes == ({} if taken == 2 else {'workers': taken})
 
@@ -150,7 +157,7 @@ def test_time_and_failures(tmp_path, monkeypatch):
     """No measurement starts after the end; one that fails is told, and larger batches are not tried after it."""
     tuning = Tuning(Candidate(settings()), Clock(0, 4), (), base=Result('as planned', '', (100.,)))
     tune.try_workers(tuning, [0, 1])
-    assert tuning.skipped == ['--workers 0', '--workers 1'] and not tuning.results
+    assert tuning.skipped == ['--workers 1', '--workers 0'] and not tuning.results
 
     monkeypatch.setattr(tune, 'run_trial', lambda option, value, *_: Result(
         option, value, (100.,) if int(value) < 16 else (), error=None if int(value) < 16 else 'does not fit'))
@@ -178,3 +185,53 @@ def test_one_process_measures_until_one_fails(monkeypatch):
         failed = tune.run_trial('-b', '2', own.with_args(model='no_such_model'), 'step', 1, process)
         assert not failed.rates and failed.error and '\n' not in failed.error
         assert process.starts_for(own.settings, {})
+
+
+def test_what_takes_long_before_it_measures_does_not_stop_the_others():
+    """Loaders start slowly; a measurement that is repeated has time of its own."""
+    clock = Clock(20, 4)
+    clock.note_start_up(('loader', False), 30)
+    assert clock.next_seconds(('loader', False)) is None
+    assert clock.next_seconds(('step', False)) > 5
+
+
+@pytest.mark.parametrize('allowed', ((), ('batch-size', 'precision')))
+def test_what_may_be_taken_is_measured_before_the_workers_it_needs(allowed, few_digits, tmp_path, monkeypatch):
+    order = []
+
+    def run(option, value, candidate, what, seconds, process):
+        order.append(option)
+        return Result(option, value, (100. + 50 * (option == '-b'),) * 3)
+    monkeypatch.setattr(tune, 'run_trial', run)
+    tune.tune(settings(), 600, allowed, True, str(tmp_path / 'tuned.yaml'))
+    first, last = order.index('--workers'), len(order) - order[::-1].index('--workers')
+    assert ('-b' in order[:first] and '--amp --amp-dtype' in order[:first]) == bool(allowed)
+    assert ('-b' in order[last:] and '--amp --amp-dtype' in order[last:]) == (not allowed)
+
+
+@pytest.mark.parametrize('workers', (0, 2))
+def test_a_slow_loader_is_measured_by_few_batches(workers, few_digits, monkeypatch):
+    """Without workers one batch is enough; with some, as many as may come at once."""
+    monkeypatch.setattr(trial, 'without_end', lambda loader: batches(given))
+    given = []
+
+    def batches(seen):
+        while True:
+            seen.append(0.)
+            yield [[0] * 16]
+    planned = trial.settings_to_measure(
+        'train', ['--data-dir', str(few_digits), *map(str, MODEL), '-b', '4', '-j', str(workers), '--device', 'cpu'],
+        None)
+    found = trial.measure_loader(planned, 0.)
+    assert len(found['rates']) == 1 and len(given) == 3 * max(1, workers)
+
+
+@pytest.mark.parametrize('pool, gib', (((0, 0), 0.5), ((0, 3), 7.)))
+def test_memory_that_a_graph_keeps_is_counted(pool, gib, monkeypatch):
+    """A replay allocates nothing: the counter of tensors does not see the memory in which it computes."""
+    module = SimpleNamespace(
+        get_device_properties=lambda device: SimpleNamespace(total_memory=80 * 2**30),
+        max_memory_allocated=lambda device: 2**29, memory_reserved=lambda device: 7 * 2**30,
+        memory_snapshot=lambda: [{'segment_pool_id': (0, 0)}, {'segment_pool_id': pool}])
+    monkeypatch.setattr(devices, 'device_module', lambda kind: module)
+    assert devices.peak_memory(SimpleNamespace(type='cuda')) == {'peak_gib': gib, 'total_gib': 80.}
