@@ -90,5 +90,6 @@ def predict(args: argparse.Namespace, runs: list) -> list:
     for number in list(loaded):
         model, images = loaded.pop(number)
         print('\n'.join(model.describe()), file=sys.stderr)
-        found[number] = split.predict_split(plan_prediction(vars(args), images.count), model, images)
+        settings = plan_prediction(vars(args), images.count, split.decoder_of(runs[number]))
+        found[number] = split.predict_split(settings, model, images)
     return found

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import is_foreign
+from seresnet_timm.data.fast_jpeg import FastJpegDataset, decoder_for
 from seresnet_timm.errors import RunError, UsageError, first_names, note_replaced, printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.images import (
@@ -24,6 +25,7 @@ from seresnet_timm.images import (
     count_by_suffix,
     describe_left_out,
     list_folder,
+    read_file,
     read_image,
     silence_pillow,
 )
@@ -99,11 +101,15 @@ def _list_folder(
 
 
 class ImageFiles(Dataset):
-    """Images by file; one that cannot be read is a sentence instead of a tensor."""
+    """Images by file; one that cannot be read is a sentence instead of a tensor.
+
+    What `FastJpegDataset` needs of a dataset, it has: `load`, `transform`, `input_img_mode` and `is_training`.
+    """
+    is_training = False
 
     def __init__(self, files: List[str], data_config: Dict[str, Any], image_mode: Optional[str] = None):
         self.files = files
-        self.mode = _checked_mode(data_config['input_size'][0], image_mode)
+        self.input_img_mode = _checked_mode(data_config['input_size'][0], image_mode)
         self.transform = create_transform(**data_config, is_training=False)
         silence_pillow()
 
@@ -111,14 +117,20 @@ class ImageFiles(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tuple[int, Union[torch.Tensor, str]]:
+        return self.load(index, lambda data: self._transformed(read_image(data, self.input_img_mode)))
+
+    def load(self, index: int, make: Callable[[bytes], torch.Tensor]) -> Tuple[int, Union[torch.Tensor, str]]:
+        """Number and image of a file; `make` makes the image from its bytes, or raises UnreadableImage."""
         try:
-            image = read_image(self.files[index], self.mode)
+            return index, make(read_file(self.files[index]))
         except UnreadableImage as e:
             return index, str(e)
+
+    def _transformed(self, image: Image.Image) -> torch.Tensor:
         try:
-            return index, self.transform(image)
+            return self.transform(image)
         except MemoryError:
-            return index, f'there is too little memory to resize it ({image.width} x {image.height} pixels)'
+            raise UnreadableImage(f'there is too little memory to resize it ({image.width} x {image.height} pixels)')
 
 
 def _checked_mode(channels: int, image_mode: Optional[str]) -> str:
@@ -185,8 +197,10 @@ def probabilities(
         RunError: The device is out of memory.
     """
     device, batch_size = settings.device, settings.args['batch_size']
+    images = ImageFiles(files, loaded.data_config, loaded.image_mode)
+    decoder, _ = decoder_for(settings.fast_jpeg, image_mode=images.input_img_mode)
     loader = DataLoader(
-        ImageFiles(files, loaded.data_config, loaded.image_mode),
+        images if decoder is None else FastJpegDataset(images, decoder),
         batch_size=batch_size, num_workers=settings.args['workers'],
         collate_fn=collate)
     model = loaded.model.to(device)

@@ -78,6 +78,11 @@ def split_of(run: Run) -> str:
     return run.record['settings']['args'].get('val_split') or 'validation'
 
 
+def decoder_of(run: Run) -> str:
+    """`--fast-jpeg` for the images of a run, so that the predictions are those of its evaluation."""
+    return 'off' if run.record['settings'].get('fast_jpeg') == 'off' else 'auto'
+
+
 def class_map_of(run: Run) -> Optional[str]:
     """The class map of a run, if its file is still there."""
     path = run.record['settings']['args'].get('class_map')

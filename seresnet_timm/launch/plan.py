@@ -171,12 +171,13 @@ def of_settings(options: Dict[str, Any]) -> Dict[str, Any]:
     return {f.name: options[f.name] for f in fields(RunSettings) if f.name in options}
 
 
-def plan_prediction(flags: Dict[str, Any], num_images: int) -> RunSettings:
-    """Settings of `predict`: the weights' own precision (float32) and layout, and Pillow's decoder, as in validation.
+def plan_prediction(flags: Dict[str, Any], num_images: int, fast_jpeg: str = 'off') -> RunSettings:
+    """Settings of `predict`: the weights' own precision (float32) and layout.
 
     Args:
         flags: The arguments of the verb, by name.
         num_images: Number of images.
+        fast_jpeg: As in RunSettings; 'off' is Pillow's decoder.
 
     Raises:
         UsageError: The device does not exist.
@@ -192,7 +193,7 @@ def plan_prediction(flags: Dict[str, Any], num_images: int) -> RunSettings:
         script=Script('predict', reason='a verb of this package'),
         args=plain({**flags, 'device': device, 'workers': workers, 'amp': False, 'channels_last': False}),
         device=device,
-        fast_jpeg='off',
+        fast_jpeg=fast_jpeg,
         fast_step=False,
         fuse_bn='off',
         num_images={'images': num_images},

@@ -2,6 +2,7 @@
 import io
 import math
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -10,8 +11,9 @@ from seresnet_timm.files import atomic_path
 
 # what is marked: its kind in run.json, and how
 FAULTS = {
-    'restart': ('restart', 'v'), 'skipped steps': ('bad_steps', 'x'), 'bad images': ('bad_images', 's'),
-    'wait for data': ('data_wait', 'd'), 'new worker': ('worker', '^'), 'failed save': ('save', 'P')}
+    'restart': ('restart', 'v'), 'resume': ('resume', '>'), 'skipped steps': ('bad_steps', 'x'),
+    'bad images': ('bad_images', 's'), 'wait for data': ('data_wait', 'd'), 'new worker': ('worker', '^'),
+    'failed save': ('save', 'P')}
 # Okabe and Ito's palette, which colour-blind people tell apart, without its yellow, which is too light for a line
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56B4E9')
 # as many as have no common divisor with the colours: the looks repeat after 56 runs
@@ -39,7 +41,7 @@ def draw_curves(record: Dict[str, Any], rows: List[Dict[str, float]], path: Path
 
 
 def draw_sheet(runs: Sequence[Curves], target: Target) -> None:
-    """Draw loss, top-1, learning rate and images/s over epochs as PNG, and mark the epochs with faults.
+    """Draw loss, top-1, learning rate and images/s over epochs as PNG, and mark the epochs with faults and resumes.
 
     The share of waiting and the loss scale are drawn too where a run has them.
 
@@ -62,8 +64,8 @@ def draw_sheet(runs: Sequence[Curves], target: Target) -> None:
     figure, axes = plt.subplots(2, columns, figsize=size, layout='constrained')
     for ax in axes.flat[len(panels):]:
         ax.remove()
-    epochs = [epoch for run in runs for epoch in (*(r['epoch'] for r in run.rows), *(
-        e['epoch'] for e in run.record['epochs']))]
+    epochs = [epoch for run in runs for epoch in (
+        *(r['epoch'] for r in run.rows), *(e['epoch'] for e in run.record['epochs']), *chain(*_faults(run).values()))]
     first, last = min(epochs), max(epochs)
     margin = max(0.5 if last == first else 0., 0.04 * (last - first))
     for ax, (draw, title) in zip(axes.flat, panels):
@@ -262,12 +264,13 @@ def _set_ticks(ax: Any, ticks: List[float], labels: Optional[List[str]] = None) 
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 def faults_by_kind(record: Dict[str, Any], epochs: List[float]) -> Dict[str, List[float]]:
-    """Epochs in which something went wrong and did not end the run, by what it was."""
+    """Epochs in which something went wrong and did not end the run, and in which it was resumed, by what it was."""
     found: Dict[str, List[float]] = {label: [] for label in FAULTS}
     for fault in record.get('faults') or ():
         label = next((label for label, (kind, _) in FAULTS.items() if kind == fault['kind']), None)
         if label is not None:
             found[label].append(epochs[-1] if fault['epoch'] is None else fault['epoch'])
+    found['resume'] += [resume['epoch'] for resume in record.get('resumes') or ()]
     for epoch in record['epochs']:
         if epoch.get('bad_steps'):
             found['skipped steps'].append(epoch['epoch'])
@@ -304,4 +307,4 @@ def _explain_marks(figure: Any, ax: Any, runs: Sequence[Curves]) -> None:
                     color=_look(i)['color'], markersize=5 + 3 * min(i, 4), markerfacecolor='none' if i else None,
                     transform=ax.get_xaxis_transform(), clip_on=False)
     lines = [ax.plot([], [], FAULTS[kind][1], color='#444444', label=kind)[0] for kind in kinds]
-    figure.legend(handles=lines, loc='outside lower center', ncols=len(lines), title='Faults (below images/s)')
+    figure.legend(handles=lines, loc='outside lower center', ncols=len(lines), title='Below images/s')

@@ -62,11 +62,12 @@ class RunRecord:
             'best': None,
             'evaluation': None,
             'faults': [],
+            'resumes': [],
         }
         self.error: Optional[str] = None  # of the last write; None if it succeeded
 
     def continue_from(self, start_epoch: int, is_same_run: bool = False) -> None:
-        """Begin at an epoch; the epochs before it, `started`, `best` and `faults` are those of the folder's record.
+        """Begin at an epoch; what is known of those before it is that of the folder's record.
 
         Args:
             start_epoch: Its number; above 0 the run is that of the folder.
@@ -81,7 +82,9 @@ class RunRecord:
             self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
             self.content['started'] = old['started']
             self.content['best'] = old['best']
-            self.content['faults'] = old['faults']
+            self.content['faults'], self.content['resumes'] = old['faults'], old['resumes']
+            if not self.settings.restarts:  # which are faults of their own
+                self.content['resumes'].append({'time': _now(), 'epoch': start_epoch})
         known = {fault['time'] for fault in self.content['faults'] if fault['kind'] == 'restart'}
         for restart in self.settings.restarts:
             when, _, text = restart.partition(' ')
@@ -237,6 +240,7 @@ def _add_later_fields(record: Dict[str, Any]) -> None:
     record.setdefault('diverged', None)
     record.setdefault('early_stop', None)
     record.setdefault('faults', [])
+    record.setdefault('resumes', [])
     record['machine'].setdefault('device', None)
     for epoch in record['epochs']:
         for key in EPOCH_UNREADABLE:
@@ -311,6 +315,7 @@ def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:
         'best': old['best'],
         'evaluation': None,
         'faults': [],
+        'resumes': [],
     }
 
 

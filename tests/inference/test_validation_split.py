@@ -2,12 +2,21 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import run_here
+from PIL import Image
 
+from seresnet_timm.data.fast_jpeg import decoder_for
+from seresnet_timm.data.loaders import LoaderSetup, eval_loader
+from seresnet_timm.engine.flags import validate_parser
 from seresnet_timm.inference.load import load_model
-from seresnet_timm.inference.validation_split import list_images, targets_of
+from seresnet_timm.inference.predict import probabilities
+from seresnet_timm.inference.validation_split import decoder_of, list_images, targets_of
+from seresnet_timm.launch.plan import plan_prediction
 
 
 def test_as_the_evaluation_of_the_run(digits_run, few_digits, tmp_path):
@@ -68,3 +77,28 @@ def test_a_class_of_several_folders(digits_run, few_digits):
     folder, images = list_images(str(few_digits), 'val')
     names, index = targets_of(loaded, images, folder)
     assert index['0'] == index['1'] == 0 and index['2'] == 1 and names[0] == '0, 1'
+
+
+def test_the_pixels_of_the_evaluation(digits_run, tmp_path):
+    """JPEG files are decoded as in `validate` with the run's --fast-jpeg, whose pixels are not always Pillow's."""
+    (tmp_path / 'val' / '3').mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 255, (3, 300, 400, 3), dtype=np.uint8)
+    files = [str(tmp_path / 'val' / '3' / f'{i}.jpg') for i in range(3)]
+    for file, pixels in zip(files, noise):
+        Image.fromarray(pixels).save(file)
+    loaded = load_model(str(digits_run))
+    args = validate_parser().parse_args(['--data-dir', str(tmp_path), '--workers', '0', '--device', 'cpu'])
+    args.distributed, args.seed = False, 0
+    found = {}
+    for mode in ('auto', 'off'):
+        setup = LoaderSetup(args, loaded.data_config, torch.device('cpu'), decoder=decoder_for(mode)[0],
+                            class_names=loaded.info.class_names)
+        (images, targets), = eval_loader(setup, 'val', 3)
+        with torch.inference_mode():
+            expected = loaded.model(images).softmax(dim=1)
+        flags = dict(device='cpu', workers=0, batch_size=3)
+        run = SimpleNamespace(record={'settings': {'fast_jpeg': mode}})
+        (_, found[mode], _), = probabilities(plan_prediction(flags, 3, decoder_of(run)), loaded, files)
+        torch.testing.assert_close(found[mode], expected, rtol=1e-4, atol=1e-6)
+        assert targets.tolist() == [3, 3, 3]
+    assert (found['auto'] - found['off']).abs().max() > 1e-4

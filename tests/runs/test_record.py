@@ -69,8 +69,10 @@ def test_resumed_record_keeps_what_came_before(tmp_path):
     record = valid_record(tmp_path)
     assert [e['epoch'] for e in record['epochs']] == [0, 1] and record['best']['value'] == 50
     assert record['started'] == first.content['started'] and record['command'][-2:] == ['--resume', 'x']
+    assert [r['epoch'] for r in record['resumes']] == [2]
     RunRecord(SETTINGS, tmp_path).continue_from(0)  # another run into the same folder
-    assert valid_record(tmp_path)['epochs'] == [] and valid_record(tmp_path)['best'] is None
+    assert valid_record(tmp_path)['epochs'] == valid_record(tmp_path)['resumes'] == [] and (
+        valid_record(tmp_path)['best'] is None)
 
 
 def test_record_of_an_evaluation(tmp_path):

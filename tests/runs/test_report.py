@@ -151,9 +151,10 @@ def test_faults_are_marked(run):
     record['epochs'][1]['bad_steps'], record['epochs'][2]['unreadable_val'] = 3, dict(count=2, files=[])
     record['faults'] = [dict(time='', kind=kind, epoch=epoch, text='') for kind, epoch in (
         ('restart', 1), ('restart', 1), ('restart', 2), ('data_wait', None), ('worker', 0), ('save', 0))]
+    record['resumes'] = [dict(time='', epoch=1), dict(time='', epoch=1)]
     assert curves.faults_by_kind(record, [0, 1, 2]) == {
         'restart': [1, 2], 'skipped steps': [1], 'bad images': [2], 'wait for data': [2], 'new worker': [0],
-        'failed save': [0]}
+        'failed save': [0], 'resume': [1]}
     rows = report.read_run(run).rows
     plain, marked = run / 'plain.png', run / 'marked.png'
     curves.draw_curves(record, rows, marked)
@@ -362,3 +363,4 @@ def test_restarts_are_faults(run):
         record.continue_from(0, is_same_run=True)
         assert record.content['faults'] == [
             dict(time='2026-11-26T10:00:00+0000', kind='restart', epoch=0, text='Rank 1 was killed.')]
+        assert record.content['resumes'] == []  # by the launcher, not by hand
