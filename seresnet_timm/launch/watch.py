@@ -71,8 +71,12 @@ class Watch:
     def _run(self) -> None:
         last: Dict[int, heartbeat.Heartbeat] = {}
         since: Dict[int, float] = {}
-        while not self._left.wait(min(1., self.timeout / 10)):
+        pause, looked = min(1., self.timeout / 10), time.monotonic()
+        while not self._left.wait(pause):
             now = time.monotonic()
+            # a time in which this process did not run either, as in a suspended job, does not count
+            suspended, looked = max(0., now - looked - pause), now
+            since = {rank: when + suspended for rank, when in since.items()}
             beats = heartbeat.read(self.file)
             # the others wait for a rank that waits for its data
             is_waiting = bool(self._tell_waiting(beats, now))

@@ -5,7 +5,7 @@ is looked up on its own machine only; elsewhere the age of its last sign of life
 """
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -79,13 +79,10 @@ class Follower:
         if status.is_final:
             return self._final(view, status)
         is_here = bool(status.system) and status.system == this_system()
-        if is_here and not lives(status.pid, status.pid_started):
+        if is_here and not lives(status):
             if self._may_restart(status, is_here):
                 return replace(view, state='restarting', text='A process has ended; the launcher starts it again.')
-            last = '' if status.epoch is None else f' in epoch {status.epoch}'
-            return replace(view, state='died', is_over=True,
-                           text=f'Process {status.pid} has ended without an error message{last}: it was killed or '
-                                'crashed.')
+            return replace(view, state='died', is_over=True, text=describe_death(status))
         if not is_here and view.age > SILENCE:
             text = (f'No update from {printable(status.host)} for {duration(view.age)}: the run has ended, or its '
                     'machine or this folder cannot be reached.')
@@ -137,15 +134,38 @@ class Follower:
         return self._record
 
 
-def lives(pid: int, started: float) -> bool:
-    """Whether a process of this machine lives, and is the one that started at that time."""
+def lives(status: Status) -> bool:
+    """Whether rank 0 of a run of this machine lives: the process that started at that time has its number."""
+    moved = psutil.boot_time() - status.booted if status.booted else 0.  # the clock was set
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 5 and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(status.pid)
+        started = process.create_time() - moved
+        return abs(started - status.pid_started) < 5 and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError):
         return False
     except psutil.AccessDenied:
         return True
+
+
+def describe_death(status: Status) -> str:
+    """What is known of a process that has ended without a word."""
+    when = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(status.written))
+    epoch = '' if status.epoch is None else f' in epoch {status.epoch}'
+    step = '' if status.update is None else f' at update {status.update} of {status.updates}'
+    return (f'Process {status.pid} has ended without an error message{epoch}: it was killed or crashed{step}, after '
+            f'{when}. Most likely SIGKILL because memory ran out (`dmesg -T` tells), or the machine went down.')
+
+
+def how_it_died(folder: RunFolder) -> Optional[str]:
+    """A sentence if the last training in a folder ended without a word; None if it lives, or that is not known."""
+    with suppress(UsageError):
+        status = read_status(folder.status)
+        if status is None or status.is_final or is_locked(folder.lock):
+            return None
+        is_here = bool(status.system) and status.system == this_system()
+        may_live = lives(status) if is_here else time.time() - status.written < SILENCE
+        return None if may_live else describe_death(status)
+    return None
 
 
 def describe_end(record: Dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ class Status:
         system: Boot and process name space of that machine: where they are the same, `pid` can be looked up.
         pid: Process of rank 0.
         pid_started: When it started, in seconds since 1970.
+        booted: When the machine started, by its clock of then: a clock that is set moves both; 0 if not known.
         launcher: Process that restarts it after a failure; None without one.
         began: When this process began to train, in seconds since 1970.
         written: When the file was written.
@@ -72,6 +73,7 @@ class Status:
     system: str = ''
     pid: int = 0
     pid_started: float = 0.
+    booted: float = 0.
     launcher: Optional[int] = None
     began: float = 0.
     written: float = 0.
@@ -104,7 +106,8 @@ class Status:
         is_child = settings.world_size > 1  # torchrun's agent, which restarts it, is the parent
         return cls(
             host=socket.gethostname(), system=this_system(), pid=os.getpid(),
-            pid_started=psutil.Process().create_time(), launcher=os.getppid() if is_child else None,
+            pid_started=psutil.Process().create_time(), booted=psutil.boot_time(),
+            launcher=os.getppid() if is_child else None,
             began=time.time(), restarts=len(settings.restarts), max_restarts=settings.max_restarts)
 
     @property

@@ -114,6 +114,23 @@ def test_a_rank_that_waits_for_its_data_is_told_once(tmp_path, capsys):
     assert at(130, 108, 114, 104) == 'Rank 9 has its data again.\n'
 
 
+def test_a_suspended_job_does_not_hang(tmp_path, monkeypatch):
+    """Such as by `scontrol suspend`: the launcher does not run either, and looks again when all go on."""
+    heartbeat.create(tmp_path / 'beats', 1)
+    (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(os.getpid(), 1, 0.))
+    clock, ended = [0.], []
+    watch = Watch(tmp_path / 'beats', 100., lambda beats, guilty: ended.append(clock[0]))
+    steps = iter([1.] * 50 + [3600.] + [1.] * 49 + [1.] * 10)  # 99 s in which it ran, then more
+
+    def wait(pause):
+        clock[0] += next(steps)
+        return False
+    monkeypatch.setattr('seresnet_timm.launch.watch.time.monotonic', lambda: clock[0])
+    monkeypatch.setattr(watch._left, 'wait', wait)
+    watch._run()
+    assert ended and 3600. + 100 < ended[0] <= 3600. + 103
+
+
 def test_ranks_that_get_on_are_left_alone(tmp_path):
     heartbeat.create(tmp_path / 'beats', 1)
     with Watch(tmp_path / 'beats', 0.4, lambda *_: pytest.fail('ended')) as watch:

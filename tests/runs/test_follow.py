@@ -74,6 +74,10 @@ def test_newest_run_of_a_folder_of_runs(folder):
 @pytest.mark.parametrize('change, code, says', [
     (dict(pid=None), 1, 'has ended without an error message in epoch 3'),
     (dict(pid_started=1.), 1, 'has ended without an error message'),  # the number belongs to another process now
+    (dict(pid=None, update=40, updates=100), 1, 'at update 40 of 100, after 20'),
+    (dict(pid=None), 1, 'Most likely SIGKILL because memory ran out (`dmesg -T` tells)'),
+    (dict(pid_started=psutil.Process().create_time() - 3600, booted=psutil.boot_time() - 3600),
+     0, 'training: epoch 3'),  # the clock was set
     (dict(state='failed', text='Disk full'), 1, 'The run has failed: Disk full'),
     (dict(state='stopped'), 1, 'The run has been stopped'),
     (dict(pid=None, max_restarts=2, launcher=os.getpid()), 0, 'the launcher starts it again'),
@@ -181,3 +185,14 @@ def test_times_and_colors(monkeypatch):
     assert left(Status(ends=now + 90), now) == '01:30 left, ends 22:01' and left(Status()) == ''
     assert left(Status(ends=now - 5), now).startswith('00:00 left')
     assert not has_color(open(os.devnull))
+
+
+def test_the_next_start_says_that_the_run_before_ended_without_a_word(folder):
+    for change, says in (({}, None), (dict(pid=dead_pid()), 'without an error message in epoch 3'),
+                         (dict(pid=dead_pid(), state='failed'), None), (dict(system='another'), None),
+                         (dict(system='another', written=1.), 'most likely SIGKILL')):
+        put(folder, **change)
+        found = follow.how_it_died(RunFolder(folder))
+        assert found is None if says is None else says.lower() in found.lower(), (change, found)
+    (folder / 'status.json').write_text('{')
+    assert follow.how_it_died(RunFolder(folder)) is None  # a damaged one is not the topic of the start
