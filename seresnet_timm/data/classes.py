@@ -102,6 +102,11 @@ class _Folder:
     is_end: bool
     identity: Optional[Tuple[int, int]]
 
+    @property
+    def name(self) -> str:
+        """Name of its class."""
+        return self.parts[-1] if self.parts else ''
+
 
 def read_classes(
         folder: Union[str, Path],
@@ -127,42 +132,41 @@ def read_classes(
             walk.visit(str(folder), (), tuple(_identity(p) for p in Path(folder).resolve().parents))
     except (OSError, tarfile.TarError) as e:
         raise UsageError(f'{printable(folder)} cannot be read ({printable(first_line(e))}).')
-    found = {f.parts[-1] if f.parts else '' for f in walk.folders if f.images}
-    indices = read_class_map(class_map, str(folder), found) if class_map else None
+    filled = {f.name for f in walk.folders if f.images}
+    indices = read_class_map(class_map, str(folder), filled) if class_map else None
     own = [f for f in walk.folders if not is_foreign(f.parts, indices or ())]
-    hidden = [f.path for f in walk.folders if f.images and is_foreign(f.parts, indices or ())]
-    folders = [f for f in own if f.images]
     by_name: Dict[str, List[_Folder]] = {}
-    for f in folders:
-        by_name.setdefault(f.parts[-1] if f.parts else '', []).append(f)
+    for f in own:
+        if f.images:
+            by_name.setdefault(f.name, []).append(f)
     keys = _sort_keys(by_name, folder)
     natural = sorted(by_name, key=lambda name: (keys[name], name))
-    used = [f for f in folders if indices is None or (f.parts[-1] if f.parts else '') in indices]
+    sizes = {n: sum(f.images for f in by_name[n]) for n in natural}
+    counts = {n: size for n, size in sizes.items() if indices is None or n in indices}
+    used = [f for f in own if f.images and f.name in counts]
     if files is not None:
         files[None] = walk.paths.get(None, [])
         for f in used:
-            files.setdefault(f.parts[-1] if f.parts else '', []).extend(walk.paths[f.parts])
-    with_images = {f.parts for f in used}
-    counts = {n: sum(f.images for f in by_name[n]) for n in natural}
+            files.setdefault(f.name, []).extend(walk.paths[f.parts])
+    places = {f.parts for f in used}
     return ClassTree(
         folder=Path(folder),
         names=natural if indices is None else by_index(indices),
-        counts={n: c for n, c in counts.items() if indices is None or n in indices},
+        counts=counts,
         class_map=class_map or None,
         empty=sorted(f.path for f in own if not f.images and f.is_end and f.parts),
         stray=sorted(walk.stray),
-        hidden=sorted(hidden),
+        hidden=sorted(f.path for f in walk.folders if f.images and is_foreign(f.parts, indices or ())),
         foreign_files=sorted(walk.foreign_files),
         nested=sorted(f.path for f in used if len(f.parts) > 1),
-        inside=sorted(f.path for f in used if any(f.parts[:i] in with_images for i in range(1, len(f.parts)))),
-        merged={n: sorted(f.path for f in by_name[n]) for n in natural
-                if len(by_name[n]) > 1 and (indices is None or n in indices)},
+        inside=sorted(f.path for f in used if any(f.parts[:i] in places for i in range(1, len(f.parts)))),
+        merged={n: sorted(f.path for f in by_name[n]) for n in counts if len(by_name[n]) > 1},
         ties=[(a, b) for a, b in zip(natural, natural[1:]) if keys[a] == keys[b]],
-        alike=_pairs((looks(n), n) for n in natural if indices is None or n in indices),
+        alike=_pairs((looks(n), n) for n in counts),
         same=_pairs((f.identity, f.path) for f in used if f.identity),
         loops=sorted(walk.loops),
         tars=sorted(walk.tars),
-        unmapped={n: c for n, c in counts.items() if indices is not None and n not in indices},
+        unmapped={n: size for n, size in sizes.items() if n not in counts},
         missing=[str(n) for n in indices or () if n not in by_name],
         identities={f.identity: f.path for f in used if f.identity},
         suffixes=dict(walk.suffixes),

@@ -15,6 +15,7 @@ from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.models import trusted
 from seresnet_timm.models.create import (
     check_model_name,
+    count_not_finite,
     create_from_args,
     create_from_info,
     create_model,
@@ -219,3 +220,11 @@ def test_check_model_name():
     with pytest.raises(UsageError) as e:
         check_model_name('\x1b[2Jresnet18')
     assert '\x1b' not in str(e.value)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values_that_are_not_finite_are_counted(dtype):
+    values = torch.full((5000,), torch.finfo(dtype).max, dtype=dtype)  # of which the sum is infinite
+    assert count_not_finite(values) == 0
+    values[3], values[4], values[5] = float('nan'), float('inf'), float('-inf')
+    assert count_not_finite(values) == 3
