@@ -113,7 +113,7 @@ FAULTS: Dict[str, Fault] = {
         'names it, or use a kernel with pages of 4 KiB', THIS),
     'library_damaged': Fault(
         CAUSE, 'the file {library} is incomplete', ('an installation or copy that broke off, or a full disk',),
-        'free space, and install its package again (`pip install --force-reinstall --no-deps`)', THIS),
+        'free space, and install its package again (pip: --force-reinstall --no-deps)', THIS),
     'wrong_wheel': Fault(
         CAUSE, 'the wheel {library} is not for this Python, architecture or system',
         ('its name says another version of Python (cp310) or another architecture',

@@ -194,8 +194,8 @@ def test_waits_are_consequences_and_limits_are_not():
     ('[W1120 TCPStore.cpp:343] [c10d] TCP client failed to connect/validate to host 192.0.2.1:29511 - retrying (try=0)',
      None),  # as long as rank 0 is not there
     ('torch.OutOfMemoryError: NPU out of memory. Tried to allocate 3.00 GiB. NPU 0 has a total capacity of 60.97 GiB '
-     'of which 200.00 MiB is free. Of the allocated memory 40.00 GiB is allocated by PyTorch, and 19.00 GiB is reserved '
-     'by PyTorch but unallocated.', 'memory_fragmented'),
+     'of which 200.00 MiB is free. Of the allocated memory 40.00 GiB is allocated by PyTorch, and 19.00 GiB is '
+     'reserved by PyTorch but unallocated.', 'memory_fragmented'),
 ))
 def test_fault_of_system_and_services(text, fault):
     first = diagnose_text(text).first
