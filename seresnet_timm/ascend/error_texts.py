@@ -51,6 +51,11 @@ def _module(match: 're.Match[str]') -> Told:
     return 'python_module', {'module': module, 'package': _PACKAGES.get(root, root)}
 
 
+def _import(match: 're.Match[str]') -> Told:
+    module = match['module']
+    return ('cann_python', {'module': module}) if module.partition('.')[0] in _OF_CANN[:7] else None
+
+
 def _symbol(match: 're.Match[str]') -> Told:
     facts = {'library': match['library'].rpartition('/')[2], 'symbol': match['symbol']}
     if re.match(r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|dcmi|dsmi|drv|hal|Adx|Msprof|GE',
@@ -78,13 +83,17 @@ def _memory(match: 're.Match[str]') -> Told:
         ('total', r'([\d.]+ ?\w+) total capacity'), ('total', r'total capacity of ([\d.]+ ?\w+)'),
         ('allocated', r'([\d.]+ ?\w+) already allocated'), ('allocated', r'([\d.]+ ?\w+) is allocated by PyTorch'),
         ('free', r'([\d.]+ ?\w+) free'), ('free', r'of which ([\d.]+ ?\w+) is free'),
-        ('reserved', r'([\d.]+ ?\w+) reserved in total'), ('own', r'this process has ([\d.]+ ?\w+) memory in use'))
+        ('reserved', r'([\d.]+ ?\w+) reserved in total'),
+        ('unused', r'([\d.]+ ?\w+) is reserved by PyTorch but'),
+        ('own', r'this process has ([\d.]+ ?\w+) memory in use'))
     facts = {'kind': match['kind'].upper()}
     for name, pattern in patterns:
         found = re.search(pattern, line)
         if found:
             facts[name] = found[1]
     have = {k: gib(facts[k]) for k in ('total', 'allocated', 'free', 'reserved', 'own', 'size') if k in facts}
+    if 'unused' in facts and 'allocated' in have:
+        have['reserved'] = have['allocated'] + gib(facts.pop('unused'))
     own = have.get('own') or have.get('reserved') or have.get('allocated')
     if own is not None and 'total' in have and 'free' in have:
         others = have['total'] - have['free'] - own
@@ -180,7 +189,12 @@ PATTERNS: Tuple[Pattern, ...] = (
        'environment_half_set'),
     _p(r"No module named '?(?P<module>[\w.]+)'?", _module),
     _p(_LIB + r': (?:undefined symbol|symbol lookup error): (?P<symbol>\w+)', _symbol),
-    _p(r'(?P<library>\S+): cannot allocate memory in static TLS block', 'static_tls'),
+    _p(r'(?P<library>\S+): cannot allocate memory in static TLS block|cannot load any more object with static TLS',
+       'static_tls'),
+    _p(r'(?P<reason>jemalloc)\S*: Unsupported system page size|(?P<library>[^\s:]+): ELF load command \S+ not '
+       '(?:properly|page)[- ]aligned', 'page_size'),
+    _p(_LIB + ': (?:file too short|cannot read file data)', 'library_damaged'),
+    _p(r"cannot import name '?[\w.]+'? from '?(?P<module>[\w.]+)", _import),
     _p(r"module 'torch' has no attribute 'npu'|not linked with support for npu|device type at start of device "
        r"string: npu|Distributed package doesn't have HCCL|Invalid backend: '?hccl",
        'torch_npu_not_loaded'),
@@ -188,7 +202,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r"version `?'?(?P<symbol>(?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)'? not found", 'system_old'),
     _p(r'\[Init\]\[Env\]init env failed|build op model failed', 'compiler_start', 30),
     _p(r"(?i:no space left on device)(?:: '(?P<path>[^']+)')?|Disk quota exceeded", 'disk_full'),
-    _p(r'(?P<library>[^\s:]+): (?:cannot execute binary file|wrong ELF class|invalid ELF header)|[Ee]xec format error',
+    _p(r'(?P<library>[^\s:]+): (?:cannot execute binary file|wrong ELF class|invalid ELF header|ELF file)|'
+       '[Ee]xec format error',
        'wrong_architecture'),
     _p(r'(?P<library>\S+\.whl) is not a supported wheel on this platform', 'wrong_wheel'),
     _p(r'[Ff]ailed to find function (?P<symbol>\w+)|\b(?P<symbol_>aclnn\w+) (?:or \w+ )?not in libopapi', _function),
@@ -307,7 +322,8 @@ HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), 
     (r'Warning: (?:Failed to find function (?P<name>\w+)|Version: is invalid)',
      'only a warning: torch_npu asks for a function {name} that this CANN does not have, and goes on without it'),
     (r'\bW[0-9A-Z]\d{4}(?::|\[|\))', 'only a warning of CANN'),
-    (r'\[W[\d .:]*socket\.cpp.*(?:client socket|errno: 97|cannot be retrieved)',
+    (r'\[W[\d .:]*socket\.cpp.*(?:client socket|errno: 97|cannot be retrieved)|'
+     r'TCP client failed to connect.* - retrying',
      'only a warning of torch: it tries another address, or again'),
 ))
 

@@ -77,9 +77,10 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, 'libraries do not belong together: {library} looks for {symbol}, which none has', (),
         'install versions that belong together', THIS),
     'static_tls': Fault(
-        CAUSE, '{library} was loaded too late: no thread-local memory was left for it (aarch64)',
+        CAUSE, 'a library[ ({library})] was loaded too late: no thread-local memory was left for it (aarch64)',
         ('another package was imported before torch',),
-        'set LD_PRELOAD={library} with its full path as in the text, or import torch first', THIS),
+        '[set LD_PRELOAD={library} with its full path as in the text, or ]import torch before all other packages',
+        THIS),
     'system_old': Fault(
         CAUSE, 'the operating system is older than this package needs: {symbol} is missing', (),
         'use a newer system or container, or an older version of the package', THIS),
@@ -105,6 +106,14 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, '[{library} ]is of another processor architecture than this machine',
         ('a package of x86_64 on aarch64, or the other way round', 'an image of the other architecture'),
         'install the packages and images for this machine (`uname -m`)', THIS),
+    'page_size': Fault(
+        CAUSE, '[{library}, ]a library[ ({reason})] was not built for the page size of this kernel',
+        ('kernels of openEuler and CentOS on aarch64 may have pages of 64 KiB (`getconf PAGESIZE`)',),
+        'install a build of it for such pages (wheels with manylinux in their name are), unset an LD_PRELOAD that '
+        'names it, or use a kernel with pages of 4 KiB', THIS),
+    'library_damaged': Fault(
+        CAUSE, 'the file {library} is incomplete', ('an installation or copy that broke off, or a full disk',),
+        'free space, and install its package again (pip: --force-reinstall --no-deps)', THIS),
     'wrong_wheel': Fault(
         CAUSE, 'the wheel {library} is not for this Python, architecture or system',
         ('its name says another version of Python (cp310) or another architecture',

@@ -14,7 +14,7 @@ _WAIT_WORDS = re.compile(r'lost contact|has not finished a step|have not finishe
 
 
 def _signal(match: 're.Match[str]') -> Told:
-    number = int(match['number'])
+    number = int(groups(match)['number'])
     if match['shell']:  # a shell or container adds 128
         number -= 128
     if number == 6:  # a watchdog ends its process so
@@ -58,7 +58,8 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p('Cannot assign requested address', 'address_of_another', 54),
     _p(r'Timed out after (?P<seconds>\d+) seconds waiting for clients\. (?P<joined>\d+/\d+) clients joined',
        'rendezvous', 60),
-    _p(rf'client socket has (?:timed out|failed to connect).*? to (?:any network address of )?{_ADDRESS}', 'rendezvous',
+    _p(rf'(?:client socket has (?:timed out|failed to connect)|TCP client failed to connect(?!.* - retrying)).*? to '
+       rf'(?:any network address of |host )?{_ADDRESS}', 'rendezvous',
        60),
     _p(r'\bRendezvous(?:Timeout|Connection)Error\b', 'rendezvous', 42),
     _p(r"Failed to resolve '(?P<address>[^']+)'|(?:gai error: -\d+ - |\[Errno -\d\] )?(?:Name or service not known|"
@@ -84,7 +85,9 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        r'expects same model across all ranks', 'different_arguments', 60),
     _p('No backend type associated with device type cpu', 'cpu_tensor', 60),
     # devices of the host
-    _p(rf"Permission denied: '?{_NODE}|{_NODE.replace('path', 'path_')}.{{0,60}}(?:[Pp]ermission denied|"
+    _p(r'(?P<path>\S*npu-smi): [Pp]ermission denied', 'permission'),
+    _p(rf"(?:[Pp]ermission denied|[Oo]peration not permitted)\W{{1,4}}{_NODE}|"
+       rf"{_NODE.replace('path', 'path_')}.{{0,60}}(?:[Pp]ermission denied|"
        r'errno[ (=:]*13\b|[Oo]peration not permitted|EACCES)', 'permission'),
     _p(rf"No such file or directory: '?{_NODE}|{_NODE.replace('path', 'path_')}.{{0,60}}(?:[Nn]o such (?:file|device)|"
        r'errno[ (=:]*2\b)', 'device_nodes'),
@@ -93,7 +96,9 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     # limits of the host
     _p("DefaultCPUAllocator: can't allocate memory|Out of memory: Kill(?:ed)? process (?P<pid>\\d+)|"
        r'oom[-_]kill(?::|\W{0,5}event)|'
-       r'\[Errno 12\] Cannot allocate memory|\bOOMKilled\b|Memory cgroup out of memory|^\s*(?:\w+\.)*_?(?:Array)?'
+       r'\[Errno 12\] Cannot allocate memory|\bOOMKilled\b|Memory cgroup out of memory|by the OOM killer|'
+       r"with result 'oom-kill'|[Ee]xceeded (?:job |step )?memory limit|"
+       r'^\s*(?:\w+\.)*_?(?:Array)?'
        r'MemoryError(?::|\s*$)', 'memory_host'),
     _p(r'DataLoader worker .*killed by signal: Bus error|insufficient shared memory|unable to write to file </torch_|'
        r'[Ss]hared memory.{0,20}\bnot enough|'
@@ -112,11 +117,13 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'execve\(\): (?P<path>\S+): No such file|\b(?P<path_>torchrun|python\d?|seresnet-timm|accelerate): '
        r'(?:command )?not found', 'program_missing', 40),
     # schedulers and containers
-    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO TIME LIMIT', 'time_limit', 90),
+    _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO TIME LIMIT|service reached '
+       r"runtime time limit|Failed with result 'timeout'", 'time_limit', 90),
     _p(r'CANCELLED AT \S+ DUE TO NODE FAIL|srun: error: Node failure on (?P<node>\S+)', 'node_lost', 90),
     _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO (?P<reason>\w[\w ]*)', 'job_ended', 80),
     _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ \*', 'step_ended', 10),
-    _p(r'(?:srun|sbatch|salloc): error: (?P<reason>(?:Unable to allocate resources|Batch job submission failed): .+)|'
+    _p(r'(?:srun|sbatch|salloc): error: (?P<reason>(?:Unable to allocate resources|Batch job submission failed|'
+       r'Job submit/allocate failed): .+)|'
        r'FailedScheduling\b.*?(?P<reason_>\d+/\d+ nodes are (?:un)?available:.+?)(?:\. |\.?$)|'
        r'FailedScheduling\b.*?\bvolcano +(?P<reason__>.+?)\.?$|(?P<reason___>pod group is not ready.+?)\.?$|'
        r'(?P<reason_____>\bInsufficient [\w-]+\.com/[\w-]+)|'
@@ -132,14 +139,16 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        r'error running prestart hook', 'container_start', 70),
     _p(r'(?:MountVolume\.\w+ failed for volume|Unable to attach or mount volumes:.*?\bunmounted volumes=)[ \[]*'
        r'"?(?P<path>[\w.-]+)', 'volume', 70),
-    _p(r'MoxFileNotExistsException|OBSException|obsClient\.\w+.*\b40[34]\b|ERROR:root:\s*stat:40[34]',
+    _p(r'MoxFileNotExistsException|OBSException|obsClient\.\w+.*\b40[34]\b|ERROR:root:\s*stat:40[34]|'
+       r'\bobs://\S+ (?:is |does )?not (?:exist|found)',
        'object_storage', 60),
     # processes that end
     _p(r'srun: error: \S+: tasks? (?P<remote>\d+)\S*: (?P<signal>Killed|Segmentation fault|Bus error|Illegal '
        r'instruction)', 'killed', 61),
     _p(r'srun: error: \S+: tasks? \S+: Out Of Memory', 'memory_host'),
     _p(r'(?:exitcode\s*|non-zero code): (?P<shell>)-(?P<number>\d+)', _signal, 60),
-    _p(r'(?P<shell>)Signal (?P<number>\d+) \(SIG\w+\) received by PID', _signal, 60),
+    _p(r'(?P<shell>)(?:Signal (?P<number>\d+) \(SIG\w+\) received by PID|code=(?:killed|dumped), '
+       r'status=(?P<number_>\d+)/)', _signal, 60),
     _p(r'(?P<shell>(?:[Ee]xit(?:ed with)?[ -]?(?:[Cc]ode|status)|ExitCode|ExitStatus)[":= ]+)(?P<number>1[34]\d)\b',
        _signal, 44),
     _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),

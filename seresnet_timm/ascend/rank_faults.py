@@ -167,7 +167,8 @@ RANK_FAULTS: Dict[str, Fault] = {
     'time_limit': Fault(
         CAUSE, 'the job[ {job}] has reached the time limit of the scheduler', (
             'the limit is shorter than the run', 'the run made no more steps'),
-        'start it again with --resume auto and a longer limit (Slurm: --time); see whether steps went on until then',
+        'start it again with --resume auto and a longer limit (Slurm: --time, systemd: RuntimeMaxSec); see '
+        'whether steps went on until then',
         'the log of rank 0'),
     'job_ended': Fault(
         CAUSE, 'the scheduler ended the job[ {job}][: {reason}]', ('a job of higher priority needed the machine',),

@@ -169,3 +169,35 @@ def test_waits_are_consequences_and_limits_are_not():
         assert not is_consequence(TEXTS[name][0])
     assert explain(TEXTS['name'][0], 'npu:0') is None  # of the Hub, of a data set
     assert 'ulimit -n' in explain(TEXTS['files'][0], 'npu:0')
+
+
+@pytest.mark.parametrize('text, fault', (
+    ('OSError: dlopen: cannot load any more object with static TLS', 'static_tls'),
+    ('<jemalloc>: Unsupported system page size\nterminate called after throwing an instance of x', 'page_size'),
+    ('ImportError: libx.so: ELF load command alignment not page-aligned', 'page_size'),
+    ('ImportError: /v/libtorch_npu.so: file too short', 'library_damaged'),
+    ("OSError: /v/libx.so: ELF file's phentsize not the expected size", 'wrong_architecture'),
+    ("ImportError: cannot import name 'x' from 'te' (unknown location)", 'cann_python'),
+    ("ImportError: cannot import name 'x' from 'shop'", 'python'),
+    ('bash: /usr/local/bin/npu-smi: 权限不够', 'permission'),
+    ('[ERROR] TSD(12,python):2026-01-02-03:04:05.678.901 open device failed, Operation not permitted /dev/davinci0',
+     'permission'),
+    ("systemd[1]: t.service: Main process exited, code=killed, status=9/KILL\n"
+     "systemd[1]: t.service: Failed with result 'oom-kill'.", 'memory_host'),
+    ('systemd[1]: t.service: Main process exited, code=dumped, status=11/SEGV', 'killed'),
+    ("systemd[1]: t.service: Failed with result 'timeout'.", 'time_limit'),
+    ('slurmstepd: error: Job 47 exceeded memory limit (26 > 25), being killed', 'memory_host'),
+    ('salloc: error: Job submit/allocate failed: Requested node configuration is not available', 'not_scheduled'),
+    ('[ModelArts Service Log][init] obs path obs://bucket/code/ not exist', 'object_storage'),
+    ('[E1120 TCPStore.cpp:343] [c10d] TCP client failed to connect/validate to host 192.0.2.1:29511 - timed out (try=9',
+     'rendezvous'),
+    ('[W1120 TCPStore.cpp:343] [c10d] TCP client failed to connect/validate to host 192.0.2.1:29511 - retrying (try=0)',
+     None),  # as long as rank 0 is not there
+    ('torch.OutOfMemoryError: NPU out of memory. Tried to allocate 3.00 GiB. NPU 0 has a total capacity of 60.97 GiB '
+     'of which 200.00 MiB is free. Of the allocated memory 40.00 GiB is allocated by PyTorch, and 19.00 GiB is '
+     'reserved by PyTorch but unallocated.', 'memory_fragmented'),
+))
+def test_fault_of_system_and_services(text, fault):
+    first = diagnose_text(text).first
+    assert (first and first.fault) == fault
+    assert first is None or '{' not in first.what + first.remedy and '?' not in first.what
