@@ -55,6 +55,7 @@ class Agreement:
         self._store = _store() if world_size > 1 else None
         if self._store is not None:
             self._store.set(f'process/{rank}', f'{this_system()} {os.getpid()}')
+        self._pids: Dict[int, Optional[int]] = {}  # of ranks whose process is known; None on another machine
         self.halt = Halt(signals, PrefixStore('halt', _store()), device, rank, world_size) if world_size > 1 else None
         signals.is_alone = self.halt is None
         self._updates = self._round = self._votes = self._gathered = self._shared = 0
@@ -214,23 +215,28 @@ class Agreement:
         Raises:
             RunError: One that may have to write it has ended.
         """
-        for look in range(1, TIMEOUT + 1):  # a time in which the job is suspended does not count
+        why = f'they did not come within {TIMEOUT} s'
+        for _ in range(int(TIMEOUT / LOOK)):  # a time in which the job is suspended does not count
             with suppress(DistStoreError):  # not yet
                 return self._store.wait([key], timedelta(seconds=LOOK))
             ended = [rank for rank in range(self.world_size) if self._has_ended(rank)]
             if self._store.check([key]):
                 return
-            if ended or LOOK * look >= TIMEOUT:
-                why = f'rank {ended[0]} has ended' if ended else f'they did not come within {TIMEOUT} s'
-                raise RunError(f'Rank {self.rank} lost contact with the other ranks: {why}.')
+            if ended:
+                why = f'rank {ended[0]} has ended'
+                break
+        raise RunError(f'Rank {self.rank} lost contact with the other ranks: {why}.')
 
     def _has_ended(self, rank: int) -> bool:
         """Whether a rank is a process of this machine that has ended."""
-        key = f'process/{rank}'
-        if not self._store.check([key]):
-            return False
-        system, _, pid = self._store.get(key).decode().rpartition(' ')
-        return system == this_system() and not process_status(int(pid))
+        if rank not in self._pids:  # asked for once: many ranks share the store
+            key = f'process/{rank}'
+            if not self._store.check([key]):
+                return False
+            system, _, pid = self._store.get(key).decode().rpartition(' ')
+            self._pids[rank] = int(pid) if system == this_system() else None
+        pid = self._pids[rank]
+        return pid is not None and not process_status(pid)
 
     def _request(self, is_due: bool) -> str:
         received = self._signals.received
