@@ -5,7 +5,7 @@ import torch
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.errors import printable
-from seresnet_timm.models.create import count_not_finite
+from seresnet_timm.models.create import not_finite
 from seresnet_timm.runs.settings import num_epochs
 
 # entries of a parameter group that do not tell which optimizer it is
@@ -95,9 +95,7 @@ def _sizes(sizes: List[int]) -> str:
 
 def _state_not_finite(state: Any) -> bool:
     entries = state.get('state') if isinstance(state, dict) else None
-    tensors = [v for entry in (entries or {}).values() if isinstance(entry, dict) for v in entry.values()
-               if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    return any(map(count_not_finite, tensors))
+    return any(not_finite(entry) for entry in (entries or {}).values() if isinstance(entry, dict))
 
 
 def notes(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.Optimizer]) -> Iterator[str]:

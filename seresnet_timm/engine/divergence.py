@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Optional
 import torch.nn as nn
 
 from seresnet_timm.errors import RunError
+from seresnet_timm.models.create import not_finite
 from seresnet_timm.runs.record import RunRecord
 
 
@@ -42,7 +43,7 @@ def refuse_infinite_weights(
 
 
 def has_finite_weights(module: nn.Module) -> bool:
-    return all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
+    return not not_finite(module.state_dict())
 
 
 def refuse_infinite_result(record: Optional[RunRecord], results: List[Dict[str, Any]]) -> None:

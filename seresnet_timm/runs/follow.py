@@ -18,7 +18,7 @@ from seresnet_timm.files import is_locked
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
 from seresnet_timm.runs.show import RunBar, duration, has_color, is_terminal, left, metrics, painted
-from seresnet_timm.runs.status import Status, read_status, this_system
+from seresnet_timm.runs.status import Status, read_status
 
 SILENCE = 120.  # seconds without a sign of life; files of network folders may be seen a minute late
 LOST = 600.  # seconds after which a run of another machine is given up
@@ -78,12 +78,11 @@ class Follower:
         view = View(status.state, '', status, False, describe_faults(record, status), self._age(status))
         if status.is_final:
             return self._final(view, status)
-        is_here = bool(status.system) and status.system == this_system()
-        if is_here and not lives(status):
-            if self._may_restart(status, is_here):
+        if status.is_here and not lives(status):
+            if self._may_restart(status):
                 return replace(view, state='restarting', text='A process has ended; the launcher starts it again.')
             return replace(view, state='died', is_over=True, text=describe_death(status))
-        if not is_here and view.age > SILENCE:
+        if not status.is_here and view.age > SILENCE:
             text = (f'No update from {printable(status.host)} for {duration(view.age)}: the run has ended, or its '
                     'machine or this folder cannot be reached.')
             return replace(view, state='silent', text=text, is_over=view.age > LOST)
@@ -100,17 +99,16 @@ class Follower:
         return now - self._seen
 
     def _final(self, view: View, status: Status) -> View:
-        is_here = bool(status.system) and status.system == this_system()
         why = f': {printable(status.text)}' if status.text else ''
-        if status.state == 'failed' and self._may_restart(status, is_here):
+        if status.state == 'failed' and self._may_restart(status):
             return replace(view, state='restarting', text=f'A process failed{why}. It is started again.')
         how = 'failed' if status.state == 'failed' else 'been stopped'
         return replace(view, is_over=True, text=f'The run has {how}{why}')
 
-    def _may_restart(self, status: Status, is_here: bool) -> bool:
+    def _may_restart(self, status: Status) -> bool:
         if status.restarts >= status.max_restarts:
             return False
-        if is_here and status.launcher is not None:
+        if status.is_here and status.launcher is not None:
             return psutil.pid_exists(status.launcher)
         return time.monotonic() - self._seen < SILENCE
 
@@ -162,8 +160,7 @@ def how_it_died(folder: RunFolder) -> Optional[str]:
         status = read_status(folder.status)
         if status is None or status.is_final or is_locked(folder.lock):
             return None
-        is_here = bool(status.system) and status.system == this_system()
-        may_live = lives(status) if is_here else time.time() - status.written < SILENCE
+        may_live = lives(status) if status.is_here else time.time() - status.written < SILENCE
         return None if may_live else describe_death(status)
     return None
 

@@ -114,6 +114,11 @@ class Status:
     def is_final(self) -> bool:
         return self.state in FINAL
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its processes are of this system, where they can be looked up."""
+        return bool(self.system) and self.system == this_system()
+
 
 def this_system() -> str:
     """What tells machines, their boots and their containers apart: processes of the same have one numbering."""
@@ -219,7 +224,7 @@ def _set_final(settings: RunSettings, state: str, text: Optional[str]) -> None:
     path = RunFolder(settings.output).status
     with suppress(OSError, UsageError):
         status = read_status(path)
-        if status is not None and status.pid == os.getpid() and status.system == this_system():
+        if status is not None and status.pid == os.getpid() and status.is_here:
             if state == 'finished':
                 path.unlink()
                 return
