@@ -235,7 +235,7 @@ def run(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, pass_: Pa
                 output = model(images)
             if settings.backward:
                 (_loss(output, targets) * pass_.scale).backward()
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as e:
+        except (RuntimeError, TypeError, ValueError, IndexError) as e:
             if isinstance(e, torch.OutOfMemoryError):
                 raise
             where = f'{stack[-1][0] or "the network"} fails' if stack else 'the backward pass fails'

@@ -78,7 +78,7 @@ def capture(model: nn.Module, images: torch.Tensor, context: Any, logger: loggin
             getattr(getattr(torch, kind), NEEDED)(model, (images,))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
+    except (RuntimeError, AssertionError) as e:
         model.__dict__.pop('forward', None)
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         logger.warning(f'--graph: the step could not be captured ({reason}): its kernels are started one by one.')
