@@ -16,9 +16,10 @@ _CANN = ('libhccl', 'libascend', 'libacl', 'libge_', 'libgraph', 'libruntime', '
          'libopapi', 'libc_sec', 'liberror_manager', 'libmsprof', 'libmmpa', 'libregister', 'libexe_graph', 'libtsd',
          'libunified_dlog', 'libhccp', 'libop_compile', 'liblowering', 'libhcom', 'libalog', 'libatb', 'libcann')
 _CUDA = ('libcu', 'libnv', 'libnccl', 'libtorch_cuda', 'libc10_cuda')
-# modules that CANN's own Python packages need, as E8 of its guide lists them
-_OF_CANN = ('tbe', 'te', 'te_fusion', 'impl', 'topi', 'opc_tool', 'auto_tune', 'numpy', 'decorator', 'sympy', 'cffi',
-            'google', 'attr', 'attrs', 'yaml', 'scipy', 'psutil', 'absl', 'tornado', 'ml_dtypes', 'cloudpickle')
+_CANNS_OWN = ('tbe', 'te', 'te_fusion', 'impl', 'topi', 'opc_tool', 'auto_tune')
+# and modules that CANN's own Python packages need, as E8 of its guide lists them
+_OF_CANN = (*_CANNS_OWN, 'numpy', 'decorator', 'sympy', 'cffi', 'google', 'attr', 'attrs', 'yaml', 'scipy', 'psutil',
+            'absl', 'tornado', 'ml_dtypes', 'cloudpickle')
 _PACKAGES = {'attr': 'attrs', 'yaml': 'pyyaml', 'absl': 'absl-py', 'google': 'protobuf', 'PIL': 'pillow', 'cv2':
              'opencv-python', 'sklearn': 'scikit-learn'}
 
@@ -53,7 +54,7 @@ def _module(match: 're.Match[str]') -> Told:
 
 def _import(match: 're.Match[str]') -> Told:
     module = match['module']
-    return ('cann_python', {'module': module}) if module.partition('.')[0] in _OF_CANN[:7] else None
+    return ('cann_python', {'module': module}) if module.partition('.')[0] in _CANNS_OWN else None
 
 
 def _symbol(match: 're.Match[str]') -> Told:

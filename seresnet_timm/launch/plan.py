@@ -395,9 +395,12 @@ def resolve_resume(sources: Sources, output: str) -> str:
     """What `--resume auto` means: the newest valid checkpoint in the folder of the run; '' if there is none."""
     from seresnet_timm.launch.newest import newest_checkpoint
     from seresnet_timm.runs.follow import how_it_died
-    checkpoint, notes = newest_checkpoint(RunFolder(output))
-    death = how_it_died(RunFolder(output))
-    sources.notes += [*notes, *([f'The run before: {death}'] if death else [])]
+    folder = RunFolder(output)
+    checkpoint, notes = newest_checkpoint(folder)
+    sources.notes += notes
+    death = how_it_died(folder)
+    if death:
+        sources.notes.append(f'The run before: {death}')
     sources.reasons['resume'] = 'auto'
     if checkpoint is None:
         sources.notes.append(f'--resume auto: {output} has no checkpoint to go on from; the run starts anew.')
