@@ -25,6 +25,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -38,6 +39,7 @@ from chaos_faults import Faults, do_faults, faults_of_one_machine
 from chaos_nodes import node_faults
 from chaos_runs import RANDOM, Run, result_of, write_data
 
+from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
 
 NAMESPACE = 'SERESNET_TIMM_CHAOS_NAMESPACE'  # set in the processes that may mount
@@ -95,12 +97,24 @@ class Kills:
         self._is_over = False
         self._lock = threading.Lock()
 
-    def do(self, kills: int, jobs: int) -> None:
-        """Kill about this many times, in this number of runs at a time. SIGTERM and SIGINT end it with its table."""
+    def do(self, kills: int, jobs: int, only: Optional[str] = None) -> None:
+        """Kill about this many times, in this number of runs at a time. SIGTERM and SIGINT end it with its table.
+
+        Args:
+            kills: Number of kills, of all configurations together.
+            jobs: Number of runs at a time.
+            only: Pattern of the configurations' names; None for all.
+
+        Raises:
+            UsageError: No configuration has such a name.
+        """
         has_script = bool(os.environ.get('TIMM_SCRIPTS'))
         if not has_script:
             print("TIMM_SCRIPTS names no script of timm's: its configurations are left out.")
-        chosen = [name for name, c in CONFIGURATIONS.items() if has_script or not c.is_timms]
+        chosen = [name for name, c in CONFIGURATIONS.items()
+                  if (has_script or not c.is_timms) and fnmatch(name, only or '*')]
+        if not chosen:
+            raise UsageError(f'--only {only} is no configuration of: {"; ".join(CONFIGURATIONS)}.')
         runs = -(-kills // 2 // len(chosen))  # of each configuration
         self._left = runs * len(chosen)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -236,7 +250,7 @@ def main() -> None:
     parser.add_argument('--at-save', action='store_true', help='kill while a checkpoint is being written')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of the instants: 0')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time that are killed: 1')
-    parser.add_argument('--only', metavar='FAULT', help='one fault, or a pattern of names: nodes.*')
+    parser.add_argument('--only', metavar='NAME', help='one fault or configuration, or a pattern of names: nodes.*')
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
     args = parser.parse_args()
     measure.check_json(args.json)
@@ -250,7 +264,7 @@ def main() -> None:
         data = Path(tmp) / 'digits'
         write_data(data)
         if args.what == 'kills':
-            Kills(data, Path(tmp), args.at_save, args.seed, report, args.json).do(args.kills, args.jobs)
+            Kills(data, Path(tmp), args.at_save, args.seed, report, args.json).do(args.kills, args.jobs, args.only)
             is_right = all(row['same'] == row['runs'] for row in report.get('rows', ()))
         else:
             faults = Faults(data, Path(tmp))
