@@ -142,9 +142,19 @@ class Tuning:
     skipped: List[str] = field(default_factory=list)
     process: TrialProcess = field(default_factory=TrialProcess)
 
-    def measure(self, option: str, value: str, candidate: Candidate, what: str = 'step') -> Optional[Result]:
-        kind = what, self.process.starts_for(candidate.settings, candidate.environ)
+    def measure(
+            self,
+            option: str,
+            value: str,
+            candidate: Candidate,
+            what: str = 'step',
+            is_needed: bool = False,
+    ) -> Optional[Result]:
+        """Measure a candidate; None if there is no time, unless it `is_needed`."""
+        kind = what, self.process.starts_for(candidate.settings, candidate.environ), candidate.settings.graph
         seconds = self.clock.next_seconds(kind)
+        if seconds is None and is_needed:
+            seconds = SHORTEST
         if seconds is None:
             self.skipped.append(f'{option} {value}')
             return None
@@ -162,7 +172,8 @@ class Tuning:
         if result is None or not result.is_faster_than(self.base):
             return
         self.clock.left += 1
-        again = self.measure('  without it, again', '', self.best)  # the machine may have become faster since
+        # the machine may have become faster since; without this one the measurement before would be for nothing
+        again = self.measure('  without it, again', '', self.best, is_needed=True)
         if again is None or again.error:
             return
         if not self.changes:

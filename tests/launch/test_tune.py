@@ -139,6 +139,18 @@ def test_what_is_taken(rates, again, taken, monkeypatch):
         assert tuning.planned.rates == again and tuning.base.rates == (rates if taken else again)
 
 
+def test_what_is_faster_is_compared_though_the_time_is_up(monkeypatch):
+    tuning = Tuning(Candidate(settings()), Clock(60, 3), (), base=Result('as planned', '', (100, 101, 102)))
+
+    def run_trial(option, value, *_):
+        tuning.clock.end = 0
+        return Result(option, value, (100, 101, 102) if 'again' in option else (110, 111, 112))
+    monkeypatch.setattr(tune, 'run_trial', run_trial)
+    for value in ('off', 'on'):
+        tuning.try_step('--lean-se', value, tuning.best.with_settings(lean_se=value), 'lean_se', value)
+    assert tuning.changes == {'lean_se': 'off'} and tuning.skipped == ['--lean-se on']
+
+
 @pytest.mark.parametrize('loaded, taken', (
     ({0: 50, 1: 90, 2: 130, 4: 260}, 2), ({0: 50, 1: 90, 2: 100, 4: 110}, 4), ({0: 200, 1: 90, 2: 150, 4: 100}, 2),
     ({0: 9000, 1: 125, 2: 150}, 0), ({0: 3000}, 2), ({0: 3000, 1: 130}, 1)))
