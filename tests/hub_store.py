@@ -31,7 +31,7 @@ class Fault:
     code: str = ''
     message: str = ''
     headers: Dict[str, str] = field(default_factory=dict)
-    seconds: float = 30.
+    seconds: float = 120.
     after: int = 0
     hits: int = 0
 

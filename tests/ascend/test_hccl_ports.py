@@ -5,13 +5,11 @@ import socket
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from ports import kept
 
 from seresnet_timm.ascend import hccl_ports
 from seresnet_timm.ascend.hccl import Machine, inspect
 from seresnet_timm.ascend.hccl_ports import BASE, HOST, NPU, Wish
-
-# the tests use the same ports
-pytestmark = pytest.mark.xdist_group('hccl_ports')
 
 FIRST_910 = Machine(True, (8, 3))
 A2 = Machine(False, (8, 3))
@@ -20,8 +18,14 @@ UNKNOWN = Machine()
 LOOPBACK = Wish(2, address='127.0.0.1')
 
 
+@pytest.fixture(scope='module')
+def three_blocks():
+    with kept(23008, 96):
+        yield
+
+
 @pytest.fixture(autouse=True)
-def own_candidates(monkeypatch):
+def own_candidates(three_blocks, monkeypatch):
     """Ports that no other test uses; the first stands for HCCL's default."""
     monkeypatch.setattr(hccl_ports, 'HCCL_BASE_PORT', 23008)
     monkeypatch.setattr(hccl_ports, 'CANDIDATES', (23008, 23040, 23072))

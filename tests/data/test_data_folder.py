@@ -146,12 +146,12 @@ def test_waiting_is_a_sign_of_life(tmp_path, monkeypatch):
         monkeypatch.setattr(heartbeat._Writer, 'offset', heartbeat.RECORD.size)
         for rank in range(2):
             heartbeat.STEPS.pack_into(memory, heartbeat.RECORD.size * rank, os.getpid(), 7)
-        with Watch(file, 0.5, lambda *found: ended.append(found)):
+        with Watch(file, 1., lambda *found: ended.append(found)):
             with pytest.raises(DataFolderGone):
-                DataFolder(1.2).read(fail, str(tmp_path / 'gone'))
+                DataFolder(2.2).read(fail, str(tmp_path / 'gone'))
             assert not ended
             monkeypatch.setattr(watch, 'WAITING', 0.1)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not ended and time.monotonic() < deadline:
                 time.sleep(0.05)
         assert ended

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_cli, run_here
+from ports import free_ports
 
 from seresnet_timm.ascend import hccl_network, installation
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
@@ -199,10 +200,10 @@ def test_files_of_a_server(tmp_path):
                      'echo "| 0 | 0000:C1:00.0 | 0 |"\n'})
     (tool / 'bin' / 'npu-smi').chmod(0o755)
     path = site(tmp_path, SMALL_TORCH_NPU)
+    base = free_ports(32)
     with socket.socket() as s:
-        s.bind(('', 0))
+        s.bind(('', base + 3))
         s.listen()
-        base = s.getsockname()[1] - 3
         report = examine(
             root, PYTHONPATH=path, PATH=f'{tmp_path / "bin"}{os.pathsep}{os.environ["PATH"]}', HCCL_IF_IP='203.0.113.9',
             HCCL_IF_BASE_PORT=base)

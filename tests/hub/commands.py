@@ -113,7 +113,7 @@ def logits_of(path: Path, **kwargs) -> torch.Tensor:
     return logits(model)
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline

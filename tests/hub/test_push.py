@@ -212,7 +212,7 @@ def test_namespace_of_others(hub, client, checkpoint):
 
 
 def test_killed_while_uploading(hub, client, checkpoint):
-    hub.faults.append(Fault('PUT', 'trickle', times=1, seconds=30))
+    hub.faults.append(Fault('PUT', 'trickle', times=1))
     pid = client.start('push', checkpoint, 'me/x', *FLAGS)
     wait_for(lambda: any(r.startswith('PUT') for r in hub.requests))
     os.kill(pid, signal.SIGKILL)

@@ -4,16 +4,11 @@ import socket
 
 import pytest
 from conftest import run_cli, run_here, train_flags
+from ports import free_ports
 
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch import cluster, handover, waiting
 from seresnet_timm.launch.parse import typed_rdzv_timeout
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def test_plain_shell():
@@ -129,7 +124,7 @@ def test_shell_of_a_step_without_a_terminal(monkeypatch):
 
 def test_torchrun_that_has_ended():
     """Its variables are still exported, e.g. in a shell or a notebook that a rank has started."""
-    port = free_port()
+    port = free_ports()
     env = {**BY_HAND, 'RANK': '1', 'LOCAL_RANK': '1', 'TORCHELASTIC_RUN_ID': 'none',
            'TORCHELASTIC_USE_AGENT_STORE': 'True', 'MASTER_PORT': str(port)}
     with pytest.raises(UsageError, match=f'no torchrun answers at 127.0.0.1:{port}: give --nproc 1 to train alone, or '
@@ -168,7 +163,7 @@ def test_a_step_on_some_nodes_of_the_job():
 @pytest.mark.parametrize('rank, starter', (
     (0, 'srun'), (2, 'by hand'), *(pytest.param(*v, marks=pytest.mark.slow) for v in ((2, 'srun'), (0, 'by hand')))))
 def test_a_rank_says_for_whom_it_waits_and_ends(few_digits, tmp_path, rank, starter):
-    port = free_port()
+    port = free_ports()
     sentence = 'Rank 0 cannot be reached at' if rank else 'Ranks 1, 2 of 3 did not come to'
     env = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     env |= {**STEP, 'SLURM_STEP_NUM_TASKS': '3', 'SLURM_PROCID': str(rank), 'SLURM_LOCALID': str(rank)} if (
@@ -191,7 +186,7 @@ def test_one_process_in_a_step_of_eight_tasks(few_digits, tmp_path):
 
 @pytest.mark.preloaded
 def test_a_node_says_for_whom_it_waits(few_digits, tmp_path):
-    flags = ('--nproc', 1, '--nnodes', 3, '--master-addr', '127.0.0.1', '--master-port', free_port())
+    flags = ('--nproc', 1, '--nnodes', 3, '--master-addr', '127.0.0.1', '--master-port', free_ports())
     result = run_cli(*train_flags(few_digits, tmp_path, *flags, '--rdzv-timeout', 3), timeout=60)
     assert result.returncode == 1 and 'Not all of the 3 nodes came' in result.stderr
     assert 'Waiting for nodes 1, 2 to come to 127.0.0.1:' in result.stderr

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from ports import free_ports
 
 from seresnet_timm.ascend import hccl_network
 from seresnet_timm.errors import UsageError
@@ -45,10 +46,10 @@ def test_the_nearest_network_wins(monkeypatch):
 
 
 def test_port_in_use():
+    port = free_ports()
     with socket.socket() as s:
-        s.bind(('', 0))
+        s.bind(('', port))
         s.listen()
-        port = s.getsockname()[1]
         with pytest.raises(UsageError, match=f'Port {port} cannot be used .* --master-port'):
             network.check_port(port)
     network.check_port(port)

@@ -1,6 +1,5 @@
 """Every recipe on NPUs: the losses of the CPU, over HCCL, on 1, 2 and 8 of them."""
 import json
-import socket
 import subprocess
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import ascend_emulator
 import preloaded
 import pytest
 from conftest import ROOT, run_cli
+from ports import free_ports
 from recipe_runs import (
     NEW_PRESETS,
     SCRIPTS,
@@ -142,9 +142,7 @@ def test_train_multinode_on_two_machines(few_digits, tmp_path):
     address = next((a for a in hccl_network.addresses().values() if not a.startswith('127.')), None)
     if address is None:
         pytest.skip('this machine has only a loopback interface, which is refused for several nodes')
-    with socket.socket() as s:
-        s.bind((address, 0))
-        port = s.getsockname()[1]
+    port = free_ports()
     command = [
         'bash', str(ROOT / 'recipes' / 'train_multinode.sh'), f'--data_path={few_digits}', *map(str, SMALL), *FLOAT32,
         '--batch_size=32', '--train_epochs', '1', '--nnodes=2', '--nproc', '1', f'--local_addr={address}',

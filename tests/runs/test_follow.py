@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 
 import psutil
 import pytest
@@ -115,19 +116,24 @@ def test_a_run_without_a_status(folder):
     assert result.returncode == 1 and 'nothing more is known' in result.stdout
 
 
-def test_lines_until_the_end(folder, capsys):
+def test_lines_until_the_end(folder, tmp_path):
     """A line for every change, without a terminal."""
+    printed = tmp_path / 'printed'
+    printed.touch()
+
     def train():
-        for update in (50, 60, 70):
-            time.sleep(0.3)
+        for update in (40, 50, 60, 70):
             put(folder, update=update)
-        time.sleep(0.3)
+            deadline = time.monotonic() + 60
+            while f', step {update}' not in printed.read_text() and time.monotonic() < deadline:
+                time.sleep(0.02)
         finish(folder)
     thread = threading.Thread(target=train)
-    thread.start()
-    code = follow.watch(folder, interval=0.05)
+    with open(printed, 'w') as f, redirect_stdout(f):
+        thread.start()
+        code = follow.watch(folder, interval=0.05)
     thread.join()
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed.read_text().splitlines()
     steps = [line.partition(', step ')[2][:2] for line in lines if line.startswith('training')]
     assert code == 0 and steps == ['40', '50', '60', '70'] and lines[-1].startswith('Finished')
 
@@ -164,7 +170,7 @@ def test_status_is_written_while_the_training_waits(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     with StatusFile(folder, Status(state='training')):
         first = read_status(folder.status).beat
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while read_status(folder.status).beat < first + 3:
             assert time.monotonic() < deadline
             time.sleep(0.01)
