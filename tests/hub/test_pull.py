@@ -287,7 +287,7 @@ def test_offline_in_a_fresh_process(pushed, client):
         for argv in (['pull', 'me/other'], ['push', 'none', 'me/x']):
             try: cli.main(argv)
             except SystemExit as e: print('exit', e.code)
-        assert time.time() - start < 20
+        assert time.time() - start < 2
     '''
     result = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
     assert result.returncode == 0 and not pushed.requests, result.stderr
@@ -305,7 +305,7 @@ def test_nothing_answers(client):
                 'from seresnet_timm import cli\ncli.main(["pull", "me/x"])')
         start = time.time()
         result = client.python(code)
-    assert time.time() - start < 20 and 'Trying again' not in result.err
+    assert time.time() - start < 5 and 'Trying again' not in result.err
     one_sentence(result, 1, 'me/x is not in the cache', 'cannot be reached', endpoint[-16:], 'HF_ENDPOINT')
     assert 'password' not in result.err
 

@@ -88,7 +88,7 @@ def test_no_network(hub, client, train, few_digits, tmp_path, verb):
         before = ('from huggingface_hub import constants\n'
                   f'constants.ENDPOINT = "http://127.0.0.1:{silent.getsockname()[1]}"\n')
         one_sentence(run(client, *argv, before=before), 1, 'does not answer in time', *parts)
-    assert time.time() - start < 30  # its limit is 3 s here
+    assert time.time() - start < 10  # its limit is 3 s here
     assert not (tmp_path / 'runs').exists()
 
 
@@ -199,7 +199,7 @@ def test_weights_with_an_address(monkeypatch, tmp_path, capsys):
             start = time.time()
             with pytest.raises(RunError, match='tiny are not in the cache .* weights fetch tiny --from FILE'):
                 weights._download_url(source)
-            assert time.time() - start < 5  # the limit is 6 s otherwise
+            assert time.time() - start < 3  # the limit is 6 s otherwise
         assert not [p for p in tmp_path.rglob('*') if p.is_file()]
         source = weights.Pretrained('tiny', None, None, (name,), f'http://127.0.0.1:{server.server_port}/{name}')
         path = weights._download_url(source)

@@ -286,9 +286,7 @@ def test_launcher_killed(few_digits, tmp_path, nproc):
     assert len(family) >= (4 if nproc == 1 else 2 + 8)  # the workers of two loaders, and two ranks
     process.kill()
     process.communicate()
-    deadline = time.time() + 25  # less than torchrun's 30 s
-    while any(map(is_alive, family)) and time.time() < deadline:
-        time.sleep(0.1)
+    time.sleep(2)  # which is promised
     assert not [p for p in family if is_alive(p)]
 
 
@@ -306,7 +304,7 @@ def test_second_signal(few_digits, tmp_path):
     process.terminate()
     start = time.monotonic()
     _, stderr = process.communicate(timeout=60)
-    assert time.monotonic() - start < 25  # torchrun's 30 s are not waited for
+    assert time.monotonic() - start < 10
     assert process.returncode == 143 and 'Stopped at once by a second signal' in stderr
     assert 'Traceback' not in stderr, stderr
     assert_none_left(str(tmp_path))
