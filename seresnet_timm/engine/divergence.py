@@ -1,6 +1,6 @@
 """Runs that end because loss or weights are no longer finite numbers; the reason is noted in run.json"""
 import math
-from typing import Any, Dict, List, Optional
+from typing import Dict, Optional
 
 import torch.nn as nn
 
@@ -38,20 +38,15 @@ def refuse_infinite_weights(
     """
     if eval_metrics is not None and math.isfinite(eval_metrics['loss']):
         return
-    if not has_finite_weights(module):
+    if not_finite(module.state_dict()):
         raise diverged(record, f'Weights are no longer finite after epoch {epoch}')
 
 
-def has_finite_weights(module: nn.Module) -> bool:
-    return not not_finite(module.state_dict())
-
-
-def refuse_infinite_result(record: Optional[RunRecord], results: List[Dict[str, Any]]) -> None:
+def refuse_infinite_loss(record: Optional[RunRecord], loss: float) -> None:
     """End a run with an error whose last evaluation has no finite loss.
 
     Raises:
         RunError: It has not.
     """
-    loss = results[-1].get('validation', results[-1]['train'])['loss'] if results else 0.
     if not math.isfinite(loss):
         raise diverged(record, f'The loss of the last evaluation is {loss}', is_saved=True)

@@ -1,5 +1,6 @@
 """One epoch of training"""
 import logging
+import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -12,49 +13,23 @@ from timm import utils
 from timm.task import TrainingTask
 
 from seresnet_timm import device as devices
-from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.data.image_files import take_unreadable
-from seresnet_timm.data.scheduled import loss_scale
+from seresnet_timm.data.scheduled import average_batch_size, loss_scale
 from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_steps, tell_ranks
-from seresnet_timm.engine.events import EpochEvents
-from seresnet_timm.engine.faults import note_own
+from seresnet_timm.engine.faults import note_all, note_own
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.engine.meters import LossMeter, Throughput
+from seresnet_timm.engine.meters import LossMeter, Throughput, report_epoch
+from seresnet_timm.engine.outputs import Outputs
 from seresnet_timm.engine.patience import Patience
 from seresnet_timm.engine.progress import Progress
-from seresnet_timm.errors import RunError
-from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
-from seresnet_timm.runs.summary import Summary
+from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.backward import backward
 from seresnet_timm.step.bad_steps import BadSteps, Figures
 from seresnet_timm.step.loss_scaler import current_scale
 
 _logger = logging.getLogger('train')
-
-
-@dataclass
-class Outputs:
-    """What rank 0 writes.
-
-    Attributes:
-        folder: Folder of the run.
-        saver: Saves checkpoints.
-        record: Writes run.json.
-        summary: Writes summary.csv.
-        events: Writes the event files of TensorBoard; None without them.
-    """
-    folder: RunFolder
-    saver: AtomicCheckpointSaver
-    record: RunRecord
-    summary: Summary = field(default_factory=Summary)
-    events: Optional[EpochEvents] = None
-
-    def finish(self) -> None:
-        self.record.finish()
-        if self.events is not None:
-            self.events.close()
 
 
 @dataclass
@@ -75,6 +50,7 @@ class Training:
         eval_metric: Metric by which checkpoints are ranked.
         outputs: What rank 0 writes; None on other ranks.
         saving: Saves the state in the middle of an epoch, see `saving`; None to save at its end only.
+        epoch: Number of the epoch that is trained or evaluated.
         begun: Where the next epoch goes on, if it was begun before: `batches` that are done, and the states of the
             meters, `losses` and `throughput`.
         has_evaluated: The validation split has been evaluated, in this run or in the one that it continues.
@@ -101,6 +77,7 @@ class Training:
     eval_metric: str = 'loss'
     outputs: Optional[Outputs] = None
     saving: Any = None
+    epoch: Optional[int] = None
     begun: Optional[Mapping[str, Any]] = None
     has_evaluated: bool = False
     max_bad_steps: int = 20
@@ -112,6 +89,22 @@ class Training:
     average_batch_size: float = 0.
     progress: Progress = field(default_factory=Progress)
     patience: Patience = Patience()
+
+    @classmethod
+    def of(
+            cls, settings: RunSettings, args, *, forward: Forward, task: Any, optimizer: Any, train_loader: Any, **more,
+    ) -> 'Training':
+        """A training by its settings and flags; `more` are further attributes."""
+        return cls(
+            args, forward, task, optimizer, train_loader,
+            updates_per_epoch=math.ceil(len(train_loader) / args.grad_accum_steps),
+            eval_metric=args.eval_metric if args.val_split else 'loss',
+            max_bad_steps=settings.max_bad_steps,
+            bad_images=BadImages(train_loader.dataset, settings),
+            average_batch_size=average_batch_size(args),
+            patience=Patience.of(settings),
+            **more,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -128,19 +121,11 @@ class Training:
         return sum(rates) / len(rates)
 
 
-def refuse_unsaved(saver: AtomicCheckpointSaver, record: RunRecord, summary: Summary) -> None:
-    """End a training that is finished with an error if something of its last epoch could not be saved."""
-    errors = list(filter(None, (saver.errors.last, summary.error, record.error)))
-    if errors:
-        raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Remove the cause.'
-                       f'{resume_hint(record.settings)}')
-
-
-def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[str, Any]]:
+def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Throughput]:
     """Train one epoch, or what is left of it.
 
     Returns:
-        Metrics (`loss`), and figures of the epoch for run.json.
+        Metrics (`loss`), and the wall times of the epoch.
 
     Raises:
         RunError: Too many steps had a loss or gradients that are not finite.
@@ -150,10 +135,8 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
     task.get_trainable_module().train()
     num_batches = len(run.train_loader)
     full_groups_end = num_batches - num_batches % args.grad_accum_steps  # later batches make a smaller group
-    bad_steps = run.bad_steps = run.bad_steps or BadSteps(
-        task.get_trainable_module(), optimizer, run.device, run.loss_scaler)
-    bad_steps.start_epoch(is_begun=run.begun is not None)
-    losses, throughput, first = start_meters(run)
+    losses, throughput, first = begin_epoch(run, epoch)
+    bad_steps: Any = run.bad_steps
     num_updates = epoch * run.updates_per_epoch + first // args.grad_accum_steps
     update_images, loss_avg = 0, float('nan')
 
@@ -212,10 +195,30 @@ def train_one_epoch(run: Training, epoch: int) -> Tuple[Dict[str, float], Dict[s
 
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
-    figures = dict(throughput.summary(), bad_steps=int(run.figures.total),
-                   loss_scale=current_scale(run.loss_scaler),
-                   unreadable_train=take_unreadable(run.train_loader.dataset))
-    return OrderedDict(loss=loss_avg), figures
+    return OrderedDict(loss=loss_avg), throughput
+
+
+def begin_epoch(run: Training, epoch: int) -> Tuple[LossMeter, Throughput, int]:
+    """Meters of an epoch, and the batches of it that are done: none, unless the epoch was begun before."""
+    begun, run.begun, run.epoch = run.begun, None, epoch
+    run.bad_steps = run.bad_steps or BadSteps(
+        run.task.get_trainable_module(), run.optimizer, run.device, run.loss_scaler)
+    run.bad_steps.start_epoch(is_begun=begun is not None)
+    losses, throughput = LossMeter(run.device, run.args.distributed, only_finite=True), Throughput()
+    if begun is None:
+        return losses, throughput, 0
+    losses.load_state_dict(begun['losses'])
+    throughput.load_state_dict(begun['throughput'])
+    return losses, throughput, begun['batches']
+
+
+def figures_of_epoch(run: Training, epoch: int, throughput: Throughput) -> Dict[str, Any]:
+    """Figures for run.json of an epoch that is trained, which rank 0 logs. All ranks must call it together."""
+    note_all(run.record, epoch, run.train_loader)
+    figures = dict(
+        throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
+        loss_scale=current_scale(run.loss_scaler), unreadable_train=take_unreadable(run.train_loader.dataset))
+    return report_epoch(figures, epoch, run.args.workers, run.device) if utils.is_primary(run.args) else figures
 
 
 def prepare(run: Training, input: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -256,17 +259,6 @@ def check_counts(run: Training, place: Tuple[int, int], loss: float, counts: Lis
     if run.bad_images:
         run.bad_images.check(new * run.args.world_size, run.record, place[0])
     check_steps(run, place, loss, figures, is_last)
-
-
-def start_meters(run: Training) -> Tuple[LossMeter, Throughput, int]:
-    """Meters of an epoch, and the batches of it that are done: none, unless the epoch was begun before."""
-    losses, throughput = LossMeter(run.device, run.args.distributed, only_finite=True), Throughput()
-    begun, run.begun = run.begun, None
-    if begun is None:
-        return losses, throughput, 0
-    losses.load_state_dict(begun['losses'])
-    throughput.load_state_dict(begun['throughput'])
-    return losses, throughput, begun['batches']
 
 
 def switch_mixup_off(loader: Any, mixup_fn: Optional[Callable], epoch: int, args) -> None:

@@ -1,4 +1,4 @@
-"""What rank 0 says when an epoch is over: its line, a new best or none for long; and events of TensorBoard"""
+"""The end of an epoch on rank 0: its entry of run.json, its line, a new best or none for long; events of TensorBoard"""
 import logging
 import time
 from typing import Any, Dict, Optional
@@ -16,7 +16,7 @@ def end_epoch(
         figures: Dict[str, Any],
         lr: float,
 ) -> None:
-    """Say how an epoch went, once it is saved. On rank 0.
+    """Note in run.json how an epoch went, and say it, once it is saved. On rank 0.
 
     Args:
         run: The training.
@@ -27,6 +27,7 @@ def end_epoch(
         lr: Its learning rate.
     """
     outputs, progress = run.outputs, run.progress
+    outputs.record.add_epoch(figures)
     has_ranking = eval_metrics is not None or not run.args.val_split
     metric = (eval_metrics or train_metrics).get(run.eval_metric) if has_ranking else None
     progress.end_epoch(run.eval_metric, metric, figures.get('unreadable_train'))

@@ -226,6 +226,9 @@ def validate(
         log_suffix: What is evaluated, e.g. ' (EMA)'.
         logger: Where rank 0 logs; None for the logger of timm's train.py.
         run: The `Training`, which a signal may stop, and whose progress is shown; None without one.
+
+    Raises:
+        Stopped: A signal stops the training; its state from before the evaluation is saved.
     """
     def log_line(batch_idx, last_idx, seconds, seconds_avg, _rate, now, avg):
         return (
@@ -239,7 +242,11 @@ def validate(
     log = EvaluationLog(logger if utils.is_primary(args) else None, args.log_interval, log_line)
     if run is not None:
         log = replace(log, agreement=run.saving.agreement, progress=run.progress, verbosity=run.progress.verbosity)
-    return evaluate(model, loader, forward, log, tta=args.tta)
+    try:
+        return evaluate(model, loader, forward, log, tta=args.tta)
+    except Stopped:
+        run.saving.save_trained(run)
+        raise
 
 
 def _sums(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, torch.Tensor]:

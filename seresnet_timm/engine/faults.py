@@ -34,7 +34,7 @@ def noted(run: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        note_own(run.record, None, run.train_loader, run.eval_loader)
+        note_own(run.record, run.epoch, run.train_loader, run.eval_loader)
         if run.outputs:
             run.outputs.saver.wait()
 
@@ -50,6 +50,6 @@ def take(loaders: Iterable[Any]) -> List[Fault]:
     return faults
 
 
-def add(record: RunRecord, epoch: Optional[int], faults: List[Fault]) -> None:
+def add(record: RunRecord, epoch: Optional[int], faults: Iterable[Fault]) -> None:
     for fault in faults:
         record.add_fault(fault['kind'], epoch, fault['text'], fault['when'])

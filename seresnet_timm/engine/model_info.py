@@ -7,7 +7,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, Checkpoint
 from seresnet_timm.data.classes import describe_difference, names_of_dataset
 from seresnet_timm.data.label_files import read_valid_labels
-from seresnet_timm.errors import RunError, printable
+from seresnet_timm.errors import RunError, UsageError, printable
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.settings import RunSettings
 
@@ -64,6 +64,17 @@ def describe_other_classes(checkpoint: Checkpoint, names: Optional[List[str]], a
             f'has ({difference}): name its own data with --data-dir; or rename the class folders; or, if they are '
             'the same classes under other names, list the folders in the order of the checkpoint in a file for '
             '--class-map.')
+
+
+def refuse_other_classes(checkpoint: Optional[Checkpoint], dataset: Any, args: Any) -> None:
+    """Refuse data whose classes cannot be those of a checkpoint, if there is one.
+
+    Raises:
+        UsageError: `describe_other_classes` says why.
+    """
+    difference = describe_other_classes(checkpoint, names_of_dataset(dataset), args) if checkpoint else None
+    if difference:
+        raise UsageError(difference)
 
 
 def describe_other_start(checkpoint: Checkpoint, names: Optional[List[str]], args: Any) -> Optional[str]:

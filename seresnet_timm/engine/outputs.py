@@ -1,7 +1,8 @@
-"""What rank 0 of the bundled train.py writes: the run's folder, its files after each epoch, and the closing lines"""
+"""What rank 0 writes: the run's folder, its files after each epoch, and the closing lines"""
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 import torch.nn as nn
 import yaml
@@ -11,59 +12,120 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.engine.bad_steps import is_bad_epoch
-from seresnet_timm.engine.epoch import Outputs, Training
 from seresnet_timm.engine.events import EpochEvents
-from seresnet_timm.errors import printable
+from seresnet_timm.engine.faults import Fault, add
+from seresnet_timm.errors import RunError, printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.info import ModelInfo
-from seresnet_timm.runs import summary
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.summary import Summary, trim
 
 _logger = logging.getLogger('train')
 
 
-def create_outputs(
+@dataclass
+class Outputs:
+    """What rank 0 writes.
+
+    Attributes:
+        folder: Folder of the run.
+        saver: Saves checkpoints.
+        record: Writes run.json.
+        summary: Writes summary.csv.
+        events: Writes the event files of TensorBoard; None without them.
+    """
+    folder: RunFolder
+    saver: AtomicCheckpointSaver
+    record: RunRecord
+    summary: Summary = field(default_factory=Summary)
+    events: Optional[EpochEvents] = None
+
+    def finish(self) -> None:
+        """Complete the files of a run that has ended."""
+        self.record.finish()
+        if self.events is not None:
+            self.events.close()
+
+    def refuse_unsaved(self) -> None:
+        """End a training that is finished with an error if something of its last epoch could not be saved."""
+        errors = list(filter(None, (self.saver.errors.last, self.summary.error, self.record.error)))
+        if errors:
+            raise RunError(f'The training has ended, but not everything was saved: {" ".join(errors)} Remove the cause.'
+                           f'{resume_hint(self.record.settings)}')
+
+
+def open_outputs(
         settings: RunSettings,
-        run: Training,
-        model: nn.Module,
+        saver: AtomicCheckpointSaver,
         info: ModelInfo,
         checkpoint: Optional[Checkpoint],
         start_epoch: int,
 ) -> Outputs:
-    """Create the run's folder, or continue the one that holds the checkpoint to resume from."""
-    args = run.args
-    folder = RunFolder(settings.output)
-    saver = AtomicCheckpointSaver(
-        model=model,
-        optimizer=run.optimizer,
-        args=args,
-        amp_scaler=run.loss_scaler,
-        checkpoint_dir=str(folder.path),
-        recovery_dir=str(folder.path),
-        decreasing=run.eval_metric == 'loss',
-        max_history=args.checkpoint_hist,
-        task=run.task,
-    )
+    """Begin the files of a run, or continue those of the run that the checkpoint to resume from belongs to.
+
+    Args:
+        settings: Settings of the run.
+        saver: A new saver; the run's folder is the one that it saves into.
+        info: What travels with the weights.
+        checkpoint: The checkpoint to resume from, if any.
+        start_epoch: Epoch at which the run starts.
+    """
+    folder = RunFolder(saver.checkpoint_dir)
     saver.model_info, saver.errors, saver.in_background = info.to_dict(), SaveErrors(), True
     continues = checkpoint is not None and folder.owns(checkpoint.path)
+    start_epoch = start_epoch if continues else 0
     if continues:
         if checkpoint.content.get('saver'):
             saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
         else:
             _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
     record = create_record(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch if continues else 0, is_same_run=continues)
+    record.continue_from(start_epoch, is_same_run=continues)
     note_failed_saves(saver, record)
-    summary.trim(folder.summary, start_epoch if continues else 0)
-    with atomic_path(folder.args) as tmp, open(tmp, 'w') as f:
-        yaml.safe_dump(settings.args, f, default_flow_style=False)
-    _logger.info(f'Output: {printable(folder.path)}')
-    if args.log_wandb:
-        start_wandb(args, folder.path.name)
-    events = EpochEvents(folder, start_epoch if continues else 0) if settings.tensorboard else None
+    trim(folder.summary, start_epoch)
+    events = EpochEvents(folder, start_epoch) if settings.tensorboard else None
     return Outputs(folder, saver, record, events=events)
+
+
+def create_outputs(
+        settings: RunSettings,
+        run: Any,
+        model: nn.Module,
+        info: ModelInfo,
+        checkpoint: Optional[Checkpoint],
+        start_epoch: int,
+) -> Outputs:
+    """The outputs of the bundled train.py, which also writes args.yaml and begins a run of Weights & Biases.
+
+    Args:
+        settings: Settings of the run.
+        run: The `Training`.
+        model: Its model, not compiled and not distributed.
+        info: What travels with its weights.
+        checkpoint: The checkpoint to resume from, if any.
+        start_epoch: Epoch at which the run starts.
+    """
+    args, folder = run.args, str(RunFolder(settings.output).path)
+    saver = AtomicCheckpointSaver(
+        model=model,
+        optimizer=run.optimizer,
+        args=args,
+        amp_scaler=run.loss_scaler,
+        checkpoint_dir=folder,
+        recovery_dir=folder,
+        decreasing=run.eval_metric == 'loss',
+        max_history=args.checkpoint_hist,
+        task=run.task,
+    )
+    outputs = open_outputs(settings, saver, info, checkpoint, start_epoch)
+    with atomic_path(outputs.folder.args) as tmp, open(tmp, 'w') as f:
+        yaml.safe_dump(settings.args, f, default_flow_style=False)
+    _logger.info(f'Output: {printable(outputs.folder.path)}')
+    if args.log_wandb:
+        start_wandb(args, outputs.folder.path.name)
+    return outputs
 
 
 def create_record(settings: RunSettings, folder: Union[str, Path], model_info: Optional[Dict[str, Any]]) -> RunRecord:
@@ -87,6 +149,26 @@ def note_failed_saves(saver: AtomicCheckpointSaver, record: RunRecord) -> None:
     saver.on_failure = note
 
 
+def record_evaluation(
+        settings: RunSettings,
+        info: Dict[str, Any],
+        figures: Dict[str, Any],
+        faults: Iterable[Fault] = (),
+) -> None:
+    """Write run.json of an evaluation into the folder of its settings.
+
+    Args:
+        settings: Settings of the evaluation.
+        info: ModelInfo of the network, as a dictionary.
+        figures: What was measured, see `RunRecord.set_evaluation`.
+        faults: Of its data, which did not end it.
+    """
+    record = create_record(settings, settings.output, info)
+    record.set_evaluation(figures)
+    add(record, None, faults)
+    record.finish()
+
+
 def start_wandb(args, name: str) -> None:
     """Begin a run of Weights & Biases, as timm's train.py does."""
     import wandb
@@ -101,7 +183,7 @@ def start_wandb(args, name: str) -> None:
 
 
 def save_epoch(
-        run: Training,
+        run: Any,
         epoch: int,
         state: Dict[str, Any],
         train_metrics: Dict[str, float],
@@ -125,7 +207,7 @@ def save_epoch(
         outputs.record.set_best(run.eval_metric, best_metric, best_epoch)
 
 
-def print_results(run: Training, results: List[Dict[str, Any]]) -> None:
+def print_results(run: Any, results: List[Dict[str, Any]]) -> None:
     """Print the ten best epochs as timm's train.py does."""
     saver = run.outputs.saver
     if saver.best_metric is not None:

@@ -190,6 +190,7 @@ def resume_from(checkpoint: Optional[Checkpoint], run: Training, resume_epoch: O
     args = run.args
     epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     state = {} if checkpoint is None or args.no_resume_opt else checkpoint.run_state
+    run.has_evaluated = state.get('has_evaluated', False)
     if not state:
         return Resumed(Place(epoch), {}, False)
     is_exact = state['world_size'] == args.world_size

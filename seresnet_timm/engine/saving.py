@@ -9,8 +9,8 @@ from seresnet_timm.engine.agreement import Agreement
 from seresnet_timm.engine.epoch import Training
 from seresnet_timm.engine.faults import note_own
 from seresnet_timm.engine.kept import Kept
-from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
-from seresnet_timm.engine.signals import Stopped
+from seresnet_timm.engine.run_state import Place, Resumed, run_state, same_on_all_ranks, state_of_rank
+from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.status import set_stopped
@@ -168,6 +168,23 @@ class Saving:
             saver.save_recovery(place.epoch, batch_idx=recovery)
 
 
+def begin_saving(run: Training, settings: RunSettings, resumed: Resumed, signals: StopSignals) -> None:
+    """Let a training save its state from now on, in the middle of an epoch too. All ranks must call it together.
+
+    Args:
+        run: The training.
+        settings: Settings of the run.
+        resumed: Where it starts.
+        signals: Signals that stop it.
+
+    Raises:
+        RunError: The ranks do not train the same.
+    """
+    agreement = Agreement(signals, run.device, run.args.rank, run.args.world_size)
+    agreement.refuse_differences(same_on_all_ranks(run, resumed))
+    run.saving = Saving(agreement, settings.checkpoint_minutes, getattr(run.args, 'recovery_interval', 0))
+
+
 def end_stopped(run: Training, settings: RunSettings, error: Stopped) -> None:
     """End this process after a signal stopped the training, and say how it goes on.
 
@@ -191,7 +208,7 @@ def _end_halted(run: Training, signum: int, ranks: Any) -> None:
     """What rank 0 does, in a thread, before all ranks end though a step is not finished; None of known `ranks`."""
     outputs, error = run.outputs, Stopped(signum)
     outputs.saver.wait()
-    note_own(outputs.record, None, run.train_loader, run.eval_loader)
+    note_own(outputs.record, run.epoch, run.train_loader, run.eval_loader)
     lost = '' if ranks else ('some ranks have no data, and others wait for them on their devices: what was trained '
                              'since the last checkpoint is lost.')
     _say_stopped(run, outputs.record.settings, error, lost)

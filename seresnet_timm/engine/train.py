@@ -10,47 +10,38 @@ Same flags, log lines and outputs as timm's train.py (`args.yaml`, `summary.csv`
     it keeps its best metric, its history and one CSV header; a signal stops it after a step that is saved
   * a step whose loss or gradients are not finite is skipped; too many in a row end the run
 
-`main` is the training, stage by stage; each stage is a function below it. `epoch` trains, `evaluate` evaluates.
+`main` is the training, stage by stage; each stage is a function below it or of `model`, `run_state`, `outputs`.
+`epoch` trains, `evaluate` evaluates.
 """
 import copy
 import logging
-import math
 import time
-from contextlib import nullcontext
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
-import torch.nn as nn
 from timm import utils
 from timm.data import resolve_data_config
-from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import safe_model_name
 from timm.optim import optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights, named_for
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loaders
-from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.loading import set_epoch
 from seresnet_timm.data.position import end_workers
-from seresnet_timm.data.scheduled import average_batch_size, images_of_a_step
-from seresnet_timm.engine.agreement import Agreement
-from seresnet_timm.engine.bad_images import BadImages
+from seresnet_timm.data.scheduled import images_of_a_step
 from seresnet_timm.engine.bad_steps import check_epoch
-from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
-from seresnet_timm.engine.epoch import Training, refuse_unsaved, switch_mixup_off, train_one_epoch
+from seresnet_timm.engine.divergence import refuse_infinite_loss, refuse_infinite_weights
+from seresnet_timm.engine.epoch import Training, figures_of_epoch, switch_mixup_off, train_one_epoch
 from seresnet_timm.engine.epoch_end import end_epoch
 from seresnet_timm.engine.evaluate import validate
 from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward, set_up_device
-from seresnet_timm.engine.meters import report_epoch
-from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
+from seresnet_timm.engine.model import capture_step, compile_and_distribute, create_model, place_model
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
 from seresnet_timm.engine.outputs import create_outputs, print_results, save_epoch
-from seresnet_timm.engine.patience import Patience
 from seresnet_timm.engine.progress import create_progress
 from seresnet_timm.engine.run_state import (
     Place,
@@ -62,21 +53,16 @@ from seresnet_timm.engine.run_state import (
     resume,
     resume_from,
     run_state,
-    same_on_all_ranks,
     set_up_ema,
     state_of_rank,
 )
-from seresnet_timm.engine.saving import Saving, end_stopped
+from seresnet_timm.engine.saving import begin_saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import create_task, load_teacher
 from seresnet_timm.errors import UsageError
-from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
-from seresnet_timm.step import graph
-from seresnet_timm.step.freeze import freeze
-from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.step.learning_rate import scaled_lr
 from seresnet_timm.step.loss_scaler import create_loss_scaler
 
@@ -119,26 +105,17 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     task = create_task(args, model, teacher, data_config, device, forward.dtype, verbose=is_primary)
     optimizer = create_optimizer(settings, args, task.get_trainable_module())
 
-    run = Training(
-        args=args, forward=forward, task=task, optimizer=optimizer, train_loader=train_loader, eval_loader=eval_loader,
-        mixup_fn=mixup_fn, loss_scaler=loss_scaler,
-        updates_per_epoch=math.ceil(len(train_loader) / args.grad_accum_steps),
-        eval_metric=args.eval_metric if eval_loader is not None else 'loss',
-        max_bad_steps=settings.max_bad_steps,
-        bad_images=BadImages(train_loader.dataset, settings),
-        average_batch_size=average_batch_size(args),
-        patience=Patience.of(settings),
-    )
+    run = Training.of(
+        settings, args, forward=forward, task=task, optimizer=optimizer, train_loader=train_loader,
+        eval_loader=eval_loader, mixup_fn=mixup_fn, loss_scaler=loss_scaler)
 
     # resume
     checkpoint = read_once(args.resume, checkpoints or {}) if args.resume else None
     resume_epoch = resume(checkpoint, task, optimizer, loss_scaler, args) if checkpoint else None
     if args.model_ema:
         set_up_ema(checkpoint, task, args)
-    if checkpoint:
-        refuse_other_classes(checkpoint, train_loader.dataset, args)
+    refuse_other_classes(checkpoint, train_loader.dataset, args)
     resumed = resume_from(checkpoint, run, resume_epoch)
-    run.has_evaluated = resumed.state.get('has_evaluated', False)
 
     # processes: of the loaders, then of the training
     start_loaders(run, resumed)
@@ -159,9 +136,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     # epochs
     try:
         with run.progress.shown(len(train_loader), resumed.place), StopSignals() as signals, noted(run):
-            agreement = Agreement(signals, device, args.rank, args.world_size)
-            agreement.refuse_differences(same_on_all_ranks(run, resumed))
-            run.saving = Saving(agreement, settings.checkpoint_minutes, args.recovery_interval)
+            begin_saving(run, settings, resumed, signals)
             results = train_epochs(run, resumed, num_epochs)
     except KeyboardInterrupt:
         if is_primary:
@@ -179,74 +154,9 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     if is_primary:
         run.outputs.finish()
         print_results(run, results)
-        refuse_unsaved(run.outputs.saver, run.outputs.record, run.outputs.summary)
-    refuse_infinite_result(run.record, results)
-
-
-# --- model ------------------------------------------------------------------------------------------------------------
-
-def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoint]) -> nn.Module:
-    """Create the model, with the initial weights that the flags ask for."""
-    if args.fast_norm:
-        set_fast_norm()
-    overlay = {}
-    if args.pretrained_path:
-        overlay['pretrained_cfg_overlay'] = pretrained_overlay(args, settings.model_folder, checkpoints)
-    model = create_from_args(
-        args,
-        folder=settings.model_folder,
-        pretrained=args.pretrained or bool(args.pretrained_path),
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
-        drop_block_rate=args.drop_block,
-        bn_momentum=args.bn_momentum,
-        bn_eps=args.bn_eps,
-        **overlay,
-    )
-    if args.initial_checkpoint:
-        load_weights(model, read_once(args.initial_checkpoint, checkpoints), args.model, use_ema=True)
-    with torch.no_grad():
-        classifier = model.get_classifier()
-        if args.head_init_scale is not None:
-            classifier.weight.mul_(args.head_init_scale)
-            classifier.bias.mul_(args.head_init_scale)
-        if args.head_init_bias is not None:
-            classifier.bias.fill_(args.head_init_bias)
-    if settings.freeze:
-        freeze(model, settings.freeze)
-    if settings.half_weights:
-        use_half_weights(model)
-    args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
-    if utils.is_primary(args):
-        num_params = sum(p.numel() for p in model.parameters())
-        _logger.info(f'Model {safe_model_name(args.model)} created, param count:{num_params}')
-    return model
-
-
-def pretrained_overlay(args, folder: Optional[str], checkpoints: Mapping[str, Checkpoint]) -> Dict[str, Any]:
-    """What `--pretrained-path` tells timm: the file, or its weights where timm does not find them under their names."""
-    overlay = dict(num_classes=-1)  # adapt the head
-    if not args.pretrained_path.endswith(('.npz', '.npy')):  # which timm's models read
-        checkpoint = read_once(args.pretrained_path, checkpoints)
-        named = named_for(checkpoint, create_from_args(args, folder=folder, meta=True), use_ema=True)
-        if named.prefixes or checkpoint.format == 'python2' or not checkpoint.has_timms_keys:
-            return dict(overlay, state_dict=named.weights)
-    return dict(overlay, file=args.pretrained_path)
-
-
-def place_model(model: nn.Module, args, forward: Forward) -> nn.Module:
-    """Move the model to its device in its dtype and memory format; split or synchronise its BatchNorm."""
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
-    if args.split_bn:
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    model.to(device=forward.device, dtype=forward.dtype)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if args.distributed and args.sync_bn:
-        args.dist_bn = ''  # running statistics agree already
-        model = convert_sync_batchnorm(model)
-    return model
+        run.outputs.refuse_unsaved()
+    if results:
+        refuse_infinite_loss(run.record, results[-1].get('validation', results[-1]['train'])['loss'])
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -282,7 +192,7 @@ def create_loaders(
 
 # --- optimizer and the state of a run that continues ------------------------------------------------------------------
 
-def create_optimizer(settings: RunSettings, args, model: nn.Module) -> torch.optim.Optimizer:
+def create_optimizer(settings: RunSettings, args, model: torch.nn.Module) -> torch.optim.Optimizer:
     if not args.lr:
         args.lr, reason = scaled_lr(args, images_of_a_step(args, settings.global_batch_size))
         if utils.is_primary(args):
@@ -294,12 +204,6 @@ def create_optimizer(settings: RunSettings, args, model: nn.Module) -> torch.opt
         _logger.info(f'Created {type(optimizer).__name__} ({args.opt}) optimizer: '
                      + ', '.join(f'{k}: {v}' for k, v in defaults.items()))
     return optimizer
-
-
-def refuse_other_classes(checkpoint: Checkpoint, dataset: Any, args) -> None:
-    difference = describe_other_classes(checkpoint, names_of_dataset(dataset), args)
-    if difference:
-        raise UsageError(difference)
 
 
 # --- processes and schedule -------------------------------------------------------------------------------------------
@@ -315,31 +219,6 @@ def start_loaders(run: Training, resumed: Resumed) -> None:
         run.train_loader = loaders.start_workers(run.train_loader)
     if run.eval_loader is not None:
         run.eval_loader = loaders.start_workers(run.eval_loader, keep_rng=True, draws=not run.has_evaluated)
-
-
-def capture_step(model: nn.Module, args, data_config: Dict[str, Any], forward: Forward) -> Optional[str]:
-    """Capture the kernels of a step, for batches as the loader makes them; the reason if that fails, else None."""
-    size = (args.batch_size * max(1, args.aug_splits), *data_config['input_size'])
-    images = torch.zeros(size, device=forward.device, dtype=forward.dtype)
-    context = forward.autocast(cache_enabled=False) if args.amp else nullcontext()
-    return graph.capture(model.train(), forward.lay_out(images), context, _logger)
-
-
-def compile_and_distribute(settings: RunSettings, task, args, device: torch.device) -> None:
-    """Compile the model, then wrap it in DDP, so that evaluation can use the compiled model."""
-    if args.torchcompile:
-        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
-        if task.has_ema():
-            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-    if args.distributed:
-        fast_step.match_gradient_strides(task.get_trainable_module())
-        task.prepare_distributed(
-            device_ids=None if device.type == 'cpu' else [device],  # DDP takes no device ids on the CPU
-            **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}),
-            **fast_step.ddp_arguments(device, settings.fast_step),
-        )
-        if settings.half_weights:
-            exchange_in_half(task.get_trainable_module())
 
 
 def set_up_schedule(run: Training, resumed: Resumed) -> int:
@@ -383,7 +262,6 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
                 run.lr_scheduler.step(epoch + 1, metric=None)
             if run.outputs:
                 _logger.info('Skipping eval and checkpointing')
-                run.outputs.record.add_epoch(figures)
                 end_epoch(run, epoch, train_metrics, None, figures, lr)
             continue
 
@@ -399,7 +277,6 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
             save_epoch(run, epoch, state, train_metrics, eval_metrics)
             figures = dict(
                 figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable)
-            run.outputs.record.add_epoch(figures)
             end_epoch(run, epoch, train_metrics, eval_metrics, figures, lr)
         run.saving.after_epoch()
         if run.lr_scheduler is not None:
@@ -417,10 +294,8 @@ def train_epoch(run: Training, epoch: int, resumed: Resumed) -> Tuple[Dict[str, 
         return trained
     args, run.begun = run.args, resumed.start_of(epoch, run.args.rank, run.args.world_size)
     set_epoch(run.train_loader, epoch)
-    train_metrics, figures = train_one_epoch(run, epoch)
-    note_all(run.record, epoch, run.train_loader)
-    if utils.is_primary(args):
-        figures = report_epoch(figures, epoch, args.workers, run.device)
+    train_metrics, throughput = train_one_epoch(run, epoch)
+    figures = figures_of_epoch(run, epoch, throughput)
     if args.distributed and args.dist_bn:
         if utils.is_primary(args):
             _logger.info('Distributing BatchNorm running means and vars')
@@ -435,15 +310,10 @@ def evaluate_epoch(run: Training) -> Tuple[Dict[str, float], Optional[Unreadable
         The metrics; the images that could not be read, None if not known.
     """
     args, task = run.args, run.task
-    try:
-        found = validate(task.get_eval_model(), run.eval_loader, run.forward, args, run=run)
-        if task.has_ema() and not args.model_ema_force_cpu:
-            if args.distributed and args.dist_bn:
-                utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-            found = validate(
-                task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)', run=run)
-    except Stopped:
-        run.saving.save_trained(run)
-        raise
+    found = validate(task.get_eval_model(), run.eval_loader, run.forward, args, run=run)
+    if task.has_ema() and not args.model_ema_force_cpu:
+        if args.distributed and args.dist_bn:
+            utils.distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
+        found = validate(task.get_eval_model(ema=True), run.eval_loader, run.forward, args, ' (EMA)', run=run)
     run.has_evaluated = True
     return found

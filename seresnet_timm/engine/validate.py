@@ -25,19 +25,14 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import checkpoints_in, read_once
 from seresnet_timm.data import loaders
-from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.label_files import read_valid_labels, wrong_real_name
 from seresnet_timm.engine import faults
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
-from seresnet_timm.engine.model_info import (
-    check_planned_classes,
-    describe_other_classes,
-    model_info_of,
-)
-from seresnet_timm.engine.outputs import create_record
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
+from seresnet_timm.engine.outputs import record_evaluation
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
@@ -112,11 +107,8 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         torch.distributed.destroy_process_group()
     if utils.is_primary(args):
         if settings.output:
-            record = create_record(settings, settings.output, results[0].model_info)
-            record.set_evaluation(results[0].figures)
-            for result in results:
-                faults.add(record, None, result.faults)
-            record.finish()
+            found = [fault for result in results for fault in result.faults]
+            record_evaluation(settings, results[0].model_info, results[0].figures, found)
         if args.results_file:
             write_results(args.results_file, rows, args.results_format)
         print(f'--result\n{as_json(rows, indent=4)}')
@@ -177,9 +169,7 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
     model, crop_pct = prepare_model(network, data_config, run)
     loader = create_loader(run, data_config, crop_pct, batch_size)
     check_planned_classes(run.settings, loader.dataset)
-    difference = describe_other_classes(checkpoint, names_of_dataset(loader.dataset), args) if checkpoint else None
-    if difference:
-        raise UsageError(difference)
+    refuse_other_classes(checkpoint, loader.dataset, args)
 
     collected: List[torch.Tensor] = []
     real_labels = None

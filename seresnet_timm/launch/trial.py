@@ -200,9 +200,10 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     from timm.data import resolve_data_config
     from timm.utils import random_seed
 
-    from seresnet_timm.engine import train
+    from seresnet_timm.engine import model as models
     from seresnet_timm.engine.forward import Forward, set_up_device
     from seresnet_timm.engine.teacher import create_task
+    from seresnet_timm.engine.train import create_optimizer
     from seresnet_timm.models import lean_se
     from seresnet_timm.step.backward import backward
     from seresnet_timm.step.bad_steps import BadSteps
@@ -212,16 +213,16 @@ def training_step(settings: RunSettings) -> Callable[[], None]:
     forward = Forward.from_args(args, device)
     scaler, _ = create_loss_scaler(device, args.amp, args.amp_dtype, settings.loss_scale)
     random_seed(args.seed, args.rank)
-    model = train.place_model(train.create_model(settings, args, {}), args, forward)
+    model = models.place_model(models.create_model(settings, args, {}), args, forward)
     teacher = teacher_without_weights(settings, args, model, device)
     task = create_task(
         args, model, teacher, resolve_data_config(vars(args), model=model), device, forward.dtype, verbose=False)
-    optimizer = train.create_optimizer(settings, args, task.get_trainable_module())
+    optimizer = create_optimizer(settings, args, task.get_trainable_module())
     if settings.graph:
-        reason = train.capture_step(model, args, resolve_data_config(vars(args), model=model), forward)
+        reason = models.capture_step(model, args, resolve_data_config(vars(args), model=model), forward)
         if reason is not None:
             raise UsageError(f'cannot be captured here: {reason}')
-    train.compile_and_distribute(settings, task, args, device)
+    models.compile_and_distribute(settings, task, args, device)
     task.get_trainable_module().train()
     # timm's set-up does not look for bad steps
     bad_steps = BadSteps(

@@ -7,7 +7,7 @@ belongs to one run: it holds the settings, and what one call leaves for a later 
 Line numbers in these files are those of v1.0.28 (train.py 1fb02d26, validate.py 1ff87867).
 """
 from types import ModuleType, SimpleNamespace
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -17,7 +17,6 @@ from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.files import as_json
-from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 
@@ -58,7 +57,6 @@ class Overrides:
         self.args = settings.namespace()
         self.checkpoints: Dict[str, Checkpoint] = {}
         self._originals: Dict[str, Any] = {}
-        self._record: Optional[RunRecord] = None
 
     def install(self, module: ModuleType) -> None:
         """Put the replacements into the script's module."""
@@ -114,9 +112,3 @@ class Overrides:
     def run(self, main: Callable[[], None]) -> None:
         """Run the script's `main`."""
         main()
-        self.finish()
-
-    def finish(self) -> None:
-        """Complete the run's record, when the script's `main` has returned."""
-        if self._record is not None:
-            self._record.finish()

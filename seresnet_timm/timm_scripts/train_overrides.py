@@ -3,9 +3,9 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from contextlib import ExitStack, suppress
-from types import ModuleType, SimpleNamespace
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from contextlib import ExitStack, contextmanager, suppress
+from types import ModuleType
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import yaml
@@ -15,42 +15,33 @@ from timm.task import TrainingTask
 from torch.utils.data import Dataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
-from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.data import loading
-from seresnet_timm.data.data_folder import DataFolderGone
 from seresnet_timm.data.loaders import seed_sampler, start_workers
 from seresnet_timm.data.position import end_workers, make_restartable, make_resumable
 from seresnet_timm.data.trivial_augment import create_loader
 from seresnet_timm.engine import evaluate
-from seresnet_timm.engine import train as engine
-from seresnet_timm.engine.agreement import Agreement
-from seresnet_timm.engine.bad_images import BadImages
 from seresnet_timm.engine.bad_steps import check_epoch
-from seresnet_timm.engine.divergence import diverged, has_finite_weights
-from seresnet_timm.engine.epoch import Outputs, Training, refuse_unsaved
+from seresnet_timm.engine.divergence import diverged, refuse_infinite_loss, refuse_infinite_weights
+from seresnet_timm.engine.epoch import Training
 from seresnet_timm.engine.epoch_end import end_epoch
-from seresnet_timm.engine.events import EpochEvents
-from seresnet_timm.engine.faults import note_all, note_own
+from seresnet_timm.engine.faults import note_all, noted
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.engine.model_info import check_planned_classes, model_info_of
-from seresnet_timm.engine.outputs import create_record, note_failed_saves
-from seresnet_timm.engine.patience import EndedEarly, Patience
+from seresnet_timm.engine.model import distribute, freeze_and_halve, load_initial_weights, pretrained_arguments
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
+from seresnet_timm.engine.outputs import Outputs, open_outputs
+from seresnet_timm.engine.patience import EndedEarly
 from seresnet_timm.engine.progress import create_progress
-from seresnet_timm.engine.run_state import Place, run_state, same_on_all_ranks, state_of_rank
-from seresnet_timm.engine.saving import Saving, end_stopped
+from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
+from seresnet_timm.engine.saving import begin_saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import load_teacher, set_normalization
-from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.runs.summary import Summary, trim
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.bad_steps import BadSteps
-from seresnet_timm.step.freeze import freeze
-from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
 from seresnet_timm.timm_scripts.training import ModelState, NoScheduler, ScriptTraining, StepMeter, go_on
 
@@ -66,8 +57,6 @@ class TrainOverrides(Overrides):
         self._dataset: Optional[Dataset] = None
         self._evaluates = False  # the script evaluates after epochs: its last random state is that after evaluation
         self._figures: Optional[Dict[str, Any]] = None  # of the last epoch, until they are in the record
-        self._summary = Summary()
-        self._saver: Optional['_Saver'] = None
         self._trained = 0.  # time at which its training ended
         self._interrupted = False
         self._eval_loss = 0.  # of the last evaluation
@@ -75,14 +64,17 @@ class TrainOverrides(Overrides):
         self._epoch = 0
         self._training: Any = None  # ScriptTraining, from the first epoch on
         self._outputs: Optional[Outputs] = None  # on rank 0
-        self._signals = ExitStack()  # holds them from the first epoch on
+        self._open = ExitStack()  # from the first epoch on: signals, bars, faults of the data
         self._loaders: List[Any] = []
         self._ranks: Any = None  # states of all ranks, at the end of the epoch
         self._num_epochs = 0
         self._train_metrics: Dict[str, float] = {}
         self._eval_metrics: Optional[Dict[str, float]] = None
         self._lr = 0.
-        self._shown = ExitStack()  # holds the bars
+
+    @property
+    def _record(self) -> Optional[RunRecord]:
+        return self._outputs.record if self._outputs else None
 
     def names(self) -> Dict[str, Override]:
         return {name: Override('main', replacement) for name, replacement in (
@@ -122,16 +114,12 @@ class TrainOverrides(Overrides):
         `--pretrained`.
         Checked by: test_half_weights.py runs both scripts with it; test_runs.py starts from a file with a prefix.
         """
-        if getattr(self.args, 'pretrained_path', None):
-            kwargs.update(pretrained=True, pretrained_cfg_overlay=engine.pretrained_overlay(
-                self.args, self.settings.model_folder, self.checkpoints))
+        kwargs.update(pretrained_arguments(self.settings, self.args, self.checkpoints))
         initial = kwargs.pop('checkpoint_path', None)
         self._model = super().create_model(model_name, *args, **kwargs)
-        if initial:
-            load_weights(self._model, read_once(initial, self.checkpoints), self.args.model, use_ema=True)
-        if self.settings.freeze:
-            freeze(self._model, self.settings.freeze)
-        return use_half_weights(self._model) if self.settings.half_weights else self._model
+        load_initial_weights(self._model, initial, self.args, self.checkpoints)
+        freeze_and_halve(self._model, self.settings)
+        return self._model
 
     def create_loader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs) -> Any:
         """Create a loader that decodes fast, shuffles by `--seed`, and starts its workers early (lines 788 and 823).
@@ -144,7 +132,7 @@ class TrainOverrides(Overrides):
         if is_training:
             check_planned_classes(self.settings, dataset)
             if self.args.resume:
-                engine.refuse_other_classes(self._resumed(), dataset, self.args)
+                refuse_other_classes(self._resumed(), dataset, self.args)
             self._dataset = dataset
         loader = create_loader(
             self._decode_fast(dataset, is_training), *args, is_training=is_training, **self.normalization(kwargs))
@@ -196,14 +184,8 @@ class TrainOverrides(Overrides):
                 set_normalization(self, overrides.data_config(), int(overrides._model.in_chans))
 
         def prepare_distributed(self, device_ids=None, **ddp_kwargs):
-            if self.device.type == 'cpu':
-                device_ids = None
-            fast_step.match_gradient_strides(self.get_trainable_module())
-            ddp_kwargs.update(fast_step.ddp_arguments(self.device, overrides.settings.fast_step))
-            result = super(replaced, self).prepare_distributed(device_ids=device_ids, **ddp_kwargs)
-            if overrides.settings.half_weights:
-                exchange_in_half(self.get_trainable_module())
-            return result
+            distribute(overrides.settings, self, self.device, super(replaced, self).prepare_distributed, **ddp_kwargs)
+            return self
 
         def forward(self, *args, **kwargs):
             result = super(replaced, self).forward(*args, **kwargs)
@@ -242,23 +224,12 @@ class TrainOverrides(Overrides):
             task=task or ModelState(model, model_ema),  # up to v1.0.26 the script hands over no task
             **kwargs,
         )
-        data_config = self.data_config()
-        self._saver, saver.errors, saver.in_background = saver, SaveErrors(), True
-        saver.model_info = model_info_of(self._model, data_config, self._dataset).to_dict()
-        folder, start_epoch = RunFolder(checkpoint_dir), 0
-        continues = bool(args.resume) and folder.owns(args.resume)
-        if continues:
-            checkpoint = self._resumed()
-            if checkpoint.content.get('saver'):
-                saver.load_state_dict(checkpoint.content['saver'], from_last=folder.is_last(checkpoint.path))
-            start_epoch = (checkpoint.epochs or 0) if args.start_epoch is None else args.start_epoch
-        self._record = create_record(self.settings, checkpoint_dir, saver.model_info)
-        self._record.continue_from(start_epoch, is_same_run=continues)
-        note_failed_saves(saver, self._record)
-        self._outputs = Outputs(folder, saver, self._record, self._summary)
-        if self.settings.tensorboard:
-            self._outputs.events = EpochEvents(folder, start_epoch)
-        trim(folder.summary, start_epoch)
+        info = model_info_of(self._model, self.data_config(), self._dataset)
+        checkpoint = self._resumed() if args.resume else None
+        start_epoch = args.start_epoch
+        if start_epoch is None:
+            start_epoch = checkpoint.epochs or 0 if checkpoint else 0
+        self._outputs = open_outputs(self.settings, saver, info, checkpoint, start_epoch)
         return saver
 
     def update_summary(self, epoch, train_metrics, eval_metrics, filename, write_header=None, **kwargs) -> None:
@@ -268,7 +239,7 @@ class TrainOverrides(Overrides):
         disk ends the run.
         Checked by: test_runs.py resumes a run; test_resources.py.
         """
-        self._summary.add(
+        self._outputs.summary.add(
             filename=filename, epoch=epoch, train_metrics=train_metrics, eval_metrics=eval_metrics, **kwargs)
 
     def train_one_epoch(self, epoch, model, loader, optimizer, args, *, device, output_dir, **kwargs):
@@ -290,22 +261,13 @@ class TrainOverrides(Overrides):
             return self._originals['train_one_epoch'](
                 epoch, model, epoch_loader, guarded_optimizer, args, device=device, output_dir=output_dir,
                 **{**kwargs, 'loss_scaler': loss_scaler})
-        try:
+        with self._interruptible():
             metrics, figures = self._training.train_epoch(epoch, train)
-        except EndedEarly:
-            raise
-        except KeyboardInterrupt:  # in a thread that is not the main one
-            self._interrupted = True
-            raise
-        except DataFolderGone:
-            note_own(self._record, epoch, loader)
-            raise
         if not math.isfinite(metrics['loss']):  # of all ranks
             raise diverged(self._record, f"The loss is {metrics['loss']} in epoch {epoch}")
         if not self.args.val_split:
             check_epoch(self._training.run, epoch, None)
-            if not has_finite_weights(model):
-                raise diverged(self._record, f'Weights are no longer finite after epoch {epoch}')
+            refuse_infinite_weights(self._record, model, epoch, None)
         self._figures = figures if output_dir is not None else None  # the primary process
         self._train_metrics, self._eval_metrics, self._lr = metrics, None, self._training.run.lr
         self._trained = time.perf_counter()
@@ -330,25 +292,14 @@ class TrainOverrides(Overrides):
         images that pad uneven ranks twice; the host waits for the device every batch.
         Checked by: test_runs.py, equal results with the bundled script on one and two processes.
         """
-        args.no_prefetcher = not args.prefetcher
         run = self._training.run
-        try:
-            metrics, unreadable = evaluate.validate(
-                model, loader, Forward.from_args(args, device), args, log_suffix, run=run)
-        except Stopped:
-            run.saving.save_trained(run)
-            raise
-        except KeyboardInterrupt:
-            self._interrupted = True
-            raise
-        except DataFolderGone:
-            note_own(self._record, self._epoch, loader)
-            raise
+        run.eval_loader = loader
+        with self._interruptible():
+            metrics, unreadable = evaluate.validate(model, loader, run.forward, args, log_suffix, run=run)
         note_all(self._record, self._epoch, loader)
         self._eval_loss, self._eval_metrics = metrics['loss'], metrics
         check_epoch(run, self._epoch, metrics)
-        if not math.isfinite(self._eval_loss) and not has_finite_weights(model):
-            raise diverged(self._record, 'Weights are no longer finite after the last epoch')
+        refuse_infinite_weights(self._record, model, self._epoch, metrics)
         if self._figures is not None:
             self._figures['unreadable_val'] = unreadable
         if log_suffix or not run.task.has_ema() or args.model_ema_force_cpu:  # the last evaluation of the epoch
@@ -356,26 +307,31 @@ class TrainOverrides(Overrides):
             self._gather(self._epoch)
         return metrics
 
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
+        except EndedEarly:
+            raise
+        except KeyboardInterrupt:  # in a thread that is not the main one
+            self._interrupted = True
+            raise
+
     def _start(self, epoch, model, loader, optimizer, device, kwargs: Dict[str, Any]) -> ScriptTraining:
         """Begin to train, at the place where the run goes on; `kwargs` are those of the script's train_one_epoch."""
         args, task = self.args, kwargs.get('task')
         if task is None or 'model_ema' in kwargs:  # up to v1.0.26 the task has no moving average
             task = ModelState(model if task is None else task.get_trainable_module(), kwargs.get('model_ema'))
-        forward: Any = SimpleNamespace(device=device)
-        run = Training(
-            args=args, forward=forward, task=task, optimizer=optimizer, train_loader=loader,
-            loss_scaler=kwargs.get('loss_scaler'), lr_scheduler=kwargs.get('lr_scheduler'),
-            updates_per_epoch=math.ceil(len(loader) / args.grad_accum_steps), outputs=self._outputs,
-            max_bad_steps=self.settings.max_bad_steps, bad_images=BadImages(loader.dataset, self.settings),
-            eval_metric=args.eval_metric if args.val_split else 'loss', patience=Patience.of(self.settings))
+        run = Training.of(
+            self.settings, args, forward=Forward.from_args(args, device), task=task, optimizer=optimizer,
+            train_loader=loader, loss_scaler=kwargs.get('loss_scaler'), lr_scheduler=kwargs.get('lr_scheduler'),
+            outputs=self._outputs)
         resumed = go_on(run, self._resumed() if args.resume else None, epoch)
         self._checkpoint = None
-        signals = self._signals.enter_context(StopSignals())
-        agreement = Agreement(signals, device, args.rank, args.world_size)
-        agreement.refuse_differences(same_on_all_ranks(run, resumed))
-        run.saving = Saving(agreement, self.settings.checkpoint_minutes, getattr(args, 'recovery_interval', 0))
+        begin_saving(run, self.settings, resumed, self._open.enter_context(StopSignals()))
         run.progress = create_progress(run, self.settings, self._num_epochs)
-        self._shown.enter_context(run.progress.shown(len(loader), resumed.place))
+        self._open.enter_context(run.progress.shown(len(loader), resumed.place))
+        self._open.enter_context(noted(run))
         return ScriptTraining(run, resumed)
 
     def _resumed(self) -> Checkpoint:
@@ -399,14 +355,13 @@ class TrainOverrides(Overrides):
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
         if best_metric is not None:
-            self._record.set_best(self.args.eval_metric if self._evaluates else 'loss', best_metric, best_epoch)
+            self._record.set_best(self._training.run.eval_metric, best_metric, best_epoch)
         self._add_epoch()
         self._training.run.saving.after_epoch()
 
     def _add_epoch(self) -> None:
         if self._figures is not None:
             figures, self._figures = self._figures, None
-            self._record.add_epoch(figures)
             end_epoch(
                 self._training.run, self._epoch, self._train_metrics, self._eval_metrics, figures, self._lr)
 
@@ -415,34 +370,26 @@ class TrainOverrides(Overrides):
         return math.isfinite(self._eval_loss)
 
     def run(self, main: Callable[[], None]) -> None:
-        def run_main() -> None:
-            with suppress(EndedEarly):  # which the script may not take for its end
-                main()
-            if self._saver is not None:
-                self._saver.wait()  # the record and the exit code tell of the last save too
-        with self._signals, self._shown:
+        with self._open:
             try:
-                super().run(run_main)
+                with suppress(EndedEarly):  # which the script may not take for its end
+                    main()
+                self._finish()
             except Stopped as e:
                 end_stopped(self._training.run, self.settings, e)
             finally:
                 end_workers(*self._loaders)
-                if self._saver is not None:
-                    self._saver.wait()
-            if self._interrupted:
-                raise KeyboardInterrupt
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
+        if self._outputs is not None:
+            self._outputs.saver.wait()  # the record and the exit code tell of the last save too
         self._add_epoch()
         if self._interrupted:  # the script's `main` returns after Ctrl-C too
-            return
-        super().finish()
-        if self._outputs is not None and self._outputs.events is not None:
-            self._outputs.events.close()
-        if self._record is not None:
-            refuse_unsaved(self._saver, self._record, self._summary)
-        if not self.is_finite():
-            raise diverged(self._record, f'The loss of the last evaluation is {self._eval_loss}', is_saved=True)
+            raise KeyboardInterrupt
+        if self._outputs is not None:
+            self._outputs.finish()
+            self._outputs.refuse_unsaved()
+        refuse_infinite_loss(self._record, self._eval_loss)
 
     # called by patched code
 

@@ -13,11 +13,8 @@ import torch
 from timm import utils
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.data.image_files import take_unreadable
 from seresnet_timm.engine.bad_steps import check_steps
-from seresnet_timm.engine.epoch import Training, start_meters
-from seresnet_timm.engine.faults import note_all
-from seresnet_timm.engine.meters import report_epoch
+from seresnet_timm.engine.epoch import Training, begin_epoch, figures_of_epoch
 from seresnet_timm.engine.patience import EndedEarly
 from seresnet_timm.engine.progress import ScriptLines
 from seresnet_timm.engine.run_state import (
@@ -28,8 +25,6 @@ from seresnet_timm.engine.run_state import (
     restore_schedule,
     resume_from,
 )
-from seresnet_timm.step.bad_steps import BadSteps
-from seresnet_timm.step.loss_scaler import current_scale
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 
 _logger = logging.getLogger('train')
@@ -46,7 +41,6 @@ def go_on(run: Training, checkpoint: Optional[Checkpoint], epoch: int) -> Resume
     """
     resumed = resume_from(checkpoint, run, epoch)
     if checkpoint is not None:
-        run.has_evaluated = resumed.state.get('has_evaluated', False)
         restore_loader(run, resumed)
         restore_rank(run, resumed)
         restore_counts(run, resumed)
@@ -92,22 +86,14 @@ class ScriptTraining:
     def _train(self, epoch: int, train: Callable[..., Metrics]) -> Tuple[Metrics, Dict[str, Any]]:
         run = self.run
         run.begun = self._resumed.start_of(epoch, run.args.rank, run.args.world_size)
-        run.bad_steps = run.bad_steps or BadSteps(
-            run.task.get_trainable_module(), run.optimizer, run.device, run.loss_scaler)
-        run.bad_steps.start_epoch(is_begun=run.begun is not None)
         self.epoch = Epoch(run, epoch, self.lines)
         self.optimizer: Any = run.optimizer if run.loss_scaler is not None else GuardedOptimizer(run)
         with run.progress.training(epoch, len(self.epoch), self.epoch.batches, _logger if self.lines else None), \
                 filtered(_logger, self.lines):
             metrics = train(self.epoch, self.optimizer, guarded_scaler(run))
-        note_all(run.record, epoch, run.train_loader)
-        figures = dict(self.epoch.throughput.summary(), bad_steps=int(run.figures.total) if run.figures else None,
-                       loss_scale=current_scale(run.loss_scaler),
-                       unreadable_train=take_unreadable(run.train_loader.dataset))
+        figures = figures_of_epoch(run, epoch, self.epoch.throughput)
         if run.bad_images:
             run.bad_images.check(0, run.record, epoch)
-        if utils.is_primary(run.args):
-            figures = report_epoch(figures, epoch, run.args.workers, run.device)
         return metrics, figures
 
 
@@ -128,7 +114,7 @@ class Epoch:
     def __init__(self, run: Training, number: int, lines: Optional[ScriptLines] = None):
         self.lines = lines
         self._run, self._number = run, number
-        self.losses, self.throughput, self.batches = start_meters(run)
+        self.losses, self.throughput, self.batches = begin_epoch(run, number)
         self.losses.distributed = False  # the script takes the mean over the ranks
 
     def __getattr__(self, name: str) -> Any:

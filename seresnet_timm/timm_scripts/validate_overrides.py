@@ -14,12 +14,12 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loading
-from seresnet_timm.data.classes import names_of_dataset
 from seresnet_timm.data.image_files import IGNORED_TARGET
 from seresnet_timm.data.position import make_restartable
+from seresnet_timm.engine import faults
 from seresnet_timm.engine.evaluate import report_unreadable
-from seresnet_timm.engine.model_info import check_planned_classes, describe_other_classes, model_info_of
-from seresnet_timm.engine.outputs import create_record
+from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
+from seresnet_timm.engine.outputs import record_evaluation
 from seresnet_timm.engine.validate import refuse_unreadable
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import as_json
@@ -76,10 +76,7 @@ class ValidateOverrides(Overrides):
         Checked by: test_runs.py and test_fast_jpeg.py, equal results with the bundled script.
         """
         check_planned_classes(self.settings, dataset)
-        difference = self._checkpoint and describe_other_classes(
-            self._checkpoint, names_of_dataset(dataset), self.args)
-        if difference:
-            raise UsageError(difference)
+        refuse_other_classes(self._checkpoint, dataset, self.args)
         self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
         self._loader = create_loader(dataset, *args, **self.normalization(kwargs))
@@ -139,10 +136,10 @@ class ValidateOverrides(Overrides):
             data_config = resolve_data_config(
                 vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))
             info = model_info_of(self._model, data_config, self._dataset).to_dict()
-            self._record = create_record(self.settings, self.settings.output, info)
-            self._record.set_evaluation(dict(
+            figures = dict(
                 images=sums[3], seconds=round(time.perf_counter() - losses.created, 3), top1=sums[0] / count,
-                top5=sums[1] / count, loss=sums[2] / max(1, sums[4]), unreadable=unreadable))
+                top5=sums[1] / count, loss=sums[2] / max(1, sums[4]), unreadable=unreadable)
+            record_evaluation(self.settings, info, figures, faults.take([self._loader]))
         return sums[0] / count, sums[1] / count
 
 

@@ -7,7 +7,7 @@ from conftest import ROOT, run_cli, train_flags
 from training import valid_record
 
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
-from seresnet_timm.engine.divergence import refuse_infinite_result, refuse_infinite_weights
+from seresnet_timm.engine.divergence import refuse_infinite_loss, refuse_infinite_weights
 from seresnet_timm.errors import RunError
 from seresnet_timm.files import as_json, write_json
 from seresnet_timm.runs import report
@@ -53,10 +53,9 @@ def test_weights_that_are_not_finite(tmp_path):
 
 
 def test_last_evaluation_without_a_finite_loss():
-    refuse_infinite_result(None, [])
-    refuse_infinite_result(None, [dict(train=dict(loss=1.), validation=dict(loss=1.))])
+    refuse_infinite_loss(None, 1.)
     with pytest.raises(RunError, match='The loss of the last evaluation is inf'):
-        refuse_infinite_result(None, [dict(train=dict(loss=1.), validation=dict(loss=float('inf')))])
+        refuse_infinite_loss(None, float('inf'))
 
 
 class _Task:

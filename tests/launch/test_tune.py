@@ -98,8 +98,8 @@ def test_formats_are_taken_if_allowed(monkeypatch):
 
 
 def test_a_step_that_is_not_captured_is_told(monkeypatch):
-    from seresnet_timm.engine import train
-    monkeypatch.setattr(train, 'capture_step', lambda *_: 'no graphs here')
+    from seresnet_timm.engine import model
+    monkeypatch.setattr(model, 'capture_step', lambda *_: 'no graphs here')
     planned = trial.settings_to_measure('train', [*map(str, MODEL), '-b', '4', '--device', 'cpu'], has_data=False)
     with pytest.raises(UsageError, match='cannot be captured here: no graphs here'):
         trial.training_step(replace(planned, graph=True))

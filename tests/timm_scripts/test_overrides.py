@@ -168,7 +168,8 @@ def test_interrupted_runs_are_not_finished():
     """The script's `main` returns after Ctrl-C."""
     overrides = overrides_of('train.py')
     finished = []
-    overrides._record = Namespace(finish=lambda: finished.append(True))
+    overrides._outputs = Namespace(
+        saver=Namespace(wait=lambda: None), record=None, finish=lambda: finished.append(True))
 
     def train_epoch(*args):
         raise KeyboardInterrupt
