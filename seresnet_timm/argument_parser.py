@@ -141,10 +141,10 @@ class ArgumentParser(argparse.ArgumentParser):
                 for parser in action.choices.values():
                     yield from parser.parsers()
 
-    def leave_unparsed(self, dest: str) -> None:
-        """Store all arguments as they are, flags and --help too, for another parser."""
+    def leave_unparsed(self) -> None:
+        """Store all arguments as they are in `argv`, flags and --help too, for another parser."""
         self.prefix_chars = '\0'  # no argument starts with it, so argparse takes none for a flag
-        self.add_argument(dest, nargs=argparse.REMAINDER)
+        self.add_argument('argv', nargs=argparse.REMAINDER)
 
 
 def guide(text: str, examples: Sequence[str], next_steps: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ NEXT = ('seresnet-timm train --preset seresnet50_ascend --data-dir ImageNet -b 1
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.leave_unparsed('argv')
+    parser.leave_unparsed()
 
 
 def run(args: argparse.Namespace) -> None:

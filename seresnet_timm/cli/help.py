@@ -12,7 +12,7 @@ NEXT = ('seresnet-timm completion bash   # completion of verbs and flags in your
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.leave_unparsed('argv')
+    parser.leave_unparsed()
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ NEXT = ('seresnet-timm report output/train/RUN   # the folder that the training 
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.leave_unparsed('argv')
+    parser.leave_unparsed()
 
 
 def run(args: argparse.Namespace) -> None:

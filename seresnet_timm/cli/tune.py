@@ -15,7 +15,7 @@ NEXT = (
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.leave_unparsed('argv')
+    parser.leave_unparsed()
 
 
 def help_parser() -> ArgumentParser:

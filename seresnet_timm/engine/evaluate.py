@@ -213,7 +213,6 @@ def validate(
         forward: Forward,
         args,
         log_suffix: str = '',
-        logger: Optional[logging.Logger] = None,
         run: Any = None,
 ) -> Tuple[Dict[str, float], Optional[Unreadable]]:
     """Evaluate the model of a training, with the log lines of timm's train.py.
@@ -224,7 +223,6 @@ def validate(
         forward: Device, precision and memory format.
         args: Flags of train.py: `log_interval`, `tta` and `rank` are read.
         log_suffix: What is evaluated, e.g. ' (EMA)'.
-        logger: Where rank 0 logs; None for the logger of timm's train.py.
         run: The `Training`, which a signal may stop, and whose progress is shown; None without one.
 
     Raises:
@@ -238,8 +236,7 @@ def validate(
             f'Acc@1: {now["top1"]:>7.3f} ({avg["top1"]:>7.3f})  '
             f'Acc@5: {now["top5"]:>7.3f} ({avg["top5"]:>7.3f})'
         )
-    logger = logger or logging.getLogger('train')
-    log = EvaluationLog(logger if utils.is_primary(args) else None, args.log_interval, log_line)
+    log = EvaluationLog(logging.getLogger('train') if utils.is_primary(args) else None, args.log_interval, log_line)
     if run is not None:
         log = replace(log, agreement=run.saving.agreement, progress=run.progress, verbosity=run.progress.verbosity)
     try:
