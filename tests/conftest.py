@@ -144,6 +144,14 @@ MODEL = ('--model', 'seresnet18_ascend', '--model-kwargs', 'channels=(8,16,24,32
 WIDE = ('--model-kwargs', 'channels=(64,128,256,512)')  # all of them
 
 
+def load_file(path: Path):
+    """A file of Python outside the packages, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def train_flags(data, output, *more) -> list:
     """A training of a second on the few digits."""
     return [

@@ -1,9 +1,8 @@
 """The files that the documents name exist; the picture of the layers shows what the code imports."""
-import importlib.util
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_file
 
 PLACES = [ROOT, ROOT / 'seresnet_timm', *(p for p in (ROOT / 'seresnet_timm').iterdir() if p.is_dir())]
 
@@ -35,10 +34,7 @@ def test_architecture_lists_every_module():
 
 @pytest.fixture
 def draw_layers():
-    spec = importlib.util.spec_from_file_location('draw_layers', ROOT / 'docs' / 'draw_layers.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / 'docs' / 'draw_layers.py')
 
 
 def test_arrows_that_others_imply_are_not_drawn(draw_layers):

@@ -12,7 +12,7 @@ import sys
 
 import documents
 import pytest
-from conftest import ROOT, run_here
+from conftest import ROOT, load_file, run_here
 
 from seresnet_timm.argument_parser import HELP_FLAGS
 from seresnet_timm.cli.main import VERBS, make_parser, module_of
@@ -84,10 +84,7 @@ def check_python(words: list) -> None:
 
 
 def boot_file_command(words: list) -> tuple:
-    spec = importlib.util.spec_from_file_location('start', ROOT / words[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    _, _, name, *argv = module.command(words[2:])
+    _, _, name, *argv = load_file(ROOT / words[1]).command(words[2:])
     return name, argv
 
 
@@ -365,10 +362,7 @@ def test_the_glossary_finds_wrong_words():
 
 @pytest.fixture
 def write_reference():
-    spec = importlib.util.spec_from_file_location('write_reference', ROOT / 'docs' / 'write_reference.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / 'docs' / 'write_reference.py')
 
 
 def test_the_reference_is_that_of_the_parsers(write_reference):

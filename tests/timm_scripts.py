@@ -1,5 +1,4 @@
 """timm's own scripts, where `TIMM_SCRIPTS` names a folder with train.py and validate.py, or with one folder per tag."""
-import importlib.util
 import os
 import subprocess
 import sys
@@ -7,7 +6,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_file
 
 from seresnet_timm.timm_scripts import known
 
@@ -45,10 +44,7 @@ def known_files(name: str) -> list:
 
 def load_script(name: str):
     """timm's script as a module."""
-    spec = importlib.util.spec_from_file_location(f'timm_{name}', Path(TIMM_SCRIPTS) / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(Path(TIMM_SCRIPTS) / f'{name}.py')
 
 
 def parser_flags(parser) -> dict:

@@ -56,6 +56,17 @@ def load(path: Path) -> dict:
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
+def assert_same(whole: Path, resumed: Path) -> None:
+    """A run that was stopped and resumed ends as one that was not."""
+    a, b = load(whole / 'last.pth.tar'), load(resumed / 'last.pth.tar')
+    assert a.keys() == b.keys()
+    for key in {'state_dict', 'state_dict_ema'} & set(a):
+        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key]), key
+    assert a.get('metric') == b.get('metric') and a['saver'] == b['saver']
+    assert (whole / 'summary.csv').read_text() == (resumed / 'summary.csv').read_text()
+    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in resumed.iterdir())
+
+
 def evaluate_plainly(model, data: Path):
     """top1 and loss in the plainest way: every image by itself."""
     from PIL import Image

@@ -157,6 +157,11 @@ class Comparison:
     passes: Dict[str, List[Difference]] = field(default_factory=dict)
     weights: List[Difference] = field(default_factory=list)
 
+    @property
+    def has_equal_layers(self) -> bool:
+        """Both have the same weights by name and shape, so that their outputs can be compared."""
+        return not any(d.problem for d in self.weights)
+
     def first(self, name: str, backward: bool) -> Optional[Difference]:
         """The first place of a pass that differs."""
         return next((d for d in self.passes.get(name, []) if d.differs and d.is_backward == backward), None)
@@ -336,6 +341,16 @@ def compare_weights(a: nn.Module, b: nn.Module, rtol: Optional[float] = None) ->
     return found
 
 
+def compare_sides(reference: str, model: nn.Module, tested: Side, rtol: Optional[float]) -> Comparison:
+    """The comparison of two sides before their outputs are compared: with their weights, if they have two models."""
+    result = Comparison(reference, tested.describe(), [])
+    if tested.model is not model:
+        result.weights = compare_weights(model, tested.model, rtol)
+        if not result.has_equal_layers:
+            result.notes.append('The two have different weights by name or shape: their outputs were not compared.')
+    return result
+
+
 def compare(
         reference: Side,
         tested: Side,
@@ -352,12 +367,9 @@ def compare(
         settings: How they run.
         rtol: Tolerance over those of TOLERANCE.
     """
-    result = Comparison(reference.describe(), tested.describe(), [])
-    if tested.model is not reference.model:
-        result.weights = compare_weights(reference.model, tested.model, rtol)
-        if any(d.problem for d in result.weights):
-            result.notes.append('The two have different weights by name or shape: their outputs were not compared.')
-            return result
+    result = compare_sides(reference.describe(), reference.model, tested, rtol)
+    if not result.has_equal_layers:
+        return result
     with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as folder, TraceWriter() as writer:
         stored = record(reference, batch, settings, writer, Path(folder) / 'trace', [tested.arithmetic.rounding])
         result.passes = check(tested, batch, stored, rtol)

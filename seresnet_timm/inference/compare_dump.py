@@ -15,7 +15,7 @@ from seresnet_timm.inference.compare import (
     Reference,
     Side,
     check,
-    compare_weights,
+    compare_sides,
     notes_on,
     record,
 )
@@ -87,12 +87,9 @@ def read_dump(path: str) -> Dump:
 
 def compare_with_dump(dumped: Dump, tested: Side, rtol: Optional[float] = None) -> Comparison:
     """Compare a side with what `dump` stored."""
-    result = Comparison(dumped.side, tested.describe(), [])
-    if tested.model is not dumped.model:
-        result.weights = compare_weights(dumped.model, tested.model, rtol)
-        if any(d.problem for d in result.weights):
-            result.notes.append('The two have different weights by name or shape: their outputs were not compared.')
-            return result
+    result = compare_sides(dumped.side, dumped.model, tested, rtol)
+    if not result.has_equal_layers:
+        return result
     result.passes = check(tested, dumped.batch, dumped.reference, rtol)
     result.notes += notes_on(dumped.reference)
     return result

@@ -1,6 +1,7 @@
 """Lines of plog, and new codes: HCCL that does not start, links, waits, the runtime, the driver."""
 import pytest
 from ascend.npu_texts import call, cann
+from ascend.told import assert_told
 
 from seresnet_timm.ascend.error_events import EventReader
 from seresnet_timm.ascend.errors import diagnose, diagnose_text
@@ -117,11 +118,7 @@ LINES = {
 
 @pytest.mark.parametrize('name', LINES)
 def test_line(name):
-    text, fault, what, remedy = LINES[name]
-    first = diagnose_text(text).first
-    assert first.fault == fault and first.known
-    assert what in first.what and remedy in first.remedy
-    assert '{' not in first.what + first.remedy and '?' not in first.what
+    assert_told(*LINES[name])
 
 
 @pytest.mark.parametrize('level', ['DEBUG', 'INFO', 'EVENT', 'WARNING'])

@@ -4,7 +4,7 @@ import time
 
 import pytest
 from ascend.npu_texts import ADVICE, call, cann, err, out_of_memory, prefixed, waits
-from conftest import ROOT
+from conftest import ROOT, load_file
 
 from seresnet_timm.ascend.error_codes import ACL, CANN, CODES, HCCL, NAMES, find
 from seresnet_timm.ascend.error_events import MAX_EVENTS, EventReader
@@ -221,8 +221,5 @@ def test_table():
 
 
 def test_page_of_the_documents():
-    import importlib.util
-    spec = importlib.util.spec_from_file_location('write_errors', ROOT / 'docs' / 'write_errors.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(ROOT / 'docs' / 'write_errors.py')
     assert module.PAGE.read_text(encoding='utf-8') == module.page(), 'run python docs/write_errors.py'

@@ -1,6 +1,7 @@
 """Errors of torch_npu, CANN, HCCL and the driver: each kind of text gets its fault, its values and its remedy."""
 import pytest
 from ascend.npu_texts import ADVICE, call, cann, err, out_of_memory, prefixed, waits
+from ascend.told import assert_told
 
 from seresnet_timm.ascend.errors import diagnose_text, explain, explain_import
 
@@ -294,11 +295,7 @@ KINDS = {**INSTALL, **DEVICE, **MEMORY, **OPERATORS, **NUMBERS, **HCCL}
 
 @pytest.mark.parametrize('name', KINDS)
 def test_kind(name):
-    text, fault, what, remedy = KINDS[name]
-    first = diagnose_text(text).first
-    assert first.fault == fault and first.known
-    assert what in first.what and remedy in first.remedy
-    assert '{' not in first.what + first.remedy and '?' not in first.what
+    assert_told(*KINDS[name])
 
 
 PREFIXES = ('[rank3]: ', 'worker-3: ', '\x1b[31m2025-11-19 11:14:58,123 - root - ERROR - ', '[default3]:')

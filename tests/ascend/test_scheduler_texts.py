@@ -1,6 +1,7 @@
 """Texts of schedulers, containers, pip, ModelArts and MindCluster, and of CANN where two lines tell two things."""
 import pytest
 from ascend.npu_texts import call, cann, err
+from ascend.told import assert_told
 
 from seresnet_timm.ascend.errors import diagnose_text
 
@@ -127,11 +128,7 @@ TEXTS = {
 
 @pytest.mark.parametrize('name', TEXTS)
 def test_text(name):
-    text, fault, what, remedy = TEXTS[name]
-    first = diagnose_text(text).first
-    assert first.fault == fault and first.known
-    assert what in first.what and remedy in first.remedy
-    assert '{' not in first.what + first.remedy and '?' not in first.what
+    assert_told(*TEXTS[name])
 
 
 @pytest.mark.parametrize('text', [

@@ -1,12 +1,8 @@
 """The alpha-beta model of benchmarks/scaling.py against numbers computed by hand."""
-import importlib.util
-
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_file
 
-spec = importlib.util.spec_from_file_location('scaling', ROOT / 'benchmarks' / 'scaling.py')
-scaling = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(scaling)
+scaling = load_file(ROOT / 'benchmarks' / 'scaling.py')
 
 HCCS, ROCE = scaling.Link(10e-6, 10e9), scaling.Link(50e-6, 5e9)
 

@@ -2,12 +2,11 @@
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_cli, run_here, train_flags
-from training import bundled_settings, load, summary
+from training import assert_same, bundled_settings, load, summary
 
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.saving import Saving
@@ -64,15 +63,6 @@ def run(data, output, *flags, stop_after=None, monkeypatch=None, **settings) -> 
     finally:
         monkeypatch.setattr(Saving, 'after_update', original)
     return 0
-
-
-def assert_same(whole: Path, resumed: Path) -> None:
-    a, b = load(whole / 'last.pth.tar'), load(resumed / 'last.pth.tar')
-    for key in {'state_dict', 'state_dict_ema'} & set(a):
-        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key]), key
-    assert a['metric'] == b['metric'] and a['saver'] == b['saver']
-    assert (whole / 'summary.csv').read_text() == (resumed / 'summary.csv').read_text()
-    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in resumed.iterdir())
 
 
 @pytest.mark.parametrize('case', [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES])

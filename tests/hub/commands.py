@@ -124,11 +124,6 @@ def sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def git_oid(path: Path) -> str:
-    data = path.read_bytes()
-    return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
-
-
 def mostly_slow(cases: Sequence, every: int = 6) -> list:
     """Parameters of a test: `make test` runs every sixth, the others are variants for `make test-slow`."""
     return [case if i % every == 0 else pytest.param(*(case if isinstance(case, tuple) else (case,)),

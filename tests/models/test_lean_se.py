@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from models.step_numbers import numbers_of_step
 from torch.profiler import ProfilerActivity, profile
 
 import seresnet_timm  # noqa: F401  (registers the models)
@@ -37,14 +38,8 @@ def counted(monkeypatch) -> list:
 
 
 def numbers(model, x, *, lean):
-    """Output, gradients and buffers of a training step."""
     set_lean_se(lean)
-    model, x = copy.deepcopy(model), x.clone().requires_grad_()
-    out = model(x)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    (out * weight).sum().backward()
-    return {'out': out.detach(), 'x': x.grad, **{n: p.grad for n, p in model.named_parameters()}, **dict(
-        model.named_buffers())}
+    return numbers_of_step(model, x)
 
 
 def assert_as_close(own, timms, exact):

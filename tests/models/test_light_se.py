@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from models.step_numbers import numbers_of_step
 from safetensors.torch import load_file, save_file
 from test_lean_se import assert_as_close, block
 from timm.layers import SEModule
@@ -40,15 +41,8 @@ def calls(monkeypatch) -> list:
 
 
 def numbers(model, x, end, seed=0):
-    """Output, gradients and buffers of a training step."""
     set_block_end(end)
-    model, x = copy.deepcopy(model), x.clone().requires_grad_()
-    torch.manual_seed(seed)
-    out = model(x)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    (out * weight).sum().backward()
-    return {'out': out.detach(), 'x': x.grad, **{n: p.grad for n, p in model.named_parameters()}, **dict(
-        model.named_buffers())}
+    return numbers_of_step(model, x, seed)
 
 
 def small(**kwargs):

@@ -11,7 +11,7 @@ import torch
 from conftest import run_cli, train_flags
 from timm.utils import NativeScaler
 from timm_scripts import SCRIPTS, SMALL, known_files
-from training import load, summary, train, valid_record
+from training import assert_same, load, summary, train, valid_record
 
 from seresnet_timm.engine.saving import Saving
 from seresnet_timm.errors import RunError
@@ -89,15 +89,6 @@ def stop(monkeypatch):
             return original(self, *args)
         monkeypatch.setattr(Saving, method, with_signal)
     return stop
-
-
-def assert_same(whole: Path, resumed: Path) -> None:
-    a, b = load(whole / 'last.pth.tar'), load(resumed / 'last.pth.tar')
-    for key in {'state_dict', 'state_dict_ema'} & set(a):
-        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key]), key
-    assert a.get('metric') == b.get('metric') and a['saver'] == b['saver']
-    assert (whole / 'summary.csv').read_text() == (resumed / 'summary.csv').read_text()
-    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in resumed.iterdir())
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
