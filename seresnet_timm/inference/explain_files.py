@@ -78,7 +78,7 @@ def _write_image(explainer: Explainer, seen: Seen, folder: Optional[Path], numbe
     names, picture = class_names(explainer.loaded), None
     if seen.map is not None and folder is not None:
         stem = re.sub('[^A-Za-z0-9.-]+', '_', Path(os.fsencode(seen.file).decode('ascii', 'ignore')).stem)[:60]
-        picture = f'map_{number:04d}_{stem}.png'
+        picture = f'map_{number:04d}_{stem}'.rstrip('_') + '.png'  # the stem may be in other letters only
         draw_map(seen, names, folder / picture)
     return {'file': seen.file, 'class': names[seen.group], 'predicted': names[seen.predicted],
             'probability': seen.probability, 'target': names[seen.target], 'map': picture}
@@ -188,7 +188,8 @@ def draw_map(seen: Seen, names: List[str], path: Path) -> None:
     shown = axes[1].imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=0.25 + 0.5 * heat)
     bar = figure.colorbar(plt.cm.ScalarMappable(shown.norm, 'inferno'), ax=axes[1], shrink=0.85)
     bar.set_label('evidence for the class')
-    axes[0].set_title(f'{plain_label(names[seen.predicted], 30)}: {100 * seen.probability:.1f} %', fontsize=10)
+    axes[0].set_title(
+        f'Predicted: {plain_label(names[seen.predicted], 26)}, {100 * seen.probability:.1f} %', fontsize=10)
     empty = '' if heat.any() else ': no evidence for it'
     axes[1].set_title(f'Grad-CAM of {plain_label(names[seen.target], 30)}{empty}', fontsize=10)
     save_figure(figure, path, 100)

@@ -5,24 +5,23 @@ import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from unicodedata import east_asian_width
 
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.files import atomic_path
+from seresnet_timm.runs import fonts
 
 # what is marked: its kind in run.json, and how
 FAULTS = {
     'restart': ('restart', 'v'), 'resume': ('resume', '>'), 'skipped steps': ('bad_steps', 'x'),
     'bad images': ('bad_images', 's'), 'wait for data': ('data_wait', 'd'), 'new worker': ('worker', '^'),
-    'failed save': ('save', 'P')}
+    'failed save': ('save', 'P'), 'loss not finite': ('', '*')}
 # Okabe and Ito's palette, which colour-blind people tell apart, without its yellow, which is too light for a line
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56B4E9')
 # as many as have no common divisor with the colours: the looks repeat after 56 runs
 STYLES = (('-', 'o'), ('--', 's'), ('-.', '^'), (':', 'D'), ((0, (6, 1, 1, 1, 1, 1)), 'v'), ((0, (8, 2)), 'P'),
           ((0, (3, 1)), 'X'), ((0, (1, 1)), '*'))
 MARKERS = 12  # on a line
-CHINESE_FONTS = ('Noto Sans CJK SC', 'Source Han Sans SC', 'WenQuanYi Zen Hei', 'WenQuanYi Micro Hei', 'SimHei',
-                 'Microsoft YaHei', 'PingFang SC')
-
 
 FPS = 'Training images/s'
 Target = Union[str, Path, io.BytesIO]  # of a picture: a file, or memory
@@ -79,7 +78,7 @@ def draw_sheet(runs: Sequence[Curves], target: Target) -> None:
             ax.set_xticks([first])
     _explain_marks(figure, axes.flat[3], runs)
     if len(runs) == 1:
-        figure.suptitle(describe(runs[0].record), parse_math=False)
+        figure.suptitle(describe(runs[0].record, 50), parse_math=False)
     else:
         lines = [axes.flat[0].plot([], [], **_look(i), label=plain_label(run.name))[0] for i, run in enumerate(runs)]
         figure.legend(handles=lines, loc='outside upper center', ncols=2 if len(runs) > 2 else len(runs),
@@ -100,35 +99,50 @@ def pyplot() -> Any:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     from matplotlib import font_manager
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    plt.rcParams['font.family'] = ['DejaVu Sans', *(name for name in CHINESE_FONTS if name in installed)]
-    warnings.filterwarnings('ignore', 'Glyph .* missing')  # letters that no font has are drawn as boxes
+    plt.rcParams['font.family'] = fonts.families(font_manager)
     return plt
 
 
 def save_figure(figure: Any, target: Target, dpi: int) -> None:
-    """Write a figure as PNG and close it."""
-    if isinstance(target, io.BytesIO):
-        figure.savefig(target, dpi=dpi, format='png')
-    else:
-        with atomic_path(target) as tmp:
-            figure.savefig(tmp, dpi=dpi, format='png')
+    """Write a figure as PNG and close it; letters that no font has are drawn as boxes, which one line says."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        if isinstance(target, io.BytesIO):
+            figure.savefig(target, dpi=dpi, format='png')
+        else:
+            with atomic_path(target) as tmp:
+                figure.savefig(tmp, dpi=dpi, format='png')
     pyplot().close(figure)
+    if fonts.take_missing(caught):
+        fonts.warn_of_missing_letters()
 
 
-def describe(record: Dict[str, Any]) -> str:
-    """Model, devices, precision and batch size of a run, a line."""
+def describe(record: Dict[str, Any], length: int = 500) -> str:
+    """Model, devices, precision and batch size of a run, a line; the model's name has at most `length` letters."""
     settings = record['settings']
-    return printable(f'{settings["args"]["model"]}: {settings["world_size"]} x {settings["device"]}, '
+    return printable(f'{shorten(settings["args"]["model"], length)}: {settings["world_size"]} x {settings["device"]}, '
                      f'{settings["precision"]}, global batch size {settings["global_batch_size"]}')
 
 
 def plain_label(text: str, length: int = 60) -> str:
     """A name as matplotlib shows it: no formula, no line of its own kind; short enough for a legend."""
-    text = printable(text)
-    half = (length - 5) // 2
-    text = text if len(text) <= length else f'{text[:half]} ... {text[-half:]}'
+    text = shorten(printable(text), length)
     return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
+
+
+def shorten(text: str, length: int) -> str:
+    """A text without its middle, if it is wider than so many letters; a Chinese letter is as wide as two."""
+    if letter_widths(text) <= length:
+        return text
+    half = (length - 5) // 2
+    begin = next(i for i in range(len(text)) if letter_widths(text[:i + 1]) > half)
+    end = next(i for i in range(len(text)) if letter_widths(text[i:]) <= half)
+    return f'{text[:begin]} ... {text[end:]}'
+
+
+def letter_widths(text: str) -> int:
+    """The width of a text in Latin letters."""
+    return sum(2 if east_asian_width(letter) in 'WF' else 1 for letter in text)
 
 
 def figures_of(run: Curves, key: str) -> Tuple[List[float], List[float]]:
@@ -150,16 +164,18 @@ def _draw_loss(ax: Any, runs: Sequence[Curves]) -> None:
                 continue
             seen += [v for v in values if math.isfinite(v)]
             if label == 'train':
-                thin = dict(look, linewidth=1, marker='' if len(values) > 1 else 'o', markersize=3, alpha=0.7)
+                thin = dict(look, linewidth=1, marker='' if len(values) > 1 else 'o', markersize=4, alpha=0.7)
                 if len(runs) == 1:
                     thin.update(color=COLORS[1], linestyle='--', alpha=1)
             _line(ax, [row['epoch'] for row in run.rows], values, thin if label == 'train' else look)
     grey: Dict[str, Any] = dict(color='#444444')
+    point = 'o' if len(runs[0].rows) == 1 else ''
     handles = [ax.plot([], [], **style, label=label)[0] for label, style in (
-        ('train', dict(linewidth=1, linestyle='--', color=COLORS[1]) if len(runs) == 1 else dict(grey, linewidth=1)),
+        ('train', dict(linewidth=1, linestyle='--', color=COLORS[1], marker=point, markersize=4) if len(runs) == 1 else
+         dict(grey, linewidth=1)),
         ('validation', _look(0) if len(runs) == 1 else dict(grey, linewidth=2, marker='o', markersize=4)))]
     has_validation = any('eval_loss' in run.rows[0] for run in runs)
-    ax.legend(handles=handles[:1 + has_validation], loc='lower center', bbox_to_anchor=(0.5, -0.36), ncols=2,
+    ax.legend(handles=handles[:1 + has_validation], loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=2,
               frameon=False)
     above = [v for v in seen if v > 0]  # a loss of 0 is a line that leaves the panel below
     if above:
@@ -182,9 +198,16 @@ def _draw_top1(ax: Any, runs: Sequence[Curves]) -> None:
 
 
 def _draw_lr(ax: Any, runs: Sequence[Curves]) -> None:
+    """Learning rates; on a logarithmic axis if those of a run were a line at 0 beside those of another."""
+    highest = []
     for i, run in enumerate(runs):
-        _line(ax, [row['epoch'] for row in run.rows], [row['lr'] for row in run.rows], _look(i))
-    ax.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+        values = [row['lr'] for row in run.rows]
+        _line(ax, [row['epoch'] for row in run.rows], values, _look(i))
+        highest += [max(v for v in values if v > 0)] if any(v > 0 for v in values) else []
+    if highest and max(highest) > 20 * min(highest):
+        _logarithmic(ax, min(highest) / 50, max(highest))  # a schedule that ends at 0 leaves the panel below
+    else:
+        ax.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
 
 
 def _draw_fps(ax: Any, runs: Sequence[Curves]) -> None:
@@ -195,6 +218,8 @@ def _draw_fps(ax: Any, runs: Sequence[Curves]) -> None:
         _line(ax, x, values, _look(i))
         highest = max([highest, *values])
     highest = 1.1 * highest or 1.
+    if _kinds(runs):
+        ax.axhline(0, color='#444444', linewidth=0.8)
     ax.set_ylim(-highest * len(_kinds(runs)) * _row_height(runs), highest)
     ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= highest])
 
@@ -218,9 +243,9 @@ def _draw_scale(ax: Any, runs: Sequence[Curves]) -> None:
         ax.set_yscale('log', base=2)
         ax.set_ylim(min(seen) / 2, max(seen) * 2)
         low, high = math.floor(math.log2(min(seen))) - 1, math.ceil(math.log2(max(seen))) + 1
-        step = max(1, math.ceil((high - low) / 6))
-        ticks = [2. ** n for n in range(low, high + 1, step)]
-        _set_ticks(ax, ticks, [f'{t:.0f}' if 1 <= t < 1e6 else f'2^{math.log2(t):.0f}' for t in ticks])
+        powers = range(low, high + 1, max(1, math.ceil((high - low) / 6)))
+        is_plain = min(seen) >= 1 and high < 20
+        _set_ticks(ax, [2. ** n for n in powers], [f'{2. ** n:g}' if is_plain else f'$2^{{{n}}}$' for n in powers])
 
 
 def _say(ax: Any, text: str) -> None:
@@ -245,7 +270,7 @@ def _logarithmic(ax: Any, low: float, high: float) -> None:
     low, high = low / room, high * room
     ax.set_ylim(low, high)
     if high / low < 6:
-        ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if t > 0]
+        ticks = [float(t) for t in MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=4).tick_values(low, high) if t > 0]
     else:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ratio = high / low
@@ -285,7 +310,10 @@ def _row_height(runs: Sequence[Curves]) -> float:
 
 
 def _faults(run: Curves) -> Dict[str, List[float]]:
-    return faults_by_kind(run.record, [row['epoch'] for row in run.rows])
+    found = faults_by_kind(run.record, [row['epoch'] for row in run.rows])
+    lost = [row['epoch'] for row in run.rows
+            if not all(math.isfinite(row.get(column, 0.)) for column in ('train_loss', 'eval_loss'))]
+    return {**found, 'loss not finite': lost[:1]} if lost else found
 
 
 def _kinds(runs: Sequence[Curves]) -> List[str]:
@@ -304,7 +332,8 @@ def _explain_marks(figure: Any, ax: Any, runs: Sequence[Curves]) -> None:
     for i, run in enumerate(runs):
         for kind, places in _faults(run).items():
             ax.plot(places, [height * (kinds.index(kind) + 0.5)] * len(places), FAULTS[kind][1],
-                    color=_look(i)['color'], markersize=5 + 3 * min(i, 4), markerfacecolor='none' if i else None,
+                    color=_look(i)['color'], markersize=5 + 2 * min(i, 3), markerfacecolor='none' if i else None,
                     transform=ax.get_xaxis_transform(), clip_on=False)
     lines = [ax.plot([], [], FAULTS[kind][1], color='#444444', label=kind)[0] for kind in kinds]
-    figure.legend(handles=lines, loc='outside lower center', ncols=len(lines), title='Below images/s')
+    figure.legend(handles=lines, loc='outside lower center', ncols=min(len(lines), 4 if len(lines) > 7 else 7),
+                  title='Below images/s')

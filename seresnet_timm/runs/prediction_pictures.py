@@ -4,9 +4,9 @@ import math
 from typing import Any, List, Optional
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from seresnet_timm.runs.curves import Target, plain_label, pyplot, save_figure
+from seresnet_timm.runs.curves import Target, letter_widths, plain_label, pyplot, save_figure
 from seresnet_timm.runs.predictions import Predictions
 
 WITH_NUMBERS, WITH_NAMES = 20, 60  # classes, at most
@@ -31,20 +31,21 @@ def draw_matrix(predictions: Predictions, target: Target) -> None:
     bar.set_label("share of the class's images")
     ax.set_xlabel('predicted class')
     ax.set_ylabel('class')
-    ax.set_title(f'{predictions.top1:.2f} % of {len(predictions.files)} images are right')
+    ax.set_title(f'{predictions.top1:.2f} % of {len(predictions.files):,} images are right')
     if size <= WITH_NAMES:
-        names = [plain_label(name, 24) for name in predictions.class_names]
+        names = [plain_label(name, 32) for name in predictions.class_names]
         font = 9 if size <= WITH_NUMBERS else 7
-        long = max(map(len, names)) > 3 or size > WITH_NUMBERS
-        ax.set_xticks(range(size), names, rotation=90 if long else 0, fontsize=font)
+        is_wide = max(map(letter_widths, names)) * 0.65 * font > 72 * (side - 2.5) / size  # than a cell, in points
+        ax.set_xticks(range(size), names, rotation=90 if is_wide else 0, fontsize=font)
         ax.set_yticks(range(size), names, fontsize=font)
     else:
         ax.set_xlabel('predicted class (index)')
         ax.set_ylabel('class (index)')
     if size <= WITH_NUMBERS:
+        font = 9 if counts.max() < 1e5 or size <= 5 else 7
         for (i, j), count in np.ndenumerate(counts):
             if count:
-                ax.text(j, i, str(count), ha='center', va='center', fontsize=9 if count < 1000 else 6.5,
+                ax.text(j, i, str(count), ha='center', va='center', fontsize=font,
                         color='white' if shares[i, j] > 0.5 else 'black')
     save_figure(figure, target, 110)
 
@@ -68,10 +69,12 @@ def thumbnail(image: Optional[Image.Image]) -> Optional[Image.Image]:
     """A small picture of an image on a square; None for None."""
     if image is None:
         return None
-    small = max(image.size) < THUMBNAIL / 2
-    resized = ImageOps.contain(
-        image, (THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
-    return ImageOps.pad(resized, (THUMBNAIL, THUMBNAIL), color='#dddddd')
+    longest = max(image.size)
+    width, height = (max(1, round(side * THUMBNAIL / longest)) for side in image.size)  # a line stays a line
+    square = Image.new('RGB', (THUMBNAIL, THUMBNAIL), '#dddddd')
+    method = Image.Resampling.NEAREST if longest < THUMBNAIL / 2 else Image.Resampling.BICUBIC
+    square.paste(image.resize((width, height), method), ((THUMBNAIL - width) // 2, (THUMBNAIL - height) // 2))
+    return square
 
 
 def as_jpeg(image: Image.Image) -> bytes:
@@ -94,7 +97,7 @@ def draw_worst(predictions: Predictions, images: List[int], target: Target) -> N
         if image is not None:
             ax.imshow(image)
         names = predictions.class_names
-        ax.set_title(f'{plain_label(names[predictions.targets[i]], 22)}\n'
-                     f'taken for {plain_label(names[predictions.predicted[i]], 16)}\n'
+        ax.set_title(f'{plain_label(names[predictions.targets[i]], 28)}\n'
+                     f'taken for {plain_label(names[predictions.predicted[i]], 19)}\n'
                      f'{100 * predictions.probability[i]:.0f} %', fontsize=8)
     save_figure(figure, target, 110)

@@ -81,6 +81,6 @@ def test_contact_sheet_without_files(tmp_path):
     assert Image.open(tmp_path / 'w.png').size[0] > 200
 
 
-@pytest.mark.parametrize('size', ((5, 300), (8, 8), (3000, 20)))
+@pytest.mark.parametrize('size', ((5, 300), (8, 8), (3000, 20), (1, 2000), (2000, 1), (1, 1)))
 def test_thumbnails_are_square(size):
     assert pictures.thumbnail(Image.new('RGB', size, 'red')).size == (160, 160) and pictures.thumbnail(None) is None

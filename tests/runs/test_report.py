@@ -20,7 +20,7 @@ from test_predictions import make
 
 from seresnet_timm import files
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.runs import curves, report
+from seresnet_timm.runs import curves, fonts, report
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.read import read_run
 from seresnet_timm.runs.record import RunRecord
@@ -364,3 +364,89 @@ def test_restarts_are_faults(run):
         assert record.content['faults'] == [
             dict(time='2026-11-26T10:00:00+0000', kind='restart', epoch=0, text='Rank 1 was killed.')]
         assert record.content['resumes'] == []  # by the launcher, not by hand
+
+
+@pytest.mark.parametrize('scales, labels', (
+    ([65536.] * 3, {'65536'}), ([65536., 32768.], {'65536', '32768'}), ([128.], {'128'}), ([1., 2.], {'1', '2'}),
+    ([2. ** 30, 2. ** -20], {'$2^{6}$'}), ([0.25, 0.5], {'$2^{-2}$', '$2^{-1}$'})))
+def test_ticks_of_loss_scales_are_powers_of_two_in_one_notation(scales, labels):
+    ax = curves.pyplot().figure().add_subplot()
+    epochs = [dict(epoch=i, loss_scale=scale) for i, scale in enumerate(scales)]
+    curves._draw_scale(ax, [curves.Curves('', dict(epochs=epochs), [])])
+    found = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels <= set(found) and 3 <= len(found) <= 8 and not len(ax.yaxis.get_minorticklocs())
+    assert len({label.startswith('$') for label in found}) == 1
+    assert list(ax.get_yticks()) == [
+        2. ** int(t[4:-2]) if t.startswith('$') else float(t) for t in found]
+
+
+@pytest.mark.parametrize('rates, is_log', (([.1, .8], False), ([.005, 8.], True), ([0., .1], False), ([0.], False)))
+def test_small_learning_rates_beside_large_ones_can_be_read(rates, is_log):
+    ax = curves.pyplot().figure().add_subplot()
+    runs = [curves.Curves('', {}, [dict(epoch=0., lr=rate), dict(epoch=1., lr=0.)]) for rate in rates]
+    curves._draw_lr(ax, runs)
+    assert (ax.get_yscale() == 'log') == is_log
+    assert all(ax.get_ylim()[0] <= rate <= ax.get_ylim()[1] for rate in rates)
+
+
+def test_the_first_epoch_whose_loss_is_not_finite_is_marked():
+    rows = [dict(epoch=float(i), train_loss=loss, eval_loss=1., lr=.1)
+            for i, loss in enumerate((2., math.nan, math.inf))]
+    assert curves._faults(curves.Curves('', dict(epochs=[]), rows)) == {'loss not finite': [1.]}
+    assert curves._faults(curves.Curves('', dict(epochs=[]), rows[:1])) == {}
+
+
+@pytest.mark.parametrize('text, length, expected', (
+    ('a' * 20, 20, 'a' * 20), ('a' * 30 + 'b' * 30, 15, 'aaaaa ... bbbbb'), ('图' * 10, 20, '图' * 10),
+    ('图' * 20, 15, '图图 ... 图图'), ('', 10, '')))
+def test_names_are_shortened_by_the_width_of_their_letters(text, length, expected):
+    assert curves.shorten(text, length) == expected
+
+
+def test_a_long_model_name_is_not_cut_off():
+    """The picture of any name is as the one of a short name at its edges."""
+    edges = []
+    for model in ('m', 'hf-hub:' + 'organisation/' * 30):
+        record = dict(epochs=[], faults=[], settings=dict(
+            args=dict(model=model), world_size=8, device='npu', precision='amp float16', global_batch_size=4096))
+        stream = io.BytesIO()
+        curves.draw_sheet([curves.Curves('', record, [dict(epoch=0, train_loss=2., lr=.1)])], stream)
+        pixels = np.asarray(Image.open(stream).convert('L'))
+        edges.append((pixels[:25, :3], pixels[:25, -3:]))
+    assert all((edge == 255).all() for pair in edges for edge in pair)
+
+
+# --- fonts ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('installed, chosen', (
+    (['DejaVu Sans', 'Noto Sans CJK JP', 'Noto Sans Mono CJK JP'], ['Noto Sans CJK JP']),
+    (['Noto Sans CJK JP', 'Noto Sans CJK SC', 'WenQuanYi Zen Hei'], ['Noto Sans CJK SC']),
+    (['Source Han Sans'], ['Source Han Sans']), (['Source Han Sans HW SC', 'SimHei'], ['Source Han Sans HW SC']),
+    (['WenQuanYi Micro Hei Mono', 'WenQuanYi Micro Hei'], ['WenQuanYi Micro Hei']),
+    (['DejaVu Sans', 'Noto Sans', 'Liberation Sans'], [])))
+def test_the_font_for_chinese(installed, chosen):
+    assert fonts.choose(installed) == chosen
+
+
+def test_letters_that_no_font_has_are_one_sentence(run, tmp_path):
+    """Letters of a private area are in no font; two pictures, one sentence, and other warnings stay as they are."""
+    renamed = tmp_path / 'run_\ue123\ue124'
+    shutil.copytree(run, renamed)
+    result = run_cli('report', renamed, run, '--output', tmp_path / 'pictures')
+    assert result.returncode == 0 and result.stderr.count('letters that no installed font has') == 1
+    assert 'Glyph' not in result.stderr
+    assert 'no installed font' not in run_cli('report', run, '--output', tmp_path / 'pictures').stderr
+
+
+def test_fonts_that_were_installed_after_matplotlib_wrote_its_list(monkeypatch, tmp_path):
+    from matplotlib import font_manager
+    known = [font for font in font_manager.fontManager.ttflist if font.name == 'DejaVu Sans']
+    monkeypatch.setattr(font_manager.fontManager, 'ttflist', list(known))
+    new = tmp_path / 'new.ttf'
+    shutil.copy(known[0].fname, new)
+    (tmp_path / 'broken.ttf').write_bytes(b'no font')
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(new), str(tmp_path / 'broken.ttf')])
+    fonts.add_new_fonts.cache_clear()
+    assert fonts.add_new_fonts(font_manager) == 1
+    assert str(new) in [font.fname for font in font_manager.fontManager.ttflist]
+    fonts.add_new_fonts.cache_clear()
