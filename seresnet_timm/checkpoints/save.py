@@ -196,9 +196,8 @@ class _WithRunState:
 
     def now(self) -> Dict[str, Any]:
         own, ema = (self._task.get_checkpoint_state(ema=ema, unwrap_fn=self._saver.unwrap_fn) for ema in (False, True))
-        # a forward pass that is not over may have taken counters out of the model, see `models.batch_counters`
-        own['state_dict'].update((name, value) for name, value in self._saver.buffers.items()
-                                 if name in own['state_dict'] or name.endswith('.num_batches_tracked'))
+        own['state_dict'].update(
+            (name, value) for name, value in self._saver.buffers.items() if name in own['state_dict'])
         return dict(run_state=self._saver.run_state, weights=[own, ema])
 
     def get_checkpoint_state(self, ema: bool = False, unwrap_fn=None) -> Dict[str, Any]:

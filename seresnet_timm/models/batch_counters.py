@@ -1,10 +1,15 @@
 """Batches that BatchNorm layers have seen (`num_batches_tracked`): one addition for a network, not one for each layer
 
-The counters of a network become parts of one tensor. They stay buffers of their layers under timm's names, with their
-values right at every time: for checkpoints, moving averages, DDP and whoever reads them. An addition of a list
-(`torch._foreach_add_`) would not do: an NPU has it for no integers of 64 bits.
+The counters of a network become parts of one tensor. They stay buffers of their layers under timm's names, with the
+values that they have without this: for checkpoints, moving averages, DDP and whoever reads them between two passes. An
+addition of a list (`torch._foreach_add_`) would not do: an NPU has it for no integers of 64 bits.
+
+Whether a layer counts is decided by the layer: torch's BatchNorm calls `add_` of its counter. During a forward pass
+this call is noted, and the additions are made at its end. So a layer that does not run, runs twice or does not track
+its statistics has torch's count.
 """
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Iterator, List
 
 import torch
@@ -14,23 +19,30 @@ NAME = 'num_batches_tracked'
 
 
 @contextmanager
-def counted_together(layers: List[nn.Module]) -> Iterator[None]:
-    """Count one batch for all layers at the end, by one addition; the layers do not count meanwhile.
+def counted_together(counters: List[torch.Tensor]) -> Iterator[None]:
+    """Note what layers add to their counters meanwhile, and add it at the end: at once, if it is the same for all.
 
     Args:
-        layers: As from `countable`; each runs once.
+        counters: Counters of layers that are `countable`; each once, and all on one device.
     """
-    counters: List[Any] = [layer._buffers[NAME] for layer in layers]
     if not are_together(counters):
         put_together(counters)
+    added = [0] * len(counters)
+
+    def note(i: int, batches: int) -> None:
+        added[i] += batches
     try:
-        for layer in layers:
-            layer._buffers[NAME] = None
+        for i, counter in enumerate(counters):
+            counter.__dict__['add_'] = partial(note, i)
         yield
     finally:
-        for layer, counter in zip(layers, counters):
-            layer._buffers[NAME] = counter
-    counters[0].as_strided((len(counters),), (1,)).add_(1)
+        for counter in counters:
+            counter.__dict__.pop('add_', None)  # it is gone if the network ran inside of itself
+        if len(set(added)) == 1:
+            counters, added = [counters[0].as_strided((len(counters),), (1,))], added[:1]
+        for counter, batches in zip(counters, added):
+            if batches:
+                counter.add_(batches)
 
 
 def countable(layer: Any) -> bool:
@@ -38,7 +50,8 @@ def countable(layer: Any) -> bool:
     if type(layer) is not nn.BatchNorm2d or not layer.training or layer.momentum is None:
         return False
     counter = layer._buffers.get(NAME)
-    return type(counter) is torch.Tensor and counter.dtype == torch.int64 and counter.dim() == 0
+    return (layer.track_running_stats and type(counter) is torch.Tensor and counter.dtype == torch.int64
+            and counter.dim() == 0)
 
 
 def are_together(counters: List[torch.Tensor]) -> bool:
@@ -50,6 +63,6 @@ def are_together(counters: List[torch.Tensor]) -> bool:
 
 def put_together(counters: List[torch.Tensor]) -> None:
     """Move the values of the counters into one tensor; they stay the same objects, which DDP holds."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         for counter, part in zip(counters, torch.stack([c.detach() for c in counters]).unbind()):
             counter.data = part

@@ -13,13 +13,13 @@ from typing import Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import SEModule
+from timm.layers import DropPath, SEModule
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from seresnet_timm.models.light_se import (
     differentiable_gradients,
     grad_squeeze,
-    has_hooks,
+    is_altered,
     is_known,
     is_watched,
     light_applies,
@@ -158,9 +158,11 @@ def lean_applies(
             and type(bn) is nn.BatchNorm2d and bn.affine and bn.track_running_stats and bn.momentum is not None
             and drop_path is None and x.numel() > x.shape[1]):  # BatchNorm refuses a single value
         return False
+    if drop_path is not None and (type(drop_path) is not DropPath or drop_path.training or is_altered(drop_path)):
+        return False
     return (
         is_known(se, act) and type(se.fc1) is nn.Conv2d and type(se.fc2) is nn.Conv2d
-        and not has_hooks(bn)
+        and not is_altered(bn)
     )
 
 

@@ -28,12 +28,12 @@ def light_applies(x: torch.Tensor, se: Optional[nn.Module], act: nn.Module, drop
     """
     return (
         type(x) is torch.Tensor and not is_watched() and is_known(se, act)
-        and (drop_path is None or type(drop_path) is DropPath and not has_hooks(drop_path))
+        and (drop_path is None or type(drop_path) is DropPath and not is_altered(drop_path))
     )
 
 
 def is_known(se: Optional[nn.Module], act: nn.Module) -> bool:
-    """True for an SE block with ReLU and sigmoid before a ReLU, without hooks."""
+    """True for an SE block with ReLU and sigmoid before a ReLU, none of them altered."""
     if type(se) is not SEModule or se.add_maxpool:
         return False
     # each block asks in each step, and a layer as an attribute takes nine times as long
@@ -41,7 +41,7 @@ def is_known(se: Optional[nn.Module], act: nn.Module) -> bool:
     return (
         _is_conv(fc1) and type(bn) is nn.Identity and type(relu) is nn.ReLU
         and _is_conv(fc2) and type(gate) is Sigmoid and type(act) is nn.ReLU
-        and not any(map(has_hooks, (se, *layers, act)))
+        and not any(map(is_altered, (se, *layers, act)))
     )
 
 
@@ -57,9 +57,11 @@ def _weights_of(*layers: nn.Module) -> List[Optional[torch.Tensor]]:
     return weights if dtype is None else [w if w is None else w.to(dtype) for w in weights]
 
 
-def has_hooks(module: nn.Module) -> bool:
+def is_altered(module: nn.Module) -> bool:
+    """True for a layer with hooks, or whose `forward` was replaced: its class alone does not tell what it does."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or 'forward' in module.__dict__)
 
 
 def is_watched() -> bool:

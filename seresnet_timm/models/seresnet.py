@@ -23,6 +23,7 @@ from timm.models import ResNet, build_model_with_cfg, clean_state_dict, generate
 
 from seresnet_timm.models.batch_counters import NAME, countable, counted_together
 from seresnet_timm.models.lean_se import LeanBasicBlock, LeanBottleneck, counts_together
+from seresnet_timm.models.light_se import is_altered
 
 __all__ = ['SEResNet', 'checkpoint_filter_fn']
 
@@ -52,28 +53,32 @@ class SEResNet(ResNet):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Forward pass through feature extraction layers."""
         if not torch.jit.is_scripting():
-            layers = self._batch_norms() if self.training and counts_together(x) else []
-            if len(layers) < 2:
+            counters = self._batch_counters() if self.training and counts_together(x) else []
+            if len(counters) < 2:
                 return super().forward_features(x)
-            with counted_together(layers):
+            with counted_together(counters):
                 return super().forward_features(x)
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[operator]
 
     @torch.jit.ignore
-    def _batch_norms(self) -> List[nn.Module]:
-        """The BatchNorm layers that run once in a forward pass and count it, on the device of the first."""
+    def _batch_counters(self) -> List[torch.Tensor]:
+        """The counters of the BatchNorm layers that most probably run once, on the device of the first.
+
+        A layer that something looks into counts by itself: a hook may read the counter.
+        """
         holders: List[Any] = [self]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage._modules.values() if type(stage) is nn.Sequential else ():
-                if type(block) in (LeanBasicBlock, LeanBottleneck):
-                    holders += [block, block.downsample]
-        found: List[Any] = []
-        for holder in holders:
-            if isinstance(holder, (SEResNet, LeanBasicBlock, LeanBottleneck)) or type(holder) is nn.Sequential:
-                found += [m for m in holder._modules.values() if countable(m)]
-        devices = [m._buffers[NAME].device for m in found]
-        return [m for m, device in zip(found, devices) if device == devices[0]]
+            if type(stage) is nn.Sequential and not is_altered(stage):
+                for block in stage._modules.values():
+                    if type(block) in (LeanBasicBlock, LeanBottleneck) and not is_altered(block):
+                        holders.append(block)
+                        if type(block.downsample) is nn.Sequential and not is_altered(block.downsample):
+                            holders.append(block.downsample)
+        layers = [m for holder in holders for m in holder._modules.values() if countable(m) and not is_altered(m)]
+        found = {id(m._buffers[NAME]): m._buffers[NAME] for m in layers}  # a layer can be there twice
+        counters = list(found.values())
+        return [c for c in counters if c.device == counters[0].device]
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: Optional[nn.Module]) -> Dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from models.step_numbers import numbers_of_step
 from safetensors.torch import load_file, save_file
 from test_lean_se import assert_as_close, block
-from timm.layers import SEModule
+from timm.layers import DropPath, SEModule
 from timm.utils import ModelEmaV3
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -230,6 +230,128 @@ def test_counters_are_timms_in_every_situation(tmp_path):
             lambda m: setattr(m, 'layer2', nn.Sequential(nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32))), step,
             nn.SyncBatchNorm.convert_sync_batchnorm, step):
         both(action)
+
+
+def untracked(m):
+    m.layer2[0].bn1.track_running_stats = False
+    m.layer3[0].downsample[1].track_running_stats = False
+
+
+def bypassed(m):
+    """Layers that do not run, each kind of place."""
+    m.layer1[0].bn1.forward = lambda x: x
+    m.layer2[1].forward = lambda x: x
+    m.layer3[0].downsample.forward = lambda x: x.new_zeros(len(x), 48, x.shape[2] // 2, x.shape[3] // 2)
+    m.layer4.forward = lambda x: x.new_zeros(len(x), 64, 1, 1)
+
+
+def run_twice(m):
+    layers = (m.layer1[0].bn1, m.layer2[1], m.layer3[1].bn2)
+    for layer in layers:
+        layer.forward = lambda x, forward=layer.forward: forward(forward(x))
+
+
+def replaced_outputs(m):
+    m.layer1[0].bn2.register_forward_hook(lambda layer, inputs, output: inputs[0])
+    m.layer2.register_forward_hook(lambda layer, inputs, output: output * 2)
+    m.layer3[0].register_forward_pre_hook(lambda layer, inputs: (inputs[0] + 1,))
+
+
+def fails_half_way(m):
+    def stop(layer, inputs):
+        raise KeyError
+    handle = m.layer3[1].act1.register_forward_pre_hook(stop)
+    with pytest.raises(KeyError):
+        step(m)
+    handle.remove()
+
+
+def shared_layer(m):
+    m.layer1[1].bn1 = m.layer1[0].bn1
+    m.layer2[1].bn2.num_batches_tracked = m.layer2[1].bn1.num_batches_tracked
+
+
+def runs_inside_of_itself(m):
+    def again(layer, inputs):
+        handle.remove()
+        m(torch.randn(2, 3, 32, 32))
+    handle = m.layer2[1].act1.register_forward_pre_hook(again)
+
+
+def counts_more(m):
+    m.layer2[0].act1.register_forward_hook(lambda *_: m.layer4[1].bn2.num_batches_tracked.add_(5) and None)
+
+
+def frozen_parts(m):
+    for p in m.parameters():
+        p.requires_grad = False
+    m.fc.weight.requires_grad = True
+    m.layer2.eval()
+    m.layer1[1].bn2.eval()
+
+
+def checkpointed(m):
+    m.set_grad_checkpointing()
+    m.layer3[0].bn2.forward = lambda x: x
+
+
+def in_inference_mode(m):
+    with torch.inference_mode():
+        m(torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize('end', ('light', 'lean'))
+@pytest.mark.parametrize('change', (
+    untracked, bypassed, run_twice, replaced_outputs, fails_half_way, shared_layer, runs_inside_of_itself, counts_more,
+    frozen_parts, checkpointed, in_inference_mode), ids=lambda f: f.__name__)
+def test_a_layer_that_was_changed_has_torchs_count(change, end):
+    """Between steps and copies, and where the change is made twice."""
+    results = []
+    for name in ('timm', end):
+        set_block_end(name)
+        torch.manual_seed(1)
+        model, seen = small().train(), []
+        for action in (step, change, step, copy.deepcopy, step, copy.deepcopy, change, step):
+            model = action(model) or model
+            seen.append(counters(model))
+        results.append((seen, model.fc.weight.grad.norm()))
+    assert results[0][0] == results[1][0]
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('end', ('light', 'lean'))
+@pytest.mark.parametrize('name', ('se', 'se.fc1', 'se.gate', 'bn2', 'act2', 'drop_path'))
+def test_a_layer_whose_forward_was_replaced_runs_it(name, end):
+    def scaled():
+        m = small().double().train()
+        if name == 'drop_path':
+            m.layer2[1].drop_path = nn.Identity()
+        layer = m.layer2[1].get_submodule(name)
+        layer.forward = lambda x, forward=layer.forward: 0.5 * forward(x)
+        return m
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    own, timms = (numbers(scaled(), x, block_end) for block_end in (end, 'timm'))
+    for key in timms:
+        torch.testing.assert_close(own[key], timms[key], msg=key)
+    model, outputs = scaled().eval(), []
+    for block_end in (end, 'timm'):
+        set_block_end(block_end)
+        with torch.no_grad():
+            outputs.append(model(x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_a_drop_path_that_trains_beside_frozen_batch_norms():
+    model, outputs = small(drop_path_rate=0.5).double().eval(), []
+    for m in model.modules():
+        m.train(isinstance(m, DropPath))
+    for block_end in ('light', 'timm'):
+        set_block_end(block_end)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            outputs.append(model(torch.ones(8, 3, 32, 32, dtype=torch.float64)))
+    torch.testing.assert_close(*outputs)
+    assert (outputs[1][0] - outputs[1]).abs().max() > 1e-3, 'nothing was dropped'
 
 
 def test_average_and_other_holders_see_the_counters():
