@@ -153,7 +153,7 @@ def record_evaluation(
         settings: RunSettings,
         info: Dict[str, Any],
         figures: Dict[str, Any],
-        faults: Iterable[Fault] = (),
+        faults: Iterable[Fault],
 ) -> None:
     """Write run.json of an evaluation into the folder of its settings.
 
