@@ -1,4 +1,5 @@
 """Shared fixtures: the demo digits as data, and the command line as a user runs it."""
+import gc
 import importlib.util
 import io
 import logging
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -34,11 +36,23 @@ def pytest_xdist_setupnodes(specs):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
 def pytest_collection_modifyitems(items):
-    """Tests that share a fixture of their module run in one test process, so that it is made once."""
+    """Tests that share a fixture of their module run in one test process, so that it is made once.
+
+    Files of few tests, which are the long ones, come first, and files of hundreds last: no test process is still busy
+    with a long one when the others have ended.
+    """
+    tests_of = Counter(item.path for item in items)
+    items.sort(key=lambda item: tests_of[item.path])
     for item in items:
         scopes = {fixtures[-1].scope for fixtures in item._fixtureinfo.name2fixturedefs.values()}
         if 'module' in scopes and item.get_closest_marker('xdist_group') is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split('::')[0]))
+
+
+def pytest_collection_finish():
+    """Modules and tests stay: Python's collections need not go through them, and copy no page of a forked process."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,20 +9,32 @@ and two lines on stdout for each: `pid N` when it starts, `exit N` when it ends 
 """
 import atexit
 import gc
+import importlib
 import json
 import os
 import resource
 import sys
 import traceback
+import weakref
 
 # --help and the like stay quick because of the name of the program; here everything is imported once, for all
 sys.argv = ['hub_client']
-import matplotlib.pyplot  # noqa: E402, F401
-import timm  # noqa: E402, F401
-import torch  # noqa: E402
+gc.disable()  # the collections during these imports would take a third of their time
+import encodings.idna  # noqa: E402, F401
 
-from seresnet_timm import cli, hub  # noqa: E402, F401
+import jinja2  # noqa: E402, F401
+import matplotlib.pyplot  # noqa: E402, F401
+import numpy.ctypeslib  # noqa: E402, F401
+import timm  # noqa: E402, F401
+import torch.utils.serialization.config  # noqa: E402
+
+from seresnet_timm import cli  # noqa: E402
 from seresnet_timm.engine import train, validate  # noqa: E402, F401
+
+for verb in ('convert', 'predict', 'pull', 'push', 'train', 'validate', 'weights'):
+    importlib.import_module(f'seresnet_timm.cli.{verb}')
+for module in ('launch.checks', 'launch.rank', 'launch.run', 'inference.predict', 'hub.weights'):
+    importlib.import_module(f'seresnet_timm.{module}')
 
 
 def child(request: dict) -> int:
@@ -52,7 +64,10 @@ def child(request: dict) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
+    for cleaning in list(weakref.finalize._registry):
+        cleaning.atexit = False  # see preloaded/server.py
     gc.collect()
+    gc.enable()
     gc.freeze()  # a collection in a child would copy every page
     commands = sys.stdin
     print('ready', flush=True)

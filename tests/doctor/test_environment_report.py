@@ -3,7 +3,9 @@ import getpass
 import json
 import os
 import socket
+import sys
 
+import preloaded
 import pytest
 from conftest import ROOT, run_here
 
@@ -47,6 +49,7 @@ def test_names_of_user_home_and_machine_are_not_shown(monkeypatch):
 
 def test_report_of_this_machine(monkeypatch):
     """Doctor's findings and the versions of a run, as text and as JSON; nothing is computed on a device."""
+    monkeypatch.setattr(sys, 'executable', preloaded.python())
     report = doctor.examine(smoke_test=False)
     assert 'smoke test' not in {c.section for c in report.checks}
     monkeypatch.setattr(environment_report, 'examine', lambda smoke_test: report)

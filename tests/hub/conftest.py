@@ -1,4 +1,5 @@
 """One Hub on the loopback interface and one client for all tests of this folder, emptied before each."""
+import copy
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,10 +24,7 @@ def world(tmp_path_factory):
         client.process.wait()
 
 
-@pytest.fixture
-def hub(world):
-    """The Hub, empty."""
-    hub = world[0]
+def emptied(hub):
     hub.repos.clear()
     hub.faults.clear()
     hub.requests.clear()
@@ -35,13 +33,23 @@ def hub(world):
     return hub
 
 
-@pytest.fixture
-def client(world):
-    """The client, with an empty HF_HOME."""
-    client = world[1]
+def forgetful(client):
     if client.is_running:  # a test failed before its command ended
         client.wait()
     client.forget()
+    return client
+
+
+@pytest.fixture
+def hub(world):
+    """The Hub, empty."""
+    return emptied(world[0])
+
+
+@pytest.fixture
+def client(world):
+    """The client, with an empty HF_HOME."""
+    client = forgetful(world[1])
     yield client
     assert client.leftovers() == []
 
@@ -69,10 +77,20 @@ def run(world, few_digits, tmp_path_factory) -> Path:
     return output / 'run'
 
 
-@pytest.fixture
-def pushed(hub, client, checkpoint):
-    """me/x on the Hub."""
+@pytest.fixture(scope='package')
+def repository(world, checkpoint):
+    """What a push leaves on the Hub: the repository, and the content of its blobs; on the client it leaves nothing."""
+    hub, client = emptied(world[0]), forgetful(world[1])
     result = client.run('push', checkpoint, 'me/x', *FLAGS)
-    assert result.code == 0, result.err
-    hub.requests.clear()
+    assert result.code == 0 and not client.home.exists(), result.err
+    return hub.repos['me/x'], {blob.name: blob.read_bytes() for blob in hub.folder.iterdir()}
+
+
+@pytest.fixture
+def pushed(repository, hub, client):
+    """me/x on the Hub, as its push has left it."""
+    repo, blobs = repository
+    hub.repos['me/x'] = copy.deepcopy(repo)
+    for name, content in blobs.items():
+        hub.blob(name).write_bytes(content)
     return hub
