@@ -28,6 +28,7 @@ pytestmark = pytest.mark.preloaded
 
 HOLD = '''
 import os, sys, time
+sys.orig_argv = ['python', 'seresnet-timm']  # so that torch is not imported
 from seresnet_timm.runs.folder import RunFolder
 with RunFolder(sys.argv[1]).exclusive():
     if not os.fork():  # a loader worker, which outlives a killed run by some seconds

@@ -13,8 +13,9 @@ find it.
 What is not: the interpreter has started and torch, timm and other libraries were imported before, in an environment
 that must be the same (client.py compares, and else starts a real Python); all processes share a hash seed; each is a
 child of the server, in a session of its own, and /proc shows the server's command line; after atexit's functions
-objects that are still alive are not destroyed. So tests that are about starting, importing, the tree of processes,
-signals from a terminal or a parent, or what Python does at its very end use sys.executable.
+objects that are still alive are not destroyed, nor does torch remove its operators. So tests that are about starting,
+importing, the tree of processes, signals from a terminal or a parent, or what Python does at its very end use
+sys.executable.
 
 A test or module asks for it with the marker `preloaded` (`pytestmark = pytest.mark.preloaded`); in it `run_cli(...)`
 uses this Python, and `run_cli(..., fresh=True)` starts a real one.
