@@ -83,7 +83,6 @@ MEANINGS: Dict[str, str] = {
     '--dry-run': 'check noop simulate',
     '--device': 'accelerator',
 }
-_INEXACT = 0.75  # how similar an unknown flag must be to be a misspelt one
 SIMILAR = 0.65  # of a flag that is suggested for a misspelt one
 KINDS = {int: 'a whole number', float: 'a number'}
 WRONG = object()  # stands for a value that is refused, until all are known

@@ -70,6 +70,7 @@ def temporary_files(tmp_path_factory):
         patch.setattr(tempfile, 'tempdir', None)  # Python read the variable before
         # timm's scripts that the user has fetched are not what the tests mean by the bundled ones
         patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
+        patch.setenv('TIMM_SCRIPTS', '')  # nor are these; tests/timm_scripts.py has read their folder
         yield
         preloaded.stop()
 

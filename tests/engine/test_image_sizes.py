@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_cli, run_here, train_flags
-from test_resume_within_epoch import RANDOM, assert_same, run
+from test_resume_within_epoch import RANDOM, run
 from timm.data import resolve_data_config
 from timm_scripts import NO_SCRIPTS, TIMM_SCRIPTS, run_script
-from training import bundled_settings, summary
+from training import assert_same, bundled_settings, summary
 
 from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder

@@ -6,10 +6,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import NARROW, run_cli, run_here, train_flags
-from test_resume_within_epoch import SMALL, assert_same, run
+from test_resume_within_epoch import SMALL, run
 from timm.models._hub import save_for_hf
 from timm_scripts import NO_SCRIPTS, TIMM_SCRIPTS, run_script
-from training import bundled_settings, load, summary, valid_record
+from training import assert_same, bundled_settings, load, summary, valid_record
 
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.teacher import create_task, load_teacher
