@@ -1,4 +1,5 @@
 """Errors that a user can act on. The command line prints their one sentence instead of a traceback."""
+import atexit
 import contextlib
 import difflib
 import os
@@ -6,7 +7,7 @@ import re
 import shlex
 import sys
 import unicodedata
-from typing import Iterable, List, Optional, Sequence, Union
+from typing import Iterable, List, Optional, Sequence, TextIO, Union
 
 
 class UsageError(Exception):
@@ -78,6 +79,31 @@ def print_any_text() -> None:
         if hasattr(stream, 'reconfigure'):
             with contextlib.suppress(OSError):  # a stream whose file was replaced
                 stream.reconfigure(errors='backslashreplace')
+
+
+def print_closing(*values: object) -> None:
+    """Print the closing lines of a run that is saved. A stdout that does not take them is no failure of the run."""
+    try:
+        print(*values, flush=True)
+    except OSError as e:
+        discard(sys.stdout)
+        with contextlib.suppress(OSError):
+            print(f'Note: the closing lines cannot be printed to stdout ({e.strerror}).', file=sys.stderr, flush=True)
+
+
+def keep_exit_code() -> None:
+    """Let this process end with its exit code also if stderr takes no more text; Python would end with 120."""
+    def flush() -> None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            discard(sys.stderr)
+    atexit.register(flush)
+
+
+def discard(stream: TextIO) -> None:
+    """Drop what stdout or stderr still holds, so that Python does not try again to write it at its end, and fails."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # controls (C0, C1, DEL), invisible marks such as those that reorder text, line and paragraph separators, surrogates

@@ -14,7 +14,16 @@ from typing import Dict, List, Optional, Sequence
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
 from seresnet_timm.engine.values import rules_of
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, print_any_text, printable, refuse
+from seresnet_timm.errors import (
+    RunError,
+    UsageError,
+    did_you_mean,
+    discard,
+    keep_exit_code,
+    print_any_text,
+    printable,
+    refuse,
+)
 from seresnet_timm.version import OldTimm, __version__, refuse_old_timm
 
 # what one wants to do -> verb -> its line in `seresnet-timm --help`
@@ -89,6 +98,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
     open_closed_streams()
     print_any_text()
+    keep_exit_code()
     try:
         os.getcwd()
     except FileNotFoundError:  # libraries that torch loads ask for it, and end the process
@@ -104,7 +114,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except KeyboardInterrupt:  # where a verb does not say more
         fail('Stopped by Ctrl-C.', 130)
     except BrokenPipeError:  # the reader, e.g. `head`, has ended
-        discard_stdout()
+        discard(sys.stdout)
         sys.exit(1)
     except Exception as e:
         sentence = sentence_of(e)
@@ -117,7 +127,7 @@ def sentence_of(error: Exception) -> Optional[str]:
     """The sentence for an error of the machine or the installation, whatever the verb; None for another error."""
     fault = fault_of_stdout() if isinstance(error, OSError) else None
     if fault is not None:
-        discard_stdout()
+        discard(sys.stdout)
         return f'The output cannot be written to stdout ({fault}).'
     if isinstance(error, RuntimeError) and 'operator torchvision::' in str(error):
         return f'This torchvision does not belong to this torch: {install_command("torchvision")}'
@@ -150,11 +160,6 @@ def fault_of_stdout() -> Optional[str]:
     return None
 
 
-def discard_stdout() -> None:
-    """Drop what stdout still holds, so that Python does not try again to write it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def install_command(package: str) -> str:
     """How to install timm or torchvision without replacing torch."""
     from seresnet_timm.ascend import wheels
@@ -163,7 +168,10 @@ def install_command(package: str) -> str:
 
 def fail(message: str, exit_code: int = 1, where: str = '') -> None:
     lines = '\n'.join(printable(line) for line in message.split('\n'))
-    print(f'seresnet-timm: error{where}: {lines}', file=sys.stderr)
+    try:
+        print(f'seresnet-timm: error{where}: {lines}', file=sys.stderr)
+    except OSError:  # nobody reads it, and the exit code stays what it is
+        discard(sys.stderr)
     sys.exit(exit_code)
 
 

@@ -14,7 +14,7 @@ from seresnet_timm.checkpoints.save_errors import SaveErrors
 from seresnet_timm.engine.bad_steps import is_bad_epoch
 from seresnet_timm.engine.events import EpochEvents
 from seresnet_timm.engine.faults import Fault, add
-from seresnet_timm.errors import RunError, printable
+from seresnet_timm.errors import RunError, print_closing, printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder, resume_hint
@@ -214,4 +214,4 @@ def print_results(run: Any, results: List[Dict[str, Any]]) -> None:
         _logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
     results.sort(key=lambda r: r.get('validation', r['train']).get(run.eval_metric, 0),
                  reverse=run.eval_metric == 'loss')
-    print(f'--result\n{as_json(results[-10:], indent=4)}')
+    print_closing(f'--result\n{as_json(results[-10:], indent=4)}')

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
-from seresnet_timm.errors import RunError, printable
+from seresnet_timm.errors import RunError, print_closing, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -26,11 +26,16 @@ def finish(settings: RunSettings, seconds: float) -> None:
     """
     result = dict(train_result(settings.output) if settings.verb == 'train' else eval_result(settings.output),
                   seconds=seconds)
-    print('------------------ Final result ------------------')
-    print(f'Final Performance images/sec : {result["fps"]:.3f}')
-    print(f'Final Train Accuracy : {_percent(result["top1"])}')
-    print(f'E2E Training Duration sec : {round(seconds)}')
-    log = write_log(settings.output, settings.world_size, settings.global_batch_size, result)
+    lines = ('------------------ Final result ------------------',
+             f'Final Performance images/sec : {result["fps"]:.3f}',
+             f'Final Train Accuracy : {_percent(result["top1"])}',
+             f'E2E Training Duration sec : {round(seconds)}')
+    (print_closing if settings.verb == 'train' else print)('\n'.join(lines))
+    try:
+        log = write_log(settings.output, settings.world_size, settings.global_batch_size, result)
+    except OSError as e:
+        raise RunError(f'The run is complete, but its log could not be written into {printable(settings.output)} '
+                       f'({e.strerror}).')
     print(f'Log: {printable(log)}', file=sys.stderr)
 
 

@@ -37,6 +37,7 @@ from seresnet_timm.engine.run_state import Place, run_state, state_of_rank
 from seresnet_timm.engine.saving import begin_saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import load_teacher, set_normalization
+from seresnet_timm.errors import print_closing
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
@@ -96,6 +97,7 @@ class TrainOverrides(Overrides):
         tasks = {name: value for name, value in vars(module).items()
                  if isinstance(value, type) and issubclass(value, TrainingTask)}
         replace_names(module, {name: self.task_class(cls) for name, cls in tasks.items()})
+        module.print = print_closing  # it prints its results only (line 1173)
 
     def parse_args(self) -> Tuple[Any, str]:
         """Take the flags from the settings (`_parse_args`, line 443).
