@@ -18,8 +18,22 @@ from filelock import FileLock, Timeout
 
 FICLONE = 0x40049409  # ioctl of Linux: share the blocks of a file
 LOCK_SUFFIX = '.lock'
+# what a file system says that has no locks, no rights of its own, no flushing of folders
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_RIGHTS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+NO_FLUSH_OF_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.EISDIR)
 MOST_BYTES_OF_TEXT = 10 ** 7  # the labels of ImageNet's images as JSON have 0.4 MB
 MOST_BYTES_OF_CONFIG = 2 * 10 ** 5  # yaml needs seconds for this
+
+
+@contextmanager
+def suppress_errors(*codes: int) -> Iterator[None]:
+    """Suppress an OSError of one of these numbers."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in codes:
+            raise
 
 
 @contextmanager
@@ -38,12 +52,13 @@ def atomic_path(path: Union[str, Path]) -> Iterator[str]:
                 shutil.copyfileobj(src, dst)
         return
     fd, tmp = tempfile.mkstemp(prefix=f'.{path.name}.', suffix=path.suffix, dir=path.parent)
-    os.close(fd)
     try:
+        os.close(fd)
         yield tmp
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(tmp, 0o666 & ~umask)  # mkstemp's 0600 would deny other users the result
+        with suppress_errors(*NO_RIGHTS):
+            os.chmod(tmp, 0o666 & ~umask)  # mkstemp's 0600 would deny other users the result
         fsync(tmp)
         os.replace(tmp, path)
     except BaseException:
@@ -98,12 +113,10 @@ def acquire_lock(path: Union[str, Path]) -> FileLock:
     """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise
-    except OSError as e:
-        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
+        with suppress_errors(*NO_LOCKS):  # Timeout is an OSError without a number
+            lock.acquire(timeout=0)
+    except NotImplementedError:  # filelock's word for ENOSYS
+        pass
     return lock
 
 
@@ -117,10 +130,11 @@ def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
 
 
 @contextmanager
-def exclusive(path: Union[str, Path], busy: Optional[Exception] = None) -> Iterator[None]:
+def exclusive(path: Union[str, Path], busy: Optional[Exception] = None) -> Iterator[bool]:
     """Hold a lock file while the block runs, and remove it then; a process that is killed gives its lock back too.
 
-    Loader workers that this process forks do not keep the lock.
+    Loader workers that this process forks do not keep the lock. The block is told whether the file is locked: some file
+    systems have no locks.
 
     Args:
         path: The lock file.
@@ -150,10 +164,11 @@ def exclusive(path: Union[str, Path], busy: Optional[Exception] = None) -> Itera
                 os.close(fd)
     os.register_at_fork(after_in_child=forget)
     try:
-        yield
+        yield lock.is_locked
     finally:
         if lock.is_locked:
-            Path(path).unlink(missing_ok=True)
+            with suppress(OSError):  # its folder became read-only, or its drive is away: it is free all the same
+                os.unlink(path)
         lock.release()
 
 
@@ -189,12 +204,13 @@ def copy_file(source: Union[str, Path], target: Union[str, Path]) -> None:
 
 
 def fsync(path: Union[str, Path]) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Flush a file, or the entries of a folder, to disk. Some file systems flush no folders."""
+    with suppress_errors(*(NO_FLUSH_OF_FOLDERS if os.path.isdir(path) else ())):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def read_journal(path: Union[str, Path], entry: Callable[..., Any]) -> Dict[str, Any]:

@@ -2,6 +2,7 @@
 import functools
 import math
 import os
+from contextlib import suppress
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -69,6 +70,10 @@ class AtomicCheckpointSaver(CheckpointSaver):
         except OSError:
             files, self.best_epoch, self.best_metric = before
             self.checkpoint_files = [(path, m) for path, m in files if os.path.exists(path)]
+            copied = self._checkpoint_path(epoch)
+            if copied not in dict(files):  # `last` holds the same, and nobody would remove this one later
+                with suppress(OSError):
+                    os.unlink(copied)
             raise
         if os.path.exists(self._previous):
             os.unlink(self._previous)

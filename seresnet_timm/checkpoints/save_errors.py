@@ -67,6 +67,10 @@ def remedy(error: OSError) -> str:
         return 'check the disk or network drive'
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return 'let more files be open (ulimit -n)'
+    if error.errno == errno.EDQUOT:
+        return 'free disk space, or have the quota raised,'
+    if error.errno == errno.ENAMETOOLONG:
+        return 'move the folder to a shorter path'
     return 'free disk space'
 
 

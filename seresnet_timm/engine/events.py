@@ -1,7 +1,10 @@
 """Event files of TensorBoard: losses, metrics, learning rate and images/s of every epoch (`--tensorboard`)"""
 import logging
+import os
+import socket
+import time
 from contextlib import suppress
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from seresnet_timm.errors import first_line
 from seresnet_timm.runs.folder import RunFolder
@@ -18,7 +21,9 @@ class EpochEvents:
     """
 
     def __init__(self, folder: RunFolder, start_epoch: int):
-        self._folder, self._writer = str(folder.tensorboard), None  # type: str, Any
+        self._folder = folder.tensorboard
+        self._file: Any = None
+        self._writer: Any = None
         self._purge: Optional[int] = start_epoch if folder.tensorboard.exists() else None
         self._waiting: List[Tuple[str, float, int]] = []
 
@@ -37,17 +42,35 @@ class EpochEvents:
         self._waiting += [(tag, value, epoch) for tag, value in values.items() if value is not None]
         try:
             if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter
-                self._writer = SummaryWriter(self._folder, purge_step=self._purge)
-            for figure in self._waiting:
-                self._writer.add_scalar(*figure)
-            self._writer.flush()
+                self._open()
+            from torch.utils.tensorboard.summary import scalar
+            for tag, figure, step in self._waiting:
+                self._write(summary=scalar(tag, figure), step=step)
+            self._file.flush()
             self._waiting = []
         except OSError as e:
+            self.close()
             self._writer, self._purge = None, self._waiting[0][2]  # a new file, which takes the place of what is there
             _logger.error(f'NOT SAVED: events of TensorBoard ({first_line(e)}). They are written after the next epoch.')
 
     def close(self) -> None:
-        if self._writer is not None:
-            with suppress(OSError):  # all is flushed
-                self._writer.close()
+        if self._file is not None:
+            with suppress(OSError):  # all is flushed, or waits
+                self._file.close()
+            self._file = None
+
+    def _open(self) -> None:
+        """A new file. torch's SummaryWriter writes in a thread, which prints a traceback where the disk is full."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        self._folder.mkdir(exist_ok=True)
+        name = f'events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}'
+        self._file = open(self._folder / name, 'wb')
+        self._writer = RecordWriter(self._file)
+        self._write(file_version='brain.Event:2')
+        if self._purge is not None:
+            self._write(session_log=SessionLog(status=SessionLog.START), step=self._purge)
+
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())

@@ -25,7 +25,7 @@ from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.launch.waiting import printed
 from seresnet_timm.launch.watch import Watch, end_ranks
-from seresnet_timm.runs.error_file import OWN_ERRORS, RankError, parse_error
+from seresnet_timm.runs.error_file import OWN_ERRORS, RankError, other_error_file, parse_error
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.status import process_status
@@ -140,6 +140,10 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
             error = RunError(f'{watch.sentence}; the stacks of all ranks of this node are in {log_dir / "stacks"}.'
                              f'{resume_hint(settings)}')
             return Failure(error, made_steps)
+        for rank, failure in e.failures.items():
+            other = other_error_file(tmp, rank - node.rank * settings.nproc)
+            if other.is_file():
+                failure.error_file = str(other)
         rank, failure = _first_fault(settings, node, e, killed)
         error = _failure(settings, node, rank, failure, log_dir)
         return Failure(error, made_steps and not _is_final(failure))

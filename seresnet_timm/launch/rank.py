@@ -11,9 +11,10 @@ from typing import Any, ContextManager, Mapping, Optional
 
 from seresnet_timm.child_process import end_with_parent
 from seresnet_timm.engine.signals import stop_early
-from seresnet_timm.errors import RunError, UsageError, first_line, print_any_text
+from seresnet_timm.errors import RunError, UsageError, first_line, keep_exit_code, print_any_text
 from seresnet_timm.launch import limits, watch
 from seresnet_timm.launch.explain import explain
+from seresnet_timm.runs.error_file import record_error
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.status import final_state
@@ -181,23 +182,24 @@ def _main() -> None:
     """A rank: settings, heartbeats and the folder of the stacks are named on its command line."""
     end_with_parent()
     print_any_text()
+    keep_exit_code()
     local_rank = int(os.environ['LOCAL_RANK'])
     watch.write_stacks_on_signal(Path(sys.argv[3]) / f'rank{local_rank}.txt')
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+    beats = Path(sys.argv[2])
     try:
         settings = RunSettings.read(Path(sys.argv[1]))
-        heartbeat.start(Path(sys.argv[2]), local_rank)
+        heartbeat.start(beats, local_rank)
         run(settings)
     except (UsageError, RunError) as e:
         # the launcher shows the first rank's error, once
-        get_error_handler().record_exception(e)
+        record_error(e, beats.parent, local_rank)
         sys.exit(e.exit_code)
     except Exception as e:
         limit = limits.explain(e)
         if limit is not None:
-            get_error_handler().record_exception(RunError(limit))
+            record_error(RunError(limit), beats.parent, local_rank)
             sys.exit(1)
-        get_error_handler().record_exception(e)
+        record_error(e, beats.parent, local_rank)
         if os.environ['LOCAL_RANK'] != '0':
             raise  # into this rank's log; the launcher shows the first rank's
         sys.exit(1)

@@ -1,8 +1,14 @@
 """error.json: the exception that a rank leaves for torchrun, which names the file"""
 import json
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 OWN_ERRORS = ('UsageError', 'RunError')  # whose text tells all
+
+
+ENVIRONMENT = 'TORCHELASTIC_ERROR_FILE'  # names the file of a rank
 
 
 class RankError(NamedTuple):
@@ -22,6 +28,29 @@ class RankError(NamedTuple):
     def text(self) -> str:
         """What to print: a sentence of this package, else the traceback."""
         return self.sentence if self.kind in OWN_ERRORS else self.traceback
+
+
+def record_error(error: Exception, folder: Path, local_rank: int) -> None:
+    """Leave the exception of a rank for torchrun; the folder of the logs may be full or read-only by now.
+
+    Args:
+        error: The exception, while it is handled.
+        folder: Folder on another disk, where the launcher looks too.
+        local_rank: Number of the rank on its node.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+    try:
+        get_error_handler().record_exception(error)
+    except OSError:
+        with suppress(OSError):  # an empty file, which torchrun would take for JSON
+            os.unlink(os.environ[ENVIRONMENT])
+        os.environ[ENVIRONMENT] = str(other_error_file(folder, local_rank))
+        get_error_handler().record_exception(error)
+
+
+def other_error_file(folder: Path, local_rank: int) -> Path:
+    """Where `record_error` leaves an exception that it cannot leave beside the logs."""
+    return folder / f'error{local_rank}.json'
 
 
 def parse_error(text: str) -> Optional[RankError]:

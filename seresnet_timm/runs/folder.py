@@ -114,9 +114,14 @@ class RunFolder:
                 if not self.path.is_dir():
                     self.path.mkdir(parents=True, exist_ok=True)
                     held.callback(self._remove_if_empty)  # after the lock is gone
-                held.enter_context(exclusive(self.lock, UsageError(self.busy())))
+                is_locked_now = held.enter_context(exclusive(self.lock, UsageError(self.busy())))
             except OSError as e:
                 raise RunError(f'Cannot write to {self.path} ({e.strerror}): name another folder with --output.')
+            if not is_locked_now:
+                with suppress(OSError):
+                    self.lock.unlink()
+                print(f'Note: the file system of {printable(self.path)} has no file locks: a second training into this '
+                      'folder would not be refused, and would damage this one.', file=sys.stderr, flush=True)
             yield
 
     def _remove_if_empty(self) -> None:

@@ -2,6 +2,7 @@
 import csv
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -36,6 +37,7 @@ class Summary:
     def __init__(self):
         self.error: Optional[str] = None
         self._rows: List[Dict[str, Any]] = []
+        self._whole: Optional[int] = None  # bytes of the file before a row that could not be written
 
     def add(self, filename: str, log_wandb: bool = False, **row) -> None:
         """Add a row, after those that could not be written before.
@@ -48,14 +50,21 @@ class Summary:
         self._rows.append(dict(row, log_wandb=log_wandb))
         self.error = None
         while self._rows:
-            size = os.path.getsize(filename) if os.path.exists(filename) else 0
             try:
+                self._remove_half_row(filename)
                 update_summary(filename=filename, **self._rows[0])
             except OSError as e:
                 self._rows[0]['log_wandb'] = False  # it was logged before the file was opened
-                if os.path.exists(filename):
-                    os.truncate(filename, size)  # no half row
+                with suppress(OSError):
+                    self._remove_half_row(filename)
                 self.error = f'{len(self._rows)} row(s) of {filename} could not be written ({e.strerror}).'
                 _logger.error(f'NOT SAVED: {self.error} They are written after the next epoch.')
                 return
             del self._rows[0]
+            self._whole = None
+
+    def _remove_half_row(self, filename: str) -> None:
+        if self._whole is None:
+            self._whole = os.path.getsize(filename) if os.path.exists(filename) else 0
+        elif os.path.exists(filename) and os.path.getsize(filename) > self._whole:
+            os.truncate(filename, self._whole)
