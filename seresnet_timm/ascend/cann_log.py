@@ -64,6 +64,7 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     # HCCL begins
     pattern(r'ip ?\[(?P<value>[^\]]*)\] of \[(?P<variable>[^\]]*)\] is not found in the nic list',
             'hccl_interface', 97),
+    pattern(r'no valid host ?(?:if|nic|ip)\b.*?\[(?P<value>[^\]]*)\]', 'hccl_interface', 97),
     pattern(r'get host ip fail by socket Ifname(?:.*?name ?\[(?P<value>[^\]]*)\])?', 'hccl_interface', 97),
     pattern(r'ra socket listen start fail|bind and listen fail', 'port_host', 90),
     pattern(r'\bbind fail\b.*?IP: ?(?P<ip>[\w.:]+?),? port: ?(?P<port>\d+)', 'port_host', 94),
@@ -97,7 +98,7 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     pattern(r'taskType ?\[(?:Memcpy|Reduce Inline)\]', 'hccl_link', 60),
     # the runtime and the driver
     pattern(r'sync stream time ?out|[Ss]tream sync time ?out|Device synchronize failed', 'sync_timeout', 34),
-    pattern(r'[Dd]evice lost heartbear?t', 'device_lost', 70),
+    pattern(r'[Dd]evice lost heartbear?t|device heartbeat (?:is )?lost', 'device_lost', 70),
     pattern(r'halMemAlloc failed|DevMemAlloc\w*\s?:? ?failed', 'memory_device', 55),
     pattern(r'halResourceId?Alloc|Alloc sq cq fail|\bNo res\. ?\(devId|driver error: ?no \w+ resource|'
             'Notify create failed', 'resources', 45),

@@ -178,6 +178,11 @@ CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('EZ9903', 'the runtime failed under an operator', 'task_failed', 25),
     ('E13024 E20002 E40001 EF0003', 'an environment variable is not set or not valid', 'compiler_start', 40),
     ('E10501', 'no such operator here', 'no_kernel', SPECIFIC),
+    ('E10001 E10002 E10003 E10004 E10005 E10006 E10007 E10008 E10009 E10010 E10011 E10012 E10013 E10014 E10015 E10016 '
+     'E10017 E10018 E10019 E10020 E10021 E10022 E10024 E10026 E10032 E10035 E10036 E10037 E10038 E10039 E10040 E10401 '
+     'E10410 E20101',
+     'an argument of the compiler of models is not valid', 'model_argument', SPECIFIC),
+    ('E19010', 'the compiler of models does not know an operator', 'model_operator', SPECIFIC),
     ('E21001 E21002', 'a file of the operator packages cannot be read', 'kernels_missing', 40),
     ('E30003', 'too many processes on the device: an earlier one still ends', 'hccp_busy', SPECIFIC),
     ('E30004 E30006 E39006 E39008', 'the operator packages do not fit', 'opp_mismatch', SPECIFIC),

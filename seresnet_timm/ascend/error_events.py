@@ -22,9 +22,12 @@ WORDS = re.compile(
     r'taskType|[\u4e00-\u9fff]|^\s*\d{6}\s*$|CANCELLED|srun|Insufficient|nhealthy|not enough|not ready|'
     r'busy|open file|Evicted|low on|incompatible|requires|missing tools|HwHiAiUser|nsupported|'
     r'do not match|ERROR:root|'
+    r'certificate|externally|quota|forbidden|controller|relocating|Illegal|HASHES|stat:4|task type|MTE|VEC|UB |CUBE|'
+    r'CCU|unhealthy|Python\.h|space|architecture|modprobe|insmod|probe|heartbeat|Descriptors|not support|check|chdir|'
+    r'CHDIR|'
     r'^\s*\|\s*\d')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
-_NUMBER = re.compile(r'error code(?: is)?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
+_NUMBER = re.compile(r'error code(?: is)? ?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
                      r'code|Code|_int)?)(?: is )?[:= \[]*(\d{6})\b|'
                      r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|hcclRet -> (\d+)')
 _HCCL_NUMBER = re.compile(r'errNo\[0x0*50000([0-9a-fA-F]{2})\](?:.*?(H(?:ccl|com)\w+))?')
@@ -35,7 +38,7 @@ _ERR = re.compile(r'\bERR(\d{2})(\d{3})\b')
 _KEY = re.compile(r'0x[0-9a-fA-F]+|\b(?!\d{6}\b)\d+')  # numbers that are no codes
 _NAMES = tuple(name for name, code in CODES.items() if code.weight >= 80)
 _DRIVER = re.compile(r'\bret is (-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)|'
-                     r'dcmi.{0,60}?(-8\d{3})\b|'
+                     r'dcmi.{0,60}?(-8\d{3})\b|dsmi.*?\berr: ?(\d+)|'
                      r'(?:DRV\(|\bdrv[A-Z]|\bhal[A-Z]|dsmi|devmng).*?\bret(?:urn)?[:= (]+(-?\d+)')
 _EXCEPTION = re.compile(r'\s*(?:[A-Za-z_]\w*\.)*(?P<type>[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Killed)|'
 r'Exception)'

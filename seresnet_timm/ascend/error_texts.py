@@ -59,7 +59,10 @@ def _import(match: 're.Match[str]') -> Told:
 
 def _symbol(match: 're.Match[str]') -> Told:
     facts = {'library': match['library'].rpartition('/')[2], 'symbol': match['symbol']}
-    if re.match(r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|dcmi|dsmi|drv|hal|Adx|Msprof|GE',
+    if re.match(r'_?Py[A-Z]', facts['symbol']):
+        return 'python_version', {'library': facts['library']}
+    if re.match(r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|_ZNK?3(?:atb|Mki)|dcmi|dsmi|drv|hal|Adx|Msprof|'
+                'GE',
     facts['symbol']):
         return 'cann_old', facts
     if 'torch' in facts['library'] or re.match(r'_ZNK?(?:5torch|3c10|2at|6caffe2)|.*(?:torch|c10)', facts['symbol']):
@@ -174,6 +177,15 @@ def _operator_missing(match: 're.Match[str]') -> Told:
     return None if 'fall back' in match.string else ('no_npu_operator', groups(match))
 
 
+def _architecture(match: 're.Match[str]') -> Told:
+    return 'wrong_architecture', {'library': 'a package, program or image', **groups(match)}
+
+
+def _unhealthy_codes(match: 're.Match[str]') -> Told:
+    """What the device plugin of MindCluster writes of an NPU."""
+    return 'device_unhealthy', {'name': f'NPU {match["device"]}', 'error': match['error']}
+
+
 def _copy(match: 're.Match[str]') -> Told:
     return 'virtual_memory', {}
 
@@ -200,12 +212,18 @@ PATTERNS: Tuple[Pattern, ...] = (
        r"string: npu|Distributed package doesn't have HCCL|Invalid backend: '?hccl",
        'torch_npu_not_loaded'),
     _p(r'was removed in the NumPy 2\.0 release|compiled using NumPy 1\.x cannot be run in', 'numpy_new'),
+    _p(r"module 'numpy' has no attribute '(?P<symbol>float|int|bool|object|str|complex|long|unicode|typeDict)'",
+       'numpy_alias'),
+    _p(r'Descriptors cannot (?:not )?be created directly|cannot import name .(?:builder|runtime_version). from '
+       r'.google\.protobuf', 'protobuf_new', 101),
     _p(r"version `?'?(?P<symbol>(?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)'? not found", 'system_old'),
+    _p(r'Error loading shared library ld-linux|Error relocating \S+: \S+: symbol not found|ld-musl', 'musl', 101),
     _p(r'\[Init\]\[Env\]init env failed|build op model failed', 'compiler_start', 30),
-    _p(r"(?i:no space left on device)(?:: '(?P<path>[^']+)')?|Disk quota exceeded", 'disk_full'),
+    _p(r"(?i:no space left on device)(?:: '(?P<path>[^']+)')?|Disk quota exceeded|(?P<path_>/\S*) has not enough space "
+       r'left|[Nn]ot enough (?:disk |free )?space|[Ii]nsufficient (?:disk )?space', 'disk_full'),
     _p(r'(?P<library>[^\s:]+): (?:cannot execute binary file|wrong ELF class|invalid ELF header|ELF file)|'
-       '[Ee]xec format error',
-       'wrong_architecture'),
+       r'[Ee]xec format error|architecture ?\([\w-]+\) is (?:inconsistent|different)|does not match the detected host '
+       'platform', _architecture),
     _p(r'(?P<library>\S+\.whl) is not a supported wheel on this platform', 'wrong_wheel'),
     _p(r'[Ff]ailed to find function (?P<symbol>\w+)|\b(?P<symbol_>aclnn\w+) (?:or \w+ )?not in libopapi', _function),
     _p("Duplicated key '?[a-z_]+|Two accelerators cannot be used at the same time", 'cuda_build'),
@@ -228,8 +246,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
     _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)|\bnpu is busy', 'device_taken', 70),
     _p('Failed to recognize Ascend chip|Unsupported soc version', 'chip_unknown', 40),
+    _p("Cannot find option named 'Ascend", 'chip_unknown', 90),
     _p(r'(?P<reason>Dkms install failed|Driver_ko_install failed|Drv_dkms_env_check failed|'
-       r'The list of missing tools: \S+|HwHiAiUser not exists)', 'driver_install', 60),
+       r'The list of missing tools: \S+|HwHiAiUser not exists|'
+       r'(?:user and group are not same|do not support overwriting)[\w ,]*)', 'driver_install', 60),
     _p(r'DCMI\w*Library ?Not ?Found', 'driver_missing', 60),
     _p(r'Failed to initialize DCMI', 'driver_start', 50),
     _p(r'^\s*\|\s*(?P<device>\d+)\s+(?P<name>\w\S*)\s*\|\s*(?P<health>[A-Za-z]\w*)\s*\|'
@@ -237,11 +257,16 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'\bfault_type\W+Card(?P<network>Network)?Unhealthy\W+npu_name\W+(?P<name>[\w-]+)'
        r'(?:.*?\bfault_level\W+(?P<level>\w+))?(?:.*?\bfault_code\W+(?P<error>\w[\w,]*))?', _unhealthy, 60),
     _p(r'\bfault_type\W+NodeUnhealthy', 'node_lost', 60),
-    _p(r'[Ii]nvalid device ID\b|[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid',
+    _p(r'logic id:? (?P<device>\d+)\b.*fault codes? ?\[(?P<error>[\w ,]+)\]', _unhealthy_codes, 60),
+    _p(r'[Ii]nvalid (?:NPU )?device ID\b|\bNo NPUs? (?:device |card )?(?:is|are|was|were) (?:available|found)|'
+       r'[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid',
        'device_absent', 60),
     _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:[Aa]icore|[Aa]ivec|AICORE|AIVEC) [Kk]ernel '
        'execute failed',
        'ai_core', 90),
+    _p(r'task type=(?:aicore|aivec)\b|\b(?:MTE|VEC|CUBE|CCU|UB)\b.{0,40}\b(?:out of range|out of bounds|not aligned|'
+       r'misalign\w*|illegal)', 'ai_core', 88),
+    _p(r'task type=aicpu\b', 'ai_cpu', 88),
     _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out|errorStr: timeout or trap', 'ai_core_timeout', 91),
     _p(r'aicpu (?:error|exception)|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu', 90),
     _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
@@ -265,7 +290,12 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'(?P<dtypes>\[[^\]]*\]))', 'dtype'),
     _p(r'Cannot find bin(?:ary)? (?:of|for) op(?:erator)? (?P<operator>\w+)(?:, integral key (?P<key>\S+))?', _kernel),
     _p(r'binary_info_config\.json|check if the opp_kernel package', 'kernels_missing'),
+    _p(r'MLIRCompilationError|BiShengL?IR (?:for device|pipeline)|\b(?:bisheng|bishengir-compile|ccec|hivmc)\S*: '
+       r'(?:fatal )?error:', 'compile', 65),
+    _p(r'No parser is registered for Op \[?(?:\S+, optype \[)?(?P<operator>[\w.:/]+)', 'model_operator'),
     _p(r'Failed to compile [Oo]p(?:erator)? \[?(?P<operator>[\w/.]+)', 'compile'),
+    _p(r'Error: .*?\b(?P<dtype>(?i:bf16|bfloat16))\b.*\bnot? (?:be )?support|Error: .*not support\w* '
+       r'(?P<dtype_>(?i:bf16|bfloat16))\b|only supports? fp32/fp16.*?(?P<dtype__>bfloat16)', 'dtype', 40),
     _p(r"operator '(?P<operator>[\w:.]+)' is not currently (?:supported|implemented) (?:on|for) the NPU",
        _operator_missing),
     _p('Expected all tensors to be on the same device', 'cpu_tensor'),

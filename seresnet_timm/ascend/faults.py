@@ -56,6 +56,16 @@ FAULTS: Dict[str, Fault] = {
         ('torch_npu is not installed for this Python',
         'TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, and nothing imports it'),
         f'install torch_npu, or `import torch_npu` after torch; {DOCTOR}', THIS),
+    'numpy_alias': Fault(
+        CAUSE, 'a package uses numpy.{symbol}, which numpy has no more since 1.24', (
+            'a Python package, or an older CANN, from before numpy 1.24',),
+        "a newer version of the package that the traceback names; else `pip install 'numpy<1.24'`", 'the Python '
+        'traceback'),
+    'protobuf_new': Fault(
+        CAUSE, 'the installed protobuf does not fit code that was generated with another version of it', (
+            'a package, or a part of CANN, from before protobuf 4',),
+        "`pip install 'protobuf==3.20.*'`; else a newer version of the package that the traceback names", 'the Python '
+        'traceback'),
     'numpy_new': Fault(
         CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch", (
             'numpy 2 was installed, CANN needs numpy 1',), "`pip install 'numpy<2'`", THIS),
@@ -84,6 +94,20 @@ FAULTS: Dict[str, Fault] = {
     'system_old': Fault(
         CAUSE, 'the operating system is older than this package needs: {symbol} is missing', (),
         'use a newer system or container, or an older version of the package', THIS),
+    'musl': Fault(
+        CAUSE, 'this system has musl as its C library (such as Alpine Linux); torch and CANN need glibc', (),
+        'use an image with glibc (openEuler, Ubuntu, Debian)', THIS),
+    'python_version': Fault(
+        CAUSE, '[{library} ]is not for this Python[: it is {found}, needed is {expected}]', (
+            'another version of Python, or a free-threaded one (3.13t, 3.14t)',),
+        'make an environment with a Python that torch_npu has wheels for (`seresnet-timm doctor` prints which)', THIS),
+    'externally_managed': Fault(
+        CAUSE, 'this Python belongs to the system: pip may not install into it', (),
+        'make an environment: `python3 -m venv .venv && . .venv/bin/activate`, then install again', THIS),
+    'build_tools': Fault(
+        CAUSE, 'a package is built from source here, and what that needs is missing[: {path}]', (
+            'there is no wheel of it for this Python and machine', 'no C compiler, or no headers of Python'),
+        'install gcc, g++ and the headers (python3-devel, or python3-dev), or a version that has a wheel', THIS),
     'cann_python': Fault(
         CAUSE, "CANN's operator compiler cannot start[: Python has no module {module}]",
         ("set_env.sh was not sourced, so that CANN's Python packages are not on PYTHONPATH",
@@ -239,6 +263,15 @@ FAULTS: Dict[str, Fault] = {
             'the user HwHiAiUser does not exist'),
         'install gcc, make, dkms, pciutils, net-tools and the headers of this kernel (`uname -r`), add the user '
         'HwHiAiUser, and install the driver again', '/var/log/ascend_seclog/ascend_install.log'),
+    'driver_module': Fault(
+        CAUSE, 'a kernel module of the driver was not loaded[: {reason}]', (
+            'the kernel was updated after the driver was installed', 'secure boot refuses a module that is not signed '
+            '(Required key not available)', 'the device does not answer'),
+        'install the driver again for this kernel (`uname -r`), with its headers; sign the module or switch secure '
+        'boot off', DMESG),
+    'pcie': Fault(
+        CAUSE, 'the PCIe link of a device failed (hardware)', ('a card, its slot or its power',),
+        f'{HEALTH}; restart the server; resume on other devices', DMESG),
     'driver_old': Fault(
         ADVICE, 'the driver is older than CANN, or does not belong to it', ('CANN was updated alone',),
         "install the driver of CANN's table of versions", '/usr/local/Ascend/driver/version.info'),
@@ -320,6 +353,14 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, "CANN's kernels (ops) package is not installed, or cannot be read[ (operator {operator})]",
         ('only the toolkit was installed', 'set_env.sh of another CANN was sourced'),
         'install the kernels package of the same CANN version for this chip, then source set_env.sh again'),
+    'model_argument': Fault(
+        CAUSE, 'the compiler of models (ATC, GE) does not take an argument, or a file that it names[: {reason}]', (
+            'a wrong name of an input, shape, file or --soc_version',),
+        'correct the argument that the text names; `npu-smi info` shows the chip for --soc_version', THIS),
+    'model_operator': Fault(
+        CAUSE, 'the model has an operator that the compiler of models (ATC) does not know[: {operator}]', (
+            'an operator of another opset, or one of PyTorch without a counterpart in ONNX',),
+        'export with another opset; else replace the operator, or use a newer CANN', THIS),
     'compile': Fault(
         CAUSE, "CANN's compiler could not build {an_operator}",
         ('CANN is older than torch_npu needs', 'Python packages that CANN needs are missing',

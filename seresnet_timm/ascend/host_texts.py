@@ -19,6 +19,8 @@ def _signal(match: 're.Match[str]') -> Told:
         number -= 128
     if number == 6:  # a watchdog ends its process so
         return 'aborted', {}
+    if number == 4:
+        return 'illegal_instruction', {}
     name = _SIGNALS.get(number)
     return ('killed', {'signal': name}) if name else None  # 15 and 2: it was told to stop
 
@@ -45,6 +47,10 @@ def _server_socket(match: 're.Match[str]') -> Told:
     return 'port_torch', facts
 
 
+def _hashes(match: 're.Match[str]') -> Told:
+    return 'library_damaged', {'library': 'that pip fetched'}
+
+
 def _waited(match: 're.Match[str]') -> Told:
     facts = groups(match)
     ms = facts.pop('ms', None)
@@ -68,6 +74,21 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        'not_launched', 60),
     _p(r'Unable to find (?:interface|address) for: ?\[?(?P<address>[^\]\s]+)', 'host_address', 70),
     _p(r'connectFullMesh failed', 'host_address', 28),
+    # networks and package indexes
+    _p(r'CERTIFICATE_VERIFY_FAILED|certificate verify failed|SSL certificate problem', 'certificate', 70),
+    _p(r'(?P<reason>Network is unreachable|Cannot connect to proxy|Tunnel connection failed: \d+ [\w ]+|'
+       r'No route to host|Proxy Authentication Required)', 'network', 39),
+    _p('externally-managed-environment', 'externally_managed', 70),
+    _p(r"Package '?(?P<library>[\w.-]+)'? requires a different Python: (?P<found>\S+) not in '?(?P<expected>[^']+)",
+       'python_version', 70),
+    _p('DO NOT MATCH THE HASHES', _hashes, 70),
+    _p(r"(?P<path>Python\.h|\w+\.h): No such file or directory|command '?(?P<path_>\S*(?:cc|\+\+|clang))'? failed: "
+       r"No such file|unable to execute '?(?P<path__>\S*(?:cc|\+\+))'?", 'build_tools', 70),
+    # the kernel of the host
+    _p(r'modprobe: (?:FATAL|ERROR): (?P<reason>(?:Module \S+ not found|could not insert \S+ ?\S*: .+)[^\n]*)|'
+       r'insmod: ERROR: (?P<reason_>could not insert module .+)|(?P<reason__>(?:drv|devdrv|davinci)\w*: probe of \S+ '
+       r'failed with error -?\d+)', 'driver_module', 70),
+    _p(r'AER: Uncorrect\w+ \(?Fatal\)? error', 'pcie', 60),
     # processes that wait
     _p(r'(?:Connection (?:closed|reset) by(?: remote)? peer(?: \[?(?P<remote>[\w.:-]+)\]?)?)|Broken pipe|NCCL '
        r'communicator was aborted|remote process exited|\bRendezvousClosedError\b|has failed to \w+ (?:a |the )?'
@@ -113,8 +134,10 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r"\[Errno 5\] Input/output error(?:: '(?P<path>[^']+)')?|\[Errno 116\] Stale file handle(?:: '(?P<path_>[^']+)')"
        r'?', 'disk_error', 60),
     _p(r"\[Errno 30\] Read-only file system(?:: '(?P<path>[^']+)')?", 'read_only', 60),
-    _p(r"can't open file '(?P<path>[^']+)': \[Errno 2\]", 'file_missing', 40),
-    _p(r'execve\(\): (?P<path>\S+): No such file|\b(?P<path_>torchrun|python\d?|seresnet-timm|accelerate): '
+    _p(r"can't open file '(?P<path>[^']+)': \[Errno 2\]|couldn't chdir to `?(?P<path_>\S+?)'?: No such|"
+       r"Failed at step CHDIR spawning (?P<path__>\S+?): No such", 'file_missing', 40),
+    _p(r'(?:Failed to execute|Failed at step EXEC spawning) (?P<path___>\S+?): No such file|status=203/EXEC|'
+       r'execve\(\): (?P<path>\S+): No such file|\b(?P<path_>torchrun|python\d?|seresnet-timm|accelerate): '
        r'(?:command )?not found', 'program_missing', 40),
     # schedulers and containers
     _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO TIME LIMIT|service reached '
@@ -122,7 +145,12 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'CANCELLED AT \S+ DUE TO NODE FAIL|srun: error: Node failure on (?P<node>\S+)', 'node_lost', 90),
     _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ DUE TO (?P<reason>\w[\w ]*)', 'job_ended', 80),
     _p(r'(?:JOB|STEP) (?P<job>[\w.+]+) ON \S+ CANCELLED AT \S+ \*', 'step_ended', 10),
-    _p(r'(?:srun|sbatch|salloc): error: (?P<reason>(?:Unable to allocate resources|Batch job submission failed|'
+    _p(r'Unable to contact slurm controller|Invalid job credential|(?:[Mm]unge|auth_munge)\S*:? .*(?:failed|error|'
+       r'[Ii]nvalid|[Ee]xpired)|Task launch for \S+ failed on node (?P<node>\S+): Communication', 'slurm_service', 75),
+    _p(r'(?P<reason>exceeds? the quota[\w ]*|exceeded quota: .+|unable to find (?:job )?queue.*? not found|'
+       r'checkNodeNPU\w* ?: ?[^>]+)', 'not_scheduled', 69),
+    _p(r'(?:srun|sbatch|salloc): error: (?P<reason>(?:Unable to allocate resources|Unable to create step[^:]*|'
+       r'Batch job submission failed|'
        r'Job submit/allocate failed): .+)|'
        r'FailedScheduling\b.*?(?P<reason_>\d+/\d+ nodes are (?:un)?available:.+?)(?:\. |\.?$)|'
        r'FailedScheduling\b.*?\bvolcano +(?P<reason__>.+?)\.?$|(?P<reason___>pod group is not ready.+?)\.?$|'
@@ -140,7 +168,7 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?:MountVolume\.\w+ failed for volume|Unable to attach or mount volumes:.*?\bunmounted volumes=)[ \[]*'
        r'"?(?P<path>[\w.-]+)', 'volume', 70),
     _p(r'MoxFileNotExistsException|OBSException|obsClient\.\w+.*\b40[34]\b|ERROR:root:\s*stat:40[34]|'
-       r'\bobs://\S+ (?:is |does )?not (?:exist|found)',
+       r'^\s*stat:40[34]\b|\bobs://\S+ (?:is |does )?not (?:exist|found)',
        'object_storage', 60),
     # processes that end
     _p(r'srun: error: \S+: tasks? (?P<remote>\d+)\S*: (?P<signal>Killed|Segmentation fault|Bus error|Illegal '
@@ -153,6 +181,7 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        _signal, 44),
     _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
     _p(r'(?:Fatal Python error: |^|\d )(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
+    _p(r'(?:Fatal Python error: |^|\d )Illegal instruction', 'illegal_instruction', 50),
     _p(r'^Killed\s*$|(?:line|行) ?\d+: +\d+ Killed\b|^\[\d+\][+-]? +(?:\d+ +)?[Kk]illed\b|sh: killed\b', _killed, 45),
     _p(r'^terminate called after throwing|Aborted \(core dumped\)|Fatal Python error: Aborted', 'aborted', 5),
     _p(_OWN, _own, 35),

@@ -102,6 +102,15 @@ RANK_FAULTS: Dict[str, Fault] = {
         ('--master-addr, or MASTER_ADDR, names another machine than that of rank 0', 'the address has changed'),
         'name an address of the machine that runs rank 0 (`ip -br addr` there lists them), the same on all nodes',
         THIS),
+    'network': Fault(
+        CAUSE, 'a server outside of this machine cannot be reached[: {reason}]', (
+            'no internet, or a firewall', 'a proxy that is not set or refuses (https_proxy, no_proxy)'),
+        'set https_proxy, or a mirror (pip: -i URL; models: HF_ENDPOINT); without network collect wheels elsewhere '
+        'with recipes/wheelhouse.sh', THIS),
+    'certificate': Fault(
+        CAUSE, 'the certificate of a server is not trusted', (
+            'a proxy of the company with its own certificate', 'a wrong clock (`date`)'),
+        'name its certificate: `pip --cert FILE`, REQUESTS_CA_BUNDLE=FILE, SSL_CERT_FILE=FILE', THIS),
     'host_unknown': Fault(
         CAUSE, 'the name of a machine[ {address}] is not known here',
         ('--master-addr, or MASTER_ADDR, is a name that this machine does not know',
@@ -176,6 +185,12 @@ RANK_FAULTS: Dict[str, Fault] = {
     'step_ended': Fault(
         MESSENGER, 'Slurm ended the job[ {job}]: a task of it failed, or somebody cancelled it', (),
         'read what the tasks print before it; `sacct -j JOB` tells how each ended', 'the logs of all tasks'),
+    'slurm_service': Fault(
+        CAUSE, 'Slurm does not work between the machines[: {node}]', (
+            'slurmctld or slurmd does not run, or is not reachable', 'keys of munge, or clocks of the machines, '
+            'differ'),
+        '`scontrol ping`; on each machine `systemctl status slurmd munge` and `date`', 'the logs of slurmctld and '
+        'slurmd'),
     'node_lost': Fault(
         CAUSE, 'a machine[ ({node})] failed, or does not answer to the scheduler any more',
         ('it has crashed or was restarted', 'its network'),
@@ -217,6 +232,10 @@ RANK_FAULTS: Dict[str, Fault] = {
             "SIGKILL: the host's memory is used up, or somebody ended it", 'SIGSEGV, SIGABRT: an error in native code',
             'SIGTERM, SIGINT: it was asked to stop'),
         '`dmesg` tells whether memory was used up; fewer loader workers (-j)', DMESG),
+    'illegal_instruction': Fault(
+        CAUSE, 'a library uses an instruction that this processor does not have (SIGILL)', (
+            'a package built for a newer processor', 'a damaged library'),
+        'install the wheel of PyPI instead of an own build; `lscpu` shows what the processor has', DMESG),
     'open_files': Fault(
         CAUSE, 'too many files are open', ('many loader workers, each with open files and sockets',),
         '`ulimit -n 65536` before the run; fewer loader workers (-j)', '`ulimit -n`'),

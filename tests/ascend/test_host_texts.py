@@ -201,3 +201,65 @@ def test_fault_of_system_and_services(text, fault):
     first = diagnose_text(text).first
     assert (first and first.fault) == fault
     assert first is None or '{' not in first.what + first.remedy and '?' not in first.what
+
+
+@pytest.mark.parametrize('text, fault, words', (
+    # pip and packages
+    ("AttributeError: module 'numpy' has no attribute 'int'.", 'numpy_alias', "'numpy<1.24'"),
+    ('TypeError: Descriptors cannot be created directly.', 'protobuf_new', 'protobuf==3.20'),
+    ('curl: (60) SSL certificate problem: self-signed certificate', 'certificate', 'REQUESTS_CA_BUNDLE'),
+    ("NewConnectionError('...: Failed to establish a new connection: [Errno 101] Network is unreachable')", 'network',
+     'wheelhouse.sh'),
+    ("OSError('Tunnel connection failed: 407 Proxy Authentication Required')", 'network', 'https_proxy'),
+    ('error: externally-managed-environment', 'externally_managed', 'venv'),
+    ("ERROR: Package 'seresnet_timm' requires a different Python: 3.7.3 not in '>=3.10'", 'python_version', 'Python'),
+    ('ImportError: /v/torch_npu/_C.so: undefined symbol: _PyThreadState_UncheckedGet', 'python_version', 'Python'),
+    ('ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE', 'library_damaged', 'install'),
+    ("error: command 'aarch64-linux-gnu-gcc' failed: No such file or directory", 'build_tools', 'gcc'),
+    ('x.c:3:10: fatal error: Python.h: No such file or directory', 'build_tools', 'python3-devel'),
+    ('Error relocating /v/libc10.so: __memcpy_chk: symbol not found', 'musl', 'glibc'),
+    ('ImportError: /v/libtorch_npu.so: undefined symbol: _ZN3atb7ContextC1Ev', 'cann_old', 'CANN'),
+    ('Illegal instruction (core dumped)', 'illegal_instruction', 'lscpu'),
+    ('Process finished with exit code 132', 'illegal_instruction', 'wheel'),
+    # the driver and the kernel
+    ('modprobe: FATAL: Module drv_x not found in directory /lib/modules/5.10.0', 'driver_module', 'uname -r'),
+    ('insmod: ERROR: could not insert module drv_x.ko: Required key not available', 'driver_module', 'secure boot'),
+    ('pcieport 0000:01:00.0: AER: Uncorrected (Fatal) error received: 0000:02:00.0', 'pcie', 'resume'),
+    ('[devdrv] device heartbeat lost. (dev_id=5)', 'device_lost', 'other devices'),
+    ('/tmp has not enough space left (1 KB) to decompress x.run', 'disk_full', 'free'),
+    ('[ERROR] the package architecture(x86_64) is inconsistent with the current environment', 'wrong_architecture',
+     'uname -m'),
+    ('2026 [WARN] logic id 5, unhealthy, fault codes [80CB8009]', 'device_unhealthy', 'resume'),
+    # ATC, compilers and operators
+    ('E10001: Value [1,3] for parameter [--input_shape] is invalid. Reason: no name.', 'model_argument', 'soc_version'),
+    ('E19010: No parser is registered for Op [a_1, optype [ai.onnx::17::Foo]].', 'model_operator', 'opset'),
+    ('bisheng: error: clang frontend command failed with exit code 139', 'compile', 'versions'),
+    ("bishengir-compile: for the --target option: Cannot find option named 'Ascend310X'!", 'chip_unknown', 'CANN'),
+    ('  Exception info:TGID=1, model id=1, task id=3, task type=aicpu kernel, task phase=RUN', 'ai_cpu', 'BLOCKING'),
+    ('The DDR address of the MTE instruction is out of range', 'ai_core', 'labels'),
+    ('OSError: (External) ACL error, the error code is : 507015', 'ai_core', 'BLOCKING'),
+    # schedulers
+    ('slurm_load_partitions: Unable to contact slurm controller (connect failure)', 'slurm_service', 'munge'),
+    ('srun: error: Unable to create step for job 7: More processors requested', 'not_scheduled', 'sinfo'),
+    ('pods "a" is forbidden: exceeded quota: q, requested: requests.huawei.com/npu=8', 'not_scheduled', 'kubectl'),
+    ("slurmstepd: error: couldn't chdir to `/data/run': No such file or directory: going to /tmp", 'file_missing',
+     'mount'),
+    ('a.service: Failed at step EXEC spawning /opt/x: No such file or directory', 'program_missing', 'activate'),
+    ('[ModelArts Service Log]ERROR:root:Failed to call:\n\tfunc=x\n\tstat:403', 'object_storage', 'bucket'),
+))
+def test_fault_of_packages_driver_and_services(text, fault, words):
+    first = diagnose_text(text).first
+    assert (first and first.fault) == fault
+    assert words in first.remedy + first.what + ''.join(first.causes)
+    assert '{' not in first.what + first.remedy and '?' not in first.what
+
+
+@pytest.mark.parametrize('text', (
+    'Epoch 3: 120 images/s, space left on /data 12 GiB',
+    'checking certificates: all are valid',
+    'VEC units: 48, UB 192 KB, CUBE 24',
+    'UserWarning: TypedStorage is deprecated.',
+    'E10001x is the name of a folder',
+))
+def test_text_that_is_no_fault(text):
+    assert diagnose_text(text).first is None
