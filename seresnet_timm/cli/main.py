@@ -186,7 +186,7 @@ def dispatch(argv: List[str]) -> None:
         parser = make_parser()
         if not argv:
             parser.print_help()
-            raise UsageError('Name a verb: ' + ', '.join(VERBS) + '.')
+            raise UsageError('Name a verb, for example `seresnet-timm doctor`; the list above has all.')
         if verb.startswith('-'):
             parser.parse_args(argv[:1])  # --help and --version end here, other flags are refused
         raise UsageError(f"Unknown verb '{verb}': {did_you_mean(verb, VERBS)}")

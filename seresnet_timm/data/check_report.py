@@ -32,7 +32,9 @@ def describe(result: Result) -> List[str]:
     for split, counts in result.classes.items():
         b = balance(counts)
         line = f'{split}: {b["images"]:,} images in {b["classes"]:,} classes'
-        if b['classes']:
+        if b['classes'] and b['fewest']['images'] == b['most']['images']:
+            line += f'; {b["median"]:,g} in each'
+        elif b['classes']:
             line += (f'; {b["fewest"]["images"]:,} ({printable(b["fewest"]["name"])}) to {b["most"]["images"]:,} '
                      f'({printable(b["most"]["name"])}) images a class, median {b["median"]:,g}')
         lines.append(line)

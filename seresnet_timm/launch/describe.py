@@ -178,7 +178,9 @@ def learning_rate(settings: RunSettings) -> str:
         from seresnet_timm.data.scheduled import images_of_a_step
         lr, reason = scaled_lr(args, images_of_a_step(args, settings.global_batch_size))
         lr = f'{lr:g} ({reason})'
-    return f'{lr}, {args.opt}, {args.sched} over {num_epochs(settings.args)} epochs, {args.warmup_epochs} of warm-up'
+    epochs = num_epochs(settings.args)
+    plural = 's' if epochs != 1 else ''
+    return f'{lr}, {args.opt}, {args.sched} over {epochs} epoch{plural}, {args.warmup_epochs} of warm-up'
 
 
 def step(settings: RunSettings) -> List[Tuple[str, str]]:
