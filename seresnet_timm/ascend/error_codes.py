@@ -43,7 +43,7 @@ ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('107019', 'a task took too long', 'sync_timeout', NUMBER),
     ('107022 107023 107035', 'the tasks of the device were stopped', 'force_stop', 40),
     ('107024 107025 107026 107027 107028 107029 107030 107031 107032 107033 107034 107036 507903',
-     'not possible while a graph is captured, or the capture broke off', 'graph_capture', 40),
+     'not possible while a graph is captured, or the capture was aborted', 'graph_capture', 40),
     ('107020', 'a wait took too long (old number)', 'sync_timeout', NUMBER),
     ('148049', 'ASCEND_OPP_PATH is not set or wrong', 'environment_half_set', SPECIFIC),
     ('161001 161002 161003', 'aclnn: wrong argument of an operator', 'argument', 40),

@@ -136,7 +136,7 @@ FAULTS: Dict[str, Fault] = {
         'install a build of it for such pages (wheels with manylinux in their name are), unset an LD_PRELOAD that '
         'names it, or use a kernel with pages of 4 KiB', THIS),
     'library_damaged': Fault(
-        CAUSE, 'the file {library} is incomplete', ('an installation or copy that broke off, or a full disk',),
+        CAUSE, 'the file {library} is incomplete', ('an installation or copy that was interrupted, or a full disk',),
         'free space, and install its package again (pip: --force-reinstall --no-deps)', THIS),
     'wrong_wheel': Fault(
         CAUSE, 'the wheel {library} is not for this Python, architecture or system',
@@ -390,7 +390,7 @@ FAULTS: Dict[str, Fault] = {
          'not belong together'),
         f'read what comes before it; {BLOCKING}'),
     'graph_capture': Fault(
-        CAUSE, 'a call is not possible while a graph is captured, or the capture of a graph broke off',
+        CAUSE, 'a call is not possible while a graph is captured, or the capture of a graph was aborted',
         ('code that waits for the device, copies to the host or uses the default stream within the capture',
          'an error of an operator within the capture'),
         'run without --graph, or in other code without torch.npu.graph; the text under the number names the call'),

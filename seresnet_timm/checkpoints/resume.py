@@ -112,11 +112,11 @@ def notes(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.Opt
     if checkpoint.has_ema and not _flag(args, 'model_ema'):
         yield f'{path} holds a moving average, which is left out: --model-ema continues it.'
     if _flag(args, 'no_resume_opt'):
-        yield f'--no-resume-opt: the optimizer starts anew, not with the state in {path}.'
+        yield f'--no-resume-opt: the optimizer starts without the state in {path}.'
         return
     scales = _flag(args, 'amp') and _flag(args, 'amp_dtype') == 'float16' and _flag(args, 'device') != 'cpu'
     if scales and 'amp_scaler' not in content:
-        yield f'{path} holds no loss scale: it starts anew.'
+        yield f'{path} holds no loss scale: it starts at its first value.'
     groups = _groups(content.get('optimizer'))
     if groups is None or optimizer is None:
         return

@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
         help='average the moving averages of the weights, or the raw weights (raw)')
     arg('--data-dir', metavar='DIR',
-        help="data of the run: its training images give BatchNorm's statistics anew (default: they are averaged)")
+        help="data of the run, to compute BatchNorm's statistics from its training images (default: averaged)")
     arg('-b', '--batch-size', type=int, metavar='N', help="images of a batch, with --data-dir (default: the run's)")
     arg('-j', '--workers', type=int, metavar='N', help="loader workers, with --data-dir (default: the run's)")
     arg('--device', default='auto', help='device, with --data-dir: auto, npu, cuda or cpu')

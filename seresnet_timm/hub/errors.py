@@ -91,13 +91,16 @@ def explain(error: BaseException, repo_id: str, doing: str) -> Optional[str]:
     status = status_of(error)
     if status is not None and isinstance(error, HfHubHTTPError):
         return _explain_answer(error, status, repo_id, doing)
+    if is_without_xet(error):
+        return (f'{repo_id}: the Hub at {constants.ENDPOINT} has no Xet storage, which huggingface_hub asks for: set '
+                f'HF_HUB_DISABLE_XET=1 and {doing} again.')
     if is_network(error):
         return f'{repo_id}: {reason(error)}. {remedy(error)}'
     if isinstance(error, FileMetadataError) or 'JSON' in type(error).__name__:
         return (f'{repo_id}: the server at {constants.ENDPOINT} is not a Hub (a log-in page, a proxy, or a redirect to '
                 'another site?): check HF_ENDPOINT and HTTPS_PROXY.')
     if isinstance(error, ImportError) and 'SOCKS' in str(error):
-        return f'{repo_id}: {first_line(error)}; or set HTTPS_PROXY to a proxy that speaks HTTP.'
+        return f'{repo_id}: {first_line(error)}; or set HTTPS_PROXY to an HTTP proxy.'
     if isinstance(error, OSError):
         if 'Consistency check failed' in str(error):
             return f'{repo_id}: a file arrived with a length that is not the one on the Hub: {doing} again.'
@@ -137,6 +140,11 @@ def is_network(error: BaseException) -> bool:
         error, (ConnectionError, TimeoutError))
 
 
+def is_without_xet(error: BaseException) -> bool:
+    """True if the Hub, such as a mirror or a private one, answers that it has no storage of the kind Xet."""
+    return re.search('404.*xet-(read|write)-token', str(error), re.DOTALL) is not None
+
+
 def is_unreachable(error: BaseException) -> bool:
     """True if the Hub cannot be used now: offline mode, network, or a Hub that is down or asks to wait."""
     return is_network(error) or status_of(error) in (429, *SERVER_ERRORS)
@@ -155,7 +163,7 @@ def reason(error: BaseException) -> str:
     if 'Redirect' in name:
         return f'the Hub at {constants.ENDPOINT} redirects without end'
     if is_broken_off(error):
-        return f'the connection to the Hub at {constants.ENDPOINT} broke off'
+        return f'the connection to the Hub at {constants.ENDPOINT} was closed too early'
     return f'the Hub at {constants.ENDPOINT} cannot be reached ({first_line(error) or name})'
 
 

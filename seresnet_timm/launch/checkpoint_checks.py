@@ -150,8 +150,8 @@ def _check_pretrained(run: Any, checkpoint: Checkpoint) -> Iterator[str]:
         misfit = fit.describe_misfit(weights, run.model, checkpoint.arch_unlike(run.args.model))
         yield f'Checkpoint {checkpoint.path} does not fit {run.args.model}: {misfit}.'
     elif missing:
-        run.notes.append(f'{checkpoint.path}: {len(missing)} weights of {run.args.model} are not in it and start anew: '
-                         f'{first_names(missing, fit.MAX_NAMED)}.')
+        run.notes.append(f'{checkpoint.path}: {len(missing)} weights of {run.args.model} are not in it and start as in '
+                         f'a new network: {first_names(missing, fit.MAX_NAMED)}.')
     run.notes += _other_network(run, checkpoint)
 
 

@@ -320,7 +320,8 @@ def check_labels(run: Checked) -> Iterator[str]:
 def _check_real_labels(run: Checked, path: str) -> Iterator[str]:
     outputs = run.args.num_classes or (run.model.num_classes if run.model is not None else None)
     if run.flag('valid_labels'):
-        yield '--real-labels names classes of all outputs, --valid-labels numbers some of them anew: leave out one.'
+        yield ('--real-labels names classes of all outputs, --valid-labels gives some of them other numbers: leave out '
+               'one.')
     if run.flag('dataset'):
         yield f'--real-labels goes by the names of image files, which --dataset {run.args.dataset} does not tell.'
     if outputs is not None and outputs < 5:

@@ -403,7 +403,7 @@ def resolve_resume(sources: Sources, output: str) -> str:
         sources.notes.append(f'The run before: {death}')
     sources.reasons['resume'] = 'auto'
     if checkpoint is None:
-        sources.notes.append(f'--resume auto: {output} has no checkpoint to go on from; the run starts anew.')
+        sources.notes.append(f'--resume auto: {output} has no checkpoint to resume from; the run starts at epoch 0.')
         return ''
     sources.checkpoints[checkpoint.path] = checkpoint
     sources.notes.append(f'--resume auto: the run goes on from {checkpoint.path}.')

@@ -85,7 +85,7 @@ def _web_reader(base: str, tag: str) -> Callable[[str], bytes]:
         except urllib.error.HTTPError as e:
             raise RunError(f'{url} answered {e.code} {e.reason}: check the tag, or name a --mirror.')
         except http.client.IncompleteRead as e:
-            raise RunError(f'{url} broke off after {len(e.partial)} bytes: try again.')
+            raise RunError(f'{url} ended after {len(e.partial)} bytes, too early: try again.')
         except (OSError, http.client.HTTPException, ValueError) as e:
             reason = getattr(e, 'reason', None) or e
             raise RunError(f'{url} cannot be reached ({reason}): set HTTPS_PROXY, name a --mirror, or copy the scripts '
@@ -93,7 +93,7 @@ def _web_reader(base: str, tag: str) -> Callable[[str], bytes]:
         if len(data) > MAX_BYTES:
             raise RunError(f'{url} is larger than a script can be ({MAX_BYTES} bytes): check --mirror.')
         if announced and announced.isdigit() and len(data) < int(announced):
-            raise RunError(f'{url} broke off after {len(data)} of {announced} bytes: try again.')
+            raise RunError(f'{url} ended after {len(data)} of {announced} bytes: try again.')
         return data
     return read
 

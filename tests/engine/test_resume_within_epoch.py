@@ -177,7 +177,7 @@ def test_other_images_or_another_seed(few_digits, tmp_path, monkeypatch, caplog,
 def test_resume_auto_and_minutes(few_digits, tmp_path):
     flags = train_flags(few_digits, tmp_path, *SMALL, '--resume', 'auto')
     first = run_cli(*flags, '--checkpoint-minutes', 0.0001)
-    assert first.returncode == 0 and 'no checkpoint to go on from; the run starts anew' in first.stderr
+    assert first.returncode == 0 and 'no checkpoint to resume from; the run starts at epoch 0' in first.stderr
     again = run_cli(*flags, '--epochs', 3)
     assert again.returncode == 0 and 'the run goes on from' in again.stderr
     assert [r['epoch'] for r in summary(tmp_path / 'run')] == ['0', '1', '2']

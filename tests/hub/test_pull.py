@@ -65,7 +65,7 @@ def test_an_old_pickle_is_left_alone(pushed, client):
     (Fault(INFO, status=429, headers=LIMIT), ('me/x', '429 (wait 77 s)', 'later')),
     (Fault(INFO, status=500), ('me/x', '500')),
     (Fault(INFO, status=503), ('me/x', '503')),
-    (Fault(INFO, 'drop'), ('me/x', 'broke off')),
+    (Fault(INFO, 'drop'), ('me/x', 'was closed too early')),
     (Fault(INFO, 'slow'), ('me/x', 'in time')),
     (Fault(INFO, 'redirect'), ('me/x', 'not a Hub', 'HF_ENDPOINT')),
     (Fault(INFO, 'garbage'), ('me/x', 'not a Hub')),
@@ -78,7 +78,7 @@ def test_an_old_pickle_is_left_alone(pushed, client):
     (Fault(CDN, status=500), ('me/x', '500')),
     (Fault(CDN, 'flip'), ('me/x', 'model.safetensors', 'damaged twice')),
     (Fault(CDN, 'length'), ('me/x', 'a length that is not the one on the Hub')),
-    (Fault(CDN, 'drop'), ('me/x', 'broke off')),
+    (Fault(CDN, 'drop'), ('me/x', 'was closed too early')),
     (Fault(CDN, 'redirect'), ('me/x',)),
 )), ids=lambda f: f'{f.where.split("/")[1]}-{f.kind}-{f.status}{f.code}' if isinstance(f, Fault) else '')
 def test_pull_fault(pushed, client, checkpoint, fault, parts, tmp_path):

@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_cli
 from hub_store import Fault
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -127,7 +127,7 @@ def test_tag_that_exists(pushed, client, checkpoint):
     (Fault(CREATE, status=403, message='No rights'), ('403', 'write to me')),
     (Fault(CREATE, status=429, headers={'Retry-After': '55'}), ('me/x', '429', 'wait 55 s')),
     (Fault(CREATE, status=500), ('me/x', '500')),
-    (Fault(CREATE, 'drop'), ('me/x', 'broke off')),
+    (Fault(CREATE, 'drop'), ('me/x', 'was closed too early')),
     (Fault(CREATE, 'slow'), ('me/x', 'in time')),
     (Fault('validate-yaml', status=404), ('me/x', 'read-only mirror')),
     (Fault('preupload', status=403, message='Forbidden'), ('403', 'write to me')),
@@ -138,7 +138,7 @@ def test_tag_that_exists(pushed, client, checkpoint):
     (Fault(COMMIT, status=412), ('me/x', '412', 'nothing was overwritten')),
     (Fault(COMMIT, status=413), ('me/x', '413')),
     (Fault(COMMIT, status=503), ('me/x', '503')),
-    (Fault(COMMIT, 'drop'), ('me/x', 'broke off')),
+    (Fault(COMMIT, 'drop'), ('me/x', 'was closed too early')),
     (Fault(COMMIT, 'truncate'), ('me/x',)),
     (Fault(COMMIT, 'garbage'), ('me/x', 'not a Hub')),
     (Fault(COMMIT, 'redirect'), ('me/x',)),
@@ -236,6 +236,15 @@ def test_token_is_never_shown(hub, client, checkpoint, tmp_path):
     assert 'note: ***' in hub.read('me/x', 'README.md').decode()
     for path in (*hub.folder.iterdir(), *(p for p in client.home.rglob('*') if p.is_file())):
         assert TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_a_hub_without_xet(hub, client, checkpoint, tmp_path):
+    """The client's default is Xet, which mirrors and private Hubs may not have: the sentence names the variable."""
+    pytest.importorskip('hf_xet')
+    environment = dict(client.environment, HF_HUB_DISABLE_XET='0', HF_HOME=str(tmp_path / 'home'))
+    result = run_cli('push', checkpoint, 'me/x', *FLAGS, env=environment, fresh=True)
+    assert result.returncode == 1 and 'HF_HUB_DISABLE_XET=1 and push again' in result.stderr
+    assert 'Traceback' not in result.stderr and 'me/x' not in hub.repos
 
 
 def test_no_host_name_of_the_hub():

@@ -98,7 +98,7 @@ def test_flags_that_a_checkpoint_contradicts(capsys, data, run, tmp_path, flags,
     (['--lr', '0.5'], r'not from the flags: lr 0.01 \(given: 0.5\)'),
     (['--weight-decay', '0.5'], r'weight decay 0.0001 \(given: 0.5\)'),
     (['--mean', '0.5', '0.5', '0.5'], 'other images than this run has: mean'),
-    (['--no-resume-opt'], 'the optimizer starts anew'),
+    (['--no-resume-opt'], 'the optimizer starts without the state'),
 ])
 def test_what_a_resumed_run_takes_from_the_file_is_told(capsys, data, run, tmp_path, flags, words):
     text = told(capsys, data, tmp_path, '--resume', run[0] / 'last.pth.tar', *flags)

@@ -91,7 +91,7 @@ def test_real_labels_go_by_the_names_of_files(imagenet, few_digits, tmp_path):
     result = validate(imagenet, '--real-labels', tmp_path / 'real.json', '--dry-run', data=data)
     assert result.returncode == 2 and 'mine.jpg is not one of the images ILSVRC2012_val_00000001.JPEG' in result.stderr
     result = validate(imagenet, '--real-labels', tmp_path / 'real.json', '--valid-labels', tmp_path / 'valid.txt')
-    assert result.returncode == 2 and '--valid-labels numbers some of them anew' in result.stderr
+    assert result.returncode == 2 and '--valid-labels gives some of them other numbers' in result.stderr
 
 
 @pytest.mark.parametrize('place, words', (

@@ -117,7 +117,7 @@ def truncated(handler):
 @pytest.mark.parametrize('respond, hint', (
     (lambda h: answer(h, b'x' + FILES['train.py'], content_type='text/x-python'), 'has the hash'),
     (lambda h: answer(h, b'<!DOCTYPE html><title>Log in</title>', content_type='text/html'), 'is a web page'),
-    (truncated, 'broke off after 5'),
+    (truncated, 'ended after 5'),
     (lambda h: answer(h, b'', status=404), 'answered 404'),
     (lambda h: answer(h, b'', status=503), 'answered 503'),
     (lambda h: answer(h, b'x' * 2_000_000), 'larger than a script can be'),
