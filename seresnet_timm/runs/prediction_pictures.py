@@ -33,7 +33,7 @@ def draw_matrix(predictions: Predictions, target: Target) -> None:
     ax.set_ylabel('class')
     ax.set_title(f'{predictions.top1:.2f} % of {len(predictions.files):,} images are right')
     if size <= WITH_NAMES:
-        names = [plain_label(name, 32) for name in predictions.class_names]
+        names = short_names(predictions.class_names)
         font = 9 if size <= WITH_NUMBERS else 7
         is_wide = max(map(letter_widths, names)) * 0.65 * font > 72 * (side - 2.5) / size  # than a cell, in points
         ax.set_xticks(range(size), names, rotation=90 if is_wide else 0, fontsize=font)
@@ -48,6 +48,14 @@ def draw_matrix(predictions: Predictions, target: Target) -> None:
                 ax.text(j, i, str(count), ha='center', va='center', fontsize=font,
                         color='white' if shares[i, j] > 0.5 else 'black')
     save_figure(figure, target, 110)
+
+
+def short_names(class_names: List[str]) -> List[str]:
+    """Names for the axes; with their index where two would look the same without their middle."""
+    names = [plain_label(name, 32) for name in class_names]
+    if len(set(names)) == len(set(class_names)):
+        return names
+    return [f'{i}: {plain_label(name, 27)}' for i, name in enumerate(class_names)]
 
 
 def _norm(size: int) -> Any:

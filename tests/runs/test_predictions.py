@@ -84,3 +84,9 @@ def test_contact_sheet_without_files(tmp_path):
 @pytest.mark.parametrize('size', ((5, 300), (8, 8), (3000, 20), (1, 2000), (2000, 1), (1, 1)))
 def test_thumbnails_are_square(size):
     assert pictures.thumbnail(Image.new('RGB', size, 'red')).size == (160, 160) and pictures.thumbnail(None) is None
+
+
+def test_names_that_differ_in_the_middle_get_their_index():
+    assert pictures.short_names(['cat', 'dog']) == ['cat', 'dog']
+    names = pictures.short_names([20 * 'a' + letter + 20 * 'b' for letter in 'xyz'])
+    assert [name[:3] for name in names] == ['0: ', '1: ', '2: ']
