@@ -18,6 +18,7 @@ def ranks(tmp_path):
     """Starts ranks of torchrun's, given their shell commands, and waits for the files that they make."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
     started = []
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
 
     def start(*commands, files=()):
         numbers = range(len(commands))
@@ -31,6 +32,8 @@ def ranks(tmp_path):
     yield start
     for context in started:
         context.close(signal.SIGKILL)
+    for signum, handler in handlers.items():  # torchrun's stay set
+        signal.signal(signum, handler)
 
 
 @pytest.fixture
