@@ -97,7 +97,7 @@ def status(report: dict, section: str, name: str) -> tuple:
 
 def test_a_cpu_passes():
     """Really computes: two processes, products and all-reduces over gloo."""
-    result = run_cli('doctor', '--device', 'cpu', '--json', '--seconds', 0.2, fresh=False)
+    result = run_cli('doctor', '--device', 'cpu', '--json', '--seconds', 0.2)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert list(report) == ['schema', 'ok', 'device', 'device_reason', 'checks']
