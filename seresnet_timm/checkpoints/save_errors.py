@@ -74,6 +74,19 @@ def remedy(error: OSError) -> str:
     return 'free disk space'
 
 
+def explain(error: OSError) -> Optional[str]:
+    """The sentence for an error of a disk or of rights, whatever was read or written; None for another error."""
+    name = printable(error.filename or 'A file')
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f'{name} cannot be written ({error.strerror}): {remedy(error).rstrip(",")}.'
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (f'{name} cannot be read or written ({error.strerror}): give this user the rights to the file and to the '
+                'folders above it.')
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EROFS, errno.ENAMETOOLONG):
+        return f'{name} cannot be read or written ({error.strerror}): {remedy(error)}.'
+    return None
+
+
 def _kept(folder: str) -> str:
     return 'The checkpoints of before are intact. ' if os.path.isdir(folder) else ''
 

@@ -125,7 +125,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 def sentence_of(error: Exception) -> Optional[str]:
     """The sentence for an error of the machine or the installation, whatever the verb; None for another error."""
-    fault = fault_of_stdout() if isinstance(error, OSError) else None
+    fault = fault_of_stdout() if isinstance(error, OSError) and error.filename is None else None
     if fault is not None:
         discard(sys.stdout)
         return f'The output cannot be written to stdout ({fault}).'
@@ -139,8 +139,9 @@ def sentence_of(error: Exception) -> Optional[str]:
         return (f'{name} is not installed for {sys.executable}: activate the environment that has this package '
                 f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {name} '
                 f'there{": " + install_command(name) if name in ("timm", "torchvision") else "."}')
+    from seresnet_timm.checkpoints import save_errors
     from seresnet_timm.launch import limits
-    return limits.explain(error)
+    return isinstance(error, OSError) and save_errors.explain(error) or limits.explain(error)
 
 
 def open_closed_streams() -> None:

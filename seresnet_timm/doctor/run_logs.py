@@ -156,7 +156,8 @@ def find_logs(target: str) -> Logs:
     is_run = (record is not None or RunFolder(path).logs.is_dir()) and not _is_below(plog, path)
     if not sources and record is None:
         name = RunFolder(path).record.name
-        has = f'no logs, and its {name} is damaged' if os.path.exists(path / name) else f'no logs and no {name}'
+        damage = 'is damaged' if os.access(path / name, os.R_OK) else 'cannot be read (permission denied)'
+        has = f'no logs, and its {name} {damage}' if os.path.exists(path / name) else f'no logs and no {name}'
         raise UsageError(f'{printable(target)} has {has}: name the folder of a run, or a log file.')
     order = sorted(range(len(sources)), key=lambda i: (sources[i].rank is None, sources[i].rank or 0, sources[i].name))
     return Logs([sources[i] for i in order], record, path, plog if is_run else None, _pids(path))

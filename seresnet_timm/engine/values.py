@@ -209,8 +209,14 @@ class FolderName(Rule):
 
 @dataclass(frozen=True)
 class Output(FilePath):
-    """A file or folder to write."""
+    """A file or folder to write.
+
+    Attributes:
+        is_folder: It is a folder.
+        holds_runs: It holds the folders of runs: if it exists, that of the run tells whether it can be written.
+    """
     is_folder: bool = True
+    holds_runs: bool = False
 
     def describe(self) -> str:
         return 'a folder to write to' if self.is_folder else 'a file to write'
@@ -218,6 +224,8 @@ class Output(FilePath):
     def wrong(self, value: Any) -> Optional[str]:
         if '\0' in value:
             return 'holds a null character'
+        if self.holds_runs and os.path.isdir(value):
+            return None
         from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
         reason = why_not_writable(value, self.is_folder) if value else None
         return f'cannot be written: {reason}; name another' if reason else None
@@ -325,6 +333,7 @@ VALUES: Dict[str, Rule] = {
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
     'worst': NOT_NEGATIVE, 'maps': NOT_NEGATIVE,
+    'train.output': Output(holds_runs=True), 'recipe.output': Output(holds_runs=True),
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
     'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),

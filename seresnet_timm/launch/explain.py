@@ -1,10 +1,9 @@
 """Errors of devices, memory and loader workers as sentences: what happened and what to do."""
-import errno
 import os
 import re
 from typing import Optional
 
-from seresnet_timm.checkpoints.save_errors import remedy
+from seresnet_timm.checkpoints import save_errors
 from seresnet_timm.launch import limits
 from seresnet_timm.runs.settings import RunSettings
 
@@ -20,11 +19,7 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     if of_worker is not None:
         return of_worker
     if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f'{error.filename or "A file"} cannot be written ({error.strerror}): free disk space.'
-        if error.errno in (errno.EIO, errno.ESTALE, errno.EROFS, errno.EACCES):
-            return f'{error.filename or "A file"} cannot be read or written ({error.strerror}): {remedy(error)}.'
-        return limits.explain(error)
+        return save_errors.explain(error) or limits.explain(error)
     index = os.environ.get('LOCAL_RANK', '0')
     device = settings.device
     if ':' not in device and device != 'cpu':

@@ -5,7 +5,7 @@ from typing import Dict, List, Optional, Tuple
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.runs.folder import RunFolder
 
 _NUMBERED = re.compile(r'(recovery|checkpoint)-(\d+)(?:-(\d+))?\.pth\.tar')
@@ -21,14 +21,22 @@ def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str
         folder: Folder of the run; need not exist.
 
     Returns:
-        The checkpoint, None if the folder has none that is valid; and the sentences.
+        The checkpoint, None if the folder has none; and the sentences.
+
+    Raises:
+        UsageError: None of them can be read.
     """
     notes: List[str] = []
+    problems: List[str] = []
     for path in _candidates(folder):
         try:
             return read_checkpoint(path), notes
         except UsageError as e:
+            problems.append(str(e))
             notes.append(f'{e} The one before it is used.')
+    if problems:
+        raise UsageError(f'No checkpoint of {printable(folder.path)} can be read: {first_names(problems, 3)} To start '
+                         'anew, move them away, or name another folder with --experiment.')
     return None, notes
 
 

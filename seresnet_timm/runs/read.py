@@ -190,5 +190,5 @@ def output_file(path: Union[str, Path]) -> Iterator[str]:
         with atomic_path(path) as tmp:
             yield tmp
     except OSError as e:
-        raise RunError(f'{path} cannot be written ({e.strerror or first_line(e)}): free disk space, or name another '
-                       'file.')
+        raise RunError(f'{path} cannot be written ({e.strerror or first_line(e)}): free disk space or make its folder '
+                       'writable, or name another file.')

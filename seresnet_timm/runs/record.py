@@ -214,7 +214,9 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         raise UsageError(f'{folder} {has}: name the folder of a run, {such}.')
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
+    except OSError as e:
+        raise UsageError(f'{path} cannot be read ({e.strerror}).')
+    except ValueError as e:
         raise UsageError(f'{path} is not the record of a run ({first_line(e)}): move it away to go on '
                          'with the run.')
     schema = record.get('schema', 0) if isinstance(record, dict) else 0
@@ -241,6 +243,9 @@ def _add_later_fields(record: Dict[str, Any]) -> None:
     record.setdefault('early_stop', None)
     record.setdefault('faults', [])
     record.setdefault('resumes', [])
+    for key in ('faults', 'resumes'):
+        if not isinstance(record[key], list):
+            raise ValueError(f'{key} is a {type(record[key]).__name__}')
     record['machine'].setdefault('device', None)
     for epoch in record['epochs']:
         for key in EPOCH_UNREADABLE:
