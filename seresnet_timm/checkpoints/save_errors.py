@@ -80,8 +80,8 @@ def explain(error: OSError) -> Optional[str]:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f'{name} cannot be written ({error.strerror}): {remedy(error).rstrip(",")}.'
     if error.errno in (errno.EACCES, errno.EPERM):
-        return (f'{name} cannot be read or written ({error.strerror}): give this user the rights to the file and to the '
-                'folders above it.')
+        return (f'{name} cannot be read or written ({error.strerror}): give this user the rights to the file '
+                'and to the folders above it.')
     if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EROFS, errno.ENAMETOOLONG):
         return f'{name} cannot be read or written ({error.strerror}): {remedy(error)}.'
     return None
