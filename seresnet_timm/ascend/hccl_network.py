@@ -11,16 +11,6 @@ from seresnet_timm.ascend.hccl import Findings
 HCCL_BASE_PORT = 60000
 
 
-def addresses() -> Dict[str, str]:
-    """The first IPv4 address of each interface of this machine."""
-    found: Dict[str, str] = {}
-    for name, entries in psutil.net_if_addrs().items():
-        for entry in entries:
-            if entry.family == socket.AF_INET:
-                found.setdefault(name, entry.address)
-    return found
-
-
 def matches_interface(setting: str, name: str) -> bool:
     """Whether HCCL_SOCKET_IFNAME allows a name: beginnings of names, after `=` whole names, after `^` all others."""
     excluded, exact = setting.startswith('^'), '=' in setting[:2]

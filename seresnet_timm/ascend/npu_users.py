@@ -2,6 +2,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -74,16 +75,44 @@ def _relatives() -> List[int]:
 # --- npu-smi ----------------------------------------------------------------------------------------------------------
 
 def _by_npu_smi(environ: Mapping[str, str]) -> Optional[Usage]:
+    result = run_npu_smi(environ)
+    if result is None or not result.works:
+        return None
+    count = len(parse_chips(result.output))
+    return Usage(parse(result.output), '`npu-smi info`', count, parse_health(result.output)) if count else None
+
+
+class Table(NamedTuple):
+    """What `npu-smi info` printed, or why it did not, and whether it ended well."""
+    output: str
+    works: bool
+
+
+def run_npu_smi(environ: Mapping[str, str]) -> Optional[Table]:
+    """Run `npu-smi info`; None if there is no such tool on PATH.
+
+    It may be a script, whose child still waits for a driver that hangs when the script has been killed: all its
+    processes are, and nothing more is read.
+    """
     tool = shutil.which('npu-smi', path=environ.get('PATH'))
     if tool is None:
         return None
     try:
-        result = subprocess.run([tool, 'info'], env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True,
-                                text=True, errors='replace', timeout=TIMEOUT)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    count = len(parse_chips(result.stdout)) if result.returncode == 0 else 0
-    return Usage(parse(result.stdout), '`npu-smi info`', count, parse_health(result.stdout)) if count else None
+        process = subprocess.Popen([tool, 'info'], env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace',
+                                   start_new_session=True)
+    except OSError as e:
+        return Table(str(e), False)
+    try:
+        return Table(process.communicate(timeout=TIMEOUT)[0], process.returncode == 0)
+    except subprocess.TimeoutExpired:
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # a process that waits in the kernel cannot be killed
+            process.wait(1)
+        if process.stdout:
+            process.stdout.close()
+        return Table(f'no answer within {TIMEOUT} s', False)
 
 
 class _Chip(NamedTuple):

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import List, Mapping, Optional, Sequence
 
-from seresnet_timm.doctor import general, npu, stress
+from seresnet_timm.doctor import general, npu, stress, system
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import inspect_machine
 from seresnet_timm.errors import RunError, UsageError
@@ -75,6 +75,7 @@ def examine(
     chosen, reason = general.choose_device(machine)
     checks = [
         *general.check_torch(machine),
+        *system.check_system(machine),
         *npu.check_torch_npu(machine),
         *general.check_autoload(machine),
         *general.check_packages(machine),

@@ -1,8 +1,6 @@
 """Checks of `seresnet-timm doctor` that concern NPUs: a function takes the machine and returns findings."""
 import os
 import re
-import shutil
-import subprocess
 import sys
 from typing import List
 
@@ -100,15 +98,11 @@ def check_nodes(machine: Machine) -> List[Check]:
 
 def check_npu_smi(machine: Machine) -> List[Check]:
     """What the driver's own tool reports."""
-    tool = shutil.which('npu-smi', path=machine.environ.get('PATH'))
-    if tool is None:
+    table = npu_users.run_npu_smi(machine.environ)
+    if table is None:
         return [Check('devices', 'npu-smi', 'note', 'not on PATH; it comes with the driver')] if machine.nodes else []
-    try:
-        result = subprocess.run([tool, 'info'], env=machine.environ, capture_output=True, text=True, timeout=30)
-        output, failed = result.stdout + result.stderr, result.returncode != 0
-    except (OSError, subprocess.TimeoutExpired) as e:
-        output, failed = str(e), True
-    if failed:
+    output = table.output
+    if not table.works:
         return [Check('devices', 'npu-smi', machine.npu_fault, f'`npu-smi info` fails: {error_summary(output)}',
                       'check that the driver is loaded (lsmod | grep drv_) and that this user may use it')]
     unhealthy = npu_users.parse_health(output)
@@ -157,22 +151,20 @@ def check_npu_users(machine: Machine) -> List[Check]:
 
 def check_interface(machine: Machine) -> List[Check]:
     """The network interface that HCCL uses."""
-    here = hccl_network.addresses()
-    listing = ', '.join(f'{name} {address}' for name, address in here.items()) or 'none'
-    address, setting = machine.environ.get('HCCL_IF_IP'), machine.environ.get('HCCL_SOCKET_IFNAME')
-    matching = [f'{n} {a}' for n, a in here.items() if setting and hccl_network.matches_interface(setting, n)]
-    if address and address in here.values():
-        return [Check('hccl', 'interface', 'ok', f'{address}, by HCCL_IF_IP')]
-    if address:
-        return [Check('hccl', 'interface', 'warning', f'HCCL_IF_IP={address} is no address of this machine: {listing}',
-                      'set HCCL_IF_IP to one of them, or unset it')]
-    if matching:
-        return [Check('hccl', 'interface', 'ok', f'{", ".join(matching)}, by HCCL_SOCKET_IFNAME={setting}')]
-    if setting:
-        return [Check('hccl', 'interface', 'warning', f'HCCL_SOCKET_IFNAME={setting} matches none of {listing}',
-                      'set it to the beginning of a name, or to =NAME')]
-    return [Check('hccl', 'interface', 'note',
-                  f'HCCL chooses from {listing}; for several machines give --local-addr')]
+    chosen, found = hccl_network.choose_interface(machine.environ, hccl_network.Nodes())
+    if found.problems:
+        what, _, remedy = found.problems[0].rstrip('.').rpartition(': ')
+        return [Check('hccl', 'interface', 'warning', what, remedy)]
+    names = [f'{name} {addresses[0]}' for name, addresses in hccl_network.all_addresses().items() if addresses]
+    setting = machine.environ.get('HCCL_SOCKET_IFNAME')
+    if machine.environ.get('HCCL_IF_IP') is None and setting is not None:
+        names = [name for name in names if hccl_network.matches_interface(setting, name.split(' ')[0])]
+    elif chosen.address is None:
+        return [Check('hccl', 'interface', 'note', f'HCCL chooses from {", ".join(names) or "none"}; for several '
+                      'machines give --local-addr')]
+    else:
+        return [Check('hccl', 'interface', 'ok', f'{chosen.address}, by HCCL_IF_IP')]
+    return [Check('hccl', 'interface', 'ok', f'{", ".join(names)}, by HCCL_SOCKET_IFNAME={setting}')]
 
 
 def check_ports(machine: Machine, device: str) -> List[Check]:

@@ -4,9 +4,10 @@ import socket
 import psutil
 import pytest
 
-from seresnet_timm.ascend.hccl_network import Nodes, addresses, choose_interface
+from seresnet_timm.ascend.hccl_network import Nodes, all_addresses, choose_interface
 
-OUTSIDE = {name: a for name, a in addresses().items() if not a.startswith('127.')}
+OUTSIDE = {name: here[0] for name, here in all_addresses().items()
+           if here and ':' not in here[0] and not here[0].startswith('127.')}
 
 
 def choose(environ=None, *nodes):

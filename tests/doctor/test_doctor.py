@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ import torch
 from conftest import ROOT, run_cli, run_here
 from ports import free_ports
 
-from seresnet_timm.ascend import hccl_network, installation
+from seresnet_timm.ascend import hccl_network, installation, npu_users
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
-from seresnet_timm.doctor.probe_processes import error_summary, run_smoke_test
+from seresnet_timm.ascend.wheels import Pair
+from seresnet_timm.doctor.machine import Machine
+from seresnet_timm.doctor.npu import check_interface, check_npu_smi
+from seresnet_timm.doctor.probe_processes import Probe, error_summary, run_smoke_test
+from seresnet_timm.doctor.system import System, check_system, this_system
 
 pytestmark = pytest.mark.preloaded
 
@@ -218,7 +223,7 @@ def test_files_of_a_server(tmp_path):
         'warning', f'2 NPU(s) in {root}/dev, but no /dev/hisi_hdc', 'start the container with --device=/dev/hisi_hdc')
     assert status(report, 'devices', 'npu-smi')[:2] == ('warning', 'NPU 0 reports Alarm')
     assert status(report, 'hccl', 'interface')[0] == 'warning'
-    assert '203.0.113.9 is no address of this machine' in status(report, 'hccl', 'interface')[1]
+    assert '203.0.113.9 is not an address of this machine' in status(report, 'hccl', 'interface')[1]
     assert status(report, 'hccl', 'ports')[:2] == ('warning', f'{base + 3} of {base}-{base + 31} in use')
     assert hccl_network.exposed_ports(root, 60000, 16) == list(range(60008, 60016))
     sourced = examine(root, PYTHONPATH=path, ASCEND_HOME_PATH=f'{root}/opt/Ascend/ascend-toolkit/latest',
@@ -294,3 +299,61 @@ def test_environment_tables():
 def test_operators_need_torch_npu():
     result = run_here('doctor', '--operators')
     assert result.returncode == 1 and 'torch_npu, which is not installed here' in result.stderr
+
+
+@pytest.mark.parametrize('system, environ, found', (
+    (System((2, 28), 4096, False), {}, []),
+    (System((2, 17), 4096, False), {}, [('C library', 'error', 'glibc 2.17')]),
+    (System(None, 4096, False), {}, [('C library', 'error', 'musl')]),
+    (System((2, 38), 65536, False), {}, [('page size', 'note', '64 KiB')]),
+    (System((2, 38), 65536, False), {'LD_PRELOAD': '/usr/lib64/libjemalloc.so.2'},
+     [('page size', 'warning', 'libjemalloc.so.2 may be built for 4 KiB')]),
+    (System((2, 38), 16384, True), {}, [('free threads', 'error', 'no wheels'), ('page size', 'note', '16 KiB')]),
+))
+def test_what_wheels_need_of_the_system(system, environ, found):
+    machine = Machine('npu', Path('/nonexistent'), environ, Pair(None, None, None, None))
+    checks = check_system(machine, system)
+    assert [(c.name, c.status) for c in checks] == [f[:2] for f in found]
+    assert all(words in check.value for check, (_, _, words) in zip(checks, found))
+    assert all(check.remedy for check in checks if check.status != 'note')
+    assert this_system().page_size == int(subprocess.check_output(['getconf', 'PAGESIZE']))
+    works = Machine('npu', Path('/nonexistent'), environ, Pair(None, None, None, None),
+                    imports=Probe({'torch': '2'}, None))
+    assert not [c for c in check_system(works, system) if c.name == 'C library' and c.status == 'error']
+
+
+def test_npu_smi_that_hangs_in_a_child_is_given_up(tmp_path, monkeypatch):
+    """A script whose child waits: the pipe of its output stays open when the script alone is killed."""
+    tool = tmp_path / 'npu-smi'
+    tool.write_text('#!/bin/sh\nsleep 60\necho late\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(npu_users, 'TIMEOUT', .5)
+    start = time.monotonic()
+    machine = Machine('npu', tmp_path, {'PATH': f'{tmp_path}:{os.environ["PATH"]}'}, Pair(None, None, None, None))
+    checks = check_npu_smi(machine)
+    assert time.monotonic() - start < 10
+    assert 'no answer within 0.5 s' in checks[0].value and checks[0].remedy
+
+
+def test_npu_smi_prints_bytes_of_another_encoding(tmp_path):
+    tool = tmp_path / 'npu-smi'
+    tool.write_bytes('#!/bin/sh\necho "驱动未加载"; exit 1\n'.encode('gbk'))
+    tool.chmod(0o755)
+    machine = Machine('npu', tmp_path, {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'LANG': 'C'},
+                      Pair(None, None, None, None))
+    assert '`npu-smi info` fails' in check_npu_smi(machine)[0].value
+
+
+@pytest.mark.parametrize('environ, status, words', (
+    ({'HCCL_IF_IP': '::1'}, 'ok', '::1, by HCCL_IF_IP'),
+    ({'HCCL_IF_IP': 'eth0'}, 'warning', "'eth0' is not an IP address"),
+    ({'HCCL_SOCKET_IFNAME': '=lo'}, 'ok', 'lo 127.0.0.1, by HCCL_SOCKET_IFNAME==lo'),
+    ({'HCCL_SOCKET_IFNAME': 'none7'}, 'warning', "HCCL_SOCKET_IFNAME='none7' allows none of"),
+    ({}, 'note', 'HCCL chooses from'),
+))
+def test_interface_is_judged_as_by_a_training(environ, status, words):
+    if environ.get('HCCL_IF_IP') == '::1' and '::1' not in hccl_network.all_addresses().get('lo', []):
+        pytest.skip('this machine has no IPv6')
+    check, = check_interface(Machine('npu', Path('/nonexistent'), environ, Pair(None, None, None, None)))
+    assert check.status == status and words in check.value
+    assert bool(check.remedy) == (status == 'warning')

@@ -22,7 +22,8 @@ def test_addresses_are_the_kernels():
             except OSError:
                 continue
             found[name] = socket.inet_ntoa(answer[20:24])
-    assert hccl_network.addresses() == found
+    first = {name: [a for a in here if ':' not in a][:1] for name, here in hccl_network.all_addresses().items()}
+    assert {name: here[0] for name, here in first.items() if here} == found
     assert all(network.interface_of(address) == name for name, address in found.items())
 
 

@@ -139,7 +139,8 @@ def test_train_performance_8p_on_eight_npus(few_digits, tmp_path):
 @pytest.mark.slow
 def test_train_multinode_on_two_machines(few_digits, tmp_path):
     """Two launchers of one NPU each meet, and end with the same weights and the same closing lines."""
-    address = next((a for a in hccl_network.addresses().values() if not a.startswith('127.')), None)
+    address = next((a for here in hccl_network.all_addresses().values() for a in here
+                    if ':' not in a and not a.startswith('127.')), None)
     if address is None:
         pytest.skip('this machine has only a loopback interface, which is refused for several nodes')
     port = free_ports()
