@@ -22,7 +22,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
         self.repositories, self.private, self.blobs, self.faults, self.requests = {}, {}, {}, {}, []
-        self.tokens = {'ms-good'}
+        self.tokens, self.tags = {'ms-good'}, set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -78,6 +78,10 @@ class Handler(BaseHTTPRequestHandler):
                 'id': name, 'private': server.private.get(name, False), 'owner': parts[3], 'name': parts[4]}})
         name = '/'.join(parts[3:5])
         repository = server.repositories.get(name)
+        if parts[5:] == ['revisions'] and repository is not None:
+            kinds = {kind: [{'Revision': r} for r in repository if (r in server.tags) == (kind == 'Tags')]
+                     for kind in ('Branches', 'Tags')}
+            return self.data({'RevisionMap': kinds})
         files = None if repository is None else repository.get(query.get('Revision', 'master'))
         if files is None or server.private.get(name) and not self.is_allowed():
             return self.refuse(404, 'no such model or revision')
@@ -130,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.data({'oid': 'c' * 40})
         if parts[-1] == 'tag':
             tag = body.get('TagName') or body.get('Tag') or body.get('tag') or body.get('Name')
-            server.repositories[name][tag] = dict(server.repositories[name]['master'])
+            server.repositories[name][tag] = dict(server.repositories[name][body.get('Ref') or 'master'])
+            server.tags.add(tag)
             return self.data({})
         self.refuse(404, self.path)

@@ -24,11 +24,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from seresnet_timm.hub import modelscope
+    from seresnet_timm.hub.names import describe_version
     from seresnet_timm.hub.pull import how_to_use, pull
     pulled = pull(args.repo, args.out)
-    what = 'files' if modelscope.is_name(args.repo) else 'commit'
-    print(f'{pulled.repo_id}: {what} {pulled.commit}{", from the cache" if pulled.cached else ""}')
+    version = describe_version(args.repo, pulled.commit)
+    print(f'{pulled.repo_id}: {version}{", from the cache" if pulled.cached else ""}')
     for name, digest in pulled.sha256.items():
         print(f'  {name:<18} sha256 {digest} {"not verified" if name in pulled.unverified else "verified"}')
     print(f'{printable(pulled.folder)}\n\n{how_to_use(pulled, args.repo, args.out)}')

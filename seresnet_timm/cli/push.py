@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
              'it reports, for a file the raw ones')
     arg('--class-names', metavar='FILE', help='names of the classes, one a line, in the order of their indices')
     arg('--private', action='store_true', help='make the repository private')
-    arg('--revision', metavar='BRANCH', help='branch (main)')
+    arg('--revision', metavar='BRANCH', help='branch (main, and on ModelScope master)')
     arg('--tag', metavar='TAG', help='tag for the new commit')
     arg('--message', metavar='TEXT', help='commit message')
 

@@ -228,7 +228,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     group = parser.add_argument_group('Distillation')
     arg = group.add_argument
     arg('--kd-model-name', metavar='NAME',
-        help='teacher: a timm name with pretrained weights, hf-hub:org/name, a checkpoint, or the folder of a run')
+        help='teacher: a timm name with pretrained weights, hf-hub:org/name, modelscope:org/name, a checkpoint, '
+             'or the folder of a run')
     arg('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'),
         help='what the student learns from it: its outputs, its features, or its outputs with a second classifier')
     arg('--kd-loss-type', default='kl', choices=('kl',), help='loss of logit distillation: Kullback-Leibler divergence')

@@ -7,13 +7,12 @@ import torch
 import torch.nn as nn
 from timm import utils
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import safe_model_name
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights, named_for
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.models.create import create_from_args
+from seresnet_timm.models.create import create_from_args, short_name
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import graph
@@ -49,7 +48,7 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
     args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     if utils.is_primary(args):
         num_params = sum(p.numel() for p in model.parameters())
-        _logger.info(f'Model {safe_model_name(args.model)} created, param count:{num_params}')
+        _logger.info(f'Model {short_name(args.model)} created, param count:{num_params}')
     return model
 
 

@@ -1,7 +1,8 @@
 """The teacher of a distillation: which network `--kd-model-name` means, and what it has to share with the student
 
-It is a timm name with pretrained weights, as in timm's script; or a model on the Hub (`hf-hub:org/name`), a folder with
-a config.json, a checkpoint file, or the folder of a run. The teacher is never trained and never saved.
+It is a timm name with pretrained weights, as in timm's script; or a model on the Hub (`hf-hub:org/name`) or on
+ModelScope (`modelscope:org/name`), a folder with a config.json, a checkpoint file, or the folder of a run. The teacher
+is never trained and never saved.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def file_of(name: str) -> Optional[Path]:
         UsageError: There is no such file, and the name looks like one; or the folder holds no checkpoint.
     """
     path = Path(name)
-    if name.startswith(('hf-hub:', 'local-dir:')):
+    if name.startswith(('hf-hub:', 'modelscope:', 'local-dir:')):
         return None
     if path.is_dir():
         file = RunFolder(path).checkpoint()

@@ -13,6 +13,7 @@ from seresnet_timm.engine.flags import train_parser
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.hub.client import split_name
 from seresnet_timm.hub.errors import redact
+from seresnet_timm.hub.names import is_remote
 from seresnet_timm.hub.repository import CURVES, plugin_of
 from seresnet_timm.hub.upload import Source
 from seresnet_timm.runs import report
@@ -140,7 +141,7 @@ def _plain(value: Any) -> Any:
 def _without_folder(text: str) -> str:
     """A path without the folders of this machine; other texts as they are."""
     flag, equals, value = text.partition('=') if text.startswith('-') else ('', '', text)
-    is_path = os.sep in value and not value.startswith('hf-hub:')
+    is_path = os.sep in value and not is_remote(value)
     return flag + equals + (os.path.basename(value.rstrip(os.sep)) if is_path else value)
 
 

@@ -18,7 +18,7 @@ from seresnet_timm.errors import RunError, UsageError, first_line, first_names, 
 from seresnet_timm.files import temporary_folder
 from seresnet_timm.hub.cache import cache_folder, commit_of, keep_hashes, kept_hashes, set_ref
 from seresnet_timm.hub.client import is_repository, is_revision, say
-from seresnet_timm.hub.repository import CONFIG, Pulled, choose_files, digest_of, is_digest, read_config
+from seresnet_timm.hub.repository import CONFIG, WEIGHTS, Pulled, choose_files, digest_of, is_digest, read_config
 from seresnet_timm.time_limit import FIRST_ANSWER, within
 
 PREFIX = 'modelscope:'
@@ -57,8 +57,8 @@ def split_name(text: str) -> Tuple[str, Optional[str]]:
     return repo_id, revision or None
 
 
-def make_api() -> Any:
-    """The SDK's object for requests.
+def make_api(cache: Optional[Path] = None) -> Any:
+    """The SDK's object for requests; it keeps its locks in `cache`, by default the user's.
 
     Raises:
         RunError: The SDK is not installed.
@@ -69,7 +69,9 @@ def make_api() -> Any:
         from modelscope_hub import HubApi, HubConfig
     except ImportError:
         raise RunError(f"ModelScope's SDK is not installed: {INSTALL}.")
-    return HubApi(config=HubConfig())
+    config = HubConfig()
+    config.cache_dir = cache or config.cache_dir
+    return HubApi(config=config)
 
 
 @contextlib.contextmanager
@@ -147,28 +149,31 @@ def has_token() -> bool:
 
 # --- pull -------------------------------------------------------------------------------------------------------------
 
-def fetch(name: str) -> Pulled:
+def fetch(name: str, with_weights: bool = True, cache: Optional[Path] = None) -> Pulled:
     """Download a model into the cache, every file compared with the hash that ModelScope lists for it.
 
     Args:
         name: 'modelscope:org/name', or 'modelscope:org/name@revision'.
+        with_weights: False downloads the configuration only.
+        cache: Folder to download to, instead of the cache.
     """
     repo_id, revision = split_name(name)
-    api = make_api()
-    root = cache_root()
+    api = make_api(cache)
+    root = cache or cache_root()
     with explained(repo_id, 'pull'):
         try:
             listed = within(FIRST_ANSWER, lambda: _hashes_of(api, repo_id, revision))
         except Exception as e:
             if not is_unreachable(e):
                 raise
-            return _from_cache(repo_id, revision, root, e)
-        names = choose_files(repo_id, list(listed), with_weights=True)
+            return _from_cache(repo_id, revision, with_weights, e)
+        names = choose_files(repo_id, list(listed), with_weights)
         for file in names:
             if not is_digest(listed[file]):
                 raise RunError(f'{repo_id}: ModelScope lists no SHA-256 of {file}, so it cannot be verified.')
         wanted = {file: listed[file] for file in names}
-        snapshot = _snapshot_of(wanted)
+        all_names = choose_files(repo_id, list(listed), with_weights=any(n in listed for n in WEIGHTS))
+        snapshot = _snapshot_of({file: listed[file] for file in all_names})
         folder = cache_folder(repo_id, root) / 'snapshots' / snapshot
         if not _is_whole(folder, wanted):
             _download(api, repo_id, revision, wanted, folder)
@@ -223,12 +228,12 @@ def _download(api: Any, repo_id: str, revision: Optional[str], hashes: Dict[str,
         os.rename(new, folder)
 
 
-def _from_cache(repo_id: str, revision: Optional[str], root: Path, error: BaseException) -> Pulled:
+def _from_cache(repo_id: str, revision: Optional[str], with_weights: bool, error: BaseException) -> Pulled:
     """The verified copy in the cache, where ModelScope cannot be asked."""
-    why = _redact(_reason(error))
+    why, root = _redact(_reason(error)), cache_root()
     snapshot = commit_of(repo_id, revision or BRANCH, root)
     hashes = kept_hashes(repo_id, snapshot, root) if snapshot else {}
-    if snapshot is None or CONFIG not in hashes:
+    if snapshot is None or CONFIG not in hashes or with_weights and not any(n in hashes for n in WEIGHTS):
         wanted = f'{repo_id}@{revision}' if revision else repo_id
         raise RunError(f'{wanted} is not in the cache ({root}), and {why}. {_remedy("pull")}')
     folder = cache_folder(repo_id, root) / 'snapshots' / snapshot
@@ -245,19 +250,36 @@ class Target(NamedTuple):
     """What is on ModelScope before a push."""
     exists: bool
     has_card: bool
+    revision: str = BRANCH
 
 
-def inspect_target(api: Any, repo_id: str, private: bool) -> Target:
-    """What is on ModelScope; nothing is written there."""
+def inspect_target(api: Any, repo_id: str, private: bool, revision: Optional[str] = None) -> Target:
+    """What is on ModelScope; nothing is written there.
+
+    Raises:
+        UsageError: The repository is public and should be private, or it has no such branch.
+    """
+    revision = revision or BRANCH
     try:
+        branches = within(FIRST_ANSWER, lambda: api.legacy.list_revisions_detail(repo_id, 'model')[0]) \
+            if revision != BRANCH else []
         names = within(FIRST_ANSWER, lambda: _hashes_of(api, repo_id, None))
     except Exception as e:
         if type(e).__name__ != 'NotExistError':
             raise
+        if revision != BRANCH:
+            raise UsageError(f'{repo_id} is not on ModelScope yet, and a new model has the branch {BRANCH} only: push '
+                             f'without --revision, make the branch {revision} on its page, and push again.')
         return Target(False, False)
+    if revision != BRANCH:
+        known = [str(b.get('Revision')) for b in branches]
+        if revision not in known:
+            raise UsageError(f'{repo_id} has no branch {revision} on ModelScope (it has {first_names(known, 3)}): make '
+                             "it on the page of the model, as ModelScope's SDK makes none, or leave out --revision.")
+        names = _hashes_of(api, repo_id, revision)
     if private and api.get_repo(repo_id, 'model').private is False:
         raise UsageError(f'{repo_id} is public on ModelScope: make it private on its page, or leave out --private.')
-    return Target(True, 'README.md' in names)
+    return Target(True, 'README.md' in names, revision)
 
 
 def upload(api: Any, repo_id: str, files: Dict[str, Path], target: Target, **settings: Any) -> Dict[str, str]:
@@ -276,8 +298,9 @@ def upload(api: Any, repo_id: str, files: Dict[str, Path], target: Target, **set
         api.create_repo(repo_id, 'model', visibility='private' if settings['private'] else 'public',
                         license=settings['license'])
     try:
-        api.upload_folder(repo_id, 'model', folder, commit_message=settings['message'], use_cache=False)
-        listed = _hashes_of(api, repo_id, None)
+        api.upload_folder(repo_id, 'model', folder, commit_message=settings['message'], revision=target.revision,
+                          use_cache=False)
+        listed = _hashes_of(api, repo_id, target.revision)
     except Exception:
         if not target.exists:
             say(f'{repo_id}: this push made the repository on ModelScope, and it may be empty. The same command '
@@ -287,5 +310,5 @@ def upload(api: Any, repo_id: str, files: Dict[str, Path], target: Target, **set
     if wrong:
         raise RunError(f'{repo_id}: {first_names(wrong, 3)} on ModelScope is not what was sent: push again.')
     if settings['tag'] is not None:
-        api.create_repo_tag(repo_id, 'model', settings['tag'], revision=BRANCH)
+        api.create_repo_tag(repo_id, 'model', settings['tag'], revision=target.revision)
     return sha256

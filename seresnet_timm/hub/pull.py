@@ -17,6 +17,7 @@ from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.cache import keep_hashes, pull_from_cache, remove_file, remove_leftovers, set_ref
 from seresnet_timm.hub.client import first_answer, hub_name, make_api, say, split_name
 from seresnet_timm.hub.errors import explained, is_unreachable
+from seresnet_timm.hub.names import remote_name
 from seresnet_timm.hub.repository import (
     CARD,
     CONFIG,
@@ -52,7 +53,7 @@ def pull(
 
     Args:
         repo_id: 'organisation/name', or 'organisation/name@revision'; with 'modelscope:' before it, of ModelScope,
-            where `revision`, `token`, `cache` and `mirror` do not apply.
+            where `revision`, `token` and `mirror` do not apply.
         out: Folder to copy the files to, atomically; must be new, empty, or from an earlier pull.
         revision: Branch, tag or commit; the main branch if None.
         token: Access token; that of HF_TOKEN or `hf auth login` if None.
@@ -69,7 +70,7 @@ def pull(
         repo_id, revision = split_name(repo_id, revision)
     out = None if out is None else _check_out(Path(out))
     if on_modelscope:
-        pulled = modelscope.fetch(repo_id)
+        pulled = modelscope.fetch(repo_id, with_weights, cache)
         _check_config(pulled)
         if out is not None:
             with modelscope.explained(pulled.repo_id, 'pull'):
@@ -101,9 +102,7 @@ def pull(
 
 def folder_of(model: str) -> Optional[Path]:
     """Folder of the model on the Hub or on ModelScope that a name means, pulled and verified; None for other names."""
-    if modelscope.is_name(model):
-        return pull(model).folder
-    name = hub_name(model)
+    name = remote_name(model)
     return None if name is None else pull(name).folder
 
 

@@ -90,7 +90,7 @@ def push(
         num_classes: Number of classes, if the weights do not tell it.
         use_ema: Take the moving average (True) or the raw weights; None takes those whose top-1 the run reports.
         private: Make the repository private.
-        revision: Branch; main if None.
+        revision: Branch; main, and on ModelScope master, if None.
         tag: Tag for the new commit.
         message: Commit message.
         token: Access token with write access; that of HF_TOKEN or `hf auth login` if None.
@@ -145,15 +145,19 @@ def _check_request(
     repo_id, at = split_name(repo_id)
     if at:
         raise UsageError(f'{repo_id}@{at}: name the branch with --revision.')
-    for flag, name in (('--revision', revision), ('--tag', tag)):
-        if name is not None and not is_revision(name):
-            raise UsageError(f"{flag} '{printable(name)}' is not a valid name: git does not allow it.")
+    _check_branch_and_tag(revision, tag)
     if constants.HF_HUB_OFFLINE:
         raise UsageError(f'HF_HUB_OFFLINE is set, {repo_id} cannot be pushed: unset it.')
     if (token or huggingface_hub.get_token()) is None:
         raise UsageError('A push needs a token with write access: set HF_TOKEN, or log in with `hf auth login`.')
     _check_license(license)
     return repo_id
+
+
+def _check_branch_and_tag(revision: Optional[str], tag: Optional[str]) -> None:
+    for flag, name in (('--revision', revision), ('--tag', tag)):
+        if name is not None and not is_revision(name):
+            raise UsageError(f"{flag} '{printable(name)}' is not a valid name: git does not allow it.")
 
 
 def _check_license(license: Optional[str]) -> None:
@@ -173,13 +177,11 @@ class ToModelScope(NamedTuple):
 
 
 def _push_to_modelscope(asked: ToModelScope, read: Callable[[], Source]) -> Pushed:
-    """Push to ModelScope's main branch, in one commit; what `read` gives is read after the request was checked."""
+    """Push to ModelScope, in one commit; what `read` gives is read after the request was checked."""
     repo_id, at = modelscope.split_name(asked.name)
-    if at or asked.revision not in (None, modelscope.BRANCH):
-        raise UsageError(f'{asked.name}: a push to ModelScope goes to its branch {modelscope.BRANCH}: leave out @ and '
-                         '--revision.')
-    if asked.tag is not None and not is_revision(asked.tag):
-        raise UsageError(f"--tag '{printable(asked.tag)}' is not a valid name: git does not allow it.")
+    if at:
+        raise UsageError(f'{asked.name}: name the branch with --revision.')
+    _check_branch_and_tag(asked.revision, asked.tag)
     _check_license(asked.license)
     if not asked.license:
         raise UsageError(f'{asked.name}: name the licence of these weights, e.g. --license apache-2.0.')
@@ -189,7 +191,7 @@ def _push_to_modelscope(asked: ToModelScope, read: Callable[[], Source]) -> Push
                          'login`.')
     found = read()
     with modelscope.explained(repo_id, 'push'):
-        target = modelscope.inspect_target(api, repo_id, asked.private)
+        target = modelscope.inspect_target(api, repo_id, asked.private, asked.revision)
     with temporary_folder(tempfile.gettempdir(), STAGING) as folder:
         files = _stage(found, folder, repo_id, asked.license, with_card=not target.has_card)
         if files[SAFE_WEIGHTS].parent != folder:
@@ -197,7 +199,9 @@ def _push_to_modelscope(asked: ToModelScope, read: Callable[[], Source]) -> Push
             files[SAFE_WEIGHTS] = folder / SAFE_WEIGHTS
         if CARD in files:
             text = files[CARD].read_text(encoding='utf-8').replace(f"'hf-hub:{repo_id}'", "'local-dir:FOLDER'")
-            text = text.replace('import timm\n', f'import timm  # after `seresnet-timm pull {asked.name} FOLDER`\n')
+            version = '' if target.revision == modelscope.BRANCH else f'@{target.revision}'
+            text = text.replace(
+                'import timm\n', f'import timm  # after `seresnet-timm pull {asked.name}{version} FOLDER`\n')
             files[CARD].write_text(text, encoding='utf-8')
         with modelscope.explained(repo_id, 'push'):
             sha256 = modelscope.upload(
@@ -205,7 +209,7 @@ def _push_to_modelscope(asked: ToModelScope, read: Callable[[], Source]) -> Push
                 message=asked.message or f'Add {found.architecture}')
     notes = [f'repository: created, {"private" if asked.private else "public"}'] if not target.exists else []
     notes.append('card: the one on ModelScope is kept' if target.has_card else 'card: created')
-    return Pushed(repo_id, '', f'{modelscope.endpoint()}/models/{repo_id}', modelscope.BRANCH, sha256,
+    return Pushed(repo_id, '', f'{modelscope.endpoint()}/models/{repo_id}', target.revision, sha256,
                   found.notes + notes)
 
 

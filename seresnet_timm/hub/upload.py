@@ -11,6 +11,7 @@ from seresnet_timm.checkpoints.fit import refuse_misfit, weights_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
+from seresnet_timm.hub.names import is_remote
 from seresnet_timm.hub.pull import network_of
 from seresnet_timm.models.create import check_model_name, create_from_info
 from seresnet_timm.models.info import ModelInfo
@@ -111,7 +112,7 @@ def read_source(
         args=args,
         run=run,
         row=row,
-        origin=started_from if started_from.startswith('hf-hub:') or args.get('pretrained') else None,
+        origin=started_from if is_remote(started_from) or args.get('pretrained') else None,
         weights_are='moving average of the weights' if takes_ema else '',
         notes=notes,
     )

@@ -175,7 +175,8 @@ def _other_network(run: Any, checkpoint: Checkpoint) -> List[str]:
     given = {'bn_eps': run.flag('bn_eps'), 'global_pool': run.flag('gp'), **(run.args.model_kwargs or {})}
     for key in differs:
         saved = info.kwargs.get(key)
-        if saved is None and given.get(key) is None and not run.args.model.startswith(('hf-hub:', 'local-dir:')):
+        if saved is None and given.get(key) is None and not (
+                run.settings.model_folder or run.args.model.startswith('local-dir:')):
             continue  # both have the default
         flag = f'{FLAGS[key]} {saved}' if key in FLAGS else f'--model-kwargs {key}={saved}'
         remedy = f'{flag} keeps it' if saved is not None else 'leave the flag out to keep its network'

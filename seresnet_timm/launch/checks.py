@@ -140,7 +140,7 @@ def names_several_models(model: str) -> bool:
 def check_model(run: Checked) -> Iterator[str]:
     args = run.args
     try:
-        source, name = parse_model_name(args.model)
+        source, name = ('local-dir', '') if run.settings.model_folder else parse_model_name(args.model)
     except ValueError as e:
         raise UsageError(f'--model: {e}')
     if source is None:

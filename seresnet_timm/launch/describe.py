@@ -156,7 +156,8 @@ def weights(settings: RunSettings) -> str:
     if not args.get('pretrained'):
         return f'random, seed {args["seed"]}'
     if settings.model_commit:
-        return f'{args["model"]}, commit {settings.model_commit}, verified'
+        from seresnet_timm.hub.names import describe_version
+        return f'{args["model"]}, {describe_version(args["model"], settings.model_commit)}, verified'
     return pretrained(args['model'])
 
 

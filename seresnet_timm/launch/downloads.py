@@ -1,4 +1,4 @@
-"""What a run downloads: a model of the Hub, pretrained weights, a data set; once a node, before its ranks start."""
+"""What a run downloads: a model, pretrained weights, a data set; once a node, before its ranks start."""
 import socket
 import tempfile
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ FROM_THE_HUB, ON_REQUEST = ('hfds', 'hfids'), ('torch', 'tfds', 'hfids')
 
 def pull_model(
         settings: RunSettings, plan: Plan, stack: ExitStack, before_download: Callable[[], None]) -> RunSettings:
-    """Pull a model of the Hub, once a node; in a dry run its configuration only, which is removed afterwards.
+    """Pull a model that is not on this machine, once a node; in a dry run its configuration only, for the time of it.
 
     Args:
         settings: Settings of the run.
@@ -27,14 +27,14 @@ def pull_model(
         before_download: Called before something is downloaded.
     """
     name = settings.args['model']
-    if not name.startswith('hf-hub:'):
+    if not _is_remote(name):
         return settings
     before_download()
     from seresnet_timm.hub.pull import architecture_without, pull
     weights = bool(settings.args.get('pretrained')) and not plan.dry_run
     cache = stack.enter_context(temporary_folder(tempfile.gettempdir(), 'seresnet-timm-dry-')) if plan.dry_run else None
     try:
-        pulled = pull(name.partition(':')[2], with_weights=weights, cache=cache)
+        pulled = pull(name, with_weights=weights, cache=cache)
     except RunError as e:
         checkpoint = plan.checkpoints.get(str(settings.args.get('checkpoint')))
         if checkpoint is None or not settings.reasons.get('model', '').startswith('from '):
@@ -51,15 +51,22 @@ def pull_model(
 
 def pull_teacher(
         settings: RunSettings, plan: Plan, stack: ExitStack, before_download: Callable[[], None]) -> RunSettings:
-    """Pull a teacher of the Hub, as `pull_model` does."""
+    """Pull a teacher, as `pull_model` does."""
     name = settings.args.get('kd_model_name') or ''
-    if not name.startswith('hf-hub:'):
+    if not _is_remote(name):
         return settings
     before_download()
     from seresnet_timm.hub.pull import pull
     cache = stack.enter_context(temporary_folder(tempfile.gettempdir(), 'seresnet-timm-dry-')) if plan.dry_run else None
-    pulled = pull(name.partition(':')[2], with_weights=not plan.dry_run, cache=cache)
+    pulled = pull(name, with_weights=not plan.dry_run, cache=cache)
     return replace(settings, teacher_folder=str(pulled.folder))
+
+
+def _is_remote(name: str) -> bool:
+    if ':' not in name:
+        return False
+    from seresnet_timm.hub.names import is_remote
+    return is_remote(name)
 
 
 @contextmanager

@@ -149,15 +149,10 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     args['device'] = device
     if 'data' in line.defaults:
         args['data'] = None
-    if set(':/') & set(args['model']):
-        from seresnet_timm.hub import modelscope
-        from seresnet_timm.hub.client import hub_name
-        if modelscope.is_name(args['model']):
-            name = printable(args['model'])
-            raise UsageError(f'--model {name}: {line.verb} takes it from a folder: `seresnet-timm pull {name} FOLDER`, '
-                             'then --model local-dir:FOLDER.')
-        repository = hub_name(args['model'])
-        args['model'] = args['model'] if repository is None else f'hf-hub:{repository}'
+    for key in ('model', 'kd_model_name'):
+        if set(':/') & set(args.get(key) or ''):
+            from seresnet_timm.hub.names import remote_name
+            args[key] = remote_name(args[key]) or args[key]
     if line.verb == 'validate':
         args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
     return args

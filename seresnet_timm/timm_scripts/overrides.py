@@ -17,6 +17,7 @@ from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.files import as_json
+from seresnet_timm.models.create import short_name
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 
@@ -63,6 +64,8 @@ class Overrides:
         replacements = {name: override.replacement for name, override in self.names().items()}
         self._originals = {name: getattr(module, name) for name in replacements if '.' not in name}
         replace_names(module, replacements)
+        if hasattr(module, 'safe_model_name'):  # timm's does not know ModelScope
+            module.safe_model_name = short_name
         module._seresnet_timm = self
 
     def create_model(self, model_name: str, *args, **kwargs) -> torch.nn.Module:

@@ -5,14 +5,16 @@ import shutil
 
 import pytest
 import timm
-from conftest import run_here
+from conftest import NARROW, run_here
 
+from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.modelscope import split_name
 
 os.environ.update(modelscope.SETTINGS)  # which the SDK reads when it is imported
 pytest.importorskip('modelscope_hub', reason="ModelScope's SDK is not installed: pip install modelscope")
 from modelscope_server import Server
+from timm_scripts import NO_SCRIPTS, TIMM_SCRIPTS
 
 NAME = 'modelscope:me/digits'
 
@@ -140,10 +142,14 @@ def test_a_push_that_fails(server, checkpoint):
     (['pull', 'modelscope:me/none'], 'me/none is not on ModelScope', 1),
     (['push', 'CKPT', 'modelscope:me/x'], '--license', 2),
     (['push', 'CKPT', 'modelscope:me/x', '--license', 'My Licence'], 'is not an identifier', 2),
-    (['push', 'CKPT', 'modelscope:me/x', '--license', 'mit', '--revision', 'dev'], 'its branch master', 2),
+    (['push', 'CKPT', 'modelscope:me/x@dev', '--license', 'mit'], 'name the branch with --revision', 2),
+    (['push', 'CKPT', 'modelscope:me/x', '--license', 'mit', '--revision', 'a..b'], '--revision', 2),
+    (['push', 'CKPT', 'modelscope:me/x', '--license', 'mit', '--revision', 'dev'], 'push without --revision', 2),
     (['push', 'CKPT', 'modelscope:me/x', '--license', 'mit', '--tag', 'a b'], '--tag', 2),
     (['push', '/nowhere.pth', 'modelscope:me/x', '--license', 'mit'], '/nowhere.pth does not exist', 2),
-    (['train', '--model', 'modelscope:me/x', '--data-dir', 'DATA', '--dry-run'], 'pull modelscope:me/x FOLDER', 2),
+    (['train', '--model', 'modelscope:me/none', '--data-dir', 'DATA', '--dry-run'], 'me/none is not on ModelScope', 1),
+    (['validate', '--model', 'modelscope:../x', '--data-dir', 'DATA'], 'is not the name', 2),
+    (['train', '--model', 'test_resnet', '--kd-model-name', 'modelscope:me', '--data-dir', 'DATA'], 'not the name', 2),
 ), ids=lambda a: ' '.join(a) if isinstance(a, list) else '')
 def test_refused(server, checkpoint, few_digits, argv, words, code):
     places = {'CKPT': checkpoint, 'DATA': few_digits}
@@ -179,3 +185,98 @@ def test_names():
     assert split_name('modelscope:me/x') == ('me/x', None)
     assert split_name('ModelScope:me/x@v1') == ('me/x', 'v1')
     assert not modelscope.is_name('hf-hub:me/x') and not modelscope.is_name('me/x')
+
+
+# --- train and validate -----------------------------------------------------------------------------------------------
+
+def downloads(server):
+    return [r for r in server.requests if 'FilePath=model.safetensors' in r]
+
+
+@pytest.fixture
+def ten(tmp_path_factory, few_digits):
+    """Weights for the ten digits."""
+    import torch
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('ten') / 'ten.pth.tar'
+    model = timm.create_model('seresnet18_ascend', num_classes=10, **NARROW)
+    torch.save({'arch': 'seresnet18_ascend', 'state_dict': model.state_dict(), 'epoch': 0,
+                'model_info': {'schema': 1, 'name': 'seresnet18_ascend', 'num_classes': 10, 'in_chans': 3,
+                               'kwargs': {k: list(v) for k, v in NARROW.items()},
+                               'class_names': sorted(p.name for p in (few_digits / 'val').iterdir())}}, path)
+    return path
+
+
+def training(few_digits, tmp_path, *more):
+    return ('train', '--data-dir', few_digits, '--img-size', 32, '-b', 50, '--workers', 0, '--device', 'cpu', '--nproc',
+            1, '--epochs', 1, '--warmup-epochs', 0, '--output', tmp_path / 'runs', '--experiment', 'x', *more)
+
+
+def test_train_and_validate_pull_it_once(server, ten, few_digits, tmp_path):
+    assert push(ten, '--tag', 'v1').returncode == 0
+    named = ('--model', 'ModelScope:me/digits@v1')
+    dry = run_here(*training(few_digits, tmp_path, *named, '--pretrained', '--dry-run'))
+    assert dry.returncode == 0, dry.stderr
+    assert not downloads(server) and not list((tmp_path / 'cache').iterdir()) and not (tmp_path / 'runs').exists()
+    assert 'modelscope:me/digits@v1, files ' in dry.stdout + dry.stderr
+
+    result = run_here(*training(few_digits, tmp_path, *named, '--pretrained'))
+    assert result.returncode == 0, result.stderr
+    assert len(downloads(server)) == 1
+    held = read_checkpoint(tmp_path / 'runs/x/last.pth.tar')
+    assert held.info.name == 'seresnet18_ascend' and held.args['model'] == 'modelscope:me/digits@v1'
+    server.shutdown()
+    server.server_close()
+    evaluated = [run_here('validate', '--data-dir', few_digits, '--img-size', 32, '-b', 50, '--workers', 0, '--device',
+                          'cpu', *model) for model in (named, ('--checkpoint', ten))]
+    assert [r.returncode for r in evaluated] == [0, 0], evaluated[0].stderr
+    assert 'Using the verified copy' in evaluated[0].stderr
+    first, second = (json.loads(r.stdout.partition('--result\n')[2]) for r in evaluated)
+    assert first['top1'] == second['top1']
+    shutil.rmtree(tmp_path / 'cache')
+    text = refusal(run_here('validate', '--data-dir', few_digits, *named))
+    assert 'is not in the cache' in text and 'local-dir:FOLDER' in text
+
+
+def test_a_configuration_in_the_cache_has_no_weights(server, ten, few_digits, tmp_path):
+    push(ten)
+    assert run_here(*training(few_digits, tmp_path, '--model', NAME)).returncode == 0, 'random weights'
+    assert not downloads(server)
+    server.faults['status'] = 500
+    assert 'is not in the cache' in refusal(run_here('pull', NAME))
+    server.faults.clear()
+    assert run_here('pull', NAME).returncode == 0 and len(downloads(server)) == 1
+    server.faults['status'] = 500
+    assert run_here('pull', NAME).returncode == 0
+
+
+def test_a_teacher(server, ten, few_digits, tmp_path):
+    push(ten)
+    flags = ('--model', 'seresnet18_ascend', '--model-kwargs', 'channels=(4,8,8,8)', 'stem_width=4',
+             '--kd-model-name', NAME)
+    dry = run_here(*training(few_digits, tmp_path, *flags, '--dry-run'))
+    assert dry.returncode == 0 and 'teacher ' in dry.stdout + dry.stderr, dry.stderr
+    assert not downloads(server) and not list((tmp_path / 'cache').iterdir())  # the push has made it
+    result = run_here(*training(few_digits, tmp_path, *flags))
+    assert result.returncode == 0 and len(downloads(server)) == 1, result.stderr
+
+
+def test_push_to_a_branch(server, checkpoint, tmp_path):
+    assert push(checkpoint).returncode == 0
+    repository = server.repositories['me/digits']
+    repository['dev'], before = {}, dict(repository['master'])
+    assert 'has no branch other' in refusal(push(checkpoint, '--revision', 'other'), 2)
+    result = push(checkpoint, '--revision', 'dev', '--tag', 'v2')
+    assert result.returncode == 0 and 'branch dev' in result.stdout, result.stderr
+    assert repository['master'] == before and set(repository['dev']) == set(before) and repository['v2'] == repository[
+        'dev']
+    assert f'seresnet-timm pull {NAME}@dev FOLDER' in repository['dev']['README.md'].decode()
+    assert run_here('pull', f'{NAME}@dev', tmp_path / 'model').returncode == 0
+    assert 'has no branch v2' in refusal(push(checkpoint, '--revision', 'v2'), 2), 'a tag is no branch'
+
+
+@pytest.mark.skipif(not TIMM_SCRIPTS, reason=NO_SCRIPTS)
+def test_timms_script(server, ten, few_digits, tmp_path):
+    push(ten)
+    result = run_here(*training(few_digits, tmp_path, '--model', NAME, '--pretrained', '--scripts', TIMM_SCRIPTS))
+    assert result.returncode == 0 and len(downloads(server)) == 1, result.stderr
