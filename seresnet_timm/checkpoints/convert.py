@@ -50,7 +50,7 @@ def convert(
     Raises:
         UsageError: The source cannot be read or cannot be converted so.
     """
-    to = _format(target, to, dtype)
+    to = check_target(target, to, dtype)
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     source = checkpoint.path
     if network is not None:
@@ -94,8 +94,8 @@ def _in_precision(weights: Dict[str, torch.Tensor], dtype: str, source: str) -> 
     return found
 
 
-def _format(target: str, to: Optional[str], dtype: Optional[str]) -> str:
-    """Format of the file to write, by its name if it was not given."""
+def check_target(target: str, to: Optional[str], dtype: Optional[str]) -> str:
+    """Format of the file to write, by its name if it was not given; it needs no checkpoint."""
     if to is None:
         to = 'safetensors' if target.endswith('.safetensors') else 'timm'
     if to not in FORMATS:

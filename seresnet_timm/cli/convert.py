@@ -24,9 +24,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
-    from seresnet_timm.checkpoints.convert import convert
+    from seresnet_timm.checkpoints.convert import check_target, convert
     from seresnet_timm.inference.load import read_model_file
     from seresnet_timm.runs.folder import refuse_to_replace
+    check_target(args.target, args.to, args.dtype)  # before a model is pulled or read
     checkpoint = read_model_file(args.source)
     refuse_to_replace(args.target, [checkpoint.path])
     facts = convert(checkpoint, args.target, args.to, bool(args.use_ema), args.dtype, args.model, args.network)

@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> None:
     from seresnet_timm.errors import note_replaced, printable
     from seresnet_timm.inference import export
     soc = export.check_soc(args.soc) if args.soc else None
+    is_onnx = export.check_target(args.out, args.format) == 'onnx'
     loaded = load_model(args)
     note_replaced(args.out)
     out = export.export(loaded, args.out, args.format, args.opset, args.uint8)
-    is_onnx = (args.format or export.SUFFIXES.get(out.suffix)) == 'onnx'
     kind = f'ONNX opset {args.opset}' if is_onnx else 'torch.export program'
     print(f'{printable(out)}: {kind}, any batch size; outputs compared with the model at batch sizes '
           f'{", ".join(map(str, export.CHECKED_BATCH_SIZES))}')

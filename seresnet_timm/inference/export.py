@@ -10,7 +10,7 @@ import shlex
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -72,15 +72,7 @@ def export(
         UsageError: `out` cannot be written, or a package is missing.
         RunError: The model cannot be exported, or the file does not give its outputs; no file is left then.
     """
-    out = Path(out)
-    format = format or SUFFIXES.get(out.suffix)
-    if format is None:
-        raise UsageError(f'{out}: name it .onnx or .pt2, or choose the format with --format.')
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f'Cannot write {out}: ' + (
-            'it is a folder.' if out.is_dir() else f'the folder {out.parent} does not exist.'))
-    if format == 'onnx':
-        require_onnx()
+    format, out = check_target(out, format), Path(out)
     model, metadata = loaded.model, metadata_of(loaded, uint8)
     if uint8:
         model = Normalized(model, loaded.data_config['mean'], loaded.data_config['std'])
@@ -99,6 +91,24 @@ def export(
             raise RunError(f'{loaded.info.name} cannot be exported to {format} ({first_line(e)}).') from e
         _check(model, load(tmp), size, uint8, out)
     return out
+
+
+def check_target(out: Union[str, Path], format: Optional[str]) -> str:
+    """Format of the file to write, before a model is loaded for it.
+
+    Raises:
+        UsageError: The format is not known, the file cannot be written, or a package is missing.
+    """
+    out = Path(out)
+    format = format or SUFFIXES.get(out.suffix)
+    if format is None:
+        raise UsageError(f'{out}: name it .onnx or .pt2, or choose the format with --format.')
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f'Cannot write {out}: ' + (
+            'it is a folder.' if out.is_dir() else f'the folder {out.parent} does not exist.'))
+    if format == 'onnx':
+        require_onnx()
+    return format
 
 
 def require_onnx() -> None:

@@ -141,6 +141,17 @@ def test_wrong_outputs_are_not_written(network, before, tmp_path):
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
 
 
+def test_what_needs_no_model_is_refused_before_one_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    none = tmp_path / 'no.pth.tar'
+    for argv, message in ((('export', none, tmp_path / 'm.bin'), 'name it .onnx or .pt2'),
+                          (('export', none, tmp_path / 'm.onnx'), 'ONNX needs onnxruntime'),
+                          (('convert', none, tmp_path / 'm.safetensors', '--to', 'modelzoo'), 'has the wrong ending'),
+                          (('convert', none, tmp_path / 'm.pth', '--to', 'safetensors'), 'has the wrong ending')):
+        code, text = failure(capsys, *argv)
+        assert code == 2 and message in text and 'no.pth.tar does not' not in text, text
+
+
 def test_missing_package(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     code, text = failure(capsys, 'export', checkpoint, tmp_path / 'm.onnx')
