@@ -71,7 +71,7 @@ def choose_interface(environ: Mapping[str, str], nodes: Nodes) -> Tuple[Interfac
 def _by_address(found: Findings, ip: str, setting: Optional[str], local: Optional[str]) -> Interface:
     here = all_addresses()
     try:
-        address = str(ipaddress.ip_address(ip.strip()))
+        address = str(ipaddress.ip_address(ip.strip())).partition('%')[0]
     except ValueError:
         found.problems.append(f"HCCL_IF_IP='{ip}' is not an IP address: name one of {_listing(here)}, or unset it.")
         return Interface(None, '')

@@ -120,8 +120,13 @@ def _check_range(found: Findings, name: str, value: str, machine: Machine, wish:
                                   'each: name more, or unset it.')
 
 
+def is_base_port(value: str) -> bool:
+    """Whether HCCL_IF_BASE_PORT may have this value."""
+    return bool(re.fullmatch(r'[0-9]{1,5}', value.strip())) and LOWEST <= int(value) <= HIGHEST
+
+
 def _check_base(found: Findings, value: str, machine: Machine, wish: Wish, keep: contextlib.ExitStack) -> None:
-    if not re.fullmatch(r'[0-9]+', value.strip()) or not LOWEST <= int(value) <= HIGHEST:
+    if not is_base_port(value):
         found.problems.append(f"{BASE}='{value}' is not a port from {LOWEST} to {HIGHEST}: correct it, or unset it.")
         return
     ports = ports_from(int(value), machine)

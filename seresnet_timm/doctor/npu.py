@@ -170,12 +170,11 @@ def check_interface(machine: Machine) -> List[Check]:
 def check_ports(machine: Machine, device: str) -> List[Check]:
     """The ports on which HCCL listens."""
     base = machine.environ.get('HCCL_IF_BASE_PORT', str(hccl_network.HCCL_BASE_PORT))
-    low, high = hccl_ports.LOWEST, hccl_ports.HIGHEST
-    if not base.isdigit() or not low <= int(base) <= high:
-        return [Check('hccl', 'ports', 'warning', f'HCCL_IF_BASE_PORT={base} is no port',
-                      f'set it to a number from {low} to {high}, or unset it')]
+    if not hccl_ports.is_base_port(base):
+        return [Check('hccl', 'ports', 'warning', f"HCCL_IF_BASE_PORT='{base}' is no port",
+                      f'set it to a number from {hccl_ports.LOWEST} to {hccl_ports.HIGHEST}, or unset it')]
     all_ports = hccl_ports.ports_from(int(base), hccl.inspect(None, machine.environ, machine.root))
-    count, ports = len(all_ports), f'{base}-{all_ports[-1]}'
+    count, ports = len(all_ports), f'{all_ports[0]}-{all_ports[-1]}'
     busy = hccl_ports.taken_ports(all_ports, None)
     if busy:
         checks = [Check('hccl', 'ports', 'warning', f'{", ".join(map(str, busy))} of {ports} in use',

@@ -16,7 +16,7 @@ from seresnet_timm.ascend import hccl_network, installation, npu_users
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.ascend.wheels import Pair
 from seresnet_timm.doctor.machine import Machine
-from seresnet_timm.doctor.npu import check_interface, check_npu_smi
+from seresnet_timm.doctor.npu import check_interface, check_npu_smi, check_ports
 from seresnet_timm.doctor.probe_processes import Probe, error_summary, run_smoke_test
 from seresnet_timm.doctor.system import System, check_system, this_system
 
@@ -357,3 +357,22 @@ def test_interface_is_judged_as_by_a_training(environ, status, words):
     check, = check_interface(Machine('npu', Path('/nonexistent'), environ, Pair(None, None, None, None)))
     assert check.status == status and words in check.value
     assert bool(check.remedy) == (status == 'warning')
+
+
+@pytest.mark.parametrize('base, is_port', (
+    ('６００００', False), ('', False), ('99999', False), ('1e4', False), ('60000 ', True)))
+def test_base_port_is_judged_as_by_a_training(base, is_port):
+    machine = Machine('npu', Path('/nonexistent'), {'HCCL_IF_BASE_PORT': base}, Pair(None, None, None, None))
+    check = check_ports(machine, 'npu')[0]
+    assert ('is no port' not in check.value) == is_port
+
+
+def test_hccl_address_with_the_name_of_its_interface():
+    """A link-local address, as `ip -6 addr` and getaddrinfo write it."""
+    own = [(name, a) for name, here in hccl_network.all_addresses().items() for a in here if a.startswith('fe80:')]
+    if not own:
+        pytest.skip('this machine has no link-local address')
+    name, address = own[0]
+    environ = {'HCCL_IF_IP': f'{address}%{name}'}
+    check, = check_interface(Machine('npu', Path('/nonexistent'), environ, Pair(None, None, None, None)))
+    assert check.status == 'ok' and address in check.value
