@@ -195,7 +195,7 @@ def test_events_that_could_not_be_written_come_later(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('code, words', ((5, 'check the disk'), (116, 'drive'), (30, 'make the folder writable'),
-                                         (13, 'make the folder writable'), (122, 'free disk space')))
+                                         (13, 'give this user the rights'), (122, 'free disk space')))
 def test_errors_of_the_file_system_are_sentences(code, words):
     from seresnet_timm.launch.explain import explain
     settings = bundled_settings('train', '--model', 'seresnet18_ascend', '--device', 'cpu', output='/tmp/run')

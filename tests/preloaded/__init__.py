@@ -68,9 +68,10 @@ def _fork(log: TextIO, shared: Path) -> Tuple[int, Callable[[], object]]:
         time.sleep(0.02)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(shared / 'socket'))
-    stdin, ends_it = os.pipe()
-    socket.send_fds(connection, [b'.'], [stdin, log.fileno(), log.fileno()])
-    os.close(stdin)
+    # not a pipe: processes that this one has forked, such as workers of a loader, hold its end open
+    stdin, ends_it = socket.socketpair()
+    socket.send_fds(connection, [b'.'], [stdin.fileno(), log.fileno(), log.fileno()])
+    stdin.close()
     connection.sendall(json.dumps(dict(
         argv=['serve', _folder], unbuffered=False, environ=dict(os.environ), cwd=os.getcwd(), umask=0o22,
         ignores_interrupts=False)).encode() + b'\n')
@@ -78,7 +79,7 @@ def _fork(log: TextIO, shared: Path) -> Tuple[int, Callable[[], object]]:
     pid = int(answers.readline())
 
     def end() -> None:
-        os.close(ends_it)
+        ends_it.shutdown(socket.SHUT_RDWR)
         answers.readline()  # its status: it has ended
         connection.close()
     return pid, end
