@@ -47,11 +47,18 @@ def make_loader(root, decoder, workers=0, timeout=30., is_training=True, **more)
     return loading.seed_and_speed_up(loader, 0)
 
 
-def move_away(root, seconds):
+def move_away(root, folder, seconds):
+    """Until so many seconds after it was missed, however late that is."""
     os.rename(root, root.with_name('away'))
-    timer = threading.Timer(seconds, lambda: os.rename(root.with_name('away'), root))
-    timer.start()
-    return timer
+
+    def bring_back():
+        while not folder._gone[0]:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.rename(root.with_name('away'), root)
+    thread = threading.Thread(target=bring_back, daemon=True)
+    thread.start()
+    return thread
 
 
 WAYS = {
@@ -68,10 +75,10 @@ def test_waits_and_takes_no_image_for_bad(root, way, capfd):
     def load(away):
         torch.manual_seed(0)
         loader = make_loader(root, decoder, workers, **more)
-        timer = move_away(root, 1.) if away else None
+        thread = move_away(root, image_files_of(loader.dataset).folder, 1.) if away else None
         batches = [(images.clone(), targets) for images, targets in loader]
-        if timer:
-            timer.join()
+        if thread:
+            thread.join()
         assert take_unreadable(loader.dataset).count == 1
         end_workers(loader)
         return batches, image_files_of(loader.dataset).folder.take_waits()
