@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Container, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import psutil
 
@@ -28,7 +28,6 @@ from seresnet_timm.launch.watch import Watch, end_ranks
 from seresnet_timm.runs.error_file import OWN_ERRORS, RankError, other_error_file, parse_error
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
-from seresnet_timm.runs.status import process_status
 from seresnet_timm.step import heartbeat
 
 # seconds that ranks have to end: after another one has failed, or has stopped; to save; before one of them is killed
@@ -125,15 +124,12 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
     heartbeat.create(beats, settings.nproc)
     argv = _torchrun_argv(settings, node, log_dir) + [str(file), str(beats), str(log_dir / 'stacks')]
     watch = Watch(beats, settings.hang_timeout, end_ranks, first_rank=node.rank * settings.nproc)
-    killed: Set[int] = set()
+    ended: Dict[int, int] = {}
     try:
-        with watch, ranks_end_soon(settings, beats, killed):
+        with watch, ranks_end_soon(settings, beats, ended):
             _run_torchrun(torchrun.get_args_parser().parse_args(argv), settings, node)
         return None
     except ChildFailedError as e:
-        stopped = _stopped_by(e.get_first_failure()[1].exitcode)
-        if stopped is not None:
-            raise _stop(settings, stopped)
         made_steps = any(beat.steps for beat in heartbeat.read(beats))
         _write_pids(settings, node, beats, log_dir)
         if watch.sentence:
@@ -144,7 +140,10 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
             other = other_error_file(tmp, rank - node.rank * settings.nproc)
             if other.is_file():
                 failure.error_file = str(other)
-        rank, failure = _first_fault(settings, node, e, killed)
+        rank, failure = _first_fault(settings, node, e, ended)
+        stopped = None if _text(failure) else _stopped_by(failure.exitcode)
+        if stopped is not None:
+            raise _stop(settings, stopped)
         error = _failure(settings, node, rank, failure, log_dir)
         return Failure(error, made_steps and not _is_final(failure))
     except SignalException as e:
@@ -154,7 +153,7 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
 
 
 @contextmanager
-def ranks_end_soon(settings: RunSettings, beats: Path, killed: Set[int]) -> Iterator[None]:
+def ranks_end_soon(settings: RunSettings, beats: Path, ended: Dict[int, int]) -> Iterator[None]:
     """While torchrun runs ranks: kill those that do not end though one has failed, or a signal came.
 
     A rank that waits for one that has ended may do so for ever, where Python handles no signal; torchrun kills it after
@@ -163,29 +162,29 @@ def ranks_end_soon(settings: RunSettings, beats: Path, killed: Set[int]) -> Iter
     Args:
         settings: Settings of the run.
         beats: Heartbeat file of the ranks.
-        killed: Gets the processes that are killed.
+        ended: Gets the processes that are sent a signal, each with the last one.
     """
     from torch.distributed.elastic.multiprocessing.api import PContext
     torchs_close = PContext.close
 
     def close(context: Any, death_sig: Any = None, timeout: int = 30) -> None:
-        pids = context.pids().values()
+        # Popen knows which has ended: the number of a process that was waited for may be that of another one by now
+        ranks = [handler.proc for handler in context.subprocess_handlers.values()]
         made_steps = any(beat.steps for beat in heartbeat.read(beats))
         start = time.monotonic()
-        first_end = None if death_sig is not None and all(map(process_status, pids)) else start
-        has_failed = death_sig is None and not any(
-            _stopped_by(handler.proc.returncode or 0) for handler in context.subprocess_handlers.values())
-        send(pids, death_sig or signal.SIGTERM)
-        while any(map(process_status, pids)):
+        first_end = None if death_sig is not None and len(_living(ranks)) == len(ranks) else start
+        has_failed = death_sig is None and not any(_stopped_by(rank.poll() or 0) for rank in ranks)
+        send(ranks, death_sig or signal.SIGTERM, ended)
+        while _living(ranks):
             now = time.monotonic()
-            if first_end is None and not all(map(process_status, pids)):
+            if first_end is None and len(_living(ranks)) < len(ranks):
                 first_end = now
             if made_steps and (first_end is None or settings.output and temporary_files(settings.output)):
                 deadline = start + TO_SAVE
             else:
                 deadline = (first_end or start) + (TO_END if has_failed else TO_STOP)
             if now > deadline:
-                killed.update(pid for pid in pids if process_status(pid))
+                send(ranks, signal.SIGKILL, ended)
                 break
             time.sleep(0.05)
         torchs_close(context, signal.SIGKILL, timeout)
@@ -197,12 +196,15 @@ def ranks_end_soon(settings: RunSettings, beats: Path, killed: Set[int]) -> Iter
         PContext.close = torchs_close
 
 
-def send(pids: Iterable[int], signum: int) -> None:
-    """Send a signal to processes of which some may have ended."""
-    for pid in pids:
-        if process_status(pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signum)
+def _living(ranks: Iterable[Any]) -> List[Any]:
+    return [rank for rank in ranks if rank.poll() is None]
+
+
+def send(ranks: Iterable[Any], signum: int, ended: Dict[int, int]) -> None:
+    """Send a signal to processes (Popen) of which some may have ended, and note to which."""
+    for rank in _living(ranks):
+        ended[rank.pid] = signum
+        rank.send_signal(signum)
 
 
 def _hand_on(error: type) -> Any:
@@ -258,43 +260,51 @@ def _write_pids(settings: RunSettings, node: Node, beats: Path, log_dir: Path) -
         write_json(log_dir / 'pids.json', {str(first + i): beat.pid for i, beat in enumerate(heartbeat.read(beats))})
 
 
-def _first_fault(settings: RunSettings, node: Node, error: Any, killed: Container[int] = ()) -> Tuple[int, Any]:
+def _first_fault(settings: RunSettings, node: Node, error: Any, ended: Mapping[int, int] = {}) -> Tuple[int, Any]:
     """Rank and failure of the rank that failed first; one that only lost another rank is not to blame.
+
+    Nor is one that was ended because of it; and one that failed comes before one that a signal stopped. A rank may do
+    both: leave its error, and get the signal while its process ends.
 
     Args:
         settings: Settings of the run.
         node: This node.
         error: torchrun's ChildFailedError. It has the ranks that torchrun ended, and not those that failed meanwhile.
-        killed: Processes that did not end in time after the first failure.
+        ended: Processes that were sent a signal after the first failure, each with the last one.
     """
-    rank, first = error.get_first_failure()
-    if not _lost_another(first):
-        return rank, first
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-    base = Path(first.error_file).parents[1]  # one folder a rank
-    for local in range(settings.nproc):
+    files = [Path(failure.error_file) for _, failure in failures]
+    base = next((file.parents[1] for file in files if file.name == 'error.json'), None)  # one folder a rank
+    for local in range(settings.nproc) if base is not None else ():
         file = base / str(local) / 'error.json'
         if file.is_file() and node.rank * settings.nproc + local not in error.failures:
             failures.append((node.rank * settings.nproc + local, SimpleNamespace(exitcode=1, error_file=str(file))))
-    return next(((r, failure) for r, failure in failures
-                 if not _lost_another(failure) and not _was_ended(failure, killed)), (rank, first))
+    own = [(r, failure) for r, failure in failures if not _lost_another(failure) and not _was_ended(failure, ended)]
+    own.sort(key=lambda item: not _text(item[1]) and _stopped_by(item[1].exitcode) is not None)
+    return own[0] if own else error.get_first_failure()
+
+
+def _text(failure: Any) -> str:
+    """The exception that a rank left; '' if it left none."""
+    return _read_error(failure.error_file).text()
 
 
 def _lost_another(failure: Any) -> bool:
-    text = _read_error(failure.error_file).text() if failure.exitcode > 0 else ''
+    text = _text(failure)
     return bool(text) and is_consequence(text)
 
 
-def _was_ended(failure: Any, killed: Container[int]) -> bool:
+def _was_ended(failure: Any, ended: Mapping[int, int]) -> bool:
     """Whether it ended because of the first failure, see `ranks_end_soon`."""
-    return failure.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM) or (
-        failure.exitcode == -signal.SIGKILL and failure.pid in killed)
+    if _text(failure) or failure.pid not in ended:
+        return False
+    number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
+    return number in (signal.SIGTERM, ended[failure.pid])
 
 
 def _is_final(failure: Any) -> bool:
     """A rank ended with a sentence of its own, not on another rank: it would say the same again."""
-    return (failure.exitcode > 0 and _read_error(failure.error_file).kind in OWN_ERRORS
-            and not _lost_another(failure))
+    return _read_error(failure.error_file).kind in OWN_ERRORS and not _lost_another(failure)
 
 
 @contextmanager
@@ -363,7 +373,7 @@ def _log_dir(settings: RunSettings, node: Node) -> Path:
 
 def _failure(settings: RunSettings, node: Node, rank: int, failure: Any, log_dir: Path) -> Exception:
     """The first failure of this node as the one error that is shown."""
-    if failure.exitcode < 0:
+    if failure.exitcode < 0 and not _text(failure):
         name = signal.Signals(-failure.exitcode).name
         hint = ' (out of memory? `dmesg` tells)' if name == 'SIGKILL' else ''
         return RunError(f'Rank {rank} was killed by {name}{hint}.{resume_hint(settings)}')

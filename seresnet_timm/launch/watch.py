@@ -5,7 +5,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Set
 
@@ -114,12 +114,18 @@ class Watch:
 
 def end_ranks(beats: List[heartbeat.Heartbeat], guilty: List[int]) -> None:
     """Let all ranks write their stacks, then kill those that hold up the others: torchrun's agent ends the rest."""
+    # psutil sends nothing to another process that has got the number of one that has ended
+    ranks = {process.pid: process for process in psutil.Process().children()}
+
+    def send(pid: int, signum: int) -> None:
+        with suppress(psutil.NoSuchProcess):
+            if pid in ranks:
+                ranks[pid].send_signal(signum)
     for beat in beats:
-        if beat.pid and process_status(beat.pid):
-            os.kill(beat.pid, STACKS_SIGNAL)
+        send(beat.pid, STACKS_SIGNAL)
     time.sleep(1)  # they write
     for rank in guilty:
-        os.kill(beats[rank].pid, signal.SIGKILL)  # a stopped process takes no other
+        send(beats[rank].pid, signal.SIGKILL)  # a stopped process takes no other
 
 
 @contextmanager

@@ -55,14 +55,29 @@ def test_first_of_those_that_only_waited_and_a_killed_one(tmp_path):
     assert _first_fault(settings(), Node(), first)[0] == 0
 
 
-@pytest.mark.parametrize('exitcode, killed, guilty', (
-    (-9, {1}, 0),  # it waits for rank 0: SIGTERM and, 2 s later, SIGKILL
-    (-15, (), 0), (143, (), 0),
-    (-9, (), 1),  # out of memory, which rank 0 noticed at once
-    (-11, {1}, 1)))
-def test_a_rank_that_was_ended_after_the_first(tmp_path, exitcode, killed, guilty):
+@pytest.mark.parametrize('exitcode, ended, guilty', (
+    (-9, {1: 9}, 0),  # it waits for rank 0: SIGTERM and, 2 s later, SIGKILL
+    (-15, {1: 15}, 0), (143, {1: 15}, 0), (143, {1: 9}, 0),
+    (-9, {1: 15}, 1), (-9, {}, 1),  # out of memory, which rank 0 noticed at once
+    (143, {}, 1), (138, {}, 1),  # somebody else's signal
+    (-11, {1: 9}, 1)))
+def test_a_rank_that_was_ended_after_the_first(tmp_path, exitcode, ended, guilty):
     error = failed(tmp_path, {0: SENTENCE}, [0, 1], {1: exitcode})
-    assert _first_fault(settings(2), Node(), error, killed)[0] == guilty
+    assert _first_fault(settings(2), Node(), error, ended)[0] == guilty
+
+
+@pytest.mark.parametrize('text, exitcode, guilty', (
+    ('RunError: The loss became NaN', 1, 1),  # both fail, and rank 1 is still ending when it is sent the signal
+    (SENTENCE, 1, 0), (SENTENCE, -9, 0)))
+def test_a_rank_that_left_its_error_and_was_ended_then(tmp_path, text, exitcode, guilty):
+    texts = {1: text, **({0: 'RunError: The loss became NaN'} if exitcode == 1 else {})}
+    error = failed(tmp_path, texts, [1, 0], {1: 143, 0: exitcode})
+    assert _first_fault(settings(2), Node(), error, {1: 15})[0] == guilty
+
+
+def test_an_error_before_a_stopped_rank(tmp_path):
+    error = failed(tmp_path, {1: 'RunError: The disk is full.'}, [0, 1], {0: 143})
+    assert _first_fault(settings(2), Node(), error)[0] == 1
 
 
 def test_a_rank_that_lost_another_node_may_be_restarted(tmp_path):
