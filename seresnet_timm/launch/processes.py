@@ -278,7 +278,8 @@ def _first_fault(settings: RunSettings, node: Node, error: Any, ended: Mapping[i
     for local in range(settings.nproc) if base is not None else ():
         file = base / str(local) / 'error.json'
         if file.is_file() and node.rank * settings.nproc + local not in error.failures:
-            failures.append((node.rank * settings.nproc + local, SimpleNamespace(exitcode=1, error_file=str(file))))
+            failures.append((
+                node.rank * settings.nproc + local, SimpleNamespace(exitcode=1, pid=None, error_file=str(file))))
     own = [(r, failure) for r, failure in failures if not _lost_another(failure) and not _was_ended(failure, ended)]
     own.sort(key=lambda item: not _text(item[1]) and _stopped_by(item[1].exitcode) is not None)
     return own[0] if own else error.get_first_failure()
