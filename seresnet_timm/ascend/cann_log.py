@@ -69,6 +69,7 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     pattern(r'ra socket listen start fail|bind and listen fail', 'port_host', 90),
     pattern(r'\bbind fail\b.*?IP: ?(?P<ip>[\w.:]+?),? port: ?(?P<port>\d+)', 'port_host', 94),
     pattern(r'List of unconnected ranks: "?\[(?P<missing>[\d, ]*)\]', _missing, 98),
+    pattern(r'TopoDetect ERROR occur.*Failed to connect agent\[(?P<missing>[\d,]*)\]', _missing, 98),
     pattern(r'topo exchange (?:server|agent) (?:get socket timeout|connect client failed)', 'root_detect', 95),
     pattern(r'\[Recv\]\[ClusterInfoMsg\]\s*receive|setup topo detect error', 'root_detect', 60),
     pattern(r'(?P<reason>firewall is incorrectly configured)', 'root_detect', 70),
@@ -92,13 +93,12 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     pattern(r'rank \[[^\]]*\]: rank \[(?P<remote>[^\]]*)\] status\[LOST\]', 'heartbeat', 70),
     pattern(r'taskType ?\[Notify Wait\]|type:NOTIFY WAIT(?:, localRank:\d+)?(?:, remoteRank:(?P<remote>\d+))?|'
             r'[Nn]otify wait (?:execute failed|timeout)|[Ww]ait task timeout,? ?type=[57]|'
-            r'[Ee]vent wait (?:task )?timeout',
-            _notify, 68),
+            r'[Ee]vent wait (?:task )?timeout', _notify, 68),
     pattern(r'Task run failed.*remote rank:\[(?P<remote>\d+)\]', _notify, 69),
     pattern(r'taskType ?\[(?:Memcpy|Reduce Inline)\]', 'hccl_link', 60),
     # the runtime and the driver
     pattern(r'sync stream time ?out|[Ss]tream sync time ?out|Device synchronize failed', 'sync_timeout', 34),
-    pattern(r'[Dd]evice lost heartbear?t|device heartbeat (?:is )?lost', 'device_lost', 70),
+    pattern(r'[Dd]evice(?:\[\d+\])? lost heartbear?t|device heartbeat (?:is )?lost', 'device_lost', 70),
     pattern(r'halMemAlloc failed|DevMemAlloc\w*\s?:? ?failed', 'memory_device', 55),
     pattern(r'halResourceId?Alloc|Alloc sq cq fail|\bNo res\. ?\(devId|driver error: ?no \w+ resource|'
             'Notify create failed', 'resources', 45),

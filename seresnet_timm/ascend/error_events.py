@@ -29,7 +29,8 @@ WORDS = re.compile(
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
 _NUMBER = re.compile(r'error code(?: is)? ?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
                      r'code|Code|_int)?)(?: is )?[:= \[]*(\d{6})\b|'
-                     r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|hcclRet -> (\d+)')
+                     r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|\b(?:errorCode ?[=:]|CANN failure) ?(\d{6})\b|'
+                     r'hcclRet -> (\d+)')
 _HCCL_NUMBER = re.compile(r'errNo\[0x0*50000([0-9a-fA-F]{2})\](?:.*?(H(?:ccl|com)\w+))?')
 _ACLNN = re.compile(r'call (aclnn\w+) failed')
 _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
@@ -41,8 +42,7 @@ _DRIVER = re.compile(r'\bret is (-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(
                      r'dcmi.{0,60}?(-8\d{3})\b|dsmi.*?\berr: ?(\d+)|'
                      r'(?:DRV\(|\bdrv[A-Z]|\bhal[A-Z]|dsmi|devmng).*?\bret(?:urn)?[:= (]+(-?\d+)')
 _EXCEPTION = re.compile(r'\s*(?:[A-Za-z_]\w*\.)*(?P<type>[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Killed)|'
-r'Exception)'
-                        r'(?:: (?P<text>.*))?$')
+                        r'Exception)(?:: (?P<text>.*))?$')
 _HEADER = re.compile(r'function error:|^\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception): |stream synchronize failed|'
                      r'^\s*rank\s*: \d+ \(local_rank')
 _TAIL = re.compile(rf'ERR\d{{5}}\b|{_CANN_LINE.pattern}|^\s*exitcode\s*:')
@@ -67,8 +67,8 @@ _FACTS = tuple((name, re.compile(pattern)) for name, pattern in (
     ('value', r'parameter \w+ is (\S+) on the local rank'), ('range', r'and (\S+) on the remote rank'),
     ('peer', r'Peer information: (server \S+, device ID \d+)'), ('expected', r'Expected value: ?(.+?)\.?$'),
     # before CANN 8.0 no process was named
-    ('cann', r'^E\w{5}:? +(\d{4})-\d\d-\d\d-'), ('size', r'with info \[?size: ?([^\],]+)'), ('error',
-    r'errorStr: ?([^.\]]+)'),
+    ('cann', r'^E\w{5}:? +(\d{4})-\d\d-\d\d-'), ('size', r'with info \[?size: ?([^\],]+)'),
+    ('error', r'errorStr: ?([^.\]]+)'),
     ('size', r'[Aa]lloc\w* (?:memory )?(?:size|failed.*?size)[:= \[]+(\d+(?:\.\d+)? ?[KMG]?i?B?)'),
 ))
 

@@ -12,23 +12,26 @@ from seresnet_timm.ascend.host_texts import HOST_PATTERNS
 
 _DRIVER = ('libascend_hal', 'libdcmi', 'libdrvdsmi', 'libdevmmap', 'libdrv', 'libdsmi')
 _CANN = ('libhccl', 'libascend', 'libacl', 'libge_', 'libgraph', 'libruntime', 'libplatform', 'libprofapi',
-    'libnnopbase',
-         'libopapi', 'libc_sec', 'liberror_manager', 'libmsprof', 'libmmpa', 'libregister', 'libexe_graph', 'libtsd',
+         'libnnopbase', 'libopapi', 'libc_sec', 'liberror_manager', 'libmsprof', 'libmmpa', 'libregister', 'libexe_graph', 'libtsd',
          'libunified_dlog', 'libhccp', 'libop_compile', 'liblowering', 'libhcom', 'libalog', 'libatb', 'libcann')
 _CUDA = ('libcu', 'libnv', 'libnccl', 'libtorch_cuda', 'libc10_cuda')
 _CANNS_OWN = ('tbe', 'te', 'te_fusion', 'impl', 'topi', 'opc_tool', 'auto_tune')
 # and modules that CANN's own Python packages need, as E8 of its guide lists them
 _OF_CANN = (*_CANNS_OWN, 'numpy', 'decorator', 'sympy', 'cffi', 'google', 'attr', 'attrs', 'yaml', 'scipy', 'psutil',
             'absl', 'tornado', 'ml_dtypes', 'cloudpickle')
-_PACKAGES = {'attr': 'attrs', 'yaml': 'pyyaml', 'absl': 'absl-py', 'google': 'protobuf', 'PIL': 'pillow', 'cv2':
-             'opencv-python', 'sklearn': 'scikit-learn'}
+_PACKAGES = {'attr': 'attrs', 'yaml': 'pyyaml', 'absl': 'absl-py', 'google': 'protobuf', 'PIL': 'pillow',
+             'cv2': 'opencv-python', 'sklearn': 'scikit-learn'}
+_OF_CANN_SYMBOL = re.compile(
+    r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|_ZNK?3(?:atb|Mki)|dcmi|dsmi|drv|hal|Adx|Msprof|GE')
+_OF_TORCH_SYMBOL = re.compile(r'_ZNK?(?:5torch|3c10|2at|6caffe2)|.*(?:torch|c10)')
 
 
 def _library(match: 're.Match[str]') -> Told:
     library, line = match['library'].rpartition('/')[2], match.string
     part = re.search(r'check that the (\w+) package', line) or re.match(r'lib(atb)\b', library)
-    facts = {'library': library, **({'part': {'atb': 'nnal (ATB)'}.get(part[1],
-        part[1])} if part and part[1] != 'cann' else {})}
+    facts = {'library': library}
+    if part and part[1] != 'cann':
+        facts['part'] = {'atb': 'nnal (ATB)'}.get(part[1], part[1])
     if library.startswith(_DRIVER) or 'npu-smi:' in line:
         return 'driver_missing', facts
     if library.startswith('libtorch_npu'):
@@ -61,11 +64,9 @@ def _symbol(match: 're.Match[str]') -> Told:
     facts = {'library': match['library'].rpartition('/')[2], 'symbol': match['symbol']}
     if re.match(r'_?Py[A-Z]', facts['symbol']):
         return 'python_version', {'library': facts['library']}
-    if re.match(r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|_ZNK?3(?:atb|Mki)|dcmi|dsmi|drv|hal|Adx|Msprof|'
-                'GE',
-    facts['symbol']):
+    if _OF_CANN_SYMBOL.match(facts['symbol']):
         return 'cann_old', facts
-    if 'torch' in facts['library'] or re.match(r'_ZNK?(?:5torch|3c10|2at|6caffe2)|.*(?:torch|c10)', facts['symbol']):
+    if 'torch' in facts['library'] or _OF_TORCH_SYMBOL.match(facts['symbol']):
         return 'torch_pair', facts
     return 'symbol', facts
 
@@ -82,8 +83,8 @@ def _memory(match: 're.Match[str]') -> Told:
     if 'per_process_memory_fraction' in line:
         return 'memory_fraction', {}
     patterns = (
-        ('size', r'[Tt]ried to allocate ([\d.]+ ?\w+)'), ('device', r'\((?:NPU|GPU) (\d+)'), ('device',
-        r'(?:NPU|GPU) (\d+) has'),
+        ('size', r'[Tt]ried to allocate ([\d.]+ ?\w+)'),
+        ('device', r'\((?:NPU|GPU) (\d+)'), ('device', r'(?:NPU|GPU) (\d+) has'),
         ('total', r'([\d.]+ ?\w+) total capacity'), ('total', r'total capacity of ([\d.]+ ?\w+)'),
         ('allocated', r'([\d.]+ ?\w+) already allocated'), ('allocated', r'([\d.]+ ?\w+) is allocated by PyTorch'),
         ('free', r'([\d.]+ ?\w+) free'), ('free', r'of which ([\d.]+ ?\w+) is free'),
@@ -138,8 +139,8 @@ def _stage(match: 're.Match[str]') -> Told:
     if kind == 'Timeout':
         return {'InitGroupStage': 'root_detect', 'InitChannelStage': 'connect_timeout'}.get(stage, 'exec_timeout'), {}
     faults = {'EnvConfig': 'hccl_variable', 'RanktableConfig': 'rank_table', 'RanktableCheck': 'rank_table',
-              'RanktableDetect': 'root_detect', 'ParameterConflict': 'different_arguments', 'VersionConflict':
-              'versions_differ', 'HeartbeatAbnormal': 'heartbeat'}
+              'RanktableDetect': 'root_detect', 'ParameterConflict': 'different_arguments',
+              'VersionConflict': 'versions_differ', 'HeartbeatAbnormal': 'heartbeat'}
     return faults.get(kind, 'hccl_general'), {}
 
 
@@ -211,6 +212,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r"module 'torch' has no attribute 'npu'|not linked with support for npu|device type at start of device "
        r"string: npu|Distributed package doesn't have HCCL|Invalid backend: '?hccl",
        'torch_npu_not_loaded'),
+    _p(r"module '(?P<module>torch_npu(?:\.\w+)*)' has no attribute '(?P<symbol>\w+)'", 'torch_npu_name', 60),
     _p(r'was removed in the NumPy 2\.0 release|compiled using NumPy 1\.x cannot be run in', 'numpy_new'),
     _p(r"module 'numpy' has no attribute '(?P<symbol>float|int|bool|object|str|complex|long|unicode|typeDict)'",
        'numpy_alias'),
@@ -228,8 +230,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'[Ff]ailed to find function (?P<symbol>\w+)|\b(?P<symbol_>aclnn\w+) (?:or \w+ )?not in libopapi', _function),
     _p("Duplicated key '?[a-z_]+|Two accelerators cannot be used at the same time", 'cuda_build'),
     _p('Cannot re-initialize NPU in forked subprocess', 'fork'),
-    _p(r'(?:No matching distribution found for|satisfies the requirement) (?P<library>[\w.=+\[\]-]+)', 'wheel_missing',
-       90),
+    _p(r'(?:No matching distribution found for|satisfies the requirement) (?P<library>[\w.=+\[\]-]+)',
+       'wheel_missing', 90),
     _p(r'^(?:te|auto-tune|opc-tool|schedule-search|dataflow|hccl|op-\w+-\w+) [\d.]+ requires (?P<module>[\w-]+), '
        r'which is not installed', 'cann_python', 80),
     _p(r'torch[-_]npu \S+ (?:requires|depends on) torch\W|Cannot install .*\btorch[-_]npu\b.*conflicting dependencies',
@@ -238,9 +240,9 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'have conflicting dependencies|ResolutionImpossible', 'package_conflict', 80),
     # device
     _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error(?:, input data rang?e?:? '
-       r'?(?P<range>[\[(][^\])]*[\])]))?',
-       'visible_devices'),
+       r'?(?P<range>[\[(][^\])]*[\])]))?', 'visible_devices'),
     _p(r'dcmi (?:module |model )?init\w* failed|dcmi ?\S*初始化失败|[Ii]nit devmanager failed', 'driver_start', 55),
+    _p(r'\bHDC init failed|driver may not (?:be )?load', 'driver_start', 50),
     _p(r'DrvMngGetConsoleLogLevel failed|drvMngGetConsoleLogLevel failed', 'driver_start', 12),
     _p(r'[Ff]ailed to open device|[Oo]pen device failed', 'device_start', 55),
     _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
@@ -259,11 +261,9 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'\bfault_type\W+NodeUnhealthy', 'node_lost', 60),
     _p(r'logic id:? (?P<device>\d+)\b.*fault codes? ?\[(?P<error>[\w ,]+)\]', _unhealthy_codes, 60),
     _p(r'[Ii]nvalid (?:NPU )?device ID\b|\bNo NPUs? (?:device |card )?(?:is|are|was|were) (?:available|found)|'
-       r'[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid',
-       'device_absent', 60),
+       r'[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid', 'device_absent', 60),
     _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:[Aa]icore|[Aa]ivec|AICORE|AIVEC) [Kk]ernel '
-       'execute failed',
-       'ai_core', 90),
+       'execute failed', 'ai_core', 90),
     _p(r'task type=(?:aicore|aivec)\b|\b(?:MTE|VEC|CUBE|CCU|UB)\b.{0,40}\b(?:out of range|out of bounds|not aligned|'
        r'misalign\w*|illegal)', 'ai_core', 88),
     _p(r'task type=aicpu\b', 'ai_cpu', 88),
@@ -274,14 +274,14 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
     _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error', 'ecc', 85),
     _p(r'\b[Ll]ink (?:is |status(?: is|:) )?(?:down|DOWN)\b', 'link_hardware', 60),
-    _p('Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available', 'cuda_used'),
+    _p("Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available|Distributed package "
+       "doesn't have NCCL", 'cuda_used'),
     # memory
     _p('(?i)(?P<kind>npu|cuda|hip) out of memory', _memory),
     _p('exceed(?:s|ed)? per_process_memory_fraction|Allocation was preemptively rejected', 'memory_fraction'),
     _p(r'Failed to allocate \[size: \[(?P<size>[^\]]+)\]', 'memory_hccl'),
     _p('alloc(?:ate)? device memory failed|device memory allocation error|driver error: ?out of memory',
-       'memory_device',
-       70),
+       'memory_device', 70),
     # operators
     _p(r'(?P<argument>\w+) (?:is )?not implemented for (?P<dtype>\w+), should be in dtype support list '
        r'(?P<dtypes>\[[^\]]*\])', 'dtype'),
@@ -289,6 +289,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?P<argument>\w+)(?:\'s)? dtype (?P<dtype>\w+) (?:is not supported|should be in(?: dtype)?(?: support)? list '
        r'(?P<dtypes>\[[^\]]*\]))', 'dtype'),
     _p(r'Cannot find bin(?:ary)? (?:of|for) op(?:erator)? (?P<operator>\w+)(?:, integral key (?P<key>\S+))?', _kernel),
+    _p(r'\bBinaryGetFunction failed(?:.*?opType(?: is|[:=]) ?\[?(?P<operator>\w+))?', 'no_kernel', 60),
+    _p(r'[Oo]p ?type \[?(?P<operator>\w+)\]? of [Oo]ps kernel \[?\w+\]? is unsupported|'
+       r"[Cc]an'?t find any supported ops kernel and engine of \S+, type is (?P<operator_>\w+)", 'no_kernel', 60),
+    _p(r'(?P<operator>\w+): implementation for device (?P<device>(?:npu|xla)\S*) not found', 'extension_build'),
     _p(r'binary_info_config\.json|check if the opp_kernel package', 'kernels_missing'),
     _p(r'MLIRCompilationError|BiShengL?IR (?:for device|pipeline)|\b(?:bisheng|bishengir-compile|ccec|hivmc)\S*: '
        r'(?:fatal )?error:', 'compile', 65),
@@ -310,8 +314,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     # several ranks
     _p(r'socket type\[\d\], listen on ip\[[^\]]*\] and specific port\[\d+\] fail', _port, 97),
     _p('host nic listen start failed', _port, 96),
-    _p(r'(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|\bport\b.{0,60}\bbound already', _port,
-       95),
+    _p(r'(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|\bport\b.{0,60}\bbound already',
+       _port, 95),
     _p('Failed to initialize the HCCP process', 'hccp_busy', 70),
     _p(r'TLS (?:configuration|status)s?(?: information)? (?:is|are) (?:inconsistent|different)', 'tls', 95),
     _p(r'(?:received the Notify record from|Waiting peer|[Rr]emote) rank:? ?\[?(?P<remote>\d+)\b.*Notify|'
@@ -322,8 +326,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?i)\bsdma (?:copy )?error', 'hccl_link', 62),
     _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
     _p(r'hccl fftsplus (?:task )?timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
-    _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020', 'sync_timeout',
-       50),
+    _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020',
+       'sync_timeout', 50),
     _p('get error: ?phyid:\\d+ realDeviceId:\\d+', 'communicator_device_number', 70),
     _p(r'HCCL execution timeout was set to (?P<value>\d+\w*).*bigger than watchdog timeout (?P<limit>\d+) ?ms',
        'timeout_order', 40),
@@ -343,6 +347,8 @@ NPU_WARNING = 'only a warning of torch_npu'
 HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), why) for words, why in (
     (r'Gradient overflow\. +Skipping step|[Ll]oss scaler(?: \d+)? reducing loss scale',
      'an overflow now and then, and in the first steps, is normal with fp16: the step is skipped and the scale halved'),
+    ('Failed to load image Python extension',
+     'torchvision does not belong to this torch, and cannot read images by itself: training does not use that'),
     ('Non finite check and unscale on NPU', 'it only says that a check runs'),
     (r"operator '(?P<name>[\w:.]+)' is not currently supported on the NPU backend and will fall back",
      'operator {name} runs on the CPU: slow, not wrong; report it'),
@@ -371,13 +377,13 @@ SENTENCES: List[Tuple['re.Pattern[str]', str]] = [(re.compile(words, re.IGNORECA
     ('aicore trap (?:read|write) out-of-bounds', 'ACL 507042'), ('aicpu execution times out', 'ACL 507017'),
     ('aicpu execution is abnormal', 'ACL 507018'), ('vector core execution timed out', 'ACL 507034'),
     ('vector core execution is abnormal', 'ACL 507035'), ('vector core traps', 'ACL 507036'),
-    ('tasks in the specified stream are not completed', 'ACL 507046'), ('event is not executed completely',
-    'ACL 507047'),
+    ('tasks in the specified stream are not completed', 'ACL 507046'),
+    ('event is not executed completely', 'ACL 507047'),
     ('execution of the internal task times out', 'ACL 507048'), ('occurs in the Driver module', 'ACL 507899'),
     ('error occurs on the AI CPU module', 'ACL 507900'), ('communication \\(HDC\\) session', 'ACL 507901'),
     ('failed to apply for memory', 'ACL 207001'), ('memory on the device is exhausted', 'ACL 207018'),
-    ('the device is unavailable', 'ACL 207004'), ('invalid device ID', 'ACL 107001'), ('context is empty',
-    'ACL 107002'),
+    ('the device is unavailable', 'ACL 207004'), ('invalid device ID', 'ACL 107001'),
+    ('context is empty', 'ACL 107002'),
     ('stream is not in the current context', 'ACL 107003'), ('task execution timed out', 'ACL 107019'),
     ('aicore operator overflows', 'ACL 207003'), ('failed to obtain the SOC version', 'ACL 507008'),
     ('do not have the operation permission', 'ACL 207006'),

@@ -54,21 +54,32 @@ FAULTS: Dict[str, Fault] = {
     'torch_npu_not_loaded': Fault(
         CAUSE, 'torch does not know the device npu: torch_npu was not loaded',
         ('torch_npu is not installed for this Python',
-        'TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, and nothing imports it'),
+         'TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, and nothing imports it'),
         f'install torch_npu, or `import torch_npu` after torch; {DOCTOR}', THIS),
+    'torch_npu_name': Fault(
+        CAUSE, 'the installed {module} has no {symbol}',
+        ('another version of torch_npu than the code needs',
+         'a file or folder named torch_npu beside the script, or an incomplete installation'),
+        'install the torch_npu that the code names; `python -c "import torch_npu; print(torch_npu.__file__)"` shows '
+        'which one is imported', 'the Python traceback'),
+    'extension_build': Fault(
+        CAUSE, 'a package with compiled operators (such as mmcv) was built without {operator} for {device}',
+        ('a wheel for CPU or CUDA was installed', 'the package has no such operator for the NPU'),
+        'build the package on this machine with its switch for the NPU (mmcv: MMCV_WITH_OPS=1 FORCE_NPU=1), or run '
+        'this operator on the CPU', 'the Python traceback'),
     'numpy_alias': Fault(
-        CAUSE, 'a package uses numpy.{symbol}, which numpy has no more since 1.24', (
-            'a Python package, or an older CANN, from before numpy 1.24',),
-        "a newer version of the package that the traceback names; else `pip install 'numpy<1.24'`", 'the Python '
-        'traceback'),
+        CAUSE, 'a package uses numpy.{symbol}, which numpy has no more since 1.24',
+        ('a Python package, or an older CANN, from before numpy 1.24',),
+        "a newer version of the package that the traceback names; else `pip install 'numpy<1.24'`",
+        'the Python traceback'),
     'protobuf_new': Fault(
-        CAUSE, 'the installed protobuf does not fit code that was generated with another version of it', (
-            'a package, or a part of CANN, from before protobuf 4',),
-        "`pip install 'protobuf==3.20.*'`; else a newer version of the package that the traceback names", 'the Python '
-        'traceback'),
+        CAUSE, 'the installed protobuf does not fit code that was generated with another version of it',
+        ('a package, or a part of CANN, from before protobuf 4',),
+        "`pip install 'protobuf==3.20.*'`; else a newer version of the package that the traceback names",
+        'the Python traceback'),
     'numpy_new': Fault(
-        CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch", (
-            'numpy 2 was installed, CANN needs numpy 1',), "`pip install 'numpy<2'`", THIS),
+        CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch",
+        ('numpy 2 was installed, CANN needs numpy 1',), "`pip install 'numpy<2'`", THIS),
     'environment_half_set': Fault(
         CAUSE, 'the environment variable {variable} of CANN is not set',
         ('set_env.sh of another package or of another shell was sourced',), f'{SET_ENV}', THIS),
@@ -98,15 +109,15 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, 'this system has musl as its C library (such as Alpine Linux); torch and CANN need glibc', (),
         'use an image with glibc (openEuler, Ubuntu, Debian)', THIS),
     'python_version': Fault(
-        CAUSE, '[{library} ]is not for this Python[: it is {found}, needed is {expected}]', (
-            'another version of Python, or a free-threaded one (3.13t, 3.14t)',),
+        CAUSE, '[{library} ]is not for this Python[: it is {found}, needed is {expected}]',
+        ('another version of Python, or a free-threaded one (3.13t, 3.14t)',),
         'make an environment with a Python that torch_npu has wheels for (`seresnet-timm doctor` prints which)', THIS),
     'externally_managed': Fault(
         CAUSE, 'this Python belongs to the system: pip may not install into it', (),
         'make an environment: `python3 -m venv .venv && . .venv/bin/activate`, then install again', THIS),
     'build_tools': Fault(
-        CAUSE, 'a package is built from source here, and what that needs is missing[: {path}]', (
-            'there is no wheel of it for this Python and machine', 'no C compiler, or no headers of Python'),
+        CAUSE, 'a package is built from source here, and what that needs is missing[: {path}]',
+        ('there is no wheel of it for this Python and machine', 'no C compiler, or no headers of Python'),
         'install gcc, g++ and the headers (python3-devel, or python3-dev), or a version that has a wheel', THIS),
     'cann_python': Fault(
         CAUSE, "CANN's operator compiler cannot start[: Python has no module {module}]",
@@ -144,19 +155,20 @@ FAULTS: Dict[str, Fault] = {
          'pip is too old for its manylinux tag'),
         'take the wheel of this Python and machine (`python -V`, `uname -m`); `python -m pip install -U pip`', THIS),
     'wheel_missing': Fault(
-        CAUSE, 'pip finds no {library} for this Python and machine', (
-            'there is none for this version of Python or architecture', 'no network, or an index that does not have '
-            'it'),
+        CAUSE, 'pip finds no {library} for this Python and machine',
+        ('there is none for this version of Python or architecture',
+         'no network, or an index that does not have it'),
         'see `python -V` and `uname -m`; `seresnet-timm doctor` prints the command for torch and torch_npu; without '
         'network collect the wheels elsewhere with recipes/wheelhouse.sh', THIS),
     'package_conflict': Fault(
-        CAUSE, 'versions of packages do not go together[: {reason}]', ('a package was installed without the '
-        'constraints of torch_npu',), 'install all in one command, with the constraints file of this torch_npu '
+        CAUSE, 'versions of packages do not go together[: {reason}]',
+        ('a package was installed without the constraints of torch_npu',),
+        'install all in one command, with the constraints file of this torch_npu '
         '(-c seresnet_timm/ascend/constraints/torch_npu-X.txt)', THIS),
     'npu_smi_missing': Fault(
-        CAUSE, 'the program npu-smi is not found', (
-            'the driver is not installed', 'a container without /usr/local/bin/npu-smi and /usr/local/dcmi',
-            '/usr/local/bin or /usr/local/sbin is not on PATH'),
+        CAUSE, 'the program npu-smi is not found',
+        ('the driver is not installed', 'a container without /usr/local/bin/npu-smi and /usr/local/dcmi',
+         '/usr/local/bin or /usr/local/sbin is not on PATH'),
         'install the driver, or mount npu-smi, /usr/local/dcmi and /usr/local/Ascend/driver into the container', THIS),
     'disk_full': Fault(
         CAUSE, 'the disk is full[: {path}]', ('/tmp, the home folder or /dev/shm is full',),
@@ -166,12 +178,13 @@ FAULTS: Dict[str, Fault] = {
         ("PyPI's torch is a CUDA build on x86_64, and from 2.11 on also on aarch64",),
         'install the CPU build of the same version; `seresnet-timm doctor` prints the command', THIS),
     'cuda_used': Fault(
-        CAUSE, 'code asks for CUDA, which this torch or machine does not have', (
-            'a script with a fixed device cuda', '--device cuda on an Ascend machine'),
-        '--device npu; in other scripts `from torch_npu.contrib import transfer_to_npu`', 'the Python traceback'),
+        CAUSE, 'code asks for CUDA or NCCL, which this torch or machine does not have',
+        ('a script with a fixed device cuda or backend nccl', '--device cuda on an Ascend machine'),
+        "--device npu; in other scripts `from torch_npu.contrib import transfer_to_npu`, or backend='hccl'",
+        'the Python traceback'),
     'fork': Fault(
-        CAUSE, 'the NPU was used before a fork, and again in the forked process', (
-            'a process or loader worker was started by fork after the first use of the device',),
+        CAUSE, 'the NPU was used before a fork, and again in the forked process',
+        ('a process or loader worker was started by fork after the first use of the device',),
         "start processes by spawn (multiprocessing.set_start_method('spawn')), or use the device after the fork only",
         THIS),
     # --- device -------------------------------------------------------------------------------------------------------
@@ -191,26 +204,25 @@ FAULTS: Dict[str, Fault] = {
         'give each device to one container; mount /dev/davinciN, davinci_manager, devmm_svm and hisi_hdc; use '
         f'--privileged where the driver asks for it; {HEALTH}'),
     'driver_start': Fault(
-        CAUSE, "the driver's interface (DCMI) did not start",
-        ('the container lacks rights or /dev/davinci_manager', 'the driver is not loaded',
+        CAUSE, "the driver's interface (DCMI, HDC) did not start",
+        ('the container lacks rights, /dev/davinci_manager or /dev/hisi_hdc', 'the driver is not loaded',
          'another container holds the devices'),
-        'mount the driver and /dev/davinci_manager; use --privileged where the driver asks for it; `npu-smi info` on '
+        'mount the driver, /dev/davinci_manager and /dev/hisi_hdc; use --privileged where the driver asks for it; `npu-smi info` on '
         'the host', DMESG),
     'device_absent': Fault(
-        CAUSE, 'no such device', ('the device is not in this container', 'the device is not healthy',
-                                  'its number is too high'),
+        CAUSE, 'no such device',
+        ('the device is not in this container', 'the device is not healthy', 'its number is too high'),
         f'{HEALTH}; check ASCEND_RT_VISIBLE_DEVICES, --devices and --nproc', DMESG),
     'permission': Fault(
-        CAUSE, 'this user may not use the device or the file[ {path}]', (
-            'the user is not in the group HwHiAiUser', 'the container lacks rights'),
+        CAUSE, 'this user may not use the device or the file[ {path}]',
+        ('the user is not in the group HwHiAiUser', 'the container lacks rights'),
         '`sudo usermod -aG HwHiAiUser $USER`, then log in again; in a container mount the devices', DMESG),
     'ai_core': Fault(
         CAUSE, '{an_operator} failed on an AI Core[ of device {device}][: {error}]',
-        ('an address or index out of range, for example a label outside the classes', 'an error of the operator in '
-         'this CANN', 'hardware'),
+        ('an address or index out of range, for example a label outside the classes',
+         'an error of the operator in this CANN', 'hardware'),
         f'{BLOCKING}; check that all labels are below the number of classes; try a newer CANN; if only one device '
-        f'fails, '
-        'leave it out'),
+        'fails, leave it out'),
     'ai_core_timeout': Fault(
         CAUSE, '{an_operator} did not end in time on an AI Core[ of device {device}]',
         ('an error of the operator in this CANN', 'hardware'), f'{BLOCKING}; try a newer CANN; {HEALTH}'),
@@ -222,8 +234,8 @@ FAULTS: Dict[str, Fault] = {
         ('an operator failed on an AI Core', 'an operator was given a wrong argument', 'the device is not healthy'),
         f'the text under the number tells; {BLOCKING}'),
     'dma': Fault(
-        CAUSE, "the device's memory copy (DMA) failed", ('an address that is not valid', 'the memory is full',
-        'hardware'),
+        CAUSE, "the device's memory copy (DMA) failed",
+        ('an address that is not valid', 'the memory is full', 'hardware'),
         f'{BLOCKING}; {HEALTH}'),
     'ecc': Fault(
         CAUSE, 'the memory of the device[ {device}] is damaged (hardware; not a full memory)', ('hardware',),
@@ -251,22 +263,22 @@ FAULTS: Dict[str, Fault] = {
         ('a fault of the hardware', 'a fault that a reset of the NPU ends'),
         f'{SICK}; `--resume auto` goes on elsewhere', DMESG),
     'health': Fault(
-        ADVICE, 'npu-smi says of NPU {device} ({name}): {health}', ('a fault of the hardware, of its network or of its '
-        'cooling, now or earlier',), SICK, DMESG),
+        ADVICE, 'npu-smi says of NPU {device} ({name}): {health}',
+        ('a fault of the hardware, of its network or of its cooling, now or earlier',), SICK, DMESG),
     'device_lost': Fault(
-        CAUSE, '{subject} stopped working', (
-            'the device was reset, or hung', 'hardware', 'a process on the device died'),
+        CAUSE, '{subject} stopped working',
+        ('the device was reset, or hung', 'hardware', 'a process on the device died'),
         f'{HEALTH}; resume on other devices', DMESG),
     'driver_install': Fault(
-        CAUSE, 'the driver was not installed[: {reason}]', (
-            'headers of this kernel, gcc or dkms are missing', 'a package for another system or architecture',
-            'the user HwHiAiUser does not exist'),
+        CAUSE, 'the driver was not installed[: {reason}]',
+        ('headers of this kernel, gcc or dkms are missing', 'a package for another system or architecture',
+         'the user HwHiAiUser does not exist'),
         'install gcc, make, dkms, pciutils, net-tools and the headers of this kernel (`uname -r`), add the user '
         'HwHiAiUser, and install the driver again', '/var/log/ascend_seclog/ascend_install.log'),
     'driver_module': Fault(
-        CAUSE, 'a kernel module of the driver was not loaded[: {reason}]', (
-            'the kernel was updated after the driver was installed', 'secure boot refuses a module that is not signed '
-            '(Required key not available)', 'the device does not answer'),
+        CAUSE, 'a kernel module of the driver was not loaded[: {reason}]',
+        ('the kernel was updated after the driver was installed',
+         'secure boot refuses a module that is not signed (Required key not available)', 'the device does not answer'),
         'install the driver again for this kernel (`uname -r`), with its headers; sign the module or switch secure '
         'boot off', DMESG),
     'pcie': Fault(
@@ -284,8 +296,8 @@ FAULTS: Dict[str, Fault] = {
         'start the container with --device /dev/davinciN for each NPU and --device /dev/davinci_manager, '
         '/dev/devmm_svm, /dev/hisi_hdc; `ls /dev/davinci*` on the host lists the nodes', DMESG),
     'driver_internal': Fault(
-        CAUSE, 'the driver reports an internal error', ('the driver is older than CANN', 'the device is not healthy',
-                                                        'the container lacks rights'),
+        CAUSE, 'the driver reports an internal error',
+        ('the driver is older than CANN', 'the device is not healthy', 'the container lacks rights'),
         f"install the driver of CANN's table of versions; {HEALTH}", DMESG),
     'cann_internal': Fault(
         CAUSE, 'CANN reports an internal error', ('an earlier fault', 'parts of CANN of different versions'),
@@ -310,9 +322,8 @@ FAULTS: Dict[str, Fault] = {
         ('another process uses this NPU',), f'{HEALTH}; end the other process or choose other devices; else a '
         'smaller batch (-b)', 'OOM_SNAPSHOT_ENABLE=1 writes what held the memory'),
     'memory_fragmented': Fault(
-        CAUSE, '{kind} {device} is out of memory[: {size} more were asked for]; {unused} are reserved by this '
-        'process and '
-        'unused, in pieces that are too small', ('fragmented memory',),
+        CAUSE, '{kind} {device} is out of memory[: {size} more were asked for]; {unused} are reserved by this process '
+        'and unused, in pieces that are too small', ('fragmented memory',),
         'set PYTORCH_NPU_ALLOC_CONF=expandable_segments:True; else a smaller batch (-b)',
         'OOM_SNAPSHOT_ENABLE=1 writes what held the memory'),
     'memory_device': Fault(
@@ -333,8 +344,8 @@ FAULTS: Dict[str, Fault] = {
         'fewer loader workers (-j); raise the limit', DMESG),
     'shared_memory': Fault(
         CAUSE, 'shared memory (/dev/shm) is full or too small; a loader worker ends with a bus error then',
-        ('a container has 64 MB of it unless told otherwise',), 'start the container with --shm-size 16g; or fewer '
-        'loader workers (-j)', '`df -h /dev/shm`'),
+        ('a container has 64 MB of it unless told otherwise',),
+        'start the container with --shm-size 16g; or fewer loader workers (-j)', '`df -h /dev/shm`'),
     # --- operators ----------------------------------------------------------------------------------------------------
     'dtype': Fault(
         CAUSE, '{an_operator} does not take the dtype [{dtype} ]of its argument[ {argument}][; it takes {dtypes}]',
@@ -354,12 +365,12 @@ FAULTS: Dict[str, Fault] = {
         ('only the toolkit was installed', 'set_env.sh of another CANN was sourced'),
         'install the kernels package of the same CANN version for this chip, then source set_env.sh again'),
     'model_argument': Fault(
-        CAUSE, 'the compiler of models (ATC, GE) does not take an argument, or a file that it names[: {reason}]', (
-            'a wrong name of an input, shape, file or --soc_version',),
+        CAUSE, 'the compiler of models (ATC, GE) does not take an argument, or a file that it names[: {reason}]',
+        ('a wrong name of an input, shape, file or --soc_version',),
         'correct the argument that the text names; `npu-smi info` shows the chip for --soc_version', THIS),
     'model_operator': Fault(
-        CAUSE, 'the model has an operator that the compiler of models (ATC) does not know[: {operator}]', (
-            'an operator of another opset, or one of PyTorch without a counterpart in ONNX',),
+        CAUSE, 'the model has an operator that the compiler of models (ATC) does not know[: {operator}]',
+        ('an operator of another opset, or one of PyTorch without a counterpart in ONNX',),
         'export with another opset; else replace the operator, or use a newer CANN', THIS),
     'compile': Fault(
         CAUSE, "CANN's compiler could not build {an_operator}",
@@ -372,8 +383,8 @@ FAULTS: Dict[str, Fault] = {
         ('the driver, the chip or CANN does not have it', 'the driver is older than CANN'),
         'compare the versions of driver, CANN and torch_npu (`seresnet-timm doctor`)'),
     'no_npu_operator': Fault(
-        CAUSE, '{an_operator} has no kernel on the NPU', (
-            'TORCH_NPU_FALLBACK_CPU_DISABLE=1 makes this an error instead of a slow run on the CPU',),
+        CAUSE, '{an_operator} has no kernel on the NPU',
+        ('TORCH_NPU_FALLBACK_CPU_DISABLE=1 makes this an error instead of a slow run on the CPU',),
         'report the operator; without TORCH_NPU_FALLBACK_CPU_DISABLE=1 it runs on the CPU', THIS),
     'cpu_tensor': Fault(
         CAUSE, 'a tensor on the CPU was given to an operator among tensors on the NPU',
@@ -386,8 +397,8 @@ FAULTS: Dict[str, Fault] = {
         'the Python traceback'),
     'wrong_use': Fault(
         CAUSE, 'CANN was called with a wrong argument or at the wrong time',
-        ('an earlier fault', 'code that uses streams, devices or memory of another process', 'torch_npu and CANN do '
-         'not belong together'),
+        ('an earlier fault', 'code that uses streams, devices or memory of another process',
+         'torch_npu and CANN do not belong together'),
         f'read what comes before it; {BLOCKING}'),
     'graph_capture': Fault(
         CAUSE, 'a call is not possible while a graph is captured, or the capture of a graph was aborted',
@@ -404,8 +415,8 @@ FAULTS: Dict[str, Fault] = {
         'lower --lr; bf16 on A2 and newer (--amp-dtype bfloat16); `seresnet-timm check-data`; a newer CANN if an '
         "operator's error follows", 'the losses in summary.csv and the log of rank 0'),
     'overflow': Fault(
-        CAUSE, 'a number became too large for its dtype in an operator (overflow)', ('fp16',
-        'the training has diverged'),
+        CAUSE, 'a number became too large for its dtype in an operator (overflow)',
+        ('fp16', 'the training has diverged'),
         'lower --lr; a loss scaler that is not fixed; bf16 on A2 and newer'),
     'corruption': Fault(
         CAUSE, 'the device[ {device}] is suspected of wrong results (silent corruption)', ('hardware',),

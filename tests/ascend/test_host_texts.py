@@ -238,6 +238,26 @@ def test_fault_of_system_and_services(text, fault):
     ('  Exception info:TGID=1, model id=1, task id=3, task type=aicpu kernel, task phase=RUN', 'ai_cpu', 'BLOCKING'),
     ('The DDR address of the MTE instruction is out of range', 'ai_core', 'labels'),
     ('OSError: (External) ACL error, the error code is : 507015', 'ai_core', 'BLOCKING'),
+    # numbers as other frameworks print them, and packages beside torch_npu
+    ('[ERROR]  acl set device 0 failed, errorCode = 507033', 'device_start', 'npu-smi info'),
+    ('[E:onnxruntime:Default, c.cc:139 CannCall] CANN failure 507013: (see acl.h) ; NPU=0 ; expr=f(x);', 'dma', 'DMA'),
+    ('CANN failure 100002: ACL_ERROR_REPEAT_INITIALIZE ; NPU=0 ; expr=aclInit(nullptr);', 'wrong_use', 'wrong time'),
+    ("RuntimeError: Distributed package doesn't have NCCL built in", 'cuda_used', "backend='hccl'"),
+    ('RuntimeError: nms_impl: implementation for device npu:0 not found.', 'extension_build', 'FORCE_NPU=1'),
+    ("AttributeError: module 'torch_npu' has no attribute 'npu_geglu'", 'torch_npu_name', 'torch_npu has no npu_geglu'),
+    ("AttributeError: module 'torch_npu' has no attribute '_autoload'\n\nRuntimeError: Failed to load the backend "
+     'extension: torch_npu.', 'torch_npu_name', '__file__'),
+    # operators and devices, words without a code
+    ('[ERROR] DRV(9,atc.bin):2025-09-02-21:07:20.698.597 [hdc_core.c:396][hdc] [hdcPcieInit 396] HDC init failed, '
+     'driver may not load.', 'driver_start', '/dev/hisi_hdc'),
+    ('EZ9999[PID: 12] 2026-05-07-10:00:00.000.000 (EZ9999):  BinaryGetFunction failed, opType is Roll.', 'no_kernel',
+     'operator Roll'),
+    ('[ERROR] GE(9,python):2023-07-14-11:54:10.552.099 [a.cc:357]9 GetName: ErrorNo: 1343242282(assign engine failed) '
+     '[COMP][SUB_OPT]Op type Conv2DX of ops kernel AIcoreEngine is unsupported, reason : x', 'no_kernel', 'Conv2DX'),
+    ('EL0001: 2026-05-01-10:59:14.702.326 Device not found or invalid.\n        TraceBack (most recent call last):\n'
+     '        Device[1] lost heartbeat.[FUNC:SyncTask][FILE:e.cc][LINE:407]', 'device_lost', 'resume on other devices'),
+    ('[ERROR] HCCL(9,all_reduce):2025-10-23-14:56:18.215.877 [t.cc:119] [9][Recv][ClusterInfoMsg] TopoDetect ERROR '
+     'occur !!! fault_type[1], fault_info["Failed to connect agent[9,11,]"]', 'root_detect', 'no report of rank 9, 11'),
     # schedulers
     ('slurm_load_partitions: Unable to contact slurm controller (connect failure)', 'slurm_service', 'munge'),
     ('srun: error: Unable to create step for job 7: More processors requested', 'not_scheduled', 'sinfo'),

@@ -358,6 +358,8 @@ def test_unknown_code_beside_a_known_one_is_named():
     'occurs in the '
      'Driver module. \n        Rectify the fault (function f)', '507899'),
     (err('ERR99999 UNKNOWN applicaiton exception'), 'nothing of the NPU'),
+    ("image.py:14: UserWarning: Failed to load image Python extension: 'libc10_cuda.so: cannot open shared object "
+     "file: No such file or directory'If you don't plan on using image functionality", 'torchvision'),
     (cann('W11001', 'Op [Conv] does not hit the high-priority operator information library'), 'warning of CANN'),
 ])
 def test_harmless(text, note):
