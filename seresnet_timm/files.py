@@ -10,6 +10,7 @@ import shutil
 import stat
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Union
@@ -113,11 +114,27 @@ def acquire_lock(path: Union[str, Path]) -> FileLock:
     """
     lock = FileLock(path)
     try:
-        with suppress_errors(*NO_LOCKS):  # Timeout is an OSError without a number
+        # Timeout is an OSError without a number; filelock warns where it makes a marker, see `marker_hint`
+        with suppress_errors(*NO_LOCKS), warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)
             lock.acquire(timeout=0)
     except NotImplementedError:  # filelock's word for ENOSYS
         pass
     return lock
+
+
+def marker_hint(path: Union[str, Path]) -> str:
+    """The end of a sentence on a lock file that is held, where the kernel does not give it back; '' where it does.
+
+    Where flock is not implemented (ENOSYS), filelock 4 writes process and machine into the file, which then stands for
+    the lock. After a SIGKILL the file stays, and only the same machine can see that the process has ended.
+    """
+    try:
+        process, machine = Path(path).read_text(encoding='ascii').split()[:2]
+    except (OSError, ValueError):
+        return ''
+    return (f' If process {process} of {machine} has ended, remove the file {path}: this file system has no locks that '
+            'end with their process.')
 
 
 def try_lock(path: Union[str, Path]) -> Optional[FileLock]:
@@ -148,7 +165,7 @@ def exclusive(path: Union[str, Path], busy: Optional[Exception] = None) -> Itera
             tries -= 1
             if not tries:
                 if busy is not None:
-                    raise busy from None
+                    raise type(busy)(f'{busy}{marker_hint(path)}') from None
                 raise
             time.sleep(0.1)
             continue

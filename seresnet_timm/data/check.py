@@ -23,7 +23,7 @@ from seresnet_timm.data.alike import describe_alike, is_written_twice, looks
 from seresnet_timm.data.classes import ClassTree, is_foreign, read_classes, split_folder, split_names
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
 from seresnet_timm.errors import RunError, UsageError, first_names, printable, refuse
-from seresnet_timm.files import acquire_lock, read_journal
+from seresnet_timm.files import acquire_lock, marker_hint, read_journal
 from seresnet_timm.images import MAX_BYTES, ImageProgress, UnreadableImage, list_folder, read_file, read_image
 
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
@@ -361,7 +361,8 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = acquire_lock(self.path.with_suffix('.lock'))
         except Timeout:
-            raise UsageError(f'{printable(self._root)} is being checked by another process.')
+            raise UsageError(f'{printable(self._root)} is being checked by another process.'
+                             f'{marker_hint(self.path.with_suffix(".lock"))}')
         except OSError as e:
             raise RunError(f'Cannot write to the cache {self.path.parent} ({e.strerror}): make it writable, or set '
                            'XDG_CACHE_HOME.')

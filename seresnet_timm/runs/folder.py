@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Union
 
 from seresnet_timm.errors import RunError, UsageError, printable, shell_line
-from seresnet_timm.files import exclusive, is_locked
+from seresnet_timm.files import exclusive, is_locked, marker_hint
 from seresnet_timm.runs.settings import RunSettings
 
 # checkpoints that a training writes
@@ -130,7 +130,7 @@ class RunFolder:
 
     def why_busy(self) -> Optional[str]:
         """A sentence if another training writes into the folder. Nothing is written."""
-        return self.busy() if is_locked(self.lock) else None
+        return f'{self.busy()}{marker_hint(self.lock)}' if is_locked(self.lock) else None
 
     def busy(self) -> str:
         return (f'Another training is writing into {self.path}: wait until it has ended, or name another folder with '

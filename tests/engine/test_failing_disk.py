@@ -1,9 +1,12 @@
 """Disks that fail, and file systems with fewer functions: real processes, whose calls fail in a preloaded library."""
 import errno
+import os
 import resource
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -64,6 +67,42 @@ def test_file_system_with_few_functions(few_digits, tmp_path, library):
     assert f'Note: the file system of {tmp_path}/run has no file locks' in result.stderr
     assert valid_record(tmp_path / 'run')['finished'] and len(summary(tmp_path / 'run')) == 1
     assert not list((tmp_path / 'run').glob('.*'))
+
+
+HOLDS = """
+import os, socket, sys, warnings
+from seresnet_timm.runs.folder import RunFolder
+
+warnings.simplefilter('error')
+folder = RunFolder(sys.argv[1])
+if sys.argv[2:]:  # another machine
+    socket.gethostname = lambda: sys.argv[2]
+    print(folder.why_busy())
+with folder.exclusive():
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_killed_where_the_kernel_has_no_locks(tmp_path, library):
+    """Another machine does not see whether the process has ended, this one does."""
+    if int(version('filelock').partition('.')[0]) < 4:
+        pytest.skip('filelock 4 writes the marker')
+
+    def hold(*machine):
+        return subprocess.run([sys.executable, '-c', HOLDS, tmp_path / 'run', *machine], capture_output=True, text=True,
+                              cwd=ROOT, env={**os.environ, **failing(library, tmp_path, {'flock': errno.ENOSYS})})
+    first = hold()
+    assert first.returncode == -9, first.stderr
+    marker = tmp_path / 'run' / '.run.lock'
+    pid = marker.read_text().split()[0]
+    other = hold('another')
+    assert other.returncode == 1
+    for text in (other.stdout, other.stderr.splitlines()[-1]):
+        assert 'Another training is writing into' in text and f'If process {pid} of ' in text
+        assert f'has ended, remove the file {marker}: ' in text
+    assert hold().returncode == -9
+    marker.unlink()
+    assert hold('another').returncode == -9
 
 
 @contextmanager
