@@ -12,8 +12,9 @@ from seresnet_timm.ascend.host_texts import HOST_PATTERNS
 
 _DRIVER = ('libascend_hal', 'libdcmi', 'libdrvdsmi', 'libdevmmap', 'libdrv', 'libdsmi')
 _CANN = ('libhccl', 'libascend', 'libacl', 'libge_', 'libgraph', 'libruntime', 'libplatform', 'libprofapi',
-         'libnnopbase', 'libopapi', 'libc_sec', 'liberror_manager', 'libmsprof', 'libmmpa', 'libregister', 'libexe_graph', 'libtsd',
-         'libunified_dlog', 'libhccp', 'libop_compile', 'liblowering', 'libhcom', 'libalog', 'libatb', 'libcann')
+         'libnnopbase', 'libopapi', 'libc_sec', 'liberror_manager', 'libmsprof', 'libmmpa', 'libregister',
+         'libexe_graph', 'libtsd', 'libunified_dlog', 'libhccp', 'libop_compile', 'liblowering', 'libhcom', 'libalog',
+         'libatb', 'libcann')
 _CUDA = ('libcu', 'libnv', 'libnccl', 'libtorch_cuda', 'libc10_cuda')
 _CANNS_OWN = ('tbe', 'te', 'te_fusion', 'impl', 'topi', 'opc_tool', 'auto_tune')
 # and modules that CANN's own Python packages need, as E8 of its guide lists them

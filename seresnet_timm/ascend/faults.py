@@ -207,8 +207,8 @@ FAULTS: Dict[str, Fault] = {
         CAUSE, "the driver's interface (DCMI, HDC) did not start",
         ('the container lacks rights, /dev/davinci_manager or /dev/hisi_hdc', 'the driver is not loaded',
          'another container holds the devices'),
-        'mount the driver, /dev/davinci_manager and /dev/hisi_hdc; use --privileged where the driver asks for it; `npu-smi info` on '
-        'the host', DMESG),
+        'mount the driver, /dev/davinci_manager and /dev/hisi_hdc; use --privileged where the driver asks for it; '
+        '`npu-smi info` on the host', DMESG),
     'device_absent': Fault(
         CAUSE, 'no such device',
         ('the device is not in this container', 'the device is not healthy', 'its number is too high'),
