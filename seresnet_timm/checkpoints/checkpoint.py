@@ -152,7 +152,8 @@ class Checkpoint:
         """Epochs that it was trained for. timm counts the last one from 0, others how many there were."""
         if isinstance(self.content.get('epochs'), int):
             return self.content['epochs']
-        return None if self.epoch is None else self.epoch + (self.content.get('version', 1) == 2)
+        version = self.content.get('version', 1)
+        return None if self.epoch is None else self.epoch + (isinstance(version, int) and version > 1)
 
     @property
     def metric(self) -> Union[int, float, None]:

@@ -4,6 +4,7 @@ from typing import Any, Dict, Iterator, List, Optional
 import torch
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
+from seresnet_timm.checkpoints.run_state import what_is_wrong
 from seresnet_timm.errors import printable
 from seresnet_timm.models.create import not_finite
 from seresnet_timm.runs.settings import num_epochs
@@ -44,6 +45,15 @@ def problems(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.
         yield f'Checkpoint {path}: its version is {printable(repr(version))}, not a number: the file is damaged.'
     if _flag(args, 'no_resume_opt'):
         return
+    wrong = describe_run_state(checkpoint)
+    if wrong is not None:
+        yield f'{wrong}: {INSTEAD}.'
+    elif checkpoint.run_state and _flag(args, 'start_epoch') is None and isinstance(version, int) and (
+            checkpoint.epochs != checkpoint.run_state['epoch']):
+        place = checkpoint.run_state['epoch']
+        yield (f'Checkpoint {path}: its entries epoch ({epoch}) and version ({content.get("version")}) do not belong '
+               f'to its run_state, which goes on with epoch {place}: another tool changed the file. Name the '
+               f'epoch to go on with, --start-epoch {place}.')
     if 'optimizer' not in content:
         lightning = ' (PyTorch Lightning calls it optimizer_states)' if 'optimizer_states' in content else ''
         yield f'Checkpoint {path} holds no optimizer state{lightning}: {INSTEAD}.'
@@ -57,6 +67,14 @@ def problems(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.
         yield from _optimizer_problems(checkpoint, groups, optimizer, args)
     if _state_not_finite(content['optimizer']):
         yield f'Checkpoint {path}: its optimizer state is not finite (NaN or infinity): {INSTEAD}.'
+
+
+def describe_run_state(checkpoint: Checkpoint) -> Optional[str]:
+    """A clause if a run cannot go on with the `run_state` of a checkpoint; files of others have none."""
+    state = checkpoint.content.get('run_state')
+    wrong = what_is_wrong(state) if state else None
+    return wrong and (f'Checkpoint {checkpoint.path}: its run_state cannot be resumed from ({printable(wrong)}), as '
+                      'the file is damaged, or another tool or version wrote it')
 
 
 def _groups(state: Any) -> Optional[List[Dict[str, Any]]]:
@@ -105,7 +123,11 @@ def notes(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.Opt
     last = num_epochs(vars(args))
     if done is None:
         yield f'{path} does not say its epoch: the run starts at epoch 0.'
-    elif done >= last:
+    elif checkpoint.epoch is not None and 'version' not in content and _flag(args, 'start_epoch') is None and (
+            not checkpoint.run_state):
+        yield (f"{path} has no version: as in old files of timm's, its epoch {checkpoint.epoch} is the one to go on "
+               f'with. If it is the last one that was trained, add --start-epoch {checkpoint.epoch + 1}.')
+    if done is not None and done >= last:
         yield f'{path}: {done} epochs are complete, of {last}: nothing is left to train. Give more --epochs.'
     if _flag(args, 'model_ema') and not checkpoint.has_ema:
         yield f'{path} holds no moving average (--model-ema): a new one starts at its weights.'

@@ -5,6 +5,7 @@ from typing import Dict, List, Optional, Tuple
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.resume import describe_run_state
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.runs.folder import RunFolder
 
@@ -30,7 +31,11 @@ def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str
     problems: List[str] = []
     for path in _candidates(folder):
         try:
-            return read_checkpoint(path), notes
+            checkpoint = read_checkpoint(path)
+            wrong = describe_run_state(checkpoint)
+            if wrong is not None:
+                raise UsageError(f'{wrong}.')
+            return checkpoint, notes
         except UsageError as e:
             problems.append(str(e))
             notes.append(f'{e} The one before it is used.')

@@ -138,10 +138,13 @@ def test_events_are_written_when_there_is_room_again(tmp_path, caplog):
 @pytest.mark.slow
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_disk_that_is_full_until_the_end(few_digits, tmp_path, library, script):
-    """Files can be made, and stay empty: also the file in which a rank leaves its error."""
+    """Files can be made, and stay empty: also the file in which a rank leaves its error.
+
+    `model_best` is the last file of a save: a save that fails in its middle removes its numbered copy, if it can.
+    """
     folder = tmp_path / 'run'
     result = run_cli(
         *train_flags(few_digits, tmp_path, '--epochs', 3, '--scripts', script, '--nproc', 2), fresh=True,
-        env=failing(library, folder, {'write': errno.ENOSPC}, since=folder / 'checkpoint-0.pth.tar'))
+        env=failing(library, folder, {'write': errno.ENOSPC}, since=folder / 'model_best.pth.tar'))
     assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
     assert 'The training has ended, but not everything was saved: Epoch 2 could not be saved' in result.stderr

@@ -1,6 +1,7 @@
 """What a run resumes or starts from: refused or told before anything is written, in a dry run too."""
 import json
 import re
+import shutil
 
 import pytest
 import timm
@@ -12,8 +13,10 @@ from training import load
 
 from seresnet_timm import cli
 from seresnet_timm.errors import UsageError
+from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.models.create import create_model
 from seresnet_timm.models.info import ModelInfo
+from seresnet_timm.runs.folder import RunFolder
 
 pytestmark = pytest.mark.preloaded
 MODEL = ['--model', 'seresnet18_ascend', '--model-kwargs', 'channels=[4,8,8,8]', 'stem_width=8']
@@ -76,6 +79,57 @@ def test_files_that_a_run_cannot_resume_from(capsys, data, run, tmp_path, change
     torch.save(change(dict(run[1])), tmp_path / 'x.pth.tar')
     text = refused(capsys, data, tmp_path, '--resume', tmp_path / 'x.pth.tar')
     assert re.search(words, text) and 'x.pth.tar' in text
+
+
+def without(state, key):
+    return {k: v for k, v in state.items() if k != key}
+
+
+RUN_STATES = {
+    'no epoch': (lambda s: without(s, 'epoch'), 'no epoch'),
+    'no world size': (lambda s: without(s, 'world_size'), 'no world_size'),
+    'no generators': (lambda s: without(s, 'rng'), 'no rng'),
+    'text': (lambda s: dict(s, epoch='1'), 'epoch is of the type str, not a whole number'),
+    'list': (lambda s: [1], 'it is of the type list, not a dictionary'),
+    'generators': (lambda s: dict(s, rng=[{}]), r'no rng\[0\].torch'),
+    'ranks': (lambda s: dict(s, world_size=2), 'rng has 1 entries for 2 processes'),
+    'loader': (lambda s: dict(s, ranks=[dict(s['ranks'][0], loader={})]), r'no ranks\[0\].loader.seeds'),
+    'within': (lambda s: dict(s, batches=1), r'ranks\[0\].losses is of the type NoneType, not a dictionary'),
+    'trained': (lambda s: dict(s, is_trained=True), 'trained is of the type NoneType, not a dictionary'),
+    'negative': (lambda s: dict(s, batches=-1), 'batches is -1'),
+}
+
+
+@pytest.mark.parametrize('change, words', RUN_STATES.values(), ids=RUN_STATES)
+def test_a_run_state_that_lacks_something(capsys, data, run, tmp_path, change, words):
+    file = tmp_path / 'x.pth.tar'
+    torch.save(dict(run[1], run_state=change(dict(run[1]['run_state']))), file)
+    text = refused(capsys, data, tmp_path, '--resume', file)
+    assert re.search(rf'x.pth.tar: its run_state cannot be resumed from \(.*({words})\)', text)
+    assert '--no-resume-opt' in text and 'the optimizer starts' in told(
+        capsys, data, tmp_path, '--resume', file, '--no-resume-opt')
+
+
+def test_resume_auto_leaves_out_a_file_whose_run_state_lacks_something(run, tmp_path):
+    folder = RunFolder(tmp_path)
+    for name in ('checkpoint-0.pth.tar', 'last.pth.tar'):
+        shutil.copy(run[0] / name, tmp_path / name)
+    torch.save(dict(run[1], run_state=without(run[1]['run_state'], 'rng')), folder.last)
+    found, notes = newest_checkpoint(folder)
+    assert found.path.endswith('checkpoint-0.pth.tar') and 'no rng' in notes[0] and len(notes) == 1
+
+
+def test_a_file_without_version(capsys, data, run, tmp_path):
+    """timm reads the epoch of such a file as the one to go on with; with `run_state` the two do not agree."""
+    file = tmp_path / 'x.pth.tar'
+    torch.save(without(run[1], 'version'), file)
+    text = refused(capsys, data, tmp_path, '--resume', file)
+    assert 'epoch (1) and version (None) do not belong to its run_state, which goes on with epoch 2' in text
+    assert ' version' not in told(capsys, data, tmp_path, '--resume', file, '--start-epoch', '2')
+    torch.save(without(without(run[1], 'version'), 'run_state'), file)
+    text = told(capsys, data, tmp_path, '--resume', file)
+    assert 'its epoch 1 is the one to go on with' in text and 'add --start-epoch 2.' in text
+    assert 'has no version' not in told(capsys, data, tmp_path, '--resume', file, '--start-epoch', '2')
 
 
 @pytest.mark.parametrize('flags, words', [
