@@ -88,6 +88,7 @@ def examine(
         *general.check_chosen_device(machine),
         *npu.check_interface(machine),
         *npu.check_ports(machine, chosen),
+        *npu.check_values(machine),
         *npu.check_environment(machine, chosen),
         *stress.check_fault_tolerance(machine),
         *general.check_decoder(machine),

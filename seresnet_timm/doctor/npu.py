@@ -4,7 +4,16 @@ import re
 import sys
 from typing import List
 
-from seresnet_timm.ascend import cann_versions, hccl, hccl_network, hccl_ports, installation, npu_users, wheels
+from seresnet_timm.ascend import (
+    cann_versions,
+    hccl,
+    hccl_network,
+    hccl_ports,
+    hccl_timeouts,
+    installation,
+    npu_users,
+    wheels,
+)
 from seresnet_timm.ascend.environment import CHECKED, DEAD, VARIABLES
 from seresnet_timm.ascend.fault import SET_ENV, SICK
 from seresnet_timm.doctor.check import Check
@@ -186,6 +195,21 @@ def check_ports(machine: Machine, device: str) -> List[Check]:
         checks.append(Check('hccl', 'reserved ports', _only_a_note_without_npu(device, 'warning'),
                             f'the kernel may give {ports} to any outgoing connection',
                             f'sudo sysctl -w net.ipv4.ip_local_reserved_ports={ports}'))
+    return checks
+
+
+def check_values(machine: Machine) -> List[Check]:
+    """Time-outs and port ranges of HCCL that a training would refuse."""
+    this = hccl.inspect(None, machine.environ, machine.root)
+    problems = hccl_timeouts.check_timeouts(machine.environ, this, {}).problems
+    parts = [problem.rstrip('.').rpartition(': ') for problem in problems]
+    checks = [Check('hccl', f'time-outs {i}', 'warning', what, remedy) for i, (what, _, remedy) in enumerate(parts, 1)]
+    for name in (hccl_ports.HOST, hccl_ports.NPU):
+        try:
+            hccl_ports.parse_range(machine.environ.get(name, 'auto'))
+        except ValueError as e:
+            checks.append(Check('hccl', name, 'warning', f'{name}={machine.environ[name]} is no list of ports: {e}',
+                                'correct it, or unset it'))
     return checks
 
 

@@ -73,11 +73,15 @@ def detect(env: Mapping[str, str]) -> Optional[Cluster]:
     has_ranks = all(env.get(v, '').isdigit() for v in RANK_VARIABLES) and 'MASTER_ADDR' in env
     if has_ranks or 'TORCHELASTIC_RUN_ID' in env:
         rank, size = env.get('RANK', '?'), env.get('WORLD_SIZE', '?')
-        return Cluster('torchrun', is_rank=True, tasks=_number(env, 'WORLD_SIZE', 1), task=_number(env, 'RANK', 0),
+        tasks, task = _number(env, 'WORLD_SIZE', 1), _number(env, 'RANK', 0)
+        if not 0 <= task < tasks:
+            raise UsageError(f'RANK={rank} and WORLD_SIZE={size} do not go together: ranks have the numbers 0 to '
+                             'WORLD_SIZE - 1; correct them, or unset them.')
+        return Cluster('torchrun', is_rank=True, tasks=tasks, task=task,
                        variables=f'RANK={rank} and WORLD_SIZE={size}')
     if 'PET_NNODES' in env and 'PET_NODE_RANK' in env:
         return _kubeflow(env)
-    if 'MA_NUM_HOSTS' in env or 'VC_WORKER_NUM' in env and 'MA_NUM_GPUS' in env:
+    if 'MA_NUM_HOSTS' in env or 'MA_NUM_GPUS' in env and ('VC_WORKER_NUM' in env or env.get('VC_WORKER_HOSTS')):
         return _modelarts(env)
     if 'VC_MASTER_NUM' in env and 'LOCAL_RANK' not in env and all(
             name in env for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR')):
@@ -104,7 +108,8 @@ def decide(job: Optional[Cluster], env: Mapping[str, str], asked: Asked) -> Tupl
     if job is None:
         left = [f'{name}={env[name]}' for name in ('RANK', 'WORLD_SIZE') if env.get(name, '').isdigit()]
         if left and _number(env, 'WORLD_SIZE', 1) > 1:
-            missing = [name for name in (*RANK_VARIABLES, 'MASTER_ADDR') if name not in env]
+            missing = [name for name in RANK_VARIABLES if not env.get(name, '').isdigit()]
+            missing += [] if 'MASTER_ADDR' in env else ['MASTER_ADDR']
             return None, f'{" and ".join(left)} do not count: {" and ".join(missing)} would have to be set too.'
         return None, None
     if job.tasks == 1:
@@ -164,11 +169,10 @@ def _number(env: Mapping[str, str], name: str, default: Optional[int] = None) ->
     value = env.get(name)
     if value is None and default is not None:
         return default
-    try:
-        return int(value or '')
-    except ValueError:
-        what = 'is missing' if value is None else f"is '{value}', which is no number"
-        raise UsageError(f'The environment variable {name} {what}: set it, or unset the variables of this job.')
+    if re.fullmatch(r'\s*-?[0-9]+\s*', value or ''):
+        return int(value)
+    what = 'is missing' if value is None else f"is '{value}', which is no number"
+    raise UsageError(f'The environment variable {name} {what}: set it, or unset the variables of this job.')
 
 
 def forget(env: MutableMapping[str, str]) -> None:
@@ -237,24 +241,27 @@ def _modelarts(env: Mapping[str, str]) -> Cluster:
 
     Its image for Ascend runs the boot file once a device, with ASCEND_DEVICE_ID; elsewhere it runs once a machine.
     """
+    hosts = [host.strip() for host in env.get('VC_WORKER_HOSTS', '').split(',') if host.strip()]
     counts = {name: _number(env, name) for name in ('MA_NUM_HOSTS', 'VC_WORKER_NUM') if name in env}
+    counts = counts or {'VC_WORKER_HOSTS': len(hosts)}
     nnodes = next(iter(counts.values()))
     if min(counts.values()) < 1 or len(set(counts.values())) > 1:
         told = ' and '.join(f'{name}={value}' for name, value in counts.items())
         raise UsageError(f'ModelArts says {told}: that is no number of machines; correct it, or unset it.')
-    hosts = [host.strip() for host in env.get('VC_WORKER_HOSTS', '').split(',') if host.strip()]
     if nnodes > 1 and hosts and len(hosts) != nnodes:
         raise UsageError(f'ModelArts says {next(iter(counts))}={nnodes}, and VC_WORKER_HOSTS={env["VC_WORKER_HOSTS"]} '
                          f'names {len(hosts)} machine(s): correct one of them.')
     node_rank = _node_number(env, 'VC_TASK_INDEX', nnodes, 'ModelArts') if nnodes > 1 else 0
-    nproc = _number(env, 'MA_NUM_GPUS', 0) or None
+    nproc = _number(env, 'MA_NUM_GPUS', 0)
+    if nproc < 0:
+        raise UsageError(f'ModelArts says MA_NUM_GPUS={nproc}, which is no number of devices: correct it, or unset it.')
     device, variables = env.get('ASCEND_DEVICE_ID'), f"ModelArts' MA_NUM_HOSTS={nnodes} and VC_TASK_INDEX={node_rank}"
     leaves = None
     if device is not None and _number(env, 'ASCEND_DEVICE_ID') != 0:
         leaves = (f'ModelArts starts this program once for each device: the one of device 0 starts all ranks of this '
                   f'machine, the one of device {device} ends here.')
     return Cluster(
-        'ModelArts', is_rank=False, nnodes=nnodes, node_rank=node_rank, nproc=nproc,
+        'ModelArts', is_rank=False, nnodes=nnodes, node_rank=node_rank, nproc=nproc or None,
         master_addr=hosts[0] if nnodes > 1 and hosts else None, master_port=_port(env) if nnodes > 1 else None,
         tasks=nnodes, task=node_rank, variables=variables, master_variable='VC_WORKER_HOSTS', why_not_needed=leaves)
 
@@ -268,8 +275,8 @@ def _node_number(env: Mapping[str, str], name: str, nnodes: int, kind: str) -> i
     return number
 
 
-def _port(env: Mapping[str, str], name: str = 'MASTER_PORT') -> int:
-    port = _number(env, name, 29500)
+def _port(env: Mapping[str, str], name: str = 'MASTER_PORT', default: int = 29500) -> int:
+    port = _number(env, name, default)
     if not 0 < port < 65536:
         raise UsageError(f'The environment variable {name} is {port}, which is no port: set it to one from 1 to '
                          '65535, the same on every node.')
@@ -284,7 +291,7 @@ def _slurm(env: Mapping[str, str]) -> Cluster:
     nodelist = env.get('SLURM_STEP_NODELIST') or env.get('SLURM_JOB_NODELIST') or env.get('SLURM_NODELIST', '')
     master_addr = env.get('MASTER_ADDR') or first_host(nodelist)
     # every node computes the same port; jobs on the same nodes differ
-    master_port = _number(env, 'MASTER_PORT', 29500 + _number(env, 'SLURM_JOB_ID', 0) % 1000)
+    master_port = _port(env, default=29500 + _number(env, 'SLURM_JOB_ID', 0) % 1000)
     rank = _number(env, 'SLURM_PROCID')
     common = dict(kind='SLURM', nnodes=nnodes, tasks=ntasks, task=rank,
                   variables=f"SLURM's SLURM_STEP_NUM_TASKS={ntasks} and SLURM_PROCID={rank}")
@@ -298,8 +305,9 @@ def _slurm(env: Mapping[str, str]) -> Cluster:
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a SLURM node list, e.g. `node[03-05,9],gpu1` -> `node03`."""
-    match = re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist)
-    if match is None:
+    """First host of a SLURM node list, e.g. `node[03-05,9],gpu1` -> `node03`, `r[1-2]n[3-4]` -> `r1n3`."""
+    match = re.match(r'(?:[^,\[\]]|\[[^\[\]]+\])+', nodelist)
+    host = re.sub(r'\[([^,-]+)[^\]]*\]', r'\1', match[0]) if match else ''
+    if not host or not re.match('(,|$)', nodelist[match.end():]):
         raise UsageError(f"SLURM's node list '{nodelist}' names no host: set MASTER_ADDR.")
-    return match[1] + (match[2] or '') + (match[3] or '')
+    return host

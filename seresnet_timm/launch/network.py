@@ -1,5 +1,6 @@
 """Addresses and ports of this machine."""
 import ipaddress
+import re
 import socket
 import time
 from typing import Optional
@@ -40,6 +41,24 @@ def check_port(port: int) -> None:
     except OSError as e:
         raise UsageError(f'Port {port} cannot be used ({e.strerror}), it is in use or reserved: name a free one with '
                          '--master-port, the same on every node.')
+
+
+def check_host(address: str, told: str) -> None:
+    """Check that an address may be that of a machine: a name or an IP address, without a scheme or a port.
+
+    Args:
+        address: The address.
+        told: The flag or variable that names it.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    try:
+        ipaddress.ip_address(address.partition('%')[0])  # fe80::1%eth0
+    except ValueError:
+        if not re.fullmatch(r'\w[\w.-]*', address) or re.fullmatch(r'[\d.]+', address):
+            raise UsageError(f"{told} is '{address}', which is no name or address of a machine: give it without "
+                             'http://, brackets and port, such as 10.0.0.1 or node1.')
 
 
 def answers(address: str, port: int, seconds: float) -> bool:

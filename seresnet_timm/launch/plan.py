@@ -20,6 +20,7 @@ from seresnet_timm.launch.combinations import find_contradictions, find_without_
 from seresnet_timm.launch.dataset import DataFacts, examine, fit_batch
 from seresnet_timm.launch.devices import set_visible
 from seresnet_timm.launch.first_look import refuse_wrong_values
+from seresnet_timm.launch.network import check_host
 from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.sources import Sources, collect, merge, plain
@@ -226,6 +227,8 @@ def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tu
     if nnodes > 1 and not node.master_addr and not node.is_rank:
         unset = f' ({job.kind} does not say it: {job.master_variable} is not set)' if job else ''
         raise UsageError(f'{nnodes} nodes need --master-addr: the address of node 0, the same on every node{unset}.')
+    if node.master_addr and not node.is_rank:
+        check_host(node.master_addr, '--master-addr' if options.get('master_addr') else job.master_variable)
     return node, nnodes
 
 

@@ -16,7 +16,7 @@ from seresnet_timm.ascend import hccl_network, installation, npu_users
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.ascend.wheels import Pair
 from seresnet_timm.doctor.machine import Machine
-from seresnet_timm.doctor.npu import check_interface, check_npu_smi, check_ports
+from seresnet_timm.doctor.npu import check_interface, check_npu_smi, check_ports, check_values
 from seresnet_timm.doctor.probe_processes import Probe, error_summary, run_smoke_test
 from seresnet_timm.doctor.system import System, check_system, this_system
 
@@ -365,6 +365,20 @@ def test_base_port_is_judged_as_by_a_training(base, is_port):
     machine = Machine('npu', Path('/nonexistent'), {'HCCL_IF_BASE_PORT': base}, Pair(None, None, None, None))
     check = check_ports(machine, 'npu')[0]
     assert ('is no port' not in check.value) == is_port
+
+
+@pytest.mark.parametrize('name, value, words', (
+    ('HCCL_CONNECT_TIMEOUT', 'x', 'is not a number of seconds from 120 to 7200'),
+    ('HCCL_CONNECT_TIMEOUT', '', 'is not a number of seconds'), ('HCCL_EXEC_TIMEOUT', '-1', 'is not a number'),
+    ('HCCL_EVENT_TIMEOUT', '1000', 'has to be above HCCL_EXEC_TIMEOUT'),
+    ('HCCL_HOST_SOCKET_PORT_RANGE', '60050-60000', 'ends before it begins'),
+    ('HCCL_NPU_SOCKET_PORT_RANGE', '', 'no list of ports'),
+    ('HCCL_HOST_SOCKET_PORT_RANGE', 'auto', None), ('HCCL_CONNECT_TIMEOUT', '1800', None)))
+def test_values_of_hccl_are_judged_as_by_a_training(name, value, words):
+    checks = check_values(Machine('npu', Path('/nonexistent'), {name: value}, Pair(None, None, None, None)))
+    assert [c.status for c in checks] == ['warning'] * bool(words)
+    assert words is None or words in checks[0].value and name in checks[0].value and 'unset it' in checks[0].remedy or (
+        'lower' in checks[0].remedy)
 
 
 def test_hccl_address_with_the_name_of_its_interface():

@@ -1,5 +1,6 @@
 """Who started this process: torchrun, SLURM, MindCluster or nobody."""
 import os
+import re
 import socket
 
 import pytest
@@ -42,6 +43,7 @@ def test_mindcluster():
 
 SLURM = {'SLURM_JOB_ID': '123456', 'SLURM_NNODES': '2', 'SLURM_NODEID': '1', 'SLURM_PROCID': '1', 'SLURM_LOCALID': '0',
          'SLURM_JOB_NODELIST': 'npu[03-04]'}
+STEP = {**SLURM, 'SLURM_STEP_NUM_TASKS': '2'}
 
 
 def test_slurm_one_task_a_node():
@@ -57,9 +59,27 @@ def test_slurm_one_task_a_rank():
 
 
 @pytest.mark.parametrize('nodelist, first', (
-    ('node1', 'node1'), ('a,b', 'a'), ('node[03-05,9],gpu1', 'node03'), ('n[7]', 'n7'), ('n[1-2]-ib,x', 'n1-ib')))
+    ('node1', 'node1'), ('a,b', 'a'), ('node[03-05,9],gpu1', 'node03'), ('n[7]', 'n7'), ('n[1-2]-ib,x', 'n1-ib'),
+    ('r[1-2]n[3-4],a', 'r1n3'), ('n[01-03,7],m1', 'n01')))
 def test_slurm_node_list(nodelist, first):
     assert cluster.first_host(nodelist) == first
+
+
+@pytest.mark.parametrize('env, words', (
+    ({**STEP, 'MASTER_PORT': '99999'}, 'MASTER_PORT is 99999'),
+    ({**STEP, 'SLURM_PROCID': '1_0'}, "SLURM_PROCID is '1_0'"),
+    ({**STEP, 'SLURM_STEP_NODELIST': 'n['}, "node list 'n[' names no host"),
+    ({**STEP, 'SLURM_STEP_NODELIST': 'n]'}, "node list 'n]' names no host"),
+    (dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='0', MASTER_ADDR='a'), 'WORLD_SIZE=0 do not go together'),
+    (dict(RANK='9', LOCAL_RANK='0', WORLD_SIZE='2', MASTER_ADDR='a'), 'RANK=9 and WORLD_SIZE=2 do not go')))
+def test_values_that_cannot_be(env, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        cluster.detect(env)
+
+
+def test_an_empty_variable_of_ranks_is_named():
+    env = dict(RANK='0', LOCAL_RANK='', WORLD_SIZE='2', MASTER_ADDR='a')
+    assert 'LOCAL_RANK would have to be set' in cluster.decide(cluster.detect(env), env, cluster.Asked())[1]
 
 
 # --- what was typed, and the environment ------------------------------------------------------------------------------

@@ -27,6 +27,17 @@ def test_addresses_are_the_kernels():
     assert all(network.interface_of(address) == name for name, address in found.items())
 
 
+@pytest.mark.parametrize('address', ('10.0.0.1', 'node-1', 'a.b.svc', 'job_0', '::1', 'fe80::1%eth0'))
+def test_addresses_of_machines(address):
+    network.check_host(address, '--master-addr')
+
+
+@pytest.mark.parametrize('address', ('http://10.0.0.1', '10.0.0.1:29500', '[::1]', '10.0.0.300', 'a b', '-x', 'a/b'))
+def test_addresses_that_are_none(address):
+    with pytest.raises(UsageError, match='--master-addr is .*no name or address'):
+        network.check_host(address, '--master-addr')
+
+
 def test_interface_of_a_network():
     """An address that the loopback interface has not, in its network; none for others, nor for a name."""
     assert network.interface_of('127.0.0.2') == 'lo'
