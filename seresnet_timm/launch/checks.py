@@ -279,6 +279,11 @@ def check_output(run: Checked) -> Iterator[str]:
     elif resume and folder.owns(resume):
         if folder.record.exists():
             read_record(folder.path)  # refuses a damaged one, which the run continues
+        theirs = next((p for p in folder.written_in_place if p.exists() and not os.access(p, os.W_OK)), None)
+        if theirs is not None:
+            yield (f'{printable(theirs)} may not be written by this user, and the run would go on in it: have its '
+                   'rights changed (chmod), or name a folder of your own with --output or --experiment, which can also '
+                   f'resume from {printable(resume)}.')
     elif folder.holds_a_run() and not _starts_anew(run, folder):
         start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
         yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '

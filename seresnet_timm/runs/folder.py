@@ -101,6 +101,11 @@ class RunFolder:
         """Picture of several runs, in the folder of the first."""
         return self.path / 'comparison.png'
 
+    @property
+    def written_in_place(self) -> List[Path]:
+        """Files and folders that a run which goes on does not replace, but writes into."""
+        return [self.summary, self.logs, self.tensorboard, self.lock]
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep other trainings out of the folder while the block runs.

@@ -65,6 +65,7 @@ class RunRecord:
             'resumes': [],
         }
         self.error: Optional[str] = None  # of the last write; None if it succeeded
+        self._has_begun = False
 
     def continue_from(self, start_epoch: int, is_same_run: bool = False) -> None:
         """Begin at an epoch; what is known of those before it is that of the folder's record.
@@ -157,8 +158,10 @@ class RunRecord:
     def _write(self) -> None:
         """Write the file; if that fails, for example because the disk is full, the next call writes all of it."""
         try:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            if not self._has_begun:  # later: its file system may be unmounted, and the disk below is not meant
+                self.folder.path.mkdir(parents=True, exist_ok=True)
             write_json(self.folder.record, self.content)
+            self._has_begun = True
         except OSError as e:
             self.error = f'{self.folder.record} could not be written ({e.strerror}).'
             _logger.error(f'NOT SAVED: {self.error} It is tried again after the next epoch.')

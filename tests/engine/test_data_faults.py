@@ -264,7 +264,8 @@ def test_both_in_one_run_of_the_command_line(digits, tmp_path, scripts, fast_jpe
         assert done.returncode == 0, done.stderr
         weights[bool(moved)] = load(output / 'run' / 'last.pth.tar')['state_dict']
     assert_equal(weights[False], weights[True])
-    assert [f['kind'] for f in valid_record(output / 'run')['faults']] == ['worker', 'data_wait'], done.stderr
+    # the end of a worker is found when its batch is waited for, which may be after another one misses the folder
+    assert sorted(f['kind'] for f in valid_record(output / 'run')['faults']) == ['data_wait', 'worker'], done.stderr
     assert done.stderr.count('The data folder is back') == done.stderr.count('was ended by SIGKILL') == 1
 
 

@@ -169,3 +169,16 @@ def test_a_folder_of_runs_is_not_a_run(tmp_path):
     (tmp_path / 'a' / 'run.json').touch()
     with pytest.raises(UsageError, match=f'name the folder of a run, such as {tmp_path}/a[.]'):
         read_record(tmp_path)
+
+
+def test_folder_that_is_gone_is_not_made_anew(tmp_path, caplog):
+    """Removed, or on a drive that is no longer mounted: nobody would look for the record on the disk below."""
+    record = RunRecord(SETTINGS, tmp_path / 'drive' / 'run')
+    record.continue_from(0)
+    (tmp_path / 'drive').rename(tmp_path / 'away')
+    record.add_fault('worker', 0, 'A worker ended.')
+    assert not (tmp_path / 'drive').exists() and 'run.json could not be written (No such file' in record.error
+    assert 'NOT SAVED' in caplog.text
+    (tmp_path / 'away').rename(tmp_path / 'drive')
+    record.finish()
+    assert record.error is None and len(read_record(tmp_path / 'drive' / 'run')['faults']) == 1

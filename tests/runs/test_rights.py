@@ -17,11 +17,12 @@ def others(digits_run, tmp_path_factory):
     if AS_USER and subprocess.run([*AS_USER, 'true'], capture_output=True).returncode:
         pytest.skip('needs user namespaces')
     base = tmp_path_factory.mktemp('others')
-    for name in ('folder', 'files', 'open'):
+    for name in ('folder', 'files', 'open', 'table'):
         shutil.copytree(digits_run, base / name)
     (base / 'folder').chmod(0)
     for path in (base / 'files').iterdir():
         path.chmod(0)
+    (base / 'table' / 'summary.csv').chmod(0o444)
     base.chmod(0o500)
     yield base
     base.chmod(0o700)
@@ -54,3 +55,10 @@ def test_run_goes_on_though_the_folder_above_it_is_read_only(others, few_digits)
     """As where the folder of the run alone is mounted writable."""
     result = run(*train_flags(few_digits, others, '--epochs', 3, '--resume', 'auto'), '--experiment', 'open')
     assert result.returncode == 0 and '3 of 3 epochs done' in result.stderr, result.stderr
+
+
+def test_run_that_goes_on_among_the_files_of_another_user(others, few_digits):
+    """The folder may be written, a file that the run would append to may not: said before anything is trained."""
+    result = run(*train_flags(few_digits, others, '--epochs', 3, '--resume', 'auto'), '--experiment', 'table')
+    assert result.returncode == 2 and 'Epoch' not in result.stderr, result.stderr
+    assert f'{others}/table/summary.csv may not be written by this user' in result.stderr
