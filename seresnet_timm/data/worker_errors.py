@@ -155,6 +155,15 @@ def explain(error: BaseException, workers: Optional[int] = None) -> Optional[str
     return f'{who} {how}, most likely because memory ran out (`dmesg` tells): {fewer}, or a smaller batch (-b).'
 
 
+def explain_shared_memory(error: BaseException) -> Optional[str]:
+    """What to do where torch can make no file in shared memory; None if the error has another cause."""
+    match = re.search(r'unable to (?:open|allocate) shared memory.*: (?P<reason>[^:(]+) \(\d+\)', str(error))
+    if match is None:
+        return None
+    return (f'torch cannot use shared memory ({SHM}: {match["reason"]}): mount it writable '
+            f'(`mount -o remount,rw,size=8g {SHM}`), or start the container with --shm-size 8g.')
+
+
 def _texts(error: Optional[BaseException]) -> Iterator[str]:
     """Texts of an error and of those that it came from: torch tells the exit code of a worker in one of them."""
     while error is not None:

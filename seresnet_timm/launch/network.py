@@ -61,6 +61,14 @@ def check_host(address: str, told: str) -> None:
                              'http://, brackets and port, such as 10.0.0.1 or node1.')
 
 
+def is_known(address: str) -> bool:
+    """Whether this machine knows an address of a machine's name."""
+    try:
+        return bool(socket.getaddrinfo(address, None))
+    except (OSError, UnicodeError):
+        return False
+
+
 def answers(address: str, port: int, seconds: float) -> bool:
     """Whether somebody listens at an address; asked again and again for some seconds."""
     end = time.monotonic() + seconds

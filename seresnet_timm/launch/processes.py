@@ -20,7 +20,7 @@ from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
 from seresnet_timm.launch import cluster, limits
-from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of
+from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of, is_known
 from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.launch.waiting import printed
@@ -409,6 +409,9 @@ def _rendezvous_failure(settings: RunSettings, node: Node, error: RuntimeError) 
         return (f'Not all of the {settings.nnodes} nodes came to {address} within {node.rdzv_timeout} s: start the '
                 'others with the same --nnodes, --master-addr and --master-port, or wait longer with --rdzv-timeout '
                 'SECONDS.')
+    if node.master_addr and not is_known(node.master_addr):
+        return (f'The name {node.master_addr} of node 0 is not known here: give an IP address with --master-addr, or '
+                'add the name to /etc/hosts.')
     return (f'Node 0 cannot be reached at {address} within {node.rdzv_timeout} s: start it, check --master-addr, '
             '--master-port and the firewall, or wait longer with --rdzv-timeout SECONDS.')
 

@@ -14,7 +14,7 @@ from seresnet_timm.data import fast_jpeg, jpeg, loading
 from seresnet_timm.data.image_files import count_unreadable
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.seeding import SampleSeeds
-from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, as_torch_tells, explain
+from seresnet_timm.data.worker_errors import NO_FILES, NO_SHM, as_torch_tells, explain, explain_shared_memory
 
 pytestmark = pytest.mark.usefixtures('dead_workers_are_told')
 
@@ -123,3 +123,16 @@ def test_of_several_ends_the_one_for_want_of_something_is_told(code, words):
     error = RuntimeError(as_torch_tells(ends))
     error.__cause__ = RuntimeError('DataLoader worker (pid(s) 71, 72) exited unexpectedly')
     assert words in explain(error, 2) and '(process 72)' in explain(error, 2)
+
+
+@pytest.mark.parametrize('text, words', (
+    ('unable to open shared memory object </torch_29328_1> in read-write mode: Read-only file system (30)',
+     '(/dev/shm: Read-only file system)'),
+    ('unable to open shared memory object </torch_2_1_0> in read-write mode: No such file or directory (2)',
+     '(/dev/shm: No such file or directory)'),
+    ('unable to allocate shared memory(shm) for file </torch_7_1>: Resource temporarily unavailable (11)',
+     'Resource temporarily unavailable')))
+def test_shared_memory_that_cannot_be_used(text, words):
+    sentence = explain_shared_memory(RuntimeError(text))
+    assert words in sentence and '--shm-size' in sentence
+    assert explain_shared_memory(RuntimeError('The size of tensor a (3) must match')) is None

@@ -38,6 +38,11 @@ def test_addresses_that_are_none(address):
         network.check_host(address, '--master-addr')
 
 
+def test_names_that_are_known():
+    assert network.is_known('127.0.0.1') and network.is_known('::1') and network.is_known('localhost')
+    assert not network.is_known('no-such-host.invalid') and not network.is_known('a' * 70 + '.invalid')
+
+
 def test_interface_of_a_network():
     """An address that the loopback interface has not, in its network; none for others, nor for a name."""
     assert network.interface_of('127.0.0.2') == 'lo'
