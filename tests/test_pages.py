@@ -32,7 +32,7 @@ def check_package(words: list) -> None:
     elif verb == 'recipe':
         check_recipe(argv[0], argv[1:])
     elif verb == 'tune':
-        parse('train', module_of(verb).help_parser().parse_known_args(argv)[1])
+        assert not parse('train', module_of(verb).help_parser().parse_known_args(argv)[1]).problems
     elif verb == 'bench':
         check_script([f'benchmarks/{argv[0]}.py', *argv[1:]])
     elif verb == 'help':
@@ -44,6 +44,7 @@ def check_package(words: list) -> None:
 def check_recipe(name: str, argv: list) -> None:
     assert (ROOT / 'recipes' / f'{name}.yaml').is_file(), name
     parsed = parse('validate' if name.startswith('eval') else 'train', argv)
+    assert not parsed.problems
     assert not parsed.problems, parsed.problems
 
 

@@ -44,7 +44,10 @@ def _others(line: CommandLine, sources: Any, args: Dict[str, Any]) -> Iterator[s
 
 
 def _is_model(name: str) -> bool:
-    """True if the text of timm or of this package defines a model of that name, without a tag."""
+    """True if the text of timm or of this package defines a model of that name, and its tag."""
+    name, dot, tag = name.partition('.')
+    if dot and not _is_in(fr"['\"]{re.escape(name + dot + tag)}['\"]", 'models/*.py'):
+        return False
     return name.isidentifier() and _is_in(fr'^def {name}\(', 'models/*.py')
 
 

@@ -6,8 +6,9 @@ what could mean several flags.
 """
 import argparse
 import os
+import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from seresnet_timm.argument_parser import (
     WRONG,
@@ -38,7 +39,7 @@ class CommandLine:
         flags: The script's flags that were typed, by timm's names.
         options: The launcher's options that were typed.
         modelzoo: What was typed under the ModelZoo's names, without the prefix of their `dest`.
-        problems: Sentences on wrong values, which are not in the dictionaries.
+        problems: Sentences on wrong values and on unknown and ambiguous flags, which are not in the dictionaries.
     """
     verb: str
     script: Script
@@ -58,7 +59,7 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
         argv: Command line after the verb.
 
     Raises:
-        UsageError: A flag is unknown or ambiguous, or there is no such script.
+        UsageError: The command line cannot be read, or there is no such script.
     """
     choice, evaluate, dry_run = _look_ahead(argv)
     if evaluate:
@@ -82,14 +83,10 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
 def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> Tuple[Dict[str, Any], List[str]]:
     """What was typed, by `dest`, without wrong values; and the sentences on these."""
     rules = rules_of(verb)
-    with collected_problems(parser._actions, rules) as problems:
-        try:
-            argv = with_known_spelling(argv, parser._option_string_actions)
-            if isinstance(parser._option_string_actions['--img-size'], OneOrMore):
-                argv = with_data_first(argv)
-            found, unknown = parser.parse_known_args(argv)
-        except UsageError as e:  # argparse cannot go on
-            refuse([*problems, str(e)])
+    argv = with_known_spelling(argv, parser._option_string_actions)
+    if isinstance(parser._option_string_actions['--img-size'], OneOrMore):
+        argv = with_data_first(argv)
+    found, unknown, problems = _parse_on(parser, argv, rules)
     flags = list(parser._option_string_actions)
     unknown += unknown_flags_with_spaces(argv, flags)
     numbers = [u for u in unknown if u.isdigit()]
@@ -98,11 +95,53 @@ def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> T
         if sizes:
             refuse([*problems, *sizes])
     if unknown:  # and what follows it may have been taken for another argument
-        refuse(problems + _of_the_bundled_script(verb, flags, unknown) + unknown_flag_messages(flags, unknown))
+        names = {u.split('=')[0] for u in unknown if u.startswith('-')}
+        argv = without_flags(argv, names, parser._option_string_actions)
+        said = _of_the_bundled_script(verb, flags, unknown) + unknown_flag_messages(flags, unknown)
+        found, _, problems = _parse_on(parser, argv, rules)
+        problems += said
     problems += wrong_lists(parser._actions, rules, vars(found))
     typed = {k: v for k, v in vars(found).items()
              if v is not WRONG and not (isinstance(v, list) and WRONG in v)}
     return typed, problems + _several_sizes(verb, typed, argv)
+
+
+def _parse_on(
+        parser: argparse.ArgumentParser, argv: Sequence[str],
+        rules: Mapping[str, Any]) -> Tuple[argparse.Namespace, List[str], List[str]]:
+    """What argparse finds, what it does not know, and the sentences on all mistakes.
+
+    Where argparse ends at a mistake, it reads the command line again without that flag.
+    """
+    said: List[str] = []
+    while True:
+        with collected_problems(parser._actions, rules) as problems:
+            try:
+                found, unknown = parser.parse_known_args(argv)
+                return found, unknown, problems + said
+            except UsageError as e:
+                said.append(str(e))
+        named = re.match(r'(?:Ambiguous option: |Argument )(-[^\s:=]*)', said[-1])
+        names = set(named[1].split('/')) if named else set()
+        rest = without_flags(argv, names, parser._option_string_actions)
+        if len(rest) == len(argv):
+            refuse([*problems, *said])
+        argv = rest
+
+
+def without_flags(argv: Sequence[str], names: Collection[str], known: Mapping[str, argparse.Action]) -> List[str]:
+    """Arguments without some flags and their values; a folder that exists is taken for timm's positional DIR."""
+    result, takes_values = [], False
+    for i, arg in enumerate(argv):
+        if arg == '--':
+            return result + list(argv[i:])
+        name, equals, _ = arg.partition('=')
+        if name in names:
+            takes_values = not equals and getattr(known.get(name), 'nargs', None) != 0
+        elif arg.startswith('-') or not takes_values or os.path.isdir(arg):
+            takes_values = False
+            result.append(arg)
+    return result
 
 
 def _behind_size(argv: Sequence[str], number: str) -> bool:

@@ -79,9 +79,9 @@ def check_commands(found: list) -> None:
         if verb in ('train', 'validate'):
             parse(verb, argv)
         elif verb == 'recipe':
-            parse('train', argv[1:])
+            assert not parse('train', argv[1:]).problems
         elif verb == 'tune':
-            parse('train', module_of(verb).help_parser().parse_known_args(argv)[1])
+            assert not parse('train', module_of(verb).help_parser().parse_known_args(argv)[1]).problems
         elif not HELP_FLAGS.intersection(argv):
             make_parser(verb, module_of(verb)).parse_args([verb, *argv])
         if verb == 'help':

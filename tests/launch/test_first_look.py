@@ -37,6 +37,18 @@ def test_all_mistakes_of_a_command_line_at_once(few_digits, tmp_path, monkeypatc
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize('verb', ('train', 'validate'))
+def test_unknown_and_ambiguous_flags_are_told_with_the_other_mistakes(few_digits, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    found = problems('--nosuchflag', 'x', '--mod', 'y', '-b', '0', '--data-dir', 'nowhere', '--workers', verb=verb)
+    expected = ("Unknown flag '--nosuchflag'", 'Ambiguous option: --mod could match', '--batch-size 0',
+                'Dataset nowhere does not exist', 'Argument -j/--workers: expected one argument')
+    assert len(found) == len(expected) and all(any(p.startswith(e) for p in found) for e in expected), found
+    found = problems('--nosuchflag', few_digits, '-b', '0', verb=verb)  # a folder that exists is timm's DIR
+    assert len(found) == 2 and not any('Dataset' in p for p in found), found
+    assert os.listdir() == []
+
+
 def test_names_that_only_timm_knows_are_judged_by_it_in_the_same_message(few_digits, capsys, tmp_path):
     for more, message in ((('--model', 'resnet19'), "Unknown model 'resnet19'"),
                           (('--opt', 'adamww'), "Unknown optimizer --opt 'adamww'")):
@@ -49,7 +61,7 @@ def test_names_that_only_timm_knows_are_judged_by_it_in_the_same_message(few_dig
 
 @pytest.mark.parametrize('name, known', (
     ('seresnet18_ascend', True), ('resnet50', True), ('vit_tiny_patch16_224', True), ('resnet51', False),
-    ('hf-hub:a/b', False), ('resnet50.a1_in1k', False)))
+    ('hf-hub:a/b', False), ('resnet50.a1_in1k', True), ('resnet50.nosuchtag', False)))
 def test_models_in_the_text_of_timm(name, known):
     assert first_look._is_model(name) is known
 
