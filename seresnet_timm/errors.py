@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import unicodedata
-from typing import Iterable, List, Optional, Sequence, TextIO, Union
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, TextIO, Union
 
 
 class UsageError(Exception):
@@ -49,6 +49,15 @@ def refuse(problems: Iterable[Union[str, UsageError]]) -> None:
         error = UsageError(f'{len(found)} problems:\n' + '\n'.join(f'  - {p}' for p in found))
         error.problems = tuple(found)
         raise error
+
+
+@contextlib.contextmanager
+def reworded(change: Callable[[str], str]) -> Iterator[None]:
+    """Raise a UsageError of the block with each of its sentences changed."""
+    try:
+        yield
+    except UsageError as e:
+        refuse([change(problem) for problem in e.problems or [str(e)]])
 
 
 def did_you_mean(name: str, known: Iterable[str], fallback: Optional[str] = None) -> str:

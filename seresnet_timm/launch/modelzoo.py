@@ -3,7 +3,7 @@
 `--batch_size` counts the images of all devices, `--train_epochs` all epochs, warm-up included, and the learning rate
 rises to `--learning-rate` in equal steps.
 """
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Iterable, Mapping
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch import devices as devices_flag
@@ -21,6 +21,18 @@ TIMMS_SCHEDULE = ('epochs', 'lr', 'warmup_epochs', 'warmup_prefix', 'warmup_lr')
 def option(name: str) -> str:
     """A ModelZoo name as it is typed."""
     return '--' + (name.replace('_', '-') if name in ('learning_rate', 'world_size', 'print_freq') else name)
+
+
+def typed_names(modelzoo: Iterable[str], verb: str) -> Dict[str, str]:
+    """For each flag of timm or of the launcher, the ModelZoo's name under which its value was typed, as it is typed.
+
+    Not for `--batch_size` and `--train_epochs`, whose numbers are others than those of timm's flags.
+    """
+    same = {**{old: flag for old, _, flag in SAME_FLAG},
+            **{old: '--' + new.replace('_', '-') for old, new in SAME_OPTION},
+            'warm_up_epochs': '--warmup-epochs',
+            'print_freq': '--log-interval' if verb == 'train' else '--log-freq'}
+    return {same[name]: option(name) for name in modelzoo if name in same}
 
 
 def launcher_options(modelzoo: Mapping[str, Any], options: Mapping[str, Any], flags: Mapping[str, Any]) -> Dict:

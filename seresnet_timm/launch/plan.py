@@ -12,9 +12,9 @@ import sys
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError, refuse
+from seresnet_timm.errors import UsageError, refuse, reworded
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions, find_without_effect
 from seresnet_timm.launch.dataset import DataFacts, examine, fit_batch
@@ -80,12 +80,14 @@ class Plan:
         dry_run: Check and print everything, start nothing.
         problems: Faults of the data, each a sentence.
         checkpoints: Checkpoints that were read, by their path.
+        as_typed: Gives a sentence the flags' names as they were typed.
     """
     settings: RunSettings
     node: Node
     dry_run: bool
     problems: List[str]
     checkpoints: Dict[str, Any]
+    as_typed: Callable[[str], str] = str
 
 
 def make_plan(
@@ -103,15 +105,16 @@ def make_plan(
     """
     line = parse(verb, argv)
     try:
-        return _make_plan(line, verb, argv, recipe_name, has_data)
+        sources = collect(line, recipe_name)
+        with reworded(sources.as_typed):
+            return _make_plan(line, sources, verb, argv, recipe_name, has_data)
     except UsageError as e:
         refuse([*line.problems, e])
 
 
 def _make_plan(
-        line: CommandLine, verb: str, argv: Sequence[str], recipe_name: Optional[str],
+        line: CommandLine, sources: Sources, verb: str, argv: Sequence[str], recipe_name: Optional[str],
         has_data: Optional[bool]) -> Plan:
-    sources = collect(line, recipe_name)
     job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
     sources.notes += [note] if note else []
     node, nnodes = resolve_nodes(sources.options, job)
@@ -159,7 +162,7 @@ def _make_plan(
     settings = RunSettings(**{**of_settings(options), **decided})
     settings = decide_for_network(settings, node, open_for_network(settings, sources))
     node = replace(node, knows_output=is_named or node.rank == 0)
-    return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
+    return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints, sources.as_typed)
 
 
 def names_data(args: Dict[str, Any]) -> bool:

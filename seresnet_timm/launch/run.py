@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
+from seresnet_timm.errors import reworded
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.outputs import name_outputs_of_hub
 from seresnet_timm.launch.parse import typed_rdzv_timeout
@@ -101,7 +102,8 @@ def prepare(
             problems += filter(None, [RunFolder(settings.output).why_busy()])
         if plan.node.is_first:
             problems += trackers.check_trackers(settings)
-        notes = checks.check(settings, plan.dry_run, problems, plan.checkpoints)
+        with reworded(plan.as_typed):
+            notes = checks.check(settings, plan.dry_run, problems, plan.checkpoints)
         settings = replace(settings, notes=settings.notes + notes)
     settings = replace(settings, reasons={**settings.reasons, **describe.choices(settings)})
     if plan.node.is_first or plan.dry_run and plan.node.is_first_of_node:

@@ -3,6 +3,7 @@
 Script's defaults < recipe or preset < the checkpoint that is evaluated < config file < command line.
 """
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -20,6 +21,8 @@ SHARED_WITH_VALIDATION = (
     'data_dir', 'dataset', 'class_map', 'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'crop_pct',
     'mean', 'std', 'interpolation', 'batch_size', 'workers', 'pin_mem', 'channels_last', 'amp', 'amp_dtype',
     'model_kwargs', 'gp', 'log_freq', 'device_modules', 'device')
+
+_FLAG = r'(?<![\w/.-])--[a-z][\w-]*(?![\w/.-]*/)'  # a whole word, not a part of a path
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Sources:
         notes: Sentences for the plan.
         checkpoints: Checkpoints that were read, by their path.
         lr_of_recipe: The learning rate is the recipe's, for its batch.
+        config_path: The file of `--config`.
+        verb: 'train' or 'validate'.
         tuned: What `seresnet-timm tune` wrote into the config file, beside settings of the script.
     """
     recipe: Optional[Recipe]
@@ -54,6 +59,20 @@ class Sources:
     lr_of_recipe: bool = False
     tuned: Optional[Dict[str, Any]] = None
     preset_recipe: Optional[Recipe] = None
+    config_path: str = ''
+    verb: str = 'train'
+
+    def as_typed(self, text: str) -> str:
+        """A sentence with the ModelZoo's names that were typed, and with the keys that the config file sets."""
+        names = modelzoo.typed_names(self.typed_modelzoo, self.verb)
+        said = re.findall(_FLAG, text)
+        text = re.sub(_FLAG, lambda m: names.get(m[0], m[0]), text)
+        keys = [flag[2:].replace('-', '_') for flag in dict.fromkeys(said) if flag not in names]
+        keys = [key for key in keys if key in self.config and key not in self.flags]
+        if keys and printable(self.config_path) not in text:
+            verb = 'is' if len(keys) == 1 else 'are'
+            text += f' ({", ".join(keys)} {verb} set in {printable(self.config_path)}.)'
+        return text
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
@@ -98,7 +117,7 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     if tuned:
         options = {**options_of(tuned, line.verb), **options}
     return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned,
-                   preset_recipe=preset)
+                   preset_recipe=preset, config_path=str(config_path or ''), verb=line.verb)
 
 
 def refuse_missing_flags(settings: Dict[str, Any], defaults: Dict[str, Any], preset: str) -> None:

@@ -115,7 +115,7 @@ def settings_to_measure(verb: str, argv: Sequence[str], has_data: Optional[bool]
     from seresnet_timm.launch.plan import make_plan
     set_environment(os.environ)
     plan = make_plan(verb, argv, has_data=has_data)
-    refuse(plan.problems)
+    refuse(map(plan.as_typed, plan.problems))
     if verb == 'train':
         run = checks.Checked(plan.settings, {})
         refuse([*checks.check_model(run), *checks.check_precision(run)] or list(sample.check_sample(run)))

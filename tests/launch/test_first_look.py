@@ -14,6 +14,7 @@ from seresnet_timm.launch.config_file import load_config
 from seresnet_timm.launch.parse import parse
 from seresnet_timm.launch.plan import make_plan
 from seresnet_timm.launch.recipes import load_recipe
+from seresnet_timm.launch.sources import Sources
 
 pytestmark = pytest.mark.preloaded
 
@@ -47,6 +48,29 @@ def test_unknown_and_ambiguous_flags_are_told_with_the_other_mistakes(few_digits
     found = problems('--nosuchflag', few_digits, '-b', '0', verb=verb)  # a folder that exists is timm's DIR
     assert len(found) == 2 and not any('Dataset' in p for p in found), found
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize('typed, said', (
+    (('--data_path', 'nowhere'), 'check --data_path.'), (('--data-dir', 'nowhere'), 'check --data-dir.'),
+    (('-c', 'c.yaml'), 'check --data-dir. (data_dir is set in c.yaml.)'),
+    (('-c', 'c.yaml', '--data-dir', 'nowhere'), 'check --data-dir.'),
+))
+@pytest.mark.parametrize('verb', ('train', 'validate'))
+def test_a_problem_names_the_flag_as_it_was_typed(tmp_path, monkeypatch, capsys, verb, typed, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'c.yaml').write_text('data_dir: nowhere\n')
+    sentence = f'Dataset nowhere does not exist: {said}'
+    assert problems(*typed, '--model', 'resnet18', '-b', '0', verb=verb)[-1] == sentence
+    with pytest.raises(SystemExit):  # found by the checks, after the plan
+        cli.main([verb, *typed, '--model', 'resnet18', '--dry-run'])
+    assert sentence in capsys.readouterr().err and os.listdir() == ['c.yaml']
+
+
+def test_only_whole_flags_get_the_typed_name():
+    sources = Sources(None, {}, {}, {}, {}, {}, ('data_path', 'batch_size', 'world_size'))
+    assert sources.as_typed('--data-dir --data-dirs /a/--data-dir/b x--data-dir --data-dir=1') == (
+        '--data_path --data-dirs /a/--data-dir/b x--data-dir --data_path=1')
+    assert sources.as_typed('--batch-size 8, --nnodes') == '--batch-size 8, --world-size'
 
 
 def test_names_that_only_timm_knows_are_judged_by_it_in_the_same_message(few_digits, capsys, tmp_path):
