@@ -76,6 +76,11 @@ def first_names(names: Iterable[str], limit: int) -> str:
     return ', '.join(names[:limit]) + more
 
 
+def counted(count: int, name: str, plural: str = '') -> str:
+    """A number of things: '1 process', '2 processes'; `plural` where it is not the name with an s."""
+    return f'{count} {name if count == 1 else plural or f"{name}s"}'
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text without its full stop, for use in a sentence; its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

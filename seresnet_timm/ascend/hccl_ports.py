@@ -17,7 +17,7 @@ import psutil
 
 from seresnet_timm.ascend.hccl import Findings, Machine
 from seresnet_timm.ascend.hccl_network import HCCL_BASE_PORT, exposed_ports, is_free
-from seresnet_timm.errors import first_names
+from seresnet_timm.errors import counted, first_names
 
 BASE, HOST, NPU = 'HCCL_IF_BASE_PORT', 'HCCL_HOST_SOCKET_PORT_RANGE', 'HCCL_NPU_SOCKET_PORT_RANGE'
 LOWEST, HIGHEST = 1024, 65520  # of HCCL_IF_BASE_PORT
@@ -116,8 +116,9 @@ def _check_range(found: Findings, name: str, value: str, machine: Machine, wish:
         taken = taken_ports(ports, wish.address)
         if len(ports) - len(taken) < wish.nproc:
             in_use = f', of which {_in_use(taken)}' if taken else ''
-            found.problems.append(f'{name}={value} has {len(ports)} port(s){in_use}; {wish.nproc} process(es) need one '
-                                  'each: name more, or unset it.')
+            found.problems.append(f'{name}={value} has {counted(len(ports), "port")}{in_use}; '
+                                  f'{counted(wish.nproc, "process needs one", "processes need one each")}: '
+                                  'name more, or unset it.')
 
 
 def is_base_port(value: str) -> bool:

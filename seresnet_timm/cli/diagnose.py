@@ -18,8 +18,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.description = (
         'Explain an error of torch_npu, CANN, HCCL or the driver: an error text, a log file, or all logs of a run that '
         'failed (logs of all ranks, plog, run.json). Prints the first fault, what it did to the other ranks, and what '
-        'to do. Exit code 0: the fault is explained. 1: none was found, or it is not known. 2: there is nothing to '
-        'read.')
+        'to do. Exit code 0: the fault is explained, or the run came to its end without one. 1: none was found, or it '
+        'is not known. 2: there is nothing to read.')
     parser.add_argument('target', metavar='RUN|FILE|-',
                         help='output folder of a run, folder of logs, log file (plain or .gz), or - for standard input')
     parser.add_argument('--bundle', metavar='FILE.tar.gz',
@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> None:
     print(as_json(diagnose.as_dict(report), indent=2) if args.json else '\n'.join(diagnose.describe(report)))
     if args.bundle:
         bundle.write(report, args.bundle, quiet=args.json)
-    if not report.is_explained:
-        first = report.diagnosis.first
-        if first is None:
-            raise RunError(f'No fault was found in {diagnose.name_of(args.target)}.')
+    if report.diagnosis.first is None and not report.is_fine:
+        raise RunError(f'No fault was found in {diagnose.name_of(args.target)}: give the output of the rank that '
+                       'failed, such as a file with all that the command printed.')
+    if report.diagnosis.first is not None and not report.is_explained:
         raise RunError(f'The first fault in {diagnose.name_of(args.target)} is named above; what it means is not known '
                        'here.')

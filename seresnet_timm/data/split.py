@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
-from seresnet_timm.errors import RunError, UsageError, first_names, printable
+from seresnet_timm.errors import RunError, UsageError, counted, first_names, printable
 from seresnet_timm.files import temporary_folder, why_not_writable, write_json
 from seresnet_timm.images import UnreadableImage, describe_left_out, read_file
 
@@ -101,8 +101,9 @@ def divide(tree: ClassTree, files: Dict[str, List[str]], share: float, seed: int
         result.files['val'][name] = sorted(chosen, key=os.fsencode)
         result.files['train'][name] = sorted(set(paths).difference(chosen), key=os.fsencode)
     if small:
-        raise UsageError(f'{len(small)} class(es) have fewer than two different images, and each split needs one: '
-                         f'{first_names(small, 10)}. Add images to these folders, or move the folders away.')
+        raise UsageError(f'{counted(len(small), "class has", "classes have")} fewer than two different images, '
+                         f'and each split needs one: {first_names(small, 10)}. '
+                         'Add images to these folders, or move the folders away.')
     return result
 
 

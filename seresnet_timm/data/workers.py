@@ -1,6 +1,8 @@
-"""The default number of loader workers"""
+"""The default number of loader workers, and how a number of them is written"""
 import os
 from typing import Tuple
+
+from seresnet_timm.errors import counted
 
 MAX_WORKERS = 16  # per rank; more than a fast decoder needs to keep one device busy
 
@@ -9,6 +11,12 @@ def workers_for_images(num_images: int, batch_size: int) -> Tuple[int, str]:
     """Workers that load a number of images once, and the reason; none for few images, which start sooner so."""
     workers = min(len(os.sched_getaffinity(0)), 8, num_images // (2 * batch_size))
     return workers, f'{num_images} images, {os.cpu_count()} cores'
+
+
+def describe_workers(workers: int, processes: int) -> str:
+    """The loader workers of a run: '1 loader worker', '2 loader workers for each of 8 processes'."""
+    each = f' for each of {processes} processes' if processes > 1 else ''
+    return counted(workers, 'loader worker') + each
 
 
 def default_workers(device: str, ranks: int) -> Tuple[int, str]:

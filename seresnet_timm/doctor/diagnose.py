@@ -8,7 +8,7 @@ from seresnet_timm.ascend.error_events import Event, EventReader, Finding
 from seresnet_timm.ascend.errors import Diagnosis, Explanation, diagnose, where_plog_lies
 from seresnet_timm.ascend.fault import ADVICE, CAUSE, WAIT
 from seresnet_timm.doctor.run_logs import Logs, find_logs, plog_of
-from seresnet_timm.errors import first_names, printable
+from seresnet_timm.errors import counted, first_names, printable
 
 MAX_OTHERS = 12  # lines on further errors
 
@@ -25,6 +25,11 @@ class Report:
     logs: Logs
     diagnosis: Diagnosis
     notes: List[str]
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether no fault was found, and the run came to its end."""
+        return self.diagnosis.first is None and bool((self.logs.record or {}).get('finished'))
 
     @property
     def is_explained(self) -> bool:
@@ -79,6 +84,8 @@ def _notes(logs: Logs) -> List[str]:
         notes.append('There is no run.json that can be read.')
     elif record.get('finished'):
         notes.append(f'The run finished at {record["finished"]}.')
+    else:
+        notes.append('The run has not come to its end, or goes on.')
     if logs.plog is not None and not any(s.name.startswith('plog/') for s in logs.sources):
         notes.append(f'No plog of this run is in {logs.plog} (ASCEND_PROCESS_LOG_PATH names another folder).')
     if not any(s.rank == 0 for s in logs.sources):
@@ -108,10 +115,10 @@ def describe(report: Report) -> List[str]:
     lines = _first_lines(first) if first else [_row('Fault', _nothing(report))]
     lines += [_row('Then' if i == 0 else '', text) for i, text in enumerate(_other_lines(report.diagnosis))]
     for i, (note, count) in enumerate(report.diagnosis.harmless.items()):
-        lines.append(_row('Harmless' if i == 0 else '', f'{note} ({count} time{"s" if count > 1 else ""})'))
+        lines.append(_row('Harmless' if i == 0 else '', f'{note} ({counted(count, "time")})'))
     read = [s.name for s in report.logs.sources]
     names = f': {first_names(read, 6)}' if read else ''
-    lines.append(_row('Read', f'{len(read)} source{"s" if len(read) != 1 else ""}{names}'))
+    lines.append(_row('Read', f'{counted(len(read), "source")}{names}'))
     return [printable(line) for line in lines + [_row('Note', note) for note in report.notes]]
 
 
@@ -120,6 +127,8 @@ def _row(title: str, text: str) -> str:
 
 
 def _nothing(report: Report) -> str:
+    if report.is_fine:
+        return 'none was found, and the run came to its end'
     what = 'none was found'
     return what + (': what was read holds messages that are harmless' if report.diagnosis.harmless else '')
 
@@ -162,7 +171,7 @@ def _other_lines(diagnosis: Diagnosis) -> List[str]:
     for (_, codes), group in list(groups.items())[:MAX_OTHERS]:
         ranks = sorted({e.rank for e in group if e.rank is not None})
         who = (f'rank{"s" if len(ranks) > 1 else ""} {first_names(map(str, ranks), 8)}' if ranks
-               else f'{len(group)} time{"s" if len(group) > 1 else ""}')
+               else counted(len(group), 'time'))
         times = [e.time for e in group if e.time is not None]
         first = diagnosis.first
         after = ''

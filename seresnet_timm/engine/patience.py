@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
+from seresnet_timm.errors import counted
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.show import number, painted
 
@@ -39,7 +40,7 @@ class Patience:
         if self.epochs is None or count < self.epochs or self.ends_run:
             return  # the end of the run says so itself
         _logger.info(painted(
-            f'No new best: {run.eval_metric} has not been better for {_epochs(count)}'
+            f'No new best: {run.eval_metric} has not been better for {counted(count, "epoch")}'
             f'{_describe(best, run.eval_metric)}. --early-stop would end such a run.', 'yellow'))
 
     def is_over(self, run: Any, epoch: int) -> bool:
@@ -66,7 +67,7 @@ class Patience:
             epoch=last, patience=self.epochs, metric=run.eval_metric, best=saver.best_metric,
             best_epoch=saver.best_epoch))
         text = (f'Early stop after epoch {last}: {run.eval_metric} has not been better for '
-                f'{_epochs(epochs_without_best(run, last, saver))}{_describe(best, run.eval_metric)} '
+                f'{counted(epochs_without_best(run, last, saver), "epoch")}{_describe(best, run.eval_metric)} '
                 f'(--patience {self.epochs}).')
         _logger.info(painted(text, 'yellow'))
         if run.progress.status is not None:
@@ -85,10 +86,6 @@ def epochs_without_best(run: Any, epoch: int, saver: Any = None) -> int:
     if saver is not None:
         best = None if saver.best_metric is None else {'epoch': saver.best_epoch}
     return epoch - (best['epoch'] if best else (epochs[0]['epoch'] if epochs else epoch + 1) - 1)
-
-
-def _epochs(count: int) -> str:
-    return '1 epoch' if count == 1 else f'{count} epochs'
 
 
 def _describe(best: Optional[Dict[str, Any]], metric: str) -> str:

@@ -21,7 +21,7 @@ from seresnet_timm.data.random_state import set_own_state
 from seresnet_timm.engine.epoch import Training
 from seresnet_timm.engine.kept import Kept
 from seresnet_timm.engine.meters import mean_losses
-from seresnet_timm.errors import UsageError, first_line
+from seresnet_timm.errors import UsageError, counted, first_line
 from seresnet_timm.step.bad_steps import BadSteps, Figures
 from seresnet_timm.step.moving_average import copy_counters_at_once
 
@@ -197,7 +197,8 @@ def resume_from(checkpoint: Optional[Checkpoint], run: Training, resume_epoch: O
     place = Place(state['epoch'], state.get('batches', 0), state.get('is_trained', False))
     notes = []
     if not is_exact:
-        notes.append(f'Random state not restored: saved by {state["world_size"]} process(es), this run has '
+        notes.append(f'Random state not restored: saved by '
+                     f'{counted(state["world_size"], "process", "processes")}, this run has '
                      f'{args.world_size}. ' + (
                          'Order and augmentation of the images are the same; dropout, drop-path, mixup and cutmix '
                          'draw other numbers.' if is_fast(run.train_loader.dataset) and not args.aug_repeats else

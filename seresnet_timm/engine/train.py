@@ -59,7 +59,7 @@ from seresnet_timm.engine.run_state import (
 from seresnet_timm.engine.saving import begin_saving, end_stopped
 from seresnet_timm.engine.signals import Stopped, StopSignals
 from seresnet_timm.engine.teacher import create_task, load_teacher
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, counted
 from seresnet_timm.runs.folder import resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
@@ -180,7 +180,8 @@ def create_loaders(
     if len(train_loader) == 0:  # of a dataset whose size only its reader knows
         raise UsageError(
             f'One training batch needs {args.batch_size * args.world_size} images (-b {args.batch_size} on '
-            f'{args.world_size} process(es)), the training split has {len(train_loader.dataset)}: lower -b.')
+            f'{counted(args.world_size, "process", "processes")}), '
+            f'the training split has {len(train_loader.dataset)}: lower -b.')
     check_planned_classes(settings, train_loader.dataset)
     eval_loader = None
     if args.val_split:

@@ -24,7 +24,7 @@ from seresnet_timm.data.label_files import (
 )
 from seresnet_timm.data.loaders import is_folder_dataset
 from seresnet_timm.data.trivial_augment import TA_WIDE
-from seresnet_timm.errors import UsageError, did_you_mean, first_line, printable, refuse, shell_line
+from seresnet_timm.errors import UsageError, counted, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import (
     check_checkpoint,
@@ -224,7 +224,8 @@ def check_batch(run: Checked) -> Iterator[str]:
     images, step = settings.num_images.get('train'), largest * settings.world_size
     if images is not None and step > images:
         files = f' ({settings.reasons["images_train"]})' if 'images_train' in settings.reasons else ''
-        yield (f'One training batch needs {step} images (-b {largest} on {settings.world_size} process(es)), '
+        yield (f'One training batch needs {step} images (-b {largest} on '
+               f'{counted(settings.world_size, "process", "processes")}), '
                f'the training split has {images}{files}: lower -b.')
 
 

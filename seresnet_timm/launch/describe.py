@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import printable
+from seresnet_timm.data.workers import describe_workers
+from seresnet_timm.errors import counted, printable
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.runs.record import installed_versions
 from seresnet_timm.runs.settings import RunSettings, num_epochs
@@ -56,7 +57,8 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         lines.append(('teacher', describe_teacher(settings)))
     accumulated = f' x {args["grad_accum_steps"]} accumulated' if (args.get('grad_accum_steps') or 1) > 1 else ''
     lines.append(('batch', f'global batch size {settings.global_batch_size} = {args["batch_size"]} x '
-                           f'{settings.world_size} process(es){accumulated}{_in_brackets(reasons.get("batch_size"))}'))
+                           f'{counted(settings.world_size, "process", "processes")}'
+                           f'{accumulated}{_in_brackets(reasons.get("batch_size"))}'))
     if args.get('train_img_sizes'):
         from seresnet_timm.data.scheduled import describe as describe_sizes
         side = args.get('img_size') or (args.get('input_size') or _input_size(args['model']))[-1]
@@ -67,8 +69,7 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
         lines.append(('learning rate', learning_rate(settings)))
     lines += [('precision', settings.precision), *step(settings)]
     pinned = '; pinned memory, so that the host need not wait for copies' if args['pin_mem'] else ''
-    workers = '1 loader worker' if args['workers'] == 1 else f'{args["workers"]} loader workers'
-    lines.append(('workers', f'{workers} for each of {settings.world_size} process(es), '
+    lines.append(('workers', f'{describe_workers(args["workers"], settings.world_size)}, '
                              f'{reasons.get("workers", f"{os.cpu_count()} cores on this node")}{pinned}'))
     lines.append(('images', images(settings)))
     if 'train' in settings.num_images and settings.verb == 'train':
@@ -180,8 +181,7 @@ def learning_rate(settings: RunSettings) -> str:
         lr, reason = scaled_lr(args, images_of_a_step(args, settings.global_batch_size))
         lr = f'{lr:g} ({reason})'
     epochs = num_epochs(settings.args)
-    plural = 's' if epochs != 1 else ''
-    return f'{lr}, {args.opt}, {args.sched} over {epochs} epoch{plural}, {args.warmup_epochs} of warm-up'
+    return f'{lr}, {args.opt}, {args.sched} over {counted(epochs, "epoch")}, {args.warmup_epochs} of warm-up'
 
 
 def step(settings: RunSettings) -> List[Tuple[str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Dict, List, Mapping, MutableMapping, Optional
 
 from seresnet_timm.ascend import installation
-from seresnet_timm.errors import UsageError, first_names
+from seresnet_timm.errors import UsageError, counted, first_names
 
 VISIBLE = {'npu': 'ASCEND_RT_VISIBLE_DEVICES', 'cuda': 'CUDA_VISIBLE_DEVICES'}
 MOST = 1024  # numbers of a list; no machine has as many devices
@@ -49,7 +49,7 @@ def check_options(options: Mapping[str, object], modelzoo: Mapping[str, object])
         raise UsageError(f'--devices {text} and --device {device} contradict each other, as {device} {what}: leave out '
                          'one of them.')
     if nproc != 'auto' and nproc != str(count):
-        raise UsageError(f'--devices {text} names {count} device(s), and --nproc {nproc} asks for {nproc} process(es), '
+        raise UsageError(f'--devices {text} names {counted(count, "device")}, and --nproc asks for {nproc}, '
                          'one for each device: leave out --nproc.')
 
 

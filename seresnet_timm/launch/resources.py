@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.worker_errors import SHM
-from seresnet_timm.data.workers import MAX_WORKERS
+from seresnet_timm.data.workers import MAX_WORKERS, describe_workers
 from seresnet_timm.launch import limits
 from seresnet_timm.launch.limits import mib
 
@@ -110,7 +110,7 @@ def _check_workers(run: Any) -> Iterator[str]:
 
 def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> Iterator[str]:
     total, cores = workers * run.settings.nproc, len(os.sched_getaffinity(0))
-    what = f'{workers} loader workers for each of {run.settings.nproc} process(es)'
+    what = describe_workers(workers, run.settings.nproc)
     limit, least = limits.most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
     memory = psutil.virtual_memory().total
     if limit is not None and total * loaders > limit:
@@ -153,6 +153,6 @@ def _check_shm(run: Any, workers: int) -> Iterator[str]:
                '(-j 0), or use a smaller batch (-b).')
     elif usage.free < waiting:
         run.notes.append(
-            f'Batches of {workers} loader workers for each of {run.settings.nproc} process(es) take up to '
+            f'Batches of {describe_workers(workers, run.settings.nproc)} take up to '
             f'{mib(waiting)} of shared memory, {SHM} has {mib(usage.free)} free: make it larger (`docker run '
             '--shm-size 8g`), or use fewer workers (-j).')

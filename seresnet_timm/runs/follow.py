@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional
 import psutil
 from tqdm import tqdm
 
-from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.errors import UsageError, counted, printable
 from seresnet_timm.files import is_locked
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -190,8 +190,7 @@ def describe_faults(record: Dict[str, Any], status: Optional[Status]) -> str:
     found = []
     for count, name in names:
         first, _, rest = name.partition(' for')
-        plural = first if count == 1 else f'{first}s'
-        found += [f'{count} {plural}{" for" + rest if rest else ""}'] if count else []
+        found += [f'{counted(count, first)}{" for" + rest if rest else ""}'] if count else []
     return ', '.join(found)
 
 
@@ -287,8 +286,8 @@ def describe_run(folder: RunFolder, record: Optional[Dict[str, Any]]) -> str:
     if record is None:
         return f'{folder.path}'
     settings = record['settings']
-    return (f'{folder.path}: {settings["args"]["model"]} on {settings["device"]}, {settings["world_size"]} '
-            f'process(es), started {record["started"]}')
+    return (f'{folder.path}: {settings["args"]["model"]} on {settings["device"]}, '
+            f'{counted(settings["world_size"], "process", "processes")}, started {record["started"]}')
 
 
 def _look(follower: Follower, since: List[float]) -> Optional[View]:

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import tarfile
 import time
 
@@ -146,6 +147,20 @@ def test_run(run):
     assert 'rank 3' in lines[1] and 'plog-1003' in lines[1] and 'plog-77' not in result.stdout
     then = [line for line in lines if line.startswith('Then')]
     assert len(then) == 1 and 'ranks 0, 1, 2, +1501 s: lost contact' in then[0]
+
+
+@pytest.mark.parametrize('finished, code', [('2025-11-19T11:40:00+0000', 0), (None, 1)])
+def test_run_without_a_fault(run, finished, code):
+    """One that came to its end is fine; of another, no fault in its logs explains nothing."""
+    shutil.rmtree(run / 'logs')
+    shutil.rmtree(run.parent / 'plog')
+    write(run / 'logs/node0/none_x/attempt_0/1/stderr.log', 'loading\n')
+    write(run / 'run.json', json.dumps({**json.loads((run / 'run.json').read_text()), 'finished': finished}))
+    result = run_here('diagnose', run)
+    assert result.returncode == code and result.stdout.startswith('Fault      none was found')
+    assert ('No fault was found' in result.stderr) == bool(code), result.stderr
+    assert ('came to its end' in result.stdout.splitlines()[0]) == bool(finished)
+    assert run_here('diagnose', run, '--json').returncode == code
 
 
 def test_a_rank_that_wrote_nothing_is_named(run):

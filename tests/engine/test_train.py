@@ -62,7 +62,7 @@ def test_decisions_are_printed_once_with_their_reason(run):
     assert plan['device'] == 'cpu (asked for with --device)' and plan['processes'] == '1 (one on cpu)'
     assert plan['script'].startswith('bundled train.py of seresnet_timm') and plan['precision'] == 'float32'
     assert plan['loss scaler'] == 'none, not mixed precision'
-    assert plan['batch'] == 'global batch size 16 = 16 x 1 process(es)'
+    assert plan['batch'] == 'global batch size 16 = 16 x 1 process'
     assert plan['learning rate'] == '0.01, momentum, cosine over 2 epochs, 0 of warm-up'
     assert plan['workers'].startswith('0 loader workers') and plan['output'].endswith('/run')
     assert result.stderr.count('asked for with --device') == 1

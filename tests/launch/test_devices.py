@@ -25,8 +25,8 @@ def test_what_is_no_list(text, words):
 
 
 @pytest.mark.parametrize('options, modelzoo, words', (
-    (dict(nproc='2'), {}, 'names 3 device(s), and --nproc 2 asks for 2'),
-    (dict(nproc='4'), {}, 'names 3 device(s), and --nproc 4'),
+    (dict(nproc='2'), {}, 'names 3 devices, and --nproc asks for 2'),
+    (dict(nproc='4'), {}, 'names 3 devices, and --nproc asks for 4'),
     (dict(device='cpu'), {}, '--device cpu contradict each other'),
     (dict(device='npu:1'), {}, 'as npu:1 is one device'),
     ({}, dict(device_list='0,1'), '--devices and --device_list mean the same')))

@@ -21,7 +21,7 @@ def test_dry_run_on_eight_processes(few_digits, taught, name):
     result = run_here('train', '--preset', name, '--data-dir', few_digits, '--device', 'cpu', '--nproc', 8, '--dry-run',
                       *WITHOUT_DOWNLOAD.get(name, ()), *taught(name))
     assert result.returncode == 0, result.stderr
-    assert 'x 8 process(es)' in result.stderr
+    assert 'x 8 processes' in result.stderr
 
 
 @pytest.mark.slow

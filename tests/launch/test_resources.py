@@ -387,7 +387,7 @@ def test_number_of_workers(machine, monkeypatch):
     for flags in (threads, processes):
         assert checked('-j', 32, *flags) == ([], [])
         problems, (note,) = checked('-j', 33, *flags)
-        assert problems == [] and '33 loader workers for each of 1 process(es) are many for 8 cores' in note
+        assert problems == [] and '33 loader workers are many for 8 cores' in note
         (problem,), _ = checked('-j', 6000, *flags)
         assert 'more than the 10000 processes' in problem
     (problem,), _ = checked('-j', 2000, *processes)
