@@ -53,7 +53,7 @@ MEANINGS: Dict[str, str] = {
     '--grad-accum-steps': 'gradientaccumulationsteps accumulationsteps accumsteps accum gradaccum '
                           'accumulategradbatches gradaccumulation updatefreq iterstoaccumulate',
     '--grad-checkpointing': 'gradientcheckpointing activationcheckpointing usecheckpoint',
-    '--amp': 'fp16 half mixedprecision useamp bf16 bfloat16 precision autocast',
+    '--amp': 'fp16 half nativeamp mixedprecision useamp bf16 bfloat16 precision autocast',
     '--model-ema': 'ema useema emadecay',
     '--use-ema': 'ema',
     '--resume': 'resumefrom continue loadcheckpoint continuefrom',
@@ -81,7 +81,7 @@ MEANINGS: Dict[str, str] = {
     '--no-aug': 'noaugmentation noaugment',
     '--topk': 'k top numtop',
     '--dry-run': 'check noop simulate',
-    '--device': 'accelerator',
+    '--device': 'accelerator npu npuid cuda',
 }
 SIMILAR = 0.65  # of a flag that is suggested for a misspelt one
 KINDS = {int: 'a whole number', float: 'a number'}
