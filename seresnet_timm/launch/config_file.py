@@ -1,5 +1,6 @@
 """YAML config files, checked key by key against a script's flags."""
 import argparse
+import re
 from typing import Any, Dict, Optional, Tuple
 
 from seresnet_timm.argument_parser import KeyValues, checked, nearest_flag
@@ -87,7 +88,8 @@ def read_yaml(path: str) -> Dict[Any, Any]:
     try:
         with open(path, 'rb') as f:  # bytes: yaml takes UTF-16 and a byte order mark
             text = f.read()
-        config, twice = yaml.safe_load(text), _key_twice(yaml.compose(text, yaml.SafeLoader))
+        nodes = yaml.compose(text, yaml.SafeLoader)
+        config, twice = yaml.safe_load(text), _key_twice(nodes)
     except OSError as e:
         raise UsageError(f'Cannot read config {path}: {e.strerror}.')
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -97,6 +99,11 @@ def read_yaml(path: str) -> Dict[Any, Any]:
     if twice:
         raise UsageError(f'Config {path}: {printable(twice[0])} is given twice, the second time in line {twice[1]}: '
                          'remove one.')
+    other = _other_number(nodes)
+    if other:
+        raise UsageError(f'Config {path}, line {other.start_mark.line + 1}: YAML reads {printable(other.value)} as '
+                         f'{yaml.safe_load(other.value)} (numbers in base 8 or 60): write it in decimal, or a text in '
+                         'quotes.')
     if config is None:
         return {}
     if not isinstance(config, dict):
@@ -109,6 +116,22 @@ def _key_twice(node: Any) -> Optional[Tuple[str, int]]:
     keys = [key for key, _ in node.value if isinstance(key.value, str)] if getattr(node, 'id', '') == 'mapping' else []
     names = [key.value for key in keys]
     return next(((key.value, key.start_mark.line + 1) for i, key in enumerate(keys) if key.value in names[:i]), None)
+
+
+def _other_number(node: Any) -> Any:
+    """The first number in base 8 (010) or 60 (1:30), which YAML 1.1 has and nobody means."""
+    pending, seen = [node], set()
+    while pending:
+        node = pending.pop(0)
+        value = getattr(node, 'value', None)
+        if id(node) in seen:  # an alias; it may be of what it lies in
+            continue
+        seen.add(id(node))
+        if isinstance(value, list):
+            pending[:0] = [n for item in value for n in (item if isinstance(item, tuple) else (item,))]
+        elif getattr(node, 'tag', '').endswith((':int', ':float')) and re.match(r'[-+]?0[0-7_]+$|.*:', value):
+            return node
+    return None
 
 
 def _type_mismatch(action: argparse.Action, value: Any, default: Any) -> Optional[str]:

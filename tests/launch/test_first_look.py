@@ -130,6 +130,20 @@ def test_keys_of_a_config_file_have_the_same_rules(tmp_path, text, words):
     assert words in str(e.value) and 'epochs 0 is too small: give at least 1' in str(e.value)
 
 
+@pytest.mark.parametrize('text, words', (
+    ('epochs: 010', 'line 1: YAML reads 010 as 8'), ('\nlr: 1:30', 'line 2: YAML reads 1:30 as 90'),
+    ('scale: [0.08, 01]', 'YAML reads 01 as 1'), ('aa: &x [*x]', 'aa must be text'), ('epochs: 08', 'got .08.'),
+))
+def test_a_number_of_a_config_file_is_what_is_written(tmp_path, text, words):
+    (tmp_path / 'c.yaml').write_text(text + '\n')
+    line = parse('train', [])
+    with pytest.raises(UsageError, match=words):
+        load_config(str(tmp_path / 'c.yaml'), line.parser, line.defaults)
+    (tmp_path / 'c.yaml').write_text('experiment: "010"\nlr: 0.1\nepochs: 0x10\nseed: 0\n')
+    assert load_config(str(tmp_path / 'c.yaml'), line.parser, line.defaults) == {
+        'experiment': '010', 'lr': 0.1, 'epochs': 16, 'seed': 0}
+
+
 def test_a_config_file_that_a_run_wrote_is_right(tmp_path):
     line = parse('train', [])
     args = {k: v for k, v in line.defaults.items() if k != 'config'}
