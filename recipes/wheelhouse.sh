@@ -55,6 +55,12 @@ elif [ ! -f "$file" ]; then
   known=$(cd "$constraints" && printf '%s\n' torch_npu-*.txt | sed 's/torch_npu-//; s/\.txt//' | sort -V | paste -sd' ')
   problems+=("--torch-npu ${torch_npu:-is missing}: name one of $known, or a post release of one, e.g. 2.10.0.post7")
 fi
+if [ -f "$checkout/setup.cfg" ]; then
+  known=$(sed -n '/^\[options.extras_require\]/,/^\[/ s/^\([a-z]*\) =$/\1/p' "$checkout/setup.cfg")
+  for extra in ${extras//,/ }; do
+    grep -qx -- "$extra" <<<"$known" || problems+=("--extras: $extra is none of $(paste -sd' ' <<<"$known")")
+  done
+fi
 [ -n "$out" ] || [ -n "$dry_run" ] || problems+=('--out is missing: name a folder for the wheels')
 if [ -n "$out" ] && [ -e "$out" ] && [ ! -f "$out/constraints.txt" ] && [ -n "$(ls -A "$out" 2>&1)" ]; then
   problems+=("--out $out exists and is not a folder that this script has filled: name a new one")

@@ -31,7 +31,7 @@ MEANINGS: Dict[str, str] = {
     '--output': 'savedir savepath outputdir outputpath outdir outpath out logdir workdir checkpointdir checkpointpath '
                 'ckptdir traindirout resultdir resultsdir resultpath modeldir rundir outputfile destination dest',
     '--experiment': 'name runname expname experimentname exp jobname',
-    '--model': 'arch architecture net network backbone modelname modelarch',
+    '--model': 'a arch architecture net network backbone modelname modelarch',
     '--img-size': 'imagesize imgsize imgsz size resolution cropsize inputresolution imsize trainsize',
     '--input-size': 'inputshape',
     '--num-classes': 'classes nclasses nbclasses numclass nclass numlabels classnum',

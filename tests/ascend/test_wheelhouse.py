@@ -41,6 +41,7 @@ def test_all_mistakes_at_once(tmp_path):
     (['--python', '3.9', '--torch-npu', '2.10.0', '--out', 'new'], '--python 3.9: name 3.10 or newer'),
     (['--torch_npu', '2.10.0'], 'unknown option --torch_npu; --help lists them'),
     (['2.10.0'], 'unknown option 2.10.0'),
+    (['--extras', 'demo,foo', '--torch-npu', '2.10.0', '--out', 'new'], '--extras: foo is none of npu demo export'),
     (['--torch-npu', '2.10.0', '--out', __file__], 'is not a folder that this script has filled'),
 ))
 def test_a_mistake(arguments, message):
