@@ -113,13 +113,10 @@ def acquire_lock(path: Union[str, Path]) -> FileLock:
         filelock.Timeout: Another process holds it.
     """
     lock = FileLock(path)
-    try:
-        # Timeout is an OSError without a number; filelock warns where it makes a marker, see `marker_hint`
-        with suppress_errors(*NO_LOCKS), warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)
-            lock.acquire(timeout=0)
-    except NotImplementedError:  # filelock's word for ENOSYS
-        pass
+    # NotImplementedError is filelock's word for ENOSYS; Timeout is an OSError without a number
+    with suppress_errors(*NO_LOCKS), suppress(NotImplementedError), warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # filelock makes a marker, see `marker_hint`
+        lock.acquire(timeout=0)
     return lock
 
 

@@ -1,12 +1,11 @@
 """A disk that is full while a run saves: the old checkpoint stays, the run goes on, nothing half-written is left."""
 import errno
 import os
-import resource
-from contextlib import contextmanager
 
 import pytest
 import timm
 import torch
+from conftest import file_size_limit
 from timm.task import ClassificationTask
 
 from seresnet_timm.checkpoints.read import read_checkpoint
@@ -16,17 +15,6 @@ from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.summary import Summary, trim
 
 pytestmark = pytest.mark.preloaded
-
-
-@contextmanager
-def file_size_limit(size):
-    """Files of this process cannot grow beyond a size."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @pytest.fixture

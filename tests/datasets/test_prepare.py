@@ -5,7 +5,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import sample_photos
+from conftest import file_size_limit, sample_photos
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
@@ -211,12 +210,8 @@ def test_killed_at_any_time(photos, tmp_path):
 def test_disk_full(tree, tmp_path, capsys):
     """A write that fails, here beyond the file size limit: one sentence, nothing half-written, the next goes on."""
     dst = tmp_path / 'copy'
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
+    with file_size_limit(20_000):
         text = fail(capsys, tree, dst, '--max-side', SIDE, code=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert f'Cannot write to {dst} (File too large)' in text and 'run the same command again to continue' in text
     assert all(Image.open(dst / p).convert('RGB') for p in images(dst)) and not list(dst.rglob('*.part'))
     cli.main(['prepare', str(tree), str(dst), '--max-side', str(SIDE)])

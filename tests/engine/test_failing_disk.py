@@ -1,16 +1,14 @@
 """Disks that fail, and file systems with fewer functions: real processes, whose calls fail in a preloaded library."""
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
-from conftest import ROOT, run_cli, train_flags
+from conftest import ROOT, file_size_limit, run_cli, train_flags
 from recipe_runs import SCRIPTS
 from training import load, summary, valid_record
 
@@ -103,16 +101,6 @@ def test_killed_where_the_kernel_has_no_locks(tmp_path, library):
     assert hold().returncode == -9
     marker.unlink()
     assert hold('another').returncode == -9
-
-
-@contextmanager
-def file_size_limit(size):
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @needs_tensorboard
