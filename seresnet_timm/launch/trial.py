@@ -125,6 +125,9 @@ def settings_to_measure(verb: str, argv: Sequence[str], has_data: Optional[bool]
 def measure_step(settings: RunSettings, seconds: float) -> Dict[str, Any]:
     """Images per second of training steps on one batch of random images.
 
+    The first step, which chooses kernels, is not counted. At least one is, and FEWEST_STEPS where those take less than
+    `seconds`.
+
     Returns:
         `rates`, one for each step after those that warm up; `peak_gib` of the device's memory, None on the CPU.
     """
@@ -142,13 +145,16 @@ def measure_step(settings: RunSettings, seconds: float) -> Dict[str, Any]:
         devices.synchronize(device)
         return time.perf_counter() - start
     start = time.perf_counter()
+
+    def passed() -> float:
+        return time.perf_counter() - start
     for i in range(MOST_STEPS):  # until kernels are chosen, and the device runs at its full clock
-        if i >= 2 and time.perf_counter() - start > seconds / 5:
+        if i >= 1 and passed() > (seconds / 5 if i >= 2 else seconds):
             break
         timed()
-    end = start + seconds
     times: List[float] = []
-    while len(times) < FEWEST_STEPS or time.perf_counter() < end and len(times) < MOST_STEPS:
+    while not times or len(times) < MOST_STEPS and passed() < seconds or (
+            len(times) < FEWEST_STEPS and sum(times) < seconds):
         times.append(timed())
     memory = devices.peak_memory(device)
     images = settings.args['batch_size']

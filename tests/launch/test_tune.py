@@ -1,4 +1,5 @@
 """`tune`: what is measured, what is taken, and that `train --config` takes the file."""
+import time
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import preloaded
 import pytest
+import torch
 import yaml
 from conftest import MODEL, run_cli, run_here
 
@@ -236,6 +238,24 @@ def test_a_slow_loader_is_measured_by_few_batches(workers, few_digits, monkeypat
         None)
     found = trial.measure_loader(planned, 0.)
     assert len(found['rates']) == 1 and len(given) == 3 * max(1, workers)
+
+
+@pytest.mark.parametrize('first, later, counted', (
+    (0.5, 0.5, 1),  # far slower than there is time for: one after the one that chooses kernels
+    (0.5, 0.001, 3),  # only the first is slow, as when kernels are compiled: the fewest
+    (0.001, 0.001, None),  # as many as there is time for
+))
+def test_slow_steps_are_measured_by_few(first, later, counted, monkeypatch):
+    taken = []
+
+    def step():
+        time.sleep(later if taken else first)
+        taken.append(1)
+    step.device = torch.device('cpu')
+    monkeypatch.setattr(trial, 'training_step', lambda settings: step)
+    rates = trial.measure_step(settings(), 0.15)['rates']
+    assert len(rates) == counted if counted else len(rates) > 10
+    assert counted is None or len(taken) - len(rates) == 1
 
 
 @pytest.mark.parametrize('pool, gib', (((0, 0), 0.5), ((0, 3), 7.)))
