@@ -45,9 +45,17 @@ KNOWN_STARTS = (  # of files that are often called like images
     (b'\xff\x0a', 'it is a JPEG XL image, which Pillow does not read: save it as JPEG or PNG'),
     (b'\0\0\0\x0cJXL ', 'it is a JPEG XL image, which Pillow does not read: save it as JPEG or PNG'),
     *((start, 'it is damaged at its beginning') for start in (PNG_START, b'\xff\xd8\xff', b'GIF8', b'RIFF')),
+    *((start, 'it is a TIFF that is damaged, or of channels or bits that Pillow does not read: save it with 8 bits a '
+       'channel') for start in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')),
 )
+TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of a TIFF, and a value
 
 
+# what a frame of a JPEG is by its marker; None for those that libjpeg decodes
+JPEG_FRAMES = {
+    0xc0: None, 0xc1: None, 0xc2: None, 0xc9: None, 0xca: None,
+    **dict.fromkeys((0xc3, 0xc7, 0xcb, 0xcf), 'a lossless JPEG'),
+    **dict.fromkeys((0xc5, 0xc6, 0xcd, 0xce), 'a hierarchical JPEG')}
 POSTSCRIPT = (b'%!PS', b'\xc5\xd0\xd3\xc6')  # which Pillow gives to Ghostscript, a program that executes it
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 
@@ -189,12 +197,24 @@ def _decode(data: bytes, mode: Optional[str]) -> Image.Image:
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """A grey image of 16 or 32 bits or of floating point numbers, scaled to 8 bits.
 
-    The range of 16 bits is known; that of the others is the smallest usual one that holds all values: 0 to 1 (only
-    floating point), 0 to 255, 0 to 65535.
+    The range of 12 and 16 bits is known; that of the others is the smallest usual one that holds all values: 0 to 1
+    (only floating point), 0 to 255, 0 to 65535.
     """
     values = np.asarray(image)
-    if image.mode.startswith('I;16') or image.format == 'PPM':  # Pillow scales all PPM of more than 8 bits to 16
-        return Image.fromarray((values >> 8).astype(np.uint8))
+    tags = getattr(image, 'tag_v2', {})  # of a TIFF
+    if image.mode.startswith('I;16'):
+        values = values >> (tags.get(TIFF_BITS, (16,))[0] - 8)  # Pillow leaves 12 bits as they are
+    elif image.mode == 'I' and image.format == 'PPM':  # Pillow scales all of more than 8 bits to 16
+        values = values >> 8
+    else:
+        values = _scaled(values, image.mode)
+    values = values.astype(np.uint8)
+    # Pillow turns black and white only where there are 8 bits or fewer
+    return Image.fromarray(255 - values if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO else values)
+
+
+def _scaled(values: np.ndarray, mode: str) -> np.ndarray:
+    """Values of an unknown range from 0 to 255."""
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UnreadableImage('it has values that are not finite numbers')
@@ -204,9 +224,9 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
             '16 bits')
     if high > 255:
         values = values // 256
-    elif image.mode == 'F':
+    elif mode == 'F':
         values = np.rint(values * 255 if high <= 1 else values)
-    return Image.fromarray(values.astype(np.uint8))
+    return values
 
 
 def _only_pixels_of_png(data: bytes) -> Optional[bytes]:
@@ -246,12 +266,33 @@ def why(error: BaseException, data: Optional[bytes] = None) -> str:
     """
     if isinstance(error, MemoryError):
         return 'there is too little memory to decode it'
-    if isinstance(error, UnidentifiedImageError):
-        return _what_else(data) if data is not None else 'it is not an image, or its format is unknown'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    unusual = None if data is None else _unusual_jpeg(data)
+    if unusual and not isinstance(error, Image.DecompressionBombError):
+        return f'it is {unusual}, which Pillow does not read: save it as an ordinary JPEG or PNG'
+    if isinstance(error, UnidentifiedImageError):
+        return _what_else(data) if data is not None else 'it is not an image, or its format is unknown'
+    if isinstance(error, NotImplementedError) or 'not available' in str(error):
+        return f'it is of a kind that this Pillow does not read ({first_line(error)})'
     what = 'too large' if isinstance(error, Image.DecompressionBombError) else 'damaged'
     return f'it is {what} ({first_line(error)})'
+
+
+def _unusual_jpeg(data: bytes) -> Optional[str]:
+    """What a JPEG is by its frame header, if it is of a kind that libjpeg does not decode to 8 bits."""
+    if not data.startswith(b'\xff\xd8\xff'):
+        return None
+    at = 2
+    while at + 5 <= len(data) and data[at] == 0xff:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2:at + 4], 'big')
+        if marker == 0xf7:
+            return 'a JPEG-LS image'
+        if marker in JPEG_FRAMES:
+            bits = data[at + 4]
+            return JPEG_FRAMES[marker] or (f'a JPEG of {bits} bits a channel' if bits != 8 else None)
+        at += 1 if marker == 0xff else 2 + length
+    return None
 
 
 def _what_else(data: bytes) -> str:

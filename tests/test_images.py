@@ -70,6 +70,36 @@ def test_more_than_8_bits_are_scaled(values, kind, mode):
     assert np.array_equal(read_image(data, 'RGB'), np.repeat(GREY[..., None], 3, axis=2))
 
 
+def tiff(values: bytes, bits: int, photometric: int = 1, kind: int = 1) -> bytes:
+    """A TIFF of one grey channel of 30 x 20 pixels that Pillow would not write."""
+    tags = ((256, 30), (257, 20), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 20),
+            (279, len(values)), (339, kind))
+    table = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags)
+    return b'II*\0' + struct.pack('<I', 8 + len(values)) + values + struct.pack('<H', len(tags)) + table + bytes(4)
+
+
+def test_tiffs_of_12_bits_and_with_white_as_zero():
+    """Pillow gives 12 bits as they are, and turns black and white only up to 8 bits."""
+    twelve = GREY.astype(np.uint16).reshape(-1, 2) * 16
+    packed = np.stack([twelve[:, 0] >> 4, (twelve[:, 0] & 15) << 4 | twelve[:, 1] >> 8, twelve[:, 1] & 255], axis=1)
+    sixteen = GREY.astype('<u2') * 257
+    for data in (tiff(packed.astype(np.uint8).tobytes(), 12), tiff(sixteen.tobytes(), 16),
+                 tiff((65535 - sixteen).tobytes(), 16, photometric=0), tiff((255 - GREY).tobytes(), 8, photometric=0)):
+        assert np.array_equal(read_image(data, 'L'), GREY)
+    assert 'a TIFF that is damaged, or of channels or bits' in why(tiff(GREY.astype('<f8').tobytes(), 64, kind=3))
+
+
+@pytest.mark.parametrize('marker, bits, words', (
+    (0xc1, 12, 'a JPEG of 12 bits a channel'), (0xc3, 8, 'a lossless JPEG'), (0xf7, 8, 'a JPEG-LS image'),
+    (0xc5, 8, 'a hierarchical JPEG')))
+def test_jpegs_that_nobody_has_damaged(marker, bits, words):
+    """Of scanners and hospitals: they are called what they are."""
+    data = bytearray(encode(RGB, 'JPEG'))
+    frame = data.index(b'\xff\xc0')
+    data[frame + 1], data[frame + 4] = marker, bits
+    assert f'it is {words}, which Pillow does not read' in why(bytes(data))
+
+
 @pytest.mark.parametrize('value', (-1., 1e9, float('nan')))
 def test_values_of_no_known_range_are_refused(value):
     assert 'values' in why(encode(Image.fromarray(np.full((3, 3), value, np.float32)), 'TIFF'))
