@@ -28,7 +28,7 @@ EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.tif',
               '.pbm', '.pnm', '.avif')
 TIMM_EXTENSIONS = EXTENSIONS[:3]
 MAX_BYTES = 1 << 30  # of a file; larger ones are not read
-FOREIGN_FILES = '._'  # what a Mac writes beside a file on other file systems: '._1.jpg', which is no image
+FOREIGN_FILES = '.'  # hidden: what a Mac writes beside a file ('._1.jpg'), a phone's bin, parts of a copy under way
 MAX_KINDS = 8  # suffixes that a sentence lists
 SECONDS_BETWEEN_LINES = 30  # of progress, without a terminal
 LITTER = ('thumbs.db', 'desktop.ini')  # of Windows; hidden files are never counted

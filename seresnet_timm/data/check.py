@@ -303,6 +303,8 @@ def _class_findings(root: Path, trees: Dict[str, ClassTree], min_images: int) ->
             add('left-out', None, path, 'another program seems to have left this folder')
         for path in tree.loops:
             add('odd-folder', None, path, 'a link to a folder above it, which timm follows without end')
+        for path in tree.dangling:
+            add('odd-folder', None, path, 'a link to what does not exist, which may have been a class')
         for pair in tree.same:
             names = ' and '.join(sorted(os.path.relpath(path, root) for path in pair))
             add('odd-folder', None, tree.folder, f'{names} are one folder, by a link: its images count twice')

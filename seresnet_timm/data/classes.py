@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 from timm.utils.misc import natural_key
@@ -27,6 +27,8 @@ EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
 FOREIGN_FOLDERS = (
     '@eadir', '@tmp', '@recycle', '@recently-snapshot', '#recycle', '#snapshot', '__macosx', '$recycle.bin',
     'system volume information', 'lost+found', '__pycache__')
+NO_NAMES = ('', '.', '..')  # parts of a path in a tar that are no folder's name
+COMPRESSED = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd')  # first bytes: gzip, bzip2, xz, zstd
 MAX_NAMED = 3  # names of classes that one sentence lists
 
 
@@ -44,7 +46,7 @@ class ClassTree:
         hidden: Folders with images that other programs seem to have left: their name begins with a full stop, or is one
             of `FOREIGN_FOLDERS`, or a folder above them is so called. They are no classes, unless a class map names
             them.
-        foreign_files: Files of a Mac that are called like images; they are left out.
+        foreign_files: Hidden files that are called like images; they are left out.
         nested: Folders with images that are below the first level. timm takes the last folder's name for the class.
         inside: Folders with images inside of a class folder that holds images too: classes of their own for timm.
         merged: Several folders by their name, which is one class for timm.
@@ -52,9 +54,12 @@ class ClassTree:
         alike: Pairs of names that look the same.
         same: Pairs of class folders that are one folder, by a link.
         loops: Links that lead back to a folder above them. They are not followed here; timm follows them.
+        dangling: Links to what does not exist, where class folders are; one may have been a class.
+        left_in_tar: Images in a tar that timm leaves out because they are links, or counts twice.
         tars: Tar files in the folder, which timm does not read there.
         unmapped: Names of folders with images that the class map leaves out, and their number of images.
         missing: Names in the class map for which there is no folder with images.
+        unnamed: Indices below the largest one of the class map that it gives to no name.
         identities: Every class folder by device and inode.
         suffixes, left_out: Number of images and of other files by suffix, whatever a class map leaves out.
     """
@@ -73,9 +78,12 @@ class ClassTree:
     alike: List[Tuple[str, str]]
     same: List[Tuple[str, str]]
     loops: List[str]
+    dangling: List[str]
+    left_in_tar: List[str]
     tars: List[str]
     unmapped: Dict[str, int]
     missing: List[str]
+    unnamed: List[int]
     identities: Dict[Tuple[int, int], str]
     suffixes: Dict[str, int]
     left_out: Dict[str, int]
@@ -165,9 +173,12 @@ def read_classes(
         alike=_pairs((looks(n), n) for n in counts),
         same=_pairs((f.identity, f.path) for f in used if f.identity),
         loops=sorted(walk.loops),
+        dangling=sorted(walk.dangling),
+        left_in_tar=sorted(walk.left_in_tar),
         tars=sorted(walk.tars),
         unmapped={n: size for n, size in sizes.items() if n not in counts},
         missing=[str(n) for n in indices or () if n not in by_name],
+        unnamed=sorted(set(range(max(indices.values()))) - set(indices.values())) if indices else [],
         identities={f.identity: f.path for f in used if f.identity},
         suffixes=dict(walk.suffixes),
         left_out=dict(walk.left_out),
@@ -210,6 +221,8 @@ class _Walk:
         self.folders: List[_Folder] = []
         self.stray: List[str] = []
         self.loops: List[str] = []
+        self.dangling: List[str] = []
+        self.left_in_tar: List[str] = []
         self.tars: List[str] = []
         self.foreign_files: List[str] = []
         self.suffixes: Counter = Counter()
@@ -240,6 +253,9 @@ class _Walk:
                 _check_sortable(entry.path)
         self.foreign_files += [entry.path for entry in found.others if is_image(entry.name)]
         self.tars += [entry.path for entry in found.others if entry.name.lower().endswith('.tar')]
+        if not names:  # beside images a link is a file
+            self.dangling += [entry.path for entry in found.others if entry.is_symlink()
+                              and not is_foreign([*parts, entry.name]) and not os.path.exists(entry.path)]
         if not is_foreign(parts):
             self.suffixes.update(count_by_suffix(names))
             self.left_out.update(count_by_suffix(others))
@@ -251,30 +267,58 @@ class _Walk:
     def visit_tar(self, path: str) -> None:
         """Visit a tar; tars in it are folders, as for timm."""
         counts: Dict[Tuple[str, ...], int] = {}
-        with tarfile.open(path, 'r:') as tar:  # timm reads no compressed ones
-            for parts, file in self._files_of_tar(tar, ()):
+        with open(path, 'rb') as file:
+            if file.read(4).startswith(COMPRESSED):
+                raise tarfile.ReadError('it is compressed, which timm does not read: unpack it first')
+        with tarfile.open(path, 'r:') as tar:
+            for parts, name in self._files_of_tar(tar, ()):
                 counts[parts] = counts.get(parts, 0) + 1
                 if not parts:
-                    self.stray.append(f'{path}:{file}')
+                    self.stray.append(f'{path}:{name}')
         self.folders = [_Folder(f'{path}:{"/".join(p)}', p, n, True, None) for p, n in counts.items()]
 
     def _files_of_tar(self, tar: tarfile.TarFile, above: Tuple[str, ...]) -> Iterator[Tuple[Tuple[str, ...], str]]:
+        seen: Set[Tuple[str, ...]] = set()
         for member in tar:
-            if not member.isfile():
-                continue
             folder, name = os.path.split(member.path)
+            if member.isdir():
+                continue
+            parts = tuple(p for p in folder.split('/') if p not in NO_NAMES)
             if self._is_image(member.path, name):
+                if not member.isfile() or (*parts, name) in seen:
+                    self.left_in_tar.append(member.path)
+                    continue
+                seen.add((*parts, name))
                 self.suffixes.update(count_by_suffix([name]))
-                yield above + tuple(p for p in folder.split('/') if p not in ('', '.')), member.path
-            elif name.lower().endswith('.tar') and not above:
+                yield above + parts, member.path
+            elif member.isfile() and name.lower().endswith('.tar') and not above:
                 with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as child:
                     yield from self._files_of_tar(child, (name[:-len('.tar')],))
+            elif member.issym() and not os.path.splitext(name)[1] and not is_foreign([*parts, name]):
+                self.left_in_tar.append(member.path)  # it may be a class
+            elif not is_foreign(parts):
+                self.left_out.update(count_by_suffix([name]))
+        _check_end_of_tar(tar)
 
     def _is_image(self, path: str, name: str) -> bool:
         if is_image(name) and name.startswith(FOREIGN_FILES):
             self.foreign_files.append(path)
             return False
         return is_image(name)
+
+
+def _check_end_of_tar(tar: tarfile.TarFile) -> None:
+    """Refuse a tar that Python reads without an error, though only in part.
+
+    Raises:
+        TarError: It ends without the empty blocks that a tar ends with, or others follow them.
+    """
+    tar.fileobj.seek(tar.offset)
+    rest = tar.fileobj.read(1 << 20)
+    if len(rest) < tarfile.BLOCKSIZE or rest[:tarfile.BLOCKSIZE].strip(b'\0'):
+        raise tarfile.ReadError('it is cut off or damaged behind its last file: copy it again')
+    if rest.strip(b'\0'):
+        raise tarfile.ReadError('more follows its end, as where several tars were joined: unpack them one by one')
 
 
 def _check_sortable(path: str) -> None:
@@ -393,7 +437,7 @@ def _belong(reader: Any, is_tar: bool, named: Collection[str]) -> Iterator[bool]
         path = '/'.join(filter(None, (sample[2] and sample[2].path, sample[0].path))) if is_tar else sample[0][start:]
         folder, name = os.path.split(path)
         if folder not in known:
-            known[folder] = not is_foreign([p for p in folder.split('/') if p not in ('', '.')], named)
+            known[folder] = not is_foreign([p for p in folder.split('/') if p not in NO_NAMES], named)
         yield known[folder] and not name.startswith(FOREIGN_FILES)
 
 

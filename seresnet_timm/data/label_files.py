@@ -5,8 +5,9 @@ A byte order mark, UTF-16, line ends of Windows, empty lines and white space aro
 import codecs
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterable, List, Optional, Union
+from typing import Any, Collection, Dict, Iterable, List, Optional, Tuple, Union
 
 from timm.data.readers.class_map import load_class_map
 
@@ -18,6 +19,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF8, 'utf-8-sig'),
     (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
 MAX_NAMED = 3  # names that one sentence lists
+MAX_SHOWN = 300  # characters of a name; those of folders have at most 255
+_INDICES = (r'^{}[ ,;:]', r'[,;:] ?{}$')  # as tables and lists of other tools have them
 
 
 def read_text(path: Union[str, Path], what: str) -> str:
@@ -60,7 +63,8 @@ def find_class_map(path: str, folder: str) -> str:
 
 
 def read_class_map(path: str, folder: str, found: Collection[str] = ()) -> Dict[Any, int]:
-    """Index by name of a class map: a name a line in the order of the indices, or `name<TAB>index` in every line.
+    """Index by name of a class map: a name a line in the order of the indices, or `name<TAB>index` or
+    `index<TAB>name` in every line.
 
     Args:
         path: A .txt, or a .pkl of a dictionary.
@@ -93,17 +97,33 @@ def read_class_map(path: str, folder: str, found: Collection[str] = ()) -> Dict[
 
 
 def _parse_class_map(lines: List[str], what: str, found: Collection[str]) -> Dict[str, int]:
-    pairs = [line.rsplit('\t', 1) for line in lines]
-    if lines and all(len(p) == 2 and p[1].strip().isdecimal() for p in pairs):
-        names, indices = [name for name, _ in pairs], [int(index) for _, index in pairs]
-    else:
-        names, indices = lines, list(range(len(lines)))
+    comment = next((line for line in lines if line.startswith('# ') and line.strip() not in found), None)
+    if comment is not None:
+        raise UsageError(f'{what} has a comment ({quote(comment)}), which would be a class: remove the line.')
+    names, indices = _split_indices(lines, what) or (lines, list(range(len(lines))))
     names = [name if name in found else name.strip() for name in names]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise UsageError(f'{what} names {first_names(map(quote, twice), MAX_NAMED)} more than once: a class has one '
                          'index; remove the other line.')
     return dict(zip(names, indices))
+
+
+def _split_indices(lines: List[str], what: str) -> Optional[Tuple[List[str], List[int]]]:
+    """Names and indices of lines `name<TAB>index`, or of lines `index<TAB>name`; None for names alone.
+
+    Raises:
+        UsageError: Some of the lines have an index and others have none.
+    """
+    for pairs in ([line.rsplit('\t', 1) for line in lines], [line.split('\t', 1)[::-1] for line in lines]):
+        has_index = [len(p) == 2 and p[1].strip().isdecimal() for p in pairs]
+        if lines and all(has_index):
+            return [p[0] for p in pairs], [int(p[1]) for p in pairs]
+        if any(has_index):
+            with_one, without = lines[has_index.index(True)], lines[has_index.index(False)]
+            raise UsageError(f'{what} has lines with an index ({quote(with_one)}) and without one ({quote(without)}): '
+                             'give all lines one, after a tab, or none.')
+    return None
 
 
 def read_class_names(path: Union[str, Path], num_classes: int) -> List[str]:
@@ -114,12 +134,16 @@ def read_class_names(path: Union[str, Path], num_classes: int) -> List[str]:
     """
     what = f'--class-names {printable(path)}'
     names = [line.strip() for line in read_lines(path, '--class-names')]
-    pairs = [name.rsplit('\t', 1) for name in names]
-    if names and all(len(p) == 2 and p[1].strip().isdecimal() for p in pairs):
-        by_index = {int(index): name.strip() for name, index in pairs}
+    indexed = _split_indices(names, what)
+    if indexed is not None:
+        by_index = {index: name.strip() for name, index in zip(*indexed)}
         if sorted(by_index) != list(range(len(names))):
             raise UsageError(f'{what}: the indices of its {len(names)} names are not 0 to {len(names) - 1}, each once.')
         names = [by_index[i] for i in range(len(names))]
+    elif len(names) > 1 and any(all(re.search(pattern.format(i), name) for i, name in enumerate(names))
+                                for pattern in _INDICES):
+        raise UsageError(f'{what} has an index in each line ({quote(names[1])}): write the names alone, or '
+                         'name<TAB>index.')
     if len(names) != num_classes:
         raise UsageError(f'{what} has {len(names)} names, the model has {num_classes} classes.')
     return names
@@ -203,4 +227,5 @@ def wrong_real_name(names: Iterable[str], count: int) -> Optional[str]:
 
 
 def quote(name: str) -> str:
+    name = name if len(name) <= MAX_SHOWN else f'{name[:MAX_SHOWN]}...'
     return f"'{printable(name)}'"

@@ -106,11 +106,17 @@ def _difference(checkpoint: Checkpoint, names: Optional[List[str]], args: Any) -
         return None  # the folders 0, 1, 2 ... of ImageNet-V2 are the classes with these indices
     if getattr(args, 'valid_labels', None):
         known = [known[i] for i in read_valid_labels(args.valid_labels) if i < len(known)]
-    known = known[:len(names)]
-    if args.class_map:
-        in_file, in_data = set(known), set(names)
-        known = [n if k not in in_data and n not in in_file else k for k, n in zip(known, names)]
-    return describe_difference(known, names)
+    return difference_by_map(known, names) if args.class_map else describe_difference(known[:len(names)], names)
+
+
+def difference_by_map(known: List[str], names: List[str], where: str = 'the checkpoint') -> Optional[str]:
+    """`describe_difference` of outputs and the names of a class map, which may give an output another name.
+
+    It cannot give one the name of another output.
+    """
+    in_file, in_data = set(known), set(names)
+    renamed = [n if k not in in_data and n not in in_file else k for k, n in zip(known, names)]
+    return describe_difference(renamed, names, where)
 
 
 def are_indices(names: List[str]) -> bool:

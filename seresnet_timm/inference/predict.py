@@ -24,6 +24,7 @@ from seresnet_timm.images import (
     UnreadableImage,
     count_by_suffix,
     describe_left_out,
+    is_image,
     list_folder,
     read_file,
     read_image,
@@ -59,6 +60,10 @@ def find_images(paths: Sequence[str]) -> List[str]:
                 raise UsageError(f'{path} has no image in it ({", ".join(EXTENSIONS)}){told and "; " + told}.')
             if told:
                 print(printable(f'{path}: {told}'), file=sys.stderr)
+            hidden = sorted(filter(is_image, others))
+            if hidden:
+                print(printable(f'{path}: {len(hidden)} hidden file(s) are left out: {first_names(hidden, 3)}'),
+                      file=sys.stderr)
             if foreign:
                 print(printable(f'{path}: {len(foreign)} folder(s) of other programs are left out: '
                                 f'{first_names(sorted(foreign), 3)}'), file=sys.stderr)

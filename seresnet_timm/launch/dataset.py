@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.errors import UsageError, first_names, printable, shell_line
 from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
 from seresnet_timm.launch.combinations import uses_mixup
 
@@ -121,25 +121,39 @@ def _find_split(root: Path, flag: str, split: str) -> Path:
     folder = split_folder(root, split)
     if folder is None:
         # a folder that is itself a split is fine for validate; else timm would read the root, training images included
-        if flag == '--split' and not any(split_folder(root, s) for s in ('train', 'validation')) and (
-                set(read_classes(root).names) - {''}):
+        if flag == '--split' and not any(split_folder(root, s) for s in ('train', 'validation')) and not any(
+                _is_split_but_for_case(name) for name in _subfolders(root)) and set(read_classes(root).names) - {''}:
             return root
         wanted = ' or '.join(split_names(split)[:3])
+        found = _subfolders(root)
+        has = f' (it has {first_names(sorted(found), MAX_NAMED)})' if found else ''
         hint = _hint(root, flag, split)
-        raise UsageError(f'Dataset {root} has no folder {wanted}: add it, name it with {flag}{hint}.')
+        raise UsageError(f'Dataset {printable(root)} has no folder {wanted}{has}: add it, name it with {flag}{hint}.')
     if not folder.is_dir() and folder.suffix != '.tar':
         raise UsageError(f'{folder} is a file, not a folder of classes.')
     return folder
 
 
+def _subfolders(root: Path) -> List[str]:
+    return [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith('.')]
+
+
+def _is_split_but_for_case(name: str) -> bool:
+    from seresnet_timm.data.classes import EVAL_NAMES, TRAIN_NAMES
+    return name.strip().lower() in TRAIN_NAMES + EVAL_NAMES
+
+
 def _hint(root: Path, flag: str, split: str) -> str:
     """What else may help where a split has no folder."""
-    from seresnet_timm.data.classes import EVAL_NAMES, TRAIN_NAMES, split_names
+    from seresnet_timm.data.classes import EVAL_NAMES, TRAIN_NAMES, split_folder, split_names
     tar = next((f'{n}.tar' for n in split_names(split) if (root / f'{n}.tar').is_file()), None)
     if tar:
         return f'; timm reads {root / tar} with {flag} {tar}'
     if root.name in TRAIN_NAMES + EVAL_NAMES:
         return f'; --data-dir takes the folder above, {root.parent}'
+    deeper = next((root / n for n in sorted(_subfolders(root)) if split_folder(root / n, split)), None)
+    if deeper:
+        return f'; or give --data-dir {shell_line([str(deeper)])}, which has one'
     if any(root.glob('*.tar')):
         return '; .tar files in a folder are not read, unpack them'
     return " or train without evaluation (--val-split '')" if flag == '--val-split' else ''
@@ -167,7 +181,7 @@ def faults_of_classes(tree: Any, has_class_map: bool = True) -> Iterator[str]:
     if tree.stray:
         # timm makes them a class of their own, before all others
         yield f'{tree.stray[0]} is outside the class folders of {folder}: move it into one, or away.'
-    elif not tree.names:
+    elif not tree.names and not tree.left_in_tar:
         tars = (f' .tar files in a folder, such as {tree.tars[0]}, are not read: unpack them, or put all classes of '
                 'the split into one tar.' if tree.tars else '')
         others = f'; {describe_left_out(tree.left_out)}' if tree.left_out else ''
@@ -190,6 +204,13 @@ def faults_of_classes(tree: Any, has_class_map: bool = True) -> Iterator[str]:
                f'into one of them{or_by_map(", if these are two classes,")}.')
     if tree.loops:
         yield f'{tree.loops[0]} is a link to a folder above it, which timm would follow without end: remove it.'
+    if tree.dangling and not tree.class_map:
+        yield (f'{first_names(tree.dangling, MAX_NAMED)} is a link to what does not exist: if it is a class, bring its '
+               'folder back, as classes are numbered differently without it; else remove the link.')
+    if tree.left_in_tar:
+        yield (f'{folder} has {len(tree.left_in_tar)} image(s) or folder(s) that timm would leave out or count twice, '
+               f'for they are links or in it twice: {first_names(tree.left_in_tar, MAX_NAMED)}. Unpack it, and use the folder or '
+               'pack it anew (tar -ch --hard-dereference).')
     if tree.same:
         a, b = tree.same[0]
         yield f'{a} and {b} are one folder, by a link: its images would count twice; remove the link.'
@@ -199,13 +220,21 @@ def faults_of_classes(tree: Any, has_class_map: bool = True) -> Iterator[str]:
     merged = next(iter(tree.merged.items()), None)
     if merged and not tree.class_map:
         yield (f'{first_names(merged[1], MAX_NAMED)} would be one class {merged[0]!r}, as timm takes the name of the '
-               f'last folder for the class: give them names of their own{or_by_map(", if they are one class,")}.')
+               f'last folder for the class: give them names of their own{or_by_map(", if they are one class,")}'
+               f'{_or_move_up(tree.folder, merged[1])}.')
     if tree.empty and not tree.class_map:
         # timm numbers only folders with images in them, so that a missing class shifts the labels after it
         tars = '; .tar files in it are not read, unpack them' if any(
             t.startswith(tree.empty[0]) for t in tree.tars) else ''
         yield (f'{first_names(sorted(tree.empty), MAX_NAMED)} has no image in it: fill or remove it, as classes would '
                f'be numbered differently in train and val{tars}.')
+
+
+def _or_move_up(root: Path, folders: Sequence[str]) -> str:
+    """The remedy where the folders above may be the classes (class/images/*, as in Tiny ImageNet); '' elsewhere."""
+    above = {str(Path(folder).parent) for folder in folders}
+    return ('; or, if the folders above them are the classes, move the images up into those'
+            if len(above) == len(folders) and str(root) not in above else '')
 
 
 def _alike_in_map(tree: Any) -> str:
@@ -231,7 +260,7 @@ def _notes(tree: Any) -> Iterator[str]:
         yield (f'{folder}: {len(tree.hidden)} folder(s) of other programs are left out: '
                f'{first_names(tree.hidden, MAX_NAMED)}. To keep one, name it in a file for --class-map.')
     if tree.foreign_files:
-        yield (f'{folder}: {len(tree.foreign_files)} file(s) of a Mac are left out (their name begins with ._): '
+        yield (f'{folder}: {len(tree.foreign_files)} hidden file(s) are left out (their name begins with a full stop): '
                f'{first_names(tree.foreign_files, MAX_NAMED)}.')
     if tree.nested:
         yield (f'{folder}: the last folder is the class, not the first: {first_names(tree.nested, MAX_NAMED)}.')
@@ -241,6 +270,10 @@ def _notes(tree: Any) -> Iterator[str]:
     if tree.missing:
         yield (f'{folder}: {len(tree.missing)} name(s) of --class-map have no folder with images: '
                f'{named(tree.missing)}.')
+    if tree.unnamed:
+        yield (f'--class-map {printable(tree.class_map)} has no name for {len(tree.unnamed)} of the {len(tree.names)} '
+               f'indices 0 to {len(tree.names) - 1}: {first_names(map(str, tree.unnamed), MAX_NAMED)}. They are '
+               'outputs without images; indices begin at 0.')
     if tree.alike:
         from seresnet_timm.data.alike import describe_alike
         yield f'{folder}: {describe_alike(*tree.alike[0], "one folder", "another")}; they are two classes.'

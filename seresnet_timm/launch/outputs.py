@@ -22,6 +22,8 @@ def name_outputs(verb: str, sources: Any, args: Dict[str, Any], data: DataFacts)
     if verb != 'validate' or data.class_names is None or data.problems:
         return data
     outputs, origin = _names_of_outputs(sources, args)
+    if data.mapped and outputs and not sources.checkpoints:  # whose classes the checks compare
+        return replace(data, problems=[*data.problems, *_other_order(outputs, data.class_names, args)])
     if data.mapped or data.is_fixed:
         return data
     if outputs is None or not _can_name(outputs, data.class_names):
@@ -61,6 +63,15 @@ def _numbered_folders(sources: Any, args: Dict[str, Any], data: DataFacts, outpu
     return replace(data, class_names=[by_number.get(i, str(i)) for i in range(count)])
 
 
+def _other_order(outputs: List[str], names: List[str], args: Dict[str, Any]) -> List[str]:
+    """That a class map gives outputs the names of others, as a sentence."""
+    from seresnet_timm.engine.model_info import difference_by_map
+    difference = difference_by_map(outputs, names, 'the model')
+    return [f'{printable(args["model"])} was trained with other classes than --class-map names ({difference}): list '
+            'the folders in the order of its outputs; or leave --class-map out, which evaluates the folders by name.'
+            ] if difference else []
+
+
 def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
     """The same for a pretrained model whose folder is there only when it was pulled.
 
@@ -76,7 +87,7 @@ def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
     args, found = settings.args, settings.class_names
     local = args['model'].partition('local-dir:')[2]
     folder = settings.model_folder or local
-    if settings.verb != 'validate' or args.get('checkpoint') or args.get('class_map') or not (folder and found):
+    if settings.verb != 'validate' or args.get('checkpoint') or not (folder and found):
         return settings, []
     try:
         config = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
@@ -91,6 +102,8 @@ def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
             names = [names[i] for i in read_valid_labels(args['valid_labels'], len(names))]
         except UsageError:
             return settings, []  # the checks say so
+    if args.get('class_map'):
+        return settings, _other_order(names, found, args)
     if not _can_name(names, found):
         difference = describe_difference(names, found, 'the model')
         return settings, [f'{printable(args["model"])} was trained with other classes than {args["data_dir"]} has '

@@ -117,7 +117,7 @@ def test_class_map(tmp_path):
 
 @pytest.mark.parametrize('content', (
     b'\xef\xbb\xbfcow\r\nant\r\n\r\n', 'cow\r\nant'.encode('utf-16'), b'cow  \n\n \nant\t\n',
-    b'ant\t1\r\ncow\t0\r\n', b'\xef\xbb\xbfcow\t0\nant\t1', b'cow\rant\r', 'cow\nant'.encode('utf-16-be'),
+    b'ant\t1\r\ncow\t0\r\n', b'0\tcow\n1\tant\n', b'\xef\xbb\xbfcow\t0\nant\t1', b'cow\rant\r', 'cow\nant'.encode('utf-16-be'),
 ))
 def test_maps_are_read_as_meant(tmp_path, content):
     """As editors on Windows and old Macs save them; the dataset has the same numbers as the plan."""
@@ -129,8 +129,20 @@ def test_maps_are_read_as_meant(tmp_path, content):
     assert tree.names == ['cow', 'ant'] and tree.unmapped == {'bee': 1}
     dataset = create_named('', str(root), 'train', str(tmp_path / 'map.txt'), tree.names)
     assert dataset.reader.samples == [(f'{root}/ant/1.png', 1), (f'{root}/cow/1.png', 0)]
-    if b'\t' not in content.strip():
+    if b'ant\t1\r' not in content and b'ant\t1' not in content[-6:]:  # in the order of the lines
         assert read_class_names(tmp_path / 'map.txt', 2) == ['cow', 'ant']
+
+
+def test_indices_that_a_map_leaves_out(tmp_path):
+    """Counted from 1, or with a gap: outputs without a class are told by the reader of folders."""
+    root = make(tmp_path / 'train', 'ant/1.png', 'bee/1.png')
+    for content, names, unnamed in (('ant\t1\nbee\t2\n', ['0', 'ant', 'bee'], [0]),
+                                    ('ant\t0\nbee\t3\n', ['ant', '1', '2', 'bee'], [1, 2])):
+        (tmp_path / 'map.txt').write_text(content)
+        tree = read_classes(root, str(tmp_path / 'map.txt'))
+        assert tree.names == names and tree.unnamed == unnamed
+    (tmp_path / 'map.txt').write_text('ant\nbee\n')
+    assert read_classes(root, str(tmp_path / 'map.txt')).unnamed == []
 
 
 def test_names_with_white_space_are_those_of_the_folders(tmp_path):
@@ -171,7 +183,18 @@ def test_classes_are_numbered_by_the_plan(tmp_path):
             create_named('', str(path), 'validation', '', ['ant', 'bee'])
 
 
+@pytest.mark.parametrize('content', ('0 ant\n1 bee\n', '0: ant\n1: bee\n', 'ant,0\nbee,1\n', 'ant: 0\nbee: 1\n'))
+def test_tables_are_no_class_names(tmp_path, content):
+    (tmp_path / 'names.txt').write_text(content)
+    with pytest.raises(UsageError, match='has an index in each line'):
+        read_class_names(tmp_path / 'names.txt', 2)
+    (tmp_path / 'names.txt').write_text('digit 0\ndigit 1\n')  # which are names
+    assert read_class_names(tmp_path / 'names.txt', 2) == ['digit 0', 'digit 1']
+
+
 @pytest.mark.parametrize('name, content, message', [
+    ('some.txt', b'ant\t0\nbee\ncow\t2\n', "lines with an index .'ant.t0'. and without one .'bee'."),
+    ('comment.txt', b'# my classes\nant\n', 'has a comment'), ('line.txt', b'x' * 1000, 'x{300}\\.\\.\\.'),
     ('twice.txt', b'ant\nbee\nant\n', "names 'ant' more than once"), ('far.txt', b'ant\t5000\n', 'indices begin at 0'),
     ('map.csv', b'ant\n', 'cannot be read'), ('none.txt', b'', 'names no classes'),
     ('code.pkl', b"cos\nsystem\n(S'touch ran'\ntR.", 'cannot be read'), ('list.pkl', pickle.dumps(['ant']), 'dict'),
@@ -182,7 +205,8 @@ def test_bad_class_maps(tmp_path, monkeypatch, name, content, message):
     make(tmp_path, 'train/ant/1.png')
     Path(name).write_bytes(content)
     with pytest.raises(UsageError, match=message):
-        read_classes('train', name)
+        from seresnet_timm.launch.dataset import faults_of_classes
+        raise UsageError('\n'.join(faults_of_classes(read_classes('train', name))))
     assert not Path('ran').exists()
 
 

@@ -262,6 +262,9 @@ def test_names_are_compared_whatever_else_the_file_holds():
     (['b', 'a', 'c'], {'class_map': 'map.txt'}, 'another order'),
     (['new', 'a', 'c'], {'class_map': 'map.txt'}, 'was trained with other classes'),
     (['a', 'b', 'c', 'd'], {'class_map': 'map.txt'}, "'d' only in the data"),
+    (['a', 'c'], {'class_map': 'map.txt'}, "'b' in the checkpoint is 'c' in the data"),  # a map that leaves b out
+    (['a, b', 'c'], {'class_map': 'map.txt'}, "'b' in the checkpoint is 'c' in the data"),  # two folders of one index
+    (['a', 'new'], {'class_map': 'map.txt'}, None),
 ))
 def test_which_differences_of_classes_are_refused(tmp_path, names, flags, refused):
     """Outputs have indices, not names: what an index means must be the same."""

@@ -1,4 +1,5 @@
 """What a data folder holds, before a run: classes and images that count, faults, and what its owner may not expect."""
+import gzip
 import json
 import os
 import tarfile
@@ -53,7 +54,8 @@ def pack(tar: Path, folder: Path) -> Path:
     ('$RECYCLE.BIN/zebra/1.png', 'RECYCLE'),
     ('lost+found/1.png', 'lost\\+found'),
     ('.Trash-1000/files/1.png', 'Trash'),
-    ('ant/._1.png', 'of a Mac'),
+    ('ant/._1.png', '1 hidden file'),
+    ('ant/.trashed-1.jpg', '1 hidden file'),
 ))
 def test_folders_and_files_of_other_programs_are_left_out_and_told(tmp_path, foreign, named):
     facts = train(both(tmp_path, *CLASSES, foreign))
@@ -171,6 +173,40 @@ def test_a_tar_is_evaluated_and_never_trained_on_alone(tmp_path):
     assert facts.problems == [] and facts.num_images == {'train': 3, 'val': 3}
 
 
+def tar_of(path: Path, *members: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, 'w') as tar:
+        for member in members:
+            tar.addfile(member)
+    return path
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = '') -> tarfile.TarInfo:
+    found = tarfile.TarInfo(name)
+    found.type, found.linkname = kind, link
+    return found
+
+
+@pytest.mark.parametrize('more, named', (
+    (member('ant/2.png', tarfile.LNKTYPE, 'ant/1.png'), 'ant/2.png'), (member('./ant/1.png'), './ant/1.png'),
+    (member('cow/1.png', tarfile.SYMTYPE, '../x.png'), 'cow/1.png'), (member('cow', tarfile.SYMTYPE, '/data/cow'), 'cow')))
+def test_links_and_files_that_are_twice_in_a_tar(tmp_path, more, named):
+    """Unpacked it would have other images than timm counts."""
+    problem, = validate(tar_of(tmp_path / 'a.tar', member('ant/1.png'), member('bee/1.png'), more)).problems
+    assert 'has 1 image(s) or folder(s) that timm would leave out or count twice' in problem and f': {named}.' in problem
+
+
+def test_tars_of_which_python_reads_a_part_without_an_error(tmp_path):
+    whole = tar_of(tmp_path / 'a.tar', *(member(f'{name}/1.png') for name in ('ant', 'bee', 'cow'))).read_bytes()
+    damaged = bytearray(whole)
+    damaged[512 + 150] ^= 1  # in the checksum of the second file
+    for content, words in ((whole[:2 * 512], 'cut off'), (whole[:2 * 512 + 99], 'cut off'), (damaged, 'damaged'),
+                           (whole * 2, 'several tars were joined'), (gzip.compress(whole), 'it is compressed')):
+        (tmp_path / 'b.tar').write_bytes(content)
+        problem, = validate(tmp_path / 'b.tar').problems
+        assert 'b.tar cannot be read' in problem and words in problem
+    assert validate(tar_of(tmp_path / 'c.tar', member('../ant/1.png'), member('/bee/1.png'))).class_names == ['ant', 'bee']
+
+
 def test_tars_that_are_not_read_are_told(tmp_path):
     root = both(tmp_path / 'data', *CLASSES)
     folder = tmp_path / 'tars'
@@ -218,6 +254,27 @@ def test_a_split_as_the_root_and_a_folder_too_high(tmp_path):
     assert validate(root / 'val').class_names == ['ant', 'bee', 'cow']
 
 
+def test_a_class_folder_whose_disk_is_gone(tmp_path):
+    """A link to nothing where the classes are may have been one; beside images it is a file."""
+    root = both(tmp_path, *CLASSES)
+    (root / 'val' / 'ant' / 'notes').symlink_to('/nowhere/notes')
+    assert validate(root).problems == []
+    (root / 'val' / 'dog').symlink_to('/nowhere/dog')
+    problem, = validate(root).problems
+    assert 'val/dog is a link to what does not exist' in problem
+
+
+def test_splits_under_other_names_are_named(tmp_path):
+    for names in (('Train', 'Val'), ('train', 'test')):
+        root = make(tmp_path / '-'.join(names), *(f'{split}/{file}' for split in names for file in CLASSES))
+        for facts in (train(root), validate(root)):
+            assert f'(it has {", ".join(sorted(names))})' in facts.problems[0]
+    root = both(tmp_path / 'unpacked' / 'digits', *CLASSES)
+    assert f'or give --data-dir {root}, which has one' in train(root.parent).problems[0]
+    tiny = both(tmp_path / 'tiny', *(f'{name}/images/1.png' for name in ('ant', 'bee')))
+    assert 'if the folders above them are the classes, move the images up' in validate(tiny).problems[0]
+
+
 def test_one_class_and_subfolders_as_classes_are_told(tmp_path):
     assert "has one class ('ant')" in validate(both(tmp_path / 'one', 'ant/1.png')).notes[0]
     facts = train(both(tmp_path / 'days', 'ant/day1/1.png', 'ant/day2/1.png', 'bee/day3/1.png'))
@@ -250,6 +307,22 @@ def test_an_evaluation_numbers_classes_as_the_training(trained, found, expected,
     assert facts.class_names == expected
     assert [n for n in sources.notes if note and note in n] if note else sources.notes == []
     assert name_outputs('train', sources, {}, DataFacts(found)).class_names == found
+
+
+def test_a_class_map_cannot_give_an_output_the_name_of_another(tmp_path):
+    """Ten classes of ImageNet in a map are not the first ten outputs."""
+    wordnet = ImageNetInfo('imagenet-1k').label_names()
+    args = {'model': 'resnet18', 'num_classes': 1000, 'data_dir': 'D'}
+    for names, fault in ((wordnet[100:110], True), (wordnet, False), ([f'c{i}' for i in range(1000)], False)):
+        sources = SimpleNamespace(checkpoints={}, reasons={}, notes=[])
+        problems = name_outputs('validate', sources, args, DataFacts(names, mapped=True)).problems
+        assert len(problems) == fault and all('list the folders in the order of its outputs' in p for p in problems)
+    (tmp_path / 'config.json').write_text(json.dumps({'label_names': ['cow', 'ant', 'bee']}))
+    for names, fault in ((['cow', 'ant', 'bee'], False), (['ant', 'bee', 'cow'], True), (['cow', 'bee'], True),
+                         (['cow', 'ameise'], False)):
+        settings = RunSettings('validate', Script('validate.py'), {'model': 'hf-hub:a/b', 'class_map': 'm.txt'},
+                               class_names=names, model_folder=str(tmp_path))
+        assert bool(name_outputs_of_hub(settings)[1]) == fault
 
 
 def test_valid_labels_and_imagenet(tmp_path):
