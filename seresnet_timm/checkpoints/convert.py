@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from seresnet_timm.checkpoints import inspect as inspection
 from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, Checkpoint, weights_sha256
-from seresnet_timm.checkpoints.fit import describe_misfit, named_for
+from seresnet_timm.checkpoints.fit import describe_misfit, named_for, with_channels
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, did_you_mean, first_names, note_replaced, printable
@@ -125,7 +125,7 @@ def network_and_weights(
         info = replace(info, name=model)
     if info.name is not None and is_known(info.name):
         rows = classifier_rows(checkpoint.network.weights, info.name)
-        info = _with_rows(info, rows)
+        info = with_channels(checkpoint, _with_rows(info, rows))
         try:
             shapes = create_from_info(info, checkpoint.path, meta=True)
         except UsageError:
@@ -158,7 +158,7 @@ def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dic
         path: File to write; see `files.atomic_path`.
         metadata: Further entries.
     """
-    weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
     sha256 = {SHA256_KEY: weights_sha256(weights)}
     save_file(weights, path, metadata={'format': 'pt', **metadata, **sha256})
     _sort_metadata(path)

@@ -106,7 +106,7 @@ def _kind_of_tar(path: str) -> Optional[str]:
 
 
 def _kind_of_text(head: bytes) -> Optional[str]:
-    if not re.search(rb'\s', head) or re.search(rb'[\x00-\x08\x0e-\x1f]', head):
+    if not re.search(rb'\s|^[{\[]', head) or re.search(rb'[\x00-\x08\x0e-\x1f]', head):
         return None
     try:
         text = head.decode('utf-8')

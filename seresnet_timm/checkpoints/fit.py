@@ -10,6 +10,7 @@ import torch.nn as nn
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, expected_names, names_for
 from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.recognise import input_channels
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.models.create import create_from_info, not_finite, why_not_plain
 from seresnet_timm.models.info import ModelInfo
@@ -48,6 +49,16 @@ def weights_for(checkpoint: Checkpoint, model: nn.Module, use_ema: bool = False)
     return named_for(checkpoint, model, use_ema).weights
 
 
+def with_channels(checkpoint: Checkpoint, info: ModelInfo) -> ModelInfo:
+    """What to make of a checkpoint, with the input channels of its weights, whatever else the file says of them."""
+    channels = input_channels(checkpoint.network.weights, info.name)
+    if channels is None or channels == (info.in_chans or 3):
+        return info
+    mean, std = (v if v is None or len(v) in (1, 3, channels) else None for v in (info.mean, info.std))
+    size = [channels, *info.input_size[1:]] if info.input_size else None
+    return replace(info, in_chans=channels, input_size=size, mean=mean, std=std)
+
+
 def describe_not_finite(checkpoint: Checkpoint, weights: Dict[str, Any]) -> Optional[str]:
     """That weights of a checkpoint are not finite, as a sentence; None if they are."""
     names = not_finite(weights)
@@ -81,8 +92,11 @@ def _other_kind(values: Any, own: torch.Tensor) -> Optional[str]:
     """What values are that a network cannot take for its own without changing them; None if it can."""
     if not isinstance(values, torch.Tensor):
         return None  # which has no shape
-    is_whole = own.is_floating_point() and not values.is_floating_point()
-    return why_not_plain(values) or (str(values.dtype).removeprefix('torch.') if is_whole else None)
+    dtype = str(values.dtype).removeprefix('torch.')
+    if why_not_plain(values) or own.is_floating_point() and not values.is_floating_point():
+        return why_not_plain(values) or dtype
+    is_beyond = values.dtype == torch.float64 and bool((values.abs() > torch.finfo(torch.float32).max).any())
+    return f'{dtype} beyond float32' if is_beyond and bool(values.isfinite().all()) else None
 
 
 def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Optional[str] = None) -> Optional[str]:
@@ -96,11 +110,19 @@ def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Op
     found = misfits(weights, model)
     if not any(found.values()):
         return None
+    if not any(isinstance(v, torch.Tensor) for v in weights.values()):
+        return f'it holds no weights, only {printable(first_names(map(str, weights), MAX_NAMED)) or "nothing"}'
     head = classifier_keys(model)
     if not found['missing'] and not found['unexpected'] and not found['of another kind'] and head and all(
-            k.split()[0] in head for k in found['of another shape']):
+            k.split()[0] in head for k in found['of another shape']) and (
+            weights[head[0]].shape[:1] != model.state_dict()[head[0]].shape[:1]):
         classes = weights[head[0]].shape[0]
         return f'it has {classes} classes (--num-classes {classes})'
+    stem = f'{getattr(model, "pretrained_cfg", {}).get("first_conv")}.weight'
+    if [k.split()[0] for k in found['of another shape']] == [stem] and sum(map(len, found.values())) == 1:
+        wanted, own = weights[stem].shape, model.state_dict()[stem].shape
+        if wanted[:1] + wanted[2:] == own[:1] + own[2:]:
+            return f'it takes images of {wanted[1]} channel(s) (--in-chans {wanted[1]})'
     parts = [f'it was saved from {printable(arch)} (--model {printable(arch)})'] if arch else []
     if any(SPLIT_BN in k for k in found['unexpected']):
         parts.append('it was trained with --split-bn')
@@ -185,7 +207,7 @@ def model_of(
     Raises:
         UsageError: A setting of the file is refused, or the weights do not fit.
     """
-    info = info or checkpoint.info
+    info = with_channels(checkpoint, info or checkpoint.info)
     shapes = create_from_info(info, checkpoint.path, meta=True, **kwargs)
     name = info.name or 'the model'
     refuse_misfit(checkpoint, weights_for(checkpoint, shapes, use_ema), shapes, name)

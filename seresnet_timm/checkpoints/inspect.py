@@ -174,7 +174,7 @@ def misfits(source: Union[str, Checkpoint], model_name: str) -> List[str]:
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     check_model_name(model_name)
     classes = classifier_rows(checkpoint.network.weights, model_name)
-    info = replace(checkpoint.info, name=model_name, num_classes=classes)
+    info = fit.with_channels(checkpoint, replace(checkpoint.info, name=model_name, num_classes=classes))
     model = create_from_info(info, checkpoint.path, meta=True)
     found = fit.misfits(fit.weights_for(checkpoint, model), model)
     return [f'{what}: {key}' for what, keys in found.items() for key in keys]

@@ -12,7 +12,9 @@ WEIGHTS_KEYS = ('state_dict', 'model', 'model_state_dict', 'model_state', 'net',
 EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'model_ema_state_dict', 'model_ema_state', 'ema_model',
             'ema_state', 'ema', 'params_ema', 'averaged_model')
 TIMM_KEYS = WEIGHTS_KEYS[:2] + EMA_KEYS[:2]
-WRAPPERS = ('module.', '_orig_mod.')  # of DDP and torch.compile, at any depth of nesting
+WRAPPERS = ('module.', '_orig_mod.')  # of DDP and torch.compile, before all names
+# of torch.compile, FSDP, activation checkpointing and Lightning's Fabric, wherever a part of the network was wrapped
+PART_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_forward_module')
 # names under which tools hold the network; taken off where all weights share them, even if the network is not known
 NETWORK_WORDS = ('model', 'net', 'network', 'backbone', 'encoder', 'student', 'teacher', 'ema_model', 'model_ema',
                  'ema', 'base_model', 'online_network', 'classifier_model', 'averaged_model', 'trunk')
@@ -98,15 +100,20 @@ def plain_names(weights: Dict[str, Any], origin: str) -> Dict[str, Any]:
     for name, value in weights.items():
         short = _without_wrappers(name)
         if short in result:
+            prefix = name.removesuffix(short) if name.endswith(short) else ''
             raise UsageError(
                 f'{origin} holds two networks: {printable(short)} is in it with and without the prefix '
-                f'{printable(name[:-len(short)] or WRAPPERS[0])}. {_how_to_choose(origin, WRAPPERS[0])}')
+                f'{printable(prefix or WRAPPERS[0])}. {_how_to_choose(origin, WRAPPERS[0])}')
+        if short.endswith(BATCHES) and getattr(value, 'shape', None) == (1,):
+            value = value[0]  # as torch loads those of before 0.4
         if short not in COUNTERS:
             result[short] = value
     return result
 
 
 def _without_wrappers(name: str) -> str:
+    if any(word in name for word in PART_WRAPPERS):
+        name = '.'.join(part for part in name.split('.') if part not in PART_WRAPPERS)
     while name.startswith(WRAPPERS):
         name = name.partition('.')[2]
     return name

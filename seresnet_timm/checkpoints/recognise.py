@@ -72,3 +72,17 @@ def classifier_rows(weights: Dict[str, Any], arch: Optional[str] = None) -> Opti
     heads = [weights[key]] if key in weights else [v for k, v in weights.items() if k.endswith(f'.{key}')]
     rows = {int(h.shape[0]) for h in heads if isinstance(h, torch.Tensor) and h.ndim >= 2}
     return rows.pop() if len(rows) == 1 else None
+
+
+def input_channels(weights: Dict[str, Any], arch: Optional[str]) -> Optional[int]:
+    """Channels of the images that the weights of an architecture are for; None if they do not tell."""
+    config = timm.get_pretrained_cfg(arch, allow_unregistered=True) if arch is not None and is_known(arch) else None
+    if arch is None or config is None or not isinstance(config.first_conv, str):
+        return None
+    key = f'{config.first_conv}.weight'
+    kernel, usual = weights.get(key), config.input_size[0]
+    if not isinstance(kernel, torch.Tensor) or kernel.ndim != 4 or kernel.shape[1] == usual:
+        return usual if isinstance(kernel, torch.Tensor) and kernel.ndim == 4 else None
+    own = create_model(arch, meta=True).state_dict().get(key)
+    # the first convolution of some networks takes blocks of pixels as channels, or groups
+    return int(kernel.shape[1]) if own is not None and own.shape[1] == usual else None

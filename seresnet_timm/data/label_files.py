@@ -63,8 +63,9 @@ def find_class_map(path: str, folder: str) -> str:
 
 
 def read_class_map(path: str, folder: str, found: Collection[str] = ()) -> Dict[Any, int]:
-    """Index by name of a class map: a name a line in the order of the indices, or `name<TAB>index` or
-    `index<TAB>name` in every line.
+    """Index by name of a class map.
+
+    It has a name a line in the order of the indices, or `name<TAB>index` or `index<TAB>name` in every line.
 
     Args:
         path: A .txt, or a .pkl of a dictionary.

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import refuse_misfit, weights_for
+from seresnet_timm.checkpoints.fit import refuse_misfit, weights_for, with_channels
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
@@ -85,7 +85,7 @@ def read_source(
         info = replace(info, num_classes=num_classes, class_names=None)
 
     takes_ema, is_evaluated = _choose_weights(checkpoint, args, run is not None, use_ema, notes)
-    info, folder = network_of(checkpoint, info)
+    info, folder = network_of(checkpoint, with_channels(checkpoint, info))
     shapes: Any = create_from_info(info, str(path), meta=True, folder=folder)
     weights = weights_for(checkpoint, shapes, takes_ema)
     refuse_misfit(checkpoint, weights, shapes, name)

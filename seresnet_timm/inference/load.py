@@ -313,6 +313,8 @@ def _preprocessing(
         settings['crop_pct'] = crop_pct
     try:
         config = resolve_data_config(settings, model=model, use_test_size=True)
+        if info.in_chans is not None:  # timm leaves 3 in the size of its own configuration
+            config['input_size'] = (info.in_chans, *config['input_size'][1:])
         for key in ('mean', 'std'):
             config[key] = adapt_to_chs(getattr(info, key) or config[key], config['input_size'][0])  # as timm's loader
         return config

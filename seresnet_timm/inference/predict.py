@@ -33,6 +33,7 @@ from seresnet_timm.images import (
 from seresnet_timm.inference.load import LoadedModel
 from seresnet_timm.runs.settings import RunSettings
 
+NOT_FINITE = 'the network has outputs for it that are not finite (NaN or infinity)'
 COLUMNS = ('file', 'rank', 'index', 'label', 'description', 'probability')
 
 
@@ -219,6 +220,10 @@ def probabilities(
                     raise RunError(f'{device} is out of memory with -b {batch_size}: try -b {max(1, batch_size // 2)}.')
                 output = output[0] if isinstance(output, (tuple, list)) else output
                 batch = output.float().softmax(dim=1).cpu()
+            finite = batch.isfinite().all(dim=1)
+            if not finite.all():  # finite weights can overflow
+                errors.update({i: NOT_FINITE for i, good in zip(indices, finite.tolist()) if not good})
+                indices, batch = [i for i in indices if i not in errors], batch[finite] if finite.any() else None
         yield indices, batch, errors
 
 
@@ -258,11 +263,12 @@ def run(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> None:
             if 'error' in result:
                 bad += 1
                 reason = result['error'].rstrip('.')
-                bar.write(printable(f'{result["file"]}: cannot be read: {reason}'), file=sys.stderr)
+                what = '' if reason == NOT_FINITE else 'cannot be read: '
+                bar.write(printable(f'{result["file"]}: {what}{reason}'), file=sys.stderr)
             write(result)
         write(None)
     if bad:
-        raise RunError(f'{bad} of {len(files)} files could not be read, see above; the result has the others.')
+        raise RunError(f'{bad} of {len(files)} files have no result, see above; it has the others.')
 
 
 @contextmanager

@@ -209,8 +209,8 @@ def faults_of_classes(tree: Any, has_class_map: bool = True) -> Iterator[str]:
                'folder back, as classes are numbered differently without it; else remove the link.')
     if tree.left_in_tar:
         yield (f'{folder} has {len(tree.left_in_tar)} image(s) or folder(s) that timm would leave out or count twice, '
-               f'for they are links or in it twice: {first_names(tree.left_in_tar, MAX_NAMED)}. Unpack it, and use the folder or '
-               'pack it anew (tar -ch --hard-dereference).')
+               f'for they are links or in it twice: {first_names(tree.left_in_tar, MAX_NAMED)}. Unpack it, and '
+               'use the folder or pack it anew (tar -ch --hard-dereference).')
     if tree.same:
         a, b = tree.same[0]
         yield f'{a} and {b} are one folder, by a link: its images would count twice; remove the link.'

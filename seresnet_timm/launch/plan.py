@@ -123,6 +123,7 @@ def _make_plan(
     args = merge(line, sources, device, world_size)
     decide_for_device(sources, args, device, node.processes(nproc))
     img_sizes, wrong_sizes = several_sizes(sources, args)
+    set_channels(line.verb, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
@@ -378,6 +379,20 @@ def several_sizes(sources: Sources, args: Dict[str, Any]) -> Tuple[Optional[List
     if len(set(sizes)) < len(sizes):
         found.append(f'{text} names a size twice: leave out one.')
     return list(sizes), found
+
+
+def set_channels(verb: str, args: Dict[str, Any]) -> None:
+    """Set the size of the input where the user gives its channels only: timm would take 3 with the model's own size."""
+    from timm.models import get_pretrained_cfg
+
+    from seresnet_timm.models.create import is_known
+    if args.get('in_chans') in (None, 3) or args.get('img_size') or args.get('input_size') or not is_known(
+            args['model']):
+        return
+    cfg = get_pretrained_cfg(args['model'], allow_unregistered=True)
+    if cfg is not None:
+        of_test = verb == 'validate' and not args.get('use_train_size') and cfg.test_input_size
+        args['input_size'] = [args['in_chans'], *(of_test or cfg.input_size)[1:]]
 
 
 def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Optional[str], bool]:

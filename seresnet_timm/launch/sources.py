@@ -4,7 +4,7 @@ Script's defaults < recipe or preset < the checkpoint that is evaluated < config
 """
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -244,6 +244,7 @@ def apply_checkpoint(sources: Sources) -> None:
     path = sources.flags.get('checkpoint') or sources.config.get('checkpoint')
     if not path:
         return
+    from seresnet_timm.checkpoints.fit import with_channels
     from seresnet_timm.checkpoints.read import checkpoints_in, read_checkpoint
     from seresnet_timm.runs.folder import RunFolder
     file = Path(path)
@@ -270,6 +271,7 @@ def apply_checkpoint(sources: Sources) -> None:
         info = repeated
     if info.name is None and not asked_model and 'model' not in sources.preset:
         raise UsageError(f'{file} does not say which network it holds: name it with --model.')
+    info = with_channels(checkpoint, info if info.name else replace(info, name=asked_model))
     own_names = (info.name.split('.')[0], checkpoint.arch) if info.name else ()
     is_other = bool(asked_model and own_names and asked_model.split('.')[0] not in own_names)
     given = {**sources.config, **sources.flags}

@@ -183,7 +183,8 @@ def test_classes_are_numbered_by_the_plan(tmp_path):
             create_named('', str(path), 'validation', '', ['ant', 'bee'])
 
 
-@pytest.mark.parametrize('content', ('0 ant\n1 bee\n', '0: ant\n1: bee\n', 'ant,0\nbee,1\n', 'ant: 0\nbee: 1\n'))
+@pytest.mark.parametrize('content', (
+    '0 ant\n1 bee\n', '0: ant\n1: bee\n', 'ant,0\nbee,1\n', 'ant: 0\nbee: 1\n'))
 def test_tables_are_no_class_names(tmp_path, content):
     (tmp_path / 'names.txt').write_text(content)
     with pytest.raises(UsageError, match='has an index in each line'):
