@@ -58,6 +58,7 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
         'epochs': checkpoint.epochs,
         'metric': checkpoint.metric,
         'moving_average': checkpoint.has_ema,
+        'not_finite_in_average': not_finite(checkpoint.ema or {}),
         'optimizer': checkpoint.has_optimizer,
         'loss_scale': checkpoint.loss_scale,
         'weights_under': checkpoint.weights_key,
@@ -118,7 +119,9 @@ def describe(facts: Dict[str, Any]) -> List[str]:
             + first_names(facts['not_finite_weights'], fit.MAX_NAMED) if facts['not_finite'] else '')),
         ('epochs', 'unknown' if facts['epochs'] is None else facts['epochs']),
         ('metric', 'unknown' if facts['metric'] is None else f'{facts["metric"]:.3f}'),
-        ('moving average', yes(facts['moving_average'])),
+        ('moving average', yes(facts['moving_average'])
+         + (f'; values are not finite (NaN or infinity) in '
+            f'{first_names(facts["not_finite_in_average"], fit.MAX_NAMED)}' if facts['not_finite_in_average'] else '')),
         ('optimizer', yes(facts['optimizer'])
          + ('' if facts['loss_scale'] is None else f'; loss scale {facts["loss_scale"]:g}')),
         *_describe_rest(facts),

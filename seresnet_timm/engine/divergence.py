@@ -4,9 +4,25 @@ from typing import Dict, Optional
 
 import torch.nn as nn
 
-from seresnet_timm.errors import RunError
+from seresnet_timm.errors import RunError, printable
 from seresnet_timm.models.create import not_finite
 from seresnet_timm.runs.record import RunRecord
+
+
+class NotFinite(RunError):
+    """An evaluation has no finite loss: its top-1 would be that of chance."""
+
+
+def refuse_evaluation(model_name: str, loss: float) -> None:
+    """End an evaluation whose loss is not finite; finite weights can give that too.
+
+    Raises:
+        NotFinite: It is not.
+    """
+    if not math.isfinite(loss):
+        raise NotFinite(f'The loss of {printable(model_name)} is {loss} on these images: the network has outputs that '
+                        'are not finite (NaN or infinity), and its top-1 means nothing. Take an earlier checkpoint, or '
+                        'evaluate without --amp.')
 
 
 def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False, more: str = '') -> RunError:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_names, printable
 from seresnet_timm.inference.load import LoadedModel
-from seresnet_timm.inference.predict import ImageFiles, collate
+from seresnet_timm.inference.predict import NOT_FINITE, ImageFiles, collate
 from seresnet_timm.runs.settings import RunSettings
 
 # timm's SE modules, by the name of the layer that gives the gate
@@ -155,6 +155,9 @@ class Explainer:
             except torch.OutOfMemoryError:
                 raise RunError(f'{self.settings.device} is out of memory with -b {batch_size}: try -b '
                                f'{max(1, batch_size // 2)}.')
+            finite = probabilities.isfinite().all(dim=1).tolist()
+            if not all(finite):
+                raise RunError(f'{printable(files[indices[finite.index(False)]])}: {NOT_FINITE}.')
             best = probabilities.max(dim=1)
             own = best.indices.tolist() if groups is None else [groups[i] for i in indices]
             self._count(gates, own)

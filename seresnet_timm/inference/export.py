@@ -193,6 +193,8 @@ def _check(
     for batch_size in CHECKED_BATCH_SIZES:
         x = _example(batch_size, size, uint8)
         expected = model(x).numpy()
+        if not np.isfinite(expected).all():
+            raise RunError(f'{out} was not written: the model has outputs that are not finite (NaN or infinity).')
         try:
             actual = run(x)
         except Exception as e:  # a runtime raises errors of any type

@@ -252,7 +252,7 @@ def run(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> None:
         raise UsageError(f'--output {output}: ' + (
             'it is a folder, name a file.' if os.path.isdir(output) else 'its folder does not exist.'))
     note_replaced(output, '--output')
-    bad = 0
+    bad, overflows = 0, False
     results = predict(settings, loaded, files)
     shown = output is None and sys.stdout.isatty()  # the result itself moves on the terminal
     bar = tqdm(total=len(files), unit='image', disable=shown or None, leave=False)
@@ -263,12 +263,14 @@ def run(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> None:
             if 'error' in result:
                 bad += 1
                 reason = result['error'].rstrip('.')
+                overflows = overflows or reason == NOT_FINITE
                 what = '' if reason == NOT_FINITE else 'cannot be read: '
                 bar.write(printable(f'{result["file"]}: {what}{reason}'), file=sys.stderr)
             write(result)
         write(None)
     if bad:
-        raise RunError(f'{bad} of {len(files)} files have no result, see above; it has the others.')
+        what = 'have no result' if overflows else 'could not be read'
+        raise RunError(f'{bad} of {len(files)} files {what}, see above; the result has the others.')
 
 
 @contextmanager

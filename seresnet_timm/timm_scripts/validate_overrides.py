@@ -17,6 +17,7 @@ from seresnet_timm.data import loading
 from seresnet_timm.data.image_files import IGNORED_TARGET
 from seresnet_timm.data.position import make_restartable
 from seresnet_timm.engine import faults
+from seresnet_timm.engine.divergence import refuse_evaluation
 from seresnet_timm.engine.evaluate import report_unreadable
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
 from seresnet_timm.engine.outputs import record_evaluation
@@ -132,6 +133,7 @@ class ValidateOverrides(Overrides):
             dist.all_gather_object(gathered, sums)
             sums = [sum(column) for column in zip(*gathered)]
         count = max(1, sums[3])
+        refuse_evaluation(self.args.checkpoint or self.args.model, sums[2] / max(1, sums[4]))
         if self.settings.output and (not dist.is_initialized() or dist.get_rank() == 0):
             data_config = resolve_data_config(
                 vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))

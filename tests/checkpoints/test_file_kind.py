@@ -42,6 +42,7 @@ def text(content):
     (text('<!DOCTYPE html><title>Sign in</title>'), 'a web page'),
     (text('\n  <html lang="en">'), 'a web page'),
     (text('{"error": "Repository not found"}'), 'JSON text.*Repository not found'),
+    (text('{"error":"Unauthorized"}'), 'JSON text.*Unauthorized'),
     (text('epoch,train_loss\n0,1.5\n'), 'a text file.*epoch,train_loss'),
     (text('/annex/objects/SHA256E-s9--0.pth\n'), 'git-annex'),
     (text(gzip.compress(b'x')), 'compressed with gzip'),

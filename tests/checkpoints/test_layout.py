@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from seresnet_timm import cli
 from seresnet_timm.checkpoints.convert import convert
-from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.fit import load_weights, model_of
 from seresnet_timm.checkpoints.inspect import describe, inspect
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError
@@ -49,6 +49,51 @@ def equal(a, b):
     'trunk.module.'])
 def test_a_shared_prefix_is_taken_off(own, tmp_path, prefix):
     assert equal(load({'state_dict': under(prefix, own)}, tmp_path / 'x.pth'), own)
+
+
+@pytest.mark.parametrize('part, word', [
+    ('layer1.0.', '_orig_mod.'), ('layer1.', '_fsdp_wrapped_module.'), ('layer2.0.', '_checkpoint_wrapped_module.')])
+@pytest.mark.parametrize('prefix', ['', '_forward_module.', 'module._fsdp_wrapped_module.'])
+def test_a_wrapped_part_of_a_network(own, tmp_path, part, word, prefix):
+    """One block was compiled, or checkpoints its activations: its word is in the middle of the names."""
+    names = under(prefix, {k.replace(part, part + word, 1): v for k, v in own.items()})
+    assert any(word in name for name in names)
+    assert equal(load({'state_dict': names}, tmp_path / 'x.pth'), own)
+    convert(str(tmp_path / 'x.pth'), str(tmp_path / 'o.safetensors'), model=None)
+    assert equal(load_file(tmp_path / 'o.safetensors'), own)
+
+
+def test_counters_of_old_torch_and_weights_in_one_memory(own, tmp_path):
+    """torch loads a counter of shape [1]; safetensors do not take two weights in one memory."""
+    old = {k: v.reshape(1) if not v.ndim else v for k, v in own.items()}
+    assert equal(load(old, tmp_path / 'x.pth'), own)
+    tied = {**own, 'bn1.bias': own['bn1.weight']}
+    torch.save(tied, tmp_path / 'y.pth')
+    convert(str(tmp_path / 'y.pth'), str(tmp_path / 'y.safetensors'))
+    assert equal(load_file(tmp_path / 'y.safetensors'), tied)
+
+
+def test_values_beyond_float32_and_a_head_of_another_rank(own, tmp_path):
+    large = {**own, 'fc.weight': own['fc.weight'].double() * 1e300}
+    column = {**own, 'fc.bias': own['fc.bias'][:, None]}
+    for content, words in ((large, 'fc.weight .float64 beyond float32'),
+                           (column, 'of another shape: fc.bias 3x1 for 3'), ({'epoch': 3}, 'it holds no weights, only epoch')):
+        with pytest.raises(UsageError, match=words):
+            load(content, tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_input_channels_are_those_of_the_weights(tmp_path, channels):
+    """Of a bare state dict, and of a file that says something else; named where there is a flag for it."""
+    model = timm.create_model('test_resnet', num_classes=3, in_chans=channels)
+    path = tmp_path / 'x.pth'
+    for more in ({}, {'args': argparse.Namespace(model='test_resnet', in_chans=7, num_classes=9)}):
+        torch.save({'state_dict': model.state_dict(), 'arch': 'test_resnet', **more}, path)
+        made, info = model_of(read_checkpoint(path))
+        assert made.conv1[0].in_channels == channels and info.num_classes == 3
+    if channels != 3:
+        with pytest.raises(UsageError, match=rf'it takes images of {channels} channel.s. .--in-chans {channels}.'):
+            load_weights(timm.create_model('test_resnet', num_classes=3), path, 'test_resnet')
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.', 'model.'])
@@ -163,6 +208,8 @@ def test_weights_that_are_not_finite(own, tmp_path):
             load(content, path, use_ema=True)
         assert str(path) in str(e.value)
     assert equal(load({'state_dict': own, 'state_dict_ema': sick}, path), own), 'the average is not used'
+    line, = (line for line in describe(inspect(str(path))) if line.startswith('moving average'))
+    assert 'not finite' in line and 'fc.weight' in line
     torch.save({'state_dict': sick}, path)
     assert any('not finite' in line and 'fc.weight' in line for line in describe(inspect(str(path))))
 

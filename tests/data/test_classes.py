@@ -117,7 +117,8 @@ def test_class_map(tmp_path):
 
 @pytest.mark.parametrize('content', (
     b'\xef\xbb\xbfcow\r\nant\r\n\r\n', 'cow\r\nant'.encode('utf-16'), b'cow  \n\n \nant\t\n',
-    b'ant\t1\r\ncow\t0\r\n', b'0\tcow\n1\tant\n', b'\xef\xbb\xbfcow\t0\nant\t1', b'cow\rant\r', 'cow\nant'.encode('utf-16-be'),
+    b'ant\t1\r\ncow\t0\r\n', b'0\tcow\n1\tant\n',
+    b'\xef\xbb\xbfcow\t0\nant\t1', b'cow\rant\r', 'cow\nant'.encode('utf-16-be'),
 ))
 def test_maps_are_read_as_meant(tmp_path, content):
     """As editors on Windows and old Macs save them; the dataset has the same numbers as the plan."""
@@ -129,8 +130,7 @@ def test_maps_are_read_as_meant(tmp_path, content):
     assert tree.names == ['cow', 'ant'] and tree.unmapped == {'bee': 1}
     dataset = create_named('', str(root), 'train', str(tmp_path / 'map.txt'), tree.names)
     assert dataset.reader.samples == [(f'{root}/ant/1.png', 1), (f'{root}/cow/1.png', 0)]
-    if b'ant\t1\r' not in content and b'ant\t1' not in content[-6:]:  # in the order of the lines
-        assert read_class_names(tmp_path / 'map.txt', 2) == ['cow', 'ant']
+    assert read_class_names(tmp_path / 'map.txt', 2) == ['cow', 'ant']
 
 
 def test_indices_that_a_map_leaves_out(tmp_path):

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, run_cli, train_flags
+from conftest import ROOT, run_cli, run_here, train_flags
 from training import valid_record
 
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
@@ -27,6 +27,27 @@ def test_diverged_run(few_digits, tmp_path, capsys, engine):
     assert not list((tmp_path / 'run').glob('*.pth.tar'))
     report.report([str(tmp_path / 'run')])
     assert f'{tmp_path / "run"} diverged: The loss ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('engine', ('bundled', ROOT / 'tests' / 'small_scripts'), ids=('ours', 'a script'))
+def test_finite_weights_whose_outputs_are_not(few_digits, digits_run, tmp_path, engine):
+    """A variance below zero: every verb says so, and none gives the top-1 of chance."""
+    content = torch.load(digits_run / 'last.pth.tar', weights_only=False)
+    content['state_dict']['bn1.running_var'].fill_(-1)
+    content = {k: v for k, v in content.items() if k != 'weights_sha256'}
+    torch.save(content, tmp_path / 'c.pth.tar')
+    image = next((few_digits / 'val' / '3').iterdir())
+    result = run_here('validate', '--data-dir', few_digits, '--checkpoint', tmp_path / 'c.pth.tar', '--workers', 0,
+                      '--device', 'cpu', '--scripts', engine, '--results-file', tmp_path / 'r.csv')
+    assert result.returncode == 1 and 'is nan on these images' in result.stderr.splitlines()[-1]
+    assert 'top1' not in result.stdout and not (tmp_path / 'r.csv').exists()
+    if engine != 'bundled':
+        return
+    result = run_here('predict', tmp_path / 'c.pth.tar', image, '--json', '--device', 'cpu', '-j', 0)
+    assert result.returncode == 1 and json.loads(result.stdout)[0]['error'].startswith('the network has outputs for it')
+    result = run_here('explain', tmp_path / 'c.pth.tar', image, '--output', tmp_path / 'e', '--device', 'cpu')
+    assert result.returncode == 1 and 'outputs for it that are not finite' in result.stderr
+    assert not (tmp_path / 'e').exists()
 
 
 def test_report_of_a_run_of_timms_that_diverged(tmp_path, capsys):

@@ -127,16 +127,18 @@ class WritesNaN(torch.nn.Module):
         return x.mean(dim=(2, 3)) / torch.zeros(3)  # inf of another sign by runtime, or NaN: nothing to compare
 
 
-@pytest.mark.parametrize('network', (KnowsItsBatch(), WritesNaN()), ids=('wrong', 'not a number'))
+@pytest.mark.parametrize('network, why', (
+    (KnowsItsBatch(), 'with a batch of 1 its outputs are up to'),
+    (WritesNaN(), 'the model has outputs that are not finite')), ids=('wrong', 'not a number'))
 @pytest.mark.parametrize('before', (None, b'an earlier model'), ids=('new', 'existing'))
-def test_wrong_outputs_are_not_written(network, before, tmp_path):
+def test_wrong_outputs_are_not_written(network, why, before, tmp_path):
     out = tmp_path / 'model.onnx'
     if before:
         out.write_bytes(before)
     info = ModelInfo(
         name='x', num_classes=3, input_size=[3, 8, 8], crop_pct=1.0, crop_mode='center', interpolation='bilinear',
         mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD))
-    with pytest.raises(RunError, match='was not written: with a batch of 1 its outputs are up to'):
+    with pytest.raises(RunError, match=f'was not written: {why}'):
         export(LoadedModel(network, info, 'made here'), str(out))
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
 

@@ -47,6 +47,16 @@ def test_settings_cannot_be_changed(tree, tmp_path):
     assert settings.args['epochs'] == 2
 
 
+@pytest.mark.parametrize('verb, more, size', (
+    ('train', ('--in-chans', 1), [1, 160, 160]),
+    ('validate', ('--in-chans', 4, '--input-img-mode', 'RGBA'), [4, 160, 160]),
+    ('train', ('--in-chans', 1, '--img-size', 32), None), ('train', ('--in-chans', 3), None), ('train', (), None)))
+def test_channels_alone_are_those_of_the_input(tree, verb, more, size):
+    """timm takes 3 with the size of the model's configuration, and ends in its first convolution."""
+    argv = ('--data-dir', tree, '--model', 'test_resnet', '--device', 'cpu', *more)
+    assert plan(*argv, verb=verb).settings.args['input_size'] == size
+
+
 @pytest.mark.parametrize('more, count, reason', (
     ((), 10, ''),
     (('--preset', 'seresnet50_ascend'), 10, 'as many as the data has classes, where the recipe has 1000'),
