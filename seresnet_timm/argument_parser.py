@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 from seresnet_timm.errors import UsageError, did_you_mean, printable, refuse
 
@@ -95,10 +95,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     Attributes:
         rules: The rules for the values of its arguments, by their `dest`, as in `engine/values.py`.
+        looks_for_files: Files and folders that must be there are looked for, and contradictions.
+        find_contradictions: Gives the sentences on arguments that do not go together.
         examples: Command lines with which its help begins.
         next_steps: Command lines, or sentences, with which its help ends.
     """
     rules: Mapping[str, Any] = {}
+    looks_for_files = False
+    find_contradictions: Callable[[argparse.Namespace], Iterable[str]] = staticmethod(lambda args: ())
     examples: Sequence[str] = ()
     next_steps: Sequence[str] = ()
 
@@ -120,12 +124,17 @@ class ArgumentParser(argparse.ArgumentParser):
             try:
                 namespace, unknown = self.parse_known_args(args, namespace)
             except UsageError as e:  # argparse cannot go on
-                refuse([*problems, str(e)])
+                refuse(with_typed_names([*problems, str(e)], abbreviations(args or (), self.flags())))
         if args is not None and all(parser.prefix_chars == '-' for parser in self.parsers()):
             unknown = unknown + unknown_flags_with_spaces(args, self.flags())
         problems += unknown_flag_messages(self.flags(), unknown)
         problems += wrong_lists(actions, self.rules, vars(namespace))
-        refuse(problems)
+        if self.looks_for_files:
+            problems += wrong_names('missing', actions, self.rules, vars(namespace))
+            problems += self.find_contradictions(_without_wrong(actions, namespace))
+        if problems:
+            problems += wrong_names('likely_wrong', actions, self.rules, vars(namespace))
+        refuse(with_typed_names(problems, abbreviations(args or (), self.flags())))
         return namespace
 
     def flags(self) -> List[str]:
@@ -230,6 +239,32 @@ def wrong_lists(
     return found
 
 
+def wrong_names(
+        judge: str, actions: Sequence[argparse.Action], rules: Mapping[str, Any],
+        values: Mapping[str, Any]) -> List[str]:
+    """The sentences on values that a method of their rule finds wrong: 'missing' or 'likely_wrong'."""
+    found = []
+    for action in actions:
+        given, rule = values.get(action.dest), rules.get(action.dest)
+        for value in given if isinstance(given, list) else [given]:
+            is_text = rule is not None and isinstance(value, str) and value != action.default
+            reason = getattr(rule, judge)(value) if is_text else None
+            found += [sentence(action, value, reason)] if reason else []
+    return found
+
+
+def _without_wrong(actions: Sequence[argparse.Action], namespace: argparse.Namespace) -> argparse.Namespace:
+    """Arguments with the defaults in the place of wrong values."""
+    result = argparse.Namespace(**vars(namespace))
+    for action in actions:
+        value = getattr(result, action.dest, None)
+        if value is WRONG:
+            setattr(result, action.dest, action.default)
+        elif isinstance(value, list):
+            setattr(result, action.dest, [item for item in value if item is not WRONG])
+    return result
+
+
 def sentence(action: argparse.Action, value: Any, reason: str) -> str:
     """The sentence on a wrong value of an argument."""
     name = next((s for s in action.option_strings if s.startswith('--')), None)
@@ -250,6 +285,27 @@ def with_known_spelling(args: Sequence[str], known: Mapping[str, Any]) -> List[s
             spellings = ('--' + name[2:].replace('_', '-'), '--' + name[2:].replace('-', '_'))
             name = next((s for s in spellings if s in known), name)
         result.append(name + equals + value)
+    return result
+
+
+def abbreviations(args: Sequence[str], known: Sequence[str]) -> Dict[str, str]:
+    """The abbreviated flags of a command line, by the flag that argparse takes each for."""
+    result = {}
+    for arg in args[:list(args).index('--') if '--' in args else None]:
+        name = arg.partition('=')[0]
+        meant = [f for f in known if f.startswith(name)] if re.match(r'--[A-Za-z0-9]', name) else []
+        if len(meant) == 1 and meant[0] != name:
+            result[meant[0]] = name
+    return result
+
+
+def with_typed_names(sentences: Sequence[str], typed: Mapping[str, str]) -> List[str]:
+    """Sentences whose first mention of a flag that was abbreviated has what was typed before it."""
+    result = []
+    for text in sentences:
+        for flag, name in typed.items():
+            text = re.sub(rf'(?<![\w/.-]){re.escape(flag)}(?![\w-])', f'{name} ({flag})', text, count=1)
+        result.append(text)
     return result
 
 

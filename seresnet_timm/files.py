@@ -45,6 +45,17 @@ def atomic_path(path: Union[str, Path]) -> Iterator[str]:
     A device such as /dev/null or /dev/stdout is not replaced: it gets the content when the block ends.
     """
     path = Path(path)
+    try:
+        with _atomic_path(path) as tmp:
+            yield tmp
+    except OSError as e:
+        if e.filename is None and e.errno is not None:  # of writing to an open file, which does not name it
+            e.filename = str(path)
+        raise
+
+
+@contextmanager
+def _atomic_path(path: Path) -> Iterator[str]:
     if path.exists() and not path.is_file() and not path.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             tmp = os.path.join(folder, f'file{path.suffix}')
@@ -306,6 +317,26 @@ def why_not_readable(path: Union[str, Path], most_bytes: Optional[int] = None, i
 def why_not_text(path: Union[str, Path], most_bytes: int = MOST_BYTES_OF_TEXT) -> Optional[str]:
     """Likewise, of a text that a user writes."""
     return why_not_readable(path, most_bytes, is_file=True)
+
+
+def why_missing(path: Union[str, Path], is_link_enough: bool = False) -> Optional[str]:
+    """Why there is nothing at a path, as the end of a sentence that begins with it; None if there is something.
+
+    Args:
+        path: The path.
+        is_link_enough: Say nothing of a link to nothing.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if not os.path.islink(path):
+            return 'does not exist: check the path'
+        return None if is_link_enough else f'is a link to {os.readlink(path)}, which does not exist: check the path'
+    except OSError as e:
+        return f'cannot be read: {(e.strerror or str(e)).lower()}'
+    except ValueError:  # a zero byte
+        return 'does not exist: check the path'
+    return None
 
 
 def _kind(mode: int) -> str:

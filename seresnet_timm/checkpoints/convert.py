@@ -13,15 +13,14 @@ from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, Checkpoin
 from seresnet_timm.checkpoints.fit import describe_misfit, named_for, with_channels
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
-from seresnet_timm.errors import UsageError, did_you_mean, first_names, note_replaced, printable
+from seresnet_timm.checkpoints.target import check_target
+from seresnet_timm.errors import UsageError, first_names, note_replaced, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.models.create import check_model_name, create_from_info, is_known, not_finite, why_not_plain
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import checkpoint_filter_fn
 
-FORMATS = ('timm', 'modelzoo', 'safetensors')
 MAX_NAMED = 4  # names of weights that one sentence lists
-DTYPES = ('float32', 'float16', 'bfloat16')
 
 
 def convert(
@@ -92,20 +91,6 @@ def _in_precision(weights: Dict[str, torch.Tensor], dtype: str, source: str) -> 
         raise UsageError(f'{source} has values that are too large for {dtype}, in '
                          f'{printable(first_names(too_large, MAX_NAMED))}: take --dtype bfloat16.')
     return found
-
-
-def check_target(target: str, to: Optional[str], dtype: Optional[str]) -> str:
-    """Format of the file to write, by its name if it was not given; it needs no checkpoint."""
-    if to is None:
-        to = 'safetensors' if target.endswith('.safetensors') else 'timm'
-    if to not in FORMATS:
-        raise UsageError(f"Unknown format --to '{to}': {did_you_mean(to, FORMATS)}")
-    if (to == 'safetensors') != target.endswith('.safetensors'):
-        raise UsageError(f'{target} has the wrong ending for --to {to}: names of safetensors end in .safetensors, '
-                         'others do not.')
-    if dtype not in (None, *DTYPES):
-        raise UsageError(f"Unknown --dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
-    return to
 
 
 def network_and_weights(

@@ -36,9 +36,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.data import check, check_report
     from seresnet_timm.files import atomic_path
-    for kind in args.ignore:
-        if kind not in check.KINDS:
-            raise UsageError(f"Unknown kind '{kind}' of --ignore: there are {', '.join(check.KINDS)}.")
     if args.json == args.csv == '-':
         raise UsageError('--json and --csv cannot both go to stdout: name a file for one of them.')
     result = check.check_data(args.dir, (args.train_split, args.val_split), args.class_map, args.min_images,

@@ -2,6 +2,7 @@
 import argparse
 import os
 import sys
+from typing import List
 
 from seresnet_timm.argument_parser import ArgumentParser, KeyValues
 
@@ -67,6 +68,39 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--rtol', type=float, metavar='X', help='one relative tolerance for all values, instead of those below')
     arg('--top', type=int, default=10, metavar='N', help='places in each table of largest errors (%(default)s)')
     arg('--json', action='store_true', help='print one JSON object with all places instead of text')
+
+
+def problems(args: argparse.Namespace) -> List[str]:
+    """What is wrong with the flags, a sentence each."""
+    found = []
+    sources = args.checkpoints + ([args.checkpoint] if args.checkpoint else [])
+    if len(sources) > 2 or args.checkpoint and len(args.checkpoints) > 1:
+        found.append(f'{len(sources)} models are named: compare takes one, or two.')
+    if not sources and not args.model_name and not args.against:
+        found.append('Name a MODEL, or --model NAME for a network with random weights, or --against FILE.')
+    if len(sources) > 1 and (args.dump or args.against):
+        found.append(f'{"--dump" if args.dump else "--against"} takes one MODEL, not two.')
+    if args.dump and args.against:
+        found.append('--dump stores a reference, --against compares with one: give one of them.')
+    if args.model_kwargs and sources:
+        found.append('--model-kwargs is for a network with random weights: a checkpoint has its own.')
+    if args.use_ema and not sources:
+        found.append('--use-ema needs a checkpoint.')
+    if args.against:
+        fixed = {'--data-dir': args.data_dir, '-b': args.batch_size, '--eval': args.eval,
+                 '--forward-only': args.forward_only, '--lean-se': args.lean_se}
+        found += [f'{flag} is taken from the file of --against: leave it out.' for flag, v in fixed.items() if v]
+    if (args.dump or args.against) and args.reference_device != 'cpu':
+        found.append('--reference-device is for comparisons in one process; with --dump and --against, --device names '
+                     'the device.')
+    halves = {args.precision, args.amp_dtype if args.precision == 'amp' else ''}
+    if args.loss_scale is not None and 'float16' not in halves:
+        found.append('--loss-scale is for gradients in float16: give --precision float16 or amp.')
+    if args.amp_dtype == 'bfloat16' and args.precision != 'amp':
+        found.append('--amp-dtype is for --precision amp.')
+    if args.hf32 and args.device.startswith('cpu'):
+        found.append('--hf32 is for npu and cuda: a CPU has no such arithmetic.')
+    return found
 
 
 def run(args: argparse.Namespace) -> None:

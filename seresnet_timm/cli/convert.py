@@ -1,7 +1,10 @@
 """`seresnet-timm convert`: weights in another file format."""
 import argparse
+from typing import Iterator
 
 from seresnet_timm.argument_parser import ArgumentParser
+from seresnet_timm.checkpoints.target import check_target
+from seresnet_timm.errors import UsageError
 
 EXAMPLES = (
     'seresnet-timm convert output/run model.safetensors',
@@ -22,12 +25,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--model', metavar='NAME', help='timm name of the model, if the weights do not tell it')
 
 
+def problems(args: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with the arguments together, a sentence each."""
+    try:
+        check_target(args.target, args.to, args.dtype)
+    except UsageError as e:
+        yield str(e)
+
+
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
-    from seresnet_timm.checkpoints.convert import check_target, convert
+    from seresnet_timm.checkpoints.convert import convert
     from seresnet_timm.inference.load import read_model_file
     from seresnet_timm.runs.folder import refuse_to_replace
-    check_target(args.target, args.to, args.dtype)  # before a model is pulled or read
     checkpoint = read_model_file(args.source)
     refuse_to_replace(args.target, [checkpoint.path])
     facts = convert(checkpoint, args.target, args.to, bool(args.use_ema), args.dtype, args.model, args.network)

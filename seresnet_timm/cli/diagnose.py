@@ -32,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.doctor import bundle, diagnose
     if args.bundle:
-        bundle.check_path(args.bundle)
+        bundle.check_name(args.bundle)
         note_replaced(args.bundle, '--bundle')
     report = diagnose.make_report(args.target)
     print(as_json(diagnose.as_dict(report), indent=2) if args.json else '\n'.join(diagnose.describe(report)))

@@ -2,9 +2,12 @@
 import argparse
 import os
 import sys
+from typing import Iterator
 
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.cli.model_argument import add_model_argument, load_model
+from seresnet_timm.errors import UsageError
+from seresnet_timm.inference.export_target import check_target
 
 EXAMPLES = (
     'seresnet-timm export output/run model.onnx --soc Ascend310P3',
@@ -28,11 +31,19 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help='batch size of the .om file, or several to choose from at run time (1)')
 
 
+def problems(args: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with the arguments together, a sentence each."""
+    try:
+        check_target(args.out, args.format)
+    except UsageError as e:
+        yield str(e)
+
+
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.errors import note_replaced, printable
     from seresnet_timm.inference import export
-    soc = export.check_soc(args.soc) if args.soc else None
-    is_onnx = export.check_target(args.out, args.format) == 'onnx'
+    soc = export.chip_of(args.soc) if args.soc else None
+    is_onnx = check_target(args.out, args.format) == 'onnx'
     loaded = load_model(args)
     note_replaced(args.out)
     out = export.export(loaded, args.out, args.format, args.opset, args.uint8)

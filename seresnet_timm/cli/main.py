@@ -192,7 +192,10 @@ def dispatch(argv: List[str]) -> None:
             parser.parse_args(argv[:1])  # --help and --version end here, other flags are refused
         raise UsageError(f"Unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
     module = module_of(verb)
-    args = make_parser(verb, module).parse_args(argv)
+    parser = make_parser(verb, module)
+    parser.looks_for_files = True
+    parser.find_contradictions = getattr(module, 'problems', parser.find_contradictions)
+    args = parser.parse_args(argv)
     from seresnet_timm.engine.signals import StoppedEarly, stop_early  # 20 ms, for which --help does not wait
     try:
         with stop_early():

@@ -2,6 +2,8 @@
 import argparse
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
+from seresnet_timm.engine.values import rules_of
+from seresnet_timm.errors import UsageError, refuse
 
 DESCRIPTION = '''\
 Measure on this machine what is faster for a training, and write it as a file that `train --config FILE` takes. Further
@@ -36,9 +38,15 @@ def run(args: argparse.Namespace) -> None:
     if HELP_FLAGS.intersection(args.argv):
         parser.print_help()
         return
-    own, of_train = parser.parse_known_args(args.argv)
+    from seresnet_timm.launch.parse import parse_on
+    own, of_train, problems = parse_on(parser, args.argv, rules_of('tune'))
     from seresnet_timm.launch import tune
-    allowed = tune.check(own.seconds, own.allow, own.tuned_file)
-    settings, has_data = tune.plan(of_train)
+    allowed, unknown = tune.check(own.allow)
+    problems += unknown
+    try:
+        settings, has_data = tune.plan(of_train)
+    except UsageError as e:
+        refuse([*problems, e])
+    refuse(problems)
     tuning = tune.tune(settings, own.seconds, allowed, has_data, own.tuned_file)
     tune.print_outcome(tuning, own.tuned_file)

@@ -13,24 +13,21 @@ from seresnet_timm.doctor import environment_report
 from seresnet_timm.doctor.diagnose import Report, as_dict, describe
 from seresnet_timm.doctor.secrets import Cleaner
 from seresnet_timm.errors import RunError, UsageError, printable
-from seresnet_timm.files import as_json, atomic_path, why_not_writable
+from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.runs.folder import RunFolder
 
 MAX_TOTAL = 256 << 20  # characters of all texts
 SUFFIXES = ('.tar.gz', '.tgz')
 
 
-def check_path(path: str) -> None:
-    """Refuse a path that cannot become the file.
+def check_name(path: str) -> None:
+    """Refuse a name that does not say what the file is.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: It has another ending.
     """
     if not path.endswith(SUFFIXES):
         raise UsageError(f'--bundle {printable(path)}: name a file that ends in .tar.gz.')
-    why = why_not_writable(path, is_folder=False)
-    if why:
-        raise UsageError(f'--bundle {printable(path)} cannot be written: {why}.')
 
 
 def write(report: Report, path: str, quiet: bool = False) -> None:

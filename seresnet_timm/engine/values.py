@@ -4,232 +4,26 @@
 A number without a rule must be finite. `UNITS` has the unit of a number, for `seresnet-timm help VERB FLAG`; some have
 none. A test compares the names with timm's. This file imports neither torch nor timm.
 """
-import math
-import os
-import re
-from dataclasses import dataclass
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Dict
 
-from seresnet_timm.errors import did_you_mean
-
-# --- rules ------------------------------------------------------------------------------------------------------------
-
-class Rule:
-    """What a value must be. `read` may change it; `wrong` says why it is not one."""
-
-    def read(self, value: Any) -> Any:
-        return value
-
-    def wrong(self, value: Any) -> Optional[str]:
-        """The end of a sentence that begins with the flag and its value; None if the value is right."""
-
-    def wrong_list(self, values: Sequence[Any]) -> Optional[str]:
-        """Likewise, for all values of a flag that takes several, each right by itself."""
-
-    def describe(self) -> str:
-        """What to give, for `seresnet-timm help VERB FLAG`."""
-        return ''
-
-
-@dataclass(frozen=True)
-class Number(Rule):
-    """A finite number of a range.
-
-    Attributes:
-        low: The least number.
-        high: The largest number.
-        above: The number must be larger than this one.
-        below: The number must be less than this one.
-        also: Further values with a meaning of their own.
-        whole: The text of a whole number, where the parser itself reads text.
-        counts: How many values a list may have.
-        ascending: A value of a list is not less than the one before it.
-    """
-    low: Optional[float] = None
-    high: Optional[float] = None
-    above: Optional[float] = None
-    below: Optional[float] = None
-    also: Tuple[Any, ...] = ()
-    whole: bool = False
-    counts: Tuple[int, ...] = ()
-    ascending: bool = False
-
-    def wrong(self, value: Any) -> Optional[str]:
-        if value in self.also:
-            return None
-        if self.whole and isinstance(value, str):
-            if not re.fullmatch(r'[+-]?\d+', value):
-                return f'is not a whole number: give {self.advice()}'
-            value = int(value)
-        if not math.isfinite(value):
-            return f'is not a finite number: give {self.advice()}'
-        if self.low is not None and value < self.low or self.above is not None and value <= self.above:
-            return f'is too small: give {self.advice()}'
-        if self.high is not None and value > self.high or self.below is not None and value >= self.below:
-            return f'is too large: give {self.advice()}'
-        return None
-
-    def wrong_list(self, values: Sequence[Any]) -> Optional[str]:
-        if self.counts and len(values) not in self.counts:
-            return f'has {len(values)} value(s): give {" or ".join(map(str, self.counts))}'
-        if self.ascending and any(a > b for a, b in zip(values, values[1:])):
-            return 'is not in ascending order: give the lower value first'
-        return None
-
-    def describe(self) -> str:
-        counts = f'{" or ".join(map(str, self.counts))} numbers, ' if self.counts else ''
-        order = ', in ascending order' if self.ascending else ''
-        return f'{counts}{self.advice()}{order}'
-
-    def advice(self) -> str:
-        """What to give, in words."""
-        if self.low is not None and self.high is not None:
-            text = f'{self.low} to {self.high}'
-        else:
-            parts = [(self.low, 'at least {}'), (self.above, 'more than {}'),
-                     (self.high, 'at most {}'), (self.below, 'less than {}')]
-            text = ' and '.join(form.format(bound) for bound, form in parts if bound is not None) or 'a number'
-        return ', or '.join([text, *map(str, self.also)])
-
-
-class ShareOrCount(Rule):
-    """A number of images, or their share in percent: '5' or '0.1%'."""
-
-    def describe(self) -> str:
-        return 'a number of images, or a share in percent such as 0.1%'
-
-    def read(self, value: Any) -> Any:
-        return value.replace(' ', '') if isinstance(value, str) else value
-
-    def wrong(self, value: Any) -> Optional[str]:
-        found = re.fullmatch(r'([0-9]+)|([0-9]+\.?[0-9]*|\.[0-9]+)%', str(value))
-        if not found:
-            return 'is neither a number of images nor a share in percent: give for example 5 or 0.1%'
-        return 'is more than all images: give at most 100%' if found[2] and float(found[2]) > 100 else None
-
-
-@dataclass(frozen=True)
-class Names(Rule):
-    """One of the names that are known.
-
-    Attributes:
-        known: The names.
-        empty: Empty text means that the flag is not given.
-        first_part: The name is followed by settings, after a hyphen.
-        ignores_case: Upper and lower case are one.
-    """
-    known: Tuple[str, ...]
-    empty: bool = False
-    first_part: bool = False
-    ignores_case: bool = False
-
-    def describe(self) -> str:
-        more = ', followed by settings, e.g. rand-m7-mstd0.5' if self.first_part else ''
-        return ', '.join(self.known) + more
-
-    def wrong(self, value: Any) -> Optional[str]:
-        name = value.lower() if self.ignores_case else value
-        if self.first_part:
-            name = name.partition('-')[0]
-        if name in self.known or self.empty and not value:
-            return None
-        return f'is unknown: {did_you_mean(name, self.known).rstrip(".")}'
-
-
-class Device(Rule):
-    """A device, with or without an index."""
-
-    def describe(self) -> str:
-        return 'auto, npu, cuda (or gpu), cpu, or one with an index: npu:0'
-
-    def wrong(self, value: Any) -> Optional[str]:
-        if re.fullmatch(r'auto|(npu|cuda|gpu|cpu)(:\d+)?', value):
-            return None
-        return 'is unknown: use auto, npu, cuda or cpu, or one with an index (npu:0)'
-
-
-class FilePath(Rule):
-    """A path, or a name that may be one. `~` is the home folder, as in a shell, which does not look behind `=`."""
-
-    def describe(self) -> str:
-        return 'a path or a name'
-
-    def read(self, value: Any) -> Any:
-        scheme, colon, rest = value.partition(':')
-        if colon and scheme == 'local-dir':
-            return scheme + colon + os.path.expanduser(rest)
-        return os.path.expanduser(value)
-
-    def wrong(self, value: Any) -> Optional[str]:
-        if '\0' in value:
-            return 'holds a null character'
-        reason = self.why_not_readable(value.removeprefix('local-dir:'))
-        return f'cannot be read: {reason}' if reason else None
-
-    def why_not_readable(self, path: str) -> Optional[str]:
-        from seresnet_timm.files import why_not_readable  # here, so that a Python without packages gets its answer
-        return why_not_readable(path)
-
-
-class TextFile(FilePath):
-    """A text that a user writes."""
-
-    def describe(self) -> str:
-        return 'a text file'
-
-    def why_not_readable(self, path: str) -> Optional[str]:
-        from seresnet_timm.files import why_not_text
-        return why_not_text(path)
-
-
-class ConfigFile(TextFile):
-    """A YAML file of settings."""
-
-    def describe(self) -> str:
-        return 'a YAML file'
-
-    def why_not_readable(self, path: str) -> Optional[str]:
-        from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
-        return why_not_text(path, MOST_BYTES_OF_CONFIG)
-
-
-MAX_NAME = 255  # bytes of a name, on all usual file systems
-
-
-class FolderName(Rule):
-    """The name of a folder that is made, perhaps in others."""
-
-    def wrong(self, value: Any) -> Optional[str]:
-        if '\0' in value:
-            return 'holds a null character'
-        if any(len(os.fsencode(part)) > MAX_NAME for part in value.split(os.sep)):
-            return f'is longer than {MAX_NAME} bytes, which file systems allow'
-        return None
-
-
-@dataclass(frozen=True)
-class Output(FilePath):
-    """A file or folder to write.
-
-    Attributes:
-        is_folder: It is a folder.
-        holds_runs: It holds the folders of runs: if it exists, that of the run tells whether it can be written.
-    """
-    is_folder: bool = True
-    holds_runs: bool = False
-
-    def describe(self) -> str:
-        return 'a folder to write to' if self.is_folder else 'a file to write'
-
-    def wrong(self, value: Any) -> Optional[str]:
-        if '\0' in value:
-            return 'holds a null character'
-        if self.holds_runs and os.path.isdir(value):
-            return None
-        from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
-        reason = why_not_writable(value, self.is_folder) if value else None
-        return f'cannot be written: {reason}; name another' if reason else None
-
+from seresnet_timm.engine.rules import (
+    ConfigFile,
+    Device,
+    Existing,
+    ExistingText,
+    FilePath,
+    FolderName,
+    GitName,
+    Model,
+    ModelName,
+    Names,
+    Number,
+    Output,
+    Rule,
+    ShareOrCount,
+    Text,
+    TextFile,
+)
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
@@ -250,6 +44,15 @@ POLICIES = ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a', 'ta_wi
 IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
 DTYPES = ('float32', 'float16', 'bfloat16')
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
+
+# kinds of findings in a dataset
+FINDINGS = ('unreadable', 'empty', 'damaged', 'wrong-type', 'doubtful', 'giant', 'leaked', 'two-classes',
+            'class-mismatch', 'empty-class', 'odd-folder', 'duplicate', 'few-images', 'left-out')
+SHA256 = '[0-9a-fA-F]{64}'
+LICENSE = Text('[a-z0-9][a-z0-9.+-]*', 'an identifier', 'one such as apache-2.0, mit or cc-by-4.0')
+CHIP = Text(r'(?i:ascend)?\d{3}[0-9A-Za-z_]*', 'a chip',
+            'one such as Ascend910A, Ascend910B3 or Ascend310P3 (`npu-smi info` shows it)')
+REPOSITORY = Text(r'[^/\s]+/\S+', 'the name of a model on the Hub', 'organisation/name', is_judged_later=True)
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -316,31 +119,45 @@ VALUES: Dict[str, Rule] = {
     'fast_jpeg': Names(('auto', 'on', 'off')), 'fast_step': Names(('auto', 'off')),
     'fuse_bn': Names(('auto', 'on', 'off')), 'lean_se': Names(('auto', 'on', 'off')), 'modelzoo_gpu': NOT_NEGATIVE,
     # paths that are read
+    **dict.fromkeys(('data', 'data_dir', 'model', 'scripts', 'file', 'timm_scripts', 'target'), FilePath()),
     **dict.fromkeys((
-        'data', 'data_dir', 'resume', 'initial_checkpoint', 'pretrained_path', 'checkpoint', 'scripts', 'model', 'src',
-        'source', 'file', 'run', 'image', 'timm_scripts', 'target', 'kd_model_name'), FilePath()),
-    'config': ConfigFile(),
-    **dict.fromkeys(('class_map', 'real_labels', 'valid_labels', 'class_names'), TextFile()),
+        'src', 'source', 'run', 'against', 'compare.data_dir', 'report.data_dir', 'average.data_dir', 'split.dir',
+        'check-data.dir'), Existing()),
+    **dict.fromkeys(('initial_checkpoint', 'pretrained_path', 'checkpoint'), Existing(also=('',))),
+    'resume': Existing(also=('', 'auto')), 'diagnose.target': Existing(also=('-',)),
+    'image': Existing(is_link_enough=True), 'kd_model_name': Model(also=('',)),
+    **dict.fromkeys(('predict.model', 'explain.model', 'export.model', 'checkpoints', 'compare.checkpoint'), Model()),
+    'convert.source': Model(takes_names=False), 'inspect.file': Model(takes_names=False, is_judged_later=True),
+    **dict.fromkeys(('model_name', 'convert.model', 'inspect.model', 'push.model'), ModelName()),
+    'config': ConfigFile(), 'class_map': TextFile(), 'class_names': ExistingText(),
+    **dict.fromkeys(('real_labels', 'valid_labels'), ExistingText(also=('',))),
     # outputs
     'experiment': FolderName(),
     'output': Output(is_folder=True), 'prof': Output(is_folder=True), 'dst': Output(is_folder=True),
-    'results_file': Output(is_folder=False), 'out': Output(is_folder=False),
+    'results_file': Output(is_folder=False, may_be_empty=True), 'out': Output(is_folder=False),
     # other verbs
     'topk': COUNT, 'max_side': COUNT, 'quality': Number(1, 100), 'opset': Number(11, 15), 'atc_batch_size': COUNT,
     'seconds': POSITIVE, 'timeout': POSITIVE, 'interval': POSITIVE, 'images': COUNT, 'rounds': COUNT,
     'dtype': Names(DTYPES), 'to': Names(('timm', 'modelzoo', 'safetensors')),
-    'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT, 'dir': FilePath(),
+    'prepare.workers': COUNT, 'check-data.workers': COUNT, 'min_images': COUNT,
     'check-data.json': Output(is_folder=False), 'csv': Output(is_folder=False),
     'report.json': Output(is_folder=False), 'markdown': Output(is_folder=False), 'html': Output(is_folder=False),
     'worst': NOT_NEGATIVE, 'maps': NOT_NEGATIVE,
-    'train.output': Output(holds_runs=True), 'recipe.output': Output(holds_runs=True),
+    **dict.fromkeys(('train.output', 'recipe.output'), Output(holds_runs=True, may_be_empty=True)),
     'predict.output': Output(is_folder=False), 'pull.out': Output(is_folder=True),
-    'last': Number(2), 'average.out': Output(is_folder=False), 'average.source': FilePath(),
+    'last': Number(2), 'average.out': Output(is_folder=False),
     'convert.target': Output(is_folder=False), 'demo-data.dir': Output(is_folder=True),
     'split.val': Number(above=0, below=1), 'split.out': Output(is_folder=True),
     'compare.loss_scale': POSITIVE, 'rtol': POSITIVE, 'top': COUNT, 'reference_device': Device(),
-    'dump': Output(is_folder=False), 'against': FilePath(), 'checkpoints': FilePath(),
-    'bench.target': POSITIVE, 'bench.json': Output(is_folder=False),
+    'dump': Output(is_folder=False),
+    'bench.target': POSITIVE, 'bench.json': Output(is_folder=False), 'bundle': Output(is_folder=False),
+    'tuned_file': Output(is_folder=False),
+    # names and texts
+    'check-data.ignore': Names(FINDINGS), 'license': LICENSE, 'soc': CHIP, 'repo': REPOSITORY,
+    'push.revision': GitName(), 'push.tag': GitName(),
+    'weights.sha256': Text(f'(?i:sha256:)?{SHA256}', 'a SHA-256', 'its 64 hexadecimal digits'),
+    'scripts.sha256': Text(f'(train|validate)\\.py={SHA256}', 'a name and a SHA-256',
+                           'train.py=HASH and validate.py=HASH, each of 64 hexadecimal digits'),
 }
 # the ModelZoo's names for them
 VALUES.update({

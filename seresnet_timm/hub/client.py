@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from seresnet_timm.engine.rules import is_revision
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.hub.errors import SERVER_ERRORS, is_broken_off, reason, redact, status_of
 from seresnet_timm.time_limit import FIRST_ANSWER, within
@@ -19,7 +20,6 @@ from seresnet_timm.version import __version__
 
 RETRY_WAITS = (1, 2)  # seconds, after an answer of a Hub that has a problem
 TIMEOUT = 120  # seconds without an answer; some requests of huggingface_hub have no time limit
-MAX_REVISION = 200  # characters; the revision becomes the name of a file in the cache
 MAX_SHOWN = 120  # characters of a name in a sentence
 SOURCE = re.compile(r'(hf-hub|hf_hub):', re.IGNORECASE)  # timm's two spellings
 # hosts of addresses that people paste, also where they use a mirror
@@ -112,20 +112,6 @@ def _split_address(text: str) -> Tuple[str, Optional[str]]:
 def _shown(text: str) -> str:
     """A text from a user for a sentence: without commands for the terminal, and not longer than a line."""
     return redact(printable(text if len(text) <= MAX_SHOWN else f'{text[:MAX_SHOWN]}...'))
-
-
-def is_revision(text: str) -> bool:
-    """True if a text is a valid branch, tag or commit, by the rules of `git check-ref-format --allow-onelevel`."""
-    parts = text.split('/')
-    return (
-        0 < len(text) <= MAX_REVISION
-        and text == printable(text)
-        and not re.search(r'[ ~^:?*\[\\]|\.\.|@\{', text)
-        and not text.startswith('-')
-        and not text.endswith('.')
-        and text != '@'
-        and not any(not p or p.startswith('.') or p.endswith('.lock') for p in parts)
-    )
 
 
 def make_api(token: Union[str, bool, None], endpoint: Optional[str] = None) -> HfApi:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from seresnet_timm import errors
+from seresnet_timm.engine.rules import is_revision
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
 from seresnet_timm.files import temporary_folder
 from seresnet_timm.hub.cache import cache_folder, commit_of, keep_hashes, kept_hashes, set_ref
-from seresnet_timm.hub.client import is_repository, is_revision, say
+from seresnet_timm.hub.client import is_repository, say
 from seresnet_timm.hub.repository import CONFIG, WEIGHTS, Pulled, choose_files, digest_of, is_digest, read_config
 from seresnet_timm.time_limit import FIRST_ANSWER, within
 

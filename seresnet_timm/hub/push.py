@@ -13,7 +13,6 @@ What this package adds:
 Endpoint (HF_ENDPOINT), token (HF_TOKEN), proxies, cache (HF_HOME), offline mode (HF_HUB_OFFLINE) and progress bars are
 those of huggingface_hub.
 """
-import re
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -28,11 +27,13 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
+from seresnet_timm.engine.rules import is_revision
+from seresnet_timm.engine.values import LICENSE
+from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable, refuse
 from seresnet_timm.files import copy_file, temporary_folder
 from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.card import make_card
-from seresnet_timm.hub.client import ask, first_answer, is_revision, make_api, say, split_name, time_limit
+from seresnet_timm.hub.client import ask, first_answer, make_api, say, split_name, time_limit
 from seresnet_timm.hub.config import make_config
 from seresnet_timm.hub.errors import explained, redact, status_of
 from seresnet_timm.hub.repository import CARD, CONFIG, CURVES, SAFE_WEIGHTS, digest_of, digest_on_hub
@@ -142,28 +143,28 @@ def _check_request(
         token: Optional[str],
 ) -> str:
     """Refuse what is wrong without a question to the Hub; the checked name of the repository."""
-    repo_id, at = split_name(repo_id)
-    if at:
-        raise UsageError(f'{repo_id}@{at}: name the branch with --revision.')
-    _check_branch_and_tag(revision, tag)
+    problems: List[Union[str, UsageError]] = []
+    try:
+        repo_id, at = split_name(repo_id)
+        problems += [f'{repo_id}@{at}: name the branch with --revision.'] if at else []
+    except UsageError as e:
+        problems.append(e)
+    problems += _wrong_texts(license, revision, tag)
     if constants.HF_HUB_OFFLINE:
-        raise UsageError(f'HF_HUB_OFFLINE is set, {repo_id} cannot be pushed: unset it.')
-    if (token or huggingface_hub.get_token()) is None:
-        raise UsageError('A push needs a token with write access: set HF_TOKEN, or log in with `hf auth login`.')
-    _check_license(license)
+        problems.append(f'HF_HUB_OFFLINE is set, {printable(repo_id)} cannot be pushed: unset it.')
+    elif (token or huggingface_hub.get_token()) is None:
+        problems.append('A push needs a token with write access: set HF_TOKEN, or log in with `hf auth login`.')
+    refuse(problems)
     return repo_id
 
 
-def _check_branch_and_tag(revision: Optional[str], tag: Optional[str]) -> None:
+def _wrong_texts(license: Optional[str], revision: Optional[str], tag: Optional[str]) -> Iterator[str]:
     for flag, name in (('--revision', revision), ('--tag', tag)):
         if name is not None and not is_revision(name):
-            raise UsageError(f"{flag} '{printable(name)}' is not a valid name: git does not allow it.")
-
-
-def _check_license(license: Optional[str]) -> None:
-    if license and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', license):
-        raise UsageError(f"--license '{printable(license)}' is not an identifier: examples are apache-2.0, mit and "
-                         'cc-by-4.0.')
+            yield f"{flag} '{printable(name)}' is not a valid name: git does not allow it."
+    wrong = LICENSE.wrong(license or '')
+    if wrong:
+        yield f'--license {printable(license)} {wrong}.'
 
 
 class ToModelScope(NamedTuple):
@@ -178,13 +179,16 @@ class ToModelScope(NamedTuple):
 
 def _push_to_modelscope(asked: ToModelScope, read: Callable[[], Source]) -> Pushed:
     """Push to ModelScope, in one commit; what `read` gives is read after the request was checked."""
-    repo_id, at = modelscope.split_name(asked.name)
-    if at:
-        raise UsageError(f'{asked.name}: name the branch with --revision.')
-    _check_branch_and_tag(asked.revision, asked.tag)
-    _check_license(asked.license)
+    problems: List[Union[str, UsageError]] = []
+    try:
+        repo_id, at = modelscope.split_name(asked.name)
+        problems += [f'{asked.name}: name the branch with --revision.'] if at else []
+    except UsageError as e:
+        problems.append(e)
+    problems += _wrong_texts(asked.license, asked.revision, asked.tag)
     if not asked.license:
-        raise UsageError(f'{asked.name}: name the licence of these weights, e.g. --license apache-2.0.')
+        problems.append(f'{asked.name}: name the licence of these weights, e.g. --license apache-2.0.')
+    refuse(problems)
     api = modelscope.make_api()
     if not modelscope.has_token():
         raise UsageError('A push needs a token with write access: set MODELSCOPE_API_TOKEN, or log in with `modelscope '

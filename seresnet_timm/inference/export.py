@@ -10,7 +10,7 @@ import shlex
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ import torch.nn as nn
 
 from seresnet_timm.ascend import installation
 from seresnet_timm.ascend.fault import SET_ENV
-from seresnet_timm.errors import RunError, UsageError, first_line
+from seresnet_timm.errors import RunError, first_line
 from seresnet_timm.files import atomic_path
+from seresnet_timm.inference.export_target import check_target
 from seresnet_timm.inference.load import LoadedModel
 from seresnet_timm.runs.record import installed_versions
 
-SUFFIXES = {'.onnx': 'onnx', '.pt2': 'torch'}
 INPUT, OUTPUT = 'input', 'logits'
 # ATC of CANN 8 reads the operators of ONNX opsets 11 to 15 (its documentation of --framework), older ones those from 11
 # on; 13 is in the middle, and torch writes it directly, without a converter between versions
@@ -91,32 +91,6 @@ def export(
             raise RunError(f'{loaded.info.name} cannot be exported to {format} ({first_line(e)}).') from e
         _check(model, load(tmp), size, uint8, out)
     return out
-
-
-def check_target(out: Union[str, Path], format: Optional[str]) -> str:
-    """Format of the file to write, before a model is loaded for it.
-
-    Raises:
-        UsageError: The format is not known, the file cannot be written, or a package is missing.
-    """
-    out = Path(out)
-    format = format or SUFFIXES.get(out.suffix)
-    if format is None:
-        raise UsageError(f'{out}: name it .onnx or .pt2, or choose the format with --format.')
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f'Cannot write {out}: ' + (
-            'it is a folder.' if out.is_dir() else f'the folder {out.parent} does not exist.'))
-    if format == 'onnx':
-        require_onnx()
-    return format
-
-
-def require_onnx() -> None:
-    for package in ('onnx', 'onnxruntime'):
-        try:
-            __import__(package)
-        except ImportError:
-            raise UsageError(f'ONNX needs {package}: pip install "seresnet-timm[export]".')
 
 
 def metadata_of(loaded: LoadedModel, uint8: bool) -> Dict[str, Any]:
@@ -230,17 +204,9 @@ def atc_command(out: Path, size: Tuple[int, int, int], soc: Optional[str], batch
     return shlex.join(command)
 
 
-def check_soc(soc: str) -> str:
-    """Name of a chip as ATC expects it; npu-smi leaves out `Ascend`.
-
-    Raises:
-        UsageError: The name is not a chip's.
-    """
-    name = re.sub(r'(?i)^ascend', '', soc)
-    if not re.fullmatch(r'\d{3}[0-9A-Za-z_]*', name):
-        raise UsageError(f"--soc is a chip such as Ascend910A, Ascend910B3 or Ascend310P3 (`npu-smi info` shows it), "
-                         f"got '{soc}'.")
-    return f'Ascend{name}'
+def chip_of(soc: str) -> str:
+    """Name of a chip as ATC expects it; npu-smi leaves out `Ascend`."""
+    return re.sub(r'(?i)^(ascend)?', 'Ascend', soc, count=1)
 
 
 def where_is_atc(environ) -> str:

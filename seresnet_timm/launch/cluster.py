@@ -107,10 +107,11 @@ def decide(job: Optional[Cluster], env: Mapping[str, str], asked: Asked) -> Tupl
     """
     if job is None:
         left = [f'{name}={env[name]}' for name in ('RANK', 'WORLD_SIZE') if env.get(name, '').isdigit()]
-        if left and _number(env, 'WORLD_SIZE', 1) > 1:
+        if f'WORLD_SIZE={env.get("WORLD_SIZE")}' in left and int(env['WORLD_SIZE']) > 1:
             missing = [name for name in RANK_VARIABLES if not env.get(name, '').isdigit()]
             missing += [] if 'MASTER_ADDR' in env else ['MASTER_ADDR']
-            return None, f'{" and ".join(left)} do not count: {" and ".join(missing)} would have to be set too.'
+            count = 'do not count' if len(left) > 1 else 'does not count'
+            return None, f'{" and ".join(left)} {count}: {", ".join(missing)} would have to be set too.'
         return None, None
     if job.tasks == 1:
         return job, None

@@ -1,7 +1,9 @@
 """YAML config files, checked key by key against a script's flags."""
 import argparse
 import re
-from typing import Any, Dict, Optional, Tuple
+import reprlib
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from seresnet_timm.argument_parser import KeyValues, checked, nearest_flag
 from seresnet_timm.engine.flags import (
@@ -15,60 +17,82 @@ from seresnet_timm.engine.flags import (
     validate_parser,
 )
 from seresnet_timm.engine.values import VALUES
-from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.errors import UsageError, first_line, printable
 from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
 from seresnet_timm.launch.tuned import KEY, take_tuned
 
+MOST_VALUES = 10 ** 5
 
-def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, Any]) -> Dict[str, Any]:
-    """Read a YAML config and check every key and type against a script's flags.
+
+@dataclass
+class Config:
+    """What a config file says.
+
+    Attributes:
+        values: Settings of the script that are right, by flag.
+        tuned: What `seresnet-timm tune` wrote beside them; None if it did not.
+        lines: Numbers of the lines of the keys.
+        problems: What is wrong, a sentence for each mistake.
+    """
+    values: Dict[str, Any] = field(default_factory=dict)
+    tuned: Optional[Dict[str, Any]] = None
+    lines: Dict[Any, int] = field(default_factory=dict)
+    problems: List[str] = field(default_factory=list)
+
+
+def load_config(path: str, parser: argparse.ArgumentParser, defaults: Dict[str, Any]) -> Config:
+    """Read a YAML config and check every key and value against a script's flags.
 
     Args:
         path: The file.
         parser: Parser of the script; `timm_script` names it.
         defaults: The script's default of every flag.
-
-    Raises:
-        UsageError: The file cannot be read, is not a mapping, or has unknown keys or values of a wrong type; all
-            of them are named.
-
-    Returns:
-        Values by flag; under 'tuned' what `seresnet-timm tune` wrote beside them, if it did.
     """
-    config = read_yaml(path)
-    tuned = take_tuned(config, path)
+    try:
+        content, lines, problems = read_yaml(path)
+    except UsageError as e:
+        return Config(problems=[str(e)])
+    config = Config(lines=lines, problems=problems)
+    if KEY in content:
+        config.tuned, wrong = take_tuned(content.pop(KEY))
+        config.problems += [f'{_place(path, lines, KEY)}, block {KEY}: {w}.' for w in wrong]
     actions = {a.dest: a for a in parser._actions if a.dest in defaults or isinstance(a, TimmOnly)}
-    bundled = bundled_defaults(defaults)
-    problems, result = [], {}
-    for key, value in config.items():
-        action = actions.get(key)
-        if isinstance(action, TimmOnly):
-            timm_only = TIMM_ONLY_TRAIN if parser.timm_script == 'train.py' else TIMM_ONLY_VALIDATE
-            if value != timm_only[key]:
-                problems.append(timm_only_message(f'{key}: {value}', parser.timm_script))
-        elif action is None and key in bundled:
-            if value != bundled[key]:
-                problems.append(bundled_only_message(f'{key}: {value}', parser.timm_script))
-        elif action is None:
-            flags = {f'--{name.replace("_", "-")}': name for name in actions}
-            nearest = nearest_flag(f'--{key}', list(flags))
-            hint = f'did you mean {flags[nearest]}?' if nearest else 'see --help for the flags (with _ for -)'
-            problems.append(f"unknown key '{key}', {hint}")
-        else:
-            expected = _type_mismatch(action, value, defaults[key])
-            if expected:
-                problems.append(f'{key} must be {expected}, got {value!r}')
-                continue
-            result[key], wrong = _checked(action, _converted(action, value))
-            problems += [f'{key} {wrong}'] if wrong else []
-    if problems:
-        text = '; '.join(p.rstrip('.') for p in problems)
-        raise UsageError(f'Config {path}: {text}' + ('' if text.endswith('?') else '.'))
-    if 'data' in result:  # timm's positional argument, in an args.yaml
-        result['data_dir'] = result.get('data_dir') or result['data']
-        del result['data']
-    result.pop('local_rank', None)
-    return result if tuned is None else {**result, KEY: tuned}
+    for key, value in content.items():
+        reason = _wrong_key(key, value, actions, parser.timm_script, defaults)
+        if reason is None and key in actions and not isinstance(actions[key], TimmOnly):
+            read, reason = _checked(actions[key], value)
+            config.values.update({} if reason else {key: read})
+        if reason:
+            end = '' if reason.endswith('?') else '.'
+            config.problems.append(f'{_place(path, lines, key)}: {printable(reason).rstrip(".")}{end}')
+    if 'data' in config.values:  # timm's positional argument, in an args.yaml
+        data = config.values.pop('data')
+        config.values['data_dir'] = config.values.get('data_dir') or data
+    config.values.pop('local_rank', None)
+    return config
+
+
+def _place(path: str, lines: Dict[Any, int], key: Any) -> str:
+    return f'Config {printable(path)}, line {lines[key]}' if key in lines else f'Config {printable(path)}'
+
+
+def _wrong_key(
+        key: Any, value: Any, actions: Dict[str, argparse.Action], script: str,
+        defaults: Dict[str, Any]) -> Optional[str]:
+    """Why a script does not have a key, or takes no value of this type for it; None if it does."""
+    action, bundled = actions.get(key), bundled_defaults(defaults)
+    if isinstance(action, TimmOnly):
+        timm_only = TIMM_ONLY_TRAIN if script == 'train.py' else TIMM_ONLY_VALIDATE
+        return timm_only_message(f'{key}: {value}', script) if value != timm_only[key] else None
+    if action is None and key in bundled:
+        return bundled_only_message(f'{key}: {value}', script) if value != bundled[key] else None
+    if action is None:
+        flags = {f'--{name.replace("_", "-")}': name for name in actions}
+        nearest = nearest_flag(f'--{key}', list(flags))
+        hint = f'did you mean {flags[nearest]}?' if nearest else 'see --help for the flags (with _ for -)'
+        return f"unknown key '{key}', {hint}"
+    expected = _type_mismatch(action, value, defaults[key])
+    return f'{key} must be {expected}, got {reprlib.repr(value)}' if expected else None
 
 
 def bundled_defaults(defaults: Dict[str, Any]) -> Dict[str, Any]:
@@ -78,60 +102,84 @@ def bundled_defaults(defaults: Dict[str, Any]) -> Dict[str, Any]:
     return {k: v for k, v in own.items() if k not in defaults}
 
 
-def read_yaml(path: str) -> Dict[Any, Any]:
-    """Content of a YAML file that must be a mapping."""
+def read_yaml(path: str) -> Tuple[Dict[Any, Any], Dict[Any, int], List[str]]:
+    """Content of a YAML file that must be a mapping, the line of each of its keys, and what reads otherwise than meant.
+
+    Raises:
+        UsageError: It cannot be read, or is no mapping.
+    """
     import yaml  # here, so that --help and a Python without it get their answer
 
     reason = why_not_text(path, MOST_BYTES_OF_CONFIG)
+    name = f'Config {printable(path)}'
     if reason:
-        raise UsageError(f'Config {path} cannot be read: {reason}.')
+        raise UsageError(f'{name} cannot be read: {reason}.')
     try:
         with open(path, 'rb') as f:  # bytes: yaml takes UTF-16 and a byte order mark
             text = f.read()
-        nodes = yaml.compose(text, yaml.SafeLoader)
-        config, twice = yaml.safe_load(text), _key_twice(nodes)
+        node, found = yaml.compose(text, yaml.SafeLoader), {}
+        if _walk(node, found) > MOST_VALUES:
+            raise UsageError(f'{name} has more than {MOST_VALUES:,} values, as its aliases (*name) repeat them: write '
+                             'out what is meant.')
+        content = yaml.safe_load(text)
     except OSError as e:
-        raise UsageError(f'Cannot read config {path}: {e.strerror}.')
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UsageError(f'Cannot read config {printable(path)}: {e.strerror}.')
+    except yaml.reader.ReaderError as e:
+        raise UsageError(f'{name} is not a text of YAML: what it has at byte {e.position} is no character of a text; '
+                         'write it in UTF-8.')
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: of a date that cannot be
         mark = getattr(e, 'problem_mark', None)
         where = f', line {mark.line + 1}' if mark else ''
-        raise UsageError(f'Config {path}{where} is not valid YAML: {getattr(e, "problem", None) or e}.')
-    if twice:
-        raise UsageError(f'Config {path}: {printable(twice[0])} is given twice, the second time in line {twice[1]}: '
-                         'remove one.')
-    other = _other_number(nodes)
-    if other:
-        raise UsageError(f'Config {path}, line {other.start_mark.line + 1}: YAML reads {printable(other.value)} as '
-                         f'{yaml.safe_load(other.value)} (numbers in base 8 or 60): write it in decimal, or a text in '
-                         'quotes.')
-    if config is None:
-        return {}
-    if not isinstance(config, dict):
-        raise UsageError(f'Config {path} must be a mapping of flags to values, got {type(config).__name__}.')
-    return config
+        raise UsageError(f'{name}{where} is not valid YAML: {getattr(e, "problem", None) or first_line(e)}.')
+    except RecursionError:
+        raise UsageError(f'{name} is nested too deeply, or holds itself: no setting needs that.')
+    if content is None:
+        return {}, {}, []
+    if not isinstance(content, dict):
+        raise UsageError(f'{name} must be a mapping of flags to values, got {type(content).__name__}.')
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value if isinstance(key.value, str)}
+    nodes = [node for node, _ in found.values()]
+    problems = [
+        f'{name}: {printable(key.value)} is given twice, the second time in line {key.start_mark.line + 1}: remove one.'
+        for key in _keys_given_twice(nodes)]
+    problems += [
+        f'{name}, line {number.start_mark.line + 1}: YAML reads {printable(number.value)} as '
+        f'{yaml.safe_load(number.value)} (numbers in base 8 or 60): write it in decimal, or a text in quotes.'
+        for number in nodes if _is_other_number(number)]
+    return content, lines, problems
 
 
-def _key_twice(node: Any) -> Optional[Tuple[str, int]]:
-    """The first key of a mapping that is there twice, and its line; YAML would take the last one silently."""
-    keys = [key for key, _ in node.value if isinstance(key.value, str)] if getattr(node, 'id', '') == 'mapping' else []
-    names = [key.value for key in keys]
-    return next(((key.value, key.start_mark.line + 1) for i, key in enumerate(keys) if key.value in names[:i]), None)
+def _walk(node: Any, found: Dict[int, Tuple[Any, int]]) -> int:
+    """Number of the values in a node, where an alias counts as what it stands for; every node goes to `found`, by id.
+
+    Raises:
+        RecursionError: The node holds itself.
+    """
+    if id(node) in found:
+        size = found[id(node)][1]
+        if not size:
+            raise RecursionError
+        return size
+    found[id(node)] = node, 0
+    inner = node.value if isinstance(getattr(node, 'value', None), list) else ()
+    size = 1 + sum(_walk(n, found) for item in inner for n in (item if isinstance(item, tuple) else (item,)))
+    found[id(node)] = node, size
+    return size
 
 
-def _other_number(node: Any) -> Any:
-    """The first number in base 8 (010) or 60 (1:30), which YAML 1.1 has and nobody means."""
-    pending, seen = [node], set()
-    while pending:
-        node = pending.pop(0)
-        value = getattr(node, 'value', None)
-        if id(node) in seen:  # an alias; it may be of what it lies in
-            continue
-        seen.add(id(node))
-        if isinstance(value, list):
-            pending[:0] = [n for item in value for n in (item if isinstance(item, tuple) else (item,))]
-        elif getattr(node, 'tag', '').endswith((':int', ':float')) and re.match(r'[-+]?0[0-7_]+$|.*:', value):
-            return node
-    return None
+def _keys_given_twice(nodes: Sequence[Any]) -> Iterator[Any]:
+    """The keys of mappings that are there before; YAML would take the last one silently."""
+    for node in nodes:
+        seen = set()
+        for key, _ in node.value if getattr(node, 'id', '') == 'mapping' else ():
+            if isinstance(key.value, str) and key.value in seen:
+                yield key
+            seen.add(key.value if isinstance(key.value, str) else None)
+
+
+def _is_other_number(node: Any) -> bool:
+    """Whether a number is in base 8 (010) or 60 (1:30), which YAML 1.1 has and nobody means."""
+    return getattr(node, 'tag', '').endswith((':int', ':float')) and bool(re.match(r'[-+]?0[0-7_]+$|.*:', node.value))
 
 
 def _type_mismatch(action: argparse.Action, value: Any, default: Any) -> Optional[str]:
@@ -172,21 +220,17 @@ def _fits(kind: type, value: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _converted(action: argparse.Action, value: Any) -> Any:
-    if action.type is not float or value is None:
-        return value
-    return [float(v) for v in value] if isinstance(value, list) else float(value)
-
-
 def _checked(action: argparse.Action, value: Any) -> Tuple[Any, Optional[str]]:
-    """A value as its rule reads it; and why it is wrong, as the end of a sentence that begins with the key."""
+    """A value as its rule reads it; and why it is wrong, as the end of a sentence."""
     rule = VALUES.get(action.dest)
-    items = value if isinstance(value, list) else [value]
     if value is None or isinstance(value, (bool, dict)):
         return value, None
-    results = [checked(item, rule) for item in items]
-    wrong = [f'{printable(item)} {reason}' for item, (_, reason) in zip(items, results) if reason]
-    if isinstance(value, list):
-        together = rule.wrong_list(value) if rule is not None and not wrong else None
-        return [item for item, _ in results], '; '.join(wrong) or together and f'{value} {together}'
-    return results[0][0], wrong[0] if wrong else None
+    is_list = isinstance(value, list)
+    items = value if is_list else [value]
+    results = [checked(float(item) if action.type is float else item, rule) for item in items]
+    wrong = [f'{action.dest} {item} {reason}' for item, (_, reason) in zip(items, results) if reason]
+    read = [item for item, _ in results]
+    together = rule.wrong_list(read) if is_list and rule is not None and not wrong else None
+    if together:
+        wrong = [f'{action.dest} {value} {together}']
+    return read if is_list else read[0], '; '.join(wrong) or None

@@ -1,9 +1,10 @@
 """What a run's data folder holds: classes, images, faults; and how many outputs the model gets for it."""
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
-from seresnet_timm.errors import UsageError, first_names, printable, shell_line
+from seresnet_timm.errors import UsageError, first_names, printable, refuse, shell_line
 from seresnet_timm.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
 from seresnet_timm.launch.combinations import uses_mixup
 
@@ -42,10 +43,10 @@ def examine(verb: str, args: Dict[str, Any]) -> DataFacts:
         reader_dataset.check_name(args)
         if not is_folder_dataset(args.get('dataset')):
             return DataFacts(**reader_dataset.examine(verb, args))
-        root = _root(verb, args)
-        splits = _find_splits(verb, root, args)
+        refuse(missing_root(verb, args))
+        splits = _find_splits(verb, _root(verb, args), args)
     except UsageError as e:
-        return DataFacts(problems=[str(e)])
+        return DataFacts(problems=list(e.problems or [str(e)]))
     from seresnet_timm.data.classes import read_classes
     trees, problems = {}, []
     for split, folder in splits.items():
@@ -110,9 +111,7 @@ def _find_splits(verb: str, root: Path, args: Dict[str, Any]) -> Dict[str, Path]
         splits = {'train': _find_split(root, '--train-split', args['train_split'])}
         if args['val_split']:  # --val-split '' trains without evaluation
             splits['val'] = _find_split(root, '--val-split', args['val_split'])
-    class_map = args.get('class_map')
-    if class_map and not Path(class_map).exists() and not all((f / class_map).exists() for f in splits.values()):
-        raise UsageError(f'Class map {class_map} does not exist: check --class-map.')
+    refuse(_missing_class_map(args, splits.values()))
     return splits
 
 
@@ -302,13 +301,21 @@ def _faults_of_both(train: Any, val: Any) -> Iterator[str]:
 
 
 def missing_root(verb: str, args: Dict[str, Any]) -> List[str]:
-    """The fault of the data folder's name, if it has one, as a sentence. Needs no timm."""
+    """The faults of the names of data folder and class map, a sentence each. Needs no timm."""
     try:
         if not args.get('dataset'):
             _root(verb, args)
     except UsageError as e:
-        return [str(e)]
-    return []
+        return [str(e), *_missing_class_map(args, [])]
+    return _missing_class_map(args, []) if os.path.isabs(args.get('class_map') or '') else []
+
+
+def _missing_class_map(args: Dict[str, Any], splits: Iterable[Path]) -> List[str]:
+    """That there is no class map of that name, neither here nor in every split."""
+    class_map, splits = args.get('class_map'), list(splits)
+    if not class_map or Path(class_map).exists() or splits and all((f / class_map).exists() for f in splits):
+        return []
+    return [f'Class map {printable(class_map)} does not exist: check --class-map.']
 
 
 def fit_batch(sources: Any, args: Dict[str, Any], data: DataFacts, world_size: int) -> None:

@@ -62,6 +62,11 @@ def pull_teacher(
     return replace(settings, teacher_folder=str(pulled.folder))
 
 
+def needs_the_hub(settings: RunSettings) -> bool:
+    """Whether the network of a run, or its teacher, is a model on the Hub or on ModelScope."""
+    return any(_is_remote(settings.args.get(key) or '') for key in ('model', 'kd_model_name'))
+
+
 def _is_remote(name: str) -> bool:
     if ':' not in name:
         return False

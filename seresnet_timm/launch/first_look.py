@@ -4,24 +4,24 @@ torch and timm take seconds to import. Where values are wrong, and nothing else 
 line is refused here. Names of models and optimizers are looked up in the text of timm's files; a name that is not there
 may still be right, so that timm itself is asked then.
 """
-import importlib.util
-import re
-from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, Optional, Tuple
 
-from seresnet_timm.errors import UsageError, refuse
+from seresnet_timm import timm_names
+from seresnet_timm.engine.values import rules_of
+from seresnet_timm.errors import UsageError, printable, refuse
 from seresnet_timm.launch import modelzoo
 from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.dataset import missing_root
 from seresnet_timm.launch.parse import CommandLine
 
 
-def refuse_wrong_values(line: CommandLine, sources: Any) -> None:
+def refuse_wrong_values(line: CommandLine, sources: Any, has_data: Optional[bool] = True) -> None:
     """Refuse a command line with wrong values, with all else that can be said without timm.
 
     Args:
         line: The command line, whose `problems` are the wrong values.
         sources: Where the settings come from, as in `plan`.
+        has_data: There is a data folder, as in `make_plan`.
 
     Raises:
         UsageError: There are wrong values, and no name that only timm can judge.
@@ -29,37 +29,28 @@ def refuse_wrong_values(line: CommandLine, sources: Any) -> None:
     if not line.problems:
         return
     args = {**line.defaults, **sources.base(), **sources.flags}
-    if not (_is_model(args['model']) and _is_optimizer(args.get('opt', 'sgd'))):
-        return
-    refuse(line.problems + list(_others(line, sources, args)))
+    is_elsewhere = ':' in args['model']  # on the Hub, which is not asked for a run that is refused
+    if (is_elsewhere or timm_names.is_model(args['model'])) and timm_names.is_optimizer(args.get('opt', 'sgd')):
+        has_data = bool(args.get('data_dir') or args.get('dataset')) if has_data is None else has_data
+        refuse(line.problems + list(_others(line, sources, args, has_data)))
 
 
-def _others(line: CommandLine, sources: Any, args: Dict[str, Any]) -> Iterator[str]:
+def _others(line: CommandLine, sources: Any, args: Dict[str, Any], has_data: bool) -> Iterator[str]:
     try:
         args = {**args, **modelzoo.translate(sources.modelzoo, sources.base(), line.verb, 1)}
     except UsageError as e:
         yield str(e)
-    yield from missing_root(line.verb, args)
-    yield from find_contradictions(line.verb, args, sources.asked_or_typed)
+    yield from (sentence for _, sentence in missing_files(line.verb, args))
+    if has_data and sources.knows_data(args):
+        yield from missing_root(line.verb, args)
+    if sources.is_config_read:
+        yield from find_contradictions(line.verb, args, sources.asked_or_typed)
 
 
-def _is_model(name: str) -> bool:
-    """True if the text of timm or of this package defines a model of that name, and its tag."""
-    name, dot, tag = name.partition('.')
-    if dot and not _is_in(fr"['\"]{re.escape(name + dot + tag)}['\"]", 'models/*.py'):
-        return False
-    return name.isidentifier() and _is_in(fr'^def {name}\(', 'models/*.py')
-
-
-def _is_optimizer(name: str) -> bool:
-    name = name.lower().removeprefix('lookahead_')
-    return name.isidentifier() and _is_in(fr"['\"]{name}['\"]", 'optim/*.py')
-
-
-def _is_in(pattern: str, files: str) -> bool:
-    folders: List[Path] = [Path(__file__).resolve().parent.parent]
-    timm = importlib.util.find_spec('timm')
-    if timm is not None and timm.origin is not None:
-        folders.append(Path(timm.origin).parent)
-    return any(re.search(pattern, file.read_text(encoding='utf-8', errors='replace'), re.M)
-               for folder in folders for file in folder.glob(files))
+def missing_files(verb: str, args: Dict[str, Any]) -> Iterator[Tuple[str, str]]:
+    """The names of flags whose files are not there, each with its sentence; but for the dataset."""
+    rules = rules_of(verb)
+    for name, value in args.items():
+        reason = rules[name].missing(value) if name in rules else None
+        if reason:
+            yield name, f'--{name.replace("_", "-")} {printable(value)} {reason}.'

@@ -13,10 +13,12 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tup
 from seresnet_timm.argument_parser import (
     WRONG,
     ArgumentParser,
+    abbreviations,
     collected_problems,
     unknown_flag_messages,
     unknown_flags_with_spaces,
     with_known_spelling,
+    with_typed_names,
     wrong_lists,
 )
 from seresnet_timm.engine.flags import OneOrMore, bundled_only_message, flags_of, train_parser, validate_parser
@@ -40,6 +42,8 @@ class CommandLine:
         options: The launcher's options that were typed.
         modelzoo: What was typed under the ModelZoo's names, without the prefix of their `dest`.
         problems: Sentences on wrong values and on unknown and ambiguous flags, which are not in the dictionaries.
+        refused: Names of the flags with wrong values.
+        abbreviated: Flags that were abbreviated, and how.
     """
     verb: str
     script: Script
@@ -49,6 +53,8 @@ class CommandLine:
     options: Dict[str, Any]
     modelzoo: Dict[str, Any]
     problems: List[str] = field(default_factory=list)
+    refused: Collection[str] = ()
+    abbreviated: Dict[str, str] = field(default_factory=dict)
 
 
 def parse(verb: str, argv: Sequence[str]) -> CommandLine:
@@ -64,7 +70,11 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
     choice, evaluate, dry_run = _look_ahead(argv)
     if evaluate:
         verb = 'validate'
-    script = find(f'{verb}.py', choice)
+    missing: List[str] = []
+    try:
+        script = find(f'{verb}.py', choice)
+    except UsageError as e:  # what else is wrong is judged by the flags of the bundled script
+        script, missing = find(f'{verb}.py', 'bundled'), [str(e)]
     parser = _script_parser(verb, script, dry_run)
     defaults = vars(parser.parse_args([]))
     names = set(defaults) | {a.dest for a in parser._actions}
@@ -72,21 +82,26 @@ def parse(verb: str, argv: Sequence[str]) -> CommandLine:
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
-    typed, problems = _typed(parser, verb, argv)
-    if (typed.get('scripts', choice), typed.get(PREFIX + 'evaluate', False)) != (choice, evaluate):
+    typed, problems, refused = _typed(parser, verb, argv)
+    is_as_seen = (typed.get('scripts', choice), typed.get(PREFIX + 'evaluate', False)) == (choice, evaluate)
+    if not is_as_seen and 'scripts' not in refused:
         raise UsageError('--scripts and --evaluate decide which flags there are: write them in full.')
     modelzoo = {k[len(PREFIX):]: typed.pop(k) for k in list(typed) if k.startswith(PREFIX)}
     flags = {k: typed.pop(k) for k in list(typed) if k in names}
-    return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo, problems)
+    abbreviated = abbreviations(argv, list(parser._option_string_actions))
+    problems = with_typed_names(missing + problems, abbreviated)
+    return CommandLine(verb, script, parser, defaults, flags, typed, modelzoo, problems, refused, abbreviated)
 
 
-def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> Tuple[Dict[str, Any], List[str]]:
-    """What was typed, by `dest`, without wrong values; and the sentences on these."""
+def _typed(
+        parser: argparse.ArgumentParser, verb: str,
+        argv: Sequence[str]) -> Tuple[Dict[str, Any], List[str], Collection[str]]:
+    """What was typed, by `dest`, without wrong values; the sentences on these, and their names."""
     rules = rules_of(verb)
     argv = with_known_spelling(argv, parser._option_string_actions)
     if isinstance(parser._option_string_actions['--img-size'], OneOrMore):
         argv = with_data_first(argv)
-    found, unknown, problems = _parse_on(parser, argv, rules)
+    found, unknown, problems = parse_on(parser, argv, rules)
     flags = list(parser._option_string_actions)
     unknown += unknown_flags_with_spaces(argv, flags)
     numbers = [u for u in unknown if u.isdigit()]
@@ -98,15 +113,16 @@ def _typed(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> T
         names = {u.split('=')[0] for u in unknown if u.startswith('-')}
         argv = without_flags(argv, names, parser._option_string_actions)
         said = _of_the_bundled_script(verb, flags, unknown) + unknown_flag_messages(flags, unknown)
-        found, _, problems = _parse_on(parser, argv, rules)
+        found, _, problems = parse_on(parser, argv, rules)
         problems += said
     problems += wrong_lists(parser._actions, rules, vars(found))
     typed = {k: v for k, v in vars(found).items()
              if v is not WRONG and not (isinstance(v, list) and WRONG in v)}
-    return typed, problems + _several_sizes(verb, typed, argv)
+    refused = {k.removeprefix(PREFIX) for k in vars(found) if k not in typed}
+    return typed, problems + _several_sizes(verb, typed, argv), refused
 
 
-def _parse_on(
+def parse_on(
         parser: argparse.ArgumentParser, argv: Sequence[str],
         rules: Mapping[str, Any]) -> Tuple[argparse.Namespace, List[str], List[str]]:
     """What argparse finds, what it does not know, and the sentences on all mistakes.
@@ -123,6 +139,8 @@ def _parse_on(
                 said.append(str(e))
         named = re.match(r'(?:Ambiguous option: |Argument )(-[^\s:=]*)', said[-1])
         names = set(named[1].split('/')) if named else set()
+        typed = abbreviations(argv, list(parser._option_string_actions))
+        names |= {typed[name] for name in names if name in typed}
         rest = without_flags(argv, names, parser._option_string_actions)
         if len(rest) == len(argv):
             refuse([*problems, *said])
@@ -202,10 +220,13 @@ def help_parser(verb: str, prog: Optional[str] = None) -> ArgumentParser:
 def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
     """What decides on the parser: --scripts, --evaluate, --dry-run."""
     parser = ArgumentParser(add_help=False)
-    parser.add_argument('--scripts', default='auto')
+    parser.add_argument('--scripts', nargs='?', default='auto', const='auto')  # that it is missing is said later
     parser.add_argument('-e', '--evaluate', action='store_true')
     parser.add_argument('--dry-run', action='store_true')
-    found = parser.parse_known_args(argv)[0]
+    try:
+        found = parser.parse_known_args(argv)[0]
+    except UsageError:  # likewise
+        found = parser.parse_args([])
     found.scripts = FilePath().read(found.scripts)
     return found.scripts, found.evaluate, found.dry_run
 

@@ -19,7 +19,7 @@ from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions, find_without_effect
 from seresnet_timm.launch.dataset import DataFacts, examine, fit_batch
 from seresnet_timm.launch.devices import set_visible
-from seresnet_timm.launch.first_look import refuse_wrong_values
+from seresnet_timm.launch.first_look import missing_files, refuse_wrong_values
 from seresnet_timm.launch.network import check_host
 from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
@@ -106,8 +106,11 @@ def make_plan(
     line = parse(verb, argv)
     try:
         sources = collect(line, recipe_name)
-        with reworded(sources.as_typed):
-            return _make_plan(line, sources, verb, argv, recipe_name, has_data)
+
+        def as_typed(text: str) -> str:
+            return text if text in line.problems else sources.as_typed(text)
+        with reworded(as_typed):
+            return replace(_make_plan(line, sources, verb, argv, recipe_name, has_data), as_typed=as_typed)
     except UsageError as e:
         refuse([*line.problems, e])
 
@@ -115,19 +118,26 @@ def make_plan(
 def _make_plan(
         line: CommandLine, sources: Sources, verb: str, argv: Sequence[str], recipe_name: Optional[str],
         has_data: Optional[bool]) -> Plan:
-    job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+    try:
+        job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+        node, nnodes = resolve_nodes(sources.options, job)
+    except UsageError as e:  # nothing can be planned: all else that is known is said
+        line.problems.append(str(e))
+        refuse_wrong_values(line, sources, has_data)
+        refuse(line.problems)
     sources.notes += [note] if note else []
-    node, nnodes = resolve_nodes(sources.options, job)
-    refuse_wrong_values(line, sources)
+    refuse_wrong_values(line, sources, has_data)
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     decide_for_device(sources, args, device, node.processes(nproc))
+    missing = dict(missing_files(line.verb, args))
+    args.update(dict.fromkeys(missing, ''))  # nothing more is said of them
     img_sizes, wrong_sizes = several_sizes(sources, args)
     set_channels(line.verb, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
-    has_data = names_data(args) if has_data is None else has_data
+    has_data = (names_data(args) if has_data is None else has_data) and sources.knows_data(args)
     data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
     fit_batch(sources, args, data, world_size)
@@ -135,7 +145,8 @@ def _make_plan(
         sources.notes += describe_tuned(
             sources.tuned, line.flags.get('config') or 'The config file', os.environ, device)
     problems = [
-        *line.problems, *wrong_sizes, *find_contradictions(line.verb, args, sources.asked_or_typed, world_size),
+        *line.problems, *missing.values(), *wrong_sizes,
+        *find_contradictions(line.verb, args, sources.asked_or_typed, world_size),
         *data.problems, *decide_classes(line.verb, sources, args, data)]
     sources.notes += find_without_effect(line.verb, args, sources.asked_or_typed)
     options = sources.options
@@ -163,7 +174,7 @@ def _make_plan(
     settings = RunSettings(**{**of_settings(options), **decided})
     settings = decide_for_network(settings, node, open_for_network(settings, sources))
     node = replace(node, knows_output=is_named or node.rank == 0)
-    return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints, sources.as_typed)
+    return Plan(settings, node, bool(options.get('dry_run')), problems, sources.checkpoints)
 
 
 def names_data(args: Dict[str, Any]) -> bool:

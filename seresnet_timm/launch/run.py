@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
-from seresnet_timm.errors import reworded
+from seresnet_timm.errors import refuse, reworded
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.outputs import name_outputs_of_hub
 from seresnet_timm.launch.parse import typed_rdzv_timeout
@@ -90,6 +90,8 @@ def prepare(
         settings = replace(settings, notes=settings.notes + list(npu_notes))
     from seresnet_timm.launch import checks, describe, downloads, hccl, trackers
     settings, hccl_problems = hccl.prepare(settings, plan.node, user, stack)
+    if downloads.needs_the_hub(settings):  # nothing is pulled for a run that is refused
+        refuse(plan.problems)
     settings, other_classes = name_outputs_of_hub(downloads.pull_model(settings, plan, stack, before_download))
     settings = downloads.pull_teacher(settings, plan, stack, before_download)
     changes = []

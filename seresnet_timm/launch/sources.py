@@ -6,15 +6,16 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Collection, Dict, List, Optional, Sequence
 
+from seresnet_timm.argument_parser import with_typed_names
 from seresnet_timm.engine.flags import bundled_only_message
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.launch import cluster, modelzoo
-from seresnet_timm.launch.config_file import bundled_defaults, load_config, read_yaml
+from seresnet_timm.launch.config_file import Config, bundled_defaults, load_config
 from seresnet_timm.launch.parse import CommandLine
 from seresnet_timm.launch.recipes import Recipe, divide_batch, load_recipe
-from seresnet_timm.launch.tuned import KEY, options_of
+from seresnet_timm.launch.tuned import options_of
 
 # flags of a training preset or config that evaluation shares
 SHARED_WITH_VALIDATION = (
@@ -22,7 +23,15 @@ SHARED_WITH_VALIDATION = (
     'mean', 'std', 'interpolation', 'batch_size', 'workers', 'pin_mem', 'channels_last', 'amp', 'amp_dtype',
     'model_kwargs', 'gp', 'log_freq', 'device_modules', 'device')
 
+# settings that a sentence may name by their value alone
+NAMES = ('model', 'opt', 'dataset', 'data_dir', 'class_map', 'kd_model_name', 'resume', 'initial_checkpoint',
+         'pretrained_path', 'checkpoint')
 _FLAG = r'(?<![\w/.-])--[a-z][\w-]*(?![\w/.-]*/)'  # a whole word, not a part of a path
+
+
+def _holds(text: str, value: str) -> bool:
+    """Whether a sentence holds a value as a whole word."""
+    return bool(value) and re.search(rf'(?<![\w/.-]){re.escape(value)}(?![\w/-])', text) is not None
 
 
 @dataclass
@@ -45,6 +54,10 @@ class Sources:
         config_path: The file of `--config`.
         verb: 'train' or 'validate'.
         tuned: What `seresnet-timm tune` wrote into the config file, beside settings of the script.
+        config_lines: Numbers of the lines of its keys.
+        abbreviated: Flags that were abbreviated, and how.
+        refused: Names of flags and keys whose values are wrong and therefore nowhere else; 'config' for a file that
+            cannot be read.
     """
     recipe: Optional[Recipe]
     preset: Dict[str, Any]
@@ -61,18 +74,36 @@ class Sources:
     preset_recipe: Optional[Recipe] = None
     config_path: str = ''
     verb: str = 'train'
+    config_lines: Dict[Any, int] = field(default_factory=dict)
+    abbreviated: Dict[str, str] = field(default_factory=dict)
+    refused: Collection[str] = ()
 
     def as_typed(self, text: str) -> str:
         """A sentence with the ModelZoo's names that were typed, and with the keys that the config file sets."""
         names = modelzoo.typed_names(self.typed_modelzoo, self.verb)
         said = re.findall(_FLAG, text)
-        text = re.sub(_FLAG, lambda m: names.get(m[0], m[0]), text)
         keys = [flag[2:].replace('-', '_') for flag in dict.fromkeys(said) if flag not in names]
-        keys = [key for key in keys if key in self.config and key not in self.flags]
+        keys = [key for key in keys if key in self.config] + [
+            key for key in NAMES if isinstance(self.config.get(key), str) and _holds(text, self.config[key])]
+        keys = [key for key in dict.fromkeys(keys) if key not in self.flags and key not in self.refused]
+        text = with_typed_names([re.sub(_FLAG, lambda m: names.get(m[0], m[0]), text)], self.abbreviated)[0]
         if keys and printable(self.config_path) not in text:
             verb = 'is' if len(keys) == 1 else 'are'
-            text += f' ({", ".join(keys)} {verb} set in {printable(self.config_path)}.)'
+            text += f' ({", ".join(keys)} {verb} set in {printable(self.config_path)}{self._lines_of(keys)}.)'
         return text
+
+    def _lines_of(self, keys: Sequence[str]) -> str:
+        lines = [str(self.config_lines[key]) for key in keys if key in self.config_lines]
+        return f', {"line" if len(lines) == 1 else "lines"} {", ".join(lines)}' if lines else ''
+
+    @property
+    def is_config_read(self) -> bool:
+        """Whether there is no config file, or it could be read."""
+        return 'config' not in self.refused
+
+    def knows_data(self, args: Dict[str, Any]) -> bool:
+        """Whether settings say which the data folder is, or that there is none; a wrong value may have said it."""
+        return bool(args.get('data_dir') or not {'config', 'data_dir', 'data', 'data_path'} & set(self.refused))
 
     def asked(self, *names: str) -> bool:
         """True if the user gave one of the flags, typed or in a config file."""
@@ -90,34 +121,45 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     """Read recipe, preset and config file, and resolve the launcher's options."""
     flags = dict(line.flags)
     config_path = flags.pop('config', None) or line.options.get('config')
+    refused, problems = set(line.refused), line.problems
     if 'data' in flags:  # timm's positional argument
         if flags['data'] and flags.get('data_dir', flags['data']) != flags['data']:
-            raise UsageError(f"Unexpected argument '{printable(flags['data'])}': --data-dir "
-                             f"{printable(flags['data_dir'])} names the dataset already.")
+            problems.append(f"Unexpected argument '{printable(flags['data'])}': --data-dir "
+                            f"{printable(flags['data_dir'])} names the dataset already.")
+            flags['data'] = ''
         flags['data_dir'] = flags.pop('data') or flags.get('data_dir')
-    if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir')):
-        raise UsageError(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
-                         'is the folder with train/ and val/ in it.')
-    has_nodes = 'nnodes' in line.options or 'world_size' in line.modelzoo
+    if recipe_name and not ('data_path' in line.modelzoo or flags.get('data_dir') or 'data_path' in refused):
+        problems.append(f'--data_path is missing. Usage: bash recipes/{recipe_name}.sh --data_path=DIR [options]; DIR '
+                        'is the folder with train/ and val/ in it.')
+        refused.add('data_path')
+    has_nodes = 'nnodes' in line.options or 'world_size' in line.modelzoo or {'nnodes', 'world_size'} & refused
     if recipe_name == 'train_multinode' and not has_nodes and cluster.detect(os.environ) is None:
-        raise UsageError('--nnodes is missing: how many machines train together. Start the recipe on each of them with '
-                         'the same --nnodes=N and --master_addr=HOST, and its own --node_rank=R (0 to N-1); on one '
-                         'machine use recipes/train_8p.sh.')
+        problems.append('--nnodes is missing: how many machines train together. Start the recipe on each of them with '
+                        'the same --nnodes=N and --master_addr=HOST, and its own --node_rank=R (0 to N-1); on one '
+                        'machine use recipes/train_8p.sh.')
     modelzoo.check_names(line.modelzoo, flags, is_recipe=recipe_name is not None)
     options = modelzoo.launcher_options(line.modelzoo, line.options, flags)
     recipe = load_recipe(recipe_name) if recipe_name else None
-    preset = load_recipe(options['preset']) if options.get('preset') else None
+    preset = None
+    try:
+        preset = load_recipe(options['preset']) if options.get('preset') else None
+    except UsageError as e:
+        problems.append(str(e))
     settings = dict((preset or recipe).settings) if preset or recipe else {}
     if line.verb == 'validate':
         settings = for_validation(settings)
     if preset and line.verb == 'train' and not line.script.is_bundled:
         refuse_missing_flags(settings, line.defaults, preset.name)
-    config = load_config_of(line, config_path) if config_path else {}
-    tuned = config.pop(KEY, None)
-    if tuned:
-        options = {**options_of(tuned, line.verb), **options}
-    return Sources(recipe, settings, config, flags, dict(line.modelzoo), options, tuple(line.modelzoo), tuned=tuned,
-                   preset_recipe=preset, config_path=str(config_path or ''), verb=line.verb)
+    config = load_config_of(line, config_path) if config_path else Config()
+    problems.extend(config.problems)
+    if config.tuned:
+        options = {**options_of(config.tuned, line.verb), **options}
+    refused.update(key for key in config.lines if key not in config.values)
+    if config.problems and not config.lines:
+        refused.add('config')
+    return Sources(recipe, settings, config.values, flags, dict(line.modelzoo), options, tuple(line.modelzoo),
+                   tuned=config.tuned, preset_recipe=preset, config_path=str(config_path or ''), verb=line.verb,
+                   config_lines=config.lines, abbreviated=line.abbreviated, refused=refused)
 
 
 def refuse_missing_flags(settings: Dict[str, Any], defaults: Dict[str, Any], preset: str) -> None:
@@ -129,18 +171,19 @@ def refuse_missing_flags(settings: Dict[str, Any], defaults: Dict[str, Any], pre
             ', '.join(f'{k}: {settings[k]}' for k in missing), 'train.py'))
 
 
-def load_config_of(line: CommandLine, path: str) -> Dict[str, Any]:
-    """Settings of a config file. Evaluation takes the file of a training too."""
+def load_config_of(line: CommandLine, path: str) -> Config:
+    """What a config file says. Evaluation takes the file of a training too."""
+    config = load_config(path, line.parser, line.defaults)
     if line.verb == 'train':
-        return load_config(path, line.parser, line.defaults)
+        return config
     from seresnet_timm.engine.flags import train_parser
-    keys = read_yaml(path)
     parser = train_parser()
     defaults = vars(parser.parse_args([]))
-    keys.pop(KEY, None)
-    if set(keys) <= set(defaults) and not set(keys) <= set(line.defaults):
-        return for_validation(load_config(path, parser, defaults))
-    return load_config(path, line.parser, line.defaults)
+    if len(set(config.lines) - set(defaults)) >= len(set(config.lines) - set(line.defaults)):
+        return config
+    config = load_config(path, parser, defaults)
+    config.values = for_validation(config.values)
+    return config
 
 
 def for_validation(settings: Dict[str, Any]) -> Dict[str, Any]:

@@ -13,7 +13,7 @@ import time
 from itertools import islice
 from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Sequence
 
-from seresnet_timm.errors import UsageError, refuse
+from seresnet_timm.errors import UsageError, refuse, reworded
 from seresnet_timm.runs.settings import RunSettings
 
 MOST_STEPS = 200
@@ -115,10 +115,15 @@ def settings_to_measure(verb: str, argv: Sequence[str], has_data: Optional[bool]
     from seresnet_timm.launch.plan import make_plan
     set_environment(os.environ)
     plan = make_plan(verb, argv, has_data=has_data)
-    refuse(map(plan.as_typed, plan.problems))
-    if verb == 'train':
-        run = checks.Checked(plan.settings, {})
-        refuse([*checks.check_model(run), *checks.check_precision(run)] or list(sample.check_sample(run)))
+    problems: List[Any] = [*plan.problems]
+    run = checks.Checked(plan.settings, {})
+    for check in (checks.check_model, checks.check_precision) if verb == 'train' else ():
+        try:
+            problems += check(run)
+        except UsageError as e:
+            problems.append(e)
+    with reworded(plan.as_typed):
+        refuse(problems or (sample.check_sample(run) if verb == 'train' else ()))
     return plan.settings
 
 

@@ -16,8 +16,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import psutil
 
 from seresnet_timm import device as devices
-from seresnet_timm.errors import RunError, UsageError, printable, refuse, shell_line
-from seresnet_timm.files import atomic_path, why_not_writable
+from seresnet_timm.errors import RunError, UsageError, printable, shell_line
+from seresnet_timm.files import atomic_path
 from seresnet_timm.launch import plan as launch_plan
 from seresnet_timm.launch.plan import names_data
 from seresnet_timm.launch.trial import TrialProcess, settings_to_measure
@@ -238,20 +238,11 @@ def plan(argv: Sequence[str]) -> Tuple[RunSettings, bool]:
     return settings, names_data(settings.args)
 
 
-def check(seconds: float, allowed: str, file: str) -> List[str]:
-    """Check the flags of `tune`: the names in `--allow`.
-
-    Raises:
-        UsageError: One of them is wrong.
-    """
+def check(allowed: str) -> Tuple[List[str], List[str]]:
+    """The names in `--allow`, and a sentence for each that is unknown."""
     names = [name for name in allowed.replace(' ', '').split(',') if name]
-    reason = why_not_writable(file, is_folder=False)
-    refuse(filter(None, [
-        *(f'--allow {name} is unknown: give {", ".join(ALLOWED)}, one or several.'
-          for name in names if name not in ALLOWED),
-        None if 0 < seconds < float('inf') else f'--seconds {seconds:g} is not a time: give a number above 0.',
-        reason and f'--tuned-file {file} cannot be written: {reason}.']))
-    return names
+    return names, [f'--allow {name} is unknown: give {", ".join(ALLOWED)}, one or several.'
+                   for name in names if name not in ALLOWED]
 
 
 # --- what is tried ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from seresnet_timm.ascend.environment import TUNED
-from seresnet_timm.errors import UsageError
 
 KEY = 'tuned'
 FACTS = ('device', 'machine', 'model', 'date')
@@ -10,15 +9,8 @@ OPTIONS: Dict[str, Tuple[Any, ...]] = {'lean_se': ('on', 'off'), 'graph': (True,
 OF_TRAINING = ('graph',)
 
 
-def take_tuned(config: Dict[str, Any], path: str) -> Optional[Dict[str, Any]]:
-    """Take the block out of a config; None if it has none.
-
-    Raises:
-        UsageError: It is not what `tune` writes.
-    """
-    if KEY not in config:
-        return None
-    tuned = config.pop(KEY)
+def take_tuned(tuned: Any) -> Tuple[Optional[Dict[str, Any]], List[str]]:
+    """The block, None if it is not what `tune` writes; and why, a clause for each mistake."""
     problems = [] if isinstance(tuned, dict) else ['must be a mapping']
     for name, value in (tuned.items() if not problems else ()):
         if name == 'environment':
@@ -31,9 +23,7 @@ def take_tuned(config: Dict[str, Any], path: str) -> Optional[Dict[str, Any]]:
             problems.append(f'{name} must be {" or ".join(map(repr, OPTIONS[name]))}')
         elif name not in OPTIONS and (name not in FACTS or not isinstance(value, str)):
             problems.append(f'{name}: {value!r} is not written by `seresnet-timm tune`')
-    if problems:
-        raise UsageError(f'Config {path}, block {KEY}: ' + '; '.join(problems) + '.')
-    return tuned
+    return None if problems else tuned, problems
 
 
 def options_of(tuned: Mapping[str, Any], verb: str) -> Dict[str, Any]:

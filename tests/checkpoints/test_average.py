@@ -147,7 +147,7 @@ def test_wrong_command_lines(finished, files, few_digits, tmp_path):
             ((*files, '--out', files[1]), 'is the file that is read'),
             ((*files, '--out', tmp_path / 'a.safetensors'), 'seresnet-timm convert'),
             ((*files, '--data-dir', few_digits), 'has no run.json'),
-            ((finished, '--data-dir', tmp_path / 'none'), 'does not exist: check --data-dir'),
+            ((finished, '--data-dir', tmp_path / 'none'), 'none does not exist: check the path'),
             ((finished, '--data-dir', tmp_path / 'void'), 'is empty'),
             ((finished, '--data-dir', other), 'has other classes than the checkpoints'),
             ((finished, '--out', finished / 'last.pth.tar'), 'is a checkpoint of a run, which resumes from it'),

@@ -107,17 +107,18 @@ def test_flags_of_a_verb(capsys):
     """An abbreviation is the full flag or is refused; an unknown flag brings the nearest one."""
     args = parse('predict', 'm', 'i.jpg', '--top', '3', '--use-em')
     assert args.topk == 3 and args.use_ema
-    assert 'Ambiguous option: --m could match --model, --message.' in refused(capsys, 'push', 'a', 'b/c', '--m', 'x')
-    assert "Unknown flag '--topl': did you mean --topk?" in refused(capsys, 'predict', 'm', 'i.jpg', '--topl=3')
+    assert 'Ambiguous option: --m could match --model, --message.' in refused(
+        capsys, 'push', __file__, 'b/c', '--m', 'x')
+    assert "Unknown flag '--topl': did you mean --topk?" in refused(capsys, 'predict', 'resnet18', __file__, '--topl=3')
     assert "Unknown flag '--tga': did you mean --tag?" in refused(capsys, 'scripts', 'fetch', '--tga', 'v1')
     assert "Unexpected argument 'b'" in refused(capsys, 'demo-data', 'a', 'b')
     assert 'required: FILE.' in refused(capsys, 'inspect')
     for value in ('0', '-1'):
         assert f'--topk {value} is too small: give at least 1.' in refused(
-            capsys, 'predict', 'm', 'i.jpg', f'--topk={value}')
+            capsys, 'predict', 'resnet18', __file__, f'--topk={value}')
     for value in ('1.5', 'x', ''):
         assert f"--topk '{value}' is not a whole number: give at least 1." in refused(
-            capsys, 'predict', 'm', 'i.jpg', f'--topk={value}')
+            capsys, 'predict', 'resnet18', __file__, f'--topk={value}')
 
 
 def test_the_moving_average_has_one_flag_and_its_old_names():

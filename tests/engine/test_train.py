@@ -92,7 +92,7 @@ def test_args_yaml_is_a_config(run):
     folder, _ = run
     text = (folder / 'args.yaml').read_text()
     parser = train_parser()
-    config = load_config(str(folder / 'args.yaml'), parser, vars(parser.parse_args([])))
+    config = load_config(str(folder / 'args.yaml'), parser, vars(parser.parse_args([]))).values
     assert {k: v for k, v in yaml.safe_load(text).items() if k not in ('data', 'local_rank')} == config
     assert config['opt'] == 'momentum' and config['data_dir']
 

@@ -5,8 +5,9 @@ import pytest
 from huggingface_hub import constants
 
 from hub.commands import FLAGS, one_sentence
+from seresnet_timm.engine.rules import is_revision
 from seresnet_timm.errors import UsageError
-from seresnet_timm.hub.client import is_revision, split_name
+from seresnet_timm.hub.client import split_name
 
 pytestmark = pytest.mark.xdist_group('hub')  # one Hub and one client process for all
 
@@ -95,7 +96,7 @@ def test_revision_that_git_does_not_allow(pushed, client, revision):
         one_sentence(result, 2, 'me/x', 'git does not allow')
         assert revision not in result.err or revision.isprintable()
     for flag in ('--revision', '--tag'):
-        one_sentence(client.run('push', '/nowhere.pth', 'me/x', f'{flag}={revision}'), 2, flag)
+        one_sentence(client.run('push', __file__, 'me/x', f'{flag}={revision}'), 2, flag)
     assert files_outside(client) == before and not pushed.requests
 
 

@@ -353,7 +353,7 @@ def test_two_checkpoints(tmp_path):
     ([*NET, '-b', '0'], 'too small'),
     (['--against', 'x', '-b', '2'], '-b is taken from the file'),
     (['--against', 'x', '--dump', 'y'], 'give one of them'),
-    (['no_such_model', '--device', 'cpu'], 'no_such_model'),
+    (['no_such_model', '--device', 'cpu'], 'no_such_model'), (['--against', 'x'], '--against x does not exist'),
     ([*NET, '--dump', '/no/such/folder/x'], 'cannot be written'),
 ])
 def test_wrong_flags(argv, said):

@@ -386,7 +386,7 @@ def test_bad_requests(run_folder, few_digits, tmp_path, capsys):
             ((folder, image, '--num-classes', '7'), '--num-classes 10', 2),
             ((tmp_path / 'damaged.pth', image), 'incomplete or damaged', 2),
             (('resnet18.no_such_tag', image), "has no weights 'no_such_tag'", 2),
-            (('local-dir:/no/such/folder', image), 'holds no config.json', 2),
+            (('local-dir:/no/such/folder', image), '/no/such/folder does not exist', 2),
     ):
         printed = run(capsys, *argv, code=code)
         assert message in printed.err and printed.out == ''

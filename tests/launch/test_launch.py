@@ -143,7 +143,7 @@ def test_recipe_with_a_config(few_digits, tmp_path):
     (('--nnodes', 0), '--nnodes 0 is too small: give at least 1'),
     (('--nnodes', 2), '2 nodes need --master-addr'),
     (('--nproc', 2, '--device', 'cpu:0', '--device', 'cuda:0'), '--device'),
-    (('--resume', 'nowhere.pth.tar'), 'Checkpoint nowhere.pth.tar does not exist'),
+    (('--resume', 'nowhere.pth.tar'), '--resume nowhere.pth.tar does not exist'),
     (('--scripts', 'nowhere'), 'there is no train.py'),
 ))
 def test_refused(few_digits, tmp_path, flags, hint):

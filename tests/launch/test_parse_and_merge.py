@@ -184,4 +184,5 @@ def test_flags_of_every_preset_parse():
 def test_yaml_files_of_any_editor(tmp_path, encoding):
     from seresnet_timm.launch.config_file import read_yaml
     (tmp_path / 'a.yaml').write_bytes('epochs: 3\r\n\r\ndata_dir: café  \r\n'.encode(encoding))
-    assert read_yaml(str(tmp_path / 'a.yaml')) == {'epochs': 3, 'data_dir': 'café'}
+    assert read_yaml(str(tmp_path / 'a.yaml')) == (
+        {'epochs': 3, 'data_dir': 'café'}, {'epochs': 1, 'data_dir': 3}, [])

@@ -62,7 +62,8 @@ def test_block_of_the_file(few_digits, tmp_path):
                         ('{workers: 3}', 'workers: 3 is not written by')):
         file.write_text(f'tuned: {block}\n')
         result = run_here(*training)
-        assert result.returncode == 2 and f'Config {file}, block tuned: ' in result.stderr and text in result.stderr
+        assert result.returncode == 2 and text in result.stderr
+        assert f'Config {file}, line 1, block tuned: ' in result.stderr
 
 
 def test_graph_and_formats_of_the_file(few_digits, tmp_path):
@@ -108,7 +109,7 @@ def test_a_step_that_is_not_captured_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize('flags, text', (
-    (('--seconds', '-1'), '--seconds -1 is not a time'), (('--allow', 'speed'), '--allow speed is unknown'),
+    (('--seconds', '-1'), '--seconds -1 is too small'), (('--allow', 'speed'), '--allow speed is unknown'),
     (('--tuned-file', '/proc/x/y.yaml'), 'cannot be written'), (('--batch-siz', '0'), '-b'),
     (('--nnodes', '2', '--master-addr', 'localhost'), 'one machine')))
 def test_wrong_flags_start_nothing(flags, text):

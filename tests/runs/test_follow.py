@@ -160,7 +160,7 @@ def test_odd_values_of_a_status(folder, values):
 
 
 def test_folders_without_a_run(tmp_path):
-    for path, says in ((tmp_path, 'holds no run'), (tmp_path / 'none', 'is not a folder')):
+    for path, says in ((tmp_path, 'holds no run'), (tmp_path / 'none', 'none does not exist')):
         result = run_here('watch', path)
         assert result.returncode == 2 and says in result.stderr
 
