@@ -127,7 +127,7 @@ def distribute(settings: RunSettings, task, device: torch.device, prepare: Optio
     fast_step.match_gradient_strides(task.get_trainable_module())
     (prepare or task.prepare_distributed)(
         device_ids=None if device.type == 'cpu' else [device],  # DDP takes no device ids on the CPU
-        **more,
+        **fast_step.in_terms_of_this_torch(more),
         **fast_step.ddp_arguments(device, settings.fast_step),
     )
     if settings.half_weights:

@@ -155,6 +155,20 @@ def ddp_arguments(device: Any, fast: bool = True) -> Dict[str, Any]:
     return dict(gradient_as_bucket_view=True) if fast and kind_of(device) in FAST_DEVICES else {}
 
 
+def in_terms_of_this_torch(arguments: Dict[str, Any]) -> Dict[str, Any]:
+    """Arguments of DistributedDataParallel by the names that the installed torch has.
+
+    torch 2.13 renames `broadcast_buffers`, and warns about the old name, which timm's train.py gives. By the new name
+    the buffers are sent once, from rank 0, when the module is wrapped. Both scripts restore the buffers of a rank after
+    that, so that no run differs.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+    old, new = 'broadcast_buffers', 'forward_sync_buffers'
+    if new not in inspect.signature(DistributedDataParallel).parameters:
+        return arguments
+    return {new if name == old else name: value for name, value in arguments.items()}
+
+
 def match_gradient_strides(module: Any) -> None:
     """Give gradients of 1 x 1 convolutions the strides of their weights, before DDP wraps the module.
 

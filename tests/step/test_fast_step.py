@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from conftest import ROOT, train_flags
 from timm.optim import create_optimizer_v2
 from training import valid_record
@@ -151,6 +152,20 @@ def test_timms_set_up_is_an_argument():
     assert fast_step.create_optimizer(model, opt='momentum', lr=0.01).param_groups[0]['fused']
     assert fast_step.ddp_arguments('cpu', False) == {}
     assert fast_step.ddp_arguments('cpu') == {'gradient_as_bucket_view': True}
+
+
+@pytest.mark.parametrize('flag', (True, False))
+@pytest.mark.filterwarnings('error')
+def test_the_flag_of_buffers_reaches_ddp_without_a_warning(flag, tmp_path):
+    """By timm's task, which hands its arguments to DDP; torch 2.13 warns about the name that timm uses."""
+    from timm.task import ClassificationTask
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        task = ClassificationTask(networks()[0], criterion=torch.nn.CrossEntropyLoss(), device=torch.device('cpu'))
+        task.prepare_distributed(**fast_step.in_terms_of_this_torch({'broadcast_buffers': flag, 'init_sync': True}))
+        assert task.get_trainable_module().broadcast_buffers is flag
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize('opt', ('momentum', pytest.param('adamw', marks=pytest.mark.slow)))
