@@ -6,6 +6,7 @@ ends with any other error. `ImageFiles` reads in its place, with timm's own load
 import hashlib
 import math
 import os
+import tarfile
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
@@ -18,7 +19,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from seresnet_timm import images
 from seresnet_timm.data.data_folder import DataFolder
-from seresnet_timm.errors import RunError, printable
+from seresnet_timm.errors import RunError, first_line, printable
 from seresnet_timm.images import UnreadableImage
 
 IGNORED_TARGET = -100  # of an image that cannot be read: no class, and torch's losses leave it out
@@ -108,8 +109,10 @@ class ImageFiles(ImageDataset):
             file, *others = self.reader[index]
             with file:
                 return (file.read(), *others)
-        except Exception as e:  # an archive or table that is damaged there
+        except (OSError, tarfile.TarError, MemoryError) as e:
             raise UnreadableImage(images.why(e)) from e
+        except Exception as e:  # of a table that is damaged there, or lacks a field
+            raise UnreadableImage(f'its entry cannot be read ({type(e).__name__}: {first_line(e)})') from e
 
     def path(self, index: int) -> str:
         """The path of an image, or its name in an archive."""

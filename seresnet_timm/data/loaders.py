@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import timm.data
 import torch
+from PIL import Image
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader
@@ -19,7 +20,8 @@ from seresnet_timm.data.position import make_restartable, make_resumable, resuma
 from seresnet_timm.data.scheduled import loader_arguments, sampler_of
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.data.trivial_augment import create_loader
-from seresnet_timm.images import extend_timm
+from seresnet_timm.errors import RunError, printable
+from seresnet_timm.images import UnreadableImage, extend_timm, read_image
 
 RENUMBERED = ('hfds', 'tfds')  # timm's readers that know the names of classes, and take other numbers
 
@@ -108,9 +110,20 @@ def create_dataset(name: str, root: str, split: str, class_map: str, class_names
     dataset = timm.data.create_dataset(name, root=root, split=split, class_map=indices, **kwargs)
     if is_folder:
         name_classes(dataset, class_names, indices)
-    elif class_names and name.lower().startswith('torch/'):
-        renumber_torchvision(dataset, class_names)
+    elif name.lower().startswith('torch/'):
+        if class_names:
+            renumber_torchvision(dataset, class_names)
+        if hasattr(dataset, 'loader'):  # of torchvision's folders, which clips 16 bits and names no file
+            dataset.loader = _load_for_torchvision
     return dataset
+
+
+def _load_for_torchvision(path: str) -> Image.Image:
+    try:
+        return read_image(path)
+    except UnreadableImage as e:
+        raise RunError(f'{printable(path)} cannot be read ({e}): repair or remove it. Without --dataset torch/... '
+                       'folders are read with such images counted.') from e
 
 
 def train_loader(setup: LoaderSetup, dataset: Optional[Any] = None) -> Tuple[Any, Optional[Callable]]:

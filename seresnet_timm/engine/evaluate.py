@@ -181,6 +181,9 @@ def _skipped_by_reader(loader: Any, counts: torch.Tensor, logger: Optional[loggi
     count = int(counts[0])
     if count >= total:
         return None
+    if not count:
+        raise RunError(f'All {total} images to evaluate were skipped by the reader of the dataset, whose own lines say '
+                       'why: there is no result.')
     if logger is not None:
         logger.warning(f'Test: {total - count} of {total} images were skipped by the reader of the dataset, whose own '
                        'lines say why; they count as wrong, and the loss leaves them out')

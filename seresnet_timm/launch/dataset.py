@@ -153,6 +153,10 @@ def _hint(root: Path, flag: str, split: str) -> str:
     deeper = next((root / n for n in sorted(_subfolders(root)) if split_folder(root / n, split)), None)
     if deeper:
         return f'; or give --data-dir {shell_line([str(deeper)])}, which has one'
+    if any(root.glob('*.parquet')):
+        return f'; its .parquet files are read with --dataset {shell_line([f"hfds/{root}"])}'
+    if any(root.glob('*.mdb')):
+        return '; LMDB is not read, write its images into folders'
     if any(root.glob('*.tar')):
         return '; .tar files in a folder are not read, unpack them'
     return " or train without evaluation (--val-split '')" if flag == '--val-split' else ''

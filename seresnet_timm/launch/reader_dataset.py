@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-from seresnet_timm.errors import UsageError, did_you_mean, first_line, first_names, printable
+from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, first_names, printable
 from seresnet_timm.launch.combinations import BANDS, channels_of
 
 MAX_NAMED = 3  # names that one sentence lists
@@ -124,6 +124,8 @@ def _open(kind: str, args: Dict[str, Any], splits: Dict[str, str]) -> Iterator[A
             found = _open_split(kind, args, flag, split)
         except UsageError:
             raise
+        except RunError as e:  # an image of torchvision's folders
+            raise UsageError(str(e)) from e
         except Exception as e:  # of readers, packages and the file system
             hint = _hint(e, flag)
             raise UsageError(f'{flag} {printable(split)} of --dataset {printable(args["dataset"])} cannot be opened '
@@ -174,7 +176,65 @@ def _open_split(kind: str, args: Dict[str, Any], flag: str, split: str) -> Any:
                          f'{first_names(missing, MAX_NAMED)}.')
     if not reader.num_samples:
         raise ValueError('num_samples is not known')
+    _check_first_of_webdataset(reader, args)
     return names_of_dataset(dataset), reader.num_samples
+
+
+def _check_first_of_webdataset(reader: Any, args: Dict[str, Any]) -> None:
+    """Refuse shards whose samples timm would skip one by one; what is a stream is not looked into.
+
+    Raises:
+        UsageError: The first sample has no file that timm takes for the image, or none for the class.
+    """
+    import tarfile
+    path = Path(reader.root) / reader.split_info.filenames[0]
+    if not path.is_file():
+        return
+    kinds: List[str] = []
+    first = None
+    with tarfile.open(path) as tar:  # also a compressed one, as webdataset
+        for member in tar:
+            folder, _, name = member.name.rpartition('/')
+            stem, dot, kind = name.partition('.')
+            if not member.isfile() or not dot or name.startswith('.'):
+                continue
+            if first not in (None, (folder, stem)):
+                break
+            first = folder, stem
+            kinds.append(kind.lower())
+    wanted = (args.get('input_key') or reader.input_key).split(';')
+    what = (f'{printable(path)}: its first sample has the files {first_names((f".{k}" for k in kinds), MAX_NAMED)}'
+            if kinds else f'{printable(path)} has no samples (NAME.jpg with NAME.cls)')
+    if not set(kinds) & set(wanted):
+        raise UsageError(f'{what}; timm takes the image from {first_names((f".{k}" for k in wanted), 9)}: name others '
+                         'with --input-key, several with a semicolon between them.')
+    target = args.get('target_key') or reader.split_info.alt_label
+    needed = 'json' if target else 'cls'
+    if needed not in kinds:
+        why = f'the field {printable(target)} of' if target else 'the number in'
+        raise UsageError(f'{what}; timm takes the class from {why} .{needed}: ' + (
+            'leave --target-key out for .cls.' if target else 'name a field of .json with --target-key.'))
+
+
+def _check_fields(args: Dict[str, Any], features: Any) -> None:
+    """Refuse a table of Hugging Face without the fields of the image and the class, or with classes as texts.
+
+    Raises:
+        UsageError: Names what it has.
+    """
+    if not features:
+        return  # known once its rows are read
+    shown = printable(args['dataset'])
+    for flag, key in (('--input-key', args.get('input_key') or 'image'),
+                      ('--target-key', args.get('target_key') or 'label')):
+        for part in key.split(','):
+            if part not in features and part.split('/')[0] not in features:
+                raise UsageError(f"--dataset {shown} has no field '{printable(part)}': it has "
+                                 f'{first_names(map(str, features), MAX_NAMED)}; name it with {flag}.')
+    target = args.get('target_key') or 'label'
+    if getattr(features.get(target), 'dtype', None) in ('string', 'large_string') and not args.get('class_map'):
+        raise UsageError(f"--dataset {shown}: the field '{printable(target)}' holds texts, timm takes the numbers of "
+                         'classes: list the texts in the order of the classes in a file for --class-map.')
 
 
 def _names_of_hugging_face(path: str, args: Dict[str, Any], split: str) -> Any:
@@ -196,6 +256,7 @@ def _names_of_hugging_face(path: str, args: Dict[str, Any], split: str) -> Any:
         raise UsageError(f"--dataset {printable(args['dataset'])} has no split '{printable(base)}': it has "
                          f'{first_names(map(str, found), MAX_NAMED)}; name them with --train-split, --val-split or '
                          '--split.')
+    _check_fields(args, found[base].features)
     labels = get_class_labels(found[base], args.get('target_key') or 'label')
     return sorted(labels, key=labels.__getitem__) or None, 0
 

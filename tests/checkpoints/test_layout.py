@@ -76,10 +76,9 @@ def test_counters_of_old_torch_and_weights_in_one_memory(own, tmp_path):
 def test_values_beyond_float32_and_a_head_of_another_rank(own, tmp_path):
     large = {**own, 'fc.weight': own['fc.weight'].double() * 1e300}
     column = {**own, 'fc.bias': own['fc.bias'][:, None]}
-    for content, words in (
-            (large, 'fc.weight .float64 beyond float32'),
-            (column, 'of another shape: fc.bias 3x1 for 3'),
-            ({'epoch': 3}, 'it holds no weights, only epoch')):
+    for content, words in ((large, 'fc.weight .float64 beyond float32'),
+                           (column, 'of another shape: fc.bias 3x1 for 3'),
+                           ({'epoch': 3}, 'it holds no weights, only epoch')):
         with pytest.raises(UsageError, match=words):
             load(content, tmp_path / 'x.pth')
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import MODEL, run_here, subset, train_flags
+from PIL import Image
 
 from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.dataset import examine
@@ -93,6 +94,40 @@ def test_classes_of_torchvision_that_differ(named, tmp_path):
     assert "'n3' only in training" in problem
 
 
+def test_images_of_torchvisions_folders_are_read_as_all_others(named, tmp_path):
+    """16 bits are scaled, which torchvision clips at 255; a file that is none is named."""
+    from seresnet_timm.data.loaders import create_dataset
+    for name, values in (('a', np.full((4, 4), 100 * 257, np.uint16)), ('b', np.full((4, 4), 100, np.uint8))):
+        (tmp_path / 'val' / name).mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / 'val' / name / '1.png')
+    dataset = create_dataset('torch/image_folder', str(tmp_path), 'val', '', None)
+    assert [np.unique(image).tolist() for image, _ in dataset] == [[100], [100]]
+    (tmp_path / 'val' / 'a' / '1.png').write_text('<html>')
+    problem, = look(dataset='torch/image_folder', data_dir=str(tmp_path)).problems
+    assert problem.startswith(f'{tmp_path}/val/a/1.png cannot be read (it is a web page')
+
+
+@pytest.mark.parametrize('reader', ('hfds', 'hfids'))
+def test_fields_of_a_table_of_hugging_face(tmp_path, reader):
+    """A field that is not there, and classes as texts: timm would read every image, and fail at each."""
+    skip_without('datasets')
+    import pyarrow
+    import pyarrow.parquet
+    picture = io.BytesIO()
+    Image.new('RGB', (4, 4)).save(picture, 'PNG')
+    rows = pyarrow.table({'img': [{'bytes': picture.getvalue(), 'path': '1.png'}], 'species': ['ant'], 'number': [0]})
+    pyarrow.parquet.write_table(rows, tmp_path / 'validation.parquet')
+    args = dict(dataset=f'{reader}/{tmp_path}', data_dir=str(tmp_path / 'cache'))
+    for more, words in (({}, "has no field 'image': it has img, species, number; name it with --input-key"),
+                        ({'input_key': 'img'}, "has no field 'label'"),
+                        ({'input_key': 'img', 'target_key': 'species'}, "'species' holds texts")):
+        problem, = look(**args, **more).problems
+        assert words in problem
+    assert look(**args, input_key='img', target_key='number').problems == []
+    problem, = look(dataset='', data_dir=str(tmp_path)).problems
+    assert f'its .parquet files are read with --dataset hfds/{tmp_path}' in problem
+
+
 def test_gray_images_of_torchvision(tmp_path):
     """Those of a training are evaluated with the average of the mean and std that the file holds for three channels."""
     folder = tmp_path / 'MNIST' / 'raw'
@@ -164,6 +199,32 @@ def test_shards_that_cannot_be_read(run, shards):
     assert 'give its number of images with --num-samples' in problem
     problem, = look('train', dataset='wds/x', data_dir=str(shards)).problems
     assert '--train-split train of --dataset wds/x cannot be opened' in problem
+
+
+@pytest.mark.parametrize('kinds, args, words', (
+    (('jpeg', 'cls'), {}, 'the files .jpeg, .cls; timm takes the image from .jpg, .png, .webp: name others with --input'),
+    (('png', 'label'), {}, 'the class from the number in .cls'),
+    (('png', 'cls'), {'target_key': 'species'}, 'the field species of .json: leave --target-key out'),
+    ((), {}, 'has no samples'), (('JPEG', 'CLS'), {'input_key': 'jpg;jpeg'}, None)))
+def test_shards_whose_samples_timm_would_skip(shards, kinds, args, words):
+    """timm warns of each sample, goes on with none, and the top-1 would be 0."""
+    with tarfile.open(shards / 'val-0.tar', 'w') as tar:
+        for i in range(2):
+            for kind in kinds:
+                tar.addfile(tarfile.TarInfo(f'x/{i:04d}.{kind}'))
+    problems = look(dataset='wds/x', data_dir=str(shards), **args).problems
+    assert words is None and problems == [] or words in problems[0]
+
+
+def test_no_image_of_webdataset(run, shards):
+    """All are damaged: no result, in place of a top-1 of 0."""
+    for name in ('val-0.tar', 'val-1.tar'):
+        with tarfile.open(shards / name, 'w') as tar:
+            for kind in ('png', 'cls'):
+                tar.addfile(tarfile.TarInfo(f'0.{kind}'))
+    result = run_here('validate', '--checkpoint', run[0], '--device', 'cpu', '--workers', 0, '--dataset', 'wds/x',
+                      '--data-dir', shards)
+    assert result.returncode == 1 and 'All 30 images to evaluate were skipped' in result.stderr and not result.stdout
 
 
 def test_label_that_the_model_does_not_have(run, shards):
