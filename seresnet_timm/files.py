@@ -289,6 +289,15 @@ def write_json(path: Union[str, Path], value: Any) -> None:
 _KERNEL = ('/proc', '/sys', '/sys/fs/cgroup', '/dev/pts')
 
 
+def is_utf8(path: Union[str, Path]) -> bool:
+    """Whether the bytes of a path are UTF-8, as torch, safetensors and the exporters need them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def why_not_readable(path: Union[str, Path], most_bytes: Optional[int] = None, is_file: bool = False) -> Optional[str]:
     """Why a path that exists is no file or folder to read, as a clause; None if it may be one. Nothing is opened.
 

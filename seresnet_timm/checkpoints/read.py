@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Tuple, Union
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
 from timm.utils import natural_key
 
 from seresnet_timm.checkpoints import safe_pickle
@@ -21,6 +22,7 @@ from seresnet_timm.checkpoints.checkpoint import (
 from seresnet_timm.checkpoints.file_kind import other_kind
 from seresnet_timm.checkpoints.layout import EMA_KEYS, TIMM_KEYS, WEIGHTS_KEYS, find_weights
 from seresnet_timm.errors import UsageError, first_line, first_names, printable
+from seresnet_timm.files import is_utf8
 
 MAX_NAMED = 4  # names that one sentence lists
 
@@ -112,7 +114,7 @@ def _unpickle(path: str, kind: str) -> Tuple[Any, str]:
     with torch.serialization.safe_globals(safe_pickle.allowed()), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns of formats that it supports nevertheless
         try:
-            if path.endswith('.safetensors'):  # torch goes by the name of a file, if it gets one
+            if path.endswith('.safetensors') or not is_utf8(path):  # torch goes by the name, and takes only UTF-8
                 with open(path, 'rb') as f:
                     return torch.load(f, map_location='cpu', weights_only=True), kind
             # files from before torch 1.6 are no zip archives and cannot be mapped
@@ -149,9 +151,14 @@ def _explain(path: str, error: Exception) -> UsageError:
 
 
 def _read_safetensors(path: str) -> Dict[str, Any]:
-    with safe_open(path, framework='pt') as f:
-        weights = {k: f.get_tensor(k) for k in f.keys()}
-        metadata = f.metadata() or {}
+    if is_utf8(path):
+        with safe_open(path, framework='pt') as f:
+            weights = {k: f.get_tensor(k) for k in f.keys()}
+            metadata = f.metadata() or {}
+    else:  # which safe_open does not take
+        data = Path(path).read_bytes()
+        weights = load_safetensors(data)
+        metadata = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')]).get('__metadata__') or {}
     checkpoint: Dict[str, Any] = {'state_dict': weights}
     if 'architecture' in metadata:
         checkpoint['arch'] = metadata['architecture']

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from seresnet_timm.engine.rules import is_revision
 from seresnet_timm.engine.values import LICENSE
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable, refuse
-from seresnet_timm.files import copy_file, temporary_folder
+from seresnet_timm.files import copy_file, is_utf8, temporary_folder
 from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.card import make_card
 from seresnet_timm.hub.client import ask, first_answer, make_api, say, split_name, time_limit
@@ -346,7 +346,7 @@ def _stage(source: Source, folder: Path, repo_id: str, license: str, with_card: 
 
 def _is_ready(source: Source) -> bool:
     """True if the file is what would be written: safetensors with the names of the model, and nothing else."""
-    if source.path.suffix != '.safetensors':
+    if source.path.suffix != '.safetensors' or not is_utf8(source.path):
         return False
     with safe_open(source.path, framework='pt') as f:
         return set(f.keys()) == set(source.weights) and f.metadata() in (None, {'format': 'pt'})

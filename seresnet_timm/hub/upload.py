@@ -106,7 +106,8 @@ def read_source(
     started_from = str(args.get('model') or '')
     return Source(
         path=path,
-        weights={k: v.contiguous() for k, v in weights.items()},
+        # safetensors take no two weights in one memory
+        weights={k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()},
         model=shapes,
         info=info,
         args=args,

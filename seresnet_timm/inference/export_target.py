@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from seresnet_timm.errors import UsageError
+from seresnet_timm.files import is_utf8
 
 SUFFIXES = {'.onnx': 'onnx', '.pt2': 'torch'}
 
@@ -21,6 +22,8 @@ def check_target(out: Union[str, Path], format: Optional[str]) -> str:
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f'Cannot write {out}: ' + (
             'it is a folder.' if out.is_dir() else f'the folder {out.parent} does not exist.'))
+    if not is_utf8(out.absolute()):
+        raise UsageError(f'Cannot write {out}: its path is not UTF-8, which exporters need; name another.')
     if format == 'onnx':
         require_onnx()
     return format

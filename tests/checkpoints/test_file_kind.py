@@ -1,6 +1,7 @@
 """Files that are no checkpoints are called what they are; strings of Python 2 are read."""
 import gzip
 import json
+import os
 import pickle
 import struct
 import tarfile
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from seresnet_timm.checkpoints.convert import convert
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.errors import UsageError
+from seresnet_timm.inference.export import check_target
 
 
 def zip_of(**members):
@@ -151,3 +154,19 @@ def test_paths_and_dictionaries_of_other_packages(tmp_path, monkeypatch):
     checkpoint = read_checkpoint(path)
     assert checkpoint.args == {'model': 'x', 'lr': 1} and checkpoint.content['out'] == 'a/b'
     assert 'easydict' not in sys.modules
+
+
+@pytest.mark.parametrize('name', ['x.pth.tar', 'x.safetensors', 'X.SAFETENSORS'])
+def test_a_path_that_is_not_utf8(tmp_path, name):
+    """A run can be written there, so it is read there; torch and safetensors alone take no such path."""
+    folder = tmp_path / os.fsdecode(b'caf\xe9')
+    folder.mkdir()
+    weights = {'fc.weight': torch.arange(6.).reshape(2, 3)}
+    torch.save({'state_dict': weights, 'epoch': 4}, tmp_path / 'x.pth')
+    convert(str(tmp_path / 'x.pth'), str(folder / name))
+    found = read_checkpoint(folder / name)
+    assert torch.equal(found.weights['fc.weight'], weights['fc.weight'])
+    assert found.format == ('zip' if name.endswith('tar') else 'safetensors')
+    assert found.content['weights_sha256']
+    with pytest.raises(UsageError, match='not UTF-8, which exporters need'):
+        check_target(folder / 'x.onnx', None)

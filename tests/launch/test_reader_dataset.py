@@ -202,7 +202,7 @@ def test_shards_that_cannot_be_read(run, shards):
 
 
 @pytest.mark.parametrize('kinds, args, words', (
-    (('jpeg', 'cls'), {}, 'the files .jpeg, .cls; timm takes the image from .jpg, .png, .webp: name others with --input'),
+    (('jpeg', 'cls'), {}, 'the files .jpeg, .cls; timm takes the image from .jpg, .png, .webp: name others with'),
     (('png', 'label'), {}, 'the class from the number in .cls'),
     (('png', 'cls'), {'target_key': 'species'}, 'the field species of .json: leave --target-key out'),
     ((), {}, 'has no samples'), (('JPEG', 'CLS'), {'input_key': 'jpg;jpeg'}, None)))
