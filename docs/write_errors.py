@@ -62,14 +62,13 @@ def page() -> str:
 
 def _fault(name: str) -> List[str]:
     fault = FAULTS[name]
-    subject = {'subject': 'this rank', 'kind': 'NPU', 'an_operator': 'an operator',
-        'newer_host': '; from CANN 8.1 on, on A2 and newer, '
-               'HCCL_HOST_SOCKET_PORT_RANGE=auto does it', 'newer_device': '', 'limit': '1836',
-               'remote_or_another': 'another rank',
-               'closer': 'another process'}
+    subject = {
+        'subject': 'this rank', 'kind': 'NPU', 'an_operator': 'an operator', 'remote_or_another': 'another rank',
+        'closer': 'another process', 'limit': '1836', 'newer_device': '',
+        'newer_host': '; from CANN 8.1 on, on A2 and newer, HCCL_HOST_SOCKET_PORT_RANGE=auto does it'}
     lines = [f'### {name}', '', f'{_text(fault.what, subject)} ({fault.role}).', '']
-    lines += [f'{i}. {fill(cause, subject)}' for i, cause in enumerate(fault.causes,
-    1)] + ([''] if fault.causes else [])
+    lines += [f'{i}. {fill(cause, subject)}' for i, cause in enumerate(fault.causes, 1)]
+    lines += [''] if fault.causes else []
     return lines + [f'Do: {_text(fault.remedy, subject)}.', '', f'Log: {_text(fault.log, subject)}.']
 
 

@@ -2,7 +2,7 @@
 import re
 from typing import Dict, NamedTuple, Optional, Tuple
 
-from seresnet_timm.ascend.error_pattern import Pattern, Told, pattern
+from seresnet_timm.ascend.error_pattern import Pattern, Told, groups, pattern
 
 # [ERROR] HCCL(2345,python3):2025-11-19-11:14:58.516.606 [file.cc:12] [2345][Part][Function]what happened
 _HEAD = re.compile(r'\s*\[(?P<level>TRACE|DEBUG|INFO|EVENT|WARNING|ERROR)\] ?(?P<component>[A-Z][A-Z0-9_]*)'
@@ -53,6 +53,15 @@ def _notify(match: 're.Match[str]') -> Told:
     return 'exec_timeout', ({'remote': remote} if remote.isdigit() and int(remote) < 2 ** 31 else {})
 
 
+def _listen(match: 're.Match[str]') -> Told:
+    facts = groups(match)
+    return ('port_device' if facts.get('port') == '16666' else 'port_host'), facts
+
+
+def _opp_path(match: 're.Match[str]') -> Told:
+    return 'environment_half_set', {'variable': 'ASCEND_OPP_PATH'}
+
+
 def _missing(match: 're.Match[str]') -> Told:
     facts: Dict[str, str] = {}
     if match['missing']:
@@ -66,8 +75,11 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
             'hccl_interface', 97),
     pattern(r'no valid host ?(?:if|nic|ip)\b.*?\[(?P<value>[^\]]*)\]', 'hccl_interface', 97),
     pattern(r'get host ip fail by socket Ifname(?:.*?name ?\[(?P<value>[^\]]*)\])?', 'hccl_interface', 97),
-    pattern(r'ra socket listen start fail|bind and listen fail', 'port_host', 90),
-    pattern(r'\bbind fail\b.*?IP: ?(?P<ip>[\w.:]+?),? port: ?(?P<port>\d+)', 'port_host', 94),
+    pattern(r'ra socket listen start fail|bind and listen fail(?:.*?server_port: ?(?P<port>\d+))?', _listen, 90),
+    pattern(r'\bbind fail\b.*?IP: ?(?P<ip>[\w.:]+?),? port: ?(?P<port>\d+)', _listen, 94),
+    pattern(r'\bparse (?P<variable>HCCL_\w+) failed|\[Init\]\[EnvVarParam\]', 'hccl_variable', 60),
+    pattern(r'DataType check fail|dataType ?\[\w+\] (?:is )?not support', 'hccl_argument', 60),
+    pattern(r'rank num ?\[?\d+\]? ?is different with rank list size', 'root_detect', 80),
     pattern(r'List of unconnected ranks: "?\[(?P<missing>[\d, ]*)\]', _missing, 98),
     pattern(r'TopoDetect ERROR occur.*Failed to connect agent\[(?P<missing>[\d,]*)\]', _missing, 98),
     pattern(r'topo exchange (?:server|agent) (?:get socket timeout|connect client failed)', 'root_detect', 95),
@@ -87,6 +99,8 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     pattern(r'get qp status timeout|ra qp create fail|rdma init fail', 'hccl_link', 62),
     pattern(r'cqe err(?:or)? stat(?:us)?\[?(?P<reason_> ?\d+)?\]?(?:.*(?:remoteIP|\bip)[:{]? ?\[?(?P<peer>[\d.]+))?',
             'hccl_link', 64),
+    pattern(r'\[Recv\]\[RaSocket\]', 'peer_lost', 40),
+    pattern(r'HDC (?:recv msg err|send err),? ?ret\(16\)', 'device_lost', 30),
     pattern(r'HDC (?:recv msg err|send err),? ?ret\(25\)|Receive no msg by (?:socket closed|hdc down)', 'peer_lost',
             30),
     # while it runs
@@ -97,11 +111,23 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     pattern(r'Task run failed.*remote rank:\[(?P<remote>\d+)\]', _notify, 69),
     pattern(r'taskType ?\[(?:Memcpy|Reduce Inline)\]', 'hccl_link', 60),
     # the runtime and the driver
+    pattern(r'fftsplus task execute failed.*\[fftsplus timeout\]', 'exec_timeout', 60),
+    pattern(r'\[task timeout\]|(?:retCode|sqSwStatus)=0x105\b', 'sync_timeout', 34),
     pattern(r'sync stream time ?out|[Ss]tream sync time ?out|Device synchronize failed', 'sync_timeout', 34),
     pattern(r'[Dd]evice(?:\[\d+\])? lost heartbear?t|device heartbeat (?:is )?lost', 'device_lost', 70),
     pattern(r'halMemAlloc failed|DevMemAlloc\w*\s?:? ?failed', 'memory_device', 55),
     pattern(r'halResourceId?Alloc|Alloc sq cq fail|\bNo res\. ?\(devId|driver error: ?no \w+ resource|'
-            'Notify create failed', 'resources', 45),
-    pattern(r'Open TsdClient failed|ReportFailCodeToClient|Start aicpu executor failed', 'device_start', 42),
-    pattern(r'AICORE Kernel task happen error', 'task_failed', 24),
+            r'Notify create failed|Program register failed|No idle credit|No session resources available',
+            'resources', 45),
+    pattern(r'stream is not in current ctx', 'wrong_use', 45),
+    pattern(r'[Cc]an ?not find kernel by function', 'no_kernel', 45),
+    pattern(r'Memory async copy failed', 'dma', 40),
+    pattern(r'[Dd]ata ?type (?P<dtype>\w+) of (?:input )?(?P<argument>\w+) is not supported', 'dtype', 60),
+    pattern(r'OPP_PATH\b.* is invalid', _opp_path, 60),
+    pattern(r'Open TsdClient failed|ReportFailCodeToClient|Start aicpu executor failed|'
+            r'Get (?:device|chip) (?:count|list) failed|New device failed|Device info is NULL|pcie not ready',
+            'device_start', 42),
+    pattern(r'Subprocess abnormal, close hdc server', 'ai_cpu', 30),
+    pattern(r'AICORE Kernel task happen error|fftsplus task execute failed|model execute error|Real fault task',
+            'task_failed', 24),
 )

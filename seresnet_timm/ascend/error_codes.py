@@ -112,11 +112,10 @@ HCCL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('6', 'not found', 'hccl_general', 10), ('7', 'unavailable', 'hccl_general', 10),
     ('8', 'system call', 'hccl_general', 10), ('9', 'time-out', 'exec_timeout', 15), ('10', 'file', 'hccl_general', 10),
     ('11', 'TCP', 'hccl_link', 10), ('12', 'RoCE', 'hccl_link', 15), ('13 14', 'transfer', 'hccl_link', 10),
-    ('15', 'runtime', 'hccl_general', 10), ('16', 'driver', 'hccl_general', 10), ('17', 'profiling', 'hccl_general',
-    10),
-    ('18', 'CCE', 'hccl_general', 10), ('19', 'network', 'hccl_link', 15), ('20', 'again', 'hccl_general', 10),
-    ('21', 'remote', 'peer_lost', 15), ('22', 'suspended', 'force_stop', 15), ('23', 'retry', 'hccl_link', 15),
-    ('24', 'memory', 'memory_hccl', 15),
+    ('15', 'runtime', 'hccl_general', 10), ('16', 'driver', 'hccl_general', 10),
+    ('17', 'profiling', 'hccl_general', 10), ('18', 'CCE', 'hccl_general', 10), ('19', 'network', 'hccl_link', 15),
+    ('20', 'again', 'hccl_general', 10), ('21', 'remote', 'peer_lost', 15), ('22', 'suspended', 'force_stop', 15),
+    ('23', 'retry', 'hccl_link', 15), ('24', 'memory', 'memory_hccl', 15),
 )
 CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('EI0001', 'a variable of HCCL is out of range', 'hccl_variable', SPECIFIC),
@@ -192,8 +191,7 @@ CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('E40002', 'CANN does not work with this version of Python', 'compiler_start', SPECIFIC),
     ('E40020 E40024 EC0010', 'a Python module of the operator compiler cannot be imported', 'cann_python', SPECIFIC),
     ('E20001 E20007 E22001 E40021 E80001 E90000 E90001 E90002 E90003 EB0000 EB0500 EB1000 EB3000 EB4000 EB9000',
-    'an operator cannot be compiled',
-     'compile', SPECIFIC),
+     'an operator cannot be compiled', 'compile', SPECIFIC),
     ('EK0201', 'no memory on the host for profiling', 'memory_host', 40),
 )
 # torch_npu prints the name of a hardware fault in place of the call
@@ -221,8 +219,9 @@ DRIVER: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('1 2', 'no such device', 'device_absent', NUMBER), ('6 40', 'memory cannot be allocated', 'memory_device', NUMBER),
     ('13 23 28', 'busy', 'device_taken', NUMBER), ('14 47 48 49 50 60', 'a resource is used up', 'resources', NUMBER),
     ('16', 'time-out', 'driver_internal', 10), ('17', 'a call of the driver failed', 'driver_internal', 10),
-    ('33 43', 'the device is gone or hangs', 'device_lost', 40), ('34 45', 'the device is not ready, or is reset',
-    'device_start', NUMBER), ('46 88', 'not permitted', 'permission', NUMBER),
+    ('33 43', 'the device is gone or hangs', 'device_lost', 40),
+    ('34 45', 'the device is not ready, or is reset', 'device_start', NUMBER),
+    ('46 88', 'not permitted', 'permission', NUMBER),
     ('87', 'the device belongs to another container, or rights are missing', 'device_taken', SPECIFIC),
     ('65534', 'not supported', 'not_supported', NUMBER),
 )
@@ -240,8 +239,7 @@ KINDS: Dict[str, Tuple[str, Optional[str]]] = {
 # second letter of a CANN code: who reports it
 REPORTERS = {
     '1': 'the graph compiler (GE)', '2': 'the fusion compiler (FE)', '3': 'the AI CPU',
-    '4': 'the operator compiler (TBE)',
-    '5': 'a compiler of operators', '6': 'a compiler of operators',
+    '4': 'the operator compiler (TBE)', '5': 'a compiler of operators', '6': 'a compiler of operators',
     '7': 'an operator plug-in', '8': 'vector operators', '9': 'an operator', 'B': 'the operator compiler (TBE)',
     'C': 'auto tune', 'D': 'tuning', 'E': 'the runtime', 'F': 'fusion', 'G': 'AOE (tuning)', 'H': 'ACL', 'I': 'HCCL',
     'J': 'HCCP (network)', 'K': 'profiling', 'L': 'the driver', 'M': 'the queue scheduler', 'N': 'DVPP (images)',
@@ -289,15 +287,15 @@ def describe_unknown(name: str) -> str:
     space, _, number = name.rpartition(' ')
     if space == 'ACL':
         about = next((what for digits, what in RANGES if len(number) == 6 and number.startswith(digits)), None)
-        return f'{number} is not a number of ACL that is known here' + (f'; numbers like it are about {about}' if about
-                                                                          else '')
+        return f'{number} is not a number of ACL that is known here' + (
+            f'; numbers like it are about {about}' if about else '')
     if space == 'HCCL':
         return f'{number} is not a number of HCCL that is known here'
     if name.startswith('ERR'):
         who = MODULES.get(name[3:5])
         kind = KINDS.get(name[5:], (None,))[0]
-        parts = [f'its module is {who}' if who else 'its module is unknown', f'its kind is {kind}' if kind else
-                 'its kind is unknown']
+        parts = [f'its module is {who}' if who else 'its module is unknown',
+                 f'its kind is {kind}' if kind else 'its kind is unknown']
         return f'{name} is not a code of torch_npu that is known here; {", ".join(parts)}'
     who = REPORTERS.get(name[1])
     inner = ' as an inner error' if name[2:3] == '9' else ''

@@ -21,10 +21,10 @@ WORDS = re.compile(
     r'[Ee]xec|[Ee]xit|[Dd]etected|[Ii]nvalid|status|/dev/|[Cc]onnect|[Uu]nable|start new|items of|Name or|resol|type:|'
     r'taskType|[\u4e00-\u9fff]|^\s*\d{6}\s*$|CANCELLED|srun|Insufficient|nhealthy|not enough|not ready|'
     r'busy|open file|Evicted|low on|incompatible|requires|missing tools|HwHiAiUser|nsupported|'
-    r'do not match|ERROR:root|'
-    r'certificate|externally|quota|forbidden|controller|relocating|Illegal|HASHES|stat:4|task type|MTE|VEC|UB |CUBE|'
-    r'CCU|unhealthy|Python\.h|space|architecture|modprobe|insmod|probe|heartbeat|Descriptors|not support|check|chdir|'
-    r'CHDIR|'
+    r'do not match|ERROR:root|certificate|externally|quota|forbidden|controller|relocating|Illegal|HASHES|stat:4|'
+    r'task type|MTE|VEC|UB |CUBE|CCU|unhealthy|Python\.h|space|architecture|modprobe|insmod|probe|heartbeat|'
+    r'Descriptors|not support|check|chdir|CHDIR|depends on|can.t be installed|was not found|unrecognized|different|'
+    r'fork|alloc|Error|driver|Docker|image|multiarray|Health|health|enqueue|parse|timeout|manifest|'
     r'^\s*\|\s*\d')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
 _NUMBER = re.compile(r'error code(?: is)? ?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
@@ -38,7 +38,7 @@ _CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
 _ERR = re.compile(r'\bERR(\d{2})(\d{3})\b')
 _KEY = re.compile(r'0x[0-9a-fA-F]+|\b(?!\d{6}\b)\d+')  # numbers that are no codes
 _NAMES = tuple(name for name, code in CODES.items() if code.weight >= 80)
-_DRIVER = re.compile(r'\bret is (-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)|'
+_DRIVER = re.compile(r'\bret(?: code)?(?: is|:) ?(-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)|'
                      r'dcmi.{0,60}?(-8\d{3})\b|dsmi.*?\berr: ?(\d+)|'
                      r'(?:DRV\(|\bdrv[A-Z]|\bhal[A-Z]|dsmi|devmng).*?\bret(?:urn)?[:= (]+(-?\d+)')
 _EXCEPTION = re.compile(r'\s*(?:[A-Za-z_]\w*\.)*(?P<type>[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Killed)|'
@@ -68,7 +68,7 @@ _FACTS = tuple((name, re.compile(pattern)) for name, pattern in (
     ('peer', r'Peer information: (server \S+, device ID \d+)'), ('expected', r'Expected value: ?(.+?)\.?$'),
     # before CANN 8.0 no process was named
     ('cann', r'^E\w{5}:? +(\d{4})-\d\d-\d\d-'), ('size', r'with info \[?size: ?([^\],]+)'),
-    ('error', r'errorStr: ?([^.\]]+)'),
+    ('error', r'errorStr: ?([^.\]]+)'), ('error', r'^\s*Error Code\s*: ([0-9A-F]{8}[0-9A-F ]*)'),
     ('size', r'[Aa]lloc\w* (?:memory )?(?:size|failed.*?size)[:= \[]+(\d+(?:\.\d+)? ?[KMG]?i?B?)'),
 ))
 

@@ -16,6 +16,9 @@ _PREFIXES = tuple(re.compile(p) for p in (
     r'(\d{1,4}): (?=\s*(?:\[|E[A-Z0-9]\d{4}|Traceback|[A-Z]\w*(?:Error|Exception)\b))',  # srun -l
     r'\(\w+ (?:rank=(\d+) )?pid=\d+(?:, ip=[\d.]+)?\) ?',  # Ray
     r'\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d) (?:std(?:err|out) [FP] )?',  # Kubernetes
+    r'\[Stage-\d+\] ',
+    r'(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[\w.]+:\d+\] ?',  # vLLM
+    r'[\w./-]+\.(?:log|txt|out)(?:\.\d+)?[:-](?:\d+[:-])?(?=\S)',  # grep
     r'\[ModelArts Service Log\]\s*(?:\[\w+\]\s*)?',
     r'\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,:]\d+)?\]?\s*(?:[-|]\s*)?'
     r'(?:[\w.]+\s*(?:[-|:]\s*)?)?\[?(?:DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\]?\s*[-:|]?\s*',
@@ -30,16 +33,16 @@ _TIMES = (
                r'(?:[.,:](?P<fraction>\d{3}(?:\.\d{3})?\d*))?(?P<zone>Z|[+-]\d\d:?\d\d)?'),
     re.compile(r'\b(?P<day>\d\d)/(?P<month>\d\d)/(?P<year>\d{4})[ -](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'),
     re.compile(r'^\W{0,3}(?:[A-Z][a-z]{2} )?(?P<monthname>[A-Z][a-z]{2}) {1,2}(?P<day>\d{1,2}) '
-    r'(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
-               r' (?P<year>\d{4})'),
+               r'(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d) (?P<year>\d{4})'),
     # glog, as c10 writes it: month, day, and no year
     re.compile(r'\[[EWIF](?P<month>\d{1,2}?)(?P<day>\d\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
                r'(?:\.(?P<fraction>\d+))?'),
 )
 # what glibc and bash say in Chinese
 _CHINESE = {
-    '：': ': ', '没有那个文件或目录': 'No such file or directory', '权限不够': 'Permission denied', '设备上没有空间':
-    'No space left on device', '超出磁盘限额': 'Disk quota exceeded', '地址已在使用': 'Address already in use',
+    '：': ': ', '没有那个文件或目录': 'No such file or directory', '权限不够': 'Permission denied',
+    '设备上没有空间': 'No space left on device', '超出磁盘限额': 'Disk quota exceeded',
+    '地址已在使用': 'Address already in use',
     '拒绝连接': 'Connection refused', '连接被对方重设': 'Connection reset by peer', '连接超时': 'Connection timed out',
     '断开的管道': 'Broken pipe', '没有到主机的路由': 'No route to host',
     '未知的名称或服务': 'Name or service not known',

@@ -14,16 +14,22 @@ _DRIVER = ('libascend_hal', 'libdcmi', 'libdrvdsmi', 'libdevmmap', 'libdrv', 'li
 _CANN = ('libhccl', 'libascend', 'libacl', 'libge_', 'libgraph', 'libruntime', 'libplatform', 'libprofapi',
          'libnnopbase', 'libopapi', 'libc_sec', 'liberror_manager', 'libmsprof', 'libmmpa', 'libregister',
          'libexe_graph', 'libtsd', 'libunified_dlog', 'libhccp', 'libop_compile', 'liblowering', 'libhcom', 'libalog',
-         'libatb', 'libcann')
+         'libatb', 'libcann', 'liboptiling', 'libops_', 'libopskernel', 'libaicpu', 'libcpu_kernels',
+         'libparser_common', 'libfmk_', 'libmetadef', 'libtbe', 'libte_fusion', 'libadump', 'libhybrid_executor')
 _CUDA = ('libcu', 'libnv', 'libnccl', 'libtorch_cuda', 'libc10_cuda')
 _CANNS_OWN = ('tbe', 'te', 'te_fusion', 'impl', 'topi', 'opc_tool', 'auto_tune')
 # and modules that CANN's own Python packages need, as E8 of its guide lists them
 _OF_CANN = (*_CANNS_OWN, 'numpy', 'decorator', 'sympy', 'cffi', 'google', 'attr', 'attrs', 'yaml', 'scipy', 'psutil',
             'absl', 'tornado', 'ml_dtypes', 'cloudpickle')
 _PACKAGES = {'attr': 'attrs', 'yaml': 'pyyaml', 'absl': 'absl-py', 'google': 'protobuf', 'PIL': 'pillow',
-             'cv2': 'opencv-python', 'sklearn': 'scikit-learn'}
+             'cv2': 'opencv-python', 'sklearn': 'scikit-learn', 'pkg_resources': "'setuptools<81'",
+             'distutils': 'setuptools'}
+# modules of Python that need a library when it is built, and the package of its headers
+_BUILT_IN = {'_ctypes': 'libffi-devel, libffi-dev', '_bz2': 'bzip2-devel, libbz2-dev', '_lzma': 'xz-devel, liblzma-dev',
+             '_sqlite3': 'sqlite-devel, libsqlite3-dev', '_ssl': 'openssl-devel, libssl-dev',
+             'ssl': 'openssl-devel, libssl-dev', 'zlib': 'zlib-devel, zlib1g-dev'}
 _OF_CANN_SYMBOL = re.compile(
-    r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|_ZNK?3(?:atb|Mki)|dcmi|dsmi|drv|hal|Adx|Msprof|GE')
+    r'acl|Hccl|Hcom|hccl|rt[A-Z]|ge[A-Z]|_ZNK?2ge|_ZN4hccl|_ZNK?(?:3atb|3Mki|6AsdOps)|dcmi|dsmi|drv|hal|Adx|Msprof|GE')
 _OF_TORCH_SYMBOL = re.compile(r'_ZNK?(?:5torch|3c10|2at|6caffe2)|.*(?:torch|c10)')
 
 
@@ -53,6 +59,8 @@ def _module(match: 're.Match[str]') -> Told:
         return 'torch_npu_missing', {}
     if root in _OF_CANN:
         return 'cann_python', {'module': module}
+    if root in _BUILT_IN:
+        return 'python_built_without', {'module': root, 'package': _BUILT_IN[root]}
     return 'python_module', {'module': module, 'package': _PACKAGES.get(root, root)}
 
 
@@ -163,6 +171,10 @@ def _function(match: 're.Match[str]') -> Told:
     return 'cann_old', {'library': 'torch_npu', **groups(match)}
 
 
+def _checksum(match: 're.Match[str]') -> Told:
+    return 'library_damaged', {'library': 'of the package that is installed here'}
+
+
 def _health(match: 're.Match[str]') -> Told:
     """A row of the table of npu-smi."""
     return None if match['health'].upper() in HEALTHY else ('health', groups(match))
@@ -209,12 +221,19 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?P<reason>jemalloc)\S*: Unsupported system page size|(?P<library>[^\s:]+): ELF load command \S+ not '
        '(?:properly|page)[- ]aligned', 'page_size'),
     _p(_LIB + ': (?:file too short|cannot read file data)', 'library_damaged'),
+    _p('(?P<module>ssl) module (?:in Python )?is not available', _module),
     _p(r"cannot import name '?[\w.]+'? from '?(?P<module>[\w.]+)", _import),
     _p(r"module 'torch' has no attribute 'npu'|not linked with support for npu|device type at start of device "
-       r"string: npu|Distributed package doesn't have HCCL|Invalid backend: '?hccl",
+       r"string: npu|Distributed package doesn't have HCCL|Invalid backend: '?hccl|"
+       r'Device type NPU is not supported for',
        'torch_npu_not_loaded'),
     _p(r"module '(?P<module>torch_npu(?:\.\w+)*)' has no attribute '(?P<symbol>\w+)'", 'torch_npu_name', 60),
-    _p(r'was removed in the NumPy 2\.0 release|compiled using NumPy 1\.x cannot be run in', 'numpy_new'),
+    _p(r'was removed in the NumPy 2\.0 release|compiled using NumPy 1\.x cannot be run in|'
+       r'RuntimeError: Numpy is not available', 'numpy_new'),
+    _p(r'numpy\.\w+ size changed, may indicate binary|numpy\.core\.multiarray failed to import|'
+       r'module compiled against ABI version', 'numpy_abi'),
+    _p(r'operator torchvision::\w+ does not exist|PyTorch and torchvision (?:were compiled with different|versions are '
+       r'incompatible)|Couldn.t load custom C\+\+ ops', 'torchvision_pair'),
     _p(r"module 'numpy' has no attribute '(?P<symbol>float|int|bool|object|str|complex|long|unicode|typeDict)'",
        'numpy_alias'),
     _p(r'Descriptors cannot (?:not )?be created directly|cannot import name .(?:builder|runtime_version). from '
@@ -226,13 +245,15 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'left|[Nn]ot enough (?:disk |free )?space|[Ii]nsufficient (?:disk )?space', 'disk_full'),
     _p(r'(?P<library>[^\s:]+): (?:cannot execute binary file|wrong ELF class|invalid ELF header|ELF file)|'
        r'[Ee]xec format error|architecture ?\([\w-]+\) is (?:inconsistent|different)|does not match the detected host '
-       'platform', _architecture),
+       r'platform|no matching manifest for \S+', _architecture),
     _p(r'(?P<library>\S+\.whl) is not a supported wheel on this platform', 'wrong_wheel'),
     _p(r'[Ff]ailed to find function (?P<symbol>\w+)|\b(?P<symbol_>aclnn\w+) (?:or \w+ )?not in libopapi', _function),
     _p("Duplicated key '?[a-z_]+|Two accelerators cannot be used at the same time", 'cuda_build'),
     _p('Cannot re-initialize NPU in forked subprocess', 'fork'),
-    _p(r'(?:No matching distribution found for|satisfies the requirement) (?P<library>[\w.=+\[\]-]+)',
-       'wheel_missing', 90),
+    _p(r'(?:No matching distribution found for|satisfies the requirement) (?P<library>[\w.=+\[\]-]+)|'
+       r"Distribution `(?P<library_>[\w.=+-]+)[^`]*` can't be installed|"
+       r'[Bb]ecause (?:there (?:is|are) no versions? of )?(?P<library__>[\w.=+<>!-]+)(?: was not found in| has no '
+       r'wheels with|(?= and you require))', 'wheel_missing', 90),
     _p(r'^(?:te|auto-tune|opc-tool|schedule-search|dataflow|hccl|op-\w+-\w+) [\d.]+ requires (?P<module>[\w-]+), '
        r'which is not installed', 'cann_python', 80),
     _p(r'torch[-_]npu \S+ (?:requires|depends on) torch\W|Cannot install .*\btorch[-_]npu\b.*conflicting dependencies',
@@ -240,16 +261,23 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?P<reason>[\w.-]+ \S+ requires \S+, but you have .+? which is incompatible)|because these package versions '
        r'have conflicting dependencies|ResolutionImpossible', 'package_conflict', 80),
     # device
+    _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error.{0,40}ascending order', 'visible_order', 101),
     _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error(?:, input data rang?e?:? '
        r'?(?P<range>[\[(][^\])]*[\])]))?', 'visible_devices'),
-    _p(r'dcmi (?:module |model )?init\w* failed|dcmi ?\S*初始化失败|[Ii]nit devmanager failed', 'driver_start', 55),
+    _p(r'dcmi (?:module |model )?init\w* failed|dcmi ?\S*初始化失败|prepare dcmi failed|'
+       r'[Ii]nit devmanager failed', 'driver_start', 55),
     _p(r'\bHDC init failed|driver may not (?:be )?load', 'driver_start', 50),
     _p(r'DrvMngGetConsoleLogLevel failed|drvMngGetConsoleLogLevel failed', 'driver_start', 12),
     _p(r'[Ff]ailed to open device|[Oo]pen device failed', 'device_start', 55),
     _p(r'TsdOpen failed|tsd client wait response fail', 'device_start', 45),
     _p(r'because the device(?: (?P<device>\d+))? is (?:used|occupied|busy)|\bnpu is busy', 'device_taken', 70),
-    _p('Failed to recognize Ascend chip|Unsupported soc version', 'chip_unknown', 40),
+    _p('Failed to recognize Ascend chip|Unsupported soc version|Get Soc Version failed', 'chip_unknown', 40),
     _p("Cannot find option named 'Ascend", 'chip_unknown', 90),
+    _p(r'\[(?:Driver|Firmware)\] ?\[[\d :-]+\] ?\[ERROR\]:? ?(?:ERR_NO:\w+; ?)?(?:ERR_DES:)? ?(?P<reason>[^;]+)',
+       'driver_install', 58),
+    _p(r'\[(?:Toolkit|Nnae|Nnal|Kernels|Ops?|Opp|Compiler|Runtime|Hccl|Cann\w*|Atb)\] ?\[[\d :-]+\] ?\[ERROR\]:? ?'
+       r'(?:ERR_NO:\w+; ?)?(?:ERR_DES:)? ?(?P<reason>[^;]+)', 'cann_install', 58),
+    _p(r'Error in (?:MD5|SHA\d+) ?checksums?|Error in check ?sums?\b', _checksum),
     _p(r'(?P<reason>Dkms install failed|Driver_ko_install failed|Drv_dkms_env_check failed|'
        r'The list of missing tools: \S+|HwHiAiUser not exists|'
        r'(?:user and group are not same|do not support overwriting)[\w ,]*)', 'driver_install', 60),
@@ -257,12 +285,14 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Failed to initialize DCMI', 'driver_start', 50),
     _p(r'^\s*\|\s*(?P<device>\d+)\s+(?P<name>\w\S*)\s*\|\s*(?P<health>[A-Za-z]\w*)\s*\|'
        r'\s*[\d.NA-]+\s+[\dNA-]+\s', _health, 1),
+    _p(r'^\s*Health(?: Status)?\s*: (?P<health>[A-Za-z]\w*)\s*$', _health, 30),
     _p(r'\bfault_type\W+Card(?P<network>Network)?Unhealthy\W+npu_name\W+(?P<name>[\w-]+)'
        r'(?:.*?\bfault_level\W+(?P<level>\w+))?(?:.*?\bfault_code\W+(?P<error>\w[\w,]*))?', _unhealthy, 60),
     _p(r'\bfault_type\W+NodeUnhealthy', 'node_lost', 60),
     _p(r'logic id:? (?P<device>\d+)\b.*fault codes? ?\[(?P<error>[\w ,]+)\]', _unhealthy_codes, 60),
     _p(r'[Ii]nvalid (?:NPU )?device ID\b|\bNo NPUs? (?:device |card )?(?:is|are|was|were) (?:available|found)|'
-       r'[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid', 'device_absent', 60),
+       r'[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid|'
+       r'\bdevice < device_num\b|INTERNAL ASSERT FAILED.*Invalid device argument', 'device_absent', 60),
     _p(r'(?:aicore|aivec|aivector|vector core) (?:error|exception)|(?:[Aa]icore|[Aa]ivec|AICORE|AIVEC) [Kk]ernel '
        'execute failed', 'ai_core', 90),
     _p(r'task type=(?:aicore|aivec)\b|\b(?:MTE|VEC|CUBE|CCU|UB)\b.{0,40}\b(?:out of range|out of bounds|not aligned|'
@@ -273,7 +303,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
     _p(r'driver and firmware packages do not match|'
        r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),
-    _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error', 'ecc', 85),
+    _p(r'(?i)multi[- ]?bit ecc|\bhbm (?:ecc )?(?:error|fault)|there is an? (?:hbm|ddr) .*error|'
+       'unsafe data in the input tensor', 'ecc', 85),
     _p(r'\b[Ll]ink (?:is |status(?: is|:) )?(?:down|DOWN)\b', 'link_hardware', 60),
     _p("Torch not compiled with CUDA enabled|Found no NVIDIA driver|No CUDA GPUs are available|Distributed package "
        "doesn't have NCCL", 'cuda_used'),
@@ -298,7 +329,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'MLIRCompilationError|BiShengL?IR (?:for device|pipeline)|\b(?:bisheng|bishengir-compile|ccec|hivmc)\S*: '
        r'(?:fatal )?error:', 'compile', 65),
     _p(r'No parser is registered for Op \[?(?:\S+, optype \[)?(?P<operator>[\w.:/]+)', 'model_operator'),
-    _p(r'Failed to compile [Oo]p(?:erator)? \[?(?P<operator>[\w/.]+)', 'compile'),
+    _p(r'Failed to compile (?:[Oo]p(?:erator)?|node) \[?(?:name:? ?)?(?P<operator>[\w/.]+)|single op compile failed|'
+       r"fatal error: '[\w./]+' file not found", 'compile'),
     _p(r'Error: .*?\b(?P<dtype>(?i:bf16|bfloat16))\b.*\bnot? (?:be )?support|Error: .*not support\w* '
        r'(?P<dtype_>(?i:bf16|bfloat16))\b|only supports? fp32/fp16.*?(?P<dtype__>bfloat16)', 'dtype', 40),
     _p(r"operator '(?P<operator>[\w:.]+)' is not currently (?:supported|implemented) (?:on|for) the NPU",
@@ -309,6 +341,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p('Tensors must be contiguous', 'not_contiguous'),
     _p('The Inner error is reported as above', 'asynchronous', 28),
     _p(r'current working operator name is (?P<operator>\w+)', 'asynchronous', 29),
+    _p(r'(?:capture mode does not support|[Cc]annot run aclop operators during|not (?:permitted|allowed|supported) '
+       r'(?:when|while) (?:the )?stream is captur)', 'graph_capture', 101),
     # numbers
     _p('A grad-norm spike may happen|feature detection detects abnormal results|Matmul checksum is abnormal',
        'corruption', 50),
@@ -326,6 +360,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'serverId\[(?P<remote>[^\]]+)\], deviceId\[\d+\], (?P<reason>[\w ]+ Occurred)', _cluster_exception, 95),
     _p(r'(?i)\bsdma (?:copy )?error', 'hccl_link', 62),
     _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
+    _p(r'(?P<reason>net health status: (?!Success|Init)\w[\w ]*)', 'hccl_link', 40),
     _p(r'hccl fftsplus (?:task )?timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
     _p(r'reason=\[task timeout\]|wait for compute device to finish failed, runtime result = 107020',
        'sync_timeout', 50),
@@ -333,6 +368,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'HCCL execution timeout was set to (?P<value>\d+\w*).*bigger than watchdog timeout (?P<limit>\d+) ?ms',
        'timeout_order', 40),
     _p(r'\[(InitGroupStage|InitChannelStage|TaskExecStage)\]\s*\[(\w+)\]', _stage, 50),
+    _p(r'Process group work (?P<operator>\w+),? seq_num \d+ dispatch timeout', 'watchdog', 64),
     _p(r'Watchdog caught collective operation timeout(?:.*?OpType=(?P<operator>\w+))?(?:.*ran for (?P<ms>\d+) milli)?',
        _watchdog, 65),
     _p(r'due to ProcessGroup\w+ watchdog hang|watchdog got stuck for \d+|due to a collective timeout from',
@@ -348,6 +384,7 @@ NPU_WARNING = 'only a warning of torch_npu'
 HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), why) for words, why in (
     (r'Gradient overflow\. +Skipping step|[Ll]oss scaler(?: \d+)? reducing loss scale',
      'an overflow now and then, and in the first steps, is normal with fp16: the step is skipped and the scale halved'),
+    ('PCIe Bus Error: severity=Corrected|AER: Corrected error', 'the PCIe link has corrected an error by itself'),
     ('Failed to load image Python extension',
      'torchvision does not belong to this torch, and cannot read images by itself: training does not use that'),
     ('Non finite check and unscale on NPU', 'it only says that a check runs'),

@@ -14,7 +14,7 @@ _NOT_EXPLAINED = ('unknown', 'reported', 'inner', 'python', 'plog')
 # what others explain: Python, the launcher, the Hub
 _OF_OTHERS = ('python', 'own', 'python_module', 'peer_lost', 'peer_timeout', 'barrier', 'library_missing',
               'host_unknown', 'disk_error', 'not_launched', 'nccl', 'wrong_wheel', 'npu_smi_missing', 'network',
-              'certificate', 'externally_managed', 'build_tools', 'numpy_alias')
+              'certificate', 'externally_managed', 'build_tools', 'numpy_alias', 'file_permission', 'arguments')
 # an operator may fail on numbers that are not finite any more
 _AFTER_NAN = ('ai_core', 'ai_core_timeout', 'ai_cpu', 'task_failed', 'asynchronous', 'overflow', 'inner', 'python',
               'argument', 'corruption')

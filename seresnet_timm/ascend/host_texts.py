@@ -75,9 +75,13 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Unable to find (?:interface|address) for: ?\[?(?P<address>[^\]\s]+)', 'host_address', 70),
     _p(r'connectFullMesh failed', 'host_address', 28),
     # networks and package indexes
-    _p(r'CERTIFICATE_VERIFY_FAILED|certificate verify failed|SSL certificate problem', 'certificate', 70),
+    _p(r'CERTIFICATE_VERIFY_FAILED|certificate verify failed|SSL certificate problem|x509: certificate', 'certificate',
+       70),
     _p(r'(?P<reason>Network is unreachable|Cannot connect to proxy|Tunnel connection failed: \d+ [\w ]+|'
-       r'No route to host|Proxy Authentication Required)', 'network', 39),
+       r'No route to host|Proxy Authentication Required|Client\.Timeout exceeded|TLS handshake timeout|i/o timeout|'
+       r'(?:ReadTimeout|ConnectTimeout|NewConnection)Error\b)', 'network', 39),
+    # the last attempt of pip: what it says next, that there is no such package, follows
+    _p(r'Retry\(total=0\b.*after connection broken by|Max retries exceeded with url', 'network', 95),
     _p('externally-managed-environment', 'externally_managed', 70),
     _p(r"Package '?(?P<library>[\w.-]+)'? requires a different Python: (?P<found>\S+) not in '?(?P<expected>[^']+)",
        'python_version', 70),
@@ -88,7 +92,7 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'modprobe: (?:FATAL|ERROR): (?P<reason>(?:Module \S+ not found|could not insert \S+ ?\S*: .+)[^\n]*)|'
        r'insmod: ERROR: (?P<reason_>could not insert module .+)|(?P<reason__>(?:drv|devdrv|davinci)\w*: probe of \S+ '
        r'failed with error -?\d+)', 'driver_module', 70),
-    _p(r'AER: Uncorrect\w+ \(?Fatal\)? error', 'pcie', 60),
+    _p(r'AER: Uncorrect\w+ \(?Fatal\)? error|PCIe Bus Error: severity=Uncorrect', 'pcie', 60),
     # processes that wait
     _p(r'(?:Connection (?:closed|reset) by(?: remote)? peer(?: \[?(?P<remote>[\w.:-]+)\]?)?)|Broken pipe|NCCL '
        r'communicator was aborted|remote process exited|\bRendezvousClosedError\b|has failed to \w+ (?:a |the )?'
@@ -105,6 +109,8 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p('Detected mismatch between collectives on ranks|appears not to match sizes of the same param in process|'
        r'expects same model across all ranks', 'different_arguments', 60),
     _p('No backend type associated with device type cpu', 'cpu_tensor', 60),
+    _p(r'error: unrecognized arguments: (?P<argument>\S.*)', 'arguments', 60),
+    _p(r'file write failed\b|inline_container.*unexpected pos \d+ vs', 'disk_full', 50),
     # devices of the host
     _p(r'(?P<path>\S*npu-smi): [Pp]ermission denied', 'permission'),
     _p(rf"(?:[Pp]ermission denied|[Oo]peration not permitted)\W{{1,4}}{_NODE}|"
@@ -122,6 +128,7 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        r'^\s*(?:\w+\.)*_?(?:Array)?'
        r'MemoryError(?::|\s*$)', 'memory_host'),
     _p(r'DataLoader worker .*killed by signal: Bus error|insufficient shared memory|unable to write to file </torch_|'
+       r'unable to mmap \d+ bytes from file </|'
        r'[Ss]hared memory.{0,20}\bnot enough|'
        r"No space left on device: '/dev/shm|unable to (?:allocate|open|mmap|resize|write).{0,40}shared memory",
        'shared_memory', 101),
@@ -129,10 +136,14 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'DataLoader worker .*killed by signal: (?P<signal>\w[\w ]*)', 'killed', 44),
     _p(r'DataLoader worker .*exited unexpectedly', 'worker_ended', 20),
     _p('Too many open files|received 0 items of ancdata', 'open_files', 102),
-    _p(r"can't start new thread|\[Errno 11\] Resource temporarily unavailable|fork: (?:retry: )?Resource temporarily|"
+    _p(r"alloc pid failed|fork rejected by pids controller|can't start new thread|"
+       r'\[Errno 11\] Resource temporarily unavailable|fork: (?:retry: )?Resource temporarily|'
        r'Thread creation failed|pthread_create failed', 'processes', 60),
     _p(r"\[Errno 5\] Input/output error(?:: '(?P<path>[^']+)')?|\[Errno 116\] Stale file handle(?:: '(?P<path_>[^']+)')"
        r'?', 'disk_error', 60),
+    _p(r'(?:EXT4|XFS|BTRFS)\S* (?:error|\(\w+\): .*[Cc]orruption).*?\bdevice (?P<path>\w+)|'
+       r'\bI/O error, dev (?P<path_>\w+)', 'disk_error', 60),
+    _p(r"\[Errno 13\] Permission denied: '(?P<path>[^']+)'", 'file_permission', 50),
     _p(r"\[Errno 30\] Read-only file system(?:: '(?P<path>[^']+)')?", 'read_only', 60),
     _p(r"can't open file '(?P<path>[^']+)': \[Errno 2\]|couldn't chdir to `?(?P<path_>\S+?)'?: No such|"
        r"Failed at step CHDIR spawning (?P<path__>\S+?): No such", 'file_missing', 40),
@@ -155,14 +166,18 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        r'FailedScheduling\b.*?(?P<reason_>\d+/\d+ nodes are (?:un)?available:.+?)(?:\. |\.?$)|'
        r'FailedScheduling\b.*?\bvolcano +(?P<reason__>.+?)\.?$|(?P<reason___>pod group is not ready.+?)\.?$|'
        r'(?P<reason_____>\bInsufficient [\w-]+\.com/[\w-]+)|'
+       r'(?P<reason______>enqueue failed, require npu num.+|Failed to get plugin volcano-npu\S*|'
+       r'Failed to create pod (?!sandbox).+ for Job.+)|'
        r'(?P<reason____>(?:Allocate failed due to|Pod Allocate failed due to) .+?)(?:, which is unexpected|$)',
        'not_scheduled', 70),
     _p(r'The node was low on resource: (?P<resource>[\w-]+)', 'evicted', 105),
     _p(r'Failed to pull image "(?P<path>[^"]+)"|pull access denied for (?P<path_>\S+?),|manifest for (?P<path__>\S+) '
-       r'not found|\b(?:ErrImagePull|ImagePullBackOff)\b', 'image_missing', 70),
+       r'not found|toomanyrequests|\b(?:ErrImagePull|ImagePullBackOff)\b', 'image_missing', 70),
     _p(r'failed to mount src: (?P<path>\S+?)\.failed|error mounting "(?P<path_>[^"]+)"', 'container_start', 71),
     _p(r'OCI runtime create failed|'
-       r'denied while trying to connect to the Docker|'
+       r'denied while trying to connect to the Docker|(?P<reason>Cannot connect to the Docker daemon|'
+       r'could not select device driver.*|container name "\S+" is already in use|Failed to parse oci config file|'
+       r'Failed to create pod sandbox.*|failed to check files, (?:owner|\w+ permission) not right \S+)|'
        r'unknown or invalid runtime name|Unknown runtime specified|bind source path does not exist: (?P<path__>\S+)|'
        r'error running prestart hook', 'container_start', 70),
     _p(r'(?:MountVolume\.\w+ failed for volume|Unable to attach or mount volumes:.*?\bunmounted volumes=)[ \[]*'

@@ -199,6 +199,7 @@ RANK_FAULTS: Dict[str, Fault] = {
     'not_scheduled': Fault(
         CAUSE, 'the scheduler finds no NPUs or machine for the job[: {reason}]',
         ('other jobs use the NPUs', 'fewer NPUs than asked for are healthy',
+         'the scheduler has no plug-in for NPUs, or may not make pods',
          'the resource has another name in this cluster (huawei.com/Ascend910, huawei.com/npu; Slurm: --gres)'),
         'ask for what is there: `kubectl describe node NODE`, or `sinfo -N -o "%N %G %t"`', 'the log of the scheduler '
         'and of the device plugin'),
@@ -213,11 +214,12 @@ RANK_FAULTS: Dict[str, Fault] = {
         'correct the name; without network load it on each machine (`docker load`, `nerdctl load`)',
         '`kubectl describe pod POD`'),
     'container_start': Fault(
-        CAUSE, 'the container does not start[: {path} cannot be mounted into it]', (
+        CAUSE, 'the container does not start[: {path} cannot be mounted into it][: {reason}]', (
             'a path does not exist on this machine', 'the driver, or Ascend Docker Runtime, is not installed',
-            'an argument of docker run', 'no rights to use Docker'),
+            'an argument of docker run', 'no rights to use Docker, or its service does not run'),
         'check that the driver is there (`npu-smi info` on the host) and that each path of -v and --device exists; '
-        'install Ascend Docker Runtime, or start without --runtime ascend', 'the text itself; `journalctl -u docker`'),
+        'install Ascend Docker Runtime, or start without --runtime ascend; `systemctl status docker`; remove an '
+        'earlier container of that name', 'the text itself; `journalctl -u docker`'),
     'volume': Fault(
         CAUSE, 'a volume[ {path}] could not be mounted', (
             'the server of the volume does not answer', 'wrong path, or no rights'),
@@ -246,6 +248,17 @@ RANK_FAULTS: Dict[str, Fault] = {
     'worker_ended': Fault(
         MESSENGER, 'a loader worker ended by itself', ("the host's memory or /dev/shm is used up", 'an error in native '
         'code'), 'read what comes before; run with -j 0, which shows the error', DMESG),
+    'file_permission': Fault(
+        CAUSE, 'this user may not read or write the file or folder[ {path}]', (
+            'it belongs to another user, as after a run as root or in a container',),
+        'name another folder, or give it to this user (`chown`, `chmod`); for packages of Python use a virtual '
+        'environment', '`ls -ld`'),
+    'arguments': Fault(
+        CAUSE, 'a script does not take an argument[: {argument}]', (
+            'a flag of another script or version',
+            '--local-rank: python -m torch.distributed.launch adds it to the command line'),
+        'correct or leave out the argument (`--help` lists them); start with torchrun instead of '
+        'torch.distributed.launch, which sets LOCAL_RANK', THIS),
     'program_missing': Fault(
         CAUSE, 'the program {path} is not found', ('the environment (venv, conda) is not active in this shell or job',),
         'activate the environment in the script of the job; `python -m seresnet_timm` needs no program', THIS),
