@@ -48,6 +48,10 @@ def commands(page: str) -> Iterator[Command]:
                     yield Command(page, text)
 
 
+def python_blocks(page: str) -> List[str]:
+    return [block for _, language, block in FENCE.findall(read(page)) if language == 'python']
+
+
 def inline_commands(page: str) -> Iterator[Command]:
     """The commands within sentences and tables: `seresnet-timm ...`, `bash recipes/...`, `make ...`, `pip ...`."""
     for text in re.findall(r'(?<!`)`([^`]+)`(?!`)', FENCE.sub('', read(page))):

@@ -59,3 +59,11 @@ def test_a_picture_that_does_not_agree_is_reported(draw_layers, tmp_path):
     layers, edges = [['cli'], ['hub']], {('cli', 'hub')}
     draw_layers.draw(layers, edges, draw_layers.PICTURE)
     assert draw_layers.check(layers, edges) == []
+
+
+def test_chinese_lines_are_joined_without_a_space():
+    """As a browser shows a line end as one; code, English words, list items and tables stay as they are."""
+    join = load_file(ROOT / 'docs' / 'join_lines.py').on_page_markdown
+    assert join('在\n全部图像，\n  每张') == '在全部图像，每张'
+    for same in ('用 timm\n的脚本', '图像\n\n数据', '* 一\n* 二', '| 一 |\n| 二 |', '```\n一\n二\n```', '文\n**粗**'):
+        assert join(same) == same

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import documents
+import preloaded
 import pytest
 from conftest import ROOT, load_file, run_here
 
@@ -139,6 +140,7 @@ RULES = {
     'source': is_exactly('source /usr/local/Ascend/ascend-toolkit/set_env.sh'),
     'tensorboard': is_exactly('tensorboard --logdir output'),
     'export': is_exactly('export HF_TOKEN=...'),
+    'echo': is_exactly('echo ". ~/.seresnet-timm.bash"', 'echo ". ~/.seresnet-timm.zsh"'),
 }
 
 
@@ -265,6 +267,40 @@ def test_every_training_and_evaluation_passes_the_checks_before_a_run(place, mon
         if result.returncode:
             wrong.append(f'{text}: {result.stderr.strip().splitlines()[-1][:300]}')
     assert not wrong, '\n'.join(wrong)
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+# what needs a network, and what takes its place: a model in the folder `model`, random weights
+WITHOUT_NETWORK = {
+    "'hf-hub:org/name'": "'local-dir:model'", "hub.pull('modelscope:org/name', 'model')": 'hub.pull',
+    "create_model('seresnet50_ascend', pretrained=True)": "create_model('seresnet50_ascend')",
+    'features_only=True, pretrained=True': 'features_only=True'}
+
+
+def test_every_python_block_runs(tmp_path):
+    """The blocks of a page one after the other, as if typed into one Python; those in Chinese have the same code."""
+    blocks = {page: documents.python_blocks(page) for page in documents.pages()}
+    code = {page: ''.join(found) for page, found in blocks.items() if found}
+    assert len(code) >= 14
+    for page in [p for p in code if 'zh-CN' in p]:
+        english = page.replace('zh-CN/', '').replace('.zh-CN', '')
+        assert ast.dump(ast.parse(code[page])) == ast.dump(ast.parse(code[english])), page
+    (tmp_path / 'validate.py').write_text('import sys, timm; assert timm.is_model("seresnet50_ascend"), sys.argv')
+    program = '''
+import sys, timm, torch, seresnet_timm
+torch.set_num_threads(1)
+timm.models.save_for_hf(timm.create_model('seresnet18_ascend', channels=(8, 16, 32, 64)), 'model',
+                        model_args=dict(channels=(8, 16, 32, 64)), safe_serialization=True)
+'''
+    for page, text in code.items():
+        if 'zh-CN' not in page:
+            for name, instead in WITHOUT_NETWORK.items():
+                text = text.replace(name, instead)
+            program += f'sys.argv = ["with_models.py", "validate.py"]\n'
+            program += f'exec(compile({text!r}, {page!r}, "exec"), {{}})\n'
+    result = subprocess.run([preloaded.python(), '-c', program], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 # --- links and texts --------------------------------------------------------------------------------------------------

@@ -135,9 +135,9 @@ class Checkpoint:
         return next((n for n in named if isinstance(n, str) and is_known(n)), None)
 
     def arch_unlike(self, model_name: str) -> Optional[str]:
-        """Architecture that the file names, if it is another than `model_name`."""
-        arch = self.declared_architecture
-        if arch is None or self.is_modelzoo:
+        """Architecture that the file names, if it is another than `model_name`; the ModelZoo's name a wrong one."""
+        arch = self.arch if self.is_modelzoo else self.declared_architecture
+        if arch is None:
             return None
         return arch if arch.split('.')[0] != model_name.split('.')[0] else None
 

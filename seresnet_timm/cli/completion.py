@@ -6,8 +6,8 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError
 
 EXAMPLES = (
-    'seresnet-timm completion bash > ~/.local/share/bash-completion/completions/seresnet-timm',
-    'seresnet-timm completion zsh > ~/.zsh/completions/_seresnet-timm   # a folder of $fpath, before compinit')
+    'seresnet-timm completion bash > ~/.seresnet-timm.bash && echo ". ~/.seresnet-timm.bash" >> ~/.bashrc',
+    'seresnet-timm completion zsh > ~/.seresnet-timm.zsh && echo ". ~/.seresnet-timm.zsh" >> ~/.zshrc')
 NEXT = ('Open a new shell, write `seresnet-timm train --mod` and press the tab key.',)
 SHELLS = ('bash', 'zsh')
 

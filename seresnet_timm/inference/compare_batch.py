@@ -4,7 +4,7 @@ from typing import Tuple
 
 import torch
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, counted
 from seresnet_timm.inference.predict import ImageFiles
 
 
@@ -39,7 +39,8 @@ def image_batch(images: ImageFiles, count: int, seed: int, num_classes: int) -> 
         if isinstance(image, str):
             raise UsageError(f'{file}: cannot be read: {image}')
     generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.stack(found), _targets(count, num_classes, generator), f'{count} images, e.g. {files[0]}')
+    source = f'{counted(count, "image")}, e.g. {files[0]}'
+    return Batch(torch.stack(found), _targets(count, num_classes, generator), source)
 
 
 def _targets(count: int, num_classes: int, generator: torch.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from torch.utils.data import DataLoader
 
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_names, printable
+from seresnet_timm.errors import RunError, UsageError, counted, did_you_mean, first_names, printable
 from seresnet_timm.inference.load import LoadedModel
 from seresnet_timm.inference.predict import NOT_FINITE, ImageFiles, collate
 from seresnet_timm.runs.settings import RunSettings
@@ -170,8 +170,9 @@ class Explainer:
         """What was found, a sentence each."""
         classes = 'by the class of their folder' if by_folder else 'by the class that was predicted'
         name = printable(self.loaded.info.name)
+        images = counted(sum(self.counts.values()), 'image')
         return [
-            f'{len(self.blocks)} SE blocks; gates of {sum(self.counts.values())} images, {classes}.' if self.blocks else
+            f'{len(self.blocks)} SE blocks; gates of {images}, {classes}.' if self.blocks else
             f'{name} has no Squeeze-and-Excitation: there are no gates.',
             f'{name} gives no class activation maps: {self.no_map}.' if self.no_map else
             f'Class activation maps: {self.map_size}, from {self.layer or "the last feature map"}.']

@@ -9,7 +9,7 @@ from typing import Dict
 # ModelZoo's name -> what becomes of it, for `--help` and docs/modelzoo-recipes.md
 MODELZOO: Dict[str, str] = {
     '--data_path': '--data-dir',
-    '--batch_size': '-b, divided by the number of processes',
+    '--batch_size': '-b times the number of processes',
     '--train_epochs': '--epochs, less the warm-up',
     '--learning-rate': '--lr, and --warmup-lr = lr / (warm-up epochs + 1)',
     '--warm_up_epochs': '--warmup-epochs',
@@ -34,7 +34,7 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that are not the script's. Where the script has a flag of the same name, this one replaces it."""
     group = parser.add_argument_group('Launcher')
     arg = group.add_argument
-    arg('--preset', metavar='NAME', help='settings of a recipe of this package, as defaults: `seresnet-timm recipe`')
+    arg('--preset', metavar='NAME', help='settings of a recipe as defaults; `seresnet-timm recipes` lists them')
     arg('--device', metavar='D',
         help='npu, cuda or cpu, or with an index: npu:3; auto: npu, else cuda, else cpu (auto)')
     arg('--devices', metavar='LIST',

@@ -63,7 +63,7 @@ def _percent(top1: Optional[float]) -> str:
 
 
 def eval_result(folder: Union[str, Path]) -> Dict[str, Any]:
-    """Figures of a finished evaluation."""
+    """Figures of a finished evaluation; the loss is None where it is not finite."""
     figures = read_record(folder)['evaluation']
     return {'fps': figures['images'] / figures['seconds'], 'top1': figures['top1'], 'loss': figures['loss']}
 
@@ -90,7 +90,7 @@ def write_log(folder: Union[str, Path], world_size: int, batch_size: int, result
         'ActualFPS': f'{result["fps"]:.3f}',
         'TrainingTime': f'{batch_size * 1000 / result["fps"]:.2f}',  # milliseconds a step
         'TrainAccuracy': _percent(result['top1']),
-        'ActualLoss': f'{result["loss"]:.4e}',
+        'ActualLoss': '-' if result['loss'] is None else f'{result["loss"]:.4e}',
         'E2ETrainingTime': round(result['seconds']),
     }
     path = Path(folder) / f'{case}.log'

@@ -196,12 +196,15 @@ def for_validation(settings: Dict[str, Any]) -> Dict[str, Any]:
 
 def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> Dict[str, Any]:
     """Every flag of the script: defaults < recipe or preset < evaluated checkpoint < config < command line."""
+    typed = dict(sources.modelzoo)
     if sources.recipe is not None:
         apply_recipe(sources, sources.recipe, line.verb, device, world_size)
     elif sources.preset_recipe is not None and line.verb == 'train':
         apply_preset(sources, sources.preset_recipe, world_size)
     if line.verb == 'validate':
         apply_checkpoint(sources)
+    if 'batch_size' in typed:
+        sources.reasons['batch_size'] = f'--batch_size {typed["batch_size"]}, which counts the images of all processes'
     base = sources.base()
     args = {
         **{k: v for k, v in line.defaults.items() if k not in ('config', 'data')},

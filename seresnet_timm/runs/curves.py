@@ -5,11 +5,11 @@ import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
-from unicodedata import east_asian_width
 
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.runs import fonts
+from seresnet_timm.runs.show import letter_widths
 
 # what is marked: its kind in run.json, and how
 FAULTS = {
@@ -138,11 +138,6 @@ def shorten(text: str, length: int) -> str:
     begin = next(i for i in range(len(text)) if letter_widths(text[:i + 1]) > half)
     end = next(i for i in range(len(text)) if letter_widths(text[i:]) <= half)
     return f'{text[:begin]} ... {text[end:]}'
-
-
-def letter_widths(text: str) -> int:
-    """The width of a text in Latin letters."""
-    return sum(2 if east_asian_width(letter) in 'WF' else 1 for letter in text)
 
 
 def figures_of(run: Curves, key: str) -> Tuple[List[float], List[float]]:

@@ -12,7 +12,7 @@ from seresnet_timm.files import as_json
 from seresnet_timm.runs import read
 from seresnet_timm.runs.predictions import Predictions
 from seresnet_timm.runs.read import Run
-from seresnet_timm.runs.show import duration
+from seresnet_timm.runs.show import duration, letter_widths
 
 SCHEMA = 1
 MAX_ROWS = 10  # of a table of classes
@@ -73,9 +73,11 @@ def as_markdown(rows: Sequence[Dict[str, Any]]) -> str:
 
 def format_table(rows: List[Dict[str, str]], columns: Sequence[str]) -> str:
     """Rows as a Markdown table."""
-    widths = {c: max(len(c), *(len(r[c]) for r in rows)) for c in columns}
+    widths = {c: max(letter_widths(r[c]) for r in ({c: c}, *rows)) for c in columns}
     lines = [{c: c for c in columns}, {c: '-' * widths[c] for c in columns}, *rows]
-    return '\n'.join('| ' + ' | '.join(f'{line[c]:<{widths[c]}}' for c in columns) + ' |' for line in lines)
+    return '\n'.join(
+        '| ' + ' | '.join(line[c] + ' ' * (widths[c] - letter_widths(line[c])) for c in columns) + ' |'
+        for line in lines)
 
 
 def cells(row: Dict[str, Any]) -> Dict[str, str]:

@@ -23,6 +23,15 @@ def translate(*argv, verb='train', world_size=8):
     return Namespace(**merge(line, sources, 'npu', world_size)), Namespace(**sources.options)
 
 
+def test_the_plan_says_that_batch_size_was_translated():
+    for argv, said in ((('--batch_size=1024',), '--batch_size 1024, which counts the images of all processes'),
+                       (('-b', '128'), None), (('--batch-size=128',), None)):
+        line = parse('train', ('--data-dir', 'x', *argv))
+        sources = collect(line, recipe_name=None)
+        assert merge(line, sources, 'npu', 8)['batch_size'] == 128
+        assert sources.reasons.get('batch_size') == said
+
+
 def test_modelzoo_command_line():
     """The options of test/train_full_8p.sh."""
     args, opts = translate(

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, run_cli
 from recipe_runs import SCRIPTS, final_lines, recipe, rows
 
+from seresnet_timm.launch.modelzoo_report import write_log
 from seresnet_timm.launch.recipes import runnable_recipes
 
 pytestmark = pytest.mark.preloaded
@@ -71,6 +72,12 @@ def test_eval_8p(trained, few_digits, tmp_path, scripts):
     assert lines['Final Train Accuracy'] == pytest.approx(rows(folder)[-1]['eval_top1'], abs=1e-3)
     assert lines['Final Performance images/sec'] > 0
     assert len(list((tmp_path / 'output' / 'validate').glob('*/SE_Resnet50_bs96_3p_acc.log'))) == 1
+
+
+def test_an_evaluation_without_a_finite_loss_has_a_log(tmp_path):
+    """run.json has null there: weights that overflow."""
+    log = write_log(tmp_path, 2, 64, {'fps': 50., 'top1': 9.75, 'loss': None, 'seconds': 14.2})
+    assert 'ActualLoss = -\n' in log.read_text() and 'TrainAccuracy = 9.750\n' in log.read_text()
 
 
 @pytest.mark.parametrize('name, batch, processes, epochs', (

@@ -20,7 +20,7 @@ from test_predictions import make
 
 from seresnet_timm import files
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.runs import curves, fonts, report
+from seresnet_timm.runs import curves, fonts, report, report_rows
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.read import read_run
 from seresnet_timm.runs.record import RunRecord
@@ -450,3 +450,10 @@ def test_fonts_that_were_installed_after_matplotlib_wrote_its_list(monkeypatch, 
     assert fonts.add_new_fonts(font_manager) == 1
     assert str(new) in [font.fname for font in font_manager.fontManager.ttflist]
     fonts.add_new_fonts.cache_clear()
+
+
+def test_columns_of_chinese_names_are_aligned():
+    """A Chinese letter takes two columns of a terminal."""
+    rows = [{'Class': '布偶猫', 'n': '15'}, {'Class': 'cat', 'n': '9'}]
+    assert report_rows.format_table(rows, ('Class', 'n')).split('\n') == [
+        '| Class  | n  |', '| ------ | -- |', '| 布偶猫 | 15 |', '| cat    | 9  |']
