@@ -297,7 +297,7 @@ timm.models.save_for_hf(timm.create_model('seresnet18_ascend', channels=(8, 16, 
         if 'zh-CN' not in page:
             for name, instead in WITHOUT_NETWORK.items():
                 text = text.replace(name, instead)
-            program += f'sys.argv = ["with_models.py", "validate.py"]\n'
+            program += 'sys.argv = ["with_models.py", "validate.py"]\n'
             program += f'exec(compile({text!r}, {page!r}, "exec"), {{}})\n'
     result = subprocess.run([preloaded.python(), '-c', program], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
