@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 from timm import utils
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.models import clean_state_dict
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights, named_for
@@ -61,7 +62,8 @@ def pretrained_arguments(settings: RunSettings, args, checkpoints: Mapping[str, 
     if not path.endswith(('.npz', '.npy')):  # which timm's models read
         checkpoint = read_once(path, checkpoints)
         named = named_for(checkpoint, create_from_args(args, folder=settings.model_folder, meta=True), use_ema=True)
-        if named.prefixes or checkpoint.format == 'python2' or not checkpoint.has_timms_keys:
+        timms = clean_state_dict(checkpoint.weights_or_ema(use_ema=True))
+        if named.weights.keys() != timms.keys() or checkpoint.format == 'python2' or not checkpoint.has_timms_keys:
             overlay = dict(num_classes=-1, state_dict=named.weights)
     return dict(pretrained=True, pretrained_cfg_overlay=overlay)
 

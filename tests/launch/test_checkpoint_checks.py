@@ -172,9 +172,12 @@ def test_pretrained_path_with_a_prefix(capsys, data, run, tmp_path):
     torch.save({'state_dict': {f'model.{k}': v for k, v in weights.items()}}, tmp_path / 'prefix.pth')
     torch.save({f'other.{k}.more': v for k, v in weights.items()}, tmp_path / 'foreign.pth')
     assert 'does not fit' in refused(capsys, data, tmp_path, '--pretrained-path', tmp_path / 'foreign.pth')
-    train(data, tmp_path, '--pretrained-path', tmp_path / 'prefix.pth', '--epochs', '1', '--lr', '1e-30')
-    trained = load(tmp_path / 'run' / 'last.pth.tar')['state_dict']
-    assert torch.equal(trained['layer1.0.conv1.weight'], weights['layer1.0.conv1.weight'])
+    names = {k.replace('layer1.', 'layer1._orig_mod.'): v for k, v in weights.items()}  # a part that was compiled
+    torch.save({'state_dict': names}, tmp_path / 'part.pth')
+    for name in ('prefix', 'part'):
+        train(data, tmp_path / name, '--pretrained-path', tmp_path / f'{name}.pth', '--epochs', '1', '--lr', '1e-30')
+        trained = load(tmp_path / name / 'run' / 'last.pth.tar')['state_dict']
+        assert torch.equal(trained['layer1.0.conv1.weight'], weights['layer1.0.conv1.weight'])
 
 
 def test_evaluation_with_arguments_of_both(capsys, data, run, tmp_path):
