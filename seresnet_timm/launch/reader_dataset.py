@@ -3,6 +3,7 @@
 One on this machine is opened before the run, by timm or its package: nothing is downloaded, and nothing is written.
 """
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
@@ -190,8 +191,9 @@ def _check_first_of_webdataset(reader: Any, args: Dict[str, Any]) -> None:
     path = Path(reader.root) / reader.split_info.filenames[0]
     if not path.is_file():
         return
+    wanted = (args.get('input_key') or reader.input_key).split(';')
     kinds: List[str] = []
-    first = None
+    first, picture = None, b''
     with tarfile.open(path) as tar:  # also a compressed one, as webdataset
         for member in tar:
             folder, _, name = member.name.rpartition('/')
@@ -202,18 +204,38 @@ def _check_first_of_webdataset(reader: Any, args: Dict[str, Any]) -> None:
                 break
             first = folder, stem
             kinds.append(kind.lower())
-    wanted = (args.get('input_key') or reader.input_key).split(';')
+            content = tar.extractfile(member) if kinds[-1] in wanted and not picture else None
+            picture = content.read() if content else picture
     what = (f'{printable(path)}: its first sample has the files {first_names((f".{k}" for k in kinds), MAX_NAMED)}'
             if kinds else f'{printable(path)} has no samples (NAME.jpg with NAME.cls)')
     if not set(kinds) & set(wanted):
         raise UsageError(f'{what}; timm takes the image from {first_names((f".{k}" for k in wanted), 9)}: name others '
                          'with --input-key, several with a semicolon between them.')
+    _refuse_16_bits(picture, args)
     target = args.get('target_key') or reader.split_info.alt_label
     needed = 'json' if target else 'cls'
     if needed not in kinds:
         why = f'the field {printable(target)} of' if target else 'the number in'
         raise UsageError(f'{what}; timm takes the class from {why} .{needed}: ' + (
             'leave --target-key out for .cls.' if target else 'name a field of .json with --target-key.'))
+
+
+def _refuse_16_bits(data: bytes, args: Dict[str, Any]) -> None:
+    """Refuse images of more than 8 bits, which the reader itself decodes, and clips at 255.
+
+    Raises:
+        UsageError: The first image has more.
+    """
+    import io
+
+    from PIL import Image
+    try:
+        mode = Image.open(io.BytesIO(data)).mode
+    except Exception:  # damaged, which the run names and counts
+        return
+    if mode == 'F' or mode.startswith('I'):
+        raise UsageError(f'--dataset {printable(args["dataset"])} has images of more than 8 bits a channel, which its '
+                         'reader in timm clips at 255: save them with 8 bits; in folders they are read right.')
 
 
 def _check_fields(args: Dict[str, Any], features: Any) -> None:
@@ -257,6 +279,11 @@ def _names_of_hugging_face(path: str, args: Dict[str, Any], split: str) -> Any:
                          f'{first_names(map(str, found), MAX_NAMED)}; name them with --train-split, --val-split or '
                          '--split.')
     _check_fields(args, found[base].features)
+    if kind_of(args) == 'hfids':
+        key = args.get('input_key') or 'image'
+        for row in found[base].cast_column(key, datasets.Image(decode=False)).take(1):
+            image = row.get(key) or {}
+            _refuse_16_bits(image.get('bytes') or Path(image.get('path') or os.devnull).read_bytes(), args)
     labels = get_class_labels(found[base], args.get('target_key') or 'label')
     return sorted(labels, key=labels.__getitem__) or None, 0
 

@@ -216,6 +216,27 @@ def test_shards_whose_samples_timm_would_skip(shards, kinds, args, words):
     assert words is None and problems == [] or words in problems[0]
 
 
+def test_16_bits_that_a_reader_would_clip(shards, tmp_path):
+    """timm's readers of WebDataset and of streams decode themselves: all would be white."""
+    for values, bits in ((np.full((4, 4), 25700, np.uint16), 16), (np.full((4, 4), 100, np.uint8), 8)):
+        picture = io.BytesIO()
+        Image.fromarray(values).save(picture, 'PNG')
+        for name in ('ant', 'bee'):
+            folder = tmp_path / str(bits) / 'validation' / name
+            folder.mkdir(parents=True)
+            (folder / '1.png').write_bytes(picture.getvalue())
+        with tarfile.open(shards / 'val-0.tar', 'w') as tar:
+            for name, data in (('0.png', picture.getvalue()), ('0.cls', b'0')):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        problems = look(dataset='wds/x', data_dir=str(shards)).problems
+        if importlib.util.find_spec('datasets').origin:
+            problems += look(dataset=f'hfids/{tmp_path / str(bits)}', data_dir=str(tmp_path)).problems
+            assert look(dataset=f'hfds/{tmp_path / str(bits)}', data_dir=str(tmp_path)).problems == []
+        assert problems == [] if bits == 8 else problems and all('more than 8 bits' in p for p in problems)
+
+
 def test_no_image_of_webdataset(run, shards):
     """All are damaged: no result, in place of a top-1 of 0."""
     for name in ('val-0.tar', 'val-1.tar'):
