@@ -1,4 +1,5 @@
 """Atomic writes, locks, and temporary folders."""
+import atexit
 import errno
 import fcntl
 import glob
@@ -11,7 +12,7 @@ import stat
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Union
 
@@ -188,13 +189,26 @@ def exclusive(path: Union[str, Path], busy: Optional[Exception] = None) -> Itera
             if fd is not None and lock.is_locked and os.fstat(fd)[1:3] == identity:
                 os.close(fd)
     os.register_at_fork(after_in_child=forget)
+
+    def remove() -> None:
+        with suppress(OSError):  # its folder became read-only, or its drive is away: it is free all the same
+            os.unlink(path)
     try:
-        yield lock.is_locked
+        with at_end(remove) if lock.is_locked else nullcontext():
+            yield lock.is_locked
     finally:
-        if lock.is_locked:
-            with suppress(OSError):  # its folder became read-only, or its drive is away: it is free all the same
-                os.unlink(path)
         lock.release()
+
+
+@contextmanager
+def at_end(call: Callable[[], None]) -> Iterator[None]:
+    """Call a function when the block ends, or with what `atexit` calls if the process ends inside of it."""
+    atexit.register(call)
+    try:
+        yield
+    finally:
+        atexit.unregister(call)
+        call()
 
 
 def _locks(lock: FileLock, path: Union[str, Path]) -> bool:

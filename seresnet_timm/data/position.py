@@ -10,6 +10,7 @@ import multiprocessing
 import random
 import signal
 import time
+from contextlib import suppress
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -384,7 +385,8 @@ def end_workers(*loaders: Any) -> None:
 
 @atexit.register  # before multiprocessing asks the workers to end, which they would do with WORKER_GRACE
 def _kill_workers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for an error
+    with suppress(ValueError):  # another thread ends the process, while the main one is in a call
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for an error
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -8,10 +8,12 @@ No step comes to its end while the data are not there, for example because a net
 for data is therefore interrupted `PATIENCE` seconds after the signal, in a process without others; several end
 together, see `halt`.
 """
+import atexit
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ STOPPING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP
                  if hasattr(signal, name))
 TWICE = 1.
 PATIENCE, POLL = 4., 0.2  # seconds
+HELD_UP, TO_CLEAN = 3., 2.  # seconds: until a handler must have run, and for `atexit` then; less than launchers wait
 SECOND_SIGNAL = b'Stopped at once by a second signal; what was not saved is lost.\n'
 
 
@@ -52,32 +55,107 @@ class StoppedEarly(SystemExit):
         return f'Stopped by {signal.Signals(int(self.code or 0) - 128).name}.'
 
 
+def _stop_early(signum: int, _frame: Any) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+    raise StoppedEarly(128 + signum)
+
+
+def _interrupt_early(signum: int, _frame: Any) -> None:
+    signal.signal(signum, signal.default_int_handler)
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def stop_early() -> Iterator[None]:
     """Let signals raise `StoppedEarly`, so that no lock, empty folder or temporary file stays; the second one kills.
 
     `StopSignals` takes their place while a training runs. Forked loader workers and other children do not keep this.
     """
+    with _handled({signum: _stop_early for signum in STOPPING
+                   if signum != signal.SIGINT and signal.getsignal(signum) is signal.SIG_DFL}):
+        yield
+
+
+@contextmanager
+def _handled(handlers: Dict[int, Any]) -> Iterator[bool]:
+    """Set handlers while the block runs, in this process only; whether this is the main thread, which alone can."""
     owner, before = os.getpid(), {}
 
-    def handle(signum: int, _frame: Any) -> None:
-        signal.signal(signum, signal.SIG_DFL)
-        raise StoppedEarly(128 + signum)
-
     def forget() -> None:
-        for signum in before:
-            if signal.getsignal(signum) is handle:
-                signal.signal(signum, signal.SIG_DFL)
+        for signum, handler in before.items():
+            if signal.getsignal(signum) is handlers[signum]:
+                signal.signal(signum, handler)
 
-    if threading.current_thread() is threading.main_thread():
-        before = {signum: signal.signal(signum, handle) for signum in STOPPING
-                  if signum != signal.SIGINT and signal.getsignal(signum) is signal.SIG_DFL}
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
         os.register_at_fork(after_in_child=forget)
     try:
-        yield
+        yield is_main
     finally:
         if os.getpid() == owner:
             forget()
+
+
+@contextmanager
+def stop_in_calls(is_told: bool = True) -> Iterator[None]:
+    """Inside `stop_early`: end the process also where no handler is called, as in a wait of C++ for other processes.
+
+    A thread does so `HELD_UP` seconds after a signal that the main thread has not come to handle. torchrun would kill
+    such a rank after 30 s. What `atexit` knows of is removed: locks, empty folders, temporary files.
+
+    Args:
+        is_told: Print what happened; else another process does.
+    """
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with _handled({signal.SIGINT: _interrupt_early} if is_default else {}) as is_main:
+        if not is_main:
+            yield
+            return
+        seen, written = socket.socketpair()  # Python writes signals there at once
+        written.setblocking(False)
+        owner = os.getpid()
+        before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+
+        def leave() -> None:
+            if written.fileno() >= 0:  # a child's signals are not this process's
+                signal.set_wakeup_fd(-1)
+        os.register_at_fork(after_in_child=leave)
+        threading.Thread(target=_end_held_up, args=(seen, is_told), name='signals', daemon=True).start()
+        try:
+            yield
+        finally:
+            if os.getpid() == owner:
+                signal.set_wakeup_fd(before)
+                written.close()  # the thread ends
+
+
+def _end_held_up(seen: socket.socket, is_told: bool) -> None:
+    """End this process `HELD_UP` seconds after a signal, unless its handler has run by then."""
+    with seen:
+        while True:
+            received = seen.recv(1)
+            if not received:
+                return
+            signum, since = received[0], time.monotonic()
+            while signal.getsignal(signum) in (_stop_early, _interrupt_early):
+                time.sleep(POLL)
+                if time.monotonic() - since > HELD_UP:
+                    _end_now(signum, is_told)
+
+
+def _end_now(signum: int, is_told: bool) -> None:
+    """End this process by a signal from another thread than the main one, with what `atexit` has to do."""
+    def end() -> None:
+        time.sleep(TO_CLEAN)
+        os._exit(128 + signum)
+    threading.Thread(target=end, daemon=True).start()
+    try:
+        if is_told:
+            print(StoppedEarly(128 + signum), file=sys.stderr, flush=True)
+        atexit._run_exitfuncs()
+    finally:
+        os._exit(128 + signum)
 
 
 class StopSignals:

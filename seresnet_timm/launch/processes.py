@@ -1,12 +1,14 @@
 """Several processes, by torchrun: rank 0 prints, others log to files, a failure is shown once, signals reach all."""
+import atexit
 import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from seresnet_timm.checkpoints.save_errors import temporary_files
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
-from seresnet_timm.launch import cluster, limits
+from seresnet_timm.launch import cluster, limits, machines
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of, is_known
 from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.launch.plan import Node
@@ -47,24 +49,30 @@ def run(settings: RunSettings, node: Node) -> None:
     from torch.distributed.elastic.multiprocessing import api
     _set_environment(settings, node)
     api._terminate_process_handler = _hand_on(api.SignalException)  # torchrun's handler of the signals that it knows
-    for signum in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(signum, api._terminate_process_handler)
     is_new = bool(settings.output) and not os.path.exists(settings.output)
     log_dir = _log_dir(settings, node)
     if settings.nproc > 1 and settings.verbosity >= 0:
         until = '' if settings.output else '; removed at the end, unless a rank fails'
         print(f'  logs           {printable(log_dir)} (all ranks but the first{until})', file=sys.stderr)
+
+    def remove_folder() -> None:
+        if not settings.output:
+            shutil.rmtree(log_dir.parents[1], ignore_errors=True)
+        elif is_new and os.listdir(settings.output) == [RunFolder(settings.output).logs.name]:
+            shutil.rmtree(settings.output)  # stopped before there was anything
     while True:
+        atexit.register(remove_folder)
         try:
             with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
                 failure = _attempt(settings, node, log_dir, Path(tmp))
         except (SystemExit, KeyboardInterrupt):
-            if is_new and os.listdir(settings.output) == [RunFolder(settings.output).logs.name]:
-                shutil.rmtree(settings.output)  # stopped before there was anything
+            remove_folder()
             raise
+        finally:
+            atexit.unregister(remove_folder)
         if failure is None:
             if not settings.output:
-                shutil.rmtree(log_dir.parents[1], ignore_errors=True)
+                remove_folder()
             return
         if not failure.can_restart or len(settings.restarts) >= settings.max_restarts:
             raise failure.error
@@ -126,7 +134,10 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
     watch = Watch(beats, settings.hang_timeout, end_ranks, first_rank=node.rank * settings.nproc)
     ended: Dict[int, int] = {}
     try:
-        with watch, ranks_end_soon(settings, beats, ended):
+        with ExitStack() as stack:
+            stack.enter_context(watch)
+            stack.enter_context(ranks_end_soon(settings, beats, ended))
+            stack.enter_context(_machines_watched(settings, node, watch, ended))
             _run_torchrun(torchrun.get_args_parser().parse_args(argv), settings, node)
         return None
     except ChildFailedError as e:
@@ -164,8 +175,18 @@ def ranks_end_soon(settings: RunSettings, beats: Path, ended: Dict[int, int]) ->
         beats: Heartbeat file of the ranks.
         ended: Gets the processes that are sent a signal, each with the last one.
     """
-    from torch.distributed.elastic.multiprocessing.api import PContext
-    torchs_close = PContext.close
+    from torch.distributed.elastic.multiprocessing import api
+    PContext = api.PContext
+    torchs_start, torchs_close = PContext.start, PContext.close
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    ignored = [signum for signum, handler in before.items() if handler is signal.SIG_IGN]
+
+    def start(context: Any) -> None:
+        for signum in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(signum, api._terminate_process_handler)
+        torchs_start(context)
+        for signum in ignored:  # as by nohup
+            signal.signal(signum, signal.SIG_IGN)
 
     def close(context: Any, death_sig: Any = None, timeout: int = 30) -> None:
         # Popen knows which has ended: the number of a process that was waited for may be that of another one by now
@@ -189,11 +210,35 @@ def ranks_end_soon(settings: RunSettings, beats: Path, ended: Dict[int, int]) ->
             time.sleep(0.05)
         torchs_close(context, signal.SIGKILL, timeout)
 
-    PContext.close = close
+    PContext.start, PContext.close = start, close
     try:
         yield
     finally:
-        PContext.close = torchs_close
+        PContext.start, PContext.close = torchs_start, torchs_close
+        for signum, handler in before.items():  # until ranks are started again
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def _machines_watched(settings: RunSettings, node: Node, watch: Watch, ended: Dict[int, int]) -> Iterator[None]:
+    """While torchrun runs ranks on several machines: end those of this one when another machine is gone."""
+    from torch.distributed.elastic.multiprocessing.api import PContext
+    seconds = machines.seconds_without_answer(settings.hang_timeout) if settings.nnodes > 1 else 0
+    start_before = PContext.start
+
+    def start(context: Any) -> None:
+        def lost(sentence: str) -> None:
+            watch.end_all(sentence)
+            send([handler.proc for handler in context.subprocess_handlers.values()], signal.SIGKILL, ended)
+        # all machines have met by now
+        stack.enter_context(machines.watched(
+            context.envs[0], node.rank, f'Node {node.rank} ({socket.gethostname()})', seconds, lost))
+        start_before(context)
+
+    with ExitStack() as stack:
+        PContext.start = start
+        stack.callback(setattr, PContext, 'start', start_before)
+        yield
 
 
 def _living(ranks: Iterable[Any]) -> List[Any]:

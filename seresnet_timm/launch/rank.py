@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ContextManager, Mapping, Optional
 
 from seresnet_timm.child_process import end_with_parent
-from seresnet_timm.engine.signals import stop_early
+from seresnet_timm.engine.signals import stop_early, stop_in_calls
 from seresnet_timm.errors import RunError, UsageError, first_line, keep_exit_code, print_any_text
 from seresnet_timm.launch import limits, watch
 from seresnet_timm.launch.explain import explain
@@ -172,7 +172,7 @@ def main() -> None:
     """A rank that torchrun started; see `_main`."""
     gc.disable()  # until everything is imported
     try:
-        with stop_early():
+        with stop_early(), stop_in_calls(is_told=False):
             _main()
     except KeyboardInterrupt:  # before the training; the launcher says so
         sys.exit(130)

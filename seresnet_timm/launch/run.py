@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
+from seresnet_timm.engine.signals import stop_in_calls
 from seresnet_timm.errors import refuse, reworded
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.outputs import name_outputs_of_hub
@@ -32,7 +33,8 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
     """
     gc.disable()  # imports make a million objects that stay: the rank switches it on after them
     try:
-        _run(verb, argv, recipe_name)
+        with stop_in_calls():
+            _run(verb, argv, recipe_name)
     finally:
         gc.enable()
 

@@ -1,6 +1,7 @@
 """Notices a rank that makes no more steps, writes the stacks of all ranks, and ends the one that the others wait for"""
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Set
 
 import psutil
 
+from seresnet_timm.launch import machines
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.status import process_status
@@ -87,9 +89,15 @@ class Watch:
             if not late:
                 continue
             guilty = hold_up(beats, late)
-            self.sentence = self._describe(beats, guilty)
+            self.sentence = self.sentence or self._describe(beats, guilty)
             self.end(beats, guilty)
             return
+
+    def end_all(self, sentence: str) -> None:
+        """End all ranks for another reason: a machine is gone, see `machines`."""
+        self.sentence = self.sentence or sentence
+        beats = heartbeat.read(self.file)
+        self.end(beats, list(range(len(beats))))
 
     def _tell_waiting(self, beats: List[heartbeat.Heartbeat], now: float) -> Set[int]:
         """The ranks that wait for their data. What the first one says itself, the logs of the others hide."""
@@ -152,7 +160,11 @@ def watch_this_process(settings: RunSettings) -> Iterator[None]:
         heartbeat.create(file, 1)
         heartbeat.start(file, 0)
         watch = Watch(file, settings.hang_timeout, end, first_rank=rank)
-        with watch:
+        # one rank of each machine speaks for it
+        is_alone = settings.world_size <= settings.nproc or os.environ.get('LOCAL_RANK') != '0'
+        seconds = 0 if is_alone else machines.seconds_without_answer(settings.hang_timeout)
+        name = f'The machine of rank {rank} ({socket.gethostname()})'
+        with watch, machines.watched(os.environ, rank, name, seconds, watch.end_all):
             yield
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Union
 
 from seresnet_timm.errors import RunError, UsageError, printable, shell_line
-from seresnet_timm.files import exclusive, is_locked, marker_hint
+from seresnet_timm.files import at_end, exclusive, is_locked, marker_hint
 from seresnet_timm.runs.settings import RunSettings
 
 # checkpoints that a training writes
@@ -118,7 +118,7 @@ class RunFolder:
             try:
                 if not self.path.is_dir():
                     self.path.mkdir(parents=True, exist_ok=True)
-                    held.callback(self._remove_if_empty)  # after the lock is gone
+                    held.enter_context(at_end(self._remove_if_empty))  # after the lock is gone
                 is_locked_now = held.enter_context(exclusive(self.lock, UsageError(self.busy())))
             except OSError as e:
                 raise RunError(f'Cannot write to {self.path} ({e.strerror}): name another folder with --output.')

@@ -3,9 +3,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
+import preloaded
 import pytest
 from conftest import train_flags
+from ports import free_ports
 from timm_scripts import SMALL
 
 from seresnet_timm import cli
@@ -79,3 +82,70 @@ def test_ranks_that_start(few_digits, tmp_path, target):
     assert result.stderr.splitlines()[-1] == 'Stopped by SIGTERM: all processes of this node have ended.'
     assert 'Traceback' not in result.stderr and 'death signal' not in result.stderr
     assert not (out / 'run').exists()
+
+
+# rank 0 makes its process group, a call of C++ in which Python handles no signal, and rank 1 does not come
+IS_LATE = '''
+import os, time
+import torch.distributed as dist
+original = dist.init_process_group
+
+def init_process_group(*args, **kwargs):
+    if os.environ['RANK'] == '1':
+        time.sleep(1000)
+    open(os.environ['FOLDER'] + '/waits', 'w').close()
+    original(*args, **kwargs)
+if 'RANK' in os.environ:
+    dist.init_process_group = init_process_group
+'''
+
+
+def start(folder, *command, **environ):
+    """Start a command line of the package, whose errors go to a file."""
+    for name in ('code', 'tmp'):
+        (folder / name).mkdir()
+    (folder / 'code' / 'is_late.py').write_text(IS_LATE)
+    with open(folder / 'stderr', 'w') as stderr:
+        return subprocess.Popen(
+            [preloaded.python(), '-m', *map(str, command)], stdout=subprocess.DEVNULL, stderr=stderr,
+            env={**preloaded.environment(), 'TIMM_SCRIPTS': '', 'PYTHONPATH': str(folder / 'code'),
+                 'FOLDER': str(folder), 'TMPDIR': str(folder / 'tmp'), **environ})
+
+
+def ended(process, folder, signum, is_waiting):
+    """The exit code after a signal that is sent when the process waits; the time until it has ended is bounded."""
+    deadline = time.monotonic() + 200
+    while not is_waiting():
+        assert process.poll() is None and time.monotonic() < deadline, (folder / 'stderr').read_text()
+        time.sleep(0.05)
+    time.sleep(0.5)  # it is in the call
+    sent = time.monotonic()
+    process.send_signal(signum)
+    code = process.wait(timeout=60)
+    assert time.monotonic() - sent < 10, (folder / 'stderr').read_text()
+    assert [n for n in os.listdir(folder / 'tmp') if n.startswith(('seresnet_timm', 'pymp'))] == []
+    assert not (folder / 'out' / 'run').exists()
+    return code
+
+
+@pytest.mark.parametrize('signum', (signal.SIGTERM, *(
+    pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGHUP, signal.SIGINT))))
+def test_a_rank_of_the_users_torchrun_that_waits_in_a_call(few_digits, tmp_path, signum):
+    process = start(
+        tmp_path, 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'seresnet_timm',
+        *train_flags(few_digits, tmp_path / 'out', '--scripts', 'bundled', '--device-modules', 'is_late'))
+    ended(process, tmp_path, signum, (tmp_path / 'waits').exists)
+    text = (tmp_path / 'stderr').read_text()
+    assert text.count(f'Stopped by {signum.name}.') >= (signum != signal.SIGINT), text
+
+
+@pytest.mark.parametrize('rank, signum', (
+    (0, signal.SIGTERM), *(pytest.param(r, s, marks=pytest.mark.slow) for r, s in (
+        (0, signal.SIGUSR1), (0, signal.SIGINT), (1, signal.SIGTERM), (1, signal.SIGINT), (1, signal.SIGUSR2)))))
+def test_a_launcher_that_waits_for_another_machine(few_digits, tmp_path, rank, signum):
+    flags = ('--nnodes', 2, '--nproc', 1, '--node-rank', rank, '--master-addr', '127.0.0.1', '--master-port',
+             free_ports())
+    process = start(tmp_path, 'seresnet_timm', *train_flags(few_digits, tmp_path / 'out', *flags))
+    code = ended(process, tmp_path, signum, lambda: 'Waiting for node' in (tmp_path / 'stderr').read_text())
+    assert code == 128 + signum
+    assert (tmp_path / 'stderr').read_text().splitlines()[-1].endswith(f'Stopped by {signum.name}.')

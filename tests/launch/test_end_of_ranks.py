@@ -6,6 +6,7 @@ import time
 import pytest
 from conftest import run_cli, train_flags
 
+from seresnet_timm.engine.signals import STOPPING
 from seresnet_timm.launch import processes
 from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.step import heartbeat
@@ -19,7 +20,7 @@ def ranks(tmp_path):
     """Starts ranks of torchrun's, given their shell commands, and waits for the files that they make."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
     started = []
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    handlers = {n: signal.getsignal(n) for n in (*STOPPING, signal.SIGQUIT)}
 
     def start(*commands, files=()):
         numbers = range(len(commands))
@@ -116,6 +117,21 @@ def test_a_signal_while_the_ranks_start(ranks, ends_soon):
         context = ranks('touch $0/up; exec sleep 600', STUCK, files=['up', 'stuck1'])
         context.close(signal.SIGUSR1)
     assert ended[context.pids()[1]] == signal.SIGKILL
+
+
+def test_signals_while_ranks_run(ranks, ends_soon):
+    """torchrun's agent handles all that stop a run, but not one that this process ignores, as after nohup."""
+    def handlers():
+        return {signum: signal.getsignal(signum) for signum in STOPPING}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = handlers()
+    with ends_soon({}):
+        context = ranks('exec sleep 600')
+        while_they_run = handlers()
+        context.close(signal.SIGKILL)
+    assert [s for s in STOPPING if while_they_run[s] is signal.SIG_IGN] == [signal.SIGHUP]
+    assert not [s for s in STOPPING if s != signal.SIGHUP and while_they_run[s] is before[s]]
+    assert handlers() == before
 
 
 def test_a_checkpoint_that_is_written_is_waited_for(ranks, ends_soon, tmp_path, monkeypatch):

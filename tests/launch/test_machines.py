@@ -1,0 +1,179 @@
+"""A machine that is gone is noticed, and one whose processes are slow is not taken for one that is gone."""
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import WIDE, train_flags
+from test_launch import assert_none_left, start_cli, wait_for
+from wire import Wire, address, needs_network
+
+from seresnet_timm.launch import machines
+
+TOKEN, PORT = b'0123456789abcdef', 29517
+CONNECTS = f'''
+import socket, sys, time
+connection = socket.create_connection(('{address(0)}', {PORT}))
+connection.sendall({TOKEN + b'Node 2 (c)'!r})
+print(flush=True)
+time.sleep(1000)
+'''
+
+
+def test_the_limit_is_a_part_of_the_hang_timeout():
+    assert [machines.seconds_without_answer(s) for s in (600, 3600, 30, 0)] == [60, 360, 10, 0]
+
+
+@pytest.fixture
+def wire():
+    with Wire() as wire:
+        yield wire
+
+
+class Contacts:
+    """Those of two machines, and what each learns."""
+
+    def __init__(self, wire: Wire, seconds: float):
+        self.said = ([], [])
+        listener = wire.inside(0, lambda: socket.create_server(('', PORT)))
+        self._first = machines._Contact(listener, TOKEN, True, 'Node 0 (a)', seconds, self.said[0].append)
+        connection = wire.inside(1, lambda: socket.create_connection((address(0), PORT)))
+        self._second = machines._Contact(connection, TOKEN, False, 'Node 1 (b)', seconds, self.said[1].append)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._second.close()
+        self._first.close()
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+@needs_network
+def test_a_machine_that_is_gone(wire):
+    """Both sides notice it; a third machine, here on the first one's network, is told."""
+    told = wire.inside(0, lambda: socket.socket())
+    with Contacts(wire, seconds=3) as contacts:
+        told.connect((address(0), PORT))
+        told.sendall(TOKEN + b'Node 2 (c)')
+        stranger = wire.inside(1, lambda: socket.create_connection((address(0), PORT)))
+        stranger.sendall(b'GET / HTTP/1.1\n')
+        time.sleep(1)
+        assert contacts.said == ([], [])
+        wire.is_cut, start = True, time.monotonic()
+        wait_until(lambda: all(contacts.said), 10)
+        assert 2 <= time.monotonic() - start < 8
+        assert contacts.said[0] == ['Node 1 (b) gives no answer any more (Connection timed out; the limit is 3 s): it '
+                                    'is switched off, or cut off from the network']
+        assert contacts.said[1][0].startswith('The machine of rank 0 (10.14.1.1) gives no answer any more (')
+        assert told.recv(1000).decode() == contacts.said[0][0]
+    told.close()
+    stranger.close()
+
+
+@needs_network
+def test_slow_machines_and_processes_are_not_gone(wire):
+    """A process that is stopped, a slow network that loses packets, one that is cut for less than the limit."""
+    with Contacts(wire, seconds=4) as contacts:
+        process = subprocess.Popen(
+            [*wire.prefix(1), sys.executable, '-c', CONNECTS], stdout=subprocess.PIPE)
+        try:
+            process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)
+            wire.loss, wire.delay = 0.05, 0.3
+            time.sleep(5)
+            wire.loss = wire.delay = 0
+            wire.is_cut = True
+            time.sleep(1.5)
+            wire.is_cut = False
+            time.sleep(3)
+            assert contacts.said == ([], [])
+        finally:
+            process.kill()  # its connection ends: so its kernel says
+            process.wait()
+            process.stdout.close()
+        time.sleep(0.5)
+        assert contacts.said == ([], [])
+
+
+@needs_network
+def test_strangers_and_processes_that_end_are_nobodys_fault(wire):
+    """Such as a scan of ports, which resets its connections."""
+    with Contacts(wire, seconds=3) as contacts:
+        for text in (b'', b'x', TOKEN[:5], TOKEN + b'Node 3'):
+            other = wire.inside(1, lambda: socket.create_connection((address(0), PORT)))
+            other.sendall(text)
+            if TOKEN not in text:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')  # reset at its end
+            other.close()
+        time.sleep(0.5)
+        assert contacts.said == ([], [])
+    assert not [t for t in threading.enumerate() if t.name == 'machines']
+
+
+def start_node(wire, rank, data, output, *flags):
+    with pytest.MonkeyPatch.context() as patch:
+        prefix = wire.prefix(rank)
+        popen = subprocess.Popen
+        patch.setattr(subprocess, 'Popen', lambda command, **kwargs: popen([*prefix, *command], **kwargs))
+        return start_cli(*train_flags(
+            data, output, '--nnodes', 2, '--nproc', 1, '--node-rank', rank, '--master-addr', address(0),
+            '--master-port', PORT, '--local-addr', address(rank), '--rdzv-timeout', 60, '-b', 8, *WIDE, *flags))
+
+
+@needs_network
+@pytest.mark.slow
+def test_a_training_of_two_machines(few_digits, tmp_path, wire):
+    """A slow network disturbs nothing. One that is cut ends the processes; when it is back, the run goes on."""
+    wire.loss, wire.delay = 0.02, 0.02
+    nodes = [start_node(wire, rank, few_digits, tmp_path, '--epochs', 8, '--max-restarts', 1, '--hang-timeout', 100)
+             for rank in (0, 1)]
+    folder = tmp_path / 'run'
+    wait_for(folder / 'last.pth.tar', nodes[0], 240)
+    wire.loss = wire.delay = 0.
+    wire.is_cut, start = True, time.monotonic()
+    time.sleep(20)
+    wire.is_cut = False
+    outputs = [n.communicate(timeout=300)[1] for n in nodes]
+    assert [n.returncode for n in nodes] == [0, 0], outputs
+    for rank, name in ((0, 'Node 1 ('), (1, 'The machine of rank 0 (')):
+        assert outputs[rank].count(' gives no answer any more (') == 1 and name in outputs[rank], outputs
+        assert 'Restart 1 of 1' in outputs[rank] and 'Traceback' not in outputs[rank]
+        stacks = folder / 'logs' / f'node{rank}' / 'stacks' / f'rank{0}.txt'
+        assert 'train_one_epoch' in stacks.read_text()
+    assert time.monotonic() - start < 200
+    assert_none_left(str(tmp_path))
+
+
+@needs_network
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', ('ours', 'torchrun'))
+def test_a_machine_that_does_not_come_back(few_digits, tmp_path, wire, launcher):
+    flags = ('--epochs', 500, '--hang-timeout', 100, '--checkpoint-hist', 1)
+    if launcher == 'ours':
+        nodes = [start_node(wire, rank, few_digits, tmp_path, *flags) for rank in (0, 1)]
+    else:
+        nodes = [subprocess.Popen(
+            [*wire.prefix(rank), 'env', f'TEST_ARGV={tmp_path}', 'GLOO_SOCKET_IFNAME=wire', sys.executable, '-m',
+             'torch.distributed.run', '--nnodes=2', '--nproc-per-node=2', f'--node-rank={rank}',
+             f'--master-addr={address(0)}', f'--master-port={PORT}', '-m', 'seresnet_timm',
+             *map(str, train_flags(few_digits, tmp_path, '--scripts', 'bundled', '-b', 4, *WIDE, *flags))],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    wait_for(tmp_path / 'run' / 'last.pth.tar', nodes[0], 240)
+    wire.is_cut, start = True, time.monotonic()
+    outputs = [n.communicate(timeout=120)[1] for n in nodes]
+    assert time.monotonic() - start < 60
+    assert [n.returncode for n in nodes] == [1, 1], outputs
+    for output in outputs:
+        assert 'gives no answer any more (Connection timed out; the limit is 10 s)' in output, output
+    assert '--resume' in outputs[0]
+    assert_none_left(str(tmp_path))
