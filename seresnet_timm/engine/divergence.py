@@ -9,20 +9,28 @@ from seresnet_timm.models.create import not_finite
 from seresnet_timm.runs.record import RunRecord
 
 
-class NotFinite(RunError):
-    """An evaluation has no finite loss: its top-1 would be that of chance."""
+def describe_evaluation(name: str, loss: float) -> Optional[str]:
+    """That the loss of an evaluation is not finite, as a sentence; None if it is. Finite weights can give that too.
+
+    Args:
+        name: The checkpoint or model.
+        loss: Its loss.
+    """
+    if math.isfinite(loss):
+        return None
+    return (f'The loss of {printable(name)} is {loss} on these images: the network has outputs that are not finite (NaN '
+            'or infinity), and its top-1 means nothing. Take an earlier checkpoint, or evaluate without --amp.')
 
 
-def refuse_evaluation(model_name: str, loss: float) -> None:
-    """End an evaluation whose loss is not finite; finite weights can give that too.
+def refuse_evaluation(name: str, loss: float) -> None:
+    """End an evaluation whose loss is not finite.
 
     Raises:
-        NotFinite: It is not.
+        RunError: It is not.
     """
-    if not math.isfinite(loss):
-        raise NotFinite(f'The loss of {printable(model_name)} is {loss} on these images: the network has outputs that '
-                        'are not finite (NaN or infinity), and its top-1 means nothing. Take an earlier checkpoint, or '
-                        'evaluate without --amp.')
+    problem = describe_evaluation(name, loss)
+    if problem:
+        raise RunError(problem)
 
 
 def diverged(record: Optional[RunRecord], what: str, is_saved: bool = False, more: str = '') -> RunError:

@@ -29,7 +29,7 @@ from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.image_files import Unreadable
 from seresnet_timm.data.label_files import read_valid_labels, wrong_real_name
 from seresnet_timm.engine import faults
-from seresnet_timm.engine.divergence import NotFinite, refuse_evaluation
+from seresnet_timm.engine.divergence import describe_evaluation, refuse_evaluation
 from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
@@ -100,6 +100,7 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         else:
             results.append(evaluate_with_retry(
                 run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None))
+            refuse_evaluation(args.checkpoint or args.model, results[-1].row['loss'])
     rows: Union[Dict, List[Dict]] = [r.row for r in results]
     if not settings.img_sizes and not os.path.isdir(args.checkpoint):
         rows = results[0].row
@@ -122,8 +123,13 @@ def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:
         try:
             results.append(evaluate_with_retry(run, read_once(path, run.checkpoints)))
             results[-1].row['checkpoint'] = path
-        except (UsageError, NotFinite) as e:
-            _logger.error(f'Left out: {path}: {e}' if isinstance(e, NotFinite) else f'Left out: {e}')
+        except UsageError as e:
+            _logger.error(f'Left out: {e}')
+            continue
+        problem = describe_evaluation(path, results[-1].row['loss'])
+        if problem:
+            _logger.error(f'Left out: {problem}')
+            results.pop()
     if not results:
         raise RunError(f'None of the {len(paths)} checkpoints could be evaluated.')
     return sorted(results, key=lambda r: r.row['top1'], reverse=True)
@@ -203,7 +209,6 @@ def evaluate_checkpoint(run: Evaluation, checkpoint: Optional[Checkpoint], batch
         valid_labels=read_valid_labels(args.valid_labels) if args.valid_labels else None, on_output=on_output)
     seconds = time.perf_counter() - start
     refuse_unreadable(args, unreadable)
-    refuse_evaluation(args.checkpoint or args.model, metrics['loss'])
     if real_labels is not None:
         metrics.update(top1=real_labels.get_accuracy(k=1), top5=real_labels.get_accuracy(k=5))
 
