@@ -18,8 +18,8 @@ def describe_evaluation(name: str, loss: float) -> Optional[str]:
     """
     if math.isfinite(loss):
         return None
-    return (f'The loss of {printable(name)} is {loss} on these images: the network has outputs that are not finite (NaN '
-            'or infinity), and its top-1 means nothing. Take an earlier checkpoint, or evaluate without --amp.')
+    return (f'The loss of {printable(name)} is {loss} on these images: the network has outputs that are not finite '
+            '(NaN or infinity), and its top-1 means nothing. Take an earlier checkpoint, or evaluate without --amp.')
 
 
 def refuse_evaluation(name: str, loss: float) -> None:
