@@ -146,6 +146,9 @@ _SECRETS = (
 )
 
 
+SHORTEST_SECRET = 6  # characters
+
+
 def is_secret(variable: str) -> bool:
     """Whether an environment variable may hold a secret, by its name."""
     return bool(_SECRET_VARIABLE.search(variable))
@@ -153,7 +156,9 @@ def is_secret(variable: str) -> bool:
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """A text without secrets that are known, tokens, passwords in addresses, and query strings of signed addresses."""
-    for secret in filter(None, secrets):
+    for secret in secrets:
+        if len(secret) < SHORTEST_SECRET:  # it would be found in words
+            continue
         text = text.replace(secret, '***')
     for pattern, to in _SECRETS:
         text = pattern.sub(to, text)

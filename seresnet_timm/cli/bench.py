@@ -1,6 +1,7 @@
 """`seresnet-timm bench NAME ...`: comparisons with timm, measured in the same run. The benchmark parses its flags."""
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Dict
@@ -36,5 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if not (FOLDER / f'{name}.py').is_file():
         raise UsageError(f'The benchmarks are not part of the installed package ({FOLDER} does not exist): run '
                          '`seresnet-timm bench` from a checkout of the source code, installed with `pip install -e .`.')
+    from seresnet_timm.launch.cluster import forget
+    forget(os.environ)  # it starts its processes itself, whatever a scheduler's variables say
     sys.path.insert(0, str(FOLDER))
     importlib.import_module(name).main(args.argv[1:])

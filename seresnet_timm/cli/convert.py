@@ -28,7 +28,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def problems(args: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the arguments together, a sentence each."""
     try:
-        check_target(args.target, args.to, args.dtype)
+        if args.target:
+            check_target(args.target, args.to, args.dtype)
     except UsageError as e:
         yield str(e)
 

@@ -34,9 +34,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def problems(args: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the arguments together, a sentence each."""
     try:
-        check_target(args.out, args.format)
+        is_onnx = not args.out or check_target(args.out, args.format) == 'onnx'
     except UsageError as e:
         yield str(e)
+        return
+    if not is_onnx and (args.soc or args.atc_batch_size != [1]):
+        yield ('--soc and --atc-batch-size are for the ATC command, which reads ONNX and no torch.export program: '
+               'leave them out, or export to a file with the ending .onnx.')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -40,9 +40,6 @@ def run(args: argparse.Namespace) -> None:
     from seresnet_timm.errors import UsageError
     from seresnet_timm.runs import read, report
     files = {kind: getattr(args, kind) for kind in report.KINDS}
-    for flag, value in (*files.items(), ('output', args.output), ('data-dir', args.data_dir)):
-        if value == '':
-            raise UsageError(f'--{flag} needs a name.')
     on_stdout = [f'--{kind}' for kind in report.KINDS if files[kind] == '-']
     if len(on_stdout) > 1:
         raise UsageError(f'{" and ".join(on_stdout)} cannot all go to stdout: name files.')

@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_fetch(args: argparse.Namespace) -> None:
-    hashes = dict(item.split('=', 1) for item in args.sha256)
-    if len(hashes) != len(args.sha256):
-        raise UsageError('--sha256 names a script twice: leave out one.')
+    hashes = dict(item.split('=', 1) for item in args.sha256 if '=' in item)
+    if len(hashes) != len(args.sha256) or not set(hashes) <= set(known.NAMES):
+        raise UsageError('--sha256 takes train.py=HASH and validate.py=HASH.')
     from seresnet_timm.timm_scripts import fetch
     folder = fetch.fetch(args.tag, args.mirror, args.source, hashes)
     for name in known.NAMES:

@@ -1,5 +1,6 @@
 """`seresnet-timm tune`: the fastest settings on this machine, as a config file. The flags of `train` say of what."""
 import argparse
+import os
 
 from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser
 from seresnet_timm.engine.values import rules_of
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> None:
     if HELP_FLAGS.intersection(args.argv):
         parser.print_help()
         return
+    from seresnet_timm.launch.cluster import forget
     from seresnet_timm.launch.parse import parse_on
+    forget(os.environ)  # it measures in one process, whatever a scheduler's variables say
     own, of_train, problems = parse_on(parser, args.argv, rules_of('tune'))
     from seresnet_timm.launch import tune
     allowed, unknown = tune.check(own.allow)

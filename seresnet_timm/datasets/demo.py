@@ -33,14 +33,13 @@ def write_demo_data(root: str, seed: int = SEED) -> dict:
     Raises:
         UsageError: scikit-learn is missing, or `root` cannot be created.
     """
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f'{root} exists and is not an empty folder: name a new folder, or remove it first.')
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UsageError('demo-data needs scikit-learn, which contains the images: pip install "seresnet-timm[demo]".')
-
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UsageError(f'{root} exists and is not an empty folder: name a new folder, or remove it first.')
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))

@@ -66,11 +66,16 @@ def describe_epoch(
 
 
 def _tell_of_best(run: Any, epoch: int) -> None:
-    best, status = run.outputs.record.content['best'], run.progress.status
+    best, status, metric = run.outputs.record.content['best'], run.progress.status, run.eval_metric
     before, before_epoch = status.best, status.best_epoch
     if best is None or best['epoch'] != epoch or best['value'] is None:
+        if before_epoch != (best and best['epoch']):  # what was the best could not be saved
+            status.best, status.best_epoch = (best['value'], best['epoch']) if best else (None, None)
         return run.patience.tell(run, epoch)
     status.best, status.best_epoch = best['value'], epoch
-    was = '' if before is None else f' (before: {number(before, run.eval_metric)} in epoch {before_epoch})'
-    _logger.info(painted(
-        f'New best: {run.eval_metric} {number(best["value"], run.eval_metric)} in epoch {epoch}{was}', 'green'))
+    was = ''
+    if before is not None and run.outputs.saver.cmp(before, best['value']):
+        was = f' (that of epoch {before_epoch}, {number(before, metric)}, could not be saved)'
+    elif before is not None:
+        was = f' (before: {number(before, metric)} in epoch {before_epoch})'
+    _logger.info(painted(f'New best: {metric} {number(best["value"], metric)} in epoch {epoch}{was}', 'green'))

@@ -75,7 +75,8 @@ VALUES: Dict[str, Rule] = {
     'device': Device(), 'amp_dtype': Names(DTYPES[1:]), 'model_dtype': Names(DTYPES),
     'torchcompile_mode': Names(COMPILE_MODES), 'num_gpu': COUNT,
     # optimizer
-    'opt_eps': NOT_NEGATIVE, 'opt_betas': SHARE_BELOW_ONE, 'momentum': SHARE, 'weight_decay': NOT_NEGATIVE,
+    'opt_eps': NOT_NEGATIVE,
+    'opt_betas': Number(0, below=1, counts=(2, 3)), 'momentum': SHARE, 'weight_decay': NOT_NEGATIVE,
     'clip_grad': POSITIVE, 'clip_mode': Names(('norm', 'value', 'agc')), 'layer_decay': SHARE_ABOVE_ZERO,
     'layer_decay_min_scale': SHARE, 'layer_decay_no_opt_scale': SHARE, 'grad_accum_steps': COUNT,
     # schedule
@@ -155,9 +156,9 @@ VALUES: Dict[str, Rule] = {
     # names and texts
     'check-data.ignore': Names(FINDINGS), 'license': LICENSE, 'soc': CHIP, 'repo': REPOSITORY,
     'push.revision': GitName(), 'push.tag': GitName(),
-    'weights.sha256': Text(f'(?i:sha256:)?{SHA256}', 'a SHA-256', 'its 64 hexadecimal digits'),
+    'weights.sha256': Text(f'(?i:sha256:)?{SHA256}', 'a SHA-256', 'its 64 hexadecimal digits', is_judged_later=True),
     'scripts.sha256': Text(f'(train|validate)\\.py={SHA256}', 'a name and a SHA-256',
-                           'train.py=HASH and validate.py=HASH, each of 64 hexadecimal digits'),
+                           'train.py=HASH and validate.py=HASH, each of 64 hexadecimal digits', is_judged_later=True),
 }
 # the ModelZoo's names for them
 VALUES.update({

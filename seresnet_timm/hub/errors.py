@@ -29,6 +29,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SERVER_ERRORS = (500, 502, 503, 504)
 
 
+PROXY_ASKS = ('the proxy asks for a user name and password (407): write them into its address, '
+              'HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT.')
+
+
 def redact(text: str) -> str:
     """A text without tokens, passwords in addresses, and the query strings of signed addresses."""
     return errors.redact(text, (get_token() or '',))
@@ -96,7 +100,7 @@ def explain(error: BaseException, repo_id: str, doing: str) -> Optional[str]:
                 f'HF_HUB_DISABLE_XET=1 and {doing} again.')
     if is_network(error):
         return f'{repo_id}: {reason(error)}. {remedy(error)}'
-    if isinstance(error, FileMetadataError) or 'JSON' in type(error).__name__:
+    if is_answer(error):
         return (f'{repo_id}: the server at {constants.ENDPOINT} is not a Hub (a log-in page, a proxy, or a redirect to '
                 'another site?): check HF_ENDPOINT and HTTPS_PROXY.')
     if isinstance(error, ImportError) and 'SOCKS' in str(error):
@@ -131,6 +135,11 @@ def status_of(error: BaseException) -> Optional[int]:
     return None if response is None else response.status_code
 
 
+def is_answer(error: BaseException) -> bool:
+    """True if a server answered: that it does not give what is asked for, or as no Hub answers."""
+    return status_of(error) is not None or isinstance(error, FileMetadataError) or 'JSON' in type(error).__name__
+
+
 def is_network(error: BaseException) -> bool:
     """True if the Hub did not answer, or not completely."""
     library = type(error).__module__.split('.')[0]
@@ -157,6 +166,8 @@ def reason(error: BaseException) -> str:
     status = status_of(error)
     if status is not None:
         return f'the Hub at {constants.ENDPOINT} answers {status}{_wait(error)}'
+    if is_answer(error):
+        return f'the server at {constants.ENDPOINT} does not answer as a Hub'
     name = type(error).__name__
     if 'Timeout' in name:
         return f'the Hub at {constants.ENDPOINT} does not answer in time'
@@ -208,6 +219,8 @@ def _explain_answer(error: HfHubHTTPError, status: int, repo_id: str, doing: str
     if isinstance(error, EntryNotFoundError):
         path = str(error.response.url).split('?')[0].rsplit('/', 1)[-1]
         return f'{repo_id} no longer has the file {path}: {doing} again.'
+    if status == 407:
+        return f'{repo_id}: {PROXY_ASKS}'
     message = (getattr(error, 'server_message', None) or '').strip().rstrip('.')
     if status == 401 and (has_token and 'nvalid credentials' in message + str(error) or doing == 'push'):
         return f'The Hub does not accept your token (401) for {repo_id}: {renew}.'
@@ -219,12 +232,15 @@ def _explain_answer(error: HfHubHTTPError, status: int, repo_id: str, doing: str
                 'with another HF_ENDPOINT.')
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
         private = '' if has_token else ' (private: set HF_TOKEN)'
-        return f'There is no model {repo_id} on the Hub, or your account cannot see it{private}: check the name.'
+        return (f'There is no model {repo_id} on the Hub at {constants.ENDPOINT} ({status}), or your account cannot '
+                f'see it{private}: check the name.')
     if status == 403:
         if doing == 'push':
             return (f'{repo_id}: your token may not write to {namespace} (403): use a token with write access to that '
                     'account or organisation.')
-        return f'{repo_id}: your token may not read it (403): use a token with read access.'
+        token = 'your token may not read it' if has_token else 'it is not read without a token (HF_TOKEN)'
+        return (f'{repo_id}: the Hub at {constants.ENDPOINT}, or a proxy before it, refuses (403): {token}, or the '
+                'network does not allow it.')
     if status == 409:
         return f'{repo_id}: another change of this repository is in progress (409): {doing} again in a minute.'
     if status == 412:
@@ -238,4 +254,5 @@ def _explain_answer(error: HfHubHTTPError, status: int, repo_id: str, doing: str
         return f'{repo_id}: {namespace} has no storage left on the Hub (507): delete files there, or buy more storage.'
     if status >= 500:
         return f'{repo_id}: the Hub has a problem ({status}{": " + message if message else ""}): {doing} again later.'
-    return f'{repo_id}: the Hub refuses ({status}{": " + first_line(Exception(message)) if message else ""}).'
+    said = f': {first_line(Exception(message))}' if message else ''
+    return f'{repo_id}: the Hub at {constants.ENDPOINT} refuses ({status}{said}).'

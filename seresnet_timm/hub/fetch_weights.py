@@ -22,7 +22,7 @@ from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import atomic_path, temporary_folder
 from seresnet_timm.hub.cache import cache_folder, commit_of, examine, keep_hashes, remove_file, set_ref
 from seresnet_timm.hub.client import hub_name, say, split_name
-from seresnet_timm.hub.errors import explained, is_unreachable, reason, redact, status_of
+from seresnet_timm.hub.errors import explained, is_answer, is_unreachable, reason, redact
 from seresnet_timm.hub.pull import Source, ask_for_files, commit_of_answer, pull
 from seresnet_timm.hub.repository import CONFIG, WEIGHTS, choose_files, digest_of, is_commit
 from seresnet_timm.hub.weights import (
@@ -203,7 +203,7 @@ def _ask_hub(source: Pretrained) -> Tuple[Optional[str], Dict[str, str]]:
     try:
         info = ask_for_files(hub, source.revision)
     except Exception as e:
-        if not is_unreachable(e) and status_of(e) is None:
+        if not is_unreachable(e) and not is_answer(e):
             raise
         say(f'The Hub does not tell the hash of {source.name}: {reason(e)}.')
         return None, {}
@@ -292,8 +292,9 @@ def _fetch_from_mirror(source: Pretrained, mirror: str, sha256: Optional[str]) -
             info = ask_for_files(hub, source.revision)
         except Exception as e:
             if is_unreachable(e):
-                raise RunError(f'{mirror} cannot be reached ({first_line(e)}): check --mirror and HTTPS_PROXY, or use '
-                               '--from FILE.')
+                why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else first_line(e)
+                raise RunError(f'{mirror} cannot be reached ({why}): check --mirror and HTTPS_PROXY, or use --from '
+                               'FILE.')
             info = None  # no Hub
         if info is not None:
             path = download_listed(source, hub, info, sha256)

@@ -122,7 +122,7 @@ def _explain(error: BaseException, repo_id: str, doing: str) -> Optional[str]:
                 'set MODELSCOPE_CACHE or TMPDIR to another folder.')
     if library in ('modelscope_hub', 'modelscope', 'requests') or isinstance(error, ValueError):
         return (f'{repo_id}: ModelScope ({endpoint()}) refuses the request, or its answer is not valid: '
-                f'{first_line(error)}.')
+                f'{first_line(error)}. {_remedy(doing)}')
     return None
 
 

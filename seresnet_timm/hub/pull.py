@@ -16,7 +16,7 @@ from seresnet_timm.files import fsync, temporary_folder
 from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.cache import keep_hashes, pull_from_cache, remove_file, remove_leftovers, set_ref
 from seresnet_timm.hub.client import first_answer, hub_name, make_api, say, split_name
-from seresnet_timm.hub.errors import explained, is_unreachable
+from seresnet_timm.hub.errors import explain, explained, is_answer, is_unreachable
 from seresnet_timm.hub.names import remote_name
 from seresnet_timm.hub.repository import (
     CARD,
@@ -84,7 +84,11 @@ def pull(
             info = ask_for_files(source, revision)
         except Exception as e:
             if not is_unreachable(e) or mirror:
-                raise
+                sentence = None if mirror or not is_answer(e) else explain(e, repo_id, 'pull')
+                if sentence is None:
+                    raise
+                raise RunError(f'{sentence} Without the Hub, put its config.json and weights into a folder and name '
+                               'this as local-dir:FOLDER.')
             pulled = pull_from_cache(repo_id, revision, e, with_weights)
         else:
             try:

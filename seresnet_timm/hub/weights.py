@@ -64,8 +64,8 @@ class Pretrained:
 
     @property
     def by_hand(self) -> str:
-        """What to do where there is no network, as a sentence."""
-        return (f'Without a network, bring {" or ".join(self.files[:1] if self.repo_id else self.files)} here and call '
+        """How to have them without the Hub, as a sentence."""
+        return (f'Without the Hub, bring {" or ".join(self.files[:1] if self.repo_id else self.files)} here and call '
                 f'`seresnet-timm weights fetch {self.name} --from FILE`; --mirror URL takes another server.')
 
 
@@ -97,15 +97,18 @@ def download(name: str) -> Optional[Path]:
     source = source_of(name)
     if source is None:
         return None
-    with explained(source.repo_id or name, 'download'):
-        if source.repo_id is None:
-            return _download_url(source)
-        try:
-            return download_from_hub(source, Source(source.repo_id))
-        except Exception as e:
-            if not is_unreachable(e):
-                raise
-            return _from_cache(source, e)
+    try:
+        with explained(source.repo_id or name, 'download'):
+            if source.repo_id is None:
+                return _download_url(source)
+            try:
+                return download_from_hub(source, Source(source.repo_id))
+            except Exception as e:
+                if not is_unreachable(e):
+                    raise
+                return _from_cache(source, e)
+    except RunError as e:  # the name is right, so that another way helps whatever the Hub answers
+        raise RunError(str(e) if source.by_hand in str(e) else f'{e} {source.by_hand}') from None
 
 
 @contextmanager

@@ -206,6 +206,16 @@ def check_precision(run: Checked) -> Iterator[str]:
         yield '--channels-last is not for an NPU: torch_npu takes contiguous tensors only; leave it out.'
 
 
+def check_compile(run: Checked) -> Iterator[str]:
+    """The name of a compiler for torch.compile."""
+    backend = run.flag('torchcompile')
+    if backend and backend != 'inductor':
+        from torch._dynamo import list_backends  # a second
+        known = list_backends(exclude_tags=())
+        if backend not in known:
+            yield f'--torchcompile {printable(backend)} is unknown: {did_you_mean(backend, known)}'
+
+
 def check_transforms(run: Checked) -> Iterator[str]:
     """The settings of an augmentation policy, by timm's own transforms."""
     if not run.flag('aa') or run.args.aa == TA_WIDE:
@@ -346,10 +356,10 @@ def _check_real_labels(run: Checked, path: str) -> Iterator[str]:
 
 Check = Callable[[Checked], Iterator[str]]
 CHECKS: dict = {
-    'train': [check_model, check_graph, check_teacher, check_precision, check_transforms, check_batch,
+    'train': [check_model, check_graph, check_teacher, check_precision, check_compile, check_transforms, check_batch,
               check_optimizer, check_sync_bn, check_packages,
               check_output, check_train_weights, check_named_weights, check_resources],
-    'validate': [check_model, check_graph, check_freeze, check_precision, check_transforms, check_packages,
-                 check_processes, check_results_file, check_labels, check_checkpoint,
+    'validate': [check_model, check_graph, check_freeze, check_precision, check_compile, check_transforms,
+                 check_packages, check_processes, check_results_file, check_labels, check_checkpoint,
                  check_named_weights, check_resources],
 }

@@ -62,12 +62,28 @@ class Asked(NamedTuple):
     nnodes: Optional[int] = None
 
 
-def detect(env: Mapping[str, str]) -> Optional[Cluster]:
+NOTHING_ASKED = Asked()
+
+
+def detect(env: Mapping[str, str], asked: Asked = NOTHING_ASKED) -> Optional[Cluster]:
     """The job that an environment describes; None if there is none.
+
+    Args:
+        env: The environment.
+        asked: What was typed. For one process on one node variables that describe no job do not matter.
 
     Raises:
         UsageError: A variable of the job is missing or is not a number.
     """
+    try:
+        return _detect(env)
+    except UsageError:
+        if asked.nproc == 1 and asked.nnodes in (None, 1):
+            return None
+        raise
+
+
+def _detect(env: Mapping[str, str]) -> Optional[Cluster]:
     if ',' in env.get('LOCAL_RANK', '') and 'TORCHELASTIC_RUN_ID' not in env:
         return _mindcluster(env)
     has_ranks = all(env.get(v, '').isdigit() for v in RANK_VARIABLES) and 'MASTER_ADDR' in env
@@ -111,7 +127,7 @@ def decide(job: Optional[Cluster], env: Mapping[str, str], asked: Asked) -> Tupl
             missing = [name for name in RANK_VARIABLES if not env.get(name, '').isdigit()]
             missing += [] if 'MASTER_ADDR' in env else ['MASTER_ADDR']
             count = 'do not count' if len(left) > 1 else 'does not count'
-            return None, f'{" and ".join(left)} {count}: {", ".join(missing)} would have to be set too.'
+            return None, f'{" and ".join(left)} {count}: {" and ".join(missing)} would have to be set too.'
         return None, None
     if job.tasks == 1:
         return job, None
@@ -180,7 +196,8 @@ def forget(env: MutableMapping[str, str]) -> None:
     """Remove a scheduler's variables of ranks, which torch and timm would take for those of this process."""
     of_torchrun = [name for name in env if name.startswith('PET_')]  # which it takes for its own defaults
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE',
-                 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS', *of_torchrun):
+                 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS', 'SLURM_STEP_NUM_TASKS',
+                 'TORCHELASTIC_RUN_ID', 'TORCHELASTIC_USE_AGENT_STORE', *of_torchrun):
         env.pop(name, None)
 
 

@@ -193,7 +193,7 @@ def _distillation(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterat
     if not args.get('kd_model_name'):
         if given:
             flags = ', '.join(f'--{k.replace("_", "-")}' for k in given)
-            yield f'{flags} need a teacher: name one with --kd-model-name.'
+            yield f'{flags} {"needs" if len(given) == 1 else "need"} a teacher: name one with --kd-model-name.'
         return
     kind = args.get('kd_distill_type') or 'logit'
     for name in given:

@@ -149,13 +149,14 @@ def _download_dataset(settings: RunSettings, kind: str, stack: ExitStack) -> Non
 def _why_no_hub(name: str) -> Optional[str]:
     """Why the Hub cannot be asked for a data set; None if it can. A folder needs no Hub."""
     from seresnet_timm.hub.client import first_answer, make_api
-    from seresnet_timm.hub.errors import is_unreachable, reason
+    from seresnet_timm.hub.errors import is_answer, is_unreachable, reason, status_of
     if Path(name).exists():
         return None
     try:
         first_answer(lambda: make_api(None).dataset_info(name))
     except Exception as e:
-        return reason(e) if is_unreachable(e) else None  # the reader says all else
+        if is_unreachable(e) or is_answer(e) and status_of(e) not in (401, 404):
+            return reason(e)  # the reader says all else
     return None
 
 

@@ -9,14 +9,13 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any, Callable, Iterator, Optional, Tuple
 
 from seresnet_timm.ascend import hccl
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch.cluster import SECONDS_TO_ANSWER, Cluster, uses_agent_store
 from seresnet_timm.launch.network import answers
-from seresnet_timm.launch.waiting import Wait
+from seresnet_timm.launch.waiting import Wait, open_store
 from seresnet_timm.runs.settings import RunSettings
 
 DOWNLOAD_TIMEOUT = 1800  # seconds, once local rank 0 downloads what the run needs
@@ -38,27 +37,28 @@ def _shares_store(job: Cluster) -> bool:
 
 def _store(seconds: float) -> Any:
     """The store of torchrun's agent, with keys of this node and this start of its ranks."""
-    from torch.distributed import PrefixStore, TCPStore
-    store = TCPStore(
-        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
-        timeout=timedelta(seconds=seconds))
+    from torch.distributed import PrefixStore
+    store = open_store(
+        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), seconds, DOWNLOAD_TIMEOUT, is_master=False)
     node, start = os.environ.get('GROUP_RANK', '0'), os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     return PrefixStore(f'seresnet_timm/{node}/{start}', store)
 
 
 @contextmanager
-def give_to_other_ranks(job: Optional[Cluster]) -> Iterator[Tuple[Callable[[RunSettings], None], Callable[[], None]]]:
+def give_to_other_ranks(
+        job: Optional[Cluster], seconds: int) -> Iterator[Tuple[Callable[[RunSettings], None], Callable[[], None]]]:
     """Functions that give the settings to the other ranks of this node, and that tell them of a download.
 
     An error, or nothing given, ends the others too.
 
     Args:
         job: Who started this process; nothing is given where it is not one of several ranks of torchrun.
+        seconds: How long to wait for their store.
     """
     if job is None or not _shares_store(job):
         yield lambda settings: None, lambda: None
         return
-    store = _store(DOWNLOAD_TIMEOUT)
+    store = _store(seconds)
     outcome = {'exit_code': 1}
 
     def give(settings: RunSettings) -> None:
@@ -91,7 +91,7 @@ def receive(seconds: int) -> Optional[RunSettings]:
     """
     wait, action = Wait(seconds), 'check this run'
     try:
-        store = _store(DOWNLOAD_TIMEOUT)
+        store = _store(seconds)
         while not store.check([SETTINGS]):
             if wait.seconds < DOWNLOAD_TIMEOUT and store.check([DOWNLOADS]):
                 wait, action = Wait(DOWNLOAD_TIMEOUT), 'download what this run needs'

@@ -137,7 +137,7 @@ def parse_on(
                 return found, unknown, problems + said
             except UsageError as e:
                 said.append(str(e))
-        named = re.match(r'(?:Ambiguous option: |Argument )(-[^\s:=]*)', said[-1])
+        named = re.match(r'(?:Ambiguous option: |Argument )?(-[^\s:=]*)', said[-1])
         names = set(named[1].split('/')) if named else set()
         typed = abbreviations(argv, list(parser._option_string_actions))
         names |= {typed[name] for name in names if name in typed}
@@ -231,14 +231,19 @@ def _look_ahead(argv: Sequence[str]) -> Tuple[str, bool, bool]:
     return found.scripts, found.evaluate, found.dry_run
 
 
-def typed_rdzv_timeout(argv: Sequence[str]) -> Optional[int]:
-    """Seconds of --rdzv-timeout, for a process that waits for one that parses the rest; None if not given rightly."""
+def typed_before_the_plan(argv: Sequence[str]) -> Dict[str, Optional[int]]:
+    """Numbers of --nproc, --nnodes and --rdzv-timeout, for a process that does not parse the rest.
+
+    What is not typed, or not rightly, is None; the process that parses the rest says so.
+    """
     parser = ArgumentParser(add_help=False)
-    parser.add_argument('--rdzv-timeout', type=int)
+    for flag in ('--nproc', '--nnodes', '--rdzv-timeout'):
+        parser.add_argument(flag, nargs='?')
     try:
-        return parser.parse_known_args(argv)[0].rdzv_timeout
-    except UsageError:  # which the other process says
-        return None
+        found = vars(parser.parse_known_args(argv)[0])
+    except UsageError:
+        found = vars(parser.parse_args([]))
+    return {name: int(value) if value is not None and value.isdecimal() else None for name, value in found.items()}
 
 
 def _complete(parser: argparse.ArgumentParser, verb: str) -> None:

@@ -119,7 +119,8 @@ def _make_plan(
         line: CommandLine, sources: Sources, verb: str, argv: Sequence[str], recipe_name: Optional[str],
         has_data: Optional[bool]) -> Plan:
     try:
-        job, note = cluster.decide(cluster.detect(os.environ), os.environ, what_was_asked(sources.options))
+        asked = what_was_asked(sources.options)
+        job, note = cluster.decide(cluster.detect(os.environ, asked), os.environ, asked)
         node, nnodes = resolve_nodes(sources.options, job)
     except UsageError as e:  # nothing can be planned: all else that is known is said
         line.problems.append(str(e))

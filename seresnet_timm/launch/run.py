@@ -12,7 +12,7 @@ from seresnet_timm.engine.signals import stop_in_calls
 from seresnet_timm.errors import refuse, reworded
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.outputs import name_outputs_of_hub
-from seresnet_timm.launch.parse import typed_rdzv_timeout
+from seresnet_timm.launch.parse import typed_before_the_plan
 from seresnet_timm.launch.plan import Node, Plan, make_plan
 from seresnet_timm.launch.waiting import wait_for_ranks
 from seresnet_timm.runs.folder import RunFolder
@@ -42,19 +42,21 @@ def run(verb: str, argv: Sequence[str], recipe_name: Optional[str] = None) -> No
 def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     from seresnet_timm.launch import handover
     start = time.time()
-    job = cluster.detect(os.environ)
+    typed = typed_before_the_plan(argv)
+    job = cluster.detect(os.environ, cluster.Asked(typed['nproc'], typed['nnodes']))
+    seconds = typed['rdzv_timeout'] or Node.rdzv_timeout
     if job is not None and job.why_not_needed:
         print(job.why_not_needed, file=sys.stderr)
         return
     if handover.receives(job):
         npu_setup.set_environment(os.environ)
-        node = Node(job=job, rdzv_timeout=typed_rdzv_timeout(argv) or Node.rdzv_timeout)
+        node = Node(job=job, rdzv_timeout=seconds)
         settings = handover.receive(node.rdzv_timeout)  # local rank 0 plans and checks, once a node
         if settings is not None:
             start_ranks(settings, node)
         return
     with ExitStack() as stack:
-        with handover.give_to_other_ranks(job) as (give, tell_of_download):
+        with handover.give_to_other_ranks(job, seconds) as (give, tell_of_download):
             user = dict(os.environ)
             npu_notes = npu_setup.set_environment(os.environ)
             plan = make_plan(verb, argv, recipe_name)

@@ -206,9 +206,10 @@ def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data
     print(f'Measured: {describe_machine(settings)}, {describe_settings(settings)}', flush=True)
     with closing(tuning.process):
         tuning.base = tuning.planned = tuning.measure('as planned', '', tuning.best)
-        if tuning.base is None or tuning.base.error:
-            raise RunError(
-                f'The training step fails as it is planned: {tuning.base.error if tuning.base else "no time"}')
+        if tuning.base is None:
+            raise RunError(f'--seconds {seconds:g} is over before the first measurement: give more.')
+        if tuning.base.error:
+            raise RunError(f'The training step fails as it is planned: {tuning.base.error}')
         for option, value, change, key, setting in steps:
             tuning.try_step(option, value, change(tuning.best), key, setting)
         others: Dict[str, Callable[[], None]] = {

@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator, Optional
 from seresnet_timm.errors import RunError, first_line, first_names
 from seresnet_timm.launch.cluster import Cluster, uses_agent_store
 from seresnet_timm.launch.network import answers, check_port
+from seresnet_timm.time_limit import within
 
 FIRST_LINE_AFTER = 10  # seconds; each further line after three times as long
 MAX_NAMED = 8  # ranks that one line lists
@@ -98,11 +99,37 @@ def wait_for_ranks(job: Cluster, seconds: int) -> Optional[Any]:
     return store
 
 
+def open_store(address: str, port: int, seconds: float, timeout: float, **options: Any) -> Any:
+    """A store of torch.distributed, for which this process waits until a time limit.
+
+    torch has none for a program that listens there and never answers, because it is another one.
+
+    Args:
+        address: Address of its host.
+        port: Port.
+        seconds: How long to wait for it.
+        timeout: How long its own calls may wait, in seconds.
+        options: Further arguments of TCPStore.
+
+    Raises:
+        RunError: It did not answer in time.
+    """
+    from torch.distributed import TCPStore
+    place = f'{address}:{port}'
+    with printed(f'the store of torch.distributed at {place}', seconds, lambda: False):
+        try:
+            return within(seconds, lambda: TCPStore(address, port, timeout=timedelta(seconds=timeout), **options))
+        except TimeoutError:
+            raise RunError(f'What listens at {place} did not answer as a store of torch.distributed within '
+                           f'{seconds:g} s: it may be another program. Name another port with MASTER_PORT; without a '
+                           'torchrun, unset TORCHELASTIC_RUN_ID RANK LOCAL_RANK WORLD_SIZE.') from None
+
+
 def _store(address: str, port: int, hosts: bool, seconds: int) -> Any:
     """The store of rank 0 or of torchrun's agent; the process group uses the same, as it is multi-tenant."""
-    from torch.distributed import PrefixStore, TCPStore
-    store = TCPStore(address, port, is_master=hosts, timeout=timedelta(seconds=max(1, seconds)),
-                     wait_for_workers=False, multi_tenant=True)
+    from torch.distributed import PrefixStore
+    seconds = max(1, seconds)
+    store = open_store(address, port, seconds, seconds, is_master=hosts, wait_for_workers=False, multi_tenant=True)
     return PrefixStore(f'seresnet_timm/ranks/{os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")}', store)
 
 

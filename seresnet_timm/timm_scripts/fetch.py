@@ -83,7 +83,8 @@ def _web_reader(base: str, tag: str) -> Callable[[str], bytes]:
                 data = response.read(MAX_BYTES + 1)
                 announced = response.headers.get('Content-Length')
         except urllib.error.HTTPError as e:
-            raise RunError(f'{url} answered {e.code} {e.reason}: check the tag, or name a --mirror.')
+            raise RunError(f'{url} answered {e.code} {e.reason}: check the tag, name a --mirror, or copy the scripts '
+                           'here and use --from FILE_OR_DIR.')
         except http.client.IncompleteRead as e:
             raise RunError(f'{url} ended after {len(e.partial)} bytes, too early: try again.')
         except (OSError, http.client.HTTPException, ValueError) as e:

@@ -92,6 +92,38 @@ def test_no_network(hub, client, train, few_digits, tmp_path, verb):
     assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.parametrize('status, words', (
+    (401, 'There is no model'), (403, 'refuses (403)'), (404, 'There is no model'), (407, 'HTTPS_PROXY=http://USER'),
+    (418, 'refuses (418)'), (200, 'is not a Hub')))
+def test_a_server_that_does_not_give_the_weights(client, files, few_digits, tmp_path, status, words):
+    """Whatever it answers, the sentence says how to bring them in by hand; and a hash that it does not tell."""
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header('Content-Length', '11')
+            self.end_headers()
+            self.wfile.write(b'<html></html'[:11])
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}'
+        before = f'from huggingface_hub import constants\nconstants.ENDPOINT = "{url}"\n'
+        for argv in (['predict', NAME, few_digits / 'val', '--device', 'cpu'], ['weights', 'fetch', NAME]):
+            by_hand = f'bring model.safetensors here and call `seresnet-timm weights fetch {NAME} --from FILE`'
+            one_sentence(run(client, *argv, before=before), 1, words, by_hand)
+        one_sentence(run(client, 'pull', 'me/none', before=before), 1, words, 'local-dir:FOLDER')
+        one_sentence(run(client, 'weights', 'fetch', NAME, '--mirror', url, before=before), 1, '--from FILE')
+        assert not list(client.home.rglob('*.safetensors'))
+        result = run(client, 'weights', 'fetch', NAME, '--from', files / 'model.safetensors', before=before)
+        assert result.code == 0 and 'does not tell the hash' in result.err and 'NOT VERIFIED' in result.out, result.err
+        server.shutdown()
+
+
 def test_weights_from_a_file(hub, client, files, train, tmp_path):
     """What was carried here is what --pretrained loads, without a network."""
     file, digest = files / 'model.safetensors', sha(files / 'model.safetensors')

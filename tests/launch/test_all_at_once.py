@@ -127,7 +127,7 @@ NO_TEXT, NO_OUT = '/no/names.txt does not exist', 'the folder /no does not exist
      ('/a.pth', NO_OUT, '--to tim', '--dtype int3')),
     (('average', '/a.pth', '/b.pth', '--data-dir', '/d', '--out', '/no/x'), ('/a.pth', '/b.pth', '/d', NO_OUT)),
     (('compare', '/a.pth', '/b.pth', '--data-dir', '/d', '--against', '/e', '--dump', '/no/x'),
-     ('/a.pth', '/b.pth', '/d', '/e', NO_OUT, 'takes one MODEL', 'give one of them', '--data-dir is taken')),
+     ('/a.pth', '/b.pth', '/d', '/e', NO_OUT, 'takes one MODEL', '--data-dir is taken')),
     (('report', '/a', '/b', '--html', '/no/x', '--output', '/proc/x', '--data-dir', '/d'),
      ('/a', '/b', '/d', NO_OUT, '/proc/x')),
     (('diagnose', '/a', '--bundle', '/no/x.tar.gz'), ('/a does not exist', NO_OUT)),

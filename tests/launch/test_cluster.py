@@ -2,6 +2,8 @@
 import os
 import re
 import socket
+import threading
+import time
 
 import pytest
 from conftest import run_cli, run_here, train_flags
@@ -9,7 +11,7 @@ from ports import free_ports
 
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.launch import cluster, handover, waiting
-from seresnet_timm.launch.parse import typed_rdzv_timeout
+from seresnet_timm.launch.parse import typed_before_the_plan
 
 
 def test_plain_shell():
@@ -242,7 +244,47 @@ def test_a_download_may_take_longer_than_the_check_of_a_run(store_of_torchrun, m
 @pytest.mark.parametrize('argv, seconds', (
     ('--rdzv-timeout 7', 7), ('--rdzv_timeout=7', 7), ('--lr 1 --rdzv-t 7', 7), ('--rdzv-timeout x', None), ('', None)))
 def test_seconds_that_a_waiting_rank_reads(argv, seconds):
-    assert typed_rdzv_timeout(argv.split()) == seconds
+    assert typed_before_the_plan(argv.split())['rdzv_timeout'] == seconds
+
+
+@pytest.mark.parametrize('env', (
+    {'SLURM_STEP_NUM_TASKS': 'x'}, {'SLURM_STEP_NUM_TASKS': '8'}, {'WORLD_SIZE': 'eight', 'RANK': '0'},
+    {'MA_NUM_HOSTS': '2'}, {'PET_NNODES': 'x', 'PET_NODE_RANK': '0'}, {'TORCHELASTIC_RUN_ID': 'x', 'WORLD_SIZE': 'y'}))
+def test_variables_that_describe_no_job_do_not_matter_for_one_process(env):
+    def asked_by(*argv):
+        typed = typed_before_the_plan(argv)
+        return cluster.Asked(typed['nproc'], typed['nnodes'])
+    asked = asked_by('--lr', '1', '--nproc', '1')
+    assert cluster.decide(cluster.detect(env, asked), env, asked) == (None, None)
+    assert cluster.detect(env, asked_by('--nproc=1', '--nnodes', '1')) is None
+    for argv in ([], ['--nproc', '2'], ['--nproc', '1', '--nnodes', '2'], ['--nproc']):
+        if 'TORCHELASTIC_RUN_ID' in env or 'RANK' not in env:
+            with pytest.raises(UsageError):
+                cluster.detect(env, asked_by(*argv))
+
+
+@pytest.mark.parametrize('kind', ('silent', 'closes', 'http'))
+def test_another_program_at_the_port_of_a_store_ends_the_wait(kind, capfd):
+    """torch itself has no time limit for one that is silent."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        kept = []
+
+        def serve():
+            while True:
+                try:
+                    kept.append(server.accept()[0])
+                    if kind == 'http':
+                        kept[-1].sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
+                    if kind != 'silent':
+                        kept.pop().close()
+                except OSError:
+                    return
+        threading.Thread(target=serve, daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises((RunError, RuntimeError)) as e:
+            waiting.open_store('127.0.0.1', server.getsockname()[1], 1.5, 60, is_master=False)
+        assert time.monotonic() - start < 10 and 'did not answer as a store' in str(e.value)
+    assert 'Waiting for the store of torch.distributed at 127.0.0.1:' in capfd.readouterr().err
 
 
 def test_lines_of_a_wait_are_rare(monkeypatch, capsys):
