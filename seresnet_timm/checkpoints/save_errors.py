@@ -61,6 +61,8 @@ def remedy(error: OSError) -> str:
     """What the user does about it."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return 'create the folder again, or move it back,'
+    if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+        return 'move the folder away that has the name of the file'
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return 'make the folder writable'
     if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT):

@@ -283,6 +283,12 @@ def check_output(run: Checked) -> Iterator[str]:
     if reason:
         yield f'Cannot write to {folder.path}: {reason}; name another with --output or --experiment.'
         return
+    blocked = folder.blocked()
+    if blocked is not None:
+        kind = 'folder' if blocked in (folder.logs, folder.tensorboard) else 'file'
+        yield (f'{printable(blocked)} is no {kind}, and has the name of one that the run writes: move it away, or name '
+               'another folder with --output or --experiment.')
+        return
     inside = _split_around(run, folder.path)
     if inside is not None:
         yield (f'{folder.path} is inside {inside}, whose folders are classes: name another folder with --output or '

@@ -19,7 +19,7 @@ from seresnet_timm.errors import first_line, printable
 
 PART, LEAST = 10, 10.  # a machine is gone after this part of --hang-timeout without an answer, at least these seconds
 PROBES = 20  # in that time: on a network that loses half of the packets each way, all are lost once in 300 times
-TO_CONNECT = 30.  # seconds
+TO_CONNECT = 20.  # seconds
 MOST_BYTES = 1000  # of a name or sentence
 Lost = Callable[[str], None]
 
@@ -48,7 +48,7 @@ def watched(env: Mapping[str, str], number: int, name: str, seconds: float, lost
             connection, token = _connect(env, is_first=number == 0)
             stack.enter_context(connection)
             stack.callback(_Contact(connection, token, number == 0, name, seconds, lost).close)
-        except OSError as e:
+        except (OSError, RuntimeError) as e:  # RuntimeError: of torch.distributed's stores
             print(f'Note: there is no connection to the machine of rank 0 ({first_line(e)}): a machine that is '
                   'switched off is noticed only after --hang-timeout.', file=sys.stderr, flush=True)
         yield

@@ -40,8 +40,9 @@ def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str
             problems.append(str(e))
             notes.append(f'{e} The one before it is used.')
     if problems:
-        raise UsageError(f'No checkpoint of {printable(folder.path)} can be read: {first_names(problems, 3)} To start '
-                         'anew, move them away, or name another folder with --experiment.')
+        raise UsageError(f'No checkpoint of {printable(folder.path)} can be read: '
+                         f'{first_names([p.rstrip(".") for p in problems], 3)}. To start anew, move them away, or '
+                         'name another folder with --experiment.')
     return None, notes
 
 
@@ -50,7 +51,7 @@ def _candidates(folder: RunFolder) -> List[Path]:
     found: Dict[str, List[Tuple[int, int, Path]]] = {'recovery': [], 'checkpoint': []}
     for path in folder.path.glob('*.pth.tar') if folder.path.is_dir() else ():
         match = _NUMBERED.fullmatch(path.name)
-        if match:
+        if match and path.is_file():  # else `check_output` refuses it
             found[match[1]].append((int(match[2]), int(match[3] or 0), path))
     recovery, checkpoints = ([path for *_, path in sorted(found[k], reverse=True)] for k in ('recovery', 'checkpoint'))
     last = [path for path in (folder.last, folder.previous) if path.is_file()]

@@ -106,6 +106,15 @@ class RunFolder:
         """Files and folders that a run which goes on does not replace, but writes into."""
         return [self.summary, self.logs, self.tensorboard, self.lock]
 
+    def blocked(self) -> Optional[Path]:
+        """A folder, pipe or socket that has the name of a file of the run, or a file that has that of a folder."""
+        files = [self.summary, self.record, self.status, self.args, self.previous]
+        files += [path for pattern in CHECKPOINTS for path in self.path.glob(pattern)]
+        folders = [self.logs, self.tensorboard]
+        wrong = [path for path in files if path.exists() and not path.is_file()]
+        wrong += [path for path in folders if path.exists() and not path.is_dir()]
+        return min(wrong, default=None)
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep other trainings out of the folder while the block runs.

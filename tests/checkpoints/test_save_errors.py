@@ -121,7 +121,8 @@ def names_of(*epochs):
 
 @pytest.mark.parametrize('code, remedy', (
     (errno.ENOSPC, 'free disk space'), (errno.EDQUOT, 'free disk space'), (errno.EROFS, 'writable'),
-    (errno.EIO, 'drive'), (errno.ESTALE, 'drive'), (errno.EMFILE, 'ulimit -n')))
+    (errno.EIO, 'drive'), (errno.ESTALE, 'drive'), (errno.EMFILE, 'ulimit -n'),
+    (errno.EISDIR, 'move the folder away')))
 def test_remedy_for_each_error(saver, tmp_path, monkeypatch, caplog, code, remedy):
     monkeypatch.setattr(saver, '_replace', lambda *_: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
     saver.save_last(0)

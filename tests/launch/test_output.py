@@ -1,10 +1,11 @@
 """The folder that a run writes into: another run in it is refused, a run that goes on is not; nothing is written."""
 import hashlib
 import io
+import os
 import sys
 
 import pytest
-from conftest import ROOT, run_cli, train_flags
+from conftest import ROOT, run_cli, run_here, train_flags
 
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import note_replaced, print_any_text
@@ -111,3 +112,16 @@ def test_start_beside_files_with_names_of_the_standard_library(tmp_path, module)
     (tmp_path / f'{module}.py').write_text('raise SystemExit("not the standard library")')
     result = run_cli('demo-data', '--help', cwd=tmp_path, fresh=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize('name, make', (
+    ('last.pth.tar', os.mkdir), ('last.pth.tar', os.mkfifo), ('checkpoint-7.pth.tar', os.mkdir),
+    ('summary.csv', os.mkdir), ('logs', lambda path: open(path, 'w').close())))
+def test_what_has_the_name_of_a_file_of_the_run(few_digits, tmp_path, name, make):
+    """The run would end without being saved, or wait for a pipe for ever."""
+    (tmp_path / 'run').mkdir()
+    make(tmp_path / 'run' / name)
+    result = run_here(*train_flags(few_digits, tmp_path, '--resume', 'auto', '--dry-run'))
+    kind = 'folder' if name == 'logs' else 'file'
+    assert result.returncode == 2, result.stderr
+    assert f'{tmp_path}/run/{name} is no {kind}, and has the name of one that the run writes: move' in result.stderr
