@@ -39,7 +39,6 @@ DECIDES: Dict[str, str] = {
     'files': 'atomic writes, locks',
     'images': 'image files',
     'old_names': 'names of 0.1',
-    'timm_names': 'names in timm',
     'child_process': 'end with their parent',
     'time_limit': 'a time limit',
     'version': 'the version',

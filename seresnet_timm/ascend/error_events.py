@@ -13,7 +13,7 @@ _GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
 
 # lines without one of these words tell nothing; most lines of a log are such
 WORDS = re.compile(
-    r'PID|\[ERROR\]|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|'
+    r'PID|ERROR|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|'
     r'xception|imed? ?out|imeout|[Ww]arning|not found|[Cc]annot|undefined symbol|memory|[Nn]o |exitcode|Signal|killed|'
     r'fault|peer|overflow|oss scaler|down|removed|Could not run|core dumped|terminate|Non finite|double|nan\b|inf\b|'
     r'NaN|\brank\s*: \d|grad-norm|abnormal|[Ll]ost|LOST|Duplicated|in use|ret is|[Rr]etCode|Broken pipe|HCCL|hccl|oom|'
@@ -24,12 +24,12 @@ WORDS = re.compile(
     r'do not match|ERROR:root|certificate|externally|quota|forbidden|controller|relocating|Illegal|HASHES|stat:4|'
     r'task type|MTE|VEC|UB |CUBE|CCU|unhealthy|Python\.h|space|architecture|modprobe|insmod|probe|heartbeat|'
     r'Descriptors|not support|check|chdir|CHDIR|depends on|can.t be installed|was not found|unrecognized|different|'
-    r'fork|alloc|Error|driver|Docker|image|multiarray|Health|health|enqueue|parse|timeout|manifest|'
+    r'fork|alloc|Error|driver|Docker|image|mount|AICPU|FAILED|multiarray|Health|health|enqueue|parse|timeout|manifest|'
     r'^\s*\|\s*\d')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
 _NUMBER = re.compile(r'error code(?: is)? ?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
                      r'code|Code|_int)?)(?: is )?[:= \[]*(\d{6})\b|'
-                     r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|\b(?:errorCode ?[=:]|CANN failure) ?(\d{6})\b|'
+                     r'^\s*(\d{6})\s*$|\bACL (\d{6})\b|\b(?:errorCode ?(?:[=:]|is)|CANN failure|error:) ?(\d{6})\b|'
                      r'hcclRet -> (\d+)')
 _HCCL_NUMBER = re.compile(r'errNo\[0x0*50000([0-9a-fA-F]{2})\](?:.*?(H(?:ccl|com)\w+))?')
 _ACLNN = re.compile(r'call (aclnn\w+) failed')

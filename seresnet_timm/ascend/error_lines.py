@@ -29,14 +29,20 @@ _RANKS = tuple(re.compile(p) for p in (
 _PID = re.compile(r'\bPID: ?(\d+)|\[[A-Z]+\] [A-Z]+\((\d+),')
 _DEVICE = re.compile(r'\bDevice:(\d+)')
 _TIMES = (
-    re.compile(r'(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)[-T _](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
+    re.compile(r'(?P<year>\d{4})[-/](?P<month>\d\d)[-/](?P<day>\d\d)[-T _]'
+               r'(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
                r'(?:[.,:](?P<fraction>\d{3}(?:\.\d{3})?\d*))?(?P<zone>Z|[+-]\d\d:?\d\d)?'),
     re.compile(r'\b(?P<day>\d\d)/(?P<month>\d\d)/(?P<year>\d{4})[ -](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'),
     re.compile(r'^\W{0,3}(?:[A-Z][a-z]{2} )?(?P<monthname>[A-Z][a-z]{2}) {1,2}(?P<day>\d{1,2}) '
                r'(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d) (?P<year>\d{4})'),
+    # syslog, whose traditional form has no year
+    re.compile(r'^\W{0,3}(?P<monthname>[A-Z][a-z]{2}) {1,2}(?P<day>\d{1,2}) (?:(?P<year>\d{4}) )?'
+               r'(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)\b'),
     # glog, as c10 writes it: month, day, and no year
     re.compile(r'\[[EWIF](?P<month>\d{1,2}?)(?P<day>\d\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)'
                r'(?:\.(?P<fraction>\d+))?'),
+    re.compile(r'\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) (?P<month>\d\d)-(?P<day>\d\d) '  # vLLM
+               r'(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)\b'),
 )
 # what glibc and bash say in Chinese
 _CHINESE = {

@@ -299,7 +299,8 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'misalign\w*|illegal)', 'ai_core', 88),
     _p(r'task type=aicpu\b', 'ai_cpu', 88),
     _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out|errorStr: timeout or trap', 'ai_core_timeout', 91),
-    _p(r'aicpu (?:error|exception)|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu', 90),
+    _p(r'aicpu (?:error|exception)|during AICPU execution|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu',
+       90),
     _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
     _p(r'driver and firmware packages do not match|'
        r'driver version is too old|driver.{0,40}does not match CANN', 'driver_old', 30),

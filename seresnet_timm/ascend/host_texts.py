@@ -79,7 +79,7 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        70),
     _p(r'(?P<reason>Network is unreachable|Cannot connect to proxy|Tunnel connection failed: \d+ [\w ]+|'
        r'No route to host|Proxy Authentication Required|Client\.Timeout exceeded|TLS handshake timeout|i/o timeout|'
-       r'(?:ReadTimeout|ConnectTimeout|NewConnection)Error\b)', 'network', 39),
+       r'(?:ReadTimeout|ConnectTimeout|NewConnection)Error\b|CONNECTION FAILED for url)', 'network', 39),
     # the last attempt of pip: what it says next, that there is no such package, follows
     _p(r'Retry\(total=0\b.*after connection broken by|Max retries exceeded with url', 'network', 95),
     _p('externally-managed-environment', 'externally_managed', 70),
@@ -103,6 +103,7 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        r'Timed out waiting|store .*timeout', _waited, 41),
     _p(r'[Rr]anks? (?P<remote>[\d, ]*\d) failed to pass monitoredBarrier|Rank \d+ successfully reached '
        'monitoredBarrier', 'barrier', 45),
+    _p(r'NCCL WARN (?P<reason>Call to .+ failed.*)', 'nccl', 32),
     _p(r'NCCL error in|DistBackendError.*NCCL|nccl\w*(?:Error|Usage): (?P<reason>[^.]+)', 'nccl', 33),
     _p(r'(?P<reason>Duplicate GPU detected.*)', 'nccl', 34),
     _p(r'op\.preamble\.length <= op\.nbytes', 'different_arguments', 60),
@@ -173,11 +174,13 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'The node was low on resource: (?P<resource>[\w-]+)', 'evicted', 105),
     _p(r'Failed to pull image "(?P<path>[^"]+)"|pull access denied for (?P<path_>\S+?),|manifest for (?P<path__>\S+) '
        r'not found|toomanyrequests|\b(?:ErrImagePull|ImagePullBackOff)\b', 'image_missing', 70),
-    _p(r'failed to mount src: (?P<path>\S+?)\.failed|error mounting "(?P<path_>[^"]+)"', 'container_start', 71),
+    _p(r'failed to mount src: (?P<path>\S+?)\.failed|error mounting "(?P<path_>[^"]+)"|'
+       r"creating mount source path '(?P<path__>[^']+)'", 'container_start', 71),
     _p(r'OCI runtime create failed|'
        r'denied while trying to connect to the Docker|(?P<reason>Cannot connect to the Docker daemon|'
        r'could not select device driver.*|container name "\S+" is already in use|Failed to parse oci config file|'
-       r'Failed to create pod sandbox.*|failed to check files, (?:owner|\w+ permission) not right \S+)|'
+       r'Failed to create pod sandbox.*|failed to (?:generate container|reserve container name).*|'
+       r'failed to check files, (?:owner|\w+ permission) not right \S+)|'
        r'unknown or invalid runtime name|Unknown runtime specified|bind source path does not exist: (?P<path__>\S+)|'
        r'error running prestart hook', 'container_start', 70),
     _p(r'(?:MountVolume\.\w+ failed for volume|Unable to attach or mount volumes:.*?\bunmounted volumes=)[ \[]*'
@@ -197,7 +200,8 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
     _p(r'(?:Fatal Python error: |^|\d )(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
     _p(r'(?:Fatal Python error: |^|\d )Illegal instruction', 'illegal_instruction', 50),
-    _p(r'^Killed\s*$|(?:line|行) ?\d+: +\d+ Killed\b|^\[\d+\][+-]? +(?:\d+ +)?[Kk]illed\b|sh: killed\b', _killed, 45),
+    _p(r'^Killed\s*$|(?:(?:line|行) ?\d+|第 ?\d+ ?行): +\d+ Killed\b|^\[\d+\][+-]? +(?:\d+ +)?[Kk]illed\b|'
+       r'sh: killed\b', _killed, 45),
     _p(r'^terminate called after throwing|Aborted \(core dumped\)|Fatal Python error: Aborted', 'aborted', 5),
     _p(_OWN, _own, 35),
     _p(r'seresnet_timm\.errors\.(?:RunError|UsageError): (?P<reason>.+)', _own, 35),

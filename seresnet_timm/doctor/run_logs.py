@@ -92,15 +92,28 @@ class Source:
 
     @staticmethod
     def _decode(data: bytes) -> str:
-        for bom, codec, high in ((b'\xff\xfe', 'utf-16', data[3:1000:2]), (b'\xfe\xff', 'utf-16', data[2:1000:2])):
-            if data.startswith(bom) and high.count(0) > len(high) / 2:  # what PowerShell's > writes
-                return data.decode(codec, errors='replace')
-        return data.decode('utf-8-sig', errors='replace')
+        for codec, high in (('utf-16-le', data[3:1000:2]), ('utf-16-be', data[2:1000:2])):
+            if high.count(0) > len(high) / 2:  # what PowerShell's > writes; without its first bytes if it was cut
+                return data.decode(codec, errors='replace').removeprefix('\ufeff')
+        try:
+            return data.decode('utf-8-sig')
+        except UnicodeDecodeError as e:
+            text = data.decode('utf-8-sig', errors='replace')
+            # a Chinese locale may write GBK: nearly all of it is then not UTF-8, and is GB 18030
+            start = data.rfind(b'\n', 0, e.start) + 1
+            line = data[start:data.find(b'\n', e.start) if b'\n' in data[e.start:] else len(data)]
+            return data.decode('gb18030', errors='replace') if _is_gbk(line) else text
 
     def events(self) -> EventReader:
         """Read it; see `EventReader`."""
         when = self.path.stat().st_mtime if self.path is not None and self.path.exists() else time.time()
         return EventReader(self.name, self.rank, self.pid).read_text(self.lines(), time.localtime(when).tm_year)
+
+
+def _is_gbk(line: bytes) -> bool:
+    """The line holds common Chinese characters in GBK (rows B0 to F7), and nothing else that is not ASCII."""
+    rest = re.sub(rb'[\xa1-\xa3\xb0-\xf7][\xa1-\xfe]', b'', line)
+    return len(rest) < len(line) and rest.isascii()
 
 
 def _torchrun_error(text: str) -> str:

@@ -287,7 +287,7 @@ class ModelName(Rule):
         return "timm's name of a network"
 
     def likely_wrong(self, value: Any) -> Optional[str]:
-        from seresnet_timm import timm_names
+        from seresnet_timm.engine import timm_names
         if not isinstance(value, str) or ':' in value or timm_names.is_model(value):
             return None
         return f'is unknown: {did_you_mean(value, timm_names.models(), "timm.list_models() names them all.")}'

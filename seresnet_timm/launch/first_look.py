@@ -6,7 +6,7 @@ may still be right, so that timm itself is asked then.
 """
 from typing import Any, Dict, Iterator, Optional, Tuple
 
-from seresnet_timm import timm_names
+from seresnet_timm.engine import timm_names
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError, printable, refuse
 from seresnet_timm.launch import modelzoo

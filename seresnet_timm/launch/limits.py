@@ -4,7 +4,11 @@ import mmap
 import os
 import resource
 import threading
-from typing import Iterable, Iterator, List, Optional
+from contextlib import suppress
+from pathlib import Path
+from typing import Iterable, Iterator, Optional
+
+from seresnet_timm.data import cgroups
 
 FILES, THREADS = 24, 4  # that every process needs which computes, beside the threads that compute
 OF_LAUNCHER = 6  # threads that start and watch several processes
@@ -47,14 +51,10 @@ def check(processes: int = 1, files: int = 0, threads: int = 0, memory: int = 0)
 
 def most_processes() -> Optional[int]:
     """Processes and threads that the container or the kernel allows; None if neither says so."""
-    found = []
-    for path in ('/sys/fs/cgroup/pids.max', '/sys/fs/cgroup/pids/pids.max', '/proc/sys/kernel/threads-max'):
-        try:
-            with open(path) as file:
-                found.append(int(file.read()))
-        except (OSError, ValueError):  # ValueError: `max`
-            continue
-    return min(found, default=None)
+    found = [words for group in cgroups.groups('pids') for words in group.read('pids.max')]
+    with suppress(OSError):
+        found += Path('/proc/sys/kernel/threads-max').read_text().split()
+    return min((int(n) for n in found if n.isdigit()), default=None)  # not `max`
 
 
 def explain(error: Optional[BaseException]) -> Optional[str]:
@@ -140,31 +140,10 @@ def _can_map(size: int) -> bool:
 def _free_in_container() -> Optional[int]:
     """Bytes that the memory cgroup of this process leaves; None without a limit. Files in its cache do not count."""
     free = []
-    for folder, most, used, cached in _cgroups():
-        try:
-            with open(os.path.join(folder, most)) as limit, open(os.path.join(folder, used)) as usage, \
-                    open(os.path.join(folder, 'memory.stat')) as stat:
-                files = dict(line.split() for line in stat)
-                free.append(int(limit.read()) - int(usage.read()) + int(files.get(cached, 0)))
-        except (OSError, ValueError):  # ValueError: `max`
-            continue
+    for group in cgroups.groups('memory'):
+        most, used, cached = ('memory.max', 'memory.current', 'file') if group.version == 2 else (
+            'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_cache')
+        limit, usage, stat = group.read(most), group.read(used), group.read('memory.stat')
+        if limit and limit[0].isdigit() and usage:  # not `max`
+            free.append(int(limit[0]) - int(usage[0]) + int(dict(zip(stat[::2], stat[1::2])).get(cached, 0)))
     return min(free, default=None)
-
-
-def _cgroups() -> List[tuple]:
-    """Folders of the memory cgroup, of version 1 and 2; and the names of what is read there."""
-    try:
-        with open('/proc/self/cgroup') as file:
-            groups = [line.rstrip('\n').split(':', 2) for line in file]
-    except OSError:
-        return []
-    found = []
-    for _, controllers, path in groups:
-        parts = path.strip('/').split('/')
-        parents = ['/'.join(parts[:n]) for n in range(len(parts) + 1)]
-        if not controllers:
-            found += [(f'/sys/fs/cgroup/{p}', 'memory.max', 'memory.current', 'file') for p in parents]
-        elif 'memory' in controllers.split(','):
-            found += [(f'/sys/fs/cgroup/memory/{p}', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_cache')
-                      for p in parents]
-    return found

@@ -12,6 +12,7 @@ import psutil
 import torch
 from timm.data import resolve_data_config
 
+from seresnet_timm.data import cgroups
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.worker_errors import SHM
 from seresnet_timm.data.workers import MAX_WORKERS, describe_workers
@@ -109,14 +110,15 @@ def _check_workers(run: Any) -> Iterator[str]:
 
 
 def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> Iterator[str]:
-    total, cores = workers * run.settings.nproc, len(os.sched_getaffinity(0))
+    total, cores = workers * run.settings.nproc, cgroups.cores()
     what = describe_workers(workers, run.settings.nproc)
     limit, least = limits.most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
-    memory = psutil.virtual_memory().total
+    total_memory, allowed = psutil.virtual_memory().total, min(cgroups.memory_limits())
+    memory, whose = min((total_memory, 'this machine has'), (allowed, 'the container allows'))
     if limit is not None and total * loaders > limit:
         yield f'{what} are more than the {limit} processes that this machine allows: use fewer (-j).'
     elif least > memory:
-        yield f'{what} take at least {mib(least)} of memory, this machine has {mib(memory)}: use fewer (-j).'
+        yield f'{what} take at least {mib(least)} of memory, {whose} {mib(memory)}: use fewer (-j).'
     elif total > max(MAX_WORKERS, 4 * cores):
         run.notes.append(f'{what} are many for {cores} cores: more than one a core loads no faster (-j).')
 

@@ -1,6 +1,9 @@
 """Lines as torch_npu, CANN, the driver, MindCluster, containers, pip and Python print them, one or a few a text."""
+import time
+
 import pytest
 
+from seresnet_timm.ascend.error_events import EventReader
 from seresnet_timm.ascend.errors import diagnose_text
 
 
@@ -197,6 +200,16 @@ TEXTS = (
     ('container_start', '',
      'Warning  FailedCreatePodSandBox  5s kubelet  Failed to create pod sandbox: rpc error: code = Unknown desc = '
      'failed to setup network for sandbox "3f": plugin type="calico" failed (add): error getting ClusterInformation'),
+    ('task_failed', '507011', '[ERROR]  Execute model(om_models/x.om) error:507011'),
+    ('ai_cpu', '', 'The error from device(chipId:0, dieId:0), serial number is 13, an exception occurred during AICPU '
+     'execution, stream_id:2, task_id:19016, errcode:21008'),
+    ('nccl', 'ibv_modify_qp', 'ibvwrap.c:262 NCCL WARN Call to ibv_modify_qp failed with 110 Connection timed out'),
+    ('compile', '500002', '[ERROR]  load model from file failed, model file is ../x.om, errorCode is 500002'),
+    ('container_start', '/usr/local/Ascend/driver',
+     "Error response from daemon: error while creating mount source path '/usr/local/Ascend/driver': mkdir "
+     '/usr/local/Ascend: read-only file system'),
+    ('container_start', 'reserve', 'Error: context deadline exceeded: failed to reserve container name'),
+    ('network', '', 'CondaHTTPError: HTTP 000 CONNECTION FAILED for url <https://index.example/linux-aarch64/x.json>'),
 )
 HARMLESS = (
     'kernel: pcieport 0000:80:00.0: PCIe Bus Error: severity=Corrected, type=Data Link Layer, (Transmitter ID)',
@@ -217,6 +230,27 @@ def test_text_names_its_fault(fault, words, text):
     first = diagnose_text(text).first
     assert first is not None and first.fault == fault and first.known
     assert words in f'{first.what} {first.remedy} {first.evidence()}'
+
+
+@pytest.mark.parametrize('stamp', [
+    '2025/11/19 11:10:00.123456 17 ', 'Nov 19 11:10:00 n7 python: ', 'Nov 19 2025 11:10:00 ',
+    '[E1119 11:10:00.1 x.cpp:1] ', 'ERROR 11-19 11:10:00 [core.py:8] ', '2025-11-19T03:10:00+00:00 '])
+def test_times_are_read_in_every_form(stamp, monkeypatch):
+    monkeypatch.setenv('TZ', 'Asia/Shanghai')
+    time.tzset()
+    try:
+        event = EventReader().read_text([f'{stamp}HBM MULTI BIT ECC ERROR'], 2025).events[0]
+        assert time.strftime('%F %T', time.localtime(event.time)) == '2025-11-19 11:10:00'
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize('prefix', [
+    '(Worker_TP1 pid=7) ERROR 03-25 06:14:02 [x.py:8] ', 'log/x.log:11454:', 'x.log-7-[rank3]: '])
+def test_prefixes_are_left_out(prefix):
+    text = f'{prefix}EI0006: [PID: 7] 2025-11-19-11:10:00.000.000 Getting socket times out. Reason: x'
+    assert diagnose_text(text).first.fault == 'connect_timeout'
 
 
 @pytest.mark.parametrize('text', HARMLESS)

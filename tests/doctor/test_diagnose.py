@@ -90,6 +90,8 @@ def test_exit_codes(tmp_path, text, code, words):
     lambda data: data, lambda data: gzip.compress(data), lambda data: gzip.compress(data * 40)[:-30],
     lambda data: data.replace(b'\n', b'\r\n'), lambda data: b'\xff\xfe\x00\x80' * 20 + b'\n' + data,
     lambda data: '\ufeff'.encode() + data, lambda data: data.decode().encode('utf-16'),
+    lambda data: data.decode().encode('utf-16-le'), lambda data: ('\ufeff' + data.decode()).encode('utf-16-be'),
+    lambda data: '训练开始\n'.encode('gbk') + data, lambda data: '训练开始'.encode()[1:] + b'\n' + data,
     lambda data: json.dumps({'log': data.decode()}).encode(), lambda data: b'\x1b[1;31m' + data + b'\x1b[0m'])
 def test_files_of_any_bytes(tmp_path, make):
     file = tmp_path / 'x.log'
@@ -127,6 +129,26 @@ def test_what_is_kept_of_a_large_file(monkeypatch):
     monkeypatch.setattr(long_logs, 'MIDDLE', 100)
     short = long_logs.shorten(iter([data[i:i + 512] for i in range(0, len(data), 512)])).data.decode().split('\n')
     assert len(short) == len(lines) and 'Error 2002' not in short and short[-1] == lines[-1]
+
+
+def test_chinese_of_any_locale(tmp_path):
+    for codec in ('utf-8', 'gbk', 'gb18030'):
+        for text, word in (("训练开始\nOSError: [Errno 28] 设备上没有空间: '/数据/x.pth'", '/数据/x.pth'),
+                           ('run.sh：第 3 行： 123 已杀死               python train.py', 'SIGKILL')):
+            file = tmp_path / 'x.log'
+            file.write_bytes(text.encode(codec))
+            assert word in run_here('diagnose', file).stdout, (codec, text)
+
+
+def test_lines_without_end_do_not_displace_a_fault(monkeypatch):
+    """Words of an error are in every line of a large log."""
+    for name, size in (('HEAD', 2000), ('MIDDLE', 20000), ('TAIL', 2000)):
+        monkeypatch.setattr(long_logs, name, size)
+    lines = [f'step {i}: memory {i * 7} MiB' for i in range(5000)] + [ECC] + ['step: memory'] * 500
+    data = '\n'.join(lines).encode()
+    kept = long_logs.shorten(iter([data[i:i + 700] for i in range(0, len(data), 700)]))
+    assert ECC.splitlines()[0].encode() in kept.data and len(kept.data) < len(data) / 2
+    assert kept.data.count(b'\n') == data.count(b'\n')
 
 
 @pytest.mark.parametrize('target, words', [

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from conftest import subset, train_flags
 
-from seresnet_timm import cli, timm_names
+from seresnet_timm import cli
+from seresnet_timm.engine import timm_names
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.config_file import load_config
 from seresnet_timm.launch.parse import parse

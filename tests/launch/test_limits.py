@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import train_flags
 
+from seresnet_timm.data import cgroups
+from seresnet_timm.data.cgroups import Group
 from seresnet_timm.launch import limits
 
 
@@ -59,8 +61,7 @@ def test_memory_of_the_container(monkeypatch, tmp_path):
     unlimited = tmp_path / 'parent'
     unlimited.mkdir()
     (unlimited / 'memory.max').write_text('max\n')
-    names = 'memory.max', 'memory.current', 'file'
-    monkeypatch.setattr(limits, '_cgroups', lambda: [(str(unlimited), *names), (str(tmp_path), *names)])
+    monkeypatch.setattr(cgroups, 'groups', lambda controller: [Group(str(unlimited), 2), Group(str(tmp_path), 2)])
     assert list(limits.check(processes=2, memory=10 ** 8)) == []
     (problem,) = limits.check(processes=4, memory=10 ** 8)
     assert 'the container has 286 MiB free' in problem and 'docker run --memory' in problem

@@ -32,7 +32,7 @@ def _is_in(pattern: str, files: str) -> bool:
 
 
 def _texts(files: str) -> Iterator[str]:
-    folders = [Path(__file__).resolve().parent]
+    folders = [Path(__file__).resolve().parents[1]]
     timm = importlib.util.find_spec('timm')
     if timm is not None and timm.origin is not None:
         folders.append(Path(timm.origin).parent)
