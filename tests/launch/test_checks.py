@@ -275,6 +275,8 @@ def weights(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('weights')
     model = timm.create_model('seresnet34_ascend', num_classes=10)
     torch.save({'arch': 'seresnet34_ascend', 'state_dict': model.state_dict()}, folder / 'depth34.pth.tar')
+    torch.save({'arch': 'resnext101_32x8d', 'best_acc1': 1., 'state_dict': model.state_dict()},
+               folder / 'modelzoo34.pth.tar')
     model = timm.create_model('seresnet18_ascend', num_classes=20)
     torch.save({'arch': 'seresnet18_ascend', 'state_dict': model.state_dict()}, folder / 'classes20.pth.tar')
     data = (folder / 'classes20.pth.tar').read_bytes()
@@ -287,6 +289,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize('file, hint', (
     ('depth34.pth.tar', 'it was saved from seresnet34_ascend (--model seresnet34_ascend)'),
+    ('modelzoo34.pth.tar', 'it was saved from seresnet34_ascend (--model seresnet34_ascend)'),  # by its weights
     ('classes20.pth.tar', 'it has 20 classes (--num-classes 20)'),
     ('truncated.pth.tar', 'is incomplete or damaged'),
     ('empty.pth.tar', 'is empty'),
