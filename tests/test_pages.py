@@ -140,7 +140,9 @@ RULES = {
     'source': is_exactly('source /usr/local/Ascend/ascend-toolkit/set_env.sh'),
     'tensorboard': is_exactly('tensorboard --logdir output'),
     'export': is_exactly('export HF_TOKEN=...'),
-    'echo': is_exactly('echo ". ~/.seresnet-timm.bash"', 'echo ". ~/.seresnet-timm.zsh"'),
+    'echo': is_exactly('echo ". ~/.seresnet-timm.bash"',
+                       "echo 'fpath+=(~/.zsh); autoload -Uz compinit; compinit'"),
+    'mkdir': is_exactly('mkdir -p ~/.zsh'),
 }
 
 

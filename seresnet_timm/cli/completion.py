@@ -7,7 +7,8 @@ from seresnet_timm.errors import RunError
 
 EXAMPLES = (
     'seresnet-timm completion bash > ~/.seresnet-timm.bash && echo ". ~/.seresnet-timm.bash" >> ~/.bashrc',
-    'seresnet-timm completion zsh > ~/.seresnet-timm.zsh && echo ". ~/.seresnet-timm.zsh" >> ~/.zshrc')
+    'mkdir -p ~/.zsh && seresnet-timm completion zsh > ~/.zsh/_seresnet-timm',
+    "echo 'fpath+=(~/.zsh); autoload -Uz compinit; compinit' >> ~/.zshrc   # once, after the line above")
 NEXT = ('Open a new shell, write `seresnet-timm train --mod` and press the tab key.',)
 SHELLS = ('bash', 'zsh')
 
