@@ -39,7 +39,7 @@ DECIDES: Dict[str, str] = {
     'files': 'atomic writes, locks',
     'images': 'image files',
     'old_names': 'names of 0.1',
-    'child_process': 'end with their parent',
+    'process': 'limits, parent',
     'time_limit': 'a time limit',
     'version': 'the version',
 }

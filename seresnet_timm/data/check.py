@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, TextIO, Tupl
 from filelock import Timeout
 from PIL import Image
 
-from seresnet_timm.data import cgroups
+from seresnet_timm import process
 from seresnet_timm.data.alike import describe_alike, is_written_twice, looks
 from seresnet_timm.data.classes import ClassTree, is_foreign, read_classes, split_folder, split_names
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
@@ -146,7 +146,7 @@ def check_data(
                          'val/<class>/* in it.')
     items.sort(key=lambda item: item.path)
     with Journal(root, restart) as journal:
-        continued = _check_files(root, items, journal, workers or cgroups.cores())
+        continued = _check_files(root, items, journal, workers or process.cores())
         known = journal.done
         journal.remove()
     found = [Finding(known[i.path].kind, i.split, i.class_name, i.path, known[i.path].detail)

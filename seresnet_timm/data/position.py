@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.worker import _generate_state
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from seresnet_timm.child_process import end_with_parent
 from seresnet_timm.data.batches import Batches, own_sampler, set_batch_sampler
 from seresnet_timm.data.loading import inner_loader, is_fast
 from seresnet_timm.data.random_state import own_state, pack_cpu_state, set_own_state, set_packed_cpu_state
 from seresnet_timm.data.seeding import SeededErasing
 from seresnet_timm.data.worker_errors import as_torch_tells, describe_ends, ended_workers, is_replaceable, kill_workers
+from seresnet_timm.process import end_with_parent
 
 _logger = logging.getLogger(__name__)
 MOST_ENDS = 3  # in a row without a batch; the last one ends the run

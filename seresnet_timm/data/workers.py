@@ -1,7 +1,7 @@
 """The default number of loader workers, and how a number of them is written"""
 from typing import Tuple
 
-from seresnet_timm.data import cgroups
+from seresnet_timm import process
 from seresnet_timm.errors import counted
 
 MAX_WORKERS = 16  # per rank; more than a fast decoder needs to keep one device busy
@@ -9,7 +9,7 @@ MAX_WORKERS = 16  # per rank; more than a fast decoder needs to keep one device 
 
 def workers_for_images(num_images: int, batch_size: int) -> Tuple[int, str]:
     """Workers that load a number of images once, and the reason; none for few images, which start sooner so."""
-    cores = cgroups.cores()
+    cores = process.cores()
     return min(cores, 8, num_images // (2 * batch_size)), f'{num_images} images, {cores} cores'
 
 
@@ -26,7 +26,7 @@ def default_workers(device: str, ranks: int) -> Tuple[int, str]:
         device: npu, cuda or cpu, with or without an index.
         ranks: Processes on this node.
     """
-    cores = cgroups.cores()
+    cores = process.cores()
     share = cores // ranks
     of = f'{share} of {cores} cores per process' if ranks > 1 else f'{cores} cores'
     if device.startswith('cpu'):

@@ -25,7 +25,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Set, TextIO, Tuple
 import PIL
 from PIL import Image
 
-from seresnet_timm.data import cgroups
+from seresnet_timm import process
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import exclusive, read_journal, write_json
 from seresnet_timm.images import (
@@ -102,7 +102,7 @@ def prepare(
         print(printable(f'{src}: {len(empty)} folder(s) without images are left out: {first_names(empty, 3)}'),
               file=sys.stderr)
 
-    workers = workers or cgroups.cores()
+    workers = workers or process.cores()
     try:
         (target / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
         with exclusive(target / STATE_FOLDER / 'lock', UsageError(f'{dst} is being written by another prepare.')):

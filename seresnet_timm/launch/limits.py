@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Iterable, Iterator, Optional
 
-from seresnet_timm.data import cgroups
+from seresnet_timm import process
 
 FILES, THREADS = 24, 4  # that every process needs which computes, beside the threads that compute
 OF_LAUNCHER = 6  # threads that start and watch several processes
@@ -51,7 +51,7 @@ def check(processes: int = 1, files: int = 0, threads: int = 0, memory: int = 0)
 
 def most_processes() -> Optional[int]:
     """Processes and threads that the container or the kernel allows; None if neither says so."""
-    found = [words for group in cgroups.groups('pids') for words in group.read('pids.max')]
+    found = [words for group in process.groups('pids') for words in group.read('pids.max')]
     with suppress(OSError):
         found += Path('/proc/sys/kernel/threads-max').read_text().split()
     return min((int(n) for n in found if n.isdigit()), default=None)  # not `max`
@@ -140,7 +140,7 @@ def _can_map(size: int) -> bool:
 def _free_in_container() -> Optional[int]:
     """Bytes that the memory cgroup of this process leaves; None without a limit. Files in its cache do not count."""
     free = []
-    for group in cgroups.groups('memory'):
+    for group in process.groups('memory'):
         most, used, cached = ('memory.max', 'memory.current', 'file') if group.version == 2 else (
             'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_cache')
         limit, usage, stat = group.read(most), group.read(used), group.read('memory.stat')

@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ContextManager, Mapping, Optional
 
-from seresnet_timm.child_process import end_with_parent
 from seresnet_timm.engine.signals import stop_early, stop_in_calls
 from seresnet_timm.errors import RunError, UsageError, first_line, keep_exit_code, print_any_text
 from seresnet_timm.launch import limits, watch
 from seresnet_timm.launch.explain import explain
+from seresnet_timm.process import end_with_parent
 from seresnet_timm.runs.error_file import record_error
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings

@@ -12,7 +12,7 @@ import psutil
 import torch
 from timm.data import resolve_data_config
 
-from seresnet_timm.data import cgroups
+from seresnet_timm import process
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.worker_errors import SHM
 from seresnet_timm.data.workers import MAX_WORKERS, describe_workers
@@ -110,10 +110,10 @@ def _check_workers(run: Any) -> Iterator[str]:
 
 
 def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> Iterator[str]:
-    total, cores = workers * run.settings.nproc, cgroups.cores()
+    total, cores = workers * run.settings.nproc, process.cores()
     what = describe_workers(workers, run.settings.nproc)
     limit, least = limits.most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
-    total_memory, allowed = psutil.virtual_memory().total, min(cgroups.memory_limits())
+    total_memory, allowed = psutil.virtual_memory().total, min(process.memory_limits())
     memory, whose = min((total_memory, 'this machine has'), (allowed, 'the container allows'))
     if limit is not None and total * loaders > limit:
         yield f'{what} are more than the {limit} processes that this machine allows: use fewer (-j).'

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import psutil
 
 from seresnet_timm import device as devices
-from seresnet_timm.data import cgroups
+from seresnet_timm import process
 from seresnet_timm.errors import RunError, UsageError, printable, shell_line
 from seresnet_timm.files import atomic_path
 from seresnet_timm.launch import plan as launch_plan
@@ -315,7 +315,7 @@ def batch_sizes(settings: RunSettings) -> List[int]:
 
 def worker_counts(processes: int) -> List[int]:
     """0, 1, 2, 4, ... up to the cores of a process."""
-    cores = max(1, cgroups.cores() // processes)
+    cores = max(1, process.cores() // processes)
     counts = [0, 1]
     while counts[-1] * 2 <= cores:
         counts.append(counts[-1] * 2)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import train_flags
 
-from seresnet_timm.data import cgroups
-from seresnet_timm.data.cgroups import Group
+from seresnet_timm import process
 from seresnet_timm.launch import limits
+from seresnet_timm.process import Group
 
 
 def limited(limit, *argv):
@@ -61,7 +61,7 @@ def test_memory_of_the_container(monkeypatch, tmp_path):
     unlimited = tmp_path / 'parent'
     unlimited.mkdir()
     (unlimited / 'memory.max').write_text('max\n')
-    monkeypatch.setattr(cgroups, 'groups', lambda controller: [Group(str(unlimited), 2), Group(str(tmp_path), 2)])
+    monkeypatch.setattr(process, 'groups', lambda controller: [Group(str(unlimited), 2), Group(str(tmp_path), 2)])
     assert list(limits.check(processes=2, memory=10 ** 8)) == []
     (problem,) = limits.check(processes=4, memory=10 ** 8)
     assert 'the container has 286 MiB free' in problem and 'docker run --memory' in problem

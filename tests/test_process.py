@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from seresnet_timm.data import cgroups
-from seresnet_timm.data.cgroups import Group
+from seresnet_timm import process
+from seresnet_timm.process import Group
 
 CPU = Path('/sys/fs/cgroup/cpu')
 
@@ -27,14 +27,14 @@ def test_cores(tmp_path, monkeypatch, version, files, cores):
     """A quota of a group, or of one above it."""
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(64)))
     above = group(tmp_path / 'above', version, **files)
-    monkeypatch.setattr(cgroups, 'groups', lambda controller: [above, group(tmp_path / 'own', version)])
-    assert cgroups.cores() == cores
+    monkeypatch.setattr(process, 'groups', lambda controller: [above, group(tmp_path / 'own', version)])
+    assert process.cores() == cores
 
 
 def test_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(cgroups, 'groups', lambda controller: [
+    monkeypatch.setattr(process, 'groups', lambda controller: [
         group(tmp_path / 'a', memory__max='max\n'), group(tmp_path / 'b', 1, memory__limit_in_bytes='1000\n')])
-    assert cgroups.memory_limits() == [1000]
+    assert process.memory_limits() == [1000]
 
 
 @pytest.mark.skipif(not (CPU / 'cpu.cfs_quota_us').parent.is_dir() or not os.access(CPU, os.W_OK) or os.getuid() != 0,
@@ -47,8 +47,8 @@ def test_a_real_group():
     except OSError as e:
         pytest.skip(f'no group can be made here: {e.strerror}')
     try:
-        code = ('import os; from pathlib import Path; from seresnet_timm.data import cgroups; '
-                "Path(os.environ['GROUP'], 'tasks').write_text(str(os.getpid())); print(cgroups.cores())")
+        code = ('import os; from pathlib import Path; from seresnet_timm import process; '
+                "Path(os.environ['GROUP'], 'tasks').write_text(str(os.getpid())); print(process.cores())")
         result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                                 env={**os.environ, 'GROUP': str(folder)})
         assert result.stdout == '1\n'

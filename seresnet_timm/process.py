@@ -1,11 +1,16 @@
-"""What control groups (cgroups, version 1 and 2) allow this process: those of a container, of a job, of a service"""
+"""This process: what control groups (cgroups) of a container, job or service allow it; its end with its parent"""
+import ctypes
 import math
 import os
+import signal
+import sys
 from typing import List, NamedTuple, Optional
+
+PR_SET_PDEATHSIG = 1
 
 
 class Group(NamedTuple):
-    """A control group.
+    """A control group, of version 1 or 2.
 
     Attributes:
         folder: Its folder.
@@ -61,3 +66,12 @@ def _quota(group: Group) -> Optional[float]:
     if len(words) != 2 or not words[0].isdigit() or int(words[1]) <= 0:  # `max`, or -1
         return None
     return int(words[0]) / int(words[1])
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it has ended, however that came about (Linux)."""
+    parent = os.getppid()
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit('The process that started this one has ended.')
