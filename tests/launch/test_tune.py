@@ -1,5 +1,4 @@
 """`tune`: what is measured, what is taken, and that `train --config` takes the file."""
-import time
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -195,7 +194,7 @@ def test_one_process_measures_until_one_fails(monkeypatch):
         assert process.starts_for(own.settings, {'TASK_QUEUE_ENABLE': '2'})
         assert process.starts_for(own.with_settings(internal_format=False).settings, {})
         results.append(tune.run_trial('--lean-se', 'on', own.with_settings(lean_se='on'), 'step', 0.1, process))
-        assert process._process.pid == pid and all(len(r.rates) >= 3 and min(r.rates) > 0 for r in results), results
+        assert process._process.pid == pid and all(r.rates and min(r.rates) > 0 for r in results), results
 
         failed = tune.run_trial('-b', '2', own.with_args(model='no_such_model'), 'step', 1, process)
         assert not failed.rates and failed.error and '\n' not in failed.error
@@ -242,21 +241,22 @@ def test_a_slow_loader_is_measured_by_few_batches(workers, few_digits, monkeypat
 
 
 @pytest.mark.parametrize('first, later, counted', (
-    (0.5, 0.5, 1),  # far slower than there is time for: one after the one that chooses kernels
-    (0.5, 0.001, 3),  # only the first is slow, as when kernels are compiled: the fewest
-    (0.001, 0.001, None),  # as many as there is time for
+    (4, 4, 1),  # far slower than there is time for: one after the one that chooses kernels
+    (4, 1 / 64, 3),  # only the first is slow, as when kernels are compiled: the fewest
+    (1 / 64, 1 / 64, 51),  # as many as there is time for
 ))
 def test_slow_steps_are_measured_by_few(first, later, counted, monkeypatch):
-    taken = []
+    now, taken = [0.], []
 
     def step():
-        time.sleep(later if taken else first)
+        now[0] += later if taken else first
         taken.append(1)
     step.device = torch.device('cpu')
     monkeypatch.setattr(trial, 'training_step', lambda settings: step)
-    rates = trial.measure_step(settings(), 0.15)['rates']
-    assert len(rates) == counted if counted else len(rates) > 10
-    assert counted is None or len(taken) - len(rates) == 1
+    monkeypatch.setattr(trial, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+    rates = trial.measure_step(settings(), 1.)['rates']
+    assert len(rates) == counted
+    assert len(taken) - len(rates) == (1 if first > 1 else 13)  # those that warm up: a fifth of the time
 
 
 @pytest.mark.parametrize('pool, gib', (((0, 0), 0.5), ((0, 3), 7.)))
