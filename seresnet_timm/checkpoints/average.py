@@ -14,6 +14,7 @@ import torch
 from seresnet_timm.checkpoints.checkpoint import Checkpoint, weights_sha256
 from seresnet_timm.checkpoints.convert import as_timm, network_and_weights
 from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.save_errors import torch_errors_as_oserror
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.models.create import not_finite
@@ -57,7 +58,7 @@ class Average:
         """Write it as a checkpoint that timm loads too; the file is complete or does not exist."""
         content = as_timm(self.weights, self.info.name, self.newest.epochs, None, self.info)
         content[AVERAGED] = dict(files=self.files, epochs=self.epochs, use_ema=self.use_ema, statistics=self.statistics)
-        with atomic_path(target) as tmp, open(tmp, 'wb') as f:
+        with atomic_path(target) as tmp, torch_errors_as_oserror(tmp), open(tmp, 'wb') as f:
             torch.save(content, f)
 
 

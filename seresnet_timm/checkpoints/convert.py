@@ -13,6 +13,7 @@ from seresnet_timm.checkpoints.checkpoint import INFO_KEY, SHA256_KEY, Checkpoin
 from seresnet_timm.checkpoints.fit import describe_misfit, named_for, with_channels
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
+from seresnet_timm.checkpoints.save_errors import torch_errors_as_oserror
 from seresnet_timm.checkpoints.target import check_target
 from seresnet_timm.errors import UsageError, first_names, note_replaced, printable
 from seresnet_timm.files import atomic_path
@@ -70,7 +71,7 @@ def convert(
         weights = _in_precision(weights, dtype, source)
 
     note_replaced(target)
-    with atomic_path(target) as tmp:
+    with atomic_path(target) as tmp, torch_errors_as_oserror(tmp):
         if to == 'safetensors':
             metadata = {
                 'architecture': arch, 'num_classes': info.num_classes, 'epochs': checkpoint.epochs,

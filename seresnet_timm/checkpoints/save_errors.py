@@ -2,10 +2,13 @@
 import errno
 import logging
 import os
+import re
 import time
 from contextlib import contextmanager, suppress
 from glob import escape, glob
 from typing import Callable, Iterator, List, Optional, Tuple
+
+from safetensors import SafetensorError
 
 from seresnet_timm.errors import printable
 
@@ -79,8 +82,8 @@ def remedy(error: OSError) -> str:
 def explain(error: OSError) -> Optional[str]:
     """The sentence for an error of a disk or of rights, whatever was read or written; None for another error."""
     name = printable(error.filename or 'A file')
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f'{name} cannot be written ({error.strerror}): {remedy(error).rstrip(",")}.'
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f'{name} cannot be written ({describe(error)}): {remedy(error).rstrip(",")}.'
     if error.errno in (errno.EACCES, errno.EPERM):
         return (f'{name} cannot be read or written ({error.strerror}): give this user the rights to the file '
                 'and to the folders above it.')
@@ -102,11 +105,12 @@ def describe(error: OSError) -> str:
 
 @contextmanager
 def torch_errors_as_oserror(path: str) -> Iterator[None]:
-    """Raise OSError where torch.save raises RuntimeError for a write that failed."""
+    """Raise OSError where torch.save raises RuntimeError, or safetensors its own error, for a write that failed."""
     try:
         yield
-    except RuntimeError as e:
-        reason = _reason(path)
+    except (RuntimeError, SafetensorError) as e:
+        told = re.search(r'\(os error (\d+)\)', str(e))
+        reason = OSError(int(told[1]), os.strerror(int(told[1]))) if told else _reason(path)
         if reason is None and not any(words in str(e) for words in WRITE_ERRORS):
             raise
         raise reason or OSError(errno.EIO, 'the file could not be written completely') from e

@@ -29,8 +29,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SERVER_ERRORS = (500, 502, 503, 504)
 
 
-PROXY_ASKS = ('the proxy asks for a user name and password (407): write them into its address, '
-              'HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT.')
+PROXY_ASKS = ('the proxy asks for a user name and password (407): write them into its address in HTTPS_PROXY, as '
+              'USER:PASSWORD@HOST:PORT.')
 
 
 def redact(text: str) -> str:

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 
+from seresnet_timm.checkpoints.file_kind import other_kind
 from seresnet_timm.checkpoints.read import file_format, read_checkpoint
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.files import atomic_path, temporary_folder
@@ -224,6 +225,9 @@ def _check_that_timm_loads(source: Pretrained, path: Path, name: str, origin: st
         return  # in a format of its own, which only the network reads
     try:
         if name.endswith('.safetensors'):
+            kind = other_kind(str(path))
+            if kind is not None:
+                raise UsageError(f'The file {origin} is {kind.rstrip(".")}: nothing was kept.')
             weights = load_file(path)
         else:
             read_checkpoint(path)  # refuses what is not only weights

@@ -148,7 +148,9 @@ def _load_onnx(path: str) -> Callable[[torch.Tensor], np.ndarray]:
 def _write_program(model: nn.Module, example: torch.Tensor, path: str, metadata: Dict[str, Any], opset: int) -> None:
     dynamic_shapes = ({0: torch.export.Dim('batch', min=1)},)
     program = torch.export.export(model, (example,), dynamic_shapes=dynamic_shapes)
-    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata)})
+    archive = io.BytesIO()  # where torch writes to a full disk itself, it ends the process
+    torch.export.save(program, archive, extra_files={'metadata.json': json.dumps(metadata)})
+    Path(path).write_bytes(archive.getbuffer())
 
 
 def _load_program(path: str) -> Callable[[torch.Tensor], np.ndarray]:

@@ -141,7 +141,7 @@ WRONG = (
     (('--kd-model-name', 'resnet18.a1_in1k'), 'has 1000 outputs, the student 10'),
     (('--kd-model-name', 'seresnet18_ascend'), 'no pretrained weights of seresnet18_ascend to teach with'),
     (('--kd-model-name', 'resnet8x'), "Unknown model 'resnet8x'"),
-    (('--kd-model-name', 'none/last.pth.tar'), 'there is no such file'),
+    (('--kd-model-name', 'none/last.pth.tar'), 'none/last.pth.tar does not exist'),
     (('--kd-model-name', '{data}'), 'is neither the folder of a run nor one with a config.json'),
     (('--kd-model-name', '{teacher}', '--kd-distill-type', 'token'), 'needs a student with a distillation head'),
     (('--kd-model-name', '{teacher}', '--in-chans', '1'), 'takes images of 3 channel(s), the student of 1'),
@@ -152,7 +152,7 @@ WRONG = (
     (('--kd-model-name', '{teacher}', '--kd-distill-type', 'feature', '--kd-teacher-feature-dim', '8'),
      'The features of the teacher have the shape [32], not a length of 8: give --kd-teacher-feature-dim 32'),
     (('--kd-model-name', '{teacher}', '--amp-level', 'O2'), 'use --amp-level O1'),
-    (('--kd-distill-type', 'feature'), '--kd-distill-type need a teacher: name one with --kd-model-name'),
+    (('--kd-distill-type', 'feature'), '--kd-distill-type needs a teacher: name one with --kd-model-name'),
     (('--kd-model-name', '{fixed}'), 'does not take images of 3 x 32 x 32'),
 )
 

@@ -67,7 +67,6 @@ def test_what_works_together_is_accepted(gray, argv):
     (('--mean', '.5', '.5'), ('cannot be prepared', '--mean 0.5 0.5')),
     (('--in-chans', '1', '--input-img-mode', 'RGB'), ('--in-chans 1', '--input-img-mode RGB')),
     (('--aug-splits', '3', '--no-prefetcher'), ('--aug-splits 3', '--no-prefetcher')),
-    (('--opt', 'adamw', '--opt-betas', '.9'), ('--opt adamw', '--opt-betas 0.9')),
     (('--opt-kwargs', 'foo=1'), ('foo', '--opt-kwargs')),
 ))
 def test_what_does_not_is_named(gray, argv, words):
