@@ -1,4 +1,4 @@
-"""Files that cannot be written, whatever verb writes them: one sentence that names the file, and nothing half-written."""
+"""Files that cannot be written, whatever verb writes them: one sentence with the file, and nothing half-written."""
 import os
 
 import pytest

@@ -118,7 +118,8 @@ def test_a_server_that_does_not_give_the_weights(client, files, few_digits, tmp_
             one_sentence(run(client, *argv, before=before), 1, words, by_hand)
         one_sentence(run(client, 'pull', 'me/none', before=before), 1, words, 'local-dir:FOLDER')
         mirrored = run(client, 'weights', 'fetch', NAME, '--mirror', url, before=before)
-        one_sentence(mirrored, *((2, f'The file from {url}', 'is a web page', 'nothing was kept') if status == 200 else (1, '--from FILE')))
+        one_sentence(mirrored, *((2, f'The file from {url}', 'is a web page', 'nothing was kept') if status == 200 else
+                                 (1, '--from FILE')))
         assert not list(client.home.rglob('*.safetensors'))
         result = run(client, 'weights', 'fetch', NAME, '--from', files / 'model.safetensors', before=before)
         assert result.code == 0 and 'does not tell the hash' in result.err and 'NOT VERIFIED' in result.out, result.err
