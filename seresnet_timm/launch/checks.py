@@ -301,7 +301,7 @@ def check_output(run: Checked) -> Iterator[str]:
             yield (f'{printable(theirs)} may not be written by this user, and the run would go on in it: have its '
                    'rights changed (chmod), or name a folder of your own with --output or --experiment, which can also '
                    f'resume from {printable(resume)}.')
-    elif folder.holds_a_run() and not _starts_anew(run, folder):
+    elif folder.holds_another_run(run.settings):
         start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
         yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
                f'that run by --resume {shell_line([str(start)])}.')
@@ -314,11 +314,6 @@ def _split_around(run: Checked, folder: Path) -> Optional[Path]:
     above = [folder.resolve(), *folder.resolve().parents]
     splits = (split_folder(run.args.data_dir, run.flag(name) or '') for name in ('train_split', 'val_split', 'split'))
     return next((split for split in splits if split is not None and split.resolve() in above), None)
-
-
-def _starts_anew(run: Checked, folder: RunFolder) -> bool:
-    """`--resume auto` in a folder whose run has ended before it saved anything."""
-    return run.settings.reasons.get('resume') == 'auto' and not any(folder.path.glob('*.pth.tar'))
 
 
 def check_results_file(run: Checked) -> Iterator[str]:

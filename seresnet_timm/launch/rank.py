@@ -5,9 +5,9 @@ import multiprocessing.util
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ContextManager, Mapping, Optional
+from typing import Any, Iterator, Mapping, Optional
 
 from seresnet_timm.engine.signals import stop_early, stop_in_calls
 from seresnet_timm.errors import RunError, UsageError, first_line, keep_exit_code, print_any_text
@@ -90,10 +90,23 @@ def set_up_npu(settings: RunSettings) -> None:
         set_up(settings.device, settings.dtypes, settings.internal_format)
 
 
-def output_folder(settings: RunSettings) -> ContextManager[None]:
-    """Keep other trainings out of the folder of a training: rank 0 does, which writes into it."""
-    is_primary = int(os.environ.get('RANK', 0)) == 0
-    return RunFolder(settings.output).exclusive() if settings.verb == 'train' and is_primary else nullcontext()
+@contextmanager
+def output_folder(settings: RunSettings) -> Iterator[None]:
+    """Keep other trainings out of the folder of a training: rank 0 does, which writes into it.
+
+    Raises:
+        UsageError: Another training writes into it, or did so and has ended since this one was planned.
+    """
+    if settings.verb != 'train' or int(os.environ.get('RANK', 0)):
+        yield
+        return
+    folder = RunFolder(settings.output)
+    with folder.exclusive():
+        if not settings.restarts and folder.holds_another_run(settings):
+            raise UsageError(f'Another training has written into {folder.path} since this one was planned: start it '
+                             'again with --resume auto to go on there, or name another folder with --experiment or '
+                             '--output.')
+        yield
 
 
 def _run_script(settings: RunSettings, checkpoints: Mapping[str, Any]) -> None:

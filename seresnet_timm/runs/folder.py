@@ -158,6 +158,15 @@ class RunFolder:
         """True if results are in it: a summary, or a checkpoint of a run. A run that saved nothing leaves none."""
         return self.summary.is_file() or any(next(self.path.glob(pattern), None) for pattern in CHECKPOINTS)
 
+    def holds_another_run(self, settings: RunSettings) -> bool:
+        """True if results are in it that a training would write over, as it does not go on from them."""
+        resume = settings.args.get('resume')
+        if resume and self.owns(resume):
+            return False
+        # `--resume auto` in a folder whose run has ended before it saved anything
+        starts_anew = settings.reasons.get('resume') == 'auto' and not any(self.path.glob('*.pth.tar'))
+        return self.holds_a_run() and not starts_anew
+
     def owns(self, checkpoint: Union[str, Path]) -> bool:
         """True if a checkpoint is in this folder: to resume from it continues this run."""
         return os.path.realpath(os.path.dirname(checkpoint)) == os.path.realpath(self.path)

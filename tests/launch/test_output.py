@@ -3,12 +3,16 @@ import hashlib
 import io
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, run_cli, run_here, train_flags
+from test_launch import start_cli
+from training import bundled_settings
 
 from seresnet_timm.cli.main import main
-from seresnet_timm.errors import note_replaced, print_any_text
+from seresnet_timm.errors import UsageError, note_replaced, print_any_text
+from seresnet_timm.launch import rank
 from seresnet_timm.runs.folder import RunFolder
 
 pytestmark = pytest.mark.preloaded
@@ -125,3 +129,35 @@ def test_what_has_the_name_of_a_file_of_the_run(few_digits, tmp_path, name, make
     kind = 'folder' if name == 'logs' else 'file'
     assert result.returncode == 2, result.stderr
     assert f'{tmp_path}/run/{name} is no {kind}, and has the name of one that the run writes: move' in result.stderr
+
+
+@pytest.mark.parametrize('name', ('last.pth.tar', 'summary.csv'))
+def test_a_run_that_came_and_went_since_the_plan(few_digits, tmp_path, name):
+    """Another training started later, was quicker, and has ended before this one begins to write."""
+    folder, said = tmp_path / 'run', 'Another training has written into .* since this one was planned'
+    settings = bundled_settings('train', *train_flags(few_digits, tmp_path)[1:])
+
+    def enter(settings):
+        with rank.output_folder(settings):
+            return True
+    assert enter(settings) and not folder.exists()
+    folder.mkdir()
+    (folder / name).touch()
+    with pytest.raises(UsageError, match=said):
+        enter(settings)
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert enter(replace(settings, restarts=['1 Rank 0 was killed.']))  # what it has written itself
+    assert enter(replace(settings, args={**settings.args, 'resume': str(folder / 'last.pth.tar')}))
+    assert enter(replace(settings, reasons={'resume': 'auto'})) if name == 'summary.csv' else True
+
+
+@pytest.mark.slow
+def test_two_runs_that_start_at_once(few_digits, tmp_path):
+    """One of them trains; the other, which comes later as its ranks start, is refused."""
+    flags = train_flags(few_digits, tmp_path, '--resume', 'auto', '--epochs', 1)
+    runs = [start_cli(*flags, *more) for more in ((), ('--nproc', 2, '-b', 8))]
+    outputs = [run.communicate(timeout=240)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], outputs
+    refused = outputs[[run.returncode for run in runs].index(2)]
+    assert 'nother training ' in refused or 'holds another run' in refused, refused
+    assert 'Traceback' not in refused
