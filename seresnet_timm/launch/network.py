@@ -13,18 +13,20 @@ DEFAULT_PORT = 29500  # torchrun's
 
 
 def interface_of(address: str) -> Optional[str]:
-    """Network interface that has an IPv4 address, else the one whose network contains it; None if there is none."""
+    """Network interface that has an address, else the one whose network contains it; None if there is none."""
     try:
-        wanted = ipaddress.IPv4Address(address)
-    except ipaddress.AddressValueError:
+        wanted = ipaddress.ip_address(address)
+    except ValueError:
         return None
+    family = socket.AF_INET if wanted.version == 4 else socket.AF_INET6
     matches = []
     for name, entries in psutil.net_if_addrs().items():
         for entry in entries:
-            if entry.family == socket.AF_INET and entry.netmask is not None:
-                network = ipaddress.IPv4Network(f'{entry.address}/{entry.netmask}', strict=False)
-                if wanted in network:
-                    matches.append((entry.address == address, network.prefixlen, name))
+            if entry.family == family and entry.netmask is not None:
+                own = ipaddress.ip_address(entry.address.partition('%')[0])  # fe80::1%eth0
+                bits = f'{int(ipaddress.ip_address(entry.netmask)):b}'.count('1')
+                if wanted in ipaddress.ip_network(f'{own}/{bits}', strict=False):
+                    matches.append((own == wanted, bits, name))
     return max(matches)[-1] if matches else None
 
 

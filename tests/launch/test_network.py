@@ -62,6 +62,19 @@ def test_the_nearest_network_wins(monkeypatch):
     assert network.interface_of('10.9.9.9') == 'docker0'
 
 
+def test_interface_of_ipv6(monkeypatch):
+    def entry(address, netmask, family=socket.AF_INET6):
+        return SimpleNamespace(family=family, address=address, netmask=netmask)
+
+    monkeypatch.setattr(psutil, 'net_if_addrs', lambda: {
+        'eth0': [entry('10.0.0.1', '255.0.0.0', socket.AF_INET), entry('fd00::1', 'ffff:ffff:ffff:ffff::'),
+                 entry('fe80::1%eth0', 'ffff:ffff:ffff:ffff::')],
+        'eth1': [entry('fd00::2', 'ffff::')]})
+    assert network.interface_of('fd00::1') == 'eth0' and network.interface_of('fd00::2') == 'eth1'
+    assert network.interface_of('fd00:9::9') == 'eth1' and network.interface_of('fe80::1') == 'eth0'
+    assert network.interface_of('2001:db8::1') is None and network.interface_of('10.0.0.1') == 'eth0'
+
+
 def test_port_in_use():
     port = free_ports()
     with socket.socket() as s:
