@@ -113,12 +113,13 @@ def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> It
     total, cores = workers * run.settings.nproc, process.cores()
     what = describe_workers(workers, run.settings.nproc)
     limit, least = limits.most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
-    total_memory, allowed = psutil.virtual_memory().total, min(process.memory_limits())
-    memory, whose = min((total_memory, 'this machine has'), (allowed, 'the container allows'))
+    memory, allowed = psutil.virtual_memory().total, min(process.memory_limits())
     if limit is not None and total * loaders > limit:
         yield f'{what} are more than the {limit} processes that this machine allows: use fewer (-j).'
     elif least > memory:
-        yield f'{what} take at least {mib(least)} of memory, {whose} {mib(memory)}: use fewer (-j).'
+        yield f'{what} take at least {mib(least)} of memory, this machine has {mib(memory)}: use fewer (-j).'
+    elif least > allowed:
+        yield f'{what} take at least {mib(least)} of memory, the container allows {mib(allowed)}: use fewer (-j).'
     elif total > max(MAX_WORKERS, 4 * cores):
         run.notes.append(f'{what} are many for {cores} cores: more than one a core loads no faster (-j).')
 
