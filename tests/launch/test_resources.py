@@ -393,7 +393,7 @@ def test_number_of_workers(machine, monkeypatch):
     (problem,), _ = checked('-j', 2000, *processes)
     assert 'take at least 40,000 MiB of memory, this machine has 32,768 MiB' in problem
     with monkeypatch.context() as m:
-        m.setattr(resources.cgroups, 'memory_limits', lambda: [2 * GIB, 2 ** 63])
+        m.setattr(resources.process, 'memory_limits', lambda: [2 * GIB, 2 ** 63])
         (problem,), _ = checked('-j', 200, *processes)
         assert 'take at least 4,000 MiB of memory, the container allows 2,048 MiB' in problem
     problems, (note,) = checked('-j', 9, nproc=4, world_size=4)
