@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from unittest import mock
 
@@ -66,6 +67,7 @@ def pytest_runtest_setup(item):
 def temporary_files(tmp_path_factory):
     """All temporary files, those of started processes too, lie in pytest's own folder, which goes with the session."""
     folder = tmp_path_factory.mktemp('tmp')
+    get_temp_dir()  # multiprocessing removes its own when Python ends: pytest's has gone by then
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TMPDIR', str(folder))
         patch.setattr(tempfile, 'tempdir', None)  # Python read the variable before
