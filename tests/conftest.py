@@ -173,12 +173,14 @@ def load_file(path: Path):
 @contextmanager
 def file_size_limit(size):
     """Files of this process cannot grow beyond a size."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old, writes_nothing = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # Python would keep the part of a compiled module that fits
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        sys.dont_write_bytecode = writes_nothing
 
 
 def train_flags(data, output, *more) -> list:

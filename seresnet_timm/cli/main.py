@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+import traceback
 from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
@@ -139,9 +140,22 @@ def sentence_of(error: Exception) -> Optional[str]:
         return (f'{name} is not installed for {sys.executable}: activate the environment that has this package '
                 f'(`. .venv/bin/activate` after `make demo`), name its Python with PYTHON=..., or install {name} '
                 f'there{": " + install_command(name) if name in ("timm", "torchvision") else "."}')
-    from seresnet_timm.checkpoints import save_errors
+    if isinstance(error, EOFError) and 'marshal' in str(error):
+        return (f'A compiled module of Python is damaged, as a full disk leaves it{_compiled_module(error)}: remove '
+                'it, Python compiles it again.')
     from seresnet_timm.launch import limits
-    return isinstance(error, OSError) and save_errors.explain(error) or limits.explain(error)
+    sentence = limits.explain(error)
+    if sentence is None and isinstance(error, OSError):
+        from seresnet_timm.checkpoints import save_errors  # which imports what a limit may keep from being loaded
+        return save_errors.explain(error)
+    return sentence
+
+
+def _compiled_module(error: EOFError) -> str:
+    """The file that the import system was reading, as the end of a clause; '' if it does not say."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    path = next((f.f_locals['bytecode_path'] for f in frames if f.f_locals.get('bytecode_path')), None)
+    return f' ({printable(path)})' if path else ''
 
 
 def open_closed_streams() -> None:

@@ -2,6 +2,7 @@
 import importlib
 import io
 import pkgutil
+import py_compile
 import resource
 import statistics
 import subprocess
@@ -158,6 +159,18 @@ def test_a_broken_installation_is_one_sentence(tmp_path, error, words):
     (tmp_path / 'x.pth').write_text('')
     result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)
     assert result.returncode == 1 and words in result.stderr and result.stderr.count('\n') == 1
+
+
+def test_a_damaged_compiled_module_is_named(tmp_path):
+    """A module that Python compiled on a full disk: it kept the part that fitted."""
+    (tmp_path / 'torch').mkdir()
+    (tmp_path / 'torch' / '__init__.py').write_text('x = 1')
+    (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.10.0+cpu"')
+    compiled = Path(py_compile.compile(str(tmp_path / 'torch' / '__init__.py')))
+    compiled.write_bytes(compiled.read_bytes()[:20])
+    (tmp_path / 'x.pth').write_text('')
+    result = run_cli('inspect', 'x.pth', cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, fresh=True)
+    assert result.returncode == 1 and f'({compiled}): remove it' in result.stderr and result.stderr.count('\n') == 1
 
 
 def test_ctrl_c_while_a_verb_starts_is_one_sentence(tmp_path):
