@@ -10,7 +10,7 @@ not allow.
 """
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
 
 import torch
@@ -24,6 +24,8 @@ from seresnet_timm.inference.trace_file import DTYPES, Place, TraceReader, Trace
 
 # arguments of modules that are a share of dropped values
 DROP_RATES = ('drop_rate', 'attn_drop_rate', 'drop_path_rate', 'proj_drop_rate', 'drop_prob', 'dropout', 'attn_drop')
+
+PART = 2 ** 16  # values that are compared at once: float64 of them and of what is computed stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -48,30 +50,31 @@ class Figures:
 
 def figures(a: torch.Tensor, b: torch.Tensor) -> Figures:
     """Compare two tensors of one shape. Values that are not finite are counted, and left out where they are equal."""
-    a, b = (t.detach().cpu().flatten().double() for t in (a, b))
+    a, b = (t.detach().cpu().flatten() for t in (a, b))
     if not a.numel():
         return Figures()
-    error, counts = (b - a).abs_(), {}
-    if not math.isfinite(error.sum()):
+    largest_error, errors, largest, sizes, aa, bb, ab = (0.,) * 7
+    for x, y in zip(a.split(PART), b.split(PART)):
+        x, y = x.double(), y.double()
+        error, size = (y - x).abs_(), x.abs()
+        errors, sizes = errors + float(error.sum()), sizes + float(size.sum())
+        largest_error, largest = max(largest_error, float(error.max())), max(largest, float(size.max()))
+        aa, bb, ab = aa + float(x @ x), bb + float(y @ y), ab + float(x @ y)
+    if not math.isfinite(errors):
         bad_a, bad_b = ~a.isfinite(), ~b.isfinite()
-        counts = dict(not_finite=int(bad_b.sum()), reference_not_finite=int(bad_a.sum()))
-        bad = bad_a | bad_b
+        counts, bad = dict(not_finite=int(bad_b.sum()), reference_not_finite=int(bad_a.sum())), bad_a | bad_b
         if not bool(((a == b) | (a.isnan() & b.isnan()))[bad].all()):
             return Figures(math.inf, math.inf, math.nan, **counts)
-        a, b, error = a[~bad], b[~bad], error[~bad]
-        if not a.numel():
-            return Figures(**counts)
-    size = a.abs()
-    norms = float(a.norm() * b.norm())
-    cosine = float(a @ b) / norms if norms else float(not bool(error.any()))
-    return Figures(_ratio(error.max(), size.max()), _ratio(error.mean(), size.mean()), min(1., cosine),
-                   zero=not bool(size.any()), **counts)
+        return replace(figures(a[~bad], b[~bad]), **counts)
+    norms = math.sqrt(aa) * math.sqrt(bb)
+    cosine = ab / norms if norms else float(not errors)
+    return Figures(_ratio(largest_error, largest), _ratio(errors, sizes), min(1., cosine), zero=not largest)
 
 
-def _ratio(error: torch.Tensor, size: torch.Tensor) -> float:
+def _ratio(error: float, size: float) -> float:
     if not size:
         return math.inf if error else 0.
-    return float(error / size)
+    return error / size
 
 
 class Pass(Protocol):
@@ -165,8 +168,8 @@ class Checking(Pass):
         return self._changed(place, result) if self.noise and x.is_floating_point() else result
 
     def _changed(self, place: Place, x: torch.Tensor) -> torch.Tensor:
-        changes = torch.rand(x.shape, generator=self.generator, dtype=torch.float32).to(x.device) * 2 - 1
-        result = x * (1 + self.noise * changes)
+        changes = torch.rand(x.shape, generator=self.generator, dtype=torch.float32).mul_(2).sub_(1).to(x.device)
+        result = x * changes.mul(self.noise).add_(1)
         if place.what == 'input' and self.is_pooling(place.module):
             result += 1e-30 * changes  # equal values, as the zeros of a ReLU: which one is taken is chance
         return result
