@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from conftest import ROOT, run_cli, run_here, train_flags
-from training import valid_record
+from training import load, valid_record
 
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
 from seresnet_timm.engine.divergence import refuse_infinite_loss, refuse_infinite_weights
@@ -32,7 +32,7 @@ def test_diverged_run(few_digits, tmp_path, capsys, engine):
 @pytest.mark.parametrize('engine', ('bundled', ROOT / 'tests' / 'small_scripts'), ids=('ours', 'a script'))
 def test_finite_weights_whose_outputs_are_not(few_digits, digits_run, tmp_path, engine):
     """A variance below zero: every verb says so, and none gives the top-1 of chance."""
-    content = torch.load(digits_run / 'last.pth.tar', weights_only=False)
+    content = load(digits_run / 'last.pth.tar')
     content['state_dict']['bn1.running_var'].fill_(-1)
     content = {k: v for k, v in content.items() if k != 'weights_sha256'}
     torch.save(content, tmp_path / 'c.pth.tar')
