@@ -40,7 +40,6 @@ DECIDES: Dict[str, str] = {
     'images': 'image files',
     'old_names': 'names of 0.1',
     'process': 'limits, parent',
-    'time_limit': 'a time limit',
     'version': 'the version',
 }
 WIDTH, HEIGHT, ROW = 2.05, 0.66, 1.05  # of a box; from a layer to the next

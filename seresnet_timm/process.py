@@ -1,11 +1,13 @@
-"""This process: what control groups (cgroups) of a container, job or service allow it; its end with its parent"""
+"""This process: what a container, job or service (cgroups) allows, calls with a time limit, its end with its parent"""
 import ctypes
 import math
 import os
 import signal
 import sys
-from typing import List, NamedTuple, Optional
+import threading
+from typing import Any, Callable, List, NamedTuple, Optional
 
+FIRST_ANSWER = 6.  # seconds until a server has answered for the first time; later answers have more time
 PR_SET_PDEATHSIG = 1
 
 
@@ -66,6 +68,34 @@ def _quota(group: Group) -> Optional[float]:
     if len(words) != 2 or not words[0].isdigit() or int(words[1]) <= 0:  # `max`, or -1
         return None
     return int(words[0]) / int(words[1])
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Result of a call that has no time limit of its own, such as the look-up of an address, or one to a silent proxy.
+
+    Args:
+        seconds: Time that it may take. A call that takes longer goes on in its thread, which ends with the process.
+        call: Called in a thread.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    results: List[Any] = []
+    errors: List[BaseException] = []
+
+    def target() -> None:
+        try:
+            results.append(call())
+        except BaseException as e:
+            errors.append(e)
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f'no answer within {seconds:g} s')
+    return results[0]
 
 
 def end_with_parent() -> None:

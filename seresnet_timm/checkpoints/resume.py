@@ -7,7 +7,6 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.run_state import what_is_wrong
 from seresnet_timm.errors import printable
 from seresnet_timm.models.create import not_finite
-from seresnet_timm.runs.settings import num_epochs
 
 # entries of a parameter group that do not tell which optimizer it is
 COMMON = frozenset("""
@@ -116,19 +115,23 @@ def _state_not_finite(state: Any) -> bool:
     return any(not_finite(entry) for entry in (entries or {}).values() if isinstance(entry, dict))
 
 
-def notes(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.Optimizer]) -> Iterator[str]:
-    """What a run that resumes from a checkpoint takes from it, and what it cannot, each a sentence."""
+def notes(
+        checkpoint: Checkpoint,
+        args: Any,
+        optimizer: Optional[torch.optim.Optimizer],
+        num_epochs: int,
+) -> Iterator[str]:
+    """What a run of so many epochs takes from the checkpoint it resumes from, and what it cannot, each a sentence."""
     path, content = checkpoint.path, checkpoint.content
     done = _flag(args, 'start_epoch') if _flag(args, 'start_epoch') is not None else checkpoint.epochs
-    last = num_epochs(vars(args))
     if done is None:
         yield f'{path} does not say its epoch: the run starts at epoch 0.'
     elif checkpoint.epoch is not None and 'version' not in content and _flag(args, 'start_epoch') is None and (
             not checkpoint.run_state):
         yield (f"{path} has no version: as in old files of timm's, its epoch {checkpoint.epoch} is the one to go on "
                f'with. If it is the last one that was trained, add --start-epoch {checkpoint.epoch + 1}.')
-    if done is not None and done >= last:
-        yield f'{path}: {done} epochs are complete, of {last}: nothing is left to train. Give more --epochs.'
+    if done is not None and done >= num_epochs:
+        yield f'{path}: {done} epochs are complete, of {num_epochs}: nothing is left to train. Give more --epochs.'
     if _flag(args, 'model_ema') and not checkpoint.has_ema:
         yield f'{path} holds no moving average (--model-ema): a new one starts at its weights.'
     if checkpoint.has_ema and not _flag(args, 'model_ema'):

@@ -25,17 +25,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
     from seresnet_timm.inference.load import read_model_file
-    from seresnet_timm.models.create import check_model_name
     misfits, problems = 0, []
-    try:
-        check_model_name(args.model or '')
-    except UsageError as e:
-        problems += [e] if args.model else []
     for path in args.file:
         try:
             checkpoint = read_model_file(path)
             facts = inspection.facts_of(checkpoint)
-            if args.model and not problems:
+            if args.model:
                 facts['misfits'] = inspection.misfits(checkpoint, args.model)
                 misfits += len(facts['misfits'])
         except UsageError as e:

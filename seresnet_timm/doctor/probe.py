@@ -67,15 +67,13 @@ def probe_smoke(kind: str, seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
-    from seresnet_timm.device import device_module
     if kind == 'npu':
         from seresnet_timm.ascend.setup import set_up
         set_up(f'npu:{index}')
     elif kind == 'cuda':
         torch.cuda.set_device(index)
-    module = device_module(kind)
-    device = torch.device(kind) if module is None else torch.device(kind, index)
-    wait = (lambda: None) if module is None else module.synchronize
+    device = torch.device(kind) if kind == 'cpu' else torch.device(kind, index)
+    wait = torch.get_device_module(kind).synchronize
 
     report(phase='matmul')
     size = 1024

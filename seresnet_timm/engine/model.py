@@ -1,5 +1,6 @@
 """The model of a training: its initial weights, its place on the device, compiled and distributed"""
 import logging
+import re
 from contextlib import nullcontext
 from typing import Any, Callable, Dict, Mapping, Optional
 
@@ -7,13 +8,13 @@ import torch
 import torch.nn as nn
 from timm import utils
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import clean_state_dict
+from timm.models import clean_state_dict, safe_model_name
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import load_weights, named_for
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.engine.forward import Forward
-from seresnet_timm.models.create import create_from_args, short_name
+from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
 from seresnet_timm.step import graph
@@ -21,6 +22,11 @@ from seresnet_timm.step.freeze import freeze
 from seresnet_timm.step.half_weights import exchange_in_half, use_half_weights
 
 _logger = logging.getLogger('train')
+
+
+def short_name(name: str) -> str:
+    """timm's short name of a model, for log lines and names of folders; of ModelScope too, which timm does not know."""
+    return safe_model_name(re.sub('^modelscope:', 'hf-hub:', name))
 
 
 def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoint]) -> nn.Module:

@@ -268,7 +268,8 @@ def prepare_model(
     args, test_time_pool = run.args, False
     if args.test_pool:
         model, test_time_pool = apply_test_time_pool(model, data_config)
-    model = apply_fuse_bn(model, run.settings, _logger if utils.is_primary(args) else None)
+    settings, logger = run.settings, _logger if utils.is_primary(args) else None
+    model = apply_fuse_bn(model, settings.fuse_bn, settings.device, settings.args, logger)
     model = model.to(device=run.forward.device, dtype=run.forward.dtype)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)

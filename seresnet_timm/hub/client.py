@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from seresnet_timm.engine.rules import is_revision
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.hub.errors import SERVER_ERRORS, is_broken_off, reason, redact, status_of
-from seresnet_timm.time_limit import FIRST_ANSWER, within
+from seresnet_timm.process import FIRST_ANSWER, within
 from seresnet_timm.version import __version__
 
 RETRY_WAITS = (1, 2)  # seconds, after an answer of a Hub that has a problem

@@ -20,7 +20,7 @@ from seresnet_timm.files import temporary_folder
 from seresnet_timm.hub.cache import cache_folder, commit_of, keep_hashes, kept_hashes, set_ref
 from seresnet_timm.hub.client import is_repository, say
 from seresnet_timm.hub.repository import CONFIG, WEIGHTS, Pulled, choose_files, digest_of, is_digest, read_config
-from seresnet_timm.time_limit import FIRST_ANSWER, within
+from seresnet_timm.process import FIRST_ANSWER, within
 
 PREFIX = 'modelscope:'
 BRANCH = 'master'  # ModelScope's main branch

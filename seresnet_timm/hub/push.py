@@ -38,8 +38,8 @@ from seresnet_timm.hub.config import make_config
 from seresnet_timm.hub.errors import explained, redact, status_of
 from seresnet_timm.hub.repository import CARD, CONFIG, CURVES, SAFE_WEIGHTS, digest_of, digest_on_hub
 from seresnet_timm.hub.upload import Source, read_source
+from seresnet_timm.process import FIRST_ANSWER, within
 from seresnet_timm.runs.curves import draw_curves
-from seresnet_timm.time_limit import FIRST_ANSWER, within
 
 STAGING = 'seresnet-timm-push-'
 

@@ -36,7 +36,7 @@ from seresnet_timm.hub.client import offline, say
 from seresnet_timm.hub.errors import explained, is_unreachable, reason, redact, remedy
 from seresnet_timm.hub.pull import Source, ask_for_files, commit_of_answer, download_verified
 from seresnet_timm.hub.repository import digest_of, digest_on_hub
-from seresnet_timm.time_limit import FIRST_ANSWER, within
+from seresnet_timm.process import FIRST_ANSWER, within
 
 READ_TIMEOUT = 30  # seconds without a byte, of a download that has begun
 

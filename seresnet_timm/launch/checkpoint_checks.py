@@ -18,7 +18,7 @@ from seresnet_timm.engine.teacher import trainable_shapes
 from seresnet_timm.errors import UsageError, first_names
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.runs.settings import RunSettings, num_epochs
 
 # arguments of a network that change how it is trained, not what it computes
 OF_TRAINING = ('drop_rate', 'drop_path_rate', 'drop_block_rate', 'bn_momentum', 'num_classes', 'in_chans', 'img_size',
@@ -85,7 +85,7 @@ def _check_resume(run: Any) -> Iterator[str]:
     yield from found
     yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
     if not found:
-        run.notes += resume.notes(checkpoint, args, optimizer)
+        run.notes += resume.notes(checkpoint, args, optimizer, num_epochs(vars(args)))
         run.notes += _other_network(run, checkpoint) + _other_images(run, checkpoint)
         folder = RunFolder(checkpoint.path.rpartition('/')[0] or '.')
         if checkpoint.path == str(folder.best) and folder.last.is_file():

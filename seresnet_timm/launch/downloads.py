@@ -129,7 +129,7 @@ def _download_dataset(settings: RunSettings, kind: str, stack: ExitStack) -> Non
         if without:
             from seresnet_timm.hub.client import offline
             stack.enter_context(offline())  # the reader then takes it from its cache at once, or not at all
-    from seresnet_timm.time_limit import FIRST_ANSWER
+    from seresnet_timm.process import FIRST_ANSWER
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(FIRST_ANSWER)  # torchvision has no time limit
     try:

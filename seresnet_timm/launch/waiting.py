@@ -10,7 +10,7 @@ from typing import Any, Callable, Iterator, Optional
 from seresnet_timm.errors import RunError, first_line, first_names
 from seresnet_timm.launch.cluster import Cluster, uses_agent_store
 from seresnet_timm.launch.network import answers, check_port
-from seresnet_timm.time_limit import within
+from seresnet_timm.process import within
 
 FIRST_LINE_AFTER = 10  # seconds; each further line after three times as long
 MAX_NAMED = 8  # ranks that one line lists

@@ -4,7 +4,6 @@ A model on the Hub is pulled first by its user, and made here from its folder.
 """
 import json
 import math
-import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Union
@@ -12,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Union
 import timm
 import torch
 import torch.nn as nn
-from timm.models import get_pretrained_cfg, parse_model_name, safe_model_name, split_model_name_tag
+from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_tag
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, first_names, printable
 from seresnet_timm.models.info import ModelInfo
@@ -67,11 +66,6 @@ def check_model_name(name: str, flag: str = '--model') -> None:
 def weight_tags(arch: str) -> List[str]:
     """Names of the pretrained weights that timm knows for an architecture."""
     return [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True)]
-
-
-def short_name(name: str) -> str:
-    """timm's short name of a model, for log lines and names of folders; of ModelScope too, which timm does not know."""
-    return safe_model_name(re.sub('^modelscope:', 'hf-hub:', name))
 
 
 def is_known(name: str) -> bool:

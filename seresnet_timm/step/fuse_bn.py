@@ -1,6 +1,6 @@
 """Fold BatchNorm into the convolution before it, for evaluation: `--fuse-bn auto|on|off`"""
 import logging
-from typing import Optional, Tuple
+from typing import Any, Mapping, Optional, Tuple
 
 import torch.nn as nn
 from timm.models import ResNet
@@ -9,20 +9,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.models.lean_se import LeanBasicBlock, LeanBottleneck
-from seresnet_timm.runs.settings import RunSettings
 
 BLOCKS = (BasicBlock, Bottleneck, LeanBasicBlock, LeanBottleneck)
 
 
-def apply_fuse_bn(model: nn.Module, settings: RunSettings, logger: Optional[logging.Logger] = None) -> nn.Module:
-    """Fold BatchNorm into the convolutions where the settings say so.
+def apply_fuse_bn(
+        model: nn.Module,
+        mode: str,
+        device: str,
+        args: Mapping[str, Any],
+        logger: Optional[logging.Logger] = None,
+) -> nn.Module:
+    """Fold BatchNorm into the convolutions where the mode and the precision say so.
 
     Args:
         model: Model to evaluate, in float32; changed in place.
-        settings: Settings of the run.
+        mode: 'auto', 'on' or 'off'.
+        device: Where it is evaluated, 'npu:1'.
+        args: Flags of validate.py, of which the name of the model and the precision count.
         logger: Where the decision goes; None on ranks that do not log.
     """
-    wanted, reason = decide_fuse_bn(model, settings)
+    wanted, reason = decide_fuse_bn(model, mode, device, args)
     count = fuse_batch_norms(model) if wanted else 0
     if logger is not None:
         what = f'{count} BatchNorm layers folded into their convolutions' if wanted else 'BatchNorm layers not folded'
@@ -30,13 +37,12 @@ def apply_fuse_bn(model: nn.Module, settings: RunSettings, logger: Optional[logg
     return model
 
 
-def decide_fuse_bn(model: nn.Module, settings: RunSettings) -> Tuple[bool, str]:
-    """Whether to fold, and why or why not.
+def decide_fuse_bn(model: nn.Module, mode: str, device: str, args: Mapping[str, Any]) -> Tuple[bool, str]:
+    """Whether to fold, and why or why not; the arguments are those of `apply_fuse_bn`.
 
     Raises:
-        UsageError: The settings ask for it, and the model is not one for which it is known how.
+        UsageError: The mode is 'on', and the model is not one for which it is known how.
     """
-    mode, args = settings.fuse_bn, settings.args
     if mode == 'off':
         return False, '--fuse-bn off'
     if not isinstance(model, ResNet):
@@ -48,7 +54,7 @@ def decide_fuse_bn(model: nn.Module, settings: RunSettings) -> Tuple[bool, str]:
         return True, '--fuse-bn on'
     if args.get('amp') or args.get('model_dtype') not in (None, 'float32'):
         return False, 'lower precision would round the folded weights differently; --fuse-bn on does it'
-    if settings.device.partition(':')[0] == 'npu':
+    if device.partition(':')[0] == 'npu':
         return False, 'not measured on an NPU; --fuse-bn on does it'
     return True, 'the same network with fewer passes over its activations'
 

@@ -17,7 +17,7 @@ from typing import BinaryIO, Callable, Dict, Optional
 
 from seresnet_timm.errors import RunError, UsageError, first_line
 from seresnet_timm.files import fsync
-from seresnet_timm.time_limit import FIRST_ANSWER, within
+from seresnet_timm.process import FIRST_ANSWER, within
 from seresnet_timm.timm_scripts import known
 
 MAX_BYTES = 2 ** 20  # of a script, which has about 70 kB

@@ -16,8 +16,8 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.data import loaders, loading
 from seresnet_timm.data.fast_jpeg import choose_decoder, with_fast_decoding
 from seresnet_timm.data.image_files import count_unreadable
+from seresnet_timm.engine.model import short_name
 from seresnet_timm.files import as_json
-from seresnet_timm.models.create import short_name
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.timm_scripts.meters import DeviceMeter
 

@@ -116,7 +116,8 @@ class ValidateOverrides(Overrides):
 
     def fold_batch_norm(self, model: torch.nn.Module) -> torch.nn.Module:
         self._model = model
-        return apply_fuse_bn(model, self.settings, _logger if utils.is_primary(self.args) else None)
+        settings, logger = self.settings, _logger if utils.is_primary(self.args) else None
+        return apply_fuse_bn(model, settings.fuse_bn, settings.device, settings.args, logger)
 
     def add_loss(self, meter: DeviceMeter, loss: torch.Tensor, target: torch.Tensor) -> None:
         """Add the mean loss of the images of a batch that could be read."""

@@ -16,7 +16,7 @@ from training import load
 from hub.commands import one_sentence, sha
 from seresnet_timm.errors import RunError
 from seresnet_timm.hub import weights
-from seresnet_timm.time_limit import within
+from seresnet_timm.process import within
 
 pytestmark = pytest.mark.xdist_group('hub')  # one Hub and one client process for all
 

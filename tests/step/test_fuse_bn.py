@@ -12,7 +12,6 @@ from timm_scripts import TIMM_SCRIPTS
 import seresnet_timm  # noqa: F401  (registers the models)
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError
-from seresnet_timm.runs.settings import RunSettings, Script
 from seresnet_timm.step.fuse_bn import decide_fuse_bn, fuse_batch_norms
 
 
@@ -43,19 +42,18 @@ def test_folded_network_is_the_same(name, layers):
 
 
 def test_when_it_is_folded():
-    def settings(mode, device, amp=False):
-        args = dict(amp=amp, model_dtype=None, model='m')
-        return RunSettings('validate', Script('validate.py'), args, device=device, fuse_bn=mode)
+    def decide(network, mode, device, amp=False):
+        return decide_fuse_bn(network, mode, device, dict(amp=amp, model_dtype=None, model='m'))[0]
     model = timm.create_model('seresnet18_ascend')
-    assert decide_fuse_bn(model, settings('auto', 'cpu'))[0]
-    assert not decide_fuse_bn(model, settings('off', 'cpu'))[0]
-    assert not decide_fuse_bn(model, settings('auto', 'npu:1'))[0]
-    assert not decide_fuse_bn(model, settings('auto', 'cuda', amp=True))[0]
-    assert decide_fuse_bn(model, settings('on', 'npu', amp=True))[0]
+    assert decide(model, 'auto', 'cpu')
+    assert not decide(model, 'off', 'cpu')
+    assert not decide(model, 'auto', 'npu:1')
+    assert not decide(model, 'auto', 'cuda', amp=True)
+    assert decide(model, 'on', 'npu', amp=True)
     other = timm.create_model('test_vit')
-    assert not decide_fuse_bn(other, settings('auto', 'cpu'))[0]
+    assert not decide(other, 'auto', 'cpu')
     with pytest.raises(UsageError, match="timm's ResNets"):
-        decide_fuse_bn(other, settings('on', 'cpu'))
+        decide(other, 'on', 'cpu')
 
 
 @pytest.mark.parametrize('scripts', ('bundled', str(ROOT / 'tests' / 'small_scripts'), pytest.param(
