@@ -8,6 +8,7 @@ the caller empties HF_HOME between two commands. One JSON request a line on stdi
 and two lines on stdout for each: `pid N` when it starts, `exit N` when it ends (negative: the signal that ended it).
 """
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -26,11 +27,13 @@ import jinja2  # noqa: E402, F401
 import matplotlib.pyplot  # noqa: E402, F401
 import numpy.ctypeslib  # noqa: E402, F401
 import timm  # noqa: E402, F401
-import torch.utils.serialization.config  # noqa: E402
+import torch  # noqa: E402, F401
 
 from seresnet_timm import cli  # noqa: E402
 from seresnet_timm.engine import train, validate  # noqa: E402, F401
 
+with contextlib.suppress(ModuleNotFoundError):  # torch before 2.7 has none
+    importlib.import_module('torch.utils.serialization.config')
 for verb in ('convert', 'predict', 'pull', 'push', 'train', 'validate', 'weights'):
     importlib.import_module(f'seresnet_timm.cli.{verb}')
 for module in ('launch.checks', 'launch.rank', 'launch.run', 'inference.predict', 'hub.weights'):

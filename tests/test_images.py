@@ -64,7 +64,8 @@ def test_more_than_8_bits_are_scaled(values, kind, mode):
         image = Image.frombytes(mode, values.shape[::-1], values.astype('>u2').tobytes())
     else:
         image = Image.fromarray(values)
-    data = encode(image, kind)
+    # Pillow before 11 cannot write PPM files of 16 bits
+    data = b'P5 %d %d 65535\n' % image.size + values.astype('>u2').tobytes() if kind == 'PPM' else encode(image, kind)
     assert Image.open(io.BytesIO(data)).mode == mode
     assert np.array_equal(read_image(data, 'L'), GREY)
     assert np.array_equal(read_image(data, 'RGB'), np.repeat(GREY[..., None], 3, axis=2))

@@ -168,6 +168,15 @@ def _describe_settings(facts: Dict[str, Any]) -> List[Tuple[str, str]]:
     return lines
 
 
+def wrong_model(name: str) -> List[UsageError]:
+    """What is wrong with the name of a model to compare with; nothing if timm knows it."""
+    try:
+        check_model_name(name)
+    except UsageError as e:
+        return [e]
+    return []
+
+
 def misfits(source: Union[str, Checkpoint], model_name: str) -> List[str]:
     """Every weight in a file that does not fit a model, a line each.
 

@@ -25,12 +25,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from seresnet_timm.checkpoints import inspect as inspection
     from seresnet_timm.inference.load import read_model_file
-    misfits, problems = 0, []
+    misfits, problems = 0, inspection.wrong_model(args.model) if args.model else []
     for path in args.file:
         try:
             checkpoint = read_model_file(path)
             facts = inspection.facts_of(checkpoint)
-            if args.model:
+            if args.model and not problems:
                 facts['misfits'] = inspection.misfits(checkpoint, args.model)
                 misfits += len(facts['misfits'])
         except UsageError as e:

@@ -162,8 +162,9 @@ def test_the_flag_of_buffers_reaches_ddp_without_a_warning(flag, tmp_path):
     dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         task = ClassificationTask(networks()[0], criterion=torch.nn.CrossEntropyLoss(), device=torch.device('cpu'))
-        task.prepare_distributed(**fast_step.in_terms_of_this_torch({'broadcast_buffers': flag, 'init_sync': True}))
-        assert task.get_trainable_module().broadcast_buffers is flag
+        task.prepare_distributed(**fast_step.in_terms_of_this_torch({'broadcast_buffers': flag, 'bucket_cap_mb': 20}))
+        module = task.get_trainable_module()
+        assert module.broadcast_buffers is flag and module.bucket_bytes_cap == 20 * 2 ** 20
     finally:
         dist.destroy_process_group()
 
