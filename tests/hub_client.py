@@ -15,11 +15,14 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import traceback
 import weakref
+from pathlib import Path
 
 # --help and the like stay quick because of the name of the program; here everything is imported once, for all
 sys.argv = ['hub_client']
+tempfile.tempdir = str(Path(os.environ['TMPDIR']).parent)  # torch 2.6 makes a folder when it is imported
 gc.disable()  # the collections during these imports would take a third of their time
 import encodings.idna  # noqa: E402, F401
 
@@ -27,7 +30,7 @@ import jinja2  # noqa: E402, F401
 import matplotlib.pyplot  # noqa: E402, F401
 import numpy.ctypeslib  # noqa: E402, F401
 import timm  # noqa: E402, F401
-import torch  # noqa: E402, F401
+import torch  # noqa: E402
 
 from seresnet_timm import cli  # noqa: E402
 from seresnet_timm.engine import train, validate  # noqa: E402, F401
@@ -38,6 +41,7 @@ for verb in ('convert', 'predict', 'pull', 'push', 'train', 'validate', 'weights
     importlib.import_module(f'seresnet_timm.cli.{verb}')
 for module in ('launch.checks', 'launch.rank', 'launch.run', 'inference.predict', 'hub.weights'):
     importlib.import_module(f'seresnet_timm.{module}')
+tempfile.tempdir = None
 
 
 def child(request: dict) -> int:
