@@ -2,6 +2,7 @@
 # make test-cpu and make test-npu are the two halves of make test; the second needs a g++ and has its own .venv-npu
 # make test-npu NPU_VERSION=2.10.0: another torch_npu; make test-npu-versions: several, one after the other
 # make test-arm: a selection on an emulated aarch64 machine, as root
+# make test-oldest: with the oldest versions of torch and others that setup.cfg allows, in .venv-oldest
 PYTHON ?= python3
 # not from the environment, as `demo` and `clean` remove them: make demo DEMO=...
 VENV := .venv
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 # the tests of the second half find the bytecode of the first
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-slow lint docs release-check clean
+.PHONY: demo test test-cpu test-npu test-npu-versions test-arm test-oldest test-slow lint docs release-check clean
 
 # train SE-ResNet-50 on real pictures, evaluate it, show the result
 demo: $(VENV)/.ready
@@ -48,6 +49,12 @@ test-npu-versions:
 test-arm:
 	@bash tests/arm/run.sh
 
+# downloads 3 GB and needs 6 GB of disk; PYTHON is one of 3.10 to 3.12
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -e '.[demo,test]' -c tests/oldest.txt
+	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "$(TESTS)" tests --ignore tests/npu
+
 # further variants of the same tests, about twenty minutes more
 test-slow:
 	$(MAKE) test TESTS=slow
@@ -71,7 +78,7 @@ release-check: $(VENV)/.ready
 	QUICK=$(QUICK) .ci/release-check
 
 clean:
-	rm -rf $(VENV) .venv-npu* $(DEMO) build dist site *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so seresnet_timm/data/_augment*.so
+	rm -rf $(VENV) .venv-npu* .venv-oldest $(DEMO) build dist site *.egg-info .ruff_cache .mypy_cache .import_linter_cache seresnet_timm/data/_jpeg*.so seresnet_timm/data/_augment*.so
 
 $(VENV)/.ready: setup.cfg setup.py pyproject.toml seresnet_timm/data/_jpeg.c seresnet_timm/data/_resize.h seresnet_timm/data/_huffman.h seresnet_timm/data/_huffman_check.h seresnet_timm/data/_augment.c
 	$(PYTHON) -m venv $(VENV)

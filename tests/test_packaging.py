@@ -1,4 +1,5 @@
 """The wheel holds everything a user needs, presets, recipes and the C decoder too, and nothing else."""
+import configparser
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 
 @pytest.fixture(scope='module')
@@ -179,3 +181,16 @@ def test_benchmarks_need_a_checkout(venv, tmp_path):
 
 def contents_of_site(venv: Path) -> set:
     return {str(p.relative_to(installed(venv).parent)) for p in installed(venv).rglob('*')}
+
+
+def test_oldest_versions_are_the_lower_bounds():
+    """`make test-oldest` tests what setup.cfg promises: each bound, and nothing newer."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    required = [Requirement(line) for line in config['options']['install_requires'].splitlines()
+                if line and not line.startswith('#')]
+    tested = dict(re.findall(r'^(\S+) == (\S+)$', (ROOT / 'tests' / 'oldest.txt').read_text(), re.M))
+    bounds = {r.name: next(s.version for s in r.specifier if s.operator == '>=') for r in required}
+    assert bounds.keys() == tested.keys()
+    for name, bound in bounds.items():
+        assert f'{tested[name]}.'.startswith(f'{bound}.'), (name, bound)
