@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 
+from seresnet_timm import process
 from seresnet_timm.ascend import runtime as ascend_runtime
 from seresnet_timm.errors import UsageError
 
@@ -68,6 +69,12 @@ def device_count(kind: str) -> int:
 
 def device_name(kind: str) -> str:
     return platform.processor() or platform.machine() if kind == 'cpu' else device_module(kind).get_device_name(0)
+
+
+def limit_threads() -> None:
+    """Let torch compute on the CPU with no more threads than cores that a container allows; OMP_NUM_THREADS wins."""
+    if 'OMP_NUM_THREADS' not in os.environ and process.cores() < torch.get_num_threads():
+        torch.set_num_threads(process.cores())
 
 
 def synchronize(device: torch.device) -> None:

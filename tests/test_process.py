@@ -37,20 +37,39 @@ def test_memory(tmp_path, monkeypatch):
     assert process.memory_limits() == [1000]
 
 
-@pytest.mark.skipif(not (CPU / 'cpu.cfs_quota_us').parent.is_dir() or not os.access(CPU, os.W_OK) or os.getuid() != 0,
-                    reason='needs cgroups of version 1, and root')
-def test_a_real_group():
+@pytest.fixture(scope='module')
+def in_group():
+    """Runs Python in a group that has half a core; what it prints, and the rest of its environment is this one's."""
+    if not os.access(CPU, os.W_OK) or os.getuid() != 0 or not (CPU / 'cpu.cfs_quota_us').parent.is_dir():
+        pytest.skip('needs cgroups of version 1, and root')
     folder = CPU / f'seresnet_timm_test_{os.getpid()}'
     try:
         folder.mkdir()
         (folder / 'cpu.cfs_quota_us').write_text('50000')
     except OSError as e:
         pytest.skip(f'no group can be made here: {e.strerror}')
-    try:
-        code = ('import os; from pathlib import Path; from seresnet_timm import process; '
-                "Path(os.environ['GROUP'], 'tasks').write_text(str(os.getpid())); print(process.cores())")
-        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
-                                env={**os.environ, 'GROUP': str(folder)})
-        assert result.stdout == '1\n'
-    finally:
-        folder.rmdir()
+
+    def run(code):
+        code = f"import os; open(os.path.join(os.environ['GROUP'], 'tasks'), 'w').write(str(os.getpid()))\n{code}"
+        environ = {name: value for name, value in os.environ.items() if name != 'OMP_NUM_THREADS'}
+        return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                              env={**environ, 'GROUP': str(folder)}).stdout.split()
+    yield run
+    folder.rmdir()
+
+
+def test_a_real_group(in_group):
+    """The cores, and with how many threads torch computes, numpy is expected to, and ranks are told to."""
+    ways = ('from types import SimpleNamespace as Some\n'
+            'from seresnet_timm import device, process\n'
+            'from seresnet_timm.launch import limits, processes\n'
+            'import torch\n'
+            'before = torch.get_num_threads()\n'
+            'device.limit_threads()\n'
+            'processes._set_environment(Some(device="cpu", nproc=1), Some(local_addr=None))\n'
+            'print(process.cores(), torch.get_num_threads(), limits._computing() + 1, os.environ["OMP_NUM_THREADS"])\n'
+            'os.environ["OMP_NUM_THREADS"] = "9"\n'
+            'torch.set_num_threads(9)\n'
+            'device.limit_threads()\n'
+            'print(torch.get_num_threads())')
+    assert in_group(ways) == ['1', '1', '1', '1', '9']

@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> None:
     from seresnet_timm.errors import RunError, printable
     from seresnet_timm.inference import explain, explain_files, predict
     from seresnet_timm.launch.plan import plan_prediction
-    from seresnet_timm.launch.rank import set_up_npu
+    from seresnet_timm.launch.rank import prepare_device
     from seresnet_timm.runs.curves import pyplot
     pyplot()  # refused here, not after minutes
     target = explain_files.check_folder(args.output)
     files = predict.find_images(args.image)
     settings = plan_prediction(vars(args), len(files))
-    set_up_npu(settings)
+    prepare_device(settings)
     loaded = load_model(settings.namespace())
     print(f'Device: {settings.device} ({settings.reasons["device"]})', file=sys.stderr)
     explainer = explain.Explainer(

@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> None:
     npu_setup.set_environment(os.environ)
     from seresnet_timm.inference import predict
     from seresnet_timm.launch.plan import plan_prediction
-    from seresnet_timm.launch.rank import set_up_npu
+    from seresnet_timm.launch.rank import prepare_device
     files = predict.find_images(args.image)
     settings = plan_prediction(vars(args), len(files))
-    set_up_npu(settings)
+    prepare_device(settings)
     loaded = load_model(settings.namespace())
     print(f'Device: {settings.device} ({settings.reasons["device"]})', file=sys.stderr)
     predict.run(settings, loaded, files)

@@ -67,12 +67,12 @@ def predict(args: argparse.Namespace, runs: list) -> list:
     from seresnet_timm.errors import UsageError, printable, refuse
     from seresnet_timm.inference import validation_split as split
     from seresnet_timm.launch.plan import plan_prediction
-    from seresnet_timm.launch.rank import set_up_npu
+    from seresnet_timm.launch.rank import prepare_device
     from seresnet_timm.runs import report
     without = [one for one in runs if one.folder.checkpoint() is None]
     refuse(f'{one.folder.path} holds no checkpoint: --data-dir needs {one.folder.best.name} or {one.folder.last.name}.'
            for one in without if len(without) == len(runs))
-    set_up_npu(plan_prediction(vars(args), 1))  # before a model is made; a device that is not there is refused
+    prepare_device(plan_prediction(vars(args), 1))  # before a model is made; a device that is not there is refused
     loaded, problems = {}, []
     for number, one in enumerate(runs):
         if one in without:

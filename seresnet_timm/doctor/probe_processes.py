@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from seresnet_timm.process import cores as cores_of_this_process
+
 WAITED_FOR_FAILED_RANK = 'waited for a rank that failed'
 PROBE_TIMEOUT = 180  # seconds; a first import of torch from a slow disk takes minutes
 
@@ -56,7 +58,7 @@ def run_smoke_test(
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    cores = len(os.sched_getaffinity(0))
+    cores = cores_of_this_process()
     with contextlib.ExitStack() as stack:
         processes, outputs = [], []
         for rank, index in enumerate(devices):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from seresnet_timm import process
 from seresnet_timm.data.workers import describe_workers
 from seresnet_timm.errors import counted, printable
 from seresnet_timm.launch.plan import Node
@@ -70,7 +71,7 @@ def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) 
     lines += [('precision', settings.precision), *step(settings)]
     pinned = '; pinned memory, so that the host need not wait for copies' if args['pin_mem'] else ''
     lines.append(('workers', f'{describe_workers(args["workers"], settings.world_size)}, '
-                             f'{reasons.get("workers", f"{os.cpu_count()} cores on this node")}{pinned}'))
+                             f'{reasons.get("workers", f"{process.cores()} cores on this node")}{pinned}'))
     lines.append(('images', images(settings)))
     if 'train' in settings.num_images and settings.verb == 'train':
         total = settings.num_images['train']

@@ -91,7 +91,7 @@ def _has(text: str, words: Iterable[str]) -> bool:
 def _computing() -> int:
     """Threads that numpy and torch start to compute."""
     typed = os.environ.get('OMP_NUM_THREADS', '')
-    return min(int(typed) if typed.isdigit() else len(os.sched_getaffinity(0)), MAX_COMPUTING) - 1
+    return min(int(typed) if typed.isdigit() else process.cores(), MAX_COMPUTING) - 1
 
 
 def _more_threads() -> str:

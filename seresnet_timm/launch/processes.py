@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import psutil
 
+from seresnet_timm import process
 from seresnet_timm.ascend.errors import is_consequence
 from seresnet_timm.checkpoints.save_errors import temporary_files
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
@@ -266,9 +267,9 @@ def _hand_on(error: type) -> Any:
             raise error(f'signal {signum}', sigval=signal.Signals(signum))
         if received[-1] - received[0] > TWICE:
             os.write(2, SECOND_SIGNAL)
-            for process in psutil.Process().children(recursive=True):
+            for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    process.kill()
+                    child.kill()
     return handle
 
 
@@ -396,9 +397,9 @@ def _set_environment(settings: RunSettings, node: Node) -> None:
     other = Path('seresnet_timm')
     if other.is_dir() and not other.samefile(Path(__file__).resolve().parents[1]):
         os.environ.setdefault('PYTHONSAFEPATH', '1')
-    cores = len(os.sched_getaffinity(0))
     # the CPU computes with all cores; elsewhere a rank's own threads have little to do
-    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, cores // settings.nproc)) if settings.device == 'cpu' else '1')
+    share = max(1, process.cores() // settings.nproc) if settings.device == 'cpu' else 1
+    os.environ.setdefault('OMP_NUM_THREADS', str(share))
     if node.local_addr:
         os.environ.setdefault('HCCL_IF_IP', node.local_addr)
         interface = interface_of(node.local_addr)

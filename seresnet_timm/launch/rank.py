@@ -76,15 +76,17 @@ def set_up_process(settings: RunSettings) -> None:
     import_modules(settings.args.get('device_modules') or [])
     if settings.device == 'cpu':
         never_destroy_gloo_group()
-    set_up_npu(settings)
+    prepare_device(settings)
 
 
-def set_up_npu(settings: RunSettings) -> None:
-    """Set torch_npu up in this process, if the device of the run is an NPU.
+def prepare_device(settings: RunSettings) -> None:
+    """Set the threads of the CPU up in this process, and torch_npu, if the device of the run is an NPU.
 
     Raises:
         UsageError: The chip does not compute in the precision of the run.
     """
+    from seresnet_timm import device as devices
+    devices.limit_threads()
     if settings.device.startswith('npu'):
         from seresnet_timm.ascend.setup import set_up
         set_up(settings.device, settings.dtypes, settings.internal_format)
