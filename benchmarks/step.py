@@ -21,7 +21,7 @@ from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
-from seresnet_timm.launch.rank import set_up_device
+from seresnet_timm.launch.rank import prepare_device
 from seresnet_timm.launch.trial import random_batch, training_step
 from seresnet_timm.runs.settings import RunSettings
 
@@ -121,7 +121,7 @@ def run(args) -> Dict[str, Any]:
     report['settings'] = {k: v for k, v in vars(args).items() if k != 'json'}
     report['threads'] = torch.get_num_threads()
     timms = train_settings(args, args.timm_model, fast_step='off')
-    set_up_device(timms)
+    prepare_device(timms)
     ours, lean = train_settings(args, args.model), train_settings(args, args.model, lean_se='on')
 
     report['memory'] = {name: peak_memory(training_step(settings), device)

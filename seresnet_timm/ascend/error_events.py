@@ -7,25 +7,12 @@ from seresnet_timm.ascend import cann_log
 from seresnet_timm.ascend.error_codes import CODES, GENERAL, REPORTERS, find
 from seresnet_timm.ascend.error_lines import Line, read_lines
 from seresnet_timm.ascend.error_texts import HARMLESS, NPU_WARNING, PATTERNS, SENTENCES
+from seresnet_timm.ascend.error_words import Kinds
 
-MAX_EVENTS = 500  # of one source: the first and the last half are kept
+MAX_EVENTS = 500  # of one source
+_LAST = 20  # events that may not be whole yet
 _GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
 
-# lines without one of these words tell nothing; most lines of a log are such
-WORDS = re.compile(
-    r'PID|ERROR|Traceback|stream|kernel_name|[Oo]p_?[Nn]ame|opType|rror|ERR\d|\bE[A-Z\d]\d{4}|[Ff]ail|FORCE STOP|'
-    r'xception|imed? ?out|imeout|[Ww]arning|not found|[Cc]annot|undefined symbol|memory|[Nn]o |exitcode|Signal|killed|'
-    r'fault|peer|overflow|oss scaler|down|removed|Could not run|core dumped|terminate|Non finite|double|nan\b|inf\b|'
-    r'NaN|\brank\s*: \d|grad-norm|abnormal|[Ll]ost|LOST|Duplicated|in use|ret is|[Rr]etCode|Broken pipe|HCCL|hccl|oom|'
-    r'init|version|bound|listen|port|set ASCEND|Two accel|TLS|Notify|[Kk]ill|[Dd]enied|[Ee]rrno|npu-smi|wheel|ELF|'
-    r'[Ee]xec|[Ee]xit|[Dd]etected|[Ii]nvalid|status|/dev/|[Cc]onnect|[Uu]nable|start new|items of|Name or|resol|type:|'
-    r'taskType|[\u4e00-\u9fff]|^\s*\d{6}\s*$|CANCELLED|srun|Insufficient|nhealthy|not enough|not ready|'
-    r'busy|open file|Evicted|low on|incompatible|requires|missing tools|HwHiAiUser|nsupported|'
-    r'do not match|ERROR:root|certificate|externally|quota|forbidden|controller|relocating|Illegal|HASHES|stat:4|'
-    r'task type|MTE|VEC|UB |CUBE|CCU|unhealthy|Python\.h|space|architecture|modprobe|insmod|probe|heartbeat|'
-    r'Descriptors|not support|check|chdir|CHDIR|depends on|can.t be installed|was not found|unrecognized|different|'
-    r'fork|alloc|Error|driver|Docker|image|mount|AICPU|FAILED|multiarray|Health|health|enqueue|parse|timeout|manifest|'
-    r'^\s*\|\s*\d')
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
 _NUMBER = re.compile(r'error code(?: is)? ?:? ?(\d+)|(?:runtime |rt )?result = (\d{6})\b|\b(?:errno|failed|ret(?:urn|'
                      r'code|Code|_int)?)(?: is )?[:= \[]*(\d{6})\b|'
@@ -137,7 +124,7 @@ class EventReader:
     Attributes:
         events: The errors found, in the order of the source.
         harmless: Harmless messages, and how often each was found.
-        left_out: Number of events in the middle that were not kept.
+        left_out: Number of events that were not kept.
     """
 
     def __init__(self, source: str = '', rank: Optional[int] = None, pid: Optional[int] = None):
@@ -147,6 +134,7 @@ class EventReader:
         self.left_out = 0
         self._open: Dict[Optional[int], Event] = {}
         self._last: Optional[Event] = None
+        self._kinds = Kinds()
         self._without: Set[str] = set()
         self._dull: Set[str] = set()
         self._scale: Optional[float] = None
@@ -158,7 +146,7 @@ class EventReader:
             chunks: Its lines.
             year: Year of time stamps that have none.
         """
-        return self.read(read_lines(chunks, WORDS, year))
+        return self.read(read_lines(chunks, self._kinds.wants, year))
 
     def read(self, lines: Iterable[Line]) -> 'EventReader':
         cut: Optional[Line] = None  # a call of C++ that goes on in the next line
@@ -175,6 +163,8 @@ class EventReader:
                 self._read_line(line)
         if cut is not None:
             self._read_line(cut)
+        if len(self.events) > MAX_EVENTS:
+            self._thin()
         return self
 
     def _read_line(self, line: Line) -> None:
@@ -189,8 +179,9 @@ class EventReader:
         if log_line is not None and not log_line.is_error and 'status[LOST]' not in line.text:
             return  # of plog: what is no error
         key = _KEY.sub('#', line.text) if log_line is not None else ''
-        if event is not None and key in self._dull:  # the same again, with other numbers
-            event.last_line, event.last_time = line.number, line.time if line.time is not None else event.last_time
+        if key in self._dull:  # the same again, with other numbers
+            if event is not None:
+                event.last_line, event.last_time = line.number, line.time if line.time is not None else event.last_time
             return
         harmless = self._note_harmless(line.text)
         findings = [] if harmless and 'NPU warning' not in line.text else self._findings(line, event)
@@ -199,6 +190,8 @@ class EventReader:
         is_header = bool(_HEADER.search(line.text))
         if event is None:
             if not findings and not (is_header or line.pid is not None or 'NPU warning' in line.text):
+                if not harmless and line.device is None and not any(p.search(line.text) for _, p in _FACTS):
+                    self._kinds.tell_nothing(line.raw)
                 return
             event = self._begin(line)
         elif is_header and event.has_header and event.has_tail:
@@ -230,10 +223,27 @@ class EventReader:
         event.is_warning = 'NPU warning' in line.text
         self._open[line.stream] = event
         self.events.append(event)
-        if len(self.events) > MAX_EVENTS:
-            self.events.pop(MAX_EVENTS // 2)
-            self.left_out += 1
+        if len(self.events) >= 2 * MAX_EVENTS:
+            self._thin()
         return event
+
+    def _thin(self) -> None:
+        """Keep the events that tell most, and of those that tell the same the first and the last."""
+        groups: Dict[Tuple[Optional[str], str], List[Event]] = {}
+        for event in self.events[:-_LAST]:
+            top = event.top() if event.findings else Finding(None, -1)
+            groups.setdefault((top.fault, top.code), []).append(event)
+        ranked = sorted(groups.values(), key=lambda group: -max((f.weight for f in group[0].findings), default=-1))
+        room = MAX_EVENTS - _LAST
+        kept = set()
+        for number, group in enumerate(ranked):
+            most = room // (len(ranked) - number)
+            chosen = group if len(group) <= most else group[:most - most // 2] + group[len(group) - most // 2:]
+            room -= len(chosen)
+            kept.update(map(id, chosen))
+        before = len(self.events)
+        self.events = [e for e in self.events[:-_LAST] if id(e) in kept] + self.events[-_LAST:]
+        self.left_out += before - len(self.events)
 
     def _add(self, event: Event, line: Line, findings: List[Finding]) -> None:
         event.last_line = line.number

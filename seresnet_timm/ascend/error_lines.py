@@ -2,9 +2,9 @@
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Iterable, Iterator, Optional
+from typing import Callable, Iterable, Iterator, Optional
 
-MAX_LINE = 8000  # characters that are looked at
+from seresnet_timm.ascend.error_words import MAX_LINE
 
 _ANSI = re.compile(r'\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]')
 _NOT_TEXT = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')
@@ -76,6 +76,7 @@ class Line:
         device: Device that the line names, its local number.
         time: Time that the line names, seconds since 1970.
         clock: That time, or the last one before it in the text.
+        raw: The line as it was read.
     """
     text: str
     number: int
@@ -85,14 +86,15 @@ class Line:
     device: Optional[int] = None
     time: Optional[float] = None
     clock: Optional[float] = None
+    raw: str = ''
 
 
-def read_lines(chunks: Iterable[str], wanted: 're.Pattern[str]', year: Optional[int] = None) -> Iterator[Line]:
+def read_lines(chunks: Iterable[str], wants: Callable[[str], bool], year: Optional[int] = None) -> Iterator[Line]:
     r"""Lines of a text that are wanted.
 
     Args:
         chunks: The text, line by line. A chunk may hold carriage returns, or line ends that were written as `\n`.
-        wanted: What a line must hold to be looked at.
+        wants: Whether a line is looked at.
         year: Year of time stamps that have none, until a line names one.
 
     Yields:
@@ -103,8 +105,9 @@ def read_lines(chunks: Iterable[str], wanted: 're.Pattern[str]', year: Optional[
     for number, chunk in enumerate(chunks, 1):
         if '\\n' in chunk:
             chunk = chunk.replace('\\r', '').replace('\\n', '\n').replace('\\t', '\t').replace('\\"', '"')
-        for part in re.split(r'[\r\n]', chunk.rstrip('\r\n')):
-            if not wanted.search(part, 0, MAX_LINE):
+        chunk = chunk.rstrip('\r\n')
+        for part in re.split(r'[\r\n]', chunk) if '\r' in chunk or '\n' in chunk else (chunk,):
+            if not wants(part):
                 before = part
                 continue
             line = _parse(part[:MAX_LINE], number, year)
@@ -115,7 +118,7 @@ def read_lines(chunks: Iterable[str], wanted: 're.Pattern[str]', year: Optional[
             if clock is not None:
                 year = datetime.fromtimestamp(clock).year
             before = ''
-            yield replace(line, clock=clock)
+            yield replace(line, clock=clock, raw=part)
 
 
 def _parse(text: str, number: int, year: Optional[int]) -> Line:

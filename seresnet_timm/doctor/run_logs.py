@@ -50,7 +50,7 @@ class Source:
         text, self.text = self.text, None if self.path else self.text
         if self.path is not None and self.path.name == 'error.json':
             text = _torchrun_error(text)
-        yield from re.split(r'\r?\n', text)
+        yield from text.split('\n')
 
     def _read(self) -> str:
         try:

@@ -214,6 +214,36 @@ def test_long_logs_and_long_lines():
     assert len(repeated.events) <= MAX_EVENTS and repeated.left_out == MAX_EVENTS
 
 
+
+def test_a_fault_among_thousands_of_others_is_kept():
+    """Whatever comes before and after it; each of the others has a process of its own, and is an event."""
+    line = '[ERROR] RUNTIME({0},python3):2026-11-20-10:{1:02}:{2:02}.123.456 [engine.cc:7] [{0}] retry of {3}'
+    others = [line.format(1000 + i, i // 60 % 60, i % 60, random.choices('abcdefgh', k=9))
+              for i in range(3 * MAX_EVENTS)]
+    for place in (0, 10, MAX_EVENTS, 2 * MAX_EVENTS, 3 * MAX_EVENTS):
+        reader = EventReader().read_text([*others[:place], CAUSES['ecc'], *others[place:]])
+        assert diagnose([reader]).first.fault == 'ecc' and len(reader.events) <= MAX_EVENTS, place
+
+
+@pytest.mark.parametrize('before, text, fault', [
+    ('lr 0.1, error code is 100', 'error code is 507015', 'ai_core'),
+    ('ret = 123456 of the check', 'ret = 507015 of the check', 'ai_core'),
+    ('exitcode  : -15', 'exitcode  : -11', 'killed'),
+    ('[Errno 12] x', '[Errno 28] No space left on device', 'disk_full'),
+    ('value 123456', '507015', 'ai_core'), ('Loss: 0.123 of rank 3', 'Loss: nan of rank 3', 'diverged')])
+def test_lines_that_told_nothing_hide_no_others_of_their_kind(before, text, fault):
+    assert diagnose_text('\n'.join([before] * 5 + ['x'] * 200 + [text])).first.fault == fault
+
+
+def test_a_log_of_many_lines_is_read_quickly():
+    """Most lines of a log differ in digits only: 10 MB take a third of a second."""
+    line = 'Train: {0} [{0:4}/1000]  Loss: {1:.4f}  Time: 0.{0}s, {0}.12/s  version {0} status ok, connected to {0}'
+    lines = [line.format(i % 1000, i % 7 / 9) for i in range(100_000)]
+    started = time.process_time()
+    assert EventReader().read_text(lines).events == []
+    assert time.process_time() - started < 1.5
+
+
 def test_table():
     assert all(code.fault is None or code.fault in FAULTS for code in CODES.values())
     assert all(fault.role in ROLES and fault.what and fault.log for fault in FAULTS.values())
