@@ -70,7 +70,7 @@ def _of_record(logs: Logs) -> List[EventReader]:
 
 
 def _notes(logs: Logs) -> List[str]:
-    notes = []
+    notes = list(logs.notes)
     for source in logs.sources:
         if source.left_out:
             notes.append(f'Of {source.name} the beginning and the end were read, and of {source.left_out >> 20} MiB '

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set
 
 from seresnet_timm.ascend.error_events import EventReader
 from seresnet_timm.ascend.errors import where_plog_lies
-from seresnet_timm.doctor import long_logs
+from seresnet_timm.doctor import long_logs, newest_run
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
@@ -135,12 +135,14 @@ class Logs:
         folder: The folder of a run; None for a single text.
         plog: Folder of plog that is looked into; None for a single text.
         pids: Rank of each process, as the launcher wrote them when the run failed.
+        notes: Sentences on what is in the folder and was not read.
     """
     sources: List[Source]
     record: Optional[Dict[str, Any]] = None
     folder: Optional[Path] = None
     plog: Optional[Path] = None
     pids: Dict[int, int] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
 
 
 def find_logs(target: str) -> Logs:
@@ -162,9 +164,17 @@ def find_logs(target: str) -> Logs:
         if not os.access(path, os.R_OK):
             raise UsageError(f'{printable(target)} cannot be read (permission denied).')
         return Logs([Source(path.name, path)])
+    named, (path, other_runs) = path, newest_run.newest_run(path)
+    notes = newest_run.describe_others(path, other_runs)
     record = _read_json(RunFolder(path).record)
     nproc = _nproc(record)
-    sources = [_source(path, file, nproc) for file in _files(path)]
+    files, notes_on_starts = newest_run.of_newest_start(path, _files(path))
+    sources = [_source(path, file, nproc) for file in files]
+    if path != named:  # what was printed, in a file beside the runs, or logs of other machines
+        since = _seconds((record or {}).get('started')) or newest_run.last_written(path)
+        runs = {path, *other_runs}
+        sources += [_source(named, file, nproc) for file in _files(named) if not runs.intersection(file.parents)
+                    and file.stat().st_mtime >= since]
     plog = Path(where_plog_lies())
     is_run = (record is not None or RunFolder(path).logs.is_dir()) and not _is_below(plog, path)
     if not sources and record is None:
@@ -173,7 +183,8 @@ def find_logs(target: str) -> Logs:
         has = f'no logs, and its {name} {damage}' if os.path.exists(path / name) else f'no logs and no {name}'
         raise UsageError(f'{printable(target)} has {has}: name the folder of a run, or a log file.')
     order = sorted(range(len(sources)), key=lambda i: (sources[i].rank is None, sources[i].rank or 0, sources[i].name))
-    return Logs([sources[i] for i in order], record, path, plog if is_run else None, _pids(path))
+    return Logs([sources[i] for i in order], record, path, plog if is_run else None, _pids(path),
+                notes + notes_on_starts)
 
 
 def _is_below(path: Path, folder: Path) -> bool:

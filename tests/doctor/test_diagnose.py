@@ -185,6 +185,48 @@ def test_run_without_a_fault(run, finished, code):
     assert run_here('diagnose', run, '--json').returncode == code
 
 
+
+def make_run(folder, started, fault, start='none_a'):
+    """A run of one rank that failed an hour after its start."""
+    when = time.mktime(time.strptime(started, '%Y-%m-%dT%H:%M:%S'))
+    record = write(folder / 'run.json', json.dumps({'started': f'{started}+0000', 'settings': {'nproc': 1}}))
+    log = write(folder / f'logs/node0/{start}/attempt_0/0/stderr.log', fault + '\n')
+    for path in (record, log):
+        os.utime(path, (when + 3600, when + 3600))
+    os.utime(log.parents[2], (when, when))
+    return folder
+
+
+@pytest.mark.parametrize('named', ('.', 'train'))
+def test_the_newest_of_several_runs_is_read(tmp_path, named):
+    """And what was printed meanwhile into a file beside it, and logs of another machine; the others are named."""
+    memory = out_of_memory()
+    make_run(tmp_path / 'train/b-old', '2025-11-18T11:00:00', ECC)
+    make_run(tmp_path / 'train/a-new', '2025-11-20T11:00:00', memory)
+    make_run(tmp_path / 'train/c-older', '2025-11-17T11:00:00', ECC)
+    for name, day in (('nohup.out', 20), ('old.log', 18), ('node1/logs/node1/none_z/attempt_0/0/stdout.log', 20)):
+        file, when = write(tmp_path / 'train' / name, 'loading\n'), time.mktime((2025, 11, day, 11, 30, 0, 0, 0, -1))
+        os.utime(file, (when, when))
+    result = run_here('diagnose', tmp_path / named)
+    assert result.returncode == 0 and 'out of memory' in result.stdout and 'damaged' not in result.stdout
+    assert 'nohup.out' in result.stdout and 'node1/none_z' in result.stdout and 'old.log' not in result.stdout
+    note = next(line for line in result.stdout.splitlines() if 'newest run' in line)
+    assert 'a-new; 2 others are not read' in note and 'b-old' in note and 'c-older' in note
+    assert 'damaged' in run_here('diagnose', tmp_path / 'train/b-old').stdout
+
+
+def test_the_newest_start_of_a_run_is_read(tmp_path):
+    make_run(tmp_path / 'run', '2025-11-18T11:00:00', ECC, start='none_z')
+    make_run(tmp_path / 'run', '2025-11-19T11:00:00', out_of_memory(), start='none_a')
+    result = run_here('diagnose', tmp_path / 'run')
+    assert 'out of memory' in result.stdout and 'damaged' not in result.stdout
+    assert '1 earlier start of its processes is not read' in result.stdout
+    now = time.time()
+    for path in (tmp_path / 'run').rglob('*'):  # unpacked: nothing tells which is newer
+        os.utime(path, (now, now))
+    assert 'damaged' in run_here('diagnose', tmp_path / 'run').stdout
+
+
 def test_a_rank_that_wrote_nothing_is_named(run):
     (run / 'logs/node1/none_x/attempt_0/1/stderr.log').write_text('loading\n')
     (run / 'logs/node1/pids.json').unlink()
