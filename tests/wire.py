@@ -46,7 +46,8 @@ class Wire:
         for i, name in enumerate(self.names):
             subprocess.run(['ip', 'netns', 'add', name], check=True)
             self._tuns.append(self.inside(i, _open_tun))
-            for command in (f'addr add {address(i)}/24 dev wire', 'link set wire up', 'link set lo up'):
+            for command in (f'addr add {address(i)}/24 dev wire', f'-6 addr add {address6(i)}/64 dev wire nodad',
+                            'link set wire up', 'link set lo up'):
                 subprocess.run(['ip', '-n', name, *command.split()], check=True)
         self._thread.start()
         return self
@@ -93,6 +94,10 @@ class Wire:
 
 def address(machine: int) -> str:
     return f'10.14.1.{machine + 1}'
+
+
+def address6(machine: int) -> str:
+    return f'fd14:1::{machine + 1}'
 
 
 def _open_tun() -> int:

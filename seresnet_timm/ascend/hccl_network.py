@@ -2,7 +2,7 @@
 import ipaddress
 import socket
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import psutil
 
@@ -59,7 +59,7 @@ def choose_interface(environ: Mapping[str, str], nodes: Nodes) -> Tuple[Interfac
     if chosen.address is None and route and setting is None and not found.problems:
         found.set('HCCL_IF_IP', route, f'the address of this machine on the way to {master}')
         chosen = Interface(route, f'on the way to {master}')
-    elif chosen.address is not None and _is_loopback(chosen.address):
+    elif chosen.address is not None and is_loopback(chosen.address):
         found.problems.append(f'{chosen.why} is a loopback address, which the other {nnodes - 1} node(s) cannot reach: '
                               'name an address on the network of node 0.')
     elif route and chosen.address not in (None, route):
@@ -93,18 +93,18 @@ def _by_name(found: Findings, setting: str, nnodes: int) -> Interface:
     here = all_addresses()
     allowed = {name: a for name, a in here.items() if a and matches_interface(setting, name)}
     bare = [name for name, a in here.items() if not a and matches_interface(setting, name)]
-    down = [name for name in allowed if not _is_up(name)]
+    down = [name for name in allowed if not is_up(name)]
     if allowed and len(down) == len(allowed) or bare and not allowed:
         why = f'{", ".join(down)}, which {"are" if len(down) > 1 else "is"} down' if allowed else (
             f'{", ".join(bare)}, which {"have" if len(bare) > 1 else "has"} no address')
         found.problems.append(f"HCCL_SOCKET_IFNAME='{setting}' allows only {why} (ip -br addr): bring it up, or name "
-                              f'another of {_listing({n: a for n, a in here.items() if _is_up(n)})}.')
+                              f'another of {_listing({n: a for n, a in here.items() if is_up(n)})}.')
         return Interface(None, '')
     if not allowed:
         found.problems.append(f"HCCL_SOCKET_IFNAME='{setting}' allows none of {_listing(here)}: set it to the "
                               'beginning of a name, to =NAME, or unset it.')
         return Interface(None, '')
-    outside = [a for addresses in allowed.values() for a in addresses if not _is_loopback(a)]
+    outside = [a for addresses in allowed.values() for a in addresses if not is_loopback(a)]
     if not outside and nnodes > 1:
         found.problems.append(f'HCCL_SOCKET_IFNAME={setting} allows {", ".join(allowed)} only, a loopback interface, '
                               f'which the other {nnodes - 1} node(s) cannot reach: name another, or unset it.')
@@ -114,28 +114,49 @@ def _by_name(found: Findings, setting: str, nnodes: int) -> Interface:
 
 def _route(found: Findings, master: str, rank: int) -> Optional[str]:
     """The address of this machine from which it reaches node 0; None if its name is not known yet."""
-    try:
-        family, _, _, _, target = socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)[0]
-    except (OSError, UnicodeError):
+    target = resolve(master)
+    if target is None:
         return None  # torchrun waits until the name is there
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as s:
-            s.connect(target)  # sends nothing: the kernel looks for the route
-            address = str(s.getsockname()[0])
+        address = address_towards(target)
     except OSError as e:
         found.problems.append(f'This machine has no route to --master-addr {master} ({e.strerror}): name an address of '
                               'node 0 that it reaches.')
         return None
-    if _is_loopback(str(target[0])):
-        if master != target[0] and rank == 0:  # its own name, which other nodes may know by another address
-            found.notes.append(f'{master} is {target[0]} on this machine, so that HCCL chooses the interface: '
+    at = str(target[1][0])
+    if is_loopback(at):
+        if master != at and rank == 0:  # its own name, which other nodes may know by another address
+            found.notes.append(f'{master} is {at} on this machine, so that HCCL chooses the interface: '
                                '--local-addr names one.')
             return None
-        known = ' is' if master == target[0] else f' is {target[0]} on this machine,'
+        known = ' is' if master == at else f' is {at} on this machine,'
         found.problems.append(f'--master-addr {master}{known} a loopback address, which other nodes cannot reach: '
                               'name the address of node 0 on their network.')
         return None
     return address
+
+
+Target = Tuple[int, Tuple[Any, ...]]  # family and address of a socket
+
+
+def resolve(host: str) -> Optional[Target]:
+    """The first address of a machine's name; None if it is not known here."""
+    try:
+        family, _, _, _, target = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+    except (OSError, UnicodeError):
+        return None
+    return family, target
+
+
+def address_towards(target: Target) -> str:
+    """The address of this machine from which it reaches another. Nothing is sent: the kernel looks for the route.
+
+    Raises:
+        OSError: There is no route.
+    """
+    with socket.socket(target[0], socket.SOCK_DGRAM) as s:
+        s.connect(target[1])
+        return str(s.getsockname()[0])
 
 
 def all_addresses() -> Dict[str, List[str]]:
@@ -145,12 +166,12 @@ def all_addresses() -> Dict[str, List[str]]:
             for name, entries in psutil.net_if_addrs().items()}
 
 
-def _is_up(name: str) -> bool:
+def is_up(name: str) -> bool:
     stats = psutil.net_if_stats().get(name)
     return stats is None or stats.isup
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition('%')[0]).is_loopback
 
 

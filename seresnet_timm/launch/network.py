@@ -3,10 +3,11 @@ import ipaddress
 import re
 import socket
 import time
-from typing import Optional
+from typing import MutableMapping, Optional
 
 import psutil
 
+from seresnet_timm.ascend.hccl_network import address_towards, all_addresses, is_loopback, is_up, resolve
 from seresnet_timm.errors import UsageError
 
 DEFAULT_PORT = 29500  # torchrun's
@@ -28,6 +29,34 @@ def interface_of(address: str) -> Optional[str]:
                 if wanted in ipaddress.ip_network(f'{own}/{bits}', strict=False):
                     matches.append((own == wanted, bits, name))
     return max(matches)[-1] if matches else None
+
+
+
+def name_interface(environ: MutableMapping[str, str]) -> None:
+    """Let gloo use the interface on the way to the machine of rank 0, unless the user has named one.
+
+    By itself it takes the address of this machine's name, and where that stands for none, such as an IPv6 address
+    beside a name that is not in /etc/hosts, a loopback address, which the other machines do not reach.
+
+    Args:
+        environ: torch's variables of a rank of a run on several machines.
+    """
+    if 'GLOO_SOCKET_IFNAME' in environ:
+        return
+    target = resolve(environ.get('MASTER_ADDR', ''))
+    try:
+        address = address_towards(target) if target else None
+    except OSError:
+        return
+    interface = None
+    if address is not None and not is_loopback(address):
+        interface = interface_of(address.partition('%')[0])
+    elif int(environ.get('RANK', 0)) < int(environ.get('LOCAL_WORLD_SIZE', 1)):  # this machine's own name
+        outside = [name for name, addresses in all_addresses().items()
+                   if is_up(name) and any(not is_loopback(a) for a in addresses)]
+        interface = outside[0] if len(outside) == 1 else None
+    if interface is not None:
+        environ['GLOO_SOCKET_IFNAME'] = interface
 
 
 def check_port(port: int) -> None:

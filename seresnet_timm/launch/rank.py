@@ -11,7 +11,7 @@ from typing import Any, Iterator, Mapping, Optional
 
 from seresnet_timm.engine.signals import stop_early, stop_in_calls
 from seresnet_timm.errors import RunError, UsageError, first_line, keep_exit_code, print_any_text
-from seresnet_timm.launch import limits, watch
+from seresnet_timm.launch import limits, network, watch
 from seresnet_timm.launch.explain import explain
 from seresnet_timm.process import end_with_parent
 from seresnet_timm.runs.error_file import record_error
@@ -68,6 +68,8 @@ def set_up_process(settings: RunSettings) -> None:
         UsageError: The device refused the settings.
     """
     set_cpu_affinity(settings)
+    if settings.nnodes > 1:
+        network.name_interface(os.environ)
     from seresnet_timm.step import fast
     fast.set_up(settings.device, settings.fast_step, settings.block_end)
     from seresnet_timm import models  # noqa: F401  (registers itself with timm)

@@ -1,4 +1,5 @@
 """A machine that is gone is noticed, and one whose processes are slow is not taken for one that is gone."""
+import os
 import signal
 import socket
 import subprocess
@@ -9,9 +10,9 @@ import time
 import pytest
 from conftest import WIDE, train_flags
 from test_launch import assert_none_left, start_cli, wait_for
-from wire import Wire, address, needs_network
+from wire import Wire, address, address6, needs_network
 
-from seresnet_timm.launch import machines
+from seresnet_timm.launch import machines, network
 
 TOKEN, PORT = b'0123456789abcdef', 29517
 CONNECTS = f'''
@@ -118,6 +119,42 @@ def test_strangers_and_processes_that_end_are_nobodys_fault(wire):
         time.sleep(0.5)
         assert contacts.said == ([], [])
     assert not [t for t in threading.enumerate() if t.name == 'machines']
+
+
+
+MEETS = """
+import os, torch, torch.distributed as dist
+from seresnet_timm.launch import network
+network.name_interface(os.environ)
+print(os.environ['GLOO_SOCKET_IFNAME'])
+dist.init_process_group('gloo')
+x = torch.ones(1)
+dist.all_reduce(x)
+print(x.item())
+"""
+
+
+@needs_network
+@pytest.mark.parametrize('host', (address6, pytest.param(address, marks=pytest.mark.slow)))
+def test_gloo_takes_the_interface_on_the_way_to_the_first_machine(wire, host):
+    """Where the name of a machine stands for no address that the other reaches, as here for 127.0.0.1."""
+    processes = [subprocess.Popen(
+        [*wire.prefix(rank), sys.executable, '-c', MEETS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '1',
+             'MASTER_ADDR': host(0), 'MASTER_PORT': str(PORT)}) for rank in (0, 1)]
+    for process in processes:
+        out, err = process.communicate(timeout=100)
+        assert out == 'wire\n2.0\n', err
+
+
+def test_an_interface_that_the_user_has_named_stays():
+    environ = {'MASTER_ADDR': '203.0.113.1', 'GLOO_SOCKET_IFNAME': 'eth7'}
+    network.name_interface(environ)
+    assert environ['GLOO_SOCKET_IFNAME'] == 'eth7'
+    for host in ('127.0.0.1', 'no-such-host.invalid', ''):  # one machine, or a name that comes later
+        environ = {'MASTER_ADDR': host, 'RANK': '5', 'LOCAL_WORLD_SIZE': '2'}
+        network.name_interface(environ)
+        assert 'GLOO_SOCKET_IFNAME' not in environ
 
 
 def start_node(wire, rank, data, output, *flags):
