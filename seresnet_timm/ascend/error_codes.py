@@ -35,7 +35,7 @@ ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('100026 100027', 'dtype or format that is not supported', 'no_kernel', NUMBER),
     ('100039', 'a library for compiling only is loaded, not the real one', 'cann_missing', NUMBER),
     ('107001 200002', 'wrong device number', 'device_absent', NUMBER),
-    ('107002', 'no context: no device was set in this thread', 'wrong_use', NUMBER),
+    ('107002', 'no context: no device was set in this thread', 'no_context', NUMBER),
     ('107003', 'a stream of another context', 'wrong_use', NUMBER),
     ('107004 107005 107006 107007 107008 107011 107012 107013 107014 107015 107016 107018 107021 107037 107039 107040 '
      '107042 107043 107044 207015 507910 507911',

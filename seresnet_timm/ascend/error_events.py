@@ -8,6 +8,7 @@ from seresnet_timm.ascend.error_codes import CODES, GENERAL, REPORTERS, find
 from seresnet_timm.ascend.error_lines import Line, read_lines
 from seresnet_timm.ascend.error_texts import HARMLESS, NPU_WARNING, PATTERNS, SENTENCES
 from seresnet_timm.ascend.error_words import Kinds
+from seresnet_timm.ascend.runtime_texts import reason as number_of_reason
 
 MAX_EVENTS = 500  # of one source
 _LAST = 20  # events that may not be whole yet
@@ -295,6 +296,9 @@ class EventReader:
         text = line.text
         found = self._words(text)
         found += self._numbers(text, event) + _cann_codes(text) + _torch_npu_codes(text)
+        number = number_of_reason(text)
+        if number is not None:
+            found.append(_finding(f'ACL {number}', less=1))
         for name in _NAMES:
             if name in text:
                 found.append(_finding(name))

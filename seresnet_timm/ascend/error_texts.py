@@ -7,6 +7,7 @@ from seresnet_timm.ascend.error_pattern import Pattern, Told, groups
 from seresnet_timm.ascend.error_pattern import pattern as _p
 from seresnet_timm.ascend.fault import HEALTHY
 from seresnet_timm.ascend.host_texts import HOST_PATTERNS
+from seresnet_timm.ascend.runtime_texts import RUNTIME_PATTERNS
 
 # --- choices ----------------------------------------------------------------------------------------------------------
 
@@ -298,7 +299,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'task type=(?:aicore|aivec)\b|\b(?:MTE|VEC|CUBE|CCU|UB)\b.{0,40}\b(?:out of range|out of bounds|not aligned|'
        r'misalign\w*|illegal)', 'ai_core', 88),
     _p(r'task type=aicpu\b', 'ai_cpu', 88),
-    _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out|errorStr: timeout or trap', 'ai_core_timeout', 91),
+    _p(r'(?:aicore|aivec|vector core) (?:task )?time ?out|(?:[Aa]icore|[Aa]ivec) [Kk]ernel execute time ?out|'
+       'errorStr: timeout or trap', 'ai_core_timeout', 91),
     _p(r'aicpu (?:error|exception)|during AICPU execution|[Aa]icpu kernel execute failed|AICPU kernel .*fail', 'ai_cpu',
        90),
     _p(r'\bcopy_d2d\w*\b.*error code is 507001', _copy),
@@ -359,7 +361,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Cluster Exception Location\[IP/ID\]:\[(?P<remote>[^\]]+)\].*ExceptionType:\[(?P<reason>[^\]]+)\]',
        _cluster_exception, 95),
     _p(r'serverId\[(?P<remote>[^\]]+)\], deviceId\[\d+\], (?P<reason>[\w ]+ Occurred)', _cluster_exception, 95),
-    _p(r'(?i)\bsdma (?:copy )?error', 'hccl_link', 62),
+    _p(r'(?i)(?<!reason=\[)(?<!reason=)\bsdma (?:copy )?error', 'hccl_link', 62),
     _p(r'error cqe (?:occurred|status)', 'hccl_link', 62),
     _p(r'(?P<reason>net health status: (?!Success|Init)\w[\w ]*)', 'hccl_link', 40),
     _p(r'hccl fftsplus (?:task )?timeout(?:.*timeout: ?(?P<seconds>\w+))?', 'exec_timeout', 90),
@@ -378,6 +380,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p('watchdog thread terminated with exception|Find exception when finishedNPUExecution', 'watchdog_messenger', 6),
     *PLOG_PATTERNS,
     *HOST_PATTERNS,
+    *RUNTIME_PATTERNS,
 )
 
 NPU_WARNING = 'only a warning of torch_npu'
@@ -386,6 +389,8 @@ HARMLESS: Tuple[Tuple['re.Pattern[str]', str], ...] = tuple((re.compile(words), 
     (r'Gradient overflow\. +Skipping step|[Ll]oss scaler(?: \d+)? reducing loss scale',
      'an overflow now and then, and in the first steps, is normal with fp16: the step is skipped and the scale halved'),
     ('PCIe Bus Error: severity=Corrected|AER: Corrected error', 'the PCIe link has corrected an error by itself'),
+    (r'EDAC \w+: \d+ CE |[Cc]orrected (?:hardware )?(?:memory )?error', 'the memory has corrected an error by itself'),
+    ('are replaced with torch.Tensor.npu', 'transfer_to_npu says what it replaces'),
     ('Failed to load image Python extension',
      'torchvision does not belong to this torch, and cannot read images by itself: training does not use that'),
     ('Non finite check and unscale on NPU', 'it only says that a check runs'),

@@ -104,6 +104,17 @@ FAULTS: Dict[str, Fault] = {
     'health': Fault(
         ADVICE, 'npu-smi says[ of NPU {device}][ ({name})]: {health}[, fault {error}]',
         ('a fault of the hardware, of its network or of its cooling, now or earlier',), SICK, DMESG),
+    'chip_fault': Fault(
+        CAUSE, 'the NPU reports a fault of {part}[ of device {device}] (code {code})',
+        ('hardware', "a process of the device's system that has ended"), SICK, DMESG),
+    'chip_memory': Fault(
+        CAUSE, 'the NPU reports a fault of its {part}[ of device {device}] (code {code}; hardware, not a full memory)',
+        ('hardware',), 'resume on other devices (--devices); `npu-smi info -t ecc -i ID`; reset or exchange the NPU',
+        DMESG),
+    'chip_link': Fault(
+        CAUSE, 'the NPU reports a fault of {part}[ of device {device}] (code {code})',
+        ('a cable, module or port', 'the device at its other end'),
+        f'resume on other devices; {SICK}; `hccn_tool -i ID -link -g`; check cables', DMESG),
     'device_lost': Fault(
         CAUSE, '{subject} stopped working',
         ('the device was reset, or hung', 'hardware', 'a process on the device died'),
@@ -233,6 +244,16 @@ FAULTS: Dict[str, Fault] = {
     'not_contiguous': Fault(
         CAUSE, 'a tensor that is not contiguous was given to a collective',
         ('channels_last, or a view',), 'no channels_last on the NPU; call .contiguous() before the collective',
+        'the Python traceback'),
+    'no_context': Fault(
+        CAUSE, 'no device was set in this thread or process',
+        ('code that uses the NPU in a new thread', 'a process that was started before torch_npu was set up in it'),
+        'call torch.npu.set_device(...) in each thread and process before its first use of the NPU', 'the Python '
+        'traceback'),
+    'other_device': Fault(
+        CAUSE, 'a tensor of another device was used on this one[ ({device})]',
+        ('the process did not choose its own NPU', 'torch.load without map_location'),
+        "call torch.npu.set_device(LOCAL_RANK) first in each process; torch.load(..., map_location='cpu')",
         'the Python traceback'),
     'wrong_use': Fault(
         CAUSE, 'CANN was called with a wrong argument or at the wrong time',

@@ -238,6 +238,14 @@ RANK_FAULTS: Dict[str, Fault] = {
         CAUSE, 'a library uses an instruction that this processor does not have (SIGILL)', (
             'a package built for a newer processor', 'a damaged library'),
         'install the wheel of PyPI instead of an own build; `lscpu` shows what the processor has', DMESG),
+    'host_fault': Fault(
+        CAUSE, 'the kernel of the host reports a fault of the machine[: {reason}]',
+        ('memory, processor or board of the host (hardware)', 'a kernel module'),
+        'resume on another machine; have the machine checked (its BMC log, `dmesg`)', DMESG),
+    'host_hang': Fault(
+        CAUSE, 'a process or core of the host hung[: {reason}]',
+        ('a disk or network drive that does not answer', 'too much work or too many interrupts on a core'),
+        'look at the storage that the run uses (`dmesg`, `iostat -x 5`); copy the data to a local disk', DMESG),
     'open_files': Fault(
         CAUSE, 'too many files are open', ('many loader workers, each with open files and sockets',),
         '`ulimit -n 65536` before the run; fewer loader workers (-j)', '`ulimit -n`'),
