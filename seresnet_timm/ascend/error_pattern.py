@@ -30,7 +30,7 @@ class Pattern:
 
 
 def groups(match: 're.Match[str]') -> Facts:
-    return {k.rstrip('_'): v.strip(' .,;').replace(',]', ']') for k, v in match.groupdict().items() if v}
+    return {k.rstrip('_'): v.strip(' ,;').rstrip(' .,;').replace(',]', ']') for k, v in match.groupdict().items() if v}
 
 
 def pattern(words: str, fault: object, weight: int = 100) -> Pattern:

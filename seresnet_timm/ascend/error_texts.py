@@ -265,7 +265,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error.{0,40}ascending order', 'visible_order', 101),
     _p(r'set (?P<variable>ASCEND_\w+) ?[:=] ?(?P<value>\S+) error(?:, input data rang?e?:? '
        r'?(?P<range>[\[(][^\])]*[\])]))?', 'visible_devices'),
-    _p(r'dcmi (?:module |model )?init\w* failed|dcmi ?\S*初始化失败|prepare dcmi failed|'
+    _p(r'(?i:dcmi) ?(?:module |model )?(?:init\w* failed|\S*初始化失败)|prepare dcmi failed|'
        r'[Ii]nit devmanager failed', 'driver_start', 55),
     _p(r'\bHDC init failed|driver may not (?:be )?load', 'driver_start', 50),
     _p(r'DrvMngGetConsoleLogLevel failed|drvMngGetConsoleLogLevel failed', 'driver_start', 12),

@@ -24,7 +24,8 @@ _WORDS = re.compile(
     r'task type|MTE|VEC|UB |CUBE|CCU|unhealthy|Python\.h|space|architecture|modprobe|insmod|probe|heartbeat|'
     r'Descriptors|not support|check|chdir|CHDIR|depends on|can.t be installed|was not found|unrecognized|different|'
     r'fork|alloc|Error|driver|Docker|image|mount|AICPU|FAILED|multiarray|Health|health|enqueue|parse|timeout|manifest|'
-    r'^\s*\|\s*\d|panic|LOCKUP|stall|blocked|exhausted|[Rr]eason|service:|DeviceReset|Null |NULL|invalid|different')
+    r'^\s*\|\s*\d|panic|LOCKUP|stall|blocked|exhausted|[Rr]eason|service:|DeviceReset|Null |NULL|invalid|'
+    r'conntrack|event[_ ]?id')
 
 
 class Kinds:

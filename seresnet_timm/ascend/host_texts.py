@@ -51,6 +51,10 @@ def _hashes(match: 're.Match[str]') -> Told:
     return 'library_damaged', {'library': 'that pip fetched'}
 
 
+def _no_package(match: 're.Match[str]') -> Told:
+    return 'wheel_missing', {'library': 'such package'}
+
+
 def _waited(match: 're.Match[str]') -> Told:
     facts = groups(match)
     ms = facts.pop('ms', None)
@@ -79,7 +83,8 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        70),
     _p(r'(?P<reason>Network is unreachable|Cannot connect to proxy|Tunnel connection failed: \d+ [\w ]+|'
        r'No route to host|Proxy Authentication Required|Client\.Timeout exceeded|TLS handshake timeout|i/o timeout|'
-       r'(?:ReadTimeout|ConnectTimeout|NewConnection)Error\b|CONNECTION FAILED for url)', 'network', 39),
+       r'(?:ReadTimeout|ConnectTimeout|NewConnection)Error\b|CONNECTION FAILED for url|'
+       r"(?:[Cc]ouldn't|[Cc]annot|could not) connect to '?https?://[^' ]+)", 'network', 39),
     # the last attempt of pip: what it says next, that there is no such package, follows
     _p(r'Retry\(total=0\b.*after connection broken by|Max retries exceeded with url', 'network', 95),
     _p('externally-managed-environment', 'externally_managed', 70),
@@ -146,7 +151,10 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
        r'\bI/O error, dev (?P<path_>\w+)', 'disk_error', 60),
     _p(r"\[Errno 13\] Permission denied: '(?P<path>[^']+)'", 'file_permission', 50),
     _p(r"\[Errno 30\] Read-only file system(?:: '(?P<path>[^']+)')?", 'read_only', 60),
-    _p(r"can't open file '(?P<path>[^']+)': \[Errno 2\]|couldn't chdir to `?(?P<path_>\S+?)'?: No such|"
+    _p(r'\bset_env\.sh: No such file', 'cann_missing', 60),
+    _p('PackagesNotFoundError', _no_package, 60),
+    _p(r"can't open file '(?P<path>[^']+)': \[Errno 2\]|^(?:-?\w*sh|source): (?:(?:line|行) ?\d+: )?"
+       r"(?P<path___>[\w./~-]+): No such file|couldn't chdir to `?(?P<path_>\S+?)'?: No such|"
        r"Failed at step CHDIR spawning (?P<path__>\S+?): No such", 'file_missing', 40),
     _p(r'(?:Failed to execute|Failed at step EXEC spawning) (?P<path___>\S+?): No such file|status=203/EXEC|'
        r'execve\(\): (?P<path>\S+): No such file|\b(?P<path_>torchrun|python\d?|seresnet-timm|accelerate): '

@@ -10,7 +10,8 @@ from seresnet_timm.ascend.error_pattern import Pattern, Told, groups, pattern
 _REASON = re.compile(r'(?:\breason ?= ?|\bdesc ?= ?|\bReason: )\[?(?P<words>[^\[\]]+)', re.IGNORECASE)
 # words, the number of ACL; the first that is found counts
 _WORDS: Tuple[Tuple[str, int], ...] = (
-    ('debug', 507001), ('(?:aicore|ai core|aivec|aivector|aicpu|sdma) over ?flow', 207003),
+    ('captur|task group|default stream', 107030), ('debug', 507001),
+    ('(?:aicore|ai core|aivec|aivector|aicpu|sdma) over ?flow', 207003),
     ('aicore trap read', 507042), ('aicore trap write', 507043), ('aicore trap', 507016),
     ('vector core trap read', 507044), ('vector core trap write', 507045), ('vector core trap', 507036),
     ('aicore time ?out', 507014), ('aicore exception', 507015), ('vector core time ?out', 507034),
@@ -25,12 +26,19 @@ _WORDS: Tuple[Tuple[str, int], ...] = (
     ('driver error: ?(?:feature not support|current driver version)|invalid link type', 207000),
     ('driver error: ?copy data', 507052), ('driver error: ?internal', 507899), ('stream sync time ?out', 507046),
     ('event sync time ?out', 507047), ('stream abort|device (?:task )?abort|task abort', 107022),
-    ('context pointer null', 107002), (r'\btask time ?out|\b(?:wait|report|alloc batch) time ?out', 107020),
+    ('context (?:pointer null|is a null)', 107002), ('report time ?out', 507012),
+    (r'\btask time ?out|\b(?:wait|driver|alloc batch) time ?out', 107020),
     ('model (?:stream )?execute failed', 507011), ('hdc (?:disconnect|send msg fail)|socket close', 507901),
     ('lost heartbeat|heartbeat lost', 507010),
+    ('device oom', 207018), ('device (?:pointer null|retain error)', 507033), ('device id error', 107001),
+    ('soc version', 507008), ('not support', 207000), ('alloc memory error', 207001),
+    ('kernel (?:lookup|duplicate)', 507027), ('sys dma', 507013), ('ccu exception', 507916),
+    (r'aicpu [\w ]+response error', 507900), ('device ub mem', 507914),
+    ('out of use|queue full|over limit|buffer full|id alloc failed|array space', 207005),
     (r'^(?:cdqe?|group|subscribe) |memory (?:range )?(?:already|has not)', 107000),
     (r'\btscpu|\bts [a-z]|\btsfw\b|^task (?:\w+ )*(?:error|exception)|^pcie dma|^dbg cmd|\bsqe\b|^sched|model stream',
-     507001))
+     507001),
+    (r'\binvalid\b|\bnot (?:in|set|belong|registered)\b|\brepeated init|(?:open|write) file failed|name error', 107000))
 _REASONS = tuple((re.compile(words, re.IGNORECASE), number) for words, number in _WORDS)
 
 
@@ -59,7 +67,7 @@ _PARTS: Dict[str, str] = {code: part for codes, part in (
     ('8C03 8C04 8C06 8C08 8C0A 8C0C 8C0E 8C10 8C12 8C17 8C19 8C1D 8C1F 8C20 8C2F 8C46',
      "a process of the device's system")) for code in codes.split()}
 _LINKS = ('80BB', '80BD', '8107', '819B', '819D', '81A3', '81AB', '81AD', '81AE', '81AF', '81B1')
-_CHIP_CODE = (r'(?i:(?:fault|error|alarm|event)[_ ]?(?:code|id)s?)\W{0,14}?(?:0[xX])?'
+_CHIP_CODE = (r'(?i:(?:fault|error|alarm|event)[_ ]?(?:code|id)s?)\W{0,40}?(?:0[xX])?'
               r'(?P<code>(?:8[01C]|40)[0-9A-Fa-f]{6})\b')
 
 
