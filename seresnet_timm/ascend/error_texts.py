@@ -280,11 +280,11 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'(?:ERR_NO:\w+; ?)?(?:ERR_DES:)? ?(?P<reason>[^;]+)', 'cann_install', 58),
     _p(r'Error in (?:MD5|SHA\d+) ?checksums?|Error in check ?sums?\b', _checksum),
     _p(r'(?P<reason>Dkms install failed|Driver_ko_install failed|Drv_dkms_env_check failed|'
-       r'The list of missing tools: \S+|HwHiAiUser not exists|'
+       r'The list of missing tools: \S+|HwHiAiUser not exists|driver package may not be completely installed|'
        r'(?:user and group are not same|do not support overwriting)[\w ,]*)', 'driver_install', 60),
     _p(r'DCMI\w*Library ?Not ?Found', 'driver_missing', 60),
     _p(r'Failed to initialize DCMI', 'driver_start', 50),
-    _p(r'^\s*\|\s*(?P<device>\d+)\s+(?P<name>\w\S*)\s*\|\s*(?P<health>[A-Za-z]\w*)\s*\|'
+    _p(r'^\s*\|\s*(?P<device>\d+)\s+(?:\|\s*)?(?P<name>[A-Za-z0-9]*[A-Za-z]\S*)\s*\|\s*(?P<health>[A-Za-z]\w*)\s*\|'
        r'\s*[\d.NA-]+\s+[\dNA-]+\s', _health, 1),
     _p(r'^\s*Health(?: Status)?\s*: (?P<health>[A-Za-z]\w*)\s*$', _health, 30),
     _p(r'\bfault_type\W+Card(?P<network>Network)?Unhealthy\W+npu_name\W+(?P<name>[\w-]+)'

@@ -127,11 +127,16 @@ def _chips(text: str) -> List[_Chip]:
     """The devices of `npu-smi info`, in the order in which torch_npu counts them.
 
     A device has two rows: `| 0  910B3 | OK | power ... |`, then `| 0 | 0000:C1:00.0 | load ... |`, in which a second
-    number is the device's own (Phy-ID on the A3, Device on cards of several chips).
+    number is the device's own (Phy-ID on the A3, Device on cards of several chips). On the Ascend 950 number and name
+    have a column each, and the second row has neither.
     """
     chips: List[_Chip] = []
     npu, health = None, ''
     for cells in _rows(text):
+        if len(cells) > 1 and re.search('process id', cells[1], re.I):
+            break
+        if len(cells) == 4:
+            cells = [f'{cells[0]} {cells[1]}'.strip() or '0', *cells[2:]]
         first = cells[0].split()
         if len(cells) == 3 and BUS_ID.fullmatch(cells[1]):
             if npu is not None and first and first[0].isdigit():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from seresnet_timm.ascend import npu_users
+from seresnet_timm.ascend.errors import diagnose_text
 from seresnet_timm.ascend.npu_users import User, find_users, parse, parse_chips, parse_health
 
 LINE = f'+{27 * "-"}+{15 * "-"}+{52 * "-"}+\n'
@@ -65,6 +66,27 @@ A2 = table([(n, '910B3', 0) for n in range(8)],
 A3 = table([(n // 2, 'Ascend910', f'{n % 2}     {n}') for n in range(16)],
            '| 2       1                 | 777           | VLLMWorker_TP5           | 57011                   |\n',
            'Phy-ID')
+ASCEND_950 = """\
++-------------------------------------------------------------------------------------------------+
+| npu-smi 25.7.0                          Version: 25.7.0                                         |
++---------------------------+---------------+-----------------------------------------------------+
+| NPU ID | Name             | Health        | Power(W)    Temp(C)           Hugepages-Usage(page) |
+|        |                  | Bus-Id        | NPU Util(%) Memory-Usage(MB)  HBM-Usage(MB)         |
++========+==================+===============+=====================================================+
+| 0      | Ascend950PR      | OK            | 204.4       56                0     / 0             |
+|        |                  | 0000:91:00.0  | 0           0    / 0          4439  / 86016         |
++========+==================+===============+=====================================================+
+| 1      | Ascend950PR      | Alarm         | 201.0       51                0     / 0             |
+|        |                  | 0000:92:00.0  | 93          0    / 0          74439 / 86016         |
++========+==================+===============+=====================================================+
++---------------------------+---------------+-----------------------------------------------------+
+| NPU ID                    | Process id    | Process name             | Process memory(MB)       |
++===========================+===============+=====================================================+
+| No running processes found in NPU 0                                                             |
++===========================+===============+=====================================================+
+| 1                         | 4711          | python3                  | 70000                    |
++===========================+===============+=====================================================+
+"""
 # cards of several chips, of which a container sees two; their numbers are those of the host
 CONTAINER = table([(5, '310P3', '0     2'), (5, '310P3', '1     3')],
                   '| 5       1                 | 9             | msame                    | 100                    |\n',
@@ -77,6 +99,7 @@ CONTAINER = table([(5, '310P3', '0     2'), (5, '310P3', '1     3')],
         User(4, 'NPU 4', 52013, 'python', 30201), User(4, 'NPU 4', 52999, 'ascend my tool', 62),
         User(7, 'NPU 7', 60001, '', None)]),
     (A3, [(n // 2, n % 2) for n in range(16)], [User(5, 'NPU 2 chip 1', 777, 'VLLMWorker_TP5', 57011)]),
+    (ASCEND_950, [(0, 0), (1, 0)], [User(1, 'NPU 1', 4711, 'python3', 70000)]),
     (CONTAINER, [(5, 0), (5, 1)], [User(1, 'NPU 5 chip 1', 9, 'msame', 100)]),
     (table([(n, '910B3', 0) for n in (2, 6)], '| 6       0   | 9   | python  | 100  |\n'), [(2, 0), (6, 0)],
      [User(1, 'NPU 6', 9, 'python', 100)]),
@@ -95,7 +118,11 @@ def test_tables(text, chips, users):
 
 
 def test_health():
-    assert parse_health(FIRST_910) == ((1, 'NPU 1', 'Alarm'),)
+    assert parse_health(FIRST_910) == parse_health(ASCEND_950) == ((1, 'NPU 1', 'Alarm'),)
+    for text in (FIRST_910, ASCEND_950):  # as `npu-smi info | seresnet-timm diagnose -`
+        first = diagnose_text(text).first
+        assert first.fault == 'health' and 'NPU 1' in first.what and 'Alarm' in first.what
+    assert diagnose_text(A2).first is None and diagnose_text(A3).first is None
     sick = table([(n // 2, 'Ascend910', f'{n % 2}     {n}') for n in range(4)], second='Phy-ID').split('| OK   ')
     assert parse_health('| Critical'.join(['| OK   '.join(sick[:4]), sick[4]])) == ((3, 'NPU 1 chip 1', 'Critical'),)
     assert parse_health(A2) == parse_health('') == ()
