@@ -27,6 +27,15 @@ def cann_home(root: Path, environ: Mapping[str, str]) -> Tuple[Optional[Path], s
     return None, 'neither ASCEND_HOME_PATH, nor /etc/Ascend/ascend_cann_install.info, nor /usr/local/Ascend'
 
 
+def other_cann(home: Path, environ: Mapping[str, str]) -> Optional[str]:
+    """The variable that names the operators of another version than the CANN in a folder; None if it does not."""
+    value, own = environ.get('ASCEND_OPP_PATH'), home / 'opp'
+    if not value or not Path(value).is_dir() or own.is_dir() and Path(value).resolve() == own.resolve():
+        return None
+    version = cann_version(Path(value).resolve().parent)
+    return f'ASCEND_OPP_PATH={value} is of {version}' if version and version != cann_version(home) else None
+
+
 def set_env_script(home: Path) -> Optional[Path]:
     """The script that sets CANN's environment variables."""
     return next((p for p in (home / 'set_env.sh', home.parent / 'set_env.sh') if p.exists()), None)

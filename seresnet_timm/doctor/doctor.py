@@ -90,6 +90,7 @@ def examine(
         *npu.check_ports(machine, chosen),
         *npu.check_values(machine),
         *npu.check_environment(machine, chosen),
+        *npu.check_home(machine),
         *stress.check_fault_tolerance(machine),
         *general.check_decoder(machine),
         *general.check_scripts(machine),

@@ -12,9 +12,11 @@ from seresnet_timm.ascend import (
     hccl_timeouts,
     installation,
     npu_users,
+    visible,
     wheels,
 )
 from seresnet_timm.ascend.environment import CHECKED, DEAD, VARIABLES
+from seresnet_timm.ascend.errors import diagnose_text
 from seresnet_timm.ascend.fault import SET_ENV, SICK
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
@@ -46,16 +48,18 @@ def check_torch_npu(machine: Machine) -> List[Check]:
 
 def import_remedy(pair: wheels.Pair, failure: str) -> str:
     """What to do about an error of `import torch_npu`."""
-    if 'undefined symbol' in failure or 'Two accelerators' in failure:
+    first = diagnose_text(failure).first
+    fault = first.fault if first else ''
+    if fault in ('torch_pair', 'symbol', 'cuda_build', 'cuda_library', 'torch_npu_missing'):
         return wheels.install_command(pair)
-    if 'libascend_hal.so' in failure:
-        return INSTALL_DRIVER
-    if 'cannot open shared object file' in failure:
+    if fault == 'cann_missing':
         return SET_ENV
     pip = f'{sys.executable} -m pip install'
     module = re.search(r"No module named '(\w+)", failure)
     if module and module.group(1) not in ('torch', 'torch_npu'):
         return f'{pip} {module.group(1)}'
+    if first is not None and first.known and fault not in ('own', 'killed', 'aborted', 'illegal_instruction'):
+        return first.remedy
     version = f'=={pair.torch_npu}' if pair.torch_npu else ''
     return f'{SET_ENV}; if that has been done: {pip} --force-reinstall --no-deps torch_npu{version}'
 
@@ -65,7 +69,10 @@ def check_cann(machine: Machine) -> List[Check]:
     missing = 'warning' if machine.has_ascend and not machine.npus else 'note'
     checks, torch_npu = [], machine.pair.torch_npu
     home, how = installation.cann_home(machine.root, machine.environ)
-    if home is None:
+    if home is None and how.endswith('does not exist'):
+        checks.append(Check('cann', 'cann', 'warning', f'not found: {how}',
+                            f'open a new shell, and {SET_ENV}'))
+    elif home is None:
         belongs = f' ({cann_versions.describe(torch_npu)})' if torch_npu else ''
         checks.append(Check('cann', 'cann', missing, f'not found: {how}',
                             f'install the CANN of this NPU{belongs}, then source its set_env.sh'))
@@ -76,6 +83,10 @@ def check_cann(machine: Machine) -> List[Check]:
             script = installation.set_env_script(home)
             checks.append(Check('cann', 'set_env.sh', missing, 'not sourced in this shell',
                                 f'source {script}' if script else SET_ENV))
+        other = installation.other_cann(home, machine.environ)
+        if other:
+            checks.append(Check('cann', 'two versions', 'warning', f'{home} is of {version}, but {other}',
+                                f'open a new shell, and {SET_ENV}'))
         if torch_npu:
             wrong = cann_versions.mismatch(torch_npu, version)
             status = 'warning' if wrong else 'note'
@@ -125,17 +136,19 @@ def check_npu_smi(machine: Machine) -> List[Check]:
 
 def check_npus(machine: Machine) -> List[Check]:
     """The NPUs that torch_npu sees, and their free memory."""
-    visible = machine.environ.get('ASCEND_RT_VISIBLE_DEVICES')
+    named = machine.environ.get(visible.NAME)
     npus = machine.npus
+    problem = visible.find_problem(machine.environ, machine.root)
+    wrong = [] if problem is None else [Check('devices', 'visible', machine.npu_fault, *problem)]
     if not npus:
         sees_none = machine.why_no_npu == NO_NPU_SEEN
         status = machine.npu_fault if sees_none and (machine.nodes or machine.needs_npu) else 'note'
-        remedy = ('look at `npu-smi info`, and at dmesg for errors of the driver' if visible is None else
-                  f'ASCEND_RT_VISIBLE_DEVICES is "{visible}": name NPUs that exist, ascending, or unset it')
-        return [Check('devices', 'npu', status, f'none: {machine.why_no_npu}', remedy)]
+        remedy = ('look at `npu-smi info`, and at dmesg for errors of the driver' if named is None else
+                  f'ASCEND_RT_VISIBLE_DEVICES is "{named}": name NPUs that exist, ascending, or unset it')
+        return [*wrong, Check('devices', 'npu', status, f'none: {machine.why_no_npu}', remedy)]
     bf16 = 'bfloat16' if machine.npu.data['bf16'] else 'no bfloat16: use float16'
-    chosen = '' if visible is None else f', ASCEND_RT_VISIBLE_DEVICES={visible}'
-    checks = [Check('devices', 'npu', 'ok', f'{len(npus)} x {npus[0]["name"]}, '
+    chosen = '' if named is None else f', ASCEND_RT_VISIBLE_DEVICES={named}'
+    checks = wrong + [Check('devices', 'npu', 'ok', f'{len(npus)} x {npus[0]["name"]}, '
                     f'{npus[0]["total_memory"] / 2 ** 30:.0f} GiB each, {bf16}{chosen}')]
     busy = [str(i) for i, d in enumerate(npus) if d['free_memory'] < d['total_memory'] / 2]
     if busy:
@@ -156,6 +169,19 @@ def check_npu_users(machine: Machine) -> List[Check]:
     more = f' and {len(told) - 8} more' if len(told) > 8 else ''
     return [Check('devices', 'other processes', 'warning', f'{"; ".join(told[:8])}{more}, by {usage.how}',
                   'end them, or pick other NPUs for a training with --devices')]
+
+
+def check_home(machine: Machine) -> List[Check]:
+    """The home folder, below which CANN writes its logs and the operators that it compiles."""
+    home = machine.environ.get('HOME')
+    elsewhere = all(machine.environ.get(name) for name in ('ASCEND_PROCESS_LOG_PATH', 'ASCEND_CACHE_PATH'))
+    if not (machine.nodes or machine.npus) or home is None or elsewhere or 'ASCEND_WORK_PATH' in machine.environ:
+        return []
+    if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return []
+    return [Check('environment', 'HOME', 'warning', f"'{home}' cannot be written by this user: CANN keeps its logs and "
+                  'compiled operators there',
+                  'export HOME=DIR with a folder of this user, or ASCEND_WORK_PATH=DIR')]
 
 
 def check_interface(machine: Machine) -> List[Check]:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Dict, List, Mapping, MutableMapping, Optional
 
-from seresnet_timm.ascend import installation
-from seresnet_timm.errors import UsageError, counted, first_names
+from seresnet_timm.ascend import installation, visible
+from seresnet_timm.errors import UsageError, counted
 
-VISIBLE = {'npu': 'ASCEND_RT_VISIBLE_DEVICES', 'cuda': 'CUDA_VISIBLE_DEVICES'}
+VISIBLE = {'npu': visible.NAME, 'cuda': 'CUDA_VISIBLE_DEVICES'}
 MOST = 1024  # numbers of a list; no machine has as many devices
 
 
@@ -64,14 +64,15 @@ def hide_other_devices(text: str, environ: MutableMapping[str, str], root: Path 
     for name in VISIBLE.values():
         if name not in environ:
             continue
-        visible = _visible(name, environ[name])
-        hidden = [n for n in numbers if visible is None or n not in visible]
+        allowed = _visible(name, environ[name])
+        hidden = [n for n in numbers if allowed is None or n not in allowed]
         if hidden:
-            raise UsageError(f'--devices {text} names {_list(hidden)}, which {name}={environ[name]} does not allow: '
-                             f'name devices of that list, or unset {name}.')
+            raise UsageError(f'--devices {text} names {visible.list_numbers(hidden)}, which {name}={environ[name]} '
+                             f'does not allow: name devices of that list, or unset {name}.')
     if nodes and numbers[-1] >= len(nodes):
         missing = [n for n in numbers if n >= len(nodes)]
-        raise UsageError(f'--devices {text} names {_list(missing)}, but this machine has {_numbers(nodes)}.')
+        raise UsageError(f'--devices {text} names {visible.list_numbers(missing)}, but this machine has '
+                         f'{visible.describe_numbers(nodes)}.')
     for name in VISIBLE.values():
         environ[name] = ','.join(map(str, numbers))
 
@@ -82,27 +83,15 @@ def check_visible(environ: Mapping[str, str], root: Path = Path('/')) -> None:
     Raises:
         UsageError: The variable is set, and is no such list.
     """
-    name = VISIBLE['npu']
-    value = environ.get(name)
-    nodes, _ = installation.device_nodes(root)
-    if value is None or not nodes:
-        return
-    if not re.fullmatch(r'[0-9]+(,[0-9]+)*', value.strip()):
-        raise UsageError(f"{name}='{value}' is no list of NPUs, such as 0,1,2,3: correct it, or unset it.")
-    numbers = [int(n) for n in value.split(',')]
-    if numbers != sorted(set(numbers)):
-        raise UsageError(f'{name}={value} is not ascending without doubles, and NPUs after the first wrong number are '
-                         'not seen: correct it, or use --devices.')
-    missing = [n for n in numbers if n >= len(nodes)]
-    if missing:
-        raise UsageError(f'{name}={value} names {_list(missing)}, but this machine has {_numbers(nodes)}: '
-                         'correct it, or unset it.')
+    problem = visible.find_problem(environ, root)
+    if problem is not None:
+        raise UsageError(f'{": ".join(problem)}.')
 
 
 def real_numbers(count: int, environ: Mapping[str, str]) -> Dict[int, int]:
     """Number of each NPU in the machine, to the number by which a process knows it."""
-    visible = _visible(VISIBLE['npu'], environ.get(VISIBLE['npu'], ''))
-    return {real: index for index, real in enumerate((visible or range(count))[:count])}
+    named = _visible(VISIBLE['npu'], environ.get(VISIBLE['npu'], ''))
+    return {real: index for index, real in enumerate((named or range(count))[:count])}
 
 
 def _visible(name: str, value: str) -> Optional[List[int]]:
@@ -111,19 +100,6 @@ def _visible(name: str, value: str) -> Optional[List[int]]:
         return parse_devices(value, name)
     except UsageError:
         return None
-
-
-def _numbers(nodes: List[Path]) -> str:
-    """How many NPUs there are, and their numbers, which in a container are not those of the device nodes."""
-    told = f'{len(nodes)} NPU(s), which have the numbers 0 to {len(nodes) - 1}'
-    names = [node.name for node in nodes]
-    if names == [f'davinci{i}' for i in range(len(names))]:
-        return told
-    return f'{told} ({first_names(names, 8)}, in this order)'
-
-
-def _list(numbers: List[int]) -> str:
-    return ', '.join(map(str, numbers[:8])) + (' ...' if len(numbers) > 8 else '')
 
 
 def set_visible(options: Mapping[str, object]) -> None:
