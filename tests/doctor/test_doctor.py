@@ -16,9 +16,20 @@ from seresnet_timm.ascend import hccl_network, installation, npu_users
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.ascend.wheels import Pair
 from seresnet_timm.doctor.machine import Machine
-from seresnet_timm.doctor.npu import check_interface, check_npu_smi, check_ports, check_values
+from seresnet_timm.doctor.npu import (
+    check_cann,
+    check_home,
+    check_interface,
+    check_npu_smi,
+    check_npus,
+    check_ports,
+    check_values,
+    import_remedy,
+)
 from seresnet_timm.doctor.probe_processes import Probe, error_summary, run_smoke_test
 from seresnet_timm.doctor.system import System, check_system, this_system
+from seresnet_timm.errors import UsageError
+from seresnet_timm.launch.devices import check_visible
 
 pytestmark = pytest.mark.preloaded
 
@@ -188,6 +199,78 @@ def write(root: Path, **files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
+
+
+@pytest.mark.parametrize('failure, words', (
+    ('ImportError: libhccl.so: cannot open shared object file: No such file or directory', 'set_env.sh'),
+    ('ImportError: libascend_hal.so: cannot open shared object file', '/usr/local/Ascend/driver'),
+    ('ImportError: libdcmi.so: cannot open shared object file', '/usr/local/Ascend/driver'),
+    ('ImportError: libtorch_npu.so: undefined symbol: _ZN3c1010ValueErrorC1Ev', 'torch==2.9.0'),
+    ('ImportError: libtorch_npu.so: undefined symbol: aclrtGetDeviceInfo', 'the CANN that belongs to this torch_npu'),
+    ('ImportError: /usr/lib/libgomp.so.1: cannot allocate memory in static TLS block', 'LD_PRELOAD=/usr/lib/libgomp'),
+    ("ImportError: /lib64/libstdc++.so.6: version `GLIBCXX_3.4.29' not found", 'newer system'),
+    ('RuntimeError: Two accelerators cannot be used at the same time in PyTorch: npu and cuda.', 'torch==2.9.0'),
+    ("ModuleNotFoundError: No module named 'decorator'", 'pip install decorator'),
+    ('killed by SIGSEGV', '--force-reinstall --no-deps torch_npu==2.9.0.post9')))
+def test_remedy_of_an_import(failure, words):
+    assert words in import_remedy(Pair('2.9.0', None, '2.9.0.post9', 'torch==2.9.0'), failure)
+
+
+def found_of(checks):
+    return {check.name: (check.status, check.value, check.remedy) for check in checks}
+
+
+def machine_of(root, npu=True, **environ):
+    devices = [{'name': 'Ascend910B3', 'total_memory': 64 << 30, 'free_memory': 60 << 30}] * 2
+    return Machine('auto', root, environ, Pair('2.9.0', None, '2.9.0.post9', 'torch==2.9.0'),
+                   *installation.device_nodes(root), npu=Probe({'devices': devices if npu else [], 'bf16': True}, None))
+
+
+@pytest.mark.parametrize('value, words', (
+    ('0,1', None), ('1', None), (None, None), ('a,b', 'no list of NPUs'), ('', 'no list of NPUs'),
+    ('1,0', 'not ascending'), ('0,0', 'not ascending'), ('0-1', 'no list of NPUs'), ('0,8', 'names 8, but this')))
+def test_visible_npus_are_judged_as_by_a_training(tmp_path, value, words):
+    root = write(tmp_path, **{'dev/davinci0': '', 'dev/davinci1': ''})
+    environ = {} if value is None else {'ASCEND_RT_VISIBLE_DEVICES': value}
+    for npu in (True, False):
+        found = found_of(check_npus(machine_of(root, npu, **environ)))
+        assert ('visible' in found) == (words is not None)
+        assert words is None or found['visible'][0] == 'warning' and words in found['visible'][1]
+    assert (words is None) == (not list(refused(check_visible, environ, root)))
+
+
+def refused(check, *arguments):
+    try:
+        check(*arguments)
+    except UsageError as e:
+        yield str(e)
+
+
+def test_two_versions_of_cann(tmp_path):
+    """Half of the variables are of another one, as after the set_env.sh of both; links of the installer count."""
+    base = tmp_path / 'usr/local/Ascend/ascend-toolkit'
+    for version in ('8.1.RC1', '8.3.RC1'):
+        write(base / version, **{'toolkit/version.info': f'Version={version}\n', 'opp/x': ''})
+    write(base / 'latest', **{'version.cfg': 'toolkit_running_version=[7.7.0:8.3.RC1]\n'})
+    (base / 'latest/opp').symlink_to('../8.3.RC1/opp')
+    for home, opp, is_mixed in (
+            ('8.1.RC1', '8.1.RC1', False), ('latest', 'latest', False), ('latest', '8.3.RC1', False),
+            ('8.1.RC1', '8.3.RC1', True), ('8.1.RC1', 'latest', True), ('latest', 'gone', False)):
+        machine = machine_of(tmp_path, ASCEND_HOME_PATH=str(base / home), ASCEND_OPP_PATH=str(base / opp / 'opp'))
+        found = found_of(check_cann(machine))
+        assert ('two versions' in found) == is_mixed, (home, opp)
+        assert not is_mixed or 'is of 8.1.RC1, but ASCEND_OPP_PATH=' in found['two versions'][1]
+    status, value, remedy = found_of(check_cann(machine_of(tmp_path, ASCEND_HOME_PATH='/gone')))['cann']
+    assert status == 'warning' and '/gone does not exist' in value and 'new shell' in remedy
+
+
+@pytest.mark.parametrize('environ, is_told', (
+    ({'HOME': '/nonexistent'}, True), ({'HOME': '/etc/hostname'}, True), ({}, False), ({'HOME': '/tmp'}, False),
+    ({'HOME': '/nonexistent', 'ASCEND_WORK_PATH': '/tmp'}, False),
+    ({'HOME': '/nonexistent', 'ASCEND_PROCESS_LOG_PATH': '/tmp', 'ASCEND_CACHE_PATH': '/tmp'}, False)))
+def test_home_folder(tmp_path, environ, is_told):
+    assert bool(check_home(machine_of(tmp_path, **environ))) == is_told
+    assert check_home(machine_of(tmp_path, npu=False, **environ)) == []
 
 
 def test_files_of_a_server(tmp_path):
