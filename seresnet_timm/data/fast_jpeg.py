@@ -107,6 +107,7 @@ class Pipeline:
         pixel_steps: Steps after crop and flips that take Pixels in place of an image.
         accepts_tensor: The first step after those takes a uint8 tensor (3, H, W) or an image.
         size: (H, W) of all results, if they are uint8 tensors.
+        runs_in_threads: Threads of one process can do it in parallel, with a decoder that lets them.
     """
 
     def __init__(self, transform: Optional[Step]):
@@ -136,6 +137,8 @@ class Pipeline:
         self.size = tuple(self._crop.size) if self.is_known and self.accepts_tensor and len(steps) == 1 else None
         self.draws_globally = transform is not None and not (
             self.is_known and not is_random and not isinstance(self._resize, ResizeKeepRatio))
+
+        self.runs_in_threads = self.size is not None and not self.draws_globally
 
     def _is_interpolated(self) -> bool:
         modes = (self._resize or self._crop).interpolation
@@ -291,7 +294,7 @@ class FastJpegDataset(DatasetWrapper):
     @property
     def releases_gil(self) -> bool:
         """Threads of this process can load samples in parallel."""
-        return self.decoder.releases_gil and self.pipeline.size is not None and not self.pipeline.draws_globally
+        return self.decoder.releases_gil and self.pipeline.runs_in_threads
 
     def __getitem__(self, index: int):
         return self.sample(index)

@@ -1,4 +1,5 @@
 """Datasets and loaders of the bundled scripts, from their flags, by timm's factories."""
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -19,7 +20,7 @@ from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
 from seresnet_timm.data.scheduled import loader_arguments, sampler_of
 from seresnet_timm.data.seeding import SampleSeeds
-from seresnet_timm.data.trivial_augment import create_loader
+from seresnet_timm.data.trivial_augment import TA_WIDE, create_loader
 from seresnet_timm.errors import RunError, printable
 from seresnet_timm.images import UnreadableImage, extend_timm, read_image
 
@@ -309,6 +310,20 @@ def start_workers(loader, keep_rng: bool = False, draws: bool = True):
         return started
     holder.loader = started
     return loader
+
+
+def loads_in_threads(setup: LoaderSetup, is_training: bool) -> bool:
+    """Whether the workers of a loader are threads, not processes, as `loading.seed_and_speed_up` will decide."""
+    args, decoder = setup.args, setup.decoder
+    if decoder is None or not decoder.releases_gil or args.no_prefetcher:
+        return False
+    if is_training and (mixup_active(args) or args.aug_splits > 1 or args.aa == TA_WIDE):
+        return False
+    given = {**setup.common_kwargs(), 'interpolation': setup.data_config['interpolation'],
+             **(augmentation_kwargs(setup) if is_training else {})}
+    known = inspect.signature(timm.data.create_transform).parameters
+    transform = timm.data.create_transform(is_training=is_training, **{k: v for k, v in given.items() if k in known})
+    return fast_jpeg.Pipeline(transform).runs_in_threads
 
 
 def mixup_active(args) -> bool:

@@ -258,15 +258,18 @@ class Model(Existing):
     is_judged_later: bool = False
 
     def missing(self, value: Any) -> Optional[str]:
-        return super().missing(value) if not self.is_judged_later and _is_path(value) else None
+        return None if self.is_judged_later else self._missing(value)
 
     def likely_wrong(self, value: Any) -> Optional[str]:
+        return self._missing(value) if self.is_judged_later else None
+
+    def _missing(self, value: Any) -> Optional[str]:
         reason = super().missing(value)
         if reason is None or _is_path(value):
-            return reason if self.is_judged_later else None
+            return reason
         if ':' in value or '/' in value:
             return None
-        return ModelName().likely_wrong(value) if self.takes_names else reason
+        return ModelName().missing(value) if self.takes_names else reason
 
 
 SUFFIXES_OF_CHECKPOINTS = ('.pth', '.pt', '.tar', '.pkl', '.bin', '.ckpt', '.safetensors', '.npz', '.npy')
@@ -281,16 +284,14 @@ def _is_path(value: str) -> bool:
 
 
 class ModelName(Rule):
-    """timm's name of a network. timm itself judges it later."""
+    """timm's name of a network. Of some names only timm itself can judge, later."""
 
     def describe(self) -> str:
         return "timm's name of a network"
 
-    def likely_wrong(self, value: Any) -> Optional[str]:
+    def missing(self, value: Any) -> Optional[str]:
         from seresnet_timm.engine import timm_names
-        if not isinstance(value, str) or ':' in value or timm_names.is_model(value):
-            return None
-        return f'is unknown: {did_you_mean(value, timm_names.models(), "timm.list_models() names them all.")}'
+        return timm_names.why_no_model(value) if isinstance(value, str) else None
 
 
 class TextFile(FilePath):

@@ -128,6 +128,7 @@ VALUES: Dict[str, Rule] = {
     'resume': Existing(also=('', 'auto')), 'diagnose.target': Existing(also=('-',)),
     'image': Existing(is_link_enough=True), 'kd_model_name': Model(also=('',)),
     **dict.fromkeys(('predict.model', 'explain.model', 'export.model', 'checkpoints', 'compare.checkpoint'), Model()),
+    'weights.name': ModelName(),
     'convert.source': Model(takes_names=False), 'inspect.file': Model(takes_names=False, is_judged_later=True),
     **dict.fromkeys(('model_name', 'convert.model', 'inspect.model', 'push.model'), ModelName()),
     'config': ConfigFile(), 'class_map': TextFile(), 'class_names': ExistingText(),

@@ -24,6 +24,7 @@ from seresnet_timm.data.label_files import (
 )
 from seresnet_timm.data.loaders import is_folder_dataset
 from seresnet_timm.data.trivial_augment import TA_WIDE
+from seresnet_timm.engine import timm_names
 from seresnet_timm.errors import UsageError, counted, did_you_mean, first_line, printable, refuse, shell_line
 from seresnet_timm.files import why_not_writable
 from seresnet_timm.launch.checkpoint_checks import (
@@ -243,9 +244,9 @@ def check_optimizer(run: Checked) -> Iterator[str]:
     """The name of the optimizer; a module of `--device-modules` may register more."""
     args = run.args
     name, known = args.opt.lower(), list_optimizers()
-    if (name[len('lookahead_'):] if name.startswith('lookahead_') else name) not in known:
-        hint = did_you_mean(name, known, 'timm.optim.list_optimizers() names them all.')
-        yield f"Unknown optimizer --opt '{args.opt}': {hint}"
+    unknown = timm_names.unknown_optimizer(args.opt, known)
+    if unknown:
+        yield unknown
     if name == optim.NAME and not run.settings.device.startswith('npu'):
         yield (f'--opt {optim.NAME} needs an NPU, the device is {run.settings.device}: use --opt momentum, the same '
                'steps on any device.')

@@ -50,11 +50,13 @@ def check(processes: int = 1, files: int = 0, threads: int = 0, memory: int = 0)
 
 
 def most_processes() -> Optional[int]:
-    """Processes and threads that the container or the kernel allows; None if neither says so."""
+    """Processes and threads that the container, the kernel or `ulimit -u` allows; None if none of them says so."""
     found = [words for group in process.groups('pids') for words in group.read('pids.max')]
+    if os.geteuid():  # it does not bind root
+        found.append(str(resource.getrlimit(resource.RLIMIT_NPROC)[0]))
     with suppress(OSError):
         found += Path('/proc/sys/kernel/threads-max').read_text().split()
-    return min((int(n) for n in found if n.isdigit()), default=None)  # not `max`
+    return min((int(n) for n in found if n.isdigit()), default=None)  # not `max`, nor -1
 
 
 def explain(error: Optional[BaseException]) -> Optional[str]:

@@ -5,6 +5,7 @@ A run is refused only if it is certain to fail; what may become too little is a 
 import os
 import resource
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
@@ -14,8 +15,11 @@ from timm.data import resolve_data_config
 
 from seresnet_timm import process
 from seresnet_timm.data.fast_jpeg import choose_decoder
+from seresnet_timm.data.loaders import LoaderSetup, loads_in_threads
 from seresnet_timm.data.worker_errors import SHM
 from seresnet_timm.data.workers import MAX_WORKERS, describe_workers
+from seresnet_timm.engine.flags import train_parser, validate_parser
+from seresnet_timm.errors import counted
 from seresnet_timm.launch import limits
 from seresnet_timm.launch.limits import mib
 
@@ -28,6 +32,7 @@ FILES_OF_A_PROCESS = 64  # open before the loaders start: libraries, logs, socke
 FILES_OF_A_RANK = 8  # logs and pipes, in the process that starts the ranks
 FILES_OF_A_WORKER = 5  # pipes of a worker process, in the main one
 ENOUGH_FILES = 1024
+MOST_WORKERS, MOST_OF_A_CORE = 1024, 64  # on any machine; more are a mistake, whatever their limits say
 BYTES_OF_A_WORKER = 10 * 2 ** 20  # of its own, which it does not share with its parent; measured 12 MiB
 
 
@@ -98,24 +103,43 @@ def _check_process(run: Any) -> Iterator[str]:
 
 def _check_workers(run: Any) -> Iterator[str]:
     workers = run.flag('workers') or 0
-    decoder, _ = choose_decoder(run.args, run.settings.fast_jpeg)
-    are_threads = decoder is not None and decoder.releases_gil and not run.flag('no_prefetcher')
-    loaders = 2 if run.settings.verb == 'train' and run.flag('val_split') else 1
-    yield from _check_number(run, workers, loaders, are_threads)
-    if not workers or are_threads:
+    if run.settings.verb == 'validate':
+        splits = [False]
+    else:
+        splits = [True, False] if run.flag('val_split') else [True]
+    num_forking = sum(not _are_threads(run, is_training) for is_training in splits) if workers else 0
+    yield from _check_number(run, workers, len(splits), num_forking)
+    if not workers:
         return
-    yield from _check_files(run, workers * loaders)
-    if run.model is not None and os.path.isdir(SHM):
+    yield from _check_files(run, workers, workers * num_forking)
+    if num_forking and run.model is not None and os.path.isdir(SHM):
         yield from _check_shm(run, workers)
 
 
-def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> Iterator[str]:
+def _are_threads(run: Any, is_training: bool) -> bool:
+    """Whether the workers of a loader are certainly threads."""
+    decoder, _ = choose_decoder(run.args, run.settings.fast_jpeg)
+    parser = train_parser() if run.settings.verb == 'train' else validate_parser()
+    args = Namespace(**{**vars(parser.parse_args([])), **vars(run.args), 'distributed': False})  # timm's may lack some
+    if run.model is None or getattr(args, 'naflex_loader', False) or getattr(args, 'tf_preprocessing', False):
+        return False
+    config = resolve_data_config(vars(run.args), model=run.model)
+    try:
+        return loads_in_threads(LoaderSetup(args, config, torch.device('cpu'), decoder=decoder), is_training)
+    except (AssertionError, KeyError, ValueError, IndexError):  # a check of the transforms says why
+        return False
+
+
+def _check_number(run: Any, workers: int, loaders: int, num_forking: int) -> Iterator[str]:
     total, cores = workers * run.settings.nproc, process.cores()
     what = describe_workers(workers, run.settings.nproc)
-    limit, least = limits.most_processes(), 0 if are_threads else total * loaders * BYTES_OF_A_WORKER
+    limit, least = limits.most_processes(), total * num_forking * BYTES_OF_A_WORKER
     memory, allowed = psutil.virtual_memory().total, min(process.memory_limits())
     if limit is not None and total * loaders > limit:
         yield f'{what} are more than the {limit} processes that this machine allows: use fewer (-j).'
+    elif total > max(MOST_WORKERS, MOST_OF_A_CORE * cores):
+        yield (f'{what} are too many for {counted(cores, "core")}, which load no faster with more than one each: use '
+               'fewer (-j).')
     elif least > memory:
         yield f'{what} take at least {mib(least)} of memory, this machine has {mib(memory)}: use fewer (-j).'
     elif least > allowed:
@@ -124,14 +148,14 @@ def _check_number(run: Any, workers: int, loaders: int, are_threads: bool) -> It
         run.notes.append(f'{what} are many for {cores} cores: more than one a core loads no faster (-j).')
 
 
-def _check_files(run: Any, workers: int) -> Iterator[str]:
+def _check_files(run: Any, workers: int, forked: int) -> Iterator[str]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return
-    needed = FILES_OF_A_PROCESS + FILES_OF_A_WORKER * workers
+    needed = FILES_OF_A_PROCESS + max(workers, FILES_OF_A_WORKER * forked)  # a thread has an image file open
     if soft < needed:
-        yield (f'{workers} loader workers need at least {needed} open files, the limit is {soft}: raise it (`ulimit -n '
-               '65536`), or use fewer workers (-j).')
+        yield (f'{describe_workers(max(workers, forked), 1)} need at least {needed} open files, the limit is {soft}: '
+               'raise it (`ulimit -n 65536`), or use fewer workers (-j).')
     elif soft < max(ENOUGH_FILES, 2 * needed):
         run.notes.append(f'At most {soft} files can be open, which may be too few for {workers} loader workers: '
                          '`ulimit -n 65536` raises the limit.')

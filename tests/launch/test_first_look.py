@@ -84,22 +84,61 @@ def test_names_that_only_timm_knows_are_judged_by_it_in_the_same_message(few_dig
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('name, known', (
-    ('seresnet18_ascend', True), ('resnet50', True), ('vit_tiny_patch16_224', True), ('resnet51', False),
-    ('hf-hub:a/b', False), ('resnet50.a1_in1k', True), ('resnet50.nosuchtag', False)))
-def test_models_in_the_text_of_timm(name, known):
-    assert timm_names.is_model(name) is known
+def test_no_name_of_timm_is_unknown_in_its_text():
+    """Every architecture, every name of weights and every name that timm replaced, also those that loops make."""
+    import timm
+    from timm.models import _registry
+    names = {*timm.list_models(), *timm.list_pretrained(), *_registry._model_pretrained_cfgs,
+             *_registry._deprecated_models}
+    assert len(names) > 3000 and 'tv_resnext50_32x4d' in names
+    assert [name for name in names if timm_names.unknown_model(name)] == []
+    assert [name for name in names if '.' not in name and not timm_names.is_model(name)] == []
+    assert sorted(timm_names.models()) == sorted(timm.list_models())
+
+
+@pytest.mark.parametrize('name', (
+    'seresnet5', 'ResNet50', 'resnet-50', 'resnet50.a1_in1kk', 'seresnet50.foo', 'x y', '.a', 'a.b.c',
+    'seresnet18_asend', 'seresnet18_ascend.foo'))
+def test_an_unknown_model_is_told_as_timm_tells_it(name):
+    from seresnet_timm.models.create import check_model_name
+    with pytest.raises(UsageError) as e:
+        check_model_name(name)
+    assert timm_names.unknown_model(name) == str(e.value)
+
+
+@pytest.mark.parametrize('name', (
+    'hf-hub:a/b', 'local-dir:x', 'a/b', 'resnet*', 'vit_base_patch16_clip_quickgelu_224.metaclip_400m'))
+def test_names_that_others_must_judge(name):
+    assert timm_names.unknown_model(name) is None and not timm_names.is_model(name)
 
 
 def test_optimizers_in_the_text_of_timm():
     from timm.optim import list_optimizers
-    names = [n for n in list_optimizers() if not n.startswith(('bnb', 'npu'))]  # made by a loop; ours
-    assert all(timm_names.is_optimizer(name) for name in names) and timm_names.is_optimizer('lookahead_adam')
-    assert not timm_names.is_optimizer('adamww')
+
+    import seresnet_timm.ascend.optim  # noqa: F401
+    names = [n for n in list_optimizers() if not n.startswith('bnb')]  # only where its package is
+    assert 'npufusedsgd' in names and all(timm_names.is_optimizer(name) for name in names)
+    assert set(names) <= set(timm_names.optimizers())
+    assert timm_names.is_optimizer('lookahead_adam') and timm_names.unknown_optimizer('Lookahead_AdamW') is None
+    assert timm_names.unknown_optimizer('adamww') == timm_names.unknown_optimizer('adamww', list_optimizers())
+
+
+def test_a_module_may_register_names(tmp_path, monkeypatch):
+    """Of which only it can judge."""
+    (tmp_path / 'my_networks.py').write_text(
+        'import timm\n@timm.models.register_model\ndef my_net(pretrained=False, **kwargs):\n'
+        "    return timm.create_model('resnet18', **kwargs)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    argv = ['--model', 'my_net', '--data-dir', str(tmp_path), '--device', 'cpu']
+    assert make_plan('train', [*argv, '--device-modules', 'my_networks']).settings.args['model'] == 'my_net'
+    assert any("Unknown model 'my_net'" in p for p in problems(*argv))
 
 
 @pytest.mark.parametrize('argv', (
     ('train', '--epochss', '3'), ('train', '--model', 'resnet18', '--interpolation', 'bilnear'),
+    ('train', '--model', 'seresnet5'), ('train', '--model', 'resnet50.a1_in1kk'), ('train', '--opt', 'adamww'),
+    ('train', '--data-dir', 'nowhere'), ('validate', '--data-dir', 'nowhere', '--checkpoint', 'none.pth'),
+    ('weights', 'fetch', 'seresnet5'), ('predict', 'seresnet5', 'i.jpg'), ('convert', 'none', 'x.pth'),
     ('train', '--optimizer', 'adam'), ('validate', '-b', '0'), ('recipe', 'train_1p', '--data_path=x', '--lr=-1'),
     ('predict', 'm', 'i.jpg', '--topk', '0'), ('export', 'm', '/proc/m.onnx'), ('prepare', 'a', '/proc/b'),
 ))

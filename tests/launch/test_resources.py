@@ -378,20 +378,51 @@ def test_open_files(machine):
     assert checked('-j', 0, '--no-prefetcher') == ([], [])
 
 
+@pytest.mark.parametrize('flags, processes_of', (
+    ((), 'train'), (('--color-jitter', 0, '--hflip', 0.5), None), (('--color-jitter', 0, '--mixup', 0.1), 'train'),
+    (('--color-jitter', 0, '--aa', 'ta_wide'), 'train'), (('--fast-jpeg', 'off'), 'both'),
+    (('--no-prefetcher',), 'both'),
+))
+def test_files_of_workers_that_are_processes(machine, few_digits, flags, processes_of):
+    """What is counted is what the loaders of a run start."""
+    from seresnet_timm.data.loaders import LoaderSetup, eval_loader, train_loader
+    from seresnet_timm.data.loading import ThreadedLoader, inner_loader
+    machine(files=66)
+    off = {'fast_jpeg': 'off'} if '--fast-jpeg' in flags else {}
+    flags = () if off else flags
+    problems, _ = checked('-j', 3, '-b', 8, '--img-size', 32, *flags, **off)
+    need = {None: 67, 'train': 79, 'both': 94}[processes_of]
+    assert len(problems) == 1 and f'need at least {need} open files, the limit is 66' in problems[0]
+
+    settings = bundled_settings('train', '--model', 'seresnet18_ascend', '--device', 'cpu', '--data-dir', few_digits,
+                                '--img-size', 32, '-b', 8, '-j', 3, *flags)
+    args = settings.namespace()
+    args.distributed, args.rank = False, 0
+    config = resources.resolve_data_config(vars(args))
+    decoder, _ = resources.choose_decoder(args, off.get('fast_jpeg', 'auto'))
+    setup = LoaderSetup(args, config, resources.torch.device('cpu'), decoder=decoder)
+    inner = [inner_loader(loader) for loader in (train_loader(setup)[0], eval_loader(setup, 'val', 8))]
+    threads = [isinstance(getattr(loader, 'loader', loader), ThreadedLoader) for loader in inner]
+    assert threads == {None: [True, True], 'train': [False, True], 'both': [False, False]}[processes_of]
+
+
 def test_number_of_workers(machine, monkeypatch):
     machine(files=10 ** 6)
     monkeypatch.setattr(resources.os, 'sched_getaffinity', lambda pid: set(range(8)))
     monkeypatch.setattr(resources.psutil, 'virtual_memory', lambda: type('memory', (), {'total': 32 * GIB}))
     monkeypatch.setattr(resources.limits, 'most_processes', lambda: 10000)
-    threads, processes = (), ('--no-prefetcher',)
+    threads, processes = ('--color-jitter', 0), ('--no-prefetcher',)
     for flags in (threads, processes):
         assert checked('-j', 32, *flags) == ([], [])
         problems, (note,) = checked('-j', 33, *flags)
         assert problems == [] and '33 loader workers are many for 8 cores' in note
         (problem,), _ = checked('-j', 6000, *flags)
         assert 'more than the 10000 processes' in problem
-    (problem,), _ = checked('-j', 2000, *processes)
-    assert 'take at least 40,000 MiB of memory, this machine has 32,768 MiB' in problem
+        (problem,), _ = checked('-j', 1025, *flags)
+        assert '1025 loader workers are too many for 8 cores' in problem
+    monkeypatch.setattr(resources.psutil, 'virtual_memory', lambda: type('memory', (), {'total': 16 * GIB}))
+    (problem,), _ = checked('-j', 1000, *processes)
+    assert 'take at least 20,000 MiB of memory, this machine has 16,384 MiB' in problem
     with monkeypatch.context() as m:
         m.setattr(resources.process, 'memory_limits', lambda: [2 * GIB, 2 ** 63])
         (problem,), _ = checked('-j', 200, *processes)
