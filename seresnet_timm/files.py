@@ -299,6 +299,8 @@ def write_json(path: Union[str, Path], value: Any) -> None:
             f.write(as_json(value, indent=2) + '\n')
 
 
+NO_RIGHT = 'permission denied, give this user the rights'
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)  # nothing can be there
 # file systems of the kernel, which hold no files of users
 _KERNEL = ('/proc', '/sys', '/sys/fs/cgroup', '/dev/pts')
 
@@ -318,20 +320,26 @@ def why_not_readable(path: Union[str, Path], most_bytes: Optional[int] = None, i
     Opening a pipe waits for the program that writes to it, and a device may have no end.
 
     Args:
-        path: The path. Of one that does not exist, or cannot be looked at, its reader tells.
+        path: The path. Of one that does not exist, its reader tells.
         most_bytes: The size that no file of this purpose has.
         is_file: It must not be a folder.
     """
     try:
         found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode) and is_file:
+            return 'it is a folder, not a file'
         if stat.S_ISDIR(found.st_mode):
-            return 'it is a folder, not a file' if is_file else None
+            return None if os.access(path, os.R_OK | os.X_OK) else f'{NO_RIGHT} to the folder'
         if not stat.S_ISREG(found.st_mode):
             return f'it is {_kind(found.st_mode)}, not a file: write its content to a file and name that'
         if any(os.path.isdir(k) and os.stat(k).st_dev == found.st_dev for k in _KERNEL):
             return 'it is a file of the kernel: write its content to a file and name that'
-    except (OSError, ValueError):  # ValueError: a zero byte
-        return None
+    except PermissionError:
+        return f'{NO_RIGHT} to the folders above it'
+    except (OSError, ValueError) as e:  # ValueError: a zero byte
+        return (e.strerror or str(e)).lower() if getattr(e, 'errno', None) in NO_PATH else None
+    if not os.access(path, os.R_OK):
+        return f'{NO_RIGHT} to the file'
     if most_bytes is not None and found.st_size > most_bytes:
         return f'it has {found.st_size / 1e6:,.1f} MB, and such a file has at most {most_bytes / 1e6:,.1f} MB'
     return None

@@ -234,10 +234,16 @@ class Existing(FilePath):
 
     Attributes:
         also: Words with a meaning of their own; the empty one says that nothing is given.
-        is_link_enough: A link to nothing is not missed: it counts as an image that cannot be read.
+        is_link_enough: A link to nothing, or a file without rights, is not missed: it counts as an image that cannot be
+            read.
     """
     also: Tuple[str, ...] = ()
     is_link_enough: bool = False
+
+    def why_not_readable(self, path: str) -> Optional[str]:
+        reason = super().why_not_readable(path)
+        is_counted = self.is_link_enough and os.path.isfile(path) and not os.access(path, os.R_OK)
+        return None if is_counted else reason
 
     def missing(self, value: Any) -> Optional[str]:
         if not isinstance(value, str) or value in self.also:
@@ -353,7 +359,7 @@ class Output(FilePath):
     def wrong(self, value: Any) -> Optional[str]:
         if '\0' in value:
             return 'holds a null character'
-        if self.holds_runs and os.path.isdir(value):
+        if self.holds_runs and os.path.isdir(value) and os.access(value, os.X_OK):
             return None
         from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
         if not value:

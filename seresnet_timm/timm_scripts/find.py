@@ -43,8 +43,8 @@ def find(name: str, choice: str = 'auto') -> Script:
 
 
 def _file_in(path: Path, name: str, source: str) -> Path:
-    file = path / name if path.is_dir() else path
-    if not file.is_file():
+    file = path / name if os.path.isdir(path) else path
+    if not os.path.isfile(file):  # False for a path that is too long
         raise UsageError(f'{source} {path}: there is no {name}; name that file or the folder that holds it.')
     return file
 

@@ -170,6 +170,38 @@ def test_no_path_of_any_verb_is_a_pipe_a_socket_or_a_device(tmp_path):
             assert rule.wrong('no such file') is None
 
 
+@pytest.mark.parametrize('path, words', (
+    ('x' * 300, 'file name too long'), ('/a' * 2500, 'file name too long'), ('loop', 'too many levels of'),
+    ('loop/x', 'too many levels of symbolic links')))
+def test_no_path_of_any_verb_is_too_long_or_a_loop(tmp_path, monkeypatch, path, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'loop').symlink_to('loop')
+    for argument, rule in paths_that_are_read().items():
+        assert argument in CHECKED_BY_ITS_VERB or words in rule.wrong(path), argument
+
+
+def test_no_path_of_any_verb_is_without_rights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('file', 'folder/file'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch(0)
+    os.chmod('folder', 0)
+    try:
+        if os.access('file', os.R_OK):
+            pytest.skip('root may read everything')
+        for argument, rule in paths_that_are_read().items():
+            is_text, is_image = isinstance(rule, values.TextFile), argument.endswith(' image')
+            for path, where in (('file', 'file'), ('folder', 'folder'), ('folder/file', 'folders above it')):
+                reason = rule.wrong(path) if argument not in CHECKED_BY_ITS_VERB else where
+                if is_image and path == 'file':  # counts as an image that cannot be read
+                    assert reason is None
+                else:
+                    assert ('it is a folder' if path == 'folder' and is_text else where) in reason, argument
+        assert 'cannot be written' in wrong('output', 'folder/x') and 'cannot be written' in wrong('output', 'folder')
+    finally:
+        os.chmod('folder', 0o700)
+
+
 def test_texts_have_a_largest_size(tmp_path):
     for dest in ('config', 'class_map', 'class_names', 'real_labels', 'valid_labels'):
         file = tmp_path / dest

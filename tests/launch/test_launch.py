@@ -145,6 +145,7 @@ def test_recipe_with_a_config(few_digits, tmp_path):
     (('--nproc', 2, '--device', 'cpu:0', '--device', 'cuda:0'), '--device'),
     (('--resume', 'nowhere.pth.tar'), '--resume nowhere.pth.tar does not exist'),
     (('--scripts', 'nowhere'), 'there is no train.py'),
+    (('--scripts', 'x' * 300), 'there is no train.py'),
 ))
 def test_refused(few_digits, tmp_path, flags, hint):
     result = run_here(*train_flags(few_digits, tmp_path / 'out', *flags))
