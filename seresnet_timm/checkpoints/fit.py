@@ -59,6 +59,10 @@ def with_channels(checkpoint: Checkpoint, info: ModelInfo) -> ModelInfo:
     return replace(info, in_chans=channels, input_size=size, mean=mean, std=std)
 
 
+class NotFinite(UsageError):
+    """Weights of a checkpoint are not finite."""
+
+
 def describe_not_finite(checkpoint: Checkpoint, weights: Dict[str, Any]) -> Optional[str]:
     """That weights of a checkpoint are not finite, as a sentence; None if they are."""
     names = not_finite(weights)
@@ -227,4 +231,4 @@ def refuse_misfit(checkpoint: Checkpoint, weights: Dict[str, Any], model: nn.Mod
         raise UsageError(f'Checkpoint {checkpoint.path} does not fit {model_name}: {misfit}.')
     problem = describe_not_finite(checkpoint, weights)
     if problem:
-        raise UsageError(problem)
+        raise NotFinite(problem)

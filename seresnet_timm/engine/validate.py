@@ -13,7 +13,7 @@ import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from timm import utils
@@ -22,7 +22,7 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.fit import MAX_NAMED, NotFinite, load_weights
 from seresnet_timm.checkpoints.read import checkpoints_in, read_once
 from seresnet_timm.data import loaders
 from seresnet_timm.data.fast_jpeg import choose_decoder
@@ -34,7 +34,7 @@ from seresnet_timm.engine.evaluate import EvaluationLog, evaluate
 from seresnet_timm.engine.forward import Forward, set_up_device
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
 from seresnet_timm.engine.outputs import record_evaluation
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, counted, first_names, printable
 from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.settings import RunSettings
@@ -92,11 +92,13 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     device = set_up_device(args)
     run = Evaluation(settings, args, Forward.from_args(args, device), checkpoints or {})
 
-    results = []
+    results, not_finite = [], []  # type: List[Result], List[str]
     for size in settings.img_sizes or [args.img_size]:
         args.img_size = size
         if os.path.isdir(args.checkpoint):
-            results += evaluate_folder(run, args.checkpoint)
+            found, without_numbers = evaluate_folder(run, args.checkpoint)
+            results += found
+            not_finite += without_numbers
         else:
             results.append(evaluate_with_retry(
                 run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None))
@@ -114,25 +116,43 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         if args.results_file:
             write_results(args.results_file, rows, args.results_format)
         print(f'--result\n{as_json(rows, indent=4)}')
+    refuse_left_out(not_finite)
 
 
-def evaluate_folder(run: Evaluation, folder: str) -> List[Result]:
-    """Evaluate every checkpoint in a folder; the best first. One that cannot be evaluated is left out."""
-    paths, results = checkpoints_in(folder), []
+def evaluate_folder(run: Evaluation, folder: str) -> Tuple[List[Result], List[str]]:
+    """Evaluate every checkpoint in a folder. One that cannot be evaluated is left out, and named.
+
+    Returns:
+        The results, the best first; and the checkpoints whose weights or loss are not finite.
+    """
+    paths, results, not_finite = checkpoints_in(folder), [], []
     for path in paths:
         try:
-            results.append(evaluate_with_retry(run, read_once(path, run.checkpoints)))
-            results[-1].row['checkpoint'] = path
+            result = evaluate_with_retry(run, read_once(path, run.checkpoints))
+            problem = describe_evaluation(path, result.row['loss'])
+            if problem:
+                raise NotFinite(problem)
         except UsageError as e:
             _logger.error(f'Left out: {e}')
+            not_finite += [path] if isinstance(e, NotFinite) else []
             continue
-        problem = describe_evaluation(path, results[-1].row['loss'])
-        if problem:
-            _logger.error(f'Left out: {problem}')
-            results.pop()
+        result.row['checkpoint'] = path
+        results.append(result)
     if not results:
         raise RunError(f'None of the {len(paths)} checkpoints could be evaluated.')
-    return sorted(results, key=lambda r: r.row['top1'], reverse=True)
+    return sorted(results, key=lambda r: r.row['top1'], reverse=True), not_finite
+
+
+def refuse_left_out(not_finite: Sequence[str]) -> None:
+    """End an evaluation with an error that has left out checkpoints without finite numbers.
+
+    Raises:
+        RunError: It has.
+    """
+    names = list(dict.fromkeys(not_finite))
+    if names:
+        raise RunError(f'{counted(len(names), "checkpoint")} left out of the results, whose weights or loss are not '
+                       f'finite (NaN or infinity), see above: {printable(first_names(names, MAX_NAMED))}.')
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from seresnet_timm.ascend import setup as npu_setup
 from seresnet_timm.engine.signals import stop_in_calls
-from seresnet_timm.errors import refuse, reworded
+from seresnet_timm.errors import UsageError, refuse, reworded
 from seresnet_timm.launch import cluster
 from seresnet_timm.launch.outputs import name_outputs_of_hub
 from seresnet_timm.launch.parse import typed_before_the_plan
@@ -43,7 +43,11 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     from seresnet_timm.launch import handover
     start = time.time()
     typed = typed_before_the_plan(argv)
-    job = cluster.detect(os.environ, cluster.Asked(typed['nproc'], typed['nnodes']))
+    try:
+        job = cluster.detect(os.environ, cluster.Asked(typed['nproc'], typed['nnodes']))
+    except UsageError:
+        make_plan(verb, argv, recipe_name)  # tells it with all other mistakes
+        raise
     seconds = typed['rdzv_timeout'] or Node.rdzv_timeout
     if job is not None and job.why_not_needed:
         print(job.why_not_needed, file=sys.stderr)

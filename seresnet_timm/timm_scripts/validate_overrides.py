@@ -1,8 +1,10 @@
 """Names of timm's validate.py that are replaced, and why: see `overrides`"""
 import json
 import logging
+import os
 import time
-from typing import Any, Dict, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -11,18 +13,18 @@ from timm.data import create_loader, resolve_data_config
 from torch.utils.data import Dataset, IterableDataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import load_weights
+from seresnet_timm.checkpoints.fit import NotFinite, load_weights
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loading
 from seresnet_timm.data.image_files import IGNORED_TARGET
 from seresnet_timm.data.position import make_restartable
 from seresnet_timm.engine import faults
-from seresnet_timm.engine.divergence import refuse_evaluation
+from seresnet_timm.engine.divergence import describe_evaluation
 from seresnet_timm.engine.evaluate import report_unreadable
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
 from seresnet_timm.engine.outputs import record_evaluation
-from seresnet_timm.engine.validate import refuse_unreadable
-from seresnet_timm.errors import UsageError
+from seresnet_timm.engine.validate import refuse_left_out, refuse_unreadable
+from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import as_json
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
@@ -41,6 +43,8 @@ class ValidateOverrides(Overrides):
         self._dataset: Optional[Dataset] = None
         self._loader: Any = None
         self._checkpoint: Optional[Checkpoint] = None  # until its classes have been compared with those of the data
+        self._is_folder = os.path.isdir(settings.args.get('checkpoint') or '')  # each checkpoint in it is evaluated
+        self._not_finite: List[str] = []
 
     def names(self) -> Dict[str, Override]:
         return {
@@ -67,8 +71,9 @@ class ValidateOverrides(Overrides):
         Without: the weights that ModelZoo users have cannot be evaluated, as timm knows its own names only.
         Checked by: test_runs.py evaluates one.
         """
-        self._checkpoint = read_once(checkpoint_path, self.checkpoints)
-        load_weights(model, self._checkpoint, self.args.model, use_ema=use_ema)
+        with self._left_out():
+            self._checkpoint = read_once(checkpoint_path, self.checkpoints)
+            load_weights(model, self._checkpoint, self.args.model, use_ema=use_ema)
 
     def create_loader(self, dataset: Dataset, *args, **kwargs) -> Any:
         """Create a loader of this rank's share of the images, which decodes fast (line 329).
@@ -77,7 +82,8 @@ class ValidateOverrides(Overrides):
         Checked by: test_runs.py and test_fast_jpeg.py, equal results with the bundled script.
         """
         check_planned_classes(self.settings, dataset)
-        refuse_other_classes(self._checkpoint, dataset, self.args)
+        with self._left_out():
+            refuse_other_classes(self._checkpoint, dataset, self.args)
         self._dataset, self._checkpoint = dataset, None
         dataset = self._share_of_rank(self._decode_fast(dataset, is_training=False))
         self._loader = create_loader(dataset, *args, **self.normalization(kwargs))
@@ -100,6 +106,22 @@ class ValidateOverrides(Overrides):
         if not dist.is_initialized() or dist.get_rank() == 0:
             finite = json.loads(as_json(results)) if format == 'json' else results
             self._originals['write_results'](results_file, finite, format=format)
+
+    def run(self, main: Callable[[], None]) -> None:
+        super().run(main)
+        refuse_left_out(self._not_finite)
+
+    @contextmanager
+    def _left_out(self) -> Iterator[None]:
+        """Let the script go on with the next checkpoint of a folder after one that cannot be evaluated."""
+        try:
+            yield
+        except UsageError as e:
+            if not self._is_folder:
+                raise
+            self._not_finite += [self.args.checkpoint] if isinstance(e, NotFinite) else []
+            # the script catches it; after an error without this word it tries smaller batches
+            raise RuntimeError(f'Left out as illegal: {e}') from e
 
     # called by patched code
 
@@ -134,7 +156,10 @@ class ValidateOverrides(Overrides):
             dist.all_gather_object(gathered, sums)
             sums = [sum(column) for column in zip(*gathered)]
         count = max(1, sums[3])
-        refuse_evaluation(self.args.checkpoint or self.args.model, sums[2] / max(1, sums[4]))
+        with self._left_out():
+            problem = describe_evaluation(self.args.checkpoint or self.args.model, sums[2] / max(1, sums[4]))
+            if problem:
+                raise NotFinite(problem) if self._is_folder else RunError(problem)
         if self.settings.output and (not dist.is_initialized() or dist.get_rank() == 0):
             data_config = resolve_data_config(
                 vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))

@@ -3,7 +3,8 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, run_cli, run_here, train_flags
+from conftest import MODEL, ROOT, run_cli, run_here, train_flags
+from timm_scripts import file_of
 from training import load, valid_record
 
 from seresnet_timm.checkpoints.save import AtomicCheckpointSaver
@@ -15,6 +16,8 @@ from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings, Script
 
 pytestmark = pytest.mark.preloaded
+
+NEWEST = file_of('validate.py', 'v1.0.28')
 
 
 @pytest.mark.parametrize('engine', ('bundled', ROOT / 'tests' / 'small_scripts'), ids=('ours', 'a script'))
@@ -48,6 +51,29 @@ def test_finite_weights_whose_outputs_are_not(few_digits, digits_run, tmp_path, 
     result = run_here('explain', tmp_path / 'c.pth.tar', image, '--output', tmp_path / 'e', '--device', 'cpu')
     assert result.returncode == 1 and 'outputs for it that are not finite' in result.stderr
     assert not (tmp_path / 'e').exists()
+
+
+@pytest.mark.parametrize('engine', ('bundled', pytest.param(NEWEST, marks=pytest.mark.skipif(
+    NEWEST is None, reason="TIMM_SCRIPTS does not name a folder with timm's scripts"))), ids=('ours', "timm's"))
+def test_a_folder_of_checkpoints_of_which_some_are_not_finite(few_digits, digits_run, tmp_path, engine):
+    """The others are evaluated; those are named, and the exit code tells it."""
+    content = load(digits_run / 'last.pth.tar')
+    del content['weights_sha256']
+    torch.save(content, tmp_path / 'good.pth.tar')
+    content['state_dict']['bn1.running_var'].fill_(-1)
+    torch.save(content, tmp_path / 'negative.pth.tar')
+    content['state_dict']['bn1.weight'][0] = float('nan')
+    torch.save(content, tmp_path / 'nan.pth.tar')
+    (tmp_path / 'damaged.pth.tar').write_bytes((tmp_path / 'good.pth.tar').read_bytes()[:1000])
+    result = run_here('validate', '--data-dir', few_digits, *MODEL, '--checkpoint', tmp_path, '--workers', 0,
+                      '--device', 'cpu', '--scripts', engine)
+    assert [row['checkpoint'] for row in json.loads(result.stdout.split('--result')[1])] == [
+        str(tmp_path / 'good.pth.tar')]
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 1 and '2 checkpoints left out' in last, result.stderr
+    assert 'nan.pth.tar' in last and 'negative.pth.tar' in last and 'damaged' not in last
+    for words in ('nan.pth.tar has weights that are not finite', 'negative.pth.tar is nan', 'damaged.pth.tar is incom'):
+        assert words in result.stderr
 
 
 def test_report_of_a_run_of_timms_that_diverged(tmp_path, capsys):
