@@ -81,6 +81,14 @@ def _atomic_path(path: Path) -> Iterator[str]:
     fsync(path.parent)
 
 
+def remove_left_behind(path: Union[str, Path]) -> None:
+    """Remove what `atomic_path` was writing when its process was killed. No other process must write this file."""
+    path = Path(path)
+    for tmp in path.parent.glob(f'.{glob.escape(path.name)}.*{glob.escape(path.suffix)}'):
+        with suppress(OSError):
+            tmp.unlink()
+
+
 @contextmanager
 def temporary_folder(parent: Union[str, Path], prefix: str) -> Iterator[Path]:
     """A folder `parent/prefix...` that is removed when the block ends, or by the next call if this process is killed.

@@ -92,12 +92,14 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
         Args:
             state_dict: The entry 'saver' of a checkpoint.
-            from_last: It is that of `last`. If the run was killed before it had copied that one, it is copied now.
+            from_last: It is that of `last`. If the run was killed in the middle of that save, it is completed now.
         """
         epoch, metric = state_dict.get('pending', (None, None))
         if not from_last or metric is None:  # without a metric: saved in the middle of an epoch, and not ranked
             return super().load_state_dict(state_dict)
         super().load_state_dict({**state_dict, 'pending': (None, None)})
+        with suppress(OSError):  # the run was killed before it had removed it
+            os.unlink(self._previous)
         path = self._checkpoint_path(epoch)
         if not os.path.exists(path):
             is_full = len(self.checkpoint_files) >= self.max_history

@@ -26,6 +26,7 @@ from seresnet_timm.data.random_state import own_state, pack_cpu_state, set_own_s
 from seresnet_timm.data.seeding import SeededErasing
 from seresnet_timm.data.worker_errors import as_torch_tells, describe_ends, ended_workers, is_replaceable, kill_workers
 from seresnet_timm.process import end_with_parent
+from seresnet_timm.step import heartbeat
 
 _logger = logging.getLogger(__name__)
 MOST_ENDS = 3  # in a row without a batch; the last one ends the run
@@ -211,6 +212,7 @@ class ResumableLoader:
             self._is_reading = True  # and still is, if a signal ends the wait
             batch = self._next(i)
             self._is_reading = False
+            heartbeat.mark()
             yield batch
             if i == first and after and self._prefetched:
                 after()

@@ -22,7 +22,7 @@ from seresnet_timm.checkpoints.save_errors import temporary_files
 from seresnet_timm.engine.signals import SECOND_SIGNAL, STOPPING, TWICE
 from seresnet_timm.errors import RunError, UsageError, first_names, printable
 from seresnet_timm.files import write_json
-from seresnet_timm.launch import cluster, limits, machines
+from seresnet_timm.launch import cluster, limits, machines, meeting
 from seresnet_timm.launch.network import DEFAULT_PORT, check_port, interface_of, is_known
 from seresnet_timm.launch.newest import newest_checkpoint
 from seresnet_timm.launch.plan import Node
@@ -131,7 +131,8 @@ def _attempt(settings: RunSettings, node: Node, log_dir: Path, tmp: Path) -> Opt
     file, beats = tmp / 'settings.json', tmp / 'heartbeats'
     file.write_text(settings.to_json(), encoding='utf-8')
     heartbeat.create(beats, settings.nproc)
-    argv = _torchrun_argv(settings, node, log_dir) + [str(file), str(beats), str(log_dir / 'stacks')]
+    rank_argv = ['-m', 'seresnet_timm.launch.rank', str(file), str(beats), str(log_dir / 'stacks')]
+    argv = [*_torchrun_argv(settings, node, log_dir), *rank_argv]
     watch = Watch(beats, settings.hang_timeout, end_ranks, first_rank=node.rank * settings.nproc)
     ended: Dict[int, int] = {}
     try:
@@ -286,15 +287,16 @@ def _stop(settings: RunSettings, signum: int) -> SystemExit:
 
 
 def _run_torchrun(args: Any, settings: RunSettings, node: Node) -> None:
-    """Run the agent. In a restart the other nodes may still be ending the last attempt: try until they are there."""
+    """Run the agent. The other nodes may still be ending the last attempt: try until they are there."""
     import torch.distributed.run as torchrun
-    deadline = time.monotonic() + (node.rdzv_timeout if settings.restarts and settings.nnodes > 1 else 0)
+    may_try_again = settings.nnodes > 1 and (settings.restarts or node.rank)
+    deadline = time.monotonic() + node.rdzv_timeout
     while True:
         try:
-            with waiting_for_nodes(settings, node):
+            with waiting_for_nodes(settings, node), meeting.joined(settings, node, deadline) as args.rdzv_id:
                 return torchrun.run(args)
-        except RuntimeError:
-            if time.monotonic() > deadline:
+        except RuntimeError as e:
+            if not may_try_again or time.monotonic() > deadline or limits.explain(e):
                 raise
             time.sleep(1)
 
@@ -364,12 +366,10 @@ def waiting_for_nodes(settings: RunSettings, node: Node) -> Iterator[None]:
     whom = 'node 0 at' if node.rank else f'node{"s" if len(others) > 1 else ""} {first_names(others, 8)} to come to'
     this = psutil.Process()
     before = len(this.children())
-    with printed(f'{whom} {_address(node)}', node.rdzv_timeout, lambda: len(this.children()) > before):
+    with printed(f'{whom} {meeting.address(node)}', node.rdzv_timeout, lambda: len(this.children()) > before):
         yield
 
 
-def _address(node: Node) -> str:
-    return f'{node.master_addr or "127.0.0.1"}:{node.master_port or DEFAULT_PORT}'
 
 
 def _torchrun_argv(settings: RunSettings, node: Node, log_dir: Path) -> List[str]:
@@ -381,13 +381,13 @@ def _torchrun_argv(settings: RunSettings, node: Node, log_dir: Path) -> List[str
         argv += [
             f'--nnodes={settings.nnodes}', f'--node-rank={node.rank}',
             f'--master-addr={node.master_addr or "127.0.0.1"}', f'--master-port={node.master_port or DEFAULT_PORT}',
-            f'--rdzv-conf=timeout={node.rdzv_timeout}', f'--rdzv-id=start{len(settings.restarts)}',
+            f'--rdzv-conf=timeout={node.rdzv_timeout}',
         ]
         if node.local_addr:
             argv.append(f'--local-addr={node.local_addr}')
     else:
         argv.append('--standalone')
-    return [*argv, '-m', 'seresnet_timm.launch.rank']
+    return argv
 
 
 def _set_environment(settings: RunSettings, node: Node) -> None:
@@ -448,7 +448,7 @@ def _read_error(error_file: str) -> RankError:
 
 
 def _rendezvous_failure(settings: RunSettings, node: Node, error: RuntimeError) -> str:
-    address = _address(node)
+    address = meeting.address(node)
     if settings.nnodes == 1:
         return f'torchrun could not start the processes: {str(error).splitlines()[0]}'
     if node.rank == 0:

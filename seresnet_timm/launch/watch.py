@@ -6,13 +6,14 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Set
 
 import psutil
 
 from seresnet_timm.launch import machines
+from seresnet_timm.launch.guard import guarded
 from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.status import process_status
@@ -39,6 +40,7 @@ class Watch:
         timeout: Seconds without a step of a rank that are too many; 0 watches nothing.
         end: Called once, with all heartbeats and the local ranks that hold up the run.
         first_rank: Rank of the first record of the file.
+        look: Called at each look, with the seconds that the first rank has for its step.
 
     Attributes:
         sentence: What was found; None while all is well.
@@ -50,11 +52,13 @@ class Watch:
             timeout: float,
             end: Callable[[List[heartbeat.Heartbeat], List[int]], None],
             first_rank: int = 0,
+            look: Callable[[float], None] = lambda _: None,
     ):
         self.file = file
         self.first_rank = first_rank
         self.timeout = timeout
         self.end = end
+        self.look = look
         self.sentence: Optional[str] = None
         self._waiting: Set[int] = set()
         self._left = threading.Event()
@@ -80,6 +84,7 @@ class Watch:
             suspended, looked = max(0., now - looked - pause), now
             since = {rank: when + suspended for rank, when in since.items()}
             beats = heartbeat.read(self.file)
+            self.look(self._patience(beats[0]))
             # the others wait for a rank that waits for its data
             is_waiting = bool(self._tell_waiting(beats, now))
             for rank, beat in enumerate(beats):
@@ -139,37 +144,51 @@ def end_ranks(beats: List[heartbeat.Heartbeat], guilty: List[int]) -> None:
 @contextmanager
 def watch_this_process(settings: RunSettings) -> Iterator[None]:
     """Watch the only rank of this process: if it hangs, write its stacks, say so, and end the process."""
+    import faulthandler
+    rank = int(os.environ.get('RANK') or 0)
+    stacks = RunFolder(settings.output).logs / f'stacks-{os.getpid()}.txt' if settings.output else None
+
+    def said(what: str) -> str:
+        where = f'; the stacks are in {stacks}' if stacks else ''
+        return f'seresnet-timm: error: {what}{where}.{resume_hint(settings)}'
+
     def end(*_) -> None:
-        import faulthandler
-        stacks = None
-        if settings.output:
-            stacks = RunFolder(settings.output).logs / f'stacks-{os.getpid()}.txt'
+        if stacks:
             stacks.parent.mkdir(parents=True, exist_ok=True)
             with open(stacks, 'w') as f:
                 faulthandler.dump_traceback(f)
         else:
             faulthandler.dump_traceback(sys.stderr)
-        hint = resume_hint(settings)
-        where = f'; the stacks are in {stacks}' if stacks else ''
-        print(f'seresnet-timm: error: {watch.sentence}{where}.{hint}', file=sys.stderr, flush=True)
+        print(said(str(watch.sentence)), file=sys.stderr, flush=True)
         os._exit(1)  # whatever holds up the main thread
 
-    rank = int(os.environ.get('RANK') or 0)
+    def look(seconds: float) -> None:
+        what = f"Rank {rank} has not finished a step for {seconds:g} s: a call of C or C++ keeps Python's lock (GIL)"
+        tell_guard(seconds, said(what), str(stacks or ''))
+
     with tempfile.TemporaryDirectory(prefix='seresnet_timm-') as tmp:
         file = Path(tmp) / 'heartbeats'
         heartbeat.create(file, 1)
         heartbeat.start(file, 0)
-        watch = Watch(file, settings.hang_timeout, end, first_rank=rank)
+        watch = Watch(file, settings.hang_timeout, end, first_rank=rank, look=look)
         # one rank of each machine speaks for it
         is_alone = settings.world_size <= settings.nproc or os.environ.get('LOCAL_RANK') != '0'
         seconds = 0 if is_alone else machines.seconds_without_answer(settings.hang_timeout)
         name = f'The machine of rank {rank} ({socket.gethostname()})'
-        with watch, machines.watched(os.environ, rank, name, seconds, watch.end_all):
+        with ExitStack() as stack:
+            written = stack.enter_context(open(Path(tmp) / 'stacks', 'w'))
+            faulthandler.register(STACKS_SIGNAL, written)
+            stack.callback(faulthandler.unregister, STACKS_SIGNAL)
+            tell_guard = stack.enter_context(guarded(STACKS_SIGNAL, written.name))
+            if settings.hang_timeout:
+                look(FIRST_STEP * settings.hang_timeout)
+            stack.enter_context(watch)
+            stack.enter_context(machines.watched(os.environ, rank, name, seconds, watch.end_all))
             yield
 
 
 def hold_up(beats: List[heartbeat.Heartbeat], late: List[int]) -> List[int]:
-    """The late ranks that the others wait for: those that are stopped, else those with the fewest steps."""
+    """The late ranks that the others wait for: those that are stopped, else those that are farthest behind."""
     stopped = [r for r in late if process_status(beats[r].pid) == psutil.STATUS_STOPPED]
-    fewest = min(beats[r].steps for r in late)
-    return stopped or [r for r in late if beats[r].steps == fewest]
+    behind = min((beats[r].steps, beats[r].places) for r in late)
+    return stopped or [r for r in late if (beats[r].steps, beats[r].places) == behind]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Union
 
 from seresnet_timm.errors import RunError, UsageError, printable, shell_line
-from seresnet_timm.files import at_end, exclusive, is_locked, marker_hint
+from seresnet_timm.files import at_end, exclusive, is_locked, marker_hint, remove_left_behind
 from seresnet_timm.runs.settings import RunSettings
 
 # checkpoints that a training writes
@@ -136,6 +136,9 @@ class RunFolder:
                     self.lock.unlink()
                 print(f'Note: the file system of {printable(self.path)} has no file locks: a second training into this '
                       'folder would not be refused, and would damage this one.', file=sys.stderr, flush=True)
+            else:
+                for path in (self.record, self.status, self.args, self.summary):
+                    remove_left_behind(path)
             yield
 
     def _remove_if_empty(self) -> None:

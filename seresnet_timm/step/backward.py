@@ -4,6 +4,7 @@ from typing import Any, Optional
 import torch
 from timm import utils
 
+from seresnet_timm.step import heartbeat
 from seresnet_timm.step.bad_steps import BadSteps
 
 
@@ -27,6 +28,7 @@ def backward(
         need_update: The gradients are complete.
         bad_steps: Skips steps whose loss or gradients are not finite; None takes every step.
     """
+    heartbeat.mark()
     if bad_steps is not None:
         loss = bad_steps.poison(loss)
     create_graph = getattr(optimizer, 'is_second_order', False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional
 
-RECORD = struct.Struct('qqd')  # process, steps, time of the last wait
-STEPS, WAIT = struct.Struct('qq'), struct.Struct('d')  # its parts
+RECORD = struct.Struct('qqdq')  # process, steps, time of the last wait, places
+STEPS, WAIT, PLACES = struct.Struct('qq'), struct.Struct('d'), struct.Struct('q')  # its parts
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,13 @@ class Heartbeat:
         pid: Its process; 0 before it has started.
         steps: Steps so far.
         waited: Time (`time.monotonic`) at which it said last that it waits for its data; 0 if never.
+        places: Places in its steps that it has passed: a batch is there, its loss is known. Of ranks with as many
+            steps, those that wait for another one in the backward pass have passed more than that one.
     """
     pid: int
     steps: int
     waited: float = 0.
+    places: int = 0
 
 
 class _Writer:
@@ -35,6 +38,7 @@ class _Writer:
     memory: Optional[mmap.mmap] = None
     offset = 0
     steps = 0
+    places = 0
     has_hook = False  # of torch's optimizers, which stays
 
 
@@ -53,8 +57,8 @@ def start(file: Path, local_rank: int) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
     with open(file, 'r+b') as f:
         _Writer.memory = mmap.mmap(f.fileno(), 0)
-    _Writer.offset, _Writer.steps = RECORD.size * local_rank, 0
-    RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), 0, 0.)
+    _Writer.offset, _Writer.steps, _Writer.places = RECORD.size * local_rank, 0, 0
+    RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), 0, 0., 0)
     if not _Writer.has_hook:
         register_optimizer_step_post_hook(lambda *_: beat())
         _Writer.has_hook = True
@@ -65,6 +69,13 @@ def beat() -> None:
     if _Writer.memory is not None:
         _Writer.steps += 1
         STEPS.pack_into(_Writer.memory, _Writer.offset, os.getpid(), _Writer.steps)
+
+
+def mark() -> None:
+    """Say that this rank has come to a further place of its step."""
+    if _Writer.memory is not None:
+        _Writer.places += 1
+        PLACES.pack_into(_Writer.memory, _Writer.offset + STEPS.size + WAIT.size, _Writer.places)
 
 
 def wait() -> None:

@@ -41,6 +41,7 @@ from seresnet_timm.errors import print_closing
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step import fast as fast_step
+from seresnet_timm.step import heartbeat
 from seresnet_timm.step import loss_scaler as loss_scalers
 from seresnet_timm.step.bad_steps import BadSteps
 from seresnet_timm.timm_scripts.overrides import Override, Overrides, replace_names
@@ -191,6 +192,7 @@ class TrainOverrides(Overrides):
 
         def forward(self, *args, **kwargs):
             result = super(replaced, self).forward(*args, **kwargs)
+            heartbeat.mark()
             return {**result, 'loss': BadSteps.poison(result['loss'])}
         replaced = type(cls.__name__, (cls,), {
             '__init__': __init__, 'prepare_distributed': prepare_distributed, 'forward': forward,

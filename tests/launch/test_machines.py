@@ -6,13 +6,18 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import WIDE, train_flags
+from ports import free_ports
 from test_launch import assert_none_left, start_cli, wait_for
+from training import summary
 from wire import Wire, address, address6, needs_network
 
-from seresnet_timm.launch import machines, network
+from seresnet_timm.errors import RunError
+from seresnet_timm.launch import machines, meeting, network
+from seresnet_timm.launch.plan import Node
 
 TOKEN, PORT = b'0123456789abcdef', 29517
 CONNECTS = f'''
@@ -213,4 +218,58 @@ def test_a_machine_that_does_not_come_back(few_digits, tmp_path, wire, launcher)
     for output in outputs:
         assert 'gives no answer any more (Connection timed out; the limit is 10 s)' in output, output
     assert '--resume' in outputs[0]
+    assert_none_left(str(tmp_path))
+
+
+def test_a_launcher_that_is_started_anew_joins_the_next_attempt():
+    """Not that of its predecessor, which has started its ranks; the others learn of its end later than it comes."""
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.multiprocessing.api import PContext
+    port, names, start_before = free_ports(), [], PContext.start
+    first, second = (Node(rank=rank, master_addr='127.0.0.1', master_port=port, rdzv_timeout=3) for rank in (0, 1))
+    settings = SimpleNamespace(nnodes=2)
+
+    def name(node, starts, seconds=3.):
+        with meeting.joined(settings, node, time.monotonic() + seconds) as found:
+            if starts:
+                PContext.start(SimpleNamespace())
+        return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PContext, 'start', lambda _: None)
+        server = TCPStore('127.0.0.1', port, is_master=True, wait_for_workers=False, multi_tenant=True)
+        begun = name(first, starts=True)
+        assert name(second, starts=False) == begun  # killed before it had started its ranks
+        assert name(second, starts=True) == begun
+        with pytest.raises(RunError, match='Node 0 at 127.0.0.1:.* trains with another launcher of node 1'):
+            name(second, starts=False, seconds=1)
+        thread = threading.Thread(target=lambda: names.append(name(second, starts=True)))
+        thread.start()
+        time.sleep(0.5)
+        names.append(name(first, starts=True))
+        thread.join()
+    assert names[0] == names[1] != begun
+    assert PContext.start is start_before
+    del server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('killed', (0, 1))
+def test_a_launcher_is_killed_and_started_anew(few_digits, tmp_path, killed):
+    """As by a user, or by a job that is queued again: the other machine's launcher restarts, and they go on."""
+    port = free_ports()
+
+    def start(rank):
+        return start_cli(*train_flags(
+            few_digits, tmp_path, '--nnodes', 2, '--nproc', 1, '--node-rank', rank, '--master-addr', '127.0.0.1',
+            '--master-port', port, '--rdzv-timeout', 60, '--max-restarts', 1, '--resume', 'auto', '-b', 8,
+            '--epochs', 8, *WIDE))
+    nodes = [start(rank) for rank in (0, 1)]
+    wait_for(tmp_path / 'run' / 'last.pth.tar', nodes[0])
+    nodes[killed].kill()
+    nodes[killed].communicate()
+    nodes[killed] = start(killed)
+    outputs = [node.communicate(timeout=200)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert 'Restart 1 of 1' in outputs[1 - killed] and 'Restart' not in outputs[killed]
+    assert [row['epoch'] for row in summary(tmp_path / 'run')] == list('01234567')
     assert_none_left(str(tmp_path))

@@ -21,7 +21,7 @@ from seresnet_timm.step import heartbeat
 
 pytestmark = pytest.mark.preloaded
 HANG = '''
-import os, time
+import ctypes, os, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
 steps = 0
 
@@ -29,6 +29,11 @@ def wait_for_ever_at_step(*_):
     global steps
     steps += 1
     if steps == 3 and os.environ.get('RANK', '0') == os.environ['HANGING_RANK']:
+        if 'KEEPS_LOCK' in os.environ:
+            time.sleep(1.5)  # a step is seen
+            mutex = ctypes.create_string_buffer(64)
+            for _ in range(2):  # the second call waits for the first one, and keeps Python's lock
+                ctypes.PyDLL(None).pthread_mutex_lock(mutex)
         time.sleep(1000)
 
 register_optimizer_step_post_hook(wait_for_ever_at_step)
@@ -73,18 +78,19 @@ def test_steps_are_counted_by_process(tmp_path):
     assert (first.pid, third.pid) == (0, 0)
 
 
-@pytest.mark.parametrize('steps, stopped, expected', (
-    ((7, 6, 7), None, [1]),  # the others wait for the one that is behind
-    ((7, 7, 7), 2, [2]),  # all wait in the same step for the one that was stopped
-    ((7, 7, 7), None, [0, 1, 2]),
-    ((0, 7, 7), None, [1, 2]),  # a first step may take three times as long
+@pytest.mark.parametrize('steps, places, stopped, expected', (
+    ((7, 6, 7), (8, 8, 8), None, [1]),  # the others wait for the one that is behind
+    ((7, 7, 7), (9, 8, 9), None, [1]),  # in the backward pass; that one has no batch, or is in the forward pass
+    ((7, 7, 7), (8, 8, 8), 2, [2]),  # all wait in the same step for the one that was stopped
+    ((7, 7, 7), (8, 8, 8), None, [0, 1, 2]),
+    ((0, 7, 7), (8, 8, 8), None, [1, 2]),  # a first step may take three times as long
 ))
-def test_the_rank_that_holds_up_the_others_is_named(tmp_path, steps, stopped, expected):
+def test_the_rank_that_holds_up_the_others_is_named(tmp_path, steps, places, stopped, expected):
     ranks = [subprocess.Popen(['sleep', '100']) for _ in steps]
     try:
         if stopped is not None:
             ranks[stopped].send_signal(signal.SIGSTOP)
-        records = [heartbeat.RECORD.pack(r.pid, s, 0.) for r, s in zip(ranks, steps)]
+        records = [heartbeat.RECORD.pack(r.pid, s, 0., p) for r, s, p in zip(ranks, steps, places)]
         (tmp_path / 'beats').write_bytes(b''.join(records))
         ended = []
         with Watch(tmp_path / 'beats', 0.5, lambda beats, guilty: ended.append(guilty), first_rank=8) as watch:
@@ -118,7 +124,7 @@ def test_a_rank_that_waits_for_its_data_is_told_once(tmp_path, capsys):
 def test_a_suspended_job_does_not_hang(tmp_path, monkeypatch):
     """Such as by `scontrol suspend`: the launcher does not run either, and looks again when all go on."""
     heartbeat.create(tmp_path / 'beats', 1)
-    (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(os.getpid(), 1, 0.))
+    (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(os.getpid(), 1, 0., 0))
     clock, ended = [0.], []
     watch = Watch(tmp_path / 'beats', 100., lambda beats, guilty: ended.append(clock[0]))
     steps = iter([1.] * 50 + [3600.] + [1.] * 49 + [1.] * 10)  # 99 s in which it ran, then more
@@ -140,7 +146,7 @@ def test_ranks_that_get_on_are_left_alone(tmp_path, monkeypatch):
 
     def wait(pause):
         clock[0] += pause
-        (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(os.getpid(), 1 + int(clock[0] / 90), 0.))
+        (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(os.getpid(), 1 + int(clock[0] / 90), 0., 0))
         return clock[0] > 1000
     monkeypatch.setattr('seresnet_timm.launch.watch.time.monotonic', lambda: clock[0])
     monkeypatch.setattr(watch._left, 'wait', wait)
@@ -157,6 +163,35 @@ def test_one_process_that_hangs(few_digits, tmp_path, hanging):
     assert 'Traceback' not in result.stderr
     stacks, = (tmp_path / 'run' / 'logs').glob('stacks-*.txt')
     assert 'in wait_for_ever_at_step' in stacks.read_text()
+
+
+@pytest.mark.parametrize('nproc', (1, pytest.param(2, marks=pytest.mark.slow)))
+def test_a_call_that_keeps_pythons_lock(few_digits, tmp_path, hanging, nproc):
+    """No thread of the process runs Python any more, nor does a handler of signals: another process ends it."""
+    start = time.time()
+    result = run_cli(*train_flags(
+        few_digits, tmp_path, '--nproc', nproc, '-b', 8, '--hang-timeout', 5, '--device-modules', 'hang',
+        '--log-interval', 50), env={**hanging, 'KEEPS_LOCK': '1', 'TMPDIR': str(tmp_path)}, fresh=nproc > 1)
+    assert result.returncode == (-signal.SIGKILL if nproc == 1 else 1) and time.time() - start < 120
+    assert 'error: Rank 0 has not finished a step for 5 s' in result.stderr, result.stderr
+    assert ("a call of C or C++ keeps Python's lock (GIL); the stacks are in" in result.stderr) == (nproc == 1)
+    stacks = tmp_path / 'run' / 'logs' if nproc == 1 else tmp_path / 'run' / 'logs' / 'node0' / 'stacks'
+    assert 'in wait_for_ever_at_step' in ''.join(file.read_text() for file in stacks.iterdir())
+    assert not list(tmp_path.glob('seresnet_timm-*')) and 'Traceback' not in result.stderr
+
+
+@pytest.mark.slow
+def test_signals_while_a_call_keeps_pythons_lock(few_digits, tmp_path, hanging):
+    """The first one cannot be heard; the second one ends the process. As by Ctrl-C, to all processes of a terminal."""
+    process = start_cli(*train_flags(few_digits, tmp_path, '--device-modules', 'hang', '--epochs', 50),
+                        env={**hanging, 'KEEPS_LOCK': '1'})
+    wait_for(tmp_path / 'run' / 'status.json', process)
+    time.sleep(8)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1.5)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGKILL and 'Stopped at once by a second signal' in stderr
 
 
 def test_what_a_rank_says_itself_is_not_tried_again(few_digits, tmp_path):

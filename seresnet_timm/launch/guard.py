@@ -1,0 +1,119 @@
+"""Ends a process in which no Python runs any more: a call of C or C++ keeps Python's lock (GIL), and does not return
+
+The thread that watches the only rank of a process (`watch`) needs this lock too. So it tells this program every second
+that Python runs, and what to say if it does not. This file is the program too. It is started by its path, with the
+standard library alone: it is there in milliseconds, and takes 9 MB.
+"""
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import Callable, Iterator, List
+
+PAUSE = 1.  # seconds between two looks
+HELD = 3.  # seconds without Python after which a second signal ends the process here
+TO_WRITE = 1.  # seconds for the stacks
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextmanager
+def guarded(stacks_signal: int, written: str) -> Iterator[Callable[[float, str, str], None]]:
+    """Guard this process while the block runs.
+
+    Args:
+        stacks_signal: Signal that lets this process write the stacks of its threads.
+        written: The file where it writes them.
+
+    Returns:
+        To be called while Python runs: after how many seconds without a call to end the process, what to say then, and
+        where to copy the stacks; '' for stderr. The first call starts the guard.
+    """
+    started: List[subprocess.Popen] = []
+    owner = os.getpid()
+
+    def tell(seconds: float, sentence: str, copy: str) -> None:
+        with suppress(OSError):  # no further process can be started; or it was killed
+            if not started:
+                started.append(subprocess.Popen(
+                    [sys.executable, '-IS', os.path.abspath(__file__), str(stacks_signal), written],
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
+                os.set_blocking(started[0].stdin.fileno(), False)
+            os.write(started[0].stdin.fileno(), json.dumps([seconds, sentence, copy]).encode() + b'\n')
+    try:
+        yield tell
+    finally:
+        for guard in started if os.getpid() == owner else ():
+            with suppress(OSError):
+                guard.kill()
+                guard.stdin.close()
+                guard.wait()
+
+
+def main(stacks_signal: int, written: str) -> None:
+    """Guard the process that has started this one, until it ends.
+
+    Args:
+        stacks_signal: See `guarded`.
+        written: Likewise.
+    """
+    parent, received = os.getppid(), []
+    for signum in SIGNALS:  # to all processes of a terminal or job
+        signal.signal(signum, lambda *_: received.append(time.monotonic()))
+    seconds, sentence, copy, rest = float('inf'), '', '', b''
+    silent, looked = 0., time.monotonic()
+    while True:
+        readable = select.select([0], [], [], PAUSE)[0]
+        now = time.monotonic()
+        silent, looked = silent + min(now - looked, 2 * PAUSE), now  # this process may have been suspended too
+        if os.getppid() != parent:
+            return
+        if readable:
+            text = os.read(0, 1 << 16)
+            if not text:
+                return
+            *lines, rest = (rest + text).split(b'\n')
+            for line in lines[-1:]:
+                (seconds, sentence, copy), silent = json.loads(line), 0.
+        elif _is_stopped(parent):
+            silent = 0.
+        is_second = len(received) > 1 and received[-1] - received[0] > 1
+        if silent > seconds or is_second and silent > HELD:
+            os.kill(parent, stacks_signal)
+            time.sleep(TO_WRITE)
+            if os.getppid() == parent:
+                _say(written, sentence if silent > seconds else '', copy)
+                os.kill(parent, signal.SIGKILL)
+                shutil.rmtree(os.path.dirname(written), ignore_errors=True)
+            return
+
+
+def _say(written: str, sentence: str, copy: str) -> None:
+    if not sentence:
+        print('Stopped at once by a second signal; what was not saved is lost.', file=sys.stderr, flush=True)
+        return
+    with suppress(OSError), open(written) as stacks:
+        text = stacks.read()
+        if copy:
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            with open(copy, 'w') as file:
+                file.write(text)
+        else:
+            print(text, file=sys.stderr)
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rpartition(') ')[2][:1] in 'Tt'
+    except OSError:
+        return False
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]), sys.argv[2])
