@@ -13,6 +13,26 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from chaos_runs import RANDOM, Run, result_of
 
+from seresnet_timm.errors import counted
+
+# for --device-modules: after 40 steps rank 0 waits, once, for a lock that it has, and keeps Python's meanwhile
+KEEPS_LOCK = """
+import ctypes, os, time
+from pathlib import Path
+from torch.optim.optimizer import register_optimizer_step_post_hook
+steps, kept = 0, Path(os.environ['KEPT'])
+
+def keep_lock(*_):
+    global steps
+    steps += 1
+    if steps == 40 and os.environ.get('RANK', '0') == '0' and not kept.exists():
+        kept.touch()
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):
+            ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+register_optimizer_step_post_hook(keep_lock)
+"""
 
 @dataclass
 class Row:
@@ -219,10 +239,31 @@ class Faults:
         run = self.start('-j', '2', '--fast-jpeg', 'off')
         run.wait_for('Train: 1')
         killed = run.seconds
-        run.process.children()[0].kill()
+        run.workers()[0].kill()
         _, row.said = run.wait_for('worker', after=killed)
         row.seconds, row.lost = run.wait_for('Train: ', after=run.seconds)[0] - killed, 'nothing'
         row.is_right = self.ends_as_expected(run, '-j', '2', '--fast-jpeg', 'off')
+        return row
+
+    def kept_lock(self, ranks: int) -> Row:
+        """A call of C that keeps Python's lock and does not return: no thread of the rank runs Python any more."""
+        flags = ('--hang-timeout', '30', '--max-restarts', '1')
+        row = Row(f"a call of C keeps Python's lock for ever, {counted(ranks, 'rank')}, {' '.join(flags)}")
+        folder = self.tmp / f'lock{ranks}'
+        (folder / 'modules').mkdir(parents=True)
+        (folder / 'modules' / 'keeps_lock.py').write_text(KEEPS_LOCK)
+        run = self.start('--device-modules', 'keeps_lock', *flags, ranks=ranks, prefix=(
+            'env', f'PYTHONPATH={folder / "modules"}:{os.environ.get("PYTHONPATH", "")}', f'KEPT={folder / "kept"}'))
+        wait_until((folder / 'kept').exists)
+        kept = run.seconds
+        row.said = run.wait_for('finished a step for')[1]
+        row.seconds, row.lost = run.seconds - kept, 'the interval, and the 30 s'
+        stacks = ''.join(file.read_text() for file in run.folder.rglob('logs/**/*.txt'))
+        if ranks == 1:
+            row.is_right = run.wait() == -signal.SIGKILL and self.goes_on(run)
+        else:
+            row.is_right = self.ends_as_expected(run, ranks=ranks)
+        row.is_right = row.is_right and 'in keep_lock' in stacks
         return row
 
     def bad_numbers(self) -> Row:
@@ -232,6 +273,12 @@ class Faults:
         row.said = run.output.splitlines()[-1]
         row.seconds, row.lost, row.is_right = run.seconds, 'nothing', code == 1
         return row
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def said_shortly(text: str) -> str:
@@ -261,6 +308,7 @@ def faults_of_one_machine(faults: Faults) -> Dict[str, Callable[[], Row]]:
         'small-shm': faults.small_shm,
         'no-data': faults.no_data,
         'bad-numbers': faults.bad_numbers,
+        **{f'kept-lock-{ranks}': functools.partial(faults.kept_lock, ranks) for ranks in (1, 2)},
     }
 
 

@@ -133,6 +133,39 @@ class NodeFaults:
         row.is_right = code == 1 and self.is_right([self.start_node(i, runs[0].folder) for i in NODES])
         return row
 
+    def new_launcher(self, node: int) -> Row:
+        which = ('first', 'second')[node]
+        row = Row(f'SIGKILL to the launcher of the {which} of two machines, which is started again at once, '
+                  '--max-restarts 3')
+        flags = ('--max-restarts', '3')
+        runs = self.start(*flags)
+        runs[0].wait_for('Train: 1')
+        lost, killed = runs[0].lost(), time.monotonic()
+        runs[node].process.kill()
+        runs[node].wait()
+        runs[node] = self.start_node(node, runs[0].folder, *flags)
+        row.said = runs[1 - node].wait_for('lost contact|was killed|gives no answer')[1]
+        restarted = runs[1 - node].wait_for('Restart 1 of 3')[0]
+        runs[0].wait_for('Train: ', after=restarted if node else 0)
+        row.seconds, row.lost = time.monotonic() - killed, f'{lost:.1f} s of work'
+        row.is_right = self.is_right(runs)
+        return row
+
+    def new_launcher_alone(self) -> Row:
+        row = Row('the same of the second machine, without --max-restarts, --rdzv-timeout 30')
+        flags = ('--rdzv-timeout', '30')
+        runs = self.start(*flags)
+        runs[0].wait_for('Train: 1')
+        lost, killed = runs[0].lost(), time.monotonic()
+        runs[1].process.kill()
+        runs[1].wait()
+        runs[1] = self.start_node(1, runs[0].folder, *flags)
+        codes = [run.wait() for run in runs]
+        row.seconds, row.lost = time.monotonic() - killed, f'{lost:.1f} s of work'
+        row.said = ' / '.join(run.wait_for('error: ')[1] for run in runs)
+        row.is_right = codes == [1, 1] and self.is_right([self.start_node(i, runs[0].folder) for i in NODES])
+        return row
+
 
 def node_faults(faults: Faults) -> Dict[str, Callable[[], Row]]:
     """The faults by their names."""
@@ -144,5 +177,7 @@ def node_faults(faults: Faults) -> Dict[str, Callable[[], Row]]:
     calls: Dict[str, Tuple[Any, ...]] = {
         'nodes': (NodeFaults.undisturbed,), 'nodes-slow': (NodeFaults.slow,), 'nodes-cut-3': (NodeFaults.cut, 3),
         'nodes-cut-20': (NodeFaults.cut, 20), 'nodes-killed-rank': (NodeFaults.killed_rank,),
-        'nodes-killed-launcher': (NodeFaults.killed_launcher,)}
+        'nodes-killed-launcher': (NodeFaults.killed_launcher,),
+        **{f'nodes-new-launcher-{i}': (NodeFaults.new_launcher, i) for i in NODES},
+        'nodes-new-launcher-alone': (NodeFaults.new_launcher_alone,)}
     return {name: within(*call) for name, call in calls.items()}

@@ -93,6 +93,10 @@ class Run:
         children = [p for p in self.process.children() if 'launch.rank' in ' '.join(_command(p))]
         return children or [self.process]
 
+    def workers(self) -> List[psutil.Process]:
+        """Loader workers of a run of one rank, which are forks of it."""
+        return [p for p in self.process.children() if _command(p) == _command(self.process)]
+
     def kill_all(self) -> None:
         for process in [*self.process.children(recursive=True), self.process]:
             with contextlib.suppress(psutil.NoSuchProcess):

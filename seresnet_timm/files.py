@@ -89,6 +89,13 @@ def remove_left_behind(path: Union[str, Path]) -> None:
             tmp.unlink()
 
 
+def set_aside(path: Union[str, Path]) -> str:
+    """Give a damaged file another name, which is returned; one that has it already is replaced."""
+    moved = f'{path}.damaged'
+    os.replace(path, moved)
+    return moved
+
+
 @contextmanager
 def temporary_folder(parent: Union[str, Path], prefix: str) -> Iterator[Path]:
     """A folder `parent/prefix...` that is removed when the block ends, or by the next call if this process is killed.

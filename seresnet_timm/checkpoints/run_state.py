@@ -29,10 +29,13 @@ THROUGHPUT = {'seconds': NUMBER, 'steps': int, 'images': int, 'wait': NUMBER, 'w
 SCHEDULE = {
     'best': NUMBER, 'num_bad_epochs': int, 'cooldown_counter': int, 'last_epoch': int,
     'restore_lr': (*NUMBER, list, NONE), 'lrs': [NUMBER]}
+RECORD = {  # of run.json
+    'started': str, 'epochs': [{'epoch': int}], 'best': (dict, NONE), 'faults': list, 'resumes': list}
 ALWAYS = {
     'epoch': int, 'world_size': int, 'rng': [GENERATORS], 'batches?': int, 'is_trained?': bool, 'batch_size?': int,
     'seed?': int, 'images?': Maybe({'count': int, 'names?': object}), 'ranks?': [RANK], 'schedule?': Maybe(SCHEDULE),
-    'has_evaluated?': bool, 'metric?': (*NUMBER, NONE), 'throughput?': Maybe(THROUGHPUT),
+    'history?': Maybe(record=RECORD, summary=str), 'has_evaluated?': bool, 'metric?': (*NUMBER, NONE),
+    'throughput?': Maybe(THROUGHPUT),
     'trained?': Maybe(metrics=dict, figures={'unreadable_train': (dict, NONE)})}
 # in the middle of an epoch; before its evaluation
 WITHIN = {'batch_size': int, 'ranks': [dict(RANK, losses=LOSSES)], 'throughput': THROUGHPUT}

@@ -27,6 +27,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         errors: Whether the last save failed, and why; None to raise the error.
         in_background: Copy what is saved, and write it in a thread; call `wait` before its files are used. For a saver
             with `errors`. The copy stays in memory.
+        history: Gives what a checkpoint holds of the files of the run, which may be damaged later; None for nothing.
         on_failure: Called with epoch, reason and time of a save that failed, from a method of this object.
     """
 
@@ -37,6 +38,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self.model_info: Dict[str, Any] = {}
         self.errors: Optional[SaveErrors] = None
         self.in_background = False
+        self.history: Callable[[], Optional[Dict[str, Any]]] = lambda: None
         self.on_failure: Callable[[int, str, float], None] = lambda *_: None
         self._background, self._copy = BackgroundSave(), HostCopy()
         self.task = _WithRunState(task, self)
@@ -205,7 +207,9 @@ class _WithRunState:
         own, ema = (self._task.get_checkpoint_state(ema=ema, unwrap_fn=self._saver.unwrap_fn) for ema in (False, True))
         own['state_dict'].update(
             (name, value) for name, value in self._saver.buffers.items() if name in own['state_dict'])
-        return dict(run_state=self._saver.run_state, weights=[own, ema])
+        history = self._saver.history()
+        run_state = self._saver.run_state if history is None else dict(self._saver.run_state, history=history)
+        return dict(run_state=run_state, weights=[own, ema])
 
     def get_checkpoint_state(self, ema: bool = False, unwrap_fn=None) -> Dict[str, Any]:
         state = dict(self.held['weights'][ema])

@@ -21,6 +21,7 @@ from seresnet_timm.runs.folder import RunFolder, resume_hint
 from seresnet_timm.runs.record import RunRecord
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.runs.summary import Summary, trim
+from seresnet_timm.runs.summary import read as read_summary
 
 _logger = logging.getLogger('train')
 
@@ -82,9 +83,14 @@ def open_outputs(
         else:
             _logger.warning(f'{printable(checkpoint.path)} holds no ranking of checkpoints: it starts again.')
     record = create_record(settings, folder.path, saver.model_info)
-    record.continue_from(start_epoch, is_same_run=continues)
+    history = checkpoint.run_state.get('history') if continues else None
+    record.continue_from(start_epoch, is_same_run=continues, history=history and history['record'])
+    if continues and saver.best_metric is not None:  # the run may have been killed before it noted its best epoch
+        metric = settings.args.get('eval_metric') if settings.args.get('val_split') else 'loss'
+        record.set_best(metric or 'top1', saver.best_metric, saver.best_epoch)
     note_failed_saves(saver, record)
-    trim(folder.summary, start_epoch)
+    trim(folder.summary, start_epoch, history and history['summary'])
+    saver.history = lambda: dict(record=record.history(), summary=read_summary(folder.summary))
     events = EpochEvents(folder, start_epoch) if settings.tensorboard else None
     return Outputs(folder, saver, record, events=events)
 
@@ -188,8 +194,9 @@ def save_epoch(
         state: Dict[str, Any],
         train_metrics: Dict[str, float],
         eval_metrics: Optional[Dict[str, float]],
+        figures: Dict[str, Any],
 ) -> None:
-    """Write a row of summary.csv and a checkpoint, with its run state."""
+    """Write a row of summary.csv, an entry of run.json and a checkpoint with its run state, which holds both too."""
     outputs = run.outputs
     outputs.summary.add(
         filename=str(outputs.folder.summary),
@@ -199,6 +206,7 @@ def save_epoch(
         lr=run.lr,
         log_wandb=run.args.log_wandb,
     )
+    outputs.record.add_epoch(figures)
     outputs.saver.run_state = state
     metric = (eval_metrics or train_metrics)[run.eval_metric]
     best_metric, best_epoch = outputs.saver.save_checkpoint(

@@ -275,9 +275,9 @@ def train_epochs(run: Training, resumed: Resumed, num_epochs: int) -> List[Dict[
         ranks = run.saving.agreement.gather(state_of_rank(run, Place(epoch + 1)))
         if run.outputs:
             state = run_state(run, Place(epoch + 1), ranks, metric=latest_metric)
-            save_epoch(run, epoch, state, train_metrics, eval_metrics)
-            figures = dict(
-                figures, eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable)
+            figures.update(eval_seconds=round(time.perf_counter() - eval_start, 3), unreadable_val=unreadable)
+            save_epoch(run, epoch, state, train_metrics, eval_metrics, figures)
+            figures.update(eval_seconds=round(time.perf_counter() - eval_start, 3))
             end_epoch(run, epoch, train_metrics, eval_metrics, figures, lr)
         run.saving.after_epoch()
         if run.lr_scheduler is not None:

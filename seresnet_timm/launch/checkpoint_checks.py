@@ -114,7 +114,8 @@ def _misfit(run: Any, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Itera
         return
     args, model = run.args, run.model
     if flag == 'resume' and run.flag('split_bn'):
-        model = convert_splitbn_model(model, max(run.flag('aug_splits') or 0, 2))
+        with torch.device('meta'):  # as the model
+            model = convert_splitbn_model(model, max(run.flag('aug_splits') or 0, 2))
     weights = fit.weights_for(checkpoint, model, use_ema)
     misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
     found = clean_state_dict(checkpoint.weights_or_ema(use_ema))

@@ -37,7 +37,7 @@ from seresnet_timm.launch.resources import check_resources
 from seresnet_timm.launch.teacher_checks import check_teacher
 from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
 from seresnet_timm.runs.folder import RunFolder
-from seresnet_timm.runs.record import read_record
+from seresnet_timm.runs.record import DamagedRecord, read_record
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.freeze import describe as describe_frozen
 from seresnet_timm.step.freeze import freeze
@@ -295,8 +295,7 @@ def check_output(run: Checked) -> Iterator[str]:
         yield (f'{folder.path} is inside {inside}, whose folders are classes: name another folder with --output or '
                '--experiment.')
     elif resume and folder.owns(resume):
-        if folder.record.exists():
-            read_record(folder.path)  # refuses a damaged one, which the run continues
+        _check_record(run, folder, resume)
         theirs = next((p for p in folder.written_in_place if p.exists() and not os.access(p, os.W_OK)), None)
         if theirs is not None:
             yield (f'{printable(theirs)} may not be written by this user, and the run would go on in it: have its '
@@ -306,6 +305,18 @@ def check_output(run: Checked) -> Iterator[str]:
         start = folder.last if folder.last.is_file() else folder.path / 'CHECKPOINT'
         yield (f'{folder.path} holds another run: name another folder with --experiment or --output, or go on with '
                f'that run by --resume {shell_line([str(start)])}.')
+
+
+def _check_record(run: Checked, folder: RunFolder, resume: str) -> None:
+    """Refuse a record that the run would go on with, unless the checkpoint holds what is damaged."""
+    if not folder.record.exists():
+        return
+    try:
+        read_record(folder.path)
+    except DamagedRecord as e:
+        if not run.read(resume).run_state.get('history'):
+            raise
+        run.notes.append(f'{str(e).partition(": move")[0]}: the record goes on with what the checkpoint holds of it.')
 
 
 def _split_around(run: Checked, folder: Path) -> Optional[Path]:

@@ -166,8 +166,10 @@ class RunFolder:
         resume = settings.args.get('resume')
         if resume and self.owns(resume):
             return False
-        # `--resume auto` in a folder whose run has ended before it saved anything
-        starts_anew = settings.reasons.get('resume') == 'auto' and not any(self.path.glob('*.pth.tar'))
+        # `--resume auto` in a folder whose run has ended before it saved anything, perhaps in the middle of a save
+        names = (*CHECKPOINTS, self.previous.name)
+        starts_anew = settings.reasons.get('resume') == 'auto' and not any(
+            next(self.path.glob(name), None) for name in names)
         return self.holds_a_run() and not starts_anew
 
     def owns(self, checkpoint: Union[str, Path]) -> bool:

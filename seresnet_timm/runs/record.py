@@ -11,10 +11,10 @@ from dataclasses import asdict, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from seresnet_timm.errors import RunError, UsageError, first_line
-from seresnet_timm.files import write_json
+from seresnet_timm.files import set_aside, write_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.version import __version__
@@ -25,7 +25,12 @@ EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_s
                 'total_gib', 'bad_steps', 'loss_scale')
 EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
+HISTORY = ('started', 'epochs', 'best', 'faults', 'resumes')
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
+
+
+class DamagedRecord(UsageError):
+    """A run.json that is not the record of a run."""
 
 
 class RunRecord:
@@ -67,19 +72,29 @@ class RunRecord:
         self.error: Optional[str] = None  # of the last write; None if it succeeded
         self._has_begun = False
 
-    def continue_from(self, start_epoch: int, is_same_run: bool = False) -> None:
+    def history(self) -> Dict[str, Any]:
+        """What a checkpoint holds of the record, so that a run can go on without the file."""
+        return {key: self.content[key] for key in HISTORY}
+
+    def continue_from(
+            self,
+            start_epoch: int,
+            is_same_run: bool = False,
+            history: Optional[Mapping[str, Any]] = None,
+    ) -> None:
         """Begin at an epoch; what is known of those before it is that of the folder's record.
 
         Args:
             start_epoch: Its number; above 0 the run is that of the folder.
             is_same_run: It is that of the folder, also at epoch 0.
+            history: What the checkpoint holds of the record, see `history`; None if nothing.
 
         Raises:
-            UsageError: The folder's record is damaged.
+            UsageError: The folder's record is damaged, and the checkpoint holds nothing of it.
             RunError: The file cannot be written.
         """
-        if (start_epoch > 0 or is_same_run) and self.folder.record.exists():
-            old = read_record(self.folder.path)
+        if (start_epoch > 0 or is_same_run) and (self.folder.record.exists() or history):
+            old = self._read(history)
             self.content['epochs'] = [e for e in old['epochs'] if e['epoch'] < start_epoch]
             self.content['started'] = old['started']
             self.content['best'] = old['best']
@@ -96,14 +111,30 @@ class RunRecord:
         if self.error:
             raise RunError(self.error)
 
+    def _read(self, history: Optional[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The record of the run so far: that of the folder; that of the checkpoint for what it does not have."""
+        try:
+            old = read_record(self.folder.path)
+        except UsageError as e:
+            if not history or not isinstance(e, DamagedRecord) and self.folder.record.exists():
+                raise
+            moved = f', moved to {set_aside(self.folder.record)}' if self.folder.record.exists() else ''
+            _logger.warning(f'{self.folder.record} is missing or damaged{moved}: the record goes on with what the '
+                            'checkpoint holds of it.')
+            return history
+        known = {epoch['epoch'] for epoch in old['epochs']}
+        missing = [epoch for epoch in (history or {}).get('epochs', ()) if epoch['epoch'] not in known]
+        return dict(old, epochs=sorted([*old['epochs'], *missing], key=lambda epoch: epoch['epoch']))
+
     def add_epoch(self, figures: Dict[str, Any]) -> None:
-        """Append an epoch.
+        """Append an epoch; it takes the place of one with its number.
 
         Args:
             figures: `epoch`, and what is known of `EPOCH_FIELDS`; and of `EPOCH_UNREADABLE`, each an object with
                 `count` and `files`.
         """
         unreadable = {k: _unreadable(figures.get(k)) for k in EPOCH_UNREADABLE}
+        self.content['epochs'] = [e for e in self.content['epochs'] if e['epoch'] != figures['epoch']]
         self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable})
         self._write()
 
@@ -220,8 +251,8 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     except OSError as e:
         raise UsageError(f'{path} cannot be read ({e.strerror}).')
     except ValueError as e:
-        raise UsageError(f'{path} is not the record of a run ({first_line(e)}): move it away to go on '
-                         'with the run.')
+        raise DamagedRecord(f'{path} is not the record of a run ({first_line(e)}): move it away to go on '
+                            'with the run.')
     schema = record.get('schema', 0) if isinstance(record, dict) else 0
     if isinstance(schema, int) and schema > SCHEMA:
         raise UsageError(f'{path} was written by a later version of seresnet-timm (schema {schema}, this one reads up '
@@ -236,7 +267,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         _add_later_fields(record)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
-        raise UsageError(f'{path} is not the record of a run ({what}): move it away to go on with the run.')
+        raise DamagedRecord(f'{path} is not the record of a run ({what}): move it away to go on with the run.')
     return record
 
 

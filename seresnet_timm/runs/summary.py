@@ -10,21 +10,43 @@ from timm.utils import update_summary
 from timm.utils.summary import trim_summary
 
 from seresnet_timm.errors import UsageError, first_line, printable
+from seresnet_timm.files import atomic_path, set_aside
 
 _logger = logging.getLogger('train')
 
 
-def trim(path: Path, start_epoch: int) -> None:
+def trim(path: Path, start_epoch: int, saved: Optional[str] = None) -> None:
     """Drop the rows of a run that goes on from its start, by timm's `trim_summary`.
 
+    Args:
+        path: The file.
+        start_epoch: Epoch at which the run goes on.
+        saved: The file as the checkpoint holds it; its rows take the place of those that are missing or damaged.
+
     Raises:
-        UsageError: The file is no table.
+        UsageError: The file is no table, and the checkpoint holds none.
     """
+    moved = ''
     try:
         trim_summary(str(path), start_epoch)
     except (ValueError, csv.Error) as e:  # UnicodeDecodeError is a ValueError
-        raise UsageError(f'{printable(path)} is no table of a run ({first_line(e)}): move it away, to start a '
-                         'new one.')
+        if not saved:
+            raise UsageError(f'{printable(path)} is no table of a run ({first_line(e)}): move it away, to start a '
+                             'new one.')
+        moved = f' (moved to {printable(set_aside(path))})'
+    lines = (saved or '').splitlines()
+    if not set(lines) <= set(read(path).splitlines()):
+        _logger.warning(f'Rows of {printable(path)} are missing or damaged{moved}: they are those that the checkpoint '
+                        'holds.')
+        with atomic_path(path) as tmp, open(tmp, 'w', newline='') as file:
+            file.write(str(saved))
+
+
+def read(path: Path) -> str:
+    """The text of the file; '' without one."""
+    with suppress(OSError, ValueError), open(path, newline='') as file:
+        return file.read()
+    return ''
 
 
 class Summary:

@@ -355,6 +355,12 @@ class TrainOverrides(Overrides):
         """What a checkpoint needs for an exact resume beside weights and optimizer."""
         return run_state(self._training.run, Place(epoch + 1), self._ranks, metric=metric)
 
+    def before_saving(self) -> None:
+        """Note the epoch, as its checkpoint holds the record too."""
+        if self._figures is not None:
+            self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
+            self._record.add_epoch(self._figures)
+
     def saved(self, epoch: int, best_metric: Optional[float], best_epoch: Optional[int]) -> None:
         """Complete the record of an epoch whose checkpoint has been saved."""
         self._figures['eval_seconds'] = round(time.perf_counter() - self._trained, 3)
@@ -422,6 +428,7 @@ class _Saver(AtomicCheckpointSaver):
 
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None):
         self.run_state = self._overrides.run_state(epoch, metric)
+        self._overrides.before_saving()
         best = super().save_checkpoint(epoch, metric if self._overrides.is_finite() else math.nan)
         self._overrides.saved(epoch, *best)
         return best

@@ -339,3 +339,11 @@ def test_progress_bar_on_a_terminal(few_digits, tmp_path):
     text = run_in_terminal(*train_flags(few_digits, tmp_path, '--epochs', 1))
     assert 'Train 0: ' in text and '\r' in text and 'images/s' in text
     assert text.count('Train: 0 [') == 1  # the last line of the epoch only
+
+
+def test_resume_with_split_batch_norm(few_digits, tmp_path):
+    """The network that is compared with the checkpoint has no memory, nor have the layers that split it."""
+    flags = train_flags(few_digits, tmp_path, '--split-bn', '--aug-splits', 2, '--resplit', '--resume', 'auto')
+    train(*flags, '--epochs', 1)
+    train(*flags, '--epochs', 2)
+    assert [row['epoch'] for row in summary(tmp_path / 'run')] == ['0', '1']

@@ -6,9 +6,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import ROOT, run_cli, run_here, train_flags
 from test_launch import start_cli
-from training import bundled_settings
+from training import bundled_settings, load
 
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError, note_replaced, print_any_text
@@ -70,16 +71,23 @@ def test_resume_goes_on(few_digits, trained, tmp_path, capsys):
 
 
 def test_damaged_record_is_found_before_anything_is_written(few_digits, trained, capsys):
-    record = trained / 'run' / 'run.json'
-    text = record.read_text()
+    """It is told where the checkpoint holds it, and else refused, as with checkpoints of earlier versions."""
+    record, last = trained / 'run' / 'run.json', trained / 'run' / 'last.pth.tar'
+    text, content = record.read_text(), last.read_bytes()
+    flags = train_flags(few_digits, trained, '--resume', last)
     try:
         record.write_text('{')
+        main([*map(str, flags), '--dry-run'])
+        assert 'run.json is not the record of a run' in capsys.readouterr().err and record.read_text() == '{'
+        checkpoint = load(last)
+        del checkpoint['run_state']['history']
+        torch.save(checkpoint, last)
         before = sums(trained)
         for more in ('--dry-run', '--no-resume-opt'):
-            error = refusal(capsys, *train_flags(few_digits, trained, '--resume', trained / 'run/last.pth.tar', more))
-            assert 'run.json is not the record of a run' in error and sums(trained) == before
+            assert 'run.json is not the record of a run' in refusal(capsys, *flags, more) and sums(trained) == before
     finally:
         record.write_text(text)
+        last.write_bytes(content)
 
 
 def test_folder_of_a_run_that_goes_on_now(few_digits, tmp_path, capsys):
