@@ -3,6 +3,7 @@ import functools
 import math
 import os
 from contextlib import suppress
+from glob import escape, glob
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -46,6 +47,10 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self.amp_scaler = None if self.amp_scaler is None else _State(self.amp_scaler)
         if self.checkpoint_dir:
             remove_temporary_files(self.checkpoint_dir)
+        # those of the run before: else each start would leave two for ever
+        recovery = os.path.join(escape(self.recovery_dir), f'{self.recovery_prefix}-*{self.extension}')
+        files = sorted(glob(recovery), key=os.path.getmtime) if self.recovery_dir else []
+        self.prev_recovery_file, self.curr_recovery_file = ['', '', *files][-2:]
 
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None) -> Tuple[Optional[float], Optional[int]]:
         """Save as timm's does, but an error of the file system need not end the run: see `errors`.
@@ -81,8 +86,14 @@ class AtomicCheckpointSaver(CheckpointSaver):
             os.unlink(self._previous)
 
     def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
-        save = functools.partial(super().save_recovery, epoch, batch_idx)
+        save = functools.partial(self._save_recovery, epoch, batch_idx)
         self._save_with(save, f'Update {batch_idx} of epoch {epoch}', epoch, self.recovery_dir)
+
+    def _save_recovery(self, epoch: int, batch_idx: int) -> None:
+        path = os.path.join(self.recovery_dir, f'{self.recovery_prefix}-{epoch}-{batch_idx}{self.extension}')
+        if path == self.prev_recovery_file:  # written again: it must not be removed as an old one
+            self.prev_recovery_file = ''
+        super().save_recovery(epoch, batch_idx)
 
     def save_last(self, epoch: int) -> None:
         """Save the current state as `last`, without ranking it: in the middle of the epoch after `epoch`."""

@@ -135,3 +135,20 @@ def test_summary_that_is_no_table(tmp_path):
     with pytest.raises(UsageError, match='summary.csv is no table of a run .* move it away'):
         trim(path, 1)
     assert path.read_bytes() == b'\xff\x00\xfe'
+
+
+def test_recovery_files_of_a_run_that_goes_on(saver, tmp_path):
+    """Two stay, however often it is started; one that is written again is not removed as an old one."""
+    def files():
+        return sorted(path.name for path in tmp_path.glob('recovery*'))
+    for when, update in enumerate((3, 5)):
+        saver.save_recovery(0, update)
+        os.utime(tmp_path / f'recovery-0-{update}.pth.tar', (when, when))
+    later = AtomicCheckpointSaver(
+        saver.model, saver.optimizer, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path), task=saver.task._task)
+    later.save_recovery(0, 3)
+    assert files() == ['recovery-0-3.pth.tar', 'recovery-0-5.pth.tar']
+    for update in (7, 9, 11):
+        later.save_recovery(0, update)
+        assert f'recovery-0-{update}.pth.tar' in files() and len(files()) <= 2
+    assert files() == ['recovery-0-11.pth.tar', 'recovery-0-9.pth.tar']
