@@ -106,7 +106,7 @@ class NodeFaults:
         row.is_right = self.is_right(runs)
         row.lost = f'the {seconds} s'
         if 'Restart 1 of 3' in runs[0].output:
-            row.said = runs[0].wait_for('finished a step for', after=cut)[1]
+            row.said = runs[0].wait_for('finished a step for|gives no answer|lost contact', after=cut)[1]
             row.lost = f'{lost:.1f} s of work, and the {seconds} s'
         return row
 

@@ -1,4 +1,5 @@
 """What can be said of a run's checkpoints before it starts: refusals, and notes for the plan"""
+import copy
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,11 @@ FLAGS = {'bn_eps': '--bn-eps', 'global_pool': '--gp'}
 
 def check_train_weights(run: Any) -> Iterator[str]:
     args = run.args
-    if args.resume and run.flag('initial_checkpoint'):
+    goes_on = bool(args.resume) and RunFolder(run.settings.output).owns(args.resume)
+    if goes_on and run.flag('initial_checkpoint'):
+        run.notes.append(f'The run goes on with the weights of {args.resume}, not with those of --initial-checkpoint, '
+                         'with which it began.')
+    elif args.resume and run.flag('initial_checkpoint'):
         yield ('--resume and --initial-checkpoint both name weights to start with: leave out --initial-checkpoint, as '
                '--resume replaces its weights.')
     if args.resume:
@@ -93,6 +98,14 @@ def _check_resume(run: Any) -> Iterator[str]:
                              f'{folder.last} continues where the run ended.')
 
 
+def _as_trained(run: Any) -> torch.nn.Module:
+    """The network without memory as it is trained: `--split-bn` adds layers."""
+    if not run.flag('split_bn'):
+        return run.model
+    with torch.device('meta'):  # as the network, which is changed
+        return convert_splitbn_model(copy.deepcopy(run.model), max(run.flag('aug_splits') or 0, 2))
+
+
 def _optimizer(run: Any) -> Optional[torch.optim.Optimizer]:
     """The optimizer of the run, on a network without memory; None if it cannot be made here."""
     if run.model is None:
@@ -100,7 +113,7 @@ def _optimizer(run: Any) -> Optional[torch.optim.Optimizer]:
     kwargs: Dict[str, Any] = {**optimizer_kwargs(cfg=run.args), **(run.flag('opt_kwargs') or {})}
     kwargs['lr'] = kwargs.get('lr') or 0.1
     try:
-        model = run.model
+        model = _as_trained(run)
         if run.teacher is not None and run.args.kd_distill_type == 'feature':
             model = trainable_shapes(run.args, run.teacher.model, model)
         return create_optimizer_v2(model, **kwargs)
@@ -113,9 +126,8 @@ def _misfit(run: Any, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Itera
     if run.model is None:
         return
     args, model = run.args, run.model
-    if flag == 'resume' and run.flag('split_bn'):
-        with torch.device('meta'):  # as the model
-            model = convert_splitbn_model(model, max(run.flag('aug_splits') or 0, 2))
+    if flag == 'resume':
+        model = _as_trained(run)
     weights = fit.weights_for(checkpoint, model, use_ema)
     misfit = fit.describe_misfit(weights, model, checkpoint.arch_unlike(args.model))
     found = clean_state_dict(checkpoint.weights_or_ema(use_ema))

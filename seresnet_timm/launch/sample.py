@@ -5,6 +5,7 @@ Where there is no folder of images, or an image cannot be decoded, a generated p
 data are found elsewhere. The network has shapes only (torch's meta device), which takes a hundredth of the time; what
 it refuses is tried with real numbers before it is believed. Random generators are left as they were.
 """
+import copy
 import io
 import os
 import random
@@ -222,7 +223,8 @@ def _outputs(run: Any, args: Namespace, shape: Tuple[int, ...]) -> Optional[Tupl
 
     def forward(model: torch.nn.Module, device: str) -> Any:
         if is_training and getattr(args, 'split_bn', False):
-            model = convert_splitbn_model(model, max(args.aug_splits, 2))
+            with torch.device(device):
+                model = convert_splitbn_model(copy.deepcopy(model), max(args.aug_splits, 2))
         dtype = next((p.dtype for p in model.parameters()), torch.float32)
         with torch.no_grad(), _quick_batch_norm():
             return model.train(is_training)(torch.zeros(shape, device=device, dtype=dtype))

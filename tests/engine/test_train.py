@@ -15,12 +15,12 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import MODEL, NARROW, WIDE, run_cli, train_flags
+from conftest import MODEL, NARROW, WIDE, run_cli, run_here, train_flags
 from terminal import run_in_terminal
 from timm.models import load_checkpoint
 from timm.task import ClassificationTask
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import bundled_settings, evaluate_plainly, load, summary, train, valid_record
+from training import assert_same, bundled_settings, evaluate_plainly, load, summary, train, valid_record
 
 from seresnet_timm.engine import train as engine
 from seresnet_timm.engine.epoch import Training, train_one_epoch
@@ -343,7 +343,23 @@ def test_progress_bar_on_a_terminal(few_digits, tmp_path):
 
 def test_resume_with_split_batch_norm(few_digits, tmp_path):
     """The network that is compared with the checkpoint has no memory, nor have the layers that split it."""
-    flags = train_flags(few_digits, tmp_path, '--split-bn', '--aug-splits', 2, '--resplit', '--resume', 'auto')
+    flags = train_flags(
+        few_digits, tmp_path, '--model-ema', '--split-bn', '--aug-splits', 2, '--resplit', '--resume', 'auto')
     train(*flags, '--epochs', 1)
     train(*flags, '--epochs', 2)
     assert [row['epoch'] for row in summary(tmp_path / 'run')] == ['0', '1']
+
+
+def test_finetuning_goes_on_by_the_same_command(digits_run, few_digits, tmp_path):
+    """The weights with which it began are named again, and are not those with which it goes on."""
+    flags = train_flags(few_digits, tmp_path, '--initial-checkpoint', digits_run / 'last.pth.tar', '--sched', 'none')
+    train(*flags, '--resume', 'auto', '--epochs', 1)
+    last = tmp_path / 'run' / 'last.pth.tar'
+    for resume in ('auto', last):  # the second one is that of the command which a run prints when it is stopped
+        result = train(*flags, '--resume', resume, '--epochs', 2)
+        assert f'goes on with the weights of {last}, not with those of --initial-checkpoint' in result.stderr
+    train(*train_flags(few_digits, tmp_path / 'whole', '--initial-checkpoint', digits_run / 'last.pth.tar', '--sched',
+                       'none', '--epochs', 2))
+    assert_same(tmp_path / 'whole' / 'run', tmp_path / 'run')
+    refused = run_here(*flags, '--resume', digits_run / 'last.pth.tar', '--experiment', 'other', '--dry-run')
+    assert refused.returncode == 2 and 'both name weights to start with' in refused.stderr
