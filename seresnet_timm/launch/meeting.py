@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Iterator
 
 from seresnet_timm.errors import RunError
-from seresnet_timm.launch.network import DEFAULT_PORT
+from seresnet_timm.launch.network import DEFAULT_PORT, answers
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.runs.settings import RunSettings
 
@@ -43,6 +43,9 @@ def joined(settings: RunSettings, node: Node, deadline: float) -> Iterator[str]:
     from torch.distributed import TCPStore
     from torch.distributed.elastic.multiprocessing.api import PContext
     host, _, port = address(node).rpartition(':')
+    # a store of torch would wait twice as long as it is told to
+    if node.rank and not answers(host, int(port), max(0, deadline - time.monotonic())):
+        raise RuntimeError(f'Nobody listens at {address(node)}.')
     store = TCPStore(  # torchrun's agent uses the same one in this process
         host, int(port), is_master=node.rank == 0, wait_for_workers=False, multi_tenant=True,
         timeout=timedelta(seconds=max(1, deadline - time.monotonic())))
