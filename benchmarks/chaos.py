@@ -3,6 +3,7 @@
     python benchmarks/chaos.py kills                # 200 SIGKILLs at random instants, over a table of configurations
     python benchmarks/chaos.py kills --kills 20     # a quick look
     python benchmarks/chaos.py kills --at-save      # while a checkpoint is being written
+    python benchmarks/chaos.py saves --operations 5 # SIGKILL, SIGTERM, a full disk at operations of a save
     python benchmarks/chaos.py faults               # each other fault once
 
 Every run trains a small network on a part of the demo data, float32 on the CPU, with `--resume auto` and a checkpoint
@@ -38,6 +39,7 @@ import psutil
 from chaos_faults import Faults, do_faults, faults_of_one_machine
 from chaos_nodes import node_faults
 from chaos_runs import RANDOM, Run, result_of, write_data
+from chaos_saves import do_saves
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import write_json
@@ -245,9 +247,10 @@ def names_in(folder: Path) -> List[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('kills', 'faults'))
+    parser.add_argument('what', choices=('kills', 'saves', 'faults'))
     parser.add_argument('--kills', type=int, default=200, metavar='N', help='200')
     parser.add_argument('--at-save', action='store_true', help='kill while a checkpoint is being written')
+    parser.add_argument('--operations', type=int, default=10, metavar='N', help='of a save, for each row: 10')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of the instants: 0')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time that are killed: 1')
     parser.add_argument('--only', metavar='NAME', help='one fault or configuration, or a pattern of names: nodes.*')
@@ -266,6 +269,9 @@ def main() -> None:
         if args.what == 'kills':
             Kills(data, Path(tmp), args.at_save, args.seed, report, args.json).do(args.kills, args.jobs, args.only)
             is_right = all(row['same'] == row['runs'] for row in report.get('rows', ()))
+        elif args.what == 'saves':
+            report['rows'] = do_saves(data, Path(tmp), args.operations, args.seed)
+            is_right = all(row['right'] == row['disturbed'] for row in report['rows'])
         else:
             faults = Faults(data, Path(tmp))
             rows = do_faults({**faults_of_one_machine(faults), **node_faults(faults)}, args.only)
