@@ -33,7 +33,7 @@ ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('100003 100004 107009 107010', 'a file cannot be opened or written', 'wrong_use', NUMBER),
     ('100024 100025 100028 100029', 'an operator is not found, or not registered', 'no_kernel', NUMBER),
     ('100026 100027', 'dtype or format that is not supported', 'no_kernel', NUMBER),
-    ('100039', 'a library for compiling only is loaded, not the real one', 'cann_missing', NUMBER),
+    ('100039', 'a stub library, meant for compiling only, is loaded', 'cann_missing', NUMBER),
     ('107001 200002', 'wrong device number', 'device_absent', NUMBER),
     ('107002', 'no context: no device was set in this thread', 'no_context', NUMBER),
     ('107003', 'a stream of another context', 'wrong_use', NUMBER),
@@ -57,7 +57,7 @@ ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('207004', 'no device', 'device_absent', NUMBER),
     ('207020', 'a wait took too long', 'sync_timeout', NUMBER),
     ('207013', 'a queue is empty', 'resources', NUMBER),
-    ('207005 207007 207008 207009 207010 207011 207012 207014 507032', 'a resource is used up', 'resources', NUMBER),
+    ('207005 207007 207008 207009 207010 207011 207012 207014 507032', 'a resource is exhausted', 'resources', NUMBER),
     ('207006', 'no permission', 'permission', NUMBER),
     ('207018', 'the memory of the device is used up', 'memory_device', 40),
     ('300000', 'storage limit exceeded', 'resources', NUMBER),
@@ -86,7 +86,7 @@ ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('507018 507019 507020 507900 507902', 'an operator failed on the AI CPU', 'ai_cpu', 40),
     ('507021', 'profiling failed', 'cann_internal', NUMBER),
     ('507022', 'processes cannot talk to each other', 'cann_internal', NUMBER),
-    ('507027 507028', 'a kernel is not registered, or twice', 'no_kernel', NUMBER),
+    ('507027 507028', 'a kernel is not registered, or is registered twice', 'no_kernel', NUMBER),
     ('507033', 'the device was not started', 'device_start', 30),
     ('507034', 'an operator on a vector core took too long', 'ai_core_timeout', 40),
     ('507035 507036', 'an operator failed on a vector core', 'ai_core', 40),
@@ -113,15 +113,18 @@ ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('561119 561120 561121', 'aclnn: the kernels package is not found', 'kernels_missing', 40),
 )
 HCCL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
-    ('1', 'parameter', 'hccl_general', 10), ('2', 'pointer', 'hccl_general', 10), ('3', 'memory', 'memory_hccl', 15),
+    ('1', 'wrong parameter', 'hccl_general', 10), ('2', 'null pointer', 'hccl_general', 10),
+    ('3', 'out of memory', 'memory_hccl', 15),
     ('4', 'internal error', 'hccl_general', 10), ('5', 'not supported', 'not_supported', 10),
     ('6', 'not found', 'hccl_general', 10), ('7', 'unavailable', 'hccl_general', 10),
-    ('8', 'system call', 'hccl_general', 10), ('9', 'time-out', 'exec_timeout', 15), ('10', 'file', 'hccl_general', 10),
-    ('11', 'TCP', 'hccl_link', 10), ('12', 'RoCE', 'hccl_link', 15), ('13 14', 'transfer', 'hccl_link', 10),
-    ('15', 'runtime', 'hccl_general', 10), ('16', 'driver', 'hccl_general', 10),
-    ('17', 'profiling', 'hccl_general', 10), ('18', 'CCE', 'hccl_general', 10), ('19', 'network', 'hccl_link', 15),
-    ('20', 'again', 'hccl_general', 10), ('21', 'remote', 'peer_lost', 15), ('22', 'suspended', 'force_stop', 15),
-    ('23', 'retry', 'hccl_link', 15), ('24', 'memory', 'memory_hccl', 15),
+    ('8', 'a system call failed', 'hccl_general', 10), ('9', 'time-out', 'exec_timeout', 15),
+    ('10', 'a file cannot be opened', 'hccl_general', 10), ('11', 'a TCP connection failed', 'hccl_link', 10),
+    ('12', 'a RoCE connection failed', 'hccl_link', 15), ('13 14', 'a transfer failed', 'hccl_link', 10),
+    ('15', 'the runtime failed', 'hccl_general', 10), ('16', 'the driver failed', 'hccl_general', 10),
+    ('17', 'profiling failed', 'hccl_general', 10), ('18', 'CCE failed', 'hccl_general', 10),
+    ('19', 'the network failed', 'hccl_link', 15), ('20', 'try again', 'hccl_general', 10),
+    ('21', 'the other end failed', 'peer_lost', 15), ('22', 'suspended', 'force_stop', 15),
+    ('23', 'a retry is needed', 'hccl_link', 15), ('24', 'out of memory', 'memory_hccl', 15),
 )
 CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('EI0001', 'a variable of HCCL is out of range', 'hccl_variable', SPECIFIC),
@@ -140,9 +143,9 @@ CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('EI0016', 'a setting of HCCL is not valid', 'hccl_variable', SPECIFIC),
     ('EI0019', "a port of the host's network is taken", 'port_host', SPECIFIC),
     ('EI0020', "a port of the device's network is taken", 'port_device', SPECIFIC),
-    ('EJ0001', 'the process of HCCP does not start: an earlier one still ends', 'hccp_busy', SPECIFIC),
+    ('EJ0001', 'the process of HCCP does not start: an earlier one is still ending', 'hccp_busy', SPECIFIC),
     ('EJ0002', 'the network port of the device is down', 'link_hardware', SPECIFIC),
-    ('EJ0003', 'a port is taken (to CANN 8.5)', 'port_host', SPECIFIC),
+    ('EJ0003', 'a port is taken (until CANN 8.5)', 'port_host', SPECIFIC),
     ('EJ0004', 'an address in the rank table is not that of the device', 'rank_table', SPECIFIC),
     ('EL0001', 'no device', 'device_absent', SPECIFIC),
     ('EL0002', 'wrong device number', 'device_absent', SPECIFIC),
@@ -200,13 +203,13 @@ CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
      'E10054 E10056 E10057 E10058 E10059 E10060 E10061 E10062 E10402 E10403 E10404 E10405 E10406 E14001 E14002 E17777 '
      'E20003 E20103 E40003 E40022 E40023 EO0001 EO0002 EO0003 EO0004 EF2001 EF2002 EF2003 EF2004 EF2005 EF2006 EF2007 '
      'EF2008',
-     'an argument of the compiler of models is not valid', 'model_argument', SPECIFIC),
+     'an argument of the model compiler is not valid', 'model_argument', SPECIFIC),
     ('E13000 E13001 E13002 E13003 E13004 E13005 E13006 E13015 E13018 E13023 E13026',
-     'a file of the compiler of models cannot be used', 'model_argument', SPECIFIC),
+     'a file of the model compiler cannot be used', 'model_argument', SPECIFIC),
     ('E11001 E11003 E11004 E11005 E11012 E11014 E11015 E11016 E11017 E11018 E11021 E11022 E11023 E11024 E11027 E11029 '
      'E11032 E11033 E11035 E11036 E11037 E12004 E12009 E12013 E12029 E13009 E13014 E13025 E13031 E16001 E16004 E16005',
-     'the model does not fit the compiler of models', 'model_argument', SPECIFIC),
-    ('E11008 E11009 E13010 E16002 E19010 E76002', 'the compiler of models does not know an operator', 'model_operator',
+     'the model does not fit the model compiler', 'model_argument', SPECIFIC),
+    ('E11008 E11009 E13010 E16002 E19010 E76002', 'the model compiler does not know an operator', 'model_operator',
      SPECIFIC),
     ('E50049 E60020 E60035 E60109 E60110 E60118 E61001 E61203 E61204 E61205 E61300 E61301 E61500 E61501 E61601 E61603 '
      'E62006 E62306 E64002 E65003 E65005 E65008 E65009 E68052 E68054 E68055 E68056 E68059 E68063 E68064 E68066 E68077 '
@@ -214,8 +217,9 @@ CANN: Tuple[Tuple[str, str, Optional[str], int], ...] = (
      'the operator compiler refuses an argument of an operator', 'argument', SPECIFIC),
     ('E13027', 'another process is not reached', 'hccl_link', 40),
     ('E21001 E21002', 'a file of the operator packages cannot be read', 'kernels_missing', 40),
-    ('E30003', 'too many processes on the device: an earlier one still ends', 'hccp_busy', SPECIFIC),
-    ('E30004 E30006 E30009 E39006 E39008 E39011', 'the operator packages do not fit', 'opp_mismatch', SPECIFIC),
+    ('E30003', 'too many processes on the device: an earlier one is still ending', 'hccp_busy', SPECIFIC),
+    ('E30004 E30006 E30009 E39006 E39008 E39011',
+     'the operator packages do not match driver or chip', 'opp_mismatch', SPECIFIC),
     ('E30005 E39002 E39004 E39005 E39007 E39009 EM9001 EM9002', 'the device does not answer', 'device_start', SPECIFIC),
     ('E30007 E39010', 'no right to add a process to a cgroup', 'permission', SPECIFIC),
     ('E30008', 'an operator on the AI CPU took too long', 'ai_cpu', SPECIFIC),
@@ -249,11 +253,11 @@ DRIVER: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('-8020', 'the device is used by another container or process', 'device_taken', SPECIFIC),
     ('-8255', 'DCMI: not supported', 'not_supported', NUMBER),
     ('1 2', 'no such device', 'device_absent', NUMBER), ('6 40', 'memory cannot be allocated', 'memory_device', NUMBER),
-    ('13 23 28', 'busy', 'device_taken', NUMBER), ('14 47 48 49 50 60', 'a resource is used up', 'resources', NUMBER),
+    ('13 23 28', 'busy', 'device_taken', NUMBER), ('14 47 48 49 50 60', 'a resource is exhausted', 'resources', NUMBER),
     ('3 4 5 8 9 10 11 12 41 65 66 71 79 83', 'wrong argument, or a call at the wrong time', 'wrong_use', 10),
     ('25 26 27 35 44 62 81 95 96 97 99', 'the connection to the device is lost', 'device_lost', 15),
     ('42 63 68 69', 'a process of the device has ended', 'device_lost', 10),
-    ('15 37 39 54 67 75 76 84', 'a resource is used up', 'resources', 15),
+    ('15 37 39 54 67 75 76 84', 'a resource is exhausted', 'resources', 15),
     ('7 18 19 20 21 22 24 29 30 31 32 36 38 51 52 53 55 56 57 58 59 61 64 70 72 73 74 77 78 80 82 85 86 89 94 98',
      'the driver failed', 'driver_internal', 8),
     ('16', 'time-out', 'driver_internal', 10), ('17', 'a call of the driver failed', 'driver_internal', 10),
@@ -316,7 +320,7 @@ def find(name: str) -> Optional[Code]:
         kind, fault = KINDS[name[5:]]
         return Code(name, f'{MODULES[name[3:5]]}: {kind}', fault, 3 if fault else 1)
     if len(name) == 6 and name.endswith('9999') and name[1] in REPORTERS:
-        return Code(name, f'inner error of {REPORTERS[name[1]]}', None, GENERAL)
+        return Code(name, f'internal error of {REPORTERS[name[1]]}', None, GENERAL)
     return None
 
 
@@ -336,6 +340,6 @@ def describe_unknown(name: str) -> str:
                  f'its kind is {kind}' if kind else 'its kind is unknown']
         return f'{name} is not a code of torch_npu that is known here; {", ".join(parts)}'
     who = REPORTERS.get(name[1])
-    inner = ' as an inner error' if name[2:3] == '9' else ''
+    inner = ' as an internal error' if name[2:3] == '9' else ''
     return f'{name} is not a code that is known here; codes that begin with {name[:2]} are reported by ' + (
         f'{who}{inner}' if who else 'an unknown part of CANN')

@@ -7,18 +7,20 @@ from typing import Tuple
 # a setting or a version that is not right and did not stop the run.
 CAUSE, LINK, ELSEWHERE, WAIT, MESSENGER, ADVICE = ROLES = ('cause', 'link', 'elsewhere', 'wait', 'messenger', 'advice')
 
-SET_ENV = ('source the set_env.sh of CANN in this shell (`source /usr/local/Ascend/ascend-toolkit/set_env.sh`, of CANN '
-           '8.5 and newer `source /usr/local/Ascend/cann/set_env.sh`)')
+SET_ENV = ('source the set_env.sh of CANN in this shell: `source /usr/local/Ascend/ascend-toolkit/set_env.sh` (CANN '
+           '8.5 and newer: `source /usr/local/Ascend/cann/set_env.sh`)')
 DOCTOR = '`seresnet-timm doctor` checks the installation'
+DRIVER = 'install the driver that belongs to this CANN: see the version table of CANN'
+PYTHON_PACKAGES = '`pip install numpy decorator sympy cffi protobuf attrs pyyaml scipy psutil absl-py`'
 HEALTH = '`npu-smi info` shows health, memory and processes of each NPU'
 HEALTHY = ('OK', '', '-', 'NA')  # what npu-smi says of an NPU in order
-SICK = ('`npu-smi info -t health -i ID` tells why; leave the NPU out with --devices or ASCEND_RT_VISIBLE_DEVICES, and '
-        'have it exchanged if it stays so')
+SICK = ('`npu-smi info -t health -i ID` shows the reason; leave the NPU out with --devices or '
+        'ASCEND_RT_VISIBLE_DEVICES, and have it replaced if the fault stays')
 PLOG = '~/ascend/log/debug/plog/plog-PID_*.log of this rank (ASCEND_PROCESS_LOG_PATH replaces ~/ascend/log)'
 RUN_PLOG = '~/ascend/log/run/plog and debug/plog of all ranks (ASCEND_GLOBAL_EVENT_ENABLE=1 writes more)'
-OTHERS = 'the logs of all other ranks, the earliest error first; then their plog in ~/ascend/log/debug/plog'
+OTHERS = 'the logs of all other ranks, the earliest error first, then their plog in ~/ascend/log/debug/plog'
 DMESG = '`dmesg`, and plog in ~/ascend/log/debug/plog'
-THIS = 'the text itself; `seresnet-timm doctor`'
+THIS = 'the error text itself, and `seresnet-timm doctor`'
 LOST = '{subject} lost contact with the other ranks: '
 BLOCKING = 'run again with ASCEND_LAUNCH_BLOCKING=1, which names the operator that fails'
 

@@ -1,13 +1,13 @@
 """Faults of the installation: of packages, Python, CANN, the driver's libraries. See `faults.py`"""
 from typing import Dict
 
-from seresnet_timm.ascend.fault import CAUSE, DOCTOR, MESSENGER, SET_ENV, THIS, Fault
+from seresnet_timm.ascend.fault import CAUSE, DOCTOR, DRIVER, MESSENGER, PYTHON_PACKAGES, SET_ENV, THIS, Fault
 
 INSTALL_FAULTS: Dict[str, Fault] = {
     'cann_missing': Fault(
         CAUSE, '[the library {library} of ]CANN is not found[ (part of CANN: its {part} package)]',
         ("CANN's set_env.sh was not sourced in this shell", 'CANN, or a part of it, is not installed',
-         'this is no Ascend machine'),
+         'this is not an Ascend machine'),
         f'{SET_ENV}; {DOCTOR}', THIS),
     'driver_missing': Fault(
         CAUSE, "[the library {library} of ]the NPU's driver is not found",
@@ -26,7 +26,7 @@ INSTALL_FAULTS: Dict[str, Fault] = {
         'command', THIS),
     'backend_not_loaded': Fault(
         MESSENGER, '`import torch` loads torch_npu, which failed to load; the cause is the error above this line',
-        ("CANN's set_env.sh was not sourced", 'torch and torch_npu do not belong together'),
+        ("CANN's set_env.sh was not sourced", 'torch and torch_npu do not match'),
         f'{SET_ENV}; {DOCTOR}; TORCH_DEVICE_BACKEND_AUTOLOAD=0 lets torch work without the NPU', THIS),
     'torch_npu_missing': Fault(
         CAUSE, 'torch_npu is not installed for this Python', ('another Python or environment was started',),
@@ -48,35 +48,35 @@ INSTALL_FAULTS: Dict[str, Fault] = {
         'build the package on this machine with its switch for the NPU (mmcv: MMCV_WITH_OPS=1 FORCE_NPU=1), or run '
         'this operator on the CPU', 'the Python traceback'),
     'numpy_alias': Fault(
-        CAUSE, 'a package uses numpy.{symbol}, which numpy has no more since 1.24',
-        ('a Python package, or an older CANN, from before numpy 1.24',),
-        "a newer version of the package that the traceback names; else `pip install 'numpy<1.24'`",
+        CAUSE, 'a package uses numpy.{symbol}, which numpy 1.24 removed',
+        ('a Python package, or a CANN, that is older than numpy 1.24',),
+        "install a newer version of the package that the traceback names; else `pip install 'numpy<1.24'`",
         'the Python traceback'),
     'protobuf_new': Fault(
-        CAUSE, 'the installed protobuf does not fit code that was generated with another version of it',
-        ('a package, or a part of CANN, from before protobuf 4',),
-        "`pip install 'protobuf==3.20.*'`; else a newer version of the package that the traceback names",
+        CAUSE, 'the installed protobuf cannot load code that another version of it has generated',
+        ('a package, or a part of CANN, that is older than protobuf 4',),
+        "`pip install 'protobuf==3.20.*'`; else install a newer version of the package that the traceback names",
         'the Python traceback'),
     'numpy_new': Fault(
         CAUSE, "the installed numpy is too new for CANN's Python packages, or for torch",
         ('numpy 2 was installed, CANN needs numpy 1', 'numpy is not installed'), "`pip install 'numpy<2'`", THIS),
     'environment_half_set': Fault(
         CAUSE, 'the environment variable {variable} of CANN is not set',
-        ('set_env.sh of another package or of another shell was sourced',), f'{SET_ENV}', THIS),
+        ('set_env.sh was sourced for another package, or in another shell',), SET_ENV, THIS),
     'source_folder': Fault(
         CAUSE, "Python was started in torch_npu's source folder, and imports the sources instead of the package", (),
         'start Python in another folder', THIS),
     'torch_pair': Fault(
-        CAUSE, 'torch and torch_npu do not belong together[: {library} looks for {symbol}, which this torch does not '
-        'have]', ('torch and torch_npu have different versions', 'another package moved torch to a newer version'),
+        CAUSE, 'torch and torch_npu do not match[: {library} looks for {symbol}, which this torch does not '
+        'have]', ('torch and torch_npu have different versions', 'another package installed a newer torch'),
         'install the same version of both; `seresnet-timm doctor` prints the command', THIS),
     'cann_old': Fault(
-        CAUSE, 'CANN and torch_npu do not belong together[: {library} looks for {symbol}, which this CANN does not '
+        CAUSE, 'CANN and torch_npu do not match[: {library} looks for {symbol}, which this CANN does not '
         'have]', ('CANN is older than torch_npu needs', 'set_env.sh of an older CANN was sourced'),
         'install the CANN that belongs to this torch_npu, and source its set_env.sh', THIS),
     'symbol': Fault(
-        CAUSE, 'libraries do not belong together: {library} looks for {symbol}, which none has', (),
-        'install versions that belong together', THIS),
+        CAUSE, 'libraries of different versions are mixed: {library} looks for {symbol}, which none of them has', (),
+        'install versions that match', THIS),
     'static_tls': Fault(
         CAUSE, 'a library[ ({library})] was loaded too late: no thread-local memory was left for it (aarch64)',
         ('another package was imported before torch',),
@@ -89,32 +89,32 @@ INSTALL_FAULTS: Dict[str, Fault] = {
         CAUSE, 'this system has musl as its C library (such as Alpine Linux); torch and CANN need glibc', (),
         'use an image with glibc (openEuler, Ubuntu, Debian)', THIS),
     'python_version': Fault(
-        CAUSE, '[{library} ]is not for this Python[: it is {found}, needed is {expected}]',
+        CAUSE, 'a package[, {library},] is not for this Python[: it is {found}, needed is {expected}]',
         ('another version of Python, or a free-threaded one (3.13t, 3.14t)',),
         'make an environment with a Python that torch_npu has wheels for (`seresnet-timm doctor` prints which)', THIS),
     'externally_managed': Fault(
         CAUSE, 'this Python belongs to the system: pip may not install into it', (),
         'make an environment: `python3 -m venv .venv && . .venv/bin/activate`, then install again', THIS),
     'build_tools': Fault(
-        CAUSE, 'a package is built from source here, and what that needs is missing[: {path}]',
+        CAUSE, 'pip builds a package from source, and a compiler or header for that is missing[: {path}]',
         ('there is no wheel of it for this Python and machine', 'no C compiler, or no headers of Python'),
         'install gcc, g++ and the headers (python3-devel, or python3-dev), or a version that has a wheel', THIS),
     'cann_python': Fault(
         CAUSE, "CANN's operator compiler cannot start[: Python has no module {module}]",
         ("set_env.sh was not sourced, so that CANN's Python packages are not on PYTHONPATH",
          'a Python package that CANN needs is missing'),
-        f'{SET_ENV}; pip install numpy decorator sympy cffi protobuf attrs pyyaml scipy psutil absl-py'),
+        f'{SET_ENV}; {PYTHON_PACKAGES}'),
     'python_built_without': Fault(
         CAUSE, 'this Python was built without its module {module}', (
             'the headers of a library were missing when Python was compiled',),
         'install the headers[ ({package})] and build Python again, or use the Python of the system, conda or uv', THIS),
     'torchvision_pair': Fault(
         CAUSE, 'torchvision does not belong to this torch', (
-            'another version, or a CUDA build of one beside a CPU build of the other',),
+            'its version is another one, or one of both is a CUDA build and the other a CPU build',),
         'install the torchvision of this torch, from the same index; `seresnet-timm doctor` prints the command', THIS),
     'numpy_abi': Fault(
         CAUSE, 'a package was compiled for another numpy than the installed one', (
-            'numpy was moved to another version after the package was installed',),
+            'the version of numpy was changed after the package was installed',),
         "`pip install 'numpy<2'`, or install the package that the traceback names again (--force-reinstall --no-deps)",
         'the Python traceback'),
     'cann_install': Fault(
@@ -129,14 +129,13 @@ INSTALL_FAULTS: Dict[str, Fault] = {
         CAUSE, "CANN's operator compiler could not start",
         ('set_env.sh was not sourced, or Python packages that CANN needs are missing',
          'the kernels (ops) package of this chip is missing'),
-        f'{SET_ENV}; pip install numpy decorator sympy cffi protobuf attrs pyyaml scipy psutil absl-py; install the '
-        'kernels package of the same CANN version for this chip'),
+        f'{SET_ENV}; {PYTHON_PACKAGES}; install the kernels package of the same CANN version for this chip'),
     'opp_mismatch': Fault(
         CAUSE, 'the operator packages (OPP) do not belong to this driver or chip',
-        ('the kernels package is of another CANN version or of another chip', 'the driver is older than CANN'),
-        'install the kernels package of the same CANN version for this chip, and the driver of its table'),
+        ('the kernels package is for another CANN version or another chip', 'the driver is older than CANN'),
+        f'install the kernels package of the same CANN version for this chip; {DRIVER}'),
     'wrong_architecture': Fault(
-        CAUSE, '[{library} ]is of another processor architecture than this machine',
+        CAUSE, 'a package or library[, {library},] is for another processor architecture than this machine',
         ('a package of x86_64 on aarch64, or the other way round', 'an image of the other architecture'),
         'install the packages and images for this machine (`uname -m`)', THIS),
     'page_size': Fault(
@@ -156,10 +155,10 @@ INSTALL_FAULTS: Dict[str, Fault] = {
         CAUSE, 'pip finds no {library} for this Python and machine',
         ('there is none for this version of Python or architecture',
          'no network, or an index that does not have it'),
-        'see `python -V` and `uname -m`; `seresnet-timm doctor` prints the command for torch and torch_npu; without '
-        'network collect the wheels elsewhere with recipes/wheelhouse.sh', THIS),
+        'compare with `python -V` and `uname -m`; `seresnet-timm doctor` prints the command for torch and torch_npu; '
+        'without network, collect the wheels on another machine with recipes/wheelhouse.sh', THIS),
     'package_conflict': Fault(
-        CAUSE, 'versions of packages do not go together[: {reason}]',
+        CAUSE, 'versions of packages conflict[: {reason}]',
         ('a package was installed without the constraints of torch_npu',),
         'install all in one command, with the constraints file of this torch_npu '
         '(-c seresnet_timm/ascend/constraints/torch_npu-X.txt)', THIS),
@@ -178,7 +177,7 @@ INSTALL_FAULTS: Dict[str, Fault] = {
     'cuda_used': Fault(
         CAUSE, 'code asks for CUDA or NCCL, which this torch or machine does not have',
         ('a script with a fixed device cuda or backend nccl', '--device cuda on an Ascend machine'),
-        "--device npu; in other scripts `from torch_npu.contrib import transfer_to_npu`, or backend='hccl'",
+"use --device npu; in other scripts `from torch_npu.contrib import transfer_to_npu`, or backend='hccl'",
         'the Python traceback'),
     'fork': Fault(
         CAUSE, 'the NPU was used before a fork, and again in the forked process',

@@ -6,6 +6,7 @@ from seresnet_timm.ascend.fault import (
     BLOCKING,
     CAUSE,
     DMESG,
+    DRIVER,
     LINK,
     LOST,
     MESSENGER,
@@ -21,20 +22,20 @@ RANK_FAULTS: Dict[str, Fault] = {
     'port_host': Fault(
         CAUSE, "HCCL's port [{port} ]of this host is taken[ ({ip})]",
         ('another job on this host uses the same ports', 'a process of an earlier run still runs'),
-        'give each job its own ports: export HCCL_IF_BASE_PORT=N (a free range begins there){newer_host}; or end the '
+        'give each job its own ports: export HCCL_IF_BASE_PORT=N (first port of a free range){newer_host}; or end the '
         'other job; `sysctl -w net.ipv4.ip_local_reserved_ports=60000-60031` keeps the kernel off them',
         '`ss -ltnp | grep {port}` shows who listens'),
     'port_device': Fault(
         CAUSE, "HCCL's port [{port} ]of the device is taken[ ({ip})]",
         ('two processes share this NPU', 'a process of an earlier run still runs'),
-        'one process a device; end the other process{newer_device}; '
+        'start one process per device; end the other process{newer_device}; '
         '`npu-smi info` lists the processes of each NPU'),
     'port_torch': Fault(
         CAUSE, "torchrun's port [{port} ]is taken (not a port of HCCL)", ('another job on this host uses it',),
-        '--master-port N with a free port, the same on all nodes', '`ss -ltnp | grep {port}` shows who listens'),
+'choose a free port with --master-port N, the same on all nodes', '`ss -ltnp | grep {port}` shows who listens'),
     'port_low': Fault(
         CAUSE, "this user may not use torchrun's port[ {port}]", ('ports below 1024 are for root only',),
-        '--master-port N with a free port above 1024, the same on all nodes', THIS),
+'choose a free port above 1024 with --master-port N, the same on all nodes', THIS),
     'hccp_busy': Fault(
         CAUSE, 'a process of an earlier run still holds the device, or has just ended',
         ('the earlier run is still ending', 'one of its processes has not ended'),
@@ -43,11 +44,11 @@ RANK_FAULTS: Dict[str, Fault] = {
         WAIT, LOST + '[rank {remote} or ]another rank did not come in time for a connection '
         'of HCCL', ('another rank failed, or ended earlier', 'another rank was still loading, evaluating or saving',
                     'the devices do not reach each other: interface, network, TLS'),
-        'read the logs of the other ranks first; raise HCCL_CONNECT_TIMEOUT (seconds, 120 unless set); where all ranks '
-        'live: HCCL_SOCKET_IFNAME, and `hccn_tool -i ID -tls -g` must be the same on all', OTHERS),
+        'read the logs of the other ranks first; raise HCCL_CONNECT_TIMEOUT (seconds, 120 unless set); if no rank has '
+        'failed, check HCCL_SOCKET_IFNAME, and that `hccn_tool -i ID -tls -g` is the same on all', OTHERS),
     'tls': Fault(
         LINK, 'the devices do not connect: TLS is on at one side only[ (rank {remote})]', (
-            'TLS is switched differently on the NPUs',),
+            'TLS is on for some NPUs and off for others',),
         'set the same on all: `hccn_tool -i ID -tls -g` shows it, `hccn_tool -i ID -tls -s enable 0` switches it off',
         OTHERS),
     'root_detect': Fault(
@@ -67,7 +68,7 @@ RANK_FAULTS: Dict[str, Fault] = {
         'read the log of {remote_or_another} first, and all others: the earliest error is the cause; HCCL waits '
         '{limit} s (HCCL_EXEC_TIMEOUT)', OTHERS),
     'heartbeat': Fault(
-        WAIT, LOST + '[the device {remote} gave ]no answer any more[ ({reason})]',
+        WAIT, LOST + 'a device[, {remote},] no longer answers[ ({reason})]',
         ('its process has ended', 'the network'), 'read the log of the rank on that device first', OTHERS),
     'sync_timeout': Fault(
         WAIT, LOST + 'a wait for the device [{device} ]did not end in time',
@@ -98,18 +99,18 @@ RANK_FAULTS: Dict[str, Fault] = {
         'read the logs of the processes that did not come; the same --nnodes, --master-addr and --master-port on all '
         'nodes; wait longer with --rdzv-timeout', OTHERS),
     'address_of_another': Fault(
-        CAUSE, 'this machine does not have the address at which it is to listen[ ({address})]',
+        CAUSE, 'this machine does not have the address on which rank 0 should listen[ ({address})]',
         ('--master-addr, or MASTER_ADDR, names another machine than that of rank 0', 'the address has changed'),
         'name an address of the machine that runs rank 0 (`ip -br addr` there lists them), the same on all nodes',
         THIS),
     'network': Fault(
         CAUSE, 'a server outside of this machine cannot be reached[: {reason}]', (
-            'no internet, or a firewall', 'a proxy that is not set or refuses (https_proxy, no_proxy)'),
-        'set https_proxy, or a mirror (pip: -i URL; models: HF_ENDPOINT); without network collect wheels elsewhere '
-        'with recipes/wheelhouse.sh', THIS),
+            'no internet, or a firewall', 'a proxy is not set, or refuses (https_proxy, no_proxy)'),
+        'set https_proxy, or a mirror (pip: -i URL; models: HF_ENDPOINT); without network, collect wheels on another '
+        'machine with recipes/wheelhouse.sh', THIS),
     'certificate': Fault(
         CAUSE, 'the certificate of a server is not trusted', (
-            'a proxy of the company with its own certificate', 'a wrong clock (`date`)'),
+            "a company's proxy with its own certificate", 'a wrong clock (`date`)'),
         'name its certificate: `pip --cert FILE`, REQUESTS_CA_BUNDLE=FILE, SSL_CERT_FILE=FILE', THIS),
     'host_unknown': Fault(
         CAUSE, 'the name of a machine[ {address}] is not known here',
@@ -118,15 +119,15 @@ RANK_FAULTS: Dict[str, Fault] = {
         'give an IP address, or add the name to /etc/hosts', THIS),
     'host_address': Fault(
         CAUSE, 'gloo finds no usable address of this machine[ ({address})]',
-        ("this machine's own name stands for no address, or for one that the others do not reach (127.0.1.1 in "
-         '/etc/hosts)', 'GLOO_SOCKET_IFNAME names an interface that is not here or has no address'),
+        ("this machine's own name has no address, or one that the others do not reach (127.0.1.1 in /etc/hosts)",
+         'GLOO_SOCKET_IFNAME names an interface that is not here or has no address'),
         'set GLOO_SOCKET_IFNAME to an interface that reaches the other machines (`ip -br addr` lists them)', THIS),
     'not_launched': Fault(
         CAUSE, 'a distributed run was started without {variable}', ('the script was not started by torchrun',),
         'start it with torchrun, or with seresnet-timm train --nproc N', THIS),
     'nccl': Fault(
         LINK, 'NCCL failed[: {reason}]', ('an earlier fault of another rank', 'the network, or the driver of the GPU'),
-        'run with NCCL_DEBUG=WARN; read the logs of the other ranks; NCCL_SOCKET_IFNAME', OTHERS),
+        'run with NCCL_DEBUG=WARN; read the logs of the other ranks; check NCCL_SOCKET_IFNAME', OTHERS),
     'watchdog_messenger': Fault(
         MESSENGER, 'the watchdog reports an error of another operation', ('the text after it is the fault',),
         'read what follows, and the logs of the other ranks', OTHERS),
@@ -138,19 +139,19 @@ RANK_FAULTS: Dict[str, Fault] = {
         'read the log of the rank at the other end; `hccn_tool -i ID -link -g`, `-ip -g` and `-net_health -g`', OTHERS),
     'communicator': Fault(
         LINK, 'the communicator of HCCL could not be made[ ({operator})]',
-        ('the code under the number tells', 'versions of driver, CANN and torch_npu that do not belong together'),
+        ('the code below the number names the cause', 'versions of driver, CANN and torch_npu do not match'),
         'compare the versions of driver and CANN on all machines; read plog', RUN_PLOG),
     'communicator_driver': Fault(
         CAUSE, 'the communicator of HCCL could not be made: HCCL refused a parameter[ ({operator})]',
-        ('the driver is older than CANN', 'ranks were started with different sizes'),
-        "install the driver of CANN's table of versions", RUN_PLOG),
+        ('the driver is older than CANN', 'ranks were started with different world sizes'),
+        DRIVER, RUN_PLOG),
     'communicator_device_number': Fault(
         CAUSE, 'the communicator of HCCL could not be made: HCCL did not find the device by its number',
-        ('an error of CANN before 8.1, seen in containers with a part of the devices',), 'install CANN 8.1 or newer',
+        ('an error of CANN before 8.1, in containers that have only some of the devices',), 'install CANN 8.1 or newer',
         RUN_PLOG),
     'hccl_general': Fault(
         LINK, 'HCCL failed[ in {operator}]', ('an earlier fault of this or another rank',),
-        'the code of CANN under the number tells; read the logs of the other ranks', RUN_PLOG),
+'the code of CANN below the number names the cause; read the logs of the other ranks', RUN_PLOG),
     'timeout_order': Fault(
         ADVICE, 'HCCL_EXEC_TIMEOUT [({value}) ]is above the time-out of the process group[ ({limit} ms)]: the watchdog '
         'ends a run first, and nothing is in plog', (), "set HCCL_EXEC_TIMEOUT below torch's time-out", THIS),
@@ -164,7 +165,8 @@ RANK_FAULTS: Dict[str, Fault] = {
         'correct or unset the variable[ {variable}]', THIS),
     'hccl_argument': Fault(
         CAUSE, 'a collective[ {operator}] was called with a wrong argument[ ({argument})]', (
-            'a dtype or size that HCCL does not take',), 'read the sentence of the code', 'the Python traceback'),
+            'a dtype or size that HCCL does not take',),
+        'read the sentence that follows the code', 'the Python traceback'),
     'different_arguments': Fault(
         CAUSE, 'ranks called collectives with different arguments[: {argument} is {value} here and {range} there]',
         ('ranks run different code, data or versions', 'one rank skipped a collective'),
@@ -176,8 +178,8 @@ RANK_FAULTS: Dict[str, Fault] = {
     'time_limit': Fault(
         CAUSE, 'the job[ {job}] has reached the time limit of the scheduler', (
             'the limit is shorter than the run', 'the run made no more steps'),
-        'start it again with --resume auto and a longer limit (Slurm: --time, systemd: RuntimeMaxSec); see '
-        'whether steps went on until then',
+        'start it again with --resume auto and a longer limit (Slurm: --time, systemd: RuntimeMaxSec); check in the '
+        'log whether it made steps until then',
         'the log of rank 0'),
     'job_ended': Fault(
         CAUSE, 'the scheduler ended the job[ {job}][: {reason}]', ('a job of higher priority needed the machine',),
@@ -186,32 +188,32 @@ RANK_FAULTS: Dict[str, Fault] = {
         MESSENGER, 'Slurm ended the job[ {job}]: a task of it failed, or somebody cancelled it', (),
         'read what the tasks print before it; `sacct -j JOB` tells how each ended', 'the logs of all tasks'),
     'slurm_service': Fault(
-        CAUSE, 'Slurm does not work between the machines[: {node}]', (
-            'slurmctld or slurmd does not run, or is not reachable', 'keys of munge, or clocks of the machines, '
-            'differ'),
+        CAUSE, 'the services of Slurm do not reach each other[: {node}]', (
+            'slurmctld or slurmd does not run, or is not reachable', 'the keys of munge, or the clocks of the '
+            'machines, differ'),
         '`scontrol ping`; on each machine `systemctl status slurmd munge` and `date`', 'the logs of slurmctld and '
         'slurmd'),
     'node_lost': Fault(
-        CAUSE, 'a machine[ ({node})] failed, or does not answer to the scheduler any more',
+        CAUSE, 'a machine[ ({node})] failed, or no longer answers the scheduler',
         ('it has crashed or was restarted', 'its network'),
         'start again without it (Slurm: --exclude NODE) and with --resume auto', 'the log of the scheduler; `dmesg` '
         'of that machine'),
     'not_scheduled': Fault(
         CAUSE, 'the scheduler finds no NPUs or machine for the job[: {reason}]',
-        ('other jobs use the NPUs', 'fewer NPUs than asked for are healthy',
-         'the scheduler has no plug-in for NPUs, or may not make pods',
+        ('other jobs use the NPUs', 'fewer NPUs are healthy than the job asks for',
+         'the scheduler has no plug-in for NPUs, or has no right to create pods',
          'the resource has another name in this cluster (huawei.com/Ascend910, huawei.com/npu; Slurm: --gres)'),
         'ask for what is there: `kubectl describe node NODE`, or `sinfo -N -o "%N %G %t"`', 'the log of the scheduler '
         'and of the device plugin'),
     'evicted': Fault(
-        CAUSE, 'Kubernetes evicted the pod: its machine ran low on [{resource}]', (
+        CAUSE, 'Kubernetes evicted the pod[: its machine ran low on {resource}]', (
             'this pod, or another, used more than it had asked for',),
         'ask for what it uses (resources.requests); write to a volume; start again with --resume auto',
         '`kubectl describe pod POD`'),
     'image_missing': Fault(
         CAUSE, 'the image[ {path}] cannot be pulled', (
             'wrong name or tag', 'no network, or no rights at the registry'),
-        'correct the name; without network load it on each machine (`docker load`, `nerdctl load`)',
+        'correct the name; without network, load it on each machine (`docker load`, `nerdctl load`)',
         '`kubectl describe pod POD`'),
     'container_start': Fault(
         CAUSE, 'the container does not start[: {path} cannot be mounted into it][: {reason}]', (
@@ -231,13 +233,13 @@ RANK_FAULTS: Dict[str, Fault] = {
     # --- host and Python ----------------------------------------------------------------------------------------------
     'killed': Fault(
         CAUSE, 'the process[ of rank {remote}] was ended by {signal}', (
-            "SIGKILL: the host's memory is used up, or somebody ended it", 'SIGSEGV, SIGABRT: an error in native code',
+            "SIGKILL: the host's memory is used up, or somebody killed it", 'SIGSEGV, SIGABRT: an error in native code',
             'SIGTERM, SIGINT: it was asked to stop'),
-        '`dmesg` tells whether memory was used up; fewer loader workers (-j)', DMESG),
+        '`dmesg` shows whether memory was used up; use fewer loader workers (-j)', DMESG),
     'illegal_instruction': Fault(
         CAUSE, 'a library uses an instruction that this processor does not have (SIGILL)', (
             'a package built for a newer processor', 'a damaged library'),
-        'install the wheel of PyPI instead of an own build; `lscpu` shows what the processor has', DMESG),
+        'install the wheel from PyPI instead of your own build; `lscpu` shows what the processor has', DMESG),
     'host_fault': Fault(
         CAUSE, 'the kernel of the host reports a fault of the machine[: {reason}]',
         ('memory, processor or board of the host (hardware)', 'a kernel module'),
@@ -248,14 +250,16 @@ RANK_FAULTS: Dict[str, Fault] = {
         'look at the storage that the run uses (`dmesg`, `iostat -x 5`); copy the data to a local disk', DMESG),
     'open_files': Fault(
         CAUSE, 'too many files are open', ('many loader workers, each with open files and sockets',),
-        '`ulimit -n 65536` before the run; fewer loader workers (-j)', '`ulimit -n`'),
+        '`ulimit -n 65536` before the run; use fewer loader workers (-j)', '`ulimit -n`'),
     'processes': Fault(
         CAUSE, 'no further process or thread can be started', (
             'the limit of processes of the user or of the container', 'many loader workers, each with threads'),
-        'raise `ulimit -u`, or --pids-limit of the container; fewer loader workers (-j); OMP_NUM_THREADS=1', DMESG),
+        'raise `ulimit -u`, or --pids-limit of the container; use fewer loader workers (-j); set OMP_NUM_THREADS=1',
+        DMESG),
     'worker_ended': Fault(
-        MESSENGER, 'a loader worker ended by itself', ("the host's memory or /dev/shm is used up", 'an error in native '
-        'code'), 'read what comes before; run with -j 0, which shows the error', DMESG),
+        MESSENGER, 'a loader worker ended unexpectedly',
+        ("the host's memory or /dev/shm is used up", 'an error in native code'),
+        'read the lines before it; run with -j 0, which shows the error', DMESG),
     'file_permission': Fault(
         CAUSE, 'this user may not read or write the file or folder[ {path}]', (
             'it belongs to another user, as after a run as root or in a container',),
@@ -269,26 +273,26 @@ RANK_FAULTS: Dict[str, Fault] = {
         'torch.distributed.launch, which sets LOCAL_RANK', THIS),
     'program_missing': Fault(
         CAUSE, 'the program {path} is not found', ('the environment (venv, conda) is not active in this shell or job',),
-        'activate the environment in the script of the job; `python -m seresnet_timm` needs no program', THIS),
+        'activate the environment in the script of the job; `python -m seresnet_timm` works without the program', THIS),
     'file_missing': Fault(
         CAUSE, 'the file {path} does not exist here', ('a wrong path', 'a drive that is not mounted on this machine or '
         'in this container'), 'correct the path; mount the drive on all machines', THIS),
     'read_only': Fault(
-        CAUSE, 'a file system is read-only[: {path}]', ('a volume was mounted so (`:ro`)', 'the kernel has made it so '
-        'after an error of the disk'), 'write to another folder, or mount it writable', DMESG),
+        CAUSE, 'a file system is read-only[: {path}]',
+        ('a volume was mounted read-only (`:ro`)', 'the kernel made it read-only after a disk error'),
+        'write to another folder, or mount it writable', DMESG),
     'disk_error': Fault(
         CAUSE, 'a disk or network drive could not be read or written (input/output error)[: {path}]',
         ('a damaged disk', 'a network drive that is gone'), 'read the log of the kernel; copy the data elsewhere',
         DMESG),
     'plog': Fault(
         LINK, '{reporter} of CANN wrote an error that is not known here[: {reason}]', ('an earlier fault',),
-        f'read what comes before it, and the error of torch_npu in the log of this rank; {BLOCKING}'),
+f'read the lines before it, and the error of torch_npu in the log of this rank; {BLOCKING}'),
     'aborted': Fault(
         MESSENGER, 'the process ended itself (SIGABRT) after an error that is printed before', (),
-        'read what comes before',
-        'the log of this rank'),
+        'read the lines before it', 'the log of this rank'),
     'inner': Fault(
-        CAUSE, 'an inner error, reported by {reporter}[: {reason}]', (), f'read the lines under it; {BLOCKING}'),
+        CAUSE, 'an internal error, reported by {reporter}[: {reason}]', (), f'read the lines below it; {BLOCKING}'),
     'reported': Fault(
         LINK, '{reason}; the text does not say which', (), f'{BLOCKING}; TORCH_NPU_COMPACT_ERROR_OUTPUT=0 prints all'),
     'own': Fault(CAUSE, '{reason}', (), '', THIS),

@@ -69,6 +69,8 @@ class Halt:
         self._closed.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(5)
+        if not self._thread.is_alive():
+            self._signals.close()
 
     def _run(self) -> None:
         try:

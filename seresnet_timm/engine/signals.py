@@ -203,6 +203,13 @@ class StopSignals:
             signal.set_wakeup_fd(self._descriptor_before)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self.is_alone:  # else a thread still reads signals: it closes them
+            self.close()
+
+    def close(self) -> None:
+        """Close what signals are read from; nobody waits for one any more."""
+        self._wake_up.close()
+        self._written.close()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -122,9 +122,8 @@ def data(settings: RunSettings) -> str:
 
 
 def _input_size(model: str) -> Sequence[int]:
-    from timm.models import get_pretrained_cfg
-    cfg = get_pretrained_cfg(model, allow_unregistered=True) if ':' not in model else None
-    return cfg.input_size if cfg is not None else (3, 224, 224)
+    from seresnet_timm.models.create import native_size
+    return native_size(model) or (3, 224, 224)
 
 
 def _in_brackets(text: Optional[str]) -> str:

@@ -7,7 +7,6 @@ import argparse
 import datetime
 import itertools
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass, fields, replace
@@ -414,10 +413,12 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         return (str(folder) if is_recipe else None), False
     is_named = bool(args['experiment'])
     if not is_named:
-        # timm's own name for it, decided here so that the plan can show the folder
-        size = args.get('img_size') or (args.get('input_size') or [224])[-1]
+        # timm's own name for it, decided here so that the plan can show the folder; the size of a model of the Hub is
+        # not known yet
+        from seresnet_timm.models.create import folder_name, native_size
+        size = (args.get('input_size') or [args.get('img_size')])[-1] or (native_size(args['model']) or [None])[-1]
         now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-        name = f'{now}-{re.sub("[^0-9a-zA-Z]", "_", args["model"])}-{size}'
+        name = '-'.join(filter(None, (now, folder_name(args['model']), str(size or ''))))
         parent = Path(args['output'] or './output/train')
         names = (f'{name}-{i}' if i else name for i in itertools.count())
         args['experiment'] = next(n for n in names if not (parent / n).exists())

@@ -4,9 +4,11 @@ A model on the Hub is pulled first by its user, and made here from its folder.
 """
 import json
 import math
+import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import timm
 import torch
@@ -66,6 +68,18 @@ def check_model_name(name: str, flag: str = '--model') -> None:
 def weight_tags(arch: str) -> List[str]:
     """Names of the pretrained weights that timm knows for an architecture."""
     return [n.split('.', 1)[1] for n in timm.list_models(f'{arch}.*', include_tags=True)]
+
+
+def folder_name(name: str) -> str:
+    """What names of folders say of a model, any text in place of a name included: as timm's, without the source."""
+    source, _, rest = name.rpartition(':')
+    return re.sub('[^0-9a-zA-Z]', '_', os.path.basename(os.path.abspath(rest)) if source == 'local-dir' else rest)
+
+
+def native_size(name: str) -> Optional[Tuple[int, ...]]:
+    """Channels, height and width that timm names for a model; None for one of the Hub, of a folder, or unknown."""
+    cfg = get_pretrained_cfg(name, allow_unregistered=True) if ':' not in name else None
+    return cfg.input_size if cfg is not None else None
 
 
 def is_known(name: str) -> bool:

@@ -96,7 +96,7 @@ LINES = {
     'driver too old': (call('NPU', 'aclrtX(a)', 207000, cann('EE1015', 'aclrtX failed. Reason: The driver version '
                                                              'capacity '
                                                              'is insufficient.', 8.3)), 'driver_version', 'too old',
-                       'table of versions'),
+                       'version table'),
     'host memory': (cann('EE1013', 'Failed to allocate 4096 bytes host memory for Runtime.', 8.3), 'memory_host',
                     'host',
                     'workers'),

@@ -65,7 +65,7 @@ DEVICE = {
     'D2': (call('NPU', 'c10_npu::SetDevice(device_id_)', 507033), 'device_start', 'does not start', 'npu-smi info'),
     'D2 open': (call('NPU', 'c10_npu::SetDevice(device_id_)', 507033, cann('EE1001', 'The argument is invalid.Reason: '
                 'rtSetDevice, Failed to open device, retCode=0x7020014, deviceId=0')), 'device_start', 'start',
-                'end what'),
+                'end the process that'),
     'D3': ('dcmi module initialize failed. ret is -8005', 'driver_start', 'DCMI', '--privileged'),
     'D3 used': ('dcmi model initialized failed, because the device is used. ret is -8020', 'device_taken',
                 'another container', 'one container'),
@@ -96,7 +96,7 @@ DEVICE = {
     'D10': ('[W compiler_depend.ts:1] Warning: AclrtGetDeviceInfo failed to get total global memory, error code is '
     '507899 '
             '(function f)\n driver version is too old or does not match CANN', 'driver_old', 'driver is older',
-            'driver of'),
+            'driver that belongs to'),
     'vector core': (call('NPU', 'AclrtSynchronizeDeviceWithTimeout', 507035, cann('EZ9999', 'there is an exception of '
                     'fftsplus aivector error', 8.5), '  errorStr: The DDR address of the MTE instruction is out of '
                     'range. x'),
@@ -117,7 +117,7 @@ MEMORY = {
     'memory',
                 'NPU 2 is out of memory', '(-b)'),
     'M1 others': (f'RuntimeError: {out_of_memory(1, allocated=10.24, free="20.00 MiB", reserved=10.65)}',
-                  'memory_of_others', 'about 50.3 GiB belong to others', 'end the other process'),
+                  'memory_of_others', 'other processes hold about 50.3 GiB', 'end the other process'),
     'M1 pieces': (f'RuntimeError: {out_of_memory(0, allocated=30.0, reserved=59.0)}', 'memory_fragmented', '29.0 GiB',
                   'expandable_segments:True'),
     'M2': (call('NPU', 'AclrtSynchronizeDeviceWithTimeout', 507013, cann('EL0004', 'Failed to allocate memory.'),
@@ -156,7 +156,7 @@ OPERATORS = {
                 'installed!'), 'kernels_missing', 'not installed', 'kernels package'),
     'O5': (call('OPS', 'Conv2D', 500002, cann('E40021',
     'Failed to compile Op [Conv2D7,[Conv2D,Conv2D]]. (oppath: [x])')),
-           'compile', 'Conv2D7', 'belong together'),
+           'compile', 'Conv2D7', 'that match'),
     'O6': ('RuntimeError: Expected all tensors to be on the same device. Expected NPU tensor, please check whether '
     'the input '
            'tensor device is correct.\n' + err('ERR01002 OPS invalid type'), 'cpu_tensor', 'on the CPU', '.to(device)'),
@@ -175,7 +175,7 @@ OPERATORS = {
             'ASCEND_LAUNCH_BLOCKING=1.', 'ai_core', 'AI Core', 'ASCEND_LAUNCH_BLOCKING=1'),
     'O10 named': ('RuntimeError: The Inner error is reported as above. The process exits for this inner error, and the '
                   'current working operator name is aclnnGelu.\n' + err(), 'asynchronous', 'operator aclnnGelu failed '
-                  'earlier', 'ASCEND_LAUNCH_BLOCKING=1'),
+                  'before', 'ASCEND_LAUNCH_BLOCKING=1'),
     'shapes': ('RuntimeError: call aclnnAdd failed, error code is 161002\n' + cann(
         'EZ1001', "Shape of self and other can't broadcast."), 'argument', "can't broadcast", 'BLOCKING'),
     'overflow': (call('NPU', 'AclrtSynchronizeStreamWithTimeout(s)', 207003), 'overflow', 'too large', '--lr'),
@@ -188,7 +188,7 @@ NUMBERS = {
     'this inner '
            'error, and the current working operator name is aclnnMul.\n' + err(), 'diverged', 'grad_norm became nan',
            'bf16'),
-    'N4': ('[WARN] feature detection detects abnormal results!', 'corruption', 'silent corruption', 'stress_detect'),
+    'N4': ('[WARN] feature detection detects abnormal results!', 'corruption', 'data corruption', 'stress_detect'),
 }
 HCCL = {
     'H1': (prefixed(call('HCCL', 'HcclGetRootInfo(&hcclID)', 11, cann(
@@ -330,7 +330,7 @@ def test_a_number_means_different_things_in_acl_and_hccl():
     (call('HCCL', 'HcclX(a)', 77), ['77', 'HCCL']),
     (cann('EI0077', 'Something new.', 8.3), ['EI0077', 'HCCL', 'Something new']),
     (cann('EZ4711', 'Odd.'), ['EZ4711', 'operators', 'Odd']), (cann('EL0077', 'Odd.', 7), ['EL0077', 'driver']),
-    (cann('EK9876', 'Odd.', 8.5), ['EK9876', 'profiling', 'inner']), (cann('E20777', 'Odd.'), ['E20777',
+    (cann('EK9876', 'Odd.', 8.5), ['EK9876', 'profiling', 'internal error']), (cann('E20777', 'Odd.'), ['E20777',
         'fusion compiler']),
     (cann('EX1234', 'Odd.'), ['EX1234', 'unknown part']), (err('ERR02777 DIST new'), ['ERR02777', 'HCCL']),
     (err('ERR55011 NEW timeout'), ['ERR55011', 'unknown', 'time-out']),

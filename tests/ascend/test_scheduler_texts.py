@@ -64,7 +64,7 @@ TEXTS = {
     'driver': ('[ERROR]Dkms install failed, details in : /var/log/ascend_seclog/ascend_install.log.', 'driver_install',
                'Dkms install failed', 'headers of this kernel'),
     'firmware': ('[WARN]x.ts:77:Feature is not supported and the possible cause is that driver and firmware packages '
-                 'do not match.', 'driver_old', 'driver is older', 'table of versions'),
+                 'do not match.', 'driver_old', 'driver is older', 'version table'),
     'NPU of MindCluster': ('[{"fault_type":"CardUnhealthy","npu_name":"Ascend910-4","fault_level":"SeparateNPU",'
                            '"fault_code":"80E18402"}]', 'device_unhealthy', 'Ascend910-4', 'npu-smi info -t health'),
     'the same, escaped': (r'"[{\"fault_type\": \"CardUnhealthy\", \"npu_name\": \"Ascend910-2\", \"large_model_fault_'

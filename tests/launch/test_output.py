@@ -2,18 +2,23 @@
 import hashlib
 import io
 import os
+import re
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT, run_cli, run_here, train_flags
 from test_launch import start_cli
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg, safe_model_name
 from training import bundled_settings, load
 
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError, note_replaced, print_any_text
 from seresnet_timm.launch import rank
+from seresnet_timm.launch.plan import resolve_output
 from seresnet_timm.runs.folder import RunFolder
 
 pytestmark = pytest.mark.preloaded
@@ -169,3 +174,20 @@ def test_two_runs_that_start_at_once(few_digits, tmp_path):
     refused = outputs[[run.returncode for run in runs].index(2)]
     assert 'nother training ' in refused or 'holds another run' in refused, refused
     assert 'Traceback' not in refused
+
+
+@pytest.mark.parametrize('model, flags, name', [
+    ('resnet18', {}, 'resnet18-224'), ('seresnet50.ra2_in1k', {}, 'seresnet50_ra2_in1k-224'),
+    ('vit_base_patch16_384', {}, 'vit_base_patch16_384-384'), ('resnet18', {'img_size': 96}, 'resnet18-96'),
+    ('resnet18', {'input_size': [1, 64, 128]}, 'resnet18-128'), ('hf-hub:org/My-Name.v1', {}, 'org_My_Name_v1'),
+    ('hf-hub:org/name@v1', {'img_size': 64}, 'org_name_v1-64'), ('modelscope:org/name', {}, 'org_name'),
+    ('local-dir:/data/my model/', {}, 'my_model'),
+])
+def test_name_of_a_run_is_timms(model, flags, name):
+    """Date, model, size of the input. The size of a model of the Hub is not known before it is there."""
+    folder, is_named = resolve_output('train', {'model': model, 'experiment': '', 'output': '', **flags}, False)
+    date, given = re.fullmatch(r'output/train/(\d{8}-\d{6})-(.*)', folder).groups()
+    assert given == name and not is_named and abs(time.time() - time.mktime(time.strptime(date, '%Y%m%d-%H%M%S'))) < 60
+    if ':' not in model:  # as timm's train.py makes it
+        size = resolve_data_config(flags, pretrained_cfg=get_pretrained_cfg(model).to_dict())['input_size'][-1]
+        assert given == f'{safe_model_name(model)}-{size}'
