@@ -53,17 +53,18 @@ def main(argv: List[str]) -> None:
     parser.rules = rules_of('bench')
     parser.examples, parser.next_steps = EXAMPLES, NEXT
     parser.add_argument('--data-dir', metavar='DIR', help='your own images: an ImageNet-style tree, its train folder')
-    parser.add_argument('--images', type=int, default=200, metavar='N', help='number of images (200)')
-    parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds; medians are over them (5)')
+    parser.add_argument('--images', type=int, default=200, metavar='N', help='number of images')
+    parser.add_argument('--rounds', type=int, default=5, metavar='N', help='number of rounds, whose median is printed')
     parser.add_argument('--preset', metavar='NAME', help='the whole pipeline of a recipe, on both sides: augmentation, '
                         'mixup, image size (`seresnet-timm recipes` lists them); without it, crop and flip')
-    parser.add_argument('--img-size', type=int, metavar='N', help="224; with --preset, the recipe's")
-    parser.add_argument('-b', '--batch-size', type=int, default=32, metavar='N', help='32')
+    parser.add_argument('--img-size', type=int, metavar='N',
+        help="side of the images in pixels (default: 224, with --preset the recipe's)")
+    parser.add_argument('-b', '--batch-size', type=int, default=32, metavar='N', help='images per batch')
     parser.add_argument('--target', type=float, default=10400, metavar='R',
-                        help='images/s that cores are counted for (10400: 8 Ascend 910B)')
+                        help='images/s for which the needed cores are computed; 8 Ascend 910B need 10400')
     parser.add_argument('--workers', type=int, default=0, metavar='N',
-                        help='compare N worker threads with N worker processes as well')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+                        help='also compare N worker threads with N worker processes')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to FILE')
     args = parser.parse_args(argv)
     for name in ('images', 'rounds', 'img_size', 'batch_size'):
         if (getattr(args, name) or 1) < 1 or getattr(args, name) == 0:

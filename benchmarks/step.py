@@ -47,23 +47,27 @@ def main(argv: List[str]) -> None:
         description="Measure a training step, its memory and evaluation against timm's seresnet50 in the same run.")
     parser.rules = rules_of('bench')
     parser.examples, parser.next_steps = EXAMPLES, NEXT
-    parser.add_argument('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda, cpu')
+    parser.add_argument('--device', default='auto', metavar='D',
+        help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
     parser.add_argument('--model', default='seresnet50_ascend', metavar='M', help='model of this package')
     parser.add_argument('--timm-model', '--rival', default='seresnet50', metavar='M', help='timm model to compare with')
-    parser.add_argument('--without-se', default='resnet50', metavar='M', help='the same timm model without SE')
-    parser.add_argument('-b', '--batch-size', type=int, metavar='N', help='8 on a CPU, else 128')
-    parser.add_argument('--img-size', type=int, default=224, metavar='N', help='224')
-    parser.add_argument('--rounds', type=int, metavar='N', help='rounds; medians are over them (5 on a CPU, else 50)')
+    parser.add_argument('--without-se', default='resnet50', metavar='M',
+        help='the timm model without SE, to measure what SE costs')
+    parser.add_argument('-b', '--batch-size', type=int, metavar='N',
+        help='images per step (default: 8 on a CPU, else 128)')
+    parser.add_argument('--img-size', type=int, default=224, metavar='N', help='side of the images in pixels')
+    parser.add_argument('--rounds', type=int, metavar='N',
+        help='number of rounds, whose median is printed (default: 5 on a CPU, else 50)')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
-    parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='float16')
-    parser.add_argument('--torchcompile', action='store_true', help='measure this package compiled by inductor too')
-    parser.add_argument('--graph', action='store_true', help='measure this package with its kernels captured too')
-    parser.add_argument('--profile', action='store_true', help='print the operators that take most of the time, too')
+    parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='dtype of --amp')
+    parser.add_argument('--torchcompile', action='store_true', help='also measure this package compiled by inductor')
+    parser.add_argument('--graph', action='store_true', help='also measure this package with its kernels captured')
+    parser.add_argument('--profile', action='store_true', help='also print the operators that take most of the time')
     parser.add_argument('--count', action='store_true',
                         help='count launches, bytes and FLOPs of a training step instead; needs no device')
     parser.add_argument('--roofline', action='store_true',
                         help='with --count: images/s that published peaks of Ascend 910, A2 and H100 allow, computed')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to FILE')
     args = parser.parse_args(argv)
     measure.check_json(args.json)
     if args.count or args.roofline:

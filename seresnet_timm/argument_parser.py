@@ -8,6 +8,7 @@ import difflib
 import functools
 import math
 import re
+import textwrap
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
@@ -106,6 +107,9 @@ class ArgumentParser(argparse.ArgumentParser):
     examples: Sequence[str] = ()
     next_steps: Sequence[str] = ()
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{'formatter_class': HelpFormatter, **kwargs})
+
     def format_help(self) -> str:
         return guide(super().format_help(), self.examples, self.next_steps)
 
@@ -161,6 +165,35 @@ def guide(text: str, examples: Sequence[str], next_steps: Sequence[str]) -> str:
         f'{title}:\n' + ''.join(f'  {line}\n' for line in lines) if lines else ''
         for title, lines in (('Examples' if len(examples) > 1 else 'Example', examples), ('Next', next_steps)))
     return '\n'.join(part for part in (before, text, after) if part)
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds the default of a flag to its help, unless the text has it, or there is none; breaks no flag at a hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> List[str]:
+        return textwrap.wrap(' '.join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.indent('\n'.join(self._split_lines(text, width - len(indent))), indent)
+
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+        text = action.help
+        has_default = action.option_strings and action.nargs != 0 and not isinstance(action.default, (bool, dict))
+        if not text or not has_default or action.default in (None, '', [], argparse.SUPPRESS):
+            return text
+        default = in_words(action.default).replace('%', '%%')
+        if re.search(r'%\(default\)|\bdefault: ', text):
+            return text
+        return f'{text} (default: {default})'
+
+
+def in_words(value: Any) -> str:
+    """A default as it is typed."""
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    if isinstance(value, (list, tuple)):
+        return ' '.join(map(in_words, value)) or 'none'
+    return 'none' if value in (None, '', {}) else f'{value:g}' if isinstance(value, float) else str(value)
 
 
 class KeyValues(argparse.Action):

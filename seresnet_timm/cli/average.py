@@ -20,10 +20,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='checkpoints of the last epochs that the run has kept (default: all that have a number)')
     arg('--out', metavar='FILE', help='file to write (default: averaged.pth.tar beside the checkpoints)')
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
-        help='average the moving averages of the weights, or the raw weights (raw)')
+        help='average the moving averages of the weights, or the raw weights (default: raw)')
     arg('--data-dir', metavar='DIR',
-        help="data of the run, to compute BatchNorm's statistics from its training images (default: averaged)")
-    arg('-b', '--batch-size', type=int, metavar='N', help="images of a batch, with --data-dir (default: the run's)")
+        help="data of the run, to compute BatchNorm's statistics from its training images (default: the mean of the "
+             'checkpoints)')
+    arg('-b', '--batch-size', type=int, metavar='N', help="images per batch, with --data-dir (default: the run's)")
     arg('-j', '--workers', type=int, metavar='N', help="loader workers, with --data-dir (default: the run's)")
     arg('--device', default='auto', help='device, with --data-dir: auto, npu, cuda or cpu')
 

@@ -10,9 +10,9 @@ from seresnet_timm.argument_parser import ArgumentParser, guide
 from seresnet_timm.errors import UsageError, did_you_mean
 
 BENCHES: Dict[str, str] = {
-    'data': 'images/s a core of the loader and of the timm loader, and the cores that a target needs',
-    'step': 'images/s and memory of a training step and of timm seresnet50',
-    'end2end': 'a whole training from image files, here and with train.py of timm',
+    'data': 'images/s per core of this loader and of the timm loader, and the cores that a rate needs',
+    'step': 'images/s and memory of a training step, compared with timm seresnet50',
+    'end2end': 'a whole training from image files, compared with train.py of timm',
 }
 FOLDER = Path(__file__).resolve().parents[2] / 'benchmarks'
 

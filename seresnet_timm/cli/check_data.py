@@ -22,14 +22,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('dir', metavar='DIR', help='root of the dataset, with train/<class>/* and val/<class>/* in it; or one split')
     arg('--json', nargs='?', const='-', metavar='FILE', help='write all findings as JSON, to stdout without FILE')
     arg('--csv', nargs='?', const='-', metavar='FILE', help='write all findings as CSV, to stdout without FILE')
-    arg('--ignore', nargs='+', default=[], metavar='KIND', help='kinds of findings to leave out: column 1 of --csv')
+    arg('--ignore', nargs='+', default=[], metavar='KIND',
+        help='kinds of findings to leave out: their names are in column 1 of --csv')
     arg('--min-images', type=int, default=10, metavar='N',
-        help='name classes with fewer training images (%(default)s)')
-    arg('--train-split', default='train', metavar='NAME', help='name of the training split (%(default)s)')
+        help='report classes with fewer training images than this (default: %(default)s)')
+    arg('--train-split', default='train', metavar='NAME', help='name of the training split (default: %(default)s)')
     arg('--val-split', default='validation', metavar='NAME',
-        help="name of the validation split (%(default)s, which finds 'val' too)")
-    arg('--class-map', metavar='FILE', help='file with the folders that count, as for train')
-    arg('-j', '--workers', type=int, metavar='N', help='threads (one a core)')
+        help="name of the validation split (default: %(default)s, which finds 'val' too)")
+    arg('--class-map', metavar='FILE', help='file with the folders that are classes, as for train')
+    arg('-j', '--workers', type=int, metavar='N', help='threads (default: one per core)')
     arg('--restart', action='store_true', help='read all images again, not only those that an interrupted check left')
 
 

@@ -45,12 +45,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='the tested device: auto (npu, else cuda, else cpu), npu, cuda or cpu')
     arg('--precision', choices=('float32', 'float16', 'bfloat16', 'amp'), default='float32',
         help='number format of the tested side: float16 and bfloat16 convert weights and values, amp is autocast '
-             '(%(default)s)')
+             '(default: %(default)s)')
     arg('--amp-dtype', choices=('float16', 'bfloat16'), default='float16',
-        help='number format of --precision amp (%(default)s)')
-    arg('--loss-scale', type=float, metavar='S', help='factor of the loss, for gradients in float16 (1024)')
+        help='number format of --precision amp (default: %(default)s)')
+    arg('--loss-scale', type=float, metavar='S', help='factor of the loss, for gradients in float16 (default: 1024)')
     arg('--hf32', action='store_true', help='allow HF32 on npu and TF32 on cuda for float32, as a training does')
-    arg('--reference-device', default='cpu', metavar='D', help='device of the reference, in float32 (%(default)s)')
+    arg('--reference-device', default='cpu', metavar='D',
+        help='device of the reference, in float32 (default: %(default)s)')
     arg('--lean-se', action='store_true', help='the ends of residual blocks as one operation, as in a training; they '
         'are not compared one by one then')
     arg('--eval', action='store_true', help='modules in evaluation mode, not in training mode')
@@ -61,12 +62,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     arg = parser.add_argument_group('batch').add_argument
     arg('--data-dir', metavar='DIR', help='folder of images, at any depth; without it random numbers')
-    arg('-b', '--batch-size', type=int, metavar='N', help='number of images (2; 8 below 128 pixels)')
-    arg('--seed', type=int, default=42, metavar='N', help='seed of the random batch, classes and weights (%(default)s)')
+    arg('-b', '--batch-size', type=int, metavar='N',
+        help='number of images (default: 2; 8 for images below 128 pixels)')
+    arg('--seed', type=int, default=42, metavar='N',
+        help='seed of the random batch, classes and weights (default: %(default)s)')
 
     arg = parser.add_argument_group('output').add_argument
     arg('--rtol', type=float, metavar='X', help='one relative tolerance for all values, instead of those below')
-    arg('--top', type=int, default=10, metavar='N', help='places in each table of largest errors (%(default)s)')
+    arg('--top', type=int, default=10, metavar='N',
+        help='places in each table of largest errors (default: %(default)s)')
     arg('--json', action='store_true', help='print one JSON object with all places instead of text')
 
 

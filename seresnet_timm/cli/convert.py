@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('target', metavar='OUT', help='file to write')
     arg('--to', metavar='FORMAT', help='timm, modelzoo or safetensors; default: by the suffix of OUT')
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
-        help='take the moving average of the weights, or the raw weights (raw)')
+        help='take the moving average of the weights, or the raw weights (default: raw)')
     arg('--dtype', metavar='D', help='float32, float16 or bfloat16; default: no change')
     arg('--network', metavar='PREFIX', help='key or prefix of the network to take, in a file with several')
     arg('--model', metavar='NAME', help='timm name of the model, if the weights do not tell it')

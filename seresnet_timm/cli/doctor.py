@@ -20,12 +20,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--operators', action='store_true',
         help='list the operators that the recipes reach on the NPU, and whether the installed torch_npu has a kernel '
         'for each; exit code 1 if one runs on the CPU')
-    arg('--seconds', type=float, default=5, metavar='S', help='length of the smoke test (%(default)s)')
+    arg('--seconds', type=float, default=5, metavar='S',
+        help='length of the smoke test, in seconds (default: %(default)s)')
     arg('--stress', action='store_true',
         help="let torch_npu's stress detection look for faults of the hardware too: minutes for each NPU, on which "
              'nothing else may run')
     arg('--timeout', type=float, default=180, metavar='S',
-        help='time limit of the smoke test; it has failed if it takes longer (%(default)s)')
+        help='time limit of the smoke test, in seconds; it fails if it takes longer (default: %(default)s)')
 
 
 def run(args: argparse.Namespace) -> None:

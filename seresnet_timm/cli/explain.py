@@ -20,15 +20,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model_argument(parser)
     arg = parser.add_argument
     arg('image', nargs='+', metavar='IMAGE|DIR', help='image files, and folders of images at any depth')
-    arg('--output', default='explained', metavar='DIR', help='new folder for the pictures (%(default)s)')
+    arg('--output', default='explained', metavar='DIR', help='new folder for the pictures (default: %(default)s)')
     arg('--target', metavar='CLASS',
-        help='class of the maps: its name or index (the most likely class of each image)')
+        help='class of the maps: its name or index (default: the most likely class of each image)')
     arg('--maps', type=int, default=50, metavar='N',
-        help='number of maps, of images spread over the list (%(default)s)')
+        help='number of maps; their images are spread over the list (default: %(default)s)')
     arg('--layer', metavar='NAME',
-        help='layer that makes the maps, e.g. layer3 (the last feature map of at least 4 x 4)')
-    arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images a batch (%(default)s)')
-    arg('-j', '--workers', type=int, metavar='N', help='loader workers (by number of images and cores)')
+        help='layer that makes the maps, e.g. layer3 (default: that of the last feature map of at least 4 x 4)')
+    arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images per batch (default: %(default)s)')
+    arg('-j', '--workers', type=int, metavar='N', help='loader workers (default: by number of images and cores)')
     arg('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
 
 

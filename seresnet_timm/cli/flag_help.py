@@ -2,9 +2,9 @@
 import argparse
 import re
 from dataclasses import fields
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
-from seresnet_timm.argument_parser import ArgumentParser, KeyValues, unknown_flag_message
+from seresnet_timm.argument_parser import ArgumentParser, KeyValues, in_words, unknown_flag_message
 from seresnet_timm.engine import flags as script_flags
 from seresnet_timm.engine.values import UNITS, Output, rules_of
 from seresnet_timm.errors import UsageError
@@ -12,6 +12,7 @@ from seresnet_timm.launch.flags import MODELZOO, PREFIX
 from seresnet_timm.runs.settings import RunSettings
 
 DECIDED = ('workers', 'pin_mem', 'channels_last', 'num_classes')  # by device, cores and data, in launch/plan.py
+NO_EFFECT = 'no effect'  # how the help of such a flag of the ModelZoo begins
 SCRIPT_PARSERS = {'train': script_flags.train_parser, 'validate': script_flags.validate_parser}
 
 
@@ -92,9 +93,11 @@ def meaning(verb: str, action: argparse.Action) -> str:
     if isinstance(action, script_flags.TimmOnly):
         return f"a flag of timm's own {verb}.py, which the bundled script does not have: run it with --scripts timm"
     if action.dest.startswith(PREFIX):
-        return f"the ModelZoo's name for: {action.help}"
+        text = str(action.help)
+        return f'a flag of the ModelZoo: {text}' if text.startswith(NO_EFFECT) else f"the ModelZoo's name for: {text}"
     text = action.help if action.help not in (None, argparse.SUPPRESS) else 'not used any more'
-    return text.replace('%(default)s', str(action.default)).replace('%%', '%')
+    text = text.replace('%(default)s', in_words(action.default))
+    return re.sub(r' \(default: [^()]*\)$', '', text).replace('%%', '%')  # told beside it
 
 
 def default(verb: str, parser: ArgumentParser, action: argparse.Action) -> Optional[str]:
@@ -106,30 +109,17 @@ def default(verb: str, parser: ArgumentParser, action: argparse.Action) -> Optio
         return None
     if isinstance(action, argparse._StoreConstAction) and not isinstance(action.const, bool):
         return 'off'
-    value, text = parser.get_default(action.dest), (action.help or '').replace('%%', '%')
+    value = parser.get_default(action.dest)
+    text = (action.help or '').replace('%(default)s', in_words(value)).replace('%%', '%')
     # the text knows it better than the parser
     named = re.search(r'\(default: ([^()]*)\)|(?:^|; )default: ([^();]*)', text)
     if named:
         return named[1] or named[2]
     if action.dest.startswith(PREFIX) or value not in (None, ''):
         return in_words(value)
-    if is_launchers(verb, action) or verb not in SCRIPT_PARSERS:
-        last_words = re.search(r'\(([^()]*)\)$', text)
-        if last_words and action.nargs != '?':
-            return last_words[1]
-        if verb in SCRIPT_PARSERS:
-            value = {f.name: f.default for f in fields(RunSettings)}.get(action.dest)
-    if value is None and 'without it' in text:
-        return 'see the meaning'
+    if is_launchers(verb, action):
+        value = {f.name: f.default for f in fields(RunSettings)}.get(action.dest)
     return in_words(value if isinstance(value, (bool, int, float, str)) else None)
-
-
-def in_words(value: Any) -> str:
-    if isinstance(value, bool):
-        return 'on' if value else 'off'
-    if isinstance(value, (list, tuple)):
-        return ' '.join(map(str, value)) or 'none'
-    return 'none' if value in (None, '', {}) else str(value)
 
 
 def values(verb: str, action: argparse.Action) -> str:
@@ -161,7 +151,7 @@ def modelzoo_names(action: argparse.Action) -> Optional[str]:
     found: List[Tuple[str, str]] = []
     for name, becomes in MODELZOO.items():
         targets = re.findall(r'(?<![\w-])--?[a-z][\w-]*', becomes)
-        if set(targets) & set(action.option_strings) and not becomes.startswith(('nothing', 'the verb')):
+        if set(targets) & set(action.option_strings) and not becomes.startswith((NO_EFFECT, 'the verb')):
             found.append((name, becomes))
     return '; '.join(f'{name} ({becomes})' for name, becomes in found) or None
 

@@ -13,7 +13,7 @@ import traceback
 from types import ModuleType
 from typing import Dict, List, Optional, Sequence
 
-from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, guide
+from seresnet_timm.argument_parser import HELP_FLAGS, ArgumentParser, HelpFormatter, guide
 from seresnet_timm.engine.values import rules_of
 from seresnet_timm.errors import (
     RunError,
@@ -242,7 +242,7 @@ def make_parser(verb: str = '', module: Optional[ModuleType] = None) -> Argument
     parser = VerbsParser(
         prog='seresnet-timm', usage='seresnet-timm <verb> [options]',
         description=f'seresnet-timm {__version__}: train SE-ResNet on Ascend NPUs, GPUs and CPUs with timm',
-        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=22))
+        formatter_class=functools.partial(HelpFormatter, max_help_position=22))
     parser.examples, parser.next_steps = EXAMPLES, NEXT
     parser.add_argument('-V', '--version', action='version', version=__version__)
     verbs = parser.add_subparsers(metavar='<verb>', parser_class=ArgumentParser)

@@ -15,7 +15,7 @@ def add_model_argument(parser: ArgumentParser) -> None:
     arg('--img-size', type=int, metavar='N', help='image size in pixels')
     arg('--crop-pct', type=float, metavar='P', help='share of the resized image that is kept')
     arg('--use-ema', action='store_true', help='take the moving average of the weights')
-    arg('--class-names', metavar='FILE', help='names of the classes, one a line, in the order of their indices')
+    arg('--class-names', metavar='FILE', help='names of the classes, one per line, in the order of their indices')
 
 
 def load_model(args: argparse.Namespace):

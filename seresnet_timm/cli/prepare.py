@@ -17,10 +17,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('src', metavar='SRC', help='folder of images, at any depth; it is only read')
     arg('dst', metavar='DST', help='folder of the copy')
     arg('--max-side', type=int, default=512, metavar='N',
-        help='reduce images whose longer side has more pixels than this to this size (%(default)s)')
+        help='reduce images whose longer side has more pixels than this to this size (default: %(default)s)')
     arg('--quality', type=int, default=95, metavar='Q',
-        help='JPEG quality of the reduced images, 1 to 100 (%(default)s)')
-    arg('-j', '--workers', type=int, metavar='N', help='threads (one a core)')
+        help='JPEG quality of the reduced images, 1 to 100 (default: %(default)s)')
+    arg('-j', '--workers', type=int, metavar='N', help='threads (default: one per core)')
 
 
 def run(args: argparse.Namespace) -> None:

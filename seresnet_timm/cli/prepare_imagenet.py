@@ -16,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg = parser.add_argument
     arg('--from', dest='source', required=True, metavar='DIR', help='folder of the tar files; it is only read')
     arg('dst', metavar='DST', help='folder to unpack to')
-    arg('--split', choices=('train', 'val', 'both'), default='both', help='splits to unpack (%(default)s)')
+    arg('--split', choices=('train', 'val', 'both'), default='both', help='splits to unpack (default: %(default)s)')
     arg('--check-md5', action='store_true', help='compare the tar files with the official MD5 sums first')
 
 

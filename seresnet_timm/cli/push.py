@@ -22,9 +22,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg('--use-ema', '--ema', action=argparse.BooleanOptionalAction,
         help='push the moving average of the weights, or the raw weights; default: for a run the weights whose top-1 '
              'it reports, for a file the raw ones')
-    arg('--class-names', metavar='FILE', help='names of the classes, one a line, in the order of their indices')
+    arg('--class-names', metavar='FILE', help='names of the classes, one per line, in the order of their indices')
     arg('--private', action='store_true', help='make the repository private')
-    arg('--revision', metavar='BRANCH', help='branch (main, and on ModelScope master)')
+    arg('--revision', metavar='BRANCH', help='branch (default: main, and on ModelScope master)')
     arg('--tag', metavar='TAG', help='tag for the new commit')
     arg('--message', metavar='TEXT', help='commit message')
 

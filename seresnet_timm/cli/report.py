@@ -22,17 +22,17 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--data-dir the validation images are predicted: confusion matrix, top-1 of each class, worst images.')
     parser.add_argument('run', nargs='+', metavar='RUN', help='output folder of a run')
     arg = parser.add_argument
-    arg('--output', metavar='DIR', help='folder for all pictures (that of each run)')
+    arg('--output', metavar='DIR', help='folder for all pictures (default: the folder of each run)')
     arg('--html', metavar='FILE', help='write everything as one page that opens without network')
-    for kind, what in (('markdown', 'the tables of runs and classes as Markdown'), ('csv', 'one row a run as CSV'),
+    for kind, what in (('markdown', 'the tables of runs and classes as Markdown'), ('csv', 'one row per run as CSV'),
                        ('json', 'runs, epochs and classes as JSON')):
         arg(f'--{kind}', nargs='?', const='-', metavar='FILE', help=f'write {what}, to stdout without FILE')
     arg = parser.add_argument_group('validation images').add_argument
     arg('--data-dir', metavar='DIR', help='dataset whose validation split the best model of each run predicts')
-    arg('--val-split', metavar='NAME', help="name of the split (that of the run, else 'validation' or 'val')")
-    arg('--worst', type=int, default=24, metavar='N', help='number of worst images to show (%(default)s)')
-    arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images a batch (%(default)s)')
-    arg('-j', '--workers', type=int, metavar='N', help='loader workers (by number of images and cores)')
+    arg('--val-split', metavar='NAME', help="name of the split (default: that of the run, else 'validation' or 'val')")
+    arg('--worst', type=int, default=24, metavar='N', help='number of worst images to show (default: %(default)s)')
+    arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images per batch (default: %(default)s)')
+    arg('-j', '--workers', type=int, metavar='N', help='loader workers (default: by number of images and cores)')
     arg('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
 
 

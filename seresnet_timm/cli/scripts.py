@@ -15,7 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.description = ("Show which train.py and validate.py are used, and why. `scripts fetch` downloads timm's. "
                           'Bundled scripts are used without them.')
     parser.add_argument('--scripts', default='auto', metavar='WHICH',
-                        help='auto, timm, bundled, or a path (%(default)s)')
+                        help='auto, timm, bundled, or a path (default: %(default)s)')
     fetch = parser.add_subparsers(dest='action', title='actions', metavar='[fetch]').add_parser(
         'fetch', help="download timm's train.py and validate.py",
         description="Download timm's train.py and validate.py of a release, check their SHA-256, and keep them.")

@@ -22,11 +22,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     arg = parser.add_argument
     arg('dir', metavar='DIR', help='folder with a folder of images for each class in it; without a validation split')
     arg('out', nargs='?', metavar='OUT', help='folder to make (default: DIR-split)')
-    arg('--val', type=float, default=0.1, metavar='P', help='share of every class for validation (%(default)s)')
-    arg('--seed', type=int, default=42, metavar='N', help='another number chooses other images (%(default)s)')
+    arg('--val', type=float, default=0.1, metavar='P',
+        help='share of every class for validation (default: %(default)s)')
+    arg('--seed', type=int, default=42, metavar='N',
+        help='seed of the choice; another number chooses other images (default: %(default)s)')
     arg('--links', choices=('symbolic', 'hard'), default='symbolic',
         help='symbolic: links with relative paths, which break when only DIR is moved; hard: further names of the same '
-             'files, on the same file system (%(default)s)')
+             'files, on the same file system (default: %(default)s)')
     arg('--dry-run', action='store_true', help='check everything, print the counts, write nothing')
 
 

@@ -25,11 +25,13 @@ def help_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog='seresnet-timm tune', description=DESCRIPTION, usage='seresnet-timm tune [options] [flags of train]',
         allow_abbrev=False)
-    parser.add_argument('--tuned-file', default='tuned.yaml', metavar='FILE', help='the file to write (tuned.yaml)')
-    parser.add_argument('--seconds', type=float, default=120, metavar='S', help='how long to measure, about (120)')
+    parser.add_argument('--tuned-file', default='tuned.yaml', metavar='FILE',
+        help='the file to write (default: tuned.yaml)')
+    parser.add_argument('--seconds', type=float, default=120, metavar='S',
+        help='how long to measure, in seconds, about (default: 120)')
     parser.add_argument('--allow', default='', metavar='NAMES',
-                        help='take these too if they are faster: batch-size, precision, internal-format; '
-                             'several with commas')
+                        help='also take these, which change the numbers, if they are faster: batch-size, precision, '
+                             'internal-format; several with commas')
     parser.examples, parser.next_steps = EXAMPLES, NEXT
     return parser
 

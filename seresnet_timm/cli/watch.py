@@ -17,8 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         'Show how far a run is, when it will end, its metrics and faults, and whether it still runs, until it is over.'
         ' Exit code: 0 finished, 1 failed, stopped or crashed; with --once also 0 for a run in progress.')
     parser.add_argument('run', metavar='RUN', help='folder of a run, or a folder of runs: the newest of them')
-    parser.add_argument('--once', action='store_true', help='print how it is now, and end')
-    parser.add_argument('--interval', metavar='SEC', type=float, default=2., help='seconds between two updates (2)')
+    parser.add_argument('--once', action='store_true', help='print the state once, and exit')
+    parser.add_argument('--interval', metavar='SEC', type=float, default=2.,
+        help='seconds between two updates (default: 2)')
 
 
 def run(args: argparse.Namespace) -> None:

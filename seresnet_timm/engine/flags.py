@@ -62,8 +62,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--train-split', metavar='NAME', default='train', help='training split, a folder of the root')
     arg('--val-split', metavar='NAME', default='validation',
         help="validation split, a folder of the root; 'validation' finds 'val' too; '' trains without evaluation")
-    arg('--train-num-samples', type=int, metavar='N', help='length of an iterable training split')
-    arg('--val-num-samples', type=int, metavar='N', help='length of an iterable validation split')
+    arg('--train-num-samples', type=int, metavar='N', help='number of images of a training split that is a stream')
+    arg('--val-num-samples', type=int, metavar='N', help='number of images of a validation split that is a stream')
 
     group = parser.add_argument_group('Model')
     arg = group.add_argument
@@ -72,13 +72,14 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--pretrained-path', metavar='PATH', help='start from this file, adapting the classifier as for --pretrained')
     arg('--initial-checkpoint', metavar='PATH', default='', help='load these weights after the model is created')
     arg('--resume', metavar='PATH', default='',
-        help="continue a run from this checkpoint, where it was saved; auto: from the newest one of the run's folder")
+        help="continue a run exactly where this checkpoint was saved; auto: the newest checkpoint in the run's folder")
     arg('--no-resume-opt', action='store_true', help='resume the weights only, with a fresh optimizer')
     _add_model_shape(group)
     arg('--head-init-scale', type=float, help="factor for the classifier's initial weights")
     arg('--head-init-bias', type=float, help="the classifier's initial bias")
     arg('-b', '--batch-size', type=int, default=128, metavar='N', help='training images per process and step')
-    arg('-vb', '--validation-batch-size', type=int, metavar='N', help='default: --batch-size')
+    arg('-vb', '--validation-batch-size', type=int, metavar='N',
+        help='validation images per process and step (default: --batch-size)')
     arg('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per optimizer step')
     arg('--grad-checkpointing', action='store_true', help='recompute activations to save memory')
     _add_execution(group)
@@ -86,8 +87,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     group = parser.add_argument_group('Device and precision')
     arg = group.add_argument
     _add_device(group)
-    arg('--no-ddp-bb', action='store_true', help='DDP does not broadcast buffers from rank 0 every step')
-    arg('--synchronize-step', action='store_true', help='wait for the device after every step (exact step times)')
+    arg('--no-ddp-bb', action='store_true', help='do not broadcast buffers from rank 0 in every step (DDP)')
+    arg('--synchronize-step', action='store_true', help='wait for the device after every step, for exact step times')
     arg('--local_rank', type=int, default=0, help=argparse.SUPPRESS)  # torchrun sets the environment instead
 
     group = parser.add_argument_group('Optimizer')
@@ -100,11 +101,13 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--momentum', type=float, default=0.9, help='momentum of the optimizer')
     arg('--weight-decay', type=float, default=2e-5,
         help='weight decay; biases and BatchNorm are exempt unless --opt-kwargs filter_bias_and_bn=False')
-    arg('--clip-grad', type=float, metavar='NORM', help='gradient clipping (default: none)')
+    arg('--clip-grad', type=float, metavar='NORM',
+        help='largest gradient norm, or value: see --clip-mode (default: no clipping)')
     arg('--clip-mode', default='norm', choices=('norm', 'value', 'agc'),
-        help='clip by the norm of all gradients, by value, or by the norm of each weight (agc)')
-    arg('--layer-decay', type=float, help='learning rate decay from layer to layer')
-    arg('--layer-decay-min-scale', type=float, default=0, help='the least factor of --layer-decay')
+        help='how --clip-grad clips: norm of all gradients, value, or agc: adaptively, by the norm of each weight')
+    arg('--layer-decay', type=float,
+        help='factor for the learning rate from each layer to the one below it (default: none)')
+    arg('--layer-decay-min-scale', type=float, default=0, help='smallest factor of --layer-decay')
     arg('--layer-decay-no-opt-scale', type=float,
         help='layers whose factor of --layer-decay is below this are not trained')
     arg('--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further optimizer arguments')
@@ -112,12 +115,13 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     group = parser.add_argument_group('Learning rate schedule')
     arg = group.add_argument
     arg('--sched', default='cosine', metavar='NAME', help='a timm schedule: cosine, tanh, step, multistep, poly, wsd')
-    arg('--sched-on-updates', action='store_true', help='step the schedule every update, not every epoch')
-    arg('--lr', type=float, help='learning rate; without it lr-base x global batch size / lr-base-size')
+    arg('--sched-on-updates', action='store_true', help='change the learning rate every update, not every epoch')
+    arg('--lr', type=float, help='learning rate (default: --lr-base x global batch size / --lr-base-size)')
     arg('--lr-base', type=float, default=0.1,
         help='learning rate for a global batch of --lr-base-size images, without --lr')
     arg('--lr-base-size', type=int, default=256, help='global batch size that --lr-base is for')
-    arg('--lr-base-scale', default='', metavar='KIND', help="'linear' or 'sqrt'; by optimizer if empty")
+    arg('--lr-base-scale', default='', metavar='KIND',
+        help='how --lr-base scales with the batch size: linear or sqrt (default: by optimizer)')
     arg('--lr-noise', type=float, nargs='+', metavar='PCT',
         help='part of the epochs in which noise is added to the learning rate: its start, or start and end')
     arg('--lr-noise-pct', type=float, default=0.67, help='largest share by which the noise changes the learning rate')
@@ -126,16 +130,17 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
         help='factor for the length of a cycle of the schedule after each cycle')
     arg('--lr-cycle-decay', type=float, default=0.5, help='factor for the learning rate of a cycle after each cycle')
     arg('--lr-cycle-limit', type=int, default=1, help='number of cycles of the schedule')
-    arg('--lr-k-decay', type=float, default=1.0, help='exponent of the position in a cosine or poly cycle (k-decay)')
+    arg('--lr-k-decay', type=float, default=1.0, help='k-decay: exponent of the position in a cosine or poly cycle')
     arg('--warmup-lr', type=float, default=1e-5, help='learning rate at the start of the warm-up')
     arg('--min-lr', type=float, default=0, help='learning rate at the end of the schedule')
     arg('--epochs', type=int, default=300, metavar='N',
         help='epochs of the schedule; --cooldown-epochs, and with --warmup-prefix the warm-up, are added')
-    arg('--epoch-repeats', type=float, default=0., metavar='N', help='dataset repeats per epoch (iterable datasets)')
+    arg('--epoch-repeats', type=float, default=0., metavar='N',
+        help='repetitions of the dataset in an epoch, for datasets that are streams; 0: none')
     arg('--start-epoch', type=int, metavar='N', help='number of the first epoch; overrides that of --resume')
     arg('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH',
         help='epochs at which --sched multistep multiplies the learning rate by --decay-rate')
-    arg('--decay-epochs', type=float, default=90, help='epochs between two such steps of --sched step')
+    arg('--decay-epochs', type=float, default=90, help='epochs between two steps of --sched step')
     arg('--warmup-epochs', type=int, default=5, metavar='N',
         help='epochs in which the learning rate rises from --warmup-lr')
     arg('--warmup-prefix', action='store_true', help='warm-up epochs come before --epochs, not within them')
@@ -143,17 +148,19 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--patience-epochs', type=int, default=10, metavar='N',
         help='epochs without a better metric after which --sched plateau lowers the learning rate')
     arg('--decay-rate', '--dr', type=float, default=0.1,
-        help='factor for the learning rate, of --sched step, multistep, plateau and poly (its exponent)')
+        help='factor for the learning rate, of --sched step, multistep and plateau; exponent of poly')
 
     group = parser.add_argument_group('Augmentation and regularization')
     arg = group.add_argument
     arg('--no-aug', action='store_true', help='only resize training images')
     arg('--train-crop-mode', metavar='MODE',
         help='random crop: rrc (resized crop), rkrc or rkrr (keep the ratio, then crop)')
-    arg('--scale', type=float, nargs='+', default=[0.08, 1.0], help='area of the random crop')
-    arg('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.], help='aspect ratio of the random crop')
-    arg('--hflip', type=float, default=0.5, metavar='P', help='horizontal flip')
-    arg('--vflip', type=float, default=0., metavar='P', help='vertical flip')
+    arg('--scale', type=float, nargs='+', default=[0.08, 1.0],
+        help='share of the area of the image that the random crop covers: smallest and largest')
+    arg('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.],
+        help='width / height of the random crop: smallest and largest')
+    arg('--hflip', type=float, default=0.5, metavar='P', help='probability of a horizontal flip')
+    arg('--vflip', type=float, default=0., metavar='P', help='probability of a vertical flip')
     arg('--color-jitter', type=float, default=0.4, metavar='F',
         help='strength of the changes of brightness, contrast and saturation')
     arg('--color-jitter-prob', type=float, metavar='P', help='probability of --color-jitter (default: always)')
@@ -161,31 +168,34 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--gaussian-blur-prob', type=float, metavar='P', help='probability of a blurred image')
     arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'; "
         "'ta_wide' is torchvision's TrivialAugment")
-    arg('--aug-repeats', type=float, default=0, help='repeated augmentation (several processes only)')
-    arg('--aug-splits', type=int, default=0, metavar='N', help='augmentation splits, 0 or at least 2')
+    arg('--aug-repeats', type=float, default=0,
+        help='repetitions of each image in an epoch, with another augmentation; 0: none; several processes only')
+    arg('--aug-splits', type=int, default=0, metavar='N',
+        help='parts of a batch with separate augmentation; 0: none, else at least 2')
     arg('--jsd-loss', action='store_true', help='Jensen-Shannon divergence over the augmentation splits')
     arg('--bce-loss', action='store_true', help='binary cross entropy')
     arg('--bce-sum', action='store_true', help='sum the binary cross entropy over the classes, not their mean')
     arg('--bce-target-thresh', type=float, help='targets above this become 1 for --bce-loss, others 0')
     arg('--bce-pos-weight', type=float, help='weight of the classes that are present for --bce-loss')
-    arg('--reprob', type=float, default=0., metavar='P', help='random erasing')
+    arg('--reprob', type=float, default=0., metavar='P', help='probability that a random area is erased')
     arg('--remode', default='pixel', metavar='MODE',
-        help='what erased areas are filled with: const (black), rand (one colour), pixel (noise)')
-    arg('--recount', type=int, default=1, metavar='N', help='number of erased areas')
+        help='fill of erased areas: const is black, rand one colour, pixel noise')
+    arg('--recount', type=int, default=1, metavar='N', help='largest number of erased areas per image')
     arg('--resplit', action='store_true', help='no random erasing in the first augmentation split')
-    arg('--mixup', type=float, default=0.0, metavar='ALPHA', help='alpha of mixup, which blends two images; 0: none')
+    arg('--mixup', type=float, default=0.0, metavar='ALPHA', help='alpha of mixup, which blends two images; 0: off')
     arg('--cutmix', type=float, default=0.0, metavar='ALPHA',
-        help='alpha of cutmix, which pastes a part of another image; 0: none')
+        help='alpha of cutmix, which pastes a part of another image; 0: off')
     arg('--cutmix-minmax', type=float, nargs='+', metavar='RATIO',
         help='least and largest share of the side that cutmix pastes, instead of --cutmix')
     arg('--mixup-prob', type=float, default=1.0, metavar='P', help='probability that a batch has mixup or cutmix')
     arg('--mixup-switch-prob', type=float, default=0.5, metavar='P', help='probability of cutmix, where both are on')
     arg('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem', 'half'),
-        help='what is mixed alike: a batch, pairs of images, or each image')
-    arg('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixup from this epoch on')
-    arg('--smoothing', type=float, default=0.1, help='label smoothing')
+        help='what gets the same mixing: the whole batch, pairs of images, each image, or half of the batch')
+    arg('--mixup-off-epoch', type=int, default=0, metavar='N',
+        help='epoch from which mixup and cutmix are off; 0: never')
+    arg('--smoothing', type=float, default=0.1, help='label smoothing: share of the target that all classes get')
     arg('--train-interpolation', default='random', metavar='NAME', help='resize filter in training')
-    arg('--drop', type=float, default=0.0, metavar='P', help='dropout')
+    arg('--drop', type=float, default=0.0, metavar='P', help='probability of dropout')
     arg('--drop-connect', type=float, metavar='P', help=argparse.SUPPRESS)
     arg('--drop-path', type=float, metavar='P', help='probability that a residual branch is left out')
     arg('--drop-block', type=float, metavar='P', help='probability that an area of features is set to 0')
@@ -201,7 +211,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--train-size-schedule', default='constant', choices=('constant', 'progressive'),
         help='draw from all sizes in every epoch, or go from the first to the last over --epochs')
     arg('--train-size-schedule-spread', type=float, default=0.65, metavar='S',
-        help='standard deviation of the size that --train-size-schedule progressive draws, in sizes; 0: one an epoch')
+        help='standard deviation of the size that --train-size-schedule progressive draws, in steps of the list of '
+             'sizes; 0: one size per epoch')
     arg('--train-size-random-mix', type=float, default=0.1, metavar='P',
         help='share of the batches whose size --train-size-schedule progressive draws from all')
     arg('--train-batches-per-epoch', '--train-steps-per-epoch', type=int, metavar='N',
@@ -231,34 +242,35 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
         help='teacher: a timm name with pretrained weights, hf-hub:org/name, modelscope:org/name, a checkpoint, '
              'or the folder of a run')
     arg('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'),
-        help='what the student learns from it: its outputs, its features, or its outputs with a second classifier')
+        help='what the student learns from the teacher: its outputs, its features, or its outputs with a second '
+             'classifier')
     arg('--kd-loss-type', default='kl', choices=('kl',), help='loss of logit distillation: Kullback-Leibler divergence')
     arg('--distill-loss-weight', type=float, metavar='W',
         help='weight of the distillation (default: 1, or 1 - --task-loss-weight where that is given alone)')
     arg('--task-loss-weight', type=float, metavar='W', help="weight of the student's own loss (default: 1)")
     arg('--kd-temperature', type=float, default=4.0, metavar='T',
-        help='divisor of the outputs of both before the softmax')
+        help='temperature: divisor of the outputs of teacher and student before the softmax')
     arg('--kd-student-feature-dim', type=int, metavar='N', help="length of the student's features (default: found)")
     arg('--kd-teacher-feature-dim', type=int, metavar='N', help="length of the teacher's features (default: found)")
     arg('--kd-token-distill-type', default='soft', choices=('soft', 'hard'),
-        help="token distillation from the teacher's probabilities (soft) or its best class (hard)")
+        help="target of token distillation: soft is the teacher's probabilities, hard its best class")
 
     group = parser.add_argument_group('Run')
     arg = group.add_argument
     arg('--seed', type=int, default=42, help='seed of all random numbers; each process adds its rank')
     arg('--worker-seeding', default='all', metavar='MODE',
-        help="what a worker's seed sets: all (Python, NumPy and torch) or part (NumPy)")
+        help='random generators that a worker seeds: all is Python, NumPy and torch, part is NumPy only')
     arg('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
     arg('--val-interval', type=int, default=1, metavar='N', help='epochs between evaluations')
-    arg('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery checkpoints')
-    arg('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
+    arg('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery checkpoints; 0: none')
+    arg('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep, the best ones')
     _add_loader(group)
     arg('--use-multi-epochs-loader', action='store_true', help='keep the loader running between epochs')
     arg('--save-images', action='store_true', help='save a batch of training images every log interval')
     arg('--output', metavar='DIR', default='', help='folder of runs (default: ./output/train)')
     arg('--experiment', metavar='NAME', default='', help='folder of this run (default: date-model-size)')
     arg('--eval-metric', default='top1', metavar='NAME', help='metric that selects the best checkpoint')
-    arg('--tta', type=int, default=0, metavar='N', help='test-time augmentation factor')
+    arg('--tta', type=int, default=0, metavar='N', help='factor of test-time augmentation (oversampling); 0: off')
     arg('--log-wandb', action='store_true', help='log the epochs to Weights & Biases')
     arg('--wandb-project', help='project of Weights & Biases')
     arg('--wandb-tags', nargs='+', default=[], help='tags of the run in Weights & Biases')
@@ -278,21 +290,23 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg = group.add_argument
     _add_data_source(group)
     arg('--split', metavar='NAME', default='validation', help="split, a folder of the root; finds 'val' too")
-    arg('--num-samples', type=int, metavar='N', help='length of an iterable split')
+    arg('--num-samples', type=int, metavar='N', help='number of images of a split that is a stream')
 
     group = parser.add_argument_group('Model')
     arg = group.add_argument
     arg('-m', '--model', metavar='NAME', default='dpn92', help='model to evaluate')
-    arg('--pretrained', action='store_true', help='default if there is no --checkpoint')
-    arg('--checkpoint', metavar='PATH', default='', help='weights; a folder evaluates every checkpoint in it')
-    arg('--use-ema', action='store_true', help='the moving average of the checkpoint instead of its weights')
+    arg('--pretrained', action='store_true', help="the model's pretrained weights (default without --checkpoint)")
+    arg('--checkpoint', metavar='PATH', default='', help='checkpoint to evaluate; of a folder every checkpoint in it')
+    arg('--use-ema', action='store_true', help='evaluate the moving average of the weights, not the weights themselves')
     _add_model_shape(group, several_sizes=True)
-    arg('--use-train-size', action='store_true', help='the training input size, if the model has a test size')
-    arg('--crop-mode', metavar='MODE', help='squash, border or center')
+    arg('--use-train-size', action='store_true',
+        help="the model's input size in training, where it has another one for tests")
+    arg('--crop-mode', metavar='MODE',
+        help="how an image becomes square: squash, border or center (default: the model's)")
     arg('--crop-border-pixels', type=int, metavar='N', help='border that --crop-mode border cuts off')
     arg('-b', '--batch-size', type=int, default=256, metavar='N', help='images per process and step')
-    arg('--test-pool', action='store_true', help='test-time pooling')
-    arg('--reparam', action='store_true', help='fold reparameterizable branches')
+    arg('--test-pool', action='store_true', help="pool the features of larger images with timm's test-time pooling")
+    arg('--reparam', action='store_true', help='fuse the branches of models that timm can reparameterize')
     _add_execution(group)
 
     group = parser.add_argument_group('Device and precision')
@@ -305,11 +319,12 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--seed', type=int, default=42, help='seed of all random numbers; each process adds its rank')
     arg('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
     _add_loader(group)
-    arg('--results-file', metavar='FILE', default='', help='write the results here')
+    arg('--results-file', metavar='FILE', default='', help='file to write the results to')
     arg('--results-format', default='csv', choices=('csv', 'json'), help='format of --results-file')
     arg('--real-labels', metavar='FILE', default='', help="ImageNet 'real' labels (JSON)")
-    arg('--valid-labels', metavar='FILE', default='', help='class indices to evaluate, one a line')
-    arg('--metrics-avg', choices=('micro', 'macro', 'weighted'), help='also precision, recall and F1 (scikit-learn)')
+    arg('--valid-labels', metavar='FILE', default='', help='class indices to evaluate, one per line')
+    arg('--metrics-avg', choices=('micro', 'macro', 'weighted'),
+        help='also compute precision, recall and F1, averaged so (scikit-learn)')
     arg('--retry', action='store_true', help='halve the batch size when memory runs out')
 
     _add_timm_only(parser, TIMM_ONLY_VALIDATE)
@@ -323,35 +338,37 @@ def _add_config(parser: ArgumentParser) -> None:
 def _add_data_source(group) -> None:
     arg = group.add_argument
     # timm's positional argument, kept for its users
-    arg('data', nargs='?', metavar='DIR', help='root of the dataset (--data-dir is the newer form)')
+    arg('data', nargs='?', metavar='DIR', help='the same as --data-dir')
     arg('--data-dir', metavar='DIR', help='root of the dataset: train/<class>/*, val/<class>/*')
-    arg('--dataset', metavar='NAME', default='', help="'<type>/<name>'; empty for folders of images")
-    arg('--dataset-download', action='store_true', help='download torch/ and tfds/ datasets')
-    arg('--class-map', metavar='FILE', default='', help='file with the folder of every class, a name a line')
-    arg('--input-img-mode', metavar='MODE', help="PIL mode of the images, e.g. 'RGB'")
+    arg('--dataset', metavar='NAME', default='',
+        help='<type>/<name> of a dataset that is not a folder of images, e.g. torch/cifar10, hfds/NAME, wds/')
+    arg('--dataset-download', action='store_true', help='download the dataset, if it is torch/... or tfds/...')
+    arg('--class-map', metavar='FILE', default='', help='text file that names the folder of every class, one per line')
+    arg('--input-img-mode', metavar='MODE', help='Pillow mode of the images (default: RGB, with one channel L)')
     arg('--input-key', metavar='KEY',
         help='name of the images in a Hugging Face dataset, or their suffix in WebDataset tars')
-    arg('--target-key', metavar='KEY', help='name of the classes there, such as label or cls')
-    arg('--dataset-trust-remote-code', action='store_true', help='run the code of a Hugging Face dataset')
+    arg('--target-key', metavar='KEY', help='name of the classes there, e.g. label or cls')
+    arg('--dataset-trust-remote-code', action='store_true', help='allow a Hugging Face dataset to run its own code')
     arg('--mean', type=float, nargs='+', help="mean of the pixels, for normalization (default: the model's)")
     arg('--std', type=float, nargs='+',
         help="standard deviation of the pixels, for normalization (default: the model's)")
-    arg('--interpolation', metavar='NAME', default='', help='resize filter at evaluation')
-    arg('--crop-pct', type=float, help='share of the image that the evaluation crop covers')
+    arg('--interpolation', metavar='NAME', default='', help="resize filter in evaluation (default: the model's)")
+    arg('--crop-pct', type=float, help="share of the image that the evaluation crop covers (default: the model's)")
 
 
 def _add_model_shape(group, several_sizes: bool = False) -> None:
     arg = group.add_argument
     arg('--num-classes', type=int, metavar='N',
         help='number of outputs (default: train: as many as the data has classes; validate: as many as the model has)')
-    arg('--gp', metavar='POOL', help='global pooling')
+    arg('--gp', metavar='POOL',
+        help="global pooling of the features before the classifier, e.g. avg (default: the model's)")
     if several_sizes:
         arg('--img-size', type=int, nargs='+', action=OneOrMore, metavar='N',
-            help='side of the square input; several are evaluated one after the other')
+            help="side of the square input (default: the model's); several are evaluated one after the other")
     else:
-        arg('--img-size', type=int, metavar='N', help='side of the square input')
-    arg('--in-chans', type=int, metavar='N', help='input channels')
-    arg('--input-size', type=int, nargs=3, metavar='N', help='input as channels, height, width')
+        arg('--img-size', type=int, metavar='N', help="side of the square input (default: the model's)")
+    arg('--in-chans', type=int, metavar='N', help="input channels (default: the model's)")
+    arg('--input-size', type=int, nargs=3, metavar='N', help="input as channels, height, width (default: the model's)")
     arg('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further model arguments')
 
 
@@ -360,16 +377,17 @@ def _add_execution(group) -> None:
     arg('--channels-last', action='store_true', help='NHWC memory layout (default: on for ResNets on cpu and cuda)')
     arg('--fast-norm', action='store_true',
         help="timm's faster normalization layers, in lower precision where the device has them")
-    arg('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='torch.compile')
+    arg('--torchcompile', nargs='?', const='inductor', metavar='BACKEND',
+        help='compile the model with torch.compile (BACKEND without a value: inductor)')
     arg('--torchcompile-mode', metavar='MODE', help="mode of torch.compile, e.g. 'max-autotune'")
 
 
 def _add_device(group) -> None:
     arg = group.add_argument
     arg('--device', default='auto', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
-    arg('--device-modules', nargs='+', metavar='MODULE', help='Python modules to import first')
-    arg('--amp', action='store_true', help='mixed precision')
-    arg('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='number format of --amp')
+    arg('--device-modules', nargs='+', metavar='MODULE', help='Python modules to import before the device is used')
+    arg('--amp', action='store_true', help='automatic mixed precision')
+    arg('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='dtype of --amp')
     arg('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the weights, without --amp')
 
 
@@ -377,8 +395,10 @@ def _add_loader(group) -> None:
     arg = group.add_argument
     arg('-j', '--workers', type=int, default=4, metavar='N',
         help='loader workers per process (default: its cores less one, at most 16; on cpu a quarter, at most 4)')
-    arg('--pin-mem', action='store_true', help='page-locked host memory (default: on for npu and cuda)')
-    arg('--no-prefetcher', action='store_true', help='no side stream for the transfer to the device')
+    arg('--pin-mem', action='store_true',
+        help='load images into page-locked host memory (default: on for npu and cuda)')
+    arg('--no-prefetcher', action='store_true',
+        help='copy images to the device in the stream of the training, not in a second one')
 
 
 def _add_timm_only(parser: ArgumentParser, flags: Dict[str, Any]) -> None:

@@ -16,16 +16,16 @@ MODELZOO: Dict[str, str] = {
     '--mom': '--momentum',
     '--wd': '--weight-decay',
     '--print-freq': '--log-interval (train), --log-freq (validate)',
-    '--evaluate': 'the verb validate, --resume becoming --checkpoint',
+    '--evaluate': 'the verb validate, with --checkpoint for --resume',
     '--addr': '--master-addr',
     '--world-size': '--nnodes',
     '--rank': '--node-rank',
     '--device_list': '--nproc, and the visible devices',
     '--gpu': 'index of --device',
     '--opt-level': '--amp-level',
-    '--multiprocessing-distributed': 'nothing: --nproc says how many processes',
-    '--dist-url': 'nothing: torchrun finds its own, or --master-addr and --master-port',
-    '--dist-backend': 'nothing: hccl on npu, nccl on cuda, gloo on cpu',
+    '--multiprocessing-distributed': 'no effect: --nproc sets the number of processes',
+    '--dist-url': 'no effect: --master-addr and --master-port set the address',
+    '--dist-backend': 'no effect: always hccl on npu, nccl on cuda, gloo on cpu',
 }
 PREFIX = 'modelzoo_'  # of the dest of a ModelZoo name
 
@@ -36,70 +36,74 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg = group.add_argument
     arg('--preset', metavar='NAME', help='settings of a recipe as defaults; `seresnet-timm recipes` lists them')
     arg('--device', metavar='D',
-        help='npu, cuda or cpu, or with an index: npu:3; auto: npu, else cuda, else cpu (auto)')
+        help='npu, cuda or cpu, or with an index, e.g. npu:3; auto: npu, else cuda, else cpu (default: auto)')
     arg('--devices', metavar='LIST',
-        help='NPUs or GPUs of this node, one process each: numbers and ranges, such as 0,2-5 (all)')
-    arg('--nproc', metavar='N', help='processes on this node; auto: one a device, one on the CPU (auto)')
-    arg('--nnodes', metavar='N', type=int, help='number of nodes (1)')
-    arg('--node-rank', '--node_rank', metavar='R', type=int, help='number of this node, from 0')
+        help='NPUs or GPUs of this node, one process each: numbers and ranges, such as 0,2-5 (default: all)')
+    arg('--nproc', metavar='N', help='processes on this node; auto: one per device, one on the CPU (default: auto)')
+    arg('--nnodes', metavar='N', type=int, help='number of nodes (default: 1)')
+    arg('--node-rank', '--node_rank', metavar='R', type=int,
+        help='number of this node, from 0 (default: from the scheduler, else 0)')
     arg('--master-addr', '--master_addr', metavar='HOST', help='address of node 0')
-    arg('--master-port', '--master_port', metavar='PORT', type=int, help='port of node 0 (29500)')
+    arg('--master-port', '--master_port', metavar='PORT', type=int, help='port of node 0 (default: 29500)')
     arg('--local-addr', '--local_addr', metavar='ADDR', help='address of this node, on the network of --master-addr')
     arg('--rdzv-timeout', metavar='SEC', type=int,
-        help='how long nodes and ranks wait for each other, in seconds (300)')
+        help='how many seconds nodes and ranks wait for each other (default: 300)')
     arg('--scripts', metavar='WHICH',
-        help="auto, timm (timm's own), bundled, or the path of timm's scripts: `seresnet-timm scripts` (auto)")
-    arg('--loss-scale', metavar='S', type=float, help='fixed loss scale of fp16; dynamic without it or at -1')
+        help="auto, timm (timm's own), bundled, or the path of timm's scripts: `seresnet-timm scripts` (default: auto)")
+    arg('--loss-scale', metavar='S', type=float, help='fixed loss scale of float16 (default: dynamic, as with -1)')
     arg('--amp-level', '--opt-level', metavar='L', choices=('O0', 'O1', 'O2'),
-        help="O0: float32, O1: mixed precision (--amp), O2: fp16 weights with float32 masters; apex's names")
+        help='O0: float32, O1: mixed precision (--amp), O2: float16 weights with float32 copies; names of apex')
     arg('--cpu-affinity', choices=('auto', 'cores', 'none'),
-        help='cores: an equal share of the cores for each process; auto: that on npu, nothing elsewhere (auto)')
+        help='cores: an equal share of the cores for each process; auto: cores on npu, none elsewhere (default: auto)')
     arg('--fast-jpeg', choices=('auto', 'on', 'off'),
-        help="decode of a JPEG only what its crop needs; off: timm's own loading, bit for bit; auto: on if possible "
-             '(auto)')
+        help="on: decode only the part of a JPEG that its crop needs; off: timm's own loading, bit for bit; auto: on "
+             'if possible (default: auto)')
     arg('--fast-step', choices=('auto', 'off'),
         help="auto: the fastest set-up of the step that is correct on the device, printed in the plan; off: timm's own "
-             '(auto)')
+             '(default: auto)')
     arg('--lean-se', choices=('auto', 'on', 'off'),
-        help='SE blocks that compute some activations twice to save memory; auto: where a step would not fit into the '
-             'memory of the device (auto)')
+        help='on: SE blocks compute some activations twice, which saves memory; auto: on where a step would not fit '
+             'into the memory of the device (default: auto)')
     arg('--graph', action='store_true',
         help='train: capture the kernels of a step once and start them together, on cuda and npu; the plan says where '
              'it is not possible (bundled train.py)')
     arg('--fuse-bn', choices=('auto', 'on', 'off'),
-        help='validate: fold BatchNorm into the convolutions; auto: in float32, except on npu (auto)')
+        help='validate: on: fold BatchNorm into the convolutions; auto: on in float32, except on npu (default: auto)')
     arg('--checkpoint-minutes', metavar='MIN', type=float,
-        help='train: save the state in the middle of an epoch every MIN minutes, fractions allowed; 0: never (10)')
+        help='train: save the state in the middle of an epoch every MIN minutes, fractions allowed; 0: never '
+             '(default: 10)')
     arg('--max-bad-steps', metavar='N', type=int,
-        help='end a training after N steps in a row without a finite loss and gradients; such steps are skipped; '
-             'bundled train.py (20)')
+        help='train: end the run after N steps in a row whose loss or gradients are not finite; such steps are '
+             'skipped; only in the bundled train.py (default: 20)')
     arg('--max-bad-images', metavar='N',
-        help='train: end the run when more images than this cannot be read: a number, or a share of the training '
-             'images with %%, of which a small dataset is allowed 10, but not more than a quarter of its own, and at '
-             'least one; 0: none (0.1%%)')
+        help='train: end the run when more images than this cannot be read: a number, or with %% a share of the '
+             'training images; of a small dataset a share allows 10, but at most a quarter of its images, and at '
+             'least one; 0: none (default: 0.1%%)')
     arg('--data-timeout', metavar='SEC', type=float,
-        help='how long to wait for the data folder when it is gone, such as a network drive; 0: end at once (600)')
+        help='how many seconds to wait for a data folder that is gone, such as a network drive; 0: end at once '
+             '(default: 600)')
     arg('--max-restarts', metavar='N', type=int,
-        help='restart the processes after a failure of one, from the last checkpoint, at most N times (0; recipes '
-             'for 8 devices: 3)')
+        help='restart the processes after a failure of one, from the last checkpoint, at most N times (default: 0, '
+             'in recipes for 8 devices 3)')
     arg('--hang-timeout', metavar='SEC', type=float,
-        help='end the processes when one has not finished a step for so long, and write the stacks of all; 0: never '
-             '(600)')
+        help='end the run when a process has not finished a step for so many seconds, and write the stacks of all; 0: '
+             'never (default: 600)')
     arg('--freeze', metavar='LAYER', nargs='?', const='backbone',
-        help='train: leave the layers up to LAYER as they are, e.g. layer2 or stages.1, with their BatchNorm; all but '
-             'the classifier without LAYER')
+        help='train: do not train the layers up to LAYER, e.g. layer2 or stages.1, nor their BatchNorm; without LAYER: '
+             'all but the classifier')
     arg('--patience', metavar='N', type=int,
-        help='train: print a line when the metric has had no new best for N epochs (never)')
-    arg('--early-stop', action='store_true', help='train: end the run then; needs --patience')
+        help='train: print a line when the metric has had no new best for N epochs (default: never)')
+    arg('--early-stop', action='store_true', help='train: end the run when --patience is exceeded')
     arg('--tensorboard', action='store_true',
         help="train: write losses, metrics, learning rate and images/s of each epoch for TensorBoard, into the run's "
              'folder')
     loudness = group.add_mutually_exclusive_group()
     loudness.add_argument('-q', '--quiet', dest='verbosity', action='store_const', const=-1,
-        help='no plan, bars and lines of steps: one line an epoch, results and warnings')
+        help='print one line per epoch, results and warnings only: no plan, no bars, no lines of steps')
     loudness.add_argument('-v', '--verbose', dest='verbosity', action='store_const', const=1,
-        help='beside the bars of a terminal the lines of a log too, and what timm tells for debugging')
-    arg('--prof', metavar='DIR', nargs='?', const='prof', help='profile five training steps, trace into DIR (prof)')
+        help='print the lines of a log beside the bars of a terminal too, and debug messages of timm')
+    arg('--prof', metavar='DIR', nargs='?', const='prof',
+        help='profile five training steps, and write the trace to DIR, or to prof')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 
 
