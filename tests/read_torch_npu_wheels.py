@@ -1,7 +1,7 @@
 """What wheels of torch_npu hold of the names that this package uses, read from their sources: nothing is imported.
 
     python tests/read_torch_npu_wheels.py WHEEL_OR_SITE_PACKAGES ... > tests/golden/torch_npu_names.json
-    python tests/read_torch_npu_wheels.py --table
+    python tests/read_torch_npu_wheels.py --table [zh-CN]
     python tests/read_torch_npu_wheels.py --kernels WHEEL_OR_SITE_PACKAGES ... > tests/golden/npu_kernels.json
 
 The first makes the extract, from wheels as `pip download --no-deps torch_npu==X` gets them (x86-64 and aarch64). The
@@ -29,6 +29,10 @@ INSTALL = runpy.run_path(str(ROOT / 'seresnet_timm' / 'ascend' / 'wheels.py'))
 VARIABLES = sorted([*ENVIRONMENT['VARIABLES'], *ENVIRONMENT['DEAD']])
 EXTRACT = ROOT / 'tests' / 'golden' / 'torch_npu_names.json'
 # what was run with a release, see tests/ascend_emulator
+# of the table in docs/install.md, and in its Chinese page
+HEADINGS = {'en': ('asks for torch, aarch64 / x86-64', 'torchvision', 'CPU build of torch for aarch64', 'run'),
+            'zh-CN': ('要求的 torch，aarch64 / x86-64', 'torchvision', 'aarch64 的 CPU 版本 torch', '运行过')}
+CHINESE = {'no: names read': '否：只核对名称', 'emulated': '模拟', "PyTorch's CPU index": 'PyTorch 的 CPU 源'}
 EMULATED = dict.fromkeys(('2.10.0', '2.12.0', '2.13.0', '2.14.0'), 'emulated')
 MISSING = 'missing'
 # compiled, without a source: what torch_npu's own sources use of it is all that can be read
@@ -297,10 +301,9 @@ def extract(paths: List[Union[str, Path]]) -> Dict:
     return {'wheels': wheels, 'names': grouped, 'environment': variables}
 
 
-def table(data: Dict) -> str:
+def table(data: Dict, language: str = 'en') -> str:
     """Markdown: which torch each release of torch_npu asks for, where it is found, and what was run."""
-    lines = ['| torch_npu | asks for torch, aarch64 / x86-64 | torchvision | CPU build of torch for aarch64 | run |',
-             '|---|---|---|---|---|']
+    lines = [f'| torch_npu | {" | ".join(HEADINGS[language])} |', '|---|---|---|---|---|']
     for version, wheels in data['wheels'].items():
         pins = {}
         for name, wheel in wheels.items():
@@ -310,7 +313,10 @@ def table(data: Dict) -> str:
         run = EMULATED.get(torch, 'no: names read')
         lines.append(
             f'| {version} | {pins["aarch64"]} / {pins["x86_64"]} | {INSTALL["TORCHVISION"][torch]} | {index} | {run} |')
-    return '\n'.join(lines)
+    text = '\n'.join(lines)
+    for english, chinese in CHINESE.items() if language == 'zh-CN' else ():
+        text = text.replace(english, chinese)
+    return text
 
 
 def kernels(dist: Distribution) -> Set[str]:
@@ -342,8 +348,8 @@ def extract_kernels(paths: List[Union[str, Path]]) -> Dict:
 def main(argv: List[str]) -> None:
     if not argv or argv[0] in ('-h', '--help'):
         sys.exit(__doc__)
-    if argv == ['--table']:
-        print(table(json.loads(EXTRACT.read_text())))
+    if argv[:1] == ['--table']:
+        print(table(json.loads(EXTRACT.read_text()), *argv[1:]))
     elif argv[0] == '--kernels':
         print(json.dumps(extract_kernels(argv[1:]), indent=1))
     else:

@@ -6,7 +6,7 @@ Code directory: this checkout. Boot file: recipes/modelarts/start.py. Hyperparam
     --recipe=train_8p --data_url=INPUT --train_url=OUTPUT [any option of train.py]
 
 INPUT holds train/ and val/; the run is written to OUTPUT. Machines, devices and the address of the first machine are
-read from what ModelArts sets. Where it runs this file once a device, one process a machine starts the ranks.
+read from what ModelArts sets. Where it runs this file once per device, one process per machine starts the ranks.
 """
 import os
 import sys

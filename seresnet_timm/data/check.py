@@ -116,7 +116,7 @@ def check_data(
         splits: Names of the training and the validation split; timm's synonyms are found too.
         class_map: File with the folders that count (`--class-map`).
         min_images: A class of the training split with fewer images is named.
-        workers: Threads; None for one a core. Pillow and libjpeg release Python's lock while they decode.
+        workers: Threads; None for one per core. Pillow and libjpeg release Python's lock while they decode.
         restart: Forget what an interrupted check had read.
 
     Raises:

@@ -36,7 +36,7 @@ def describe(result: Result) -> List[str]:
             line += f'; {b["median"]:,g} in each'
         elif b['classes']:
             line += (f'; {b["fewest"]["images"]:,} ({printable(b["fewest"]["name"])}) to {b["most"]["images"]:,} '
-                     f'({printable(b["most"]["name"])}) images a class, median {b["median"]:,g}')
+                     f'({printable(b["most"]["name"])}) images per class, median {b["median"]:,g}')
         lines.append(line)
     for kind, (is_wrong, heading) in KINDS.items():
         found = [f for f in result.findings if f.kind == kind]

@@ -65,7 +65,7 @@ def find_class_map(path: str, folder: str) -> str:
 def read_class_map(path: str, folder: str, found: Collection[str] = ()) -> Dict[Any, int]:
     """Index by name of a class map.
 
-    It has a name a line in the order of the indices, or `name<TAB>index` or `index<TAB>name` in every line.
+    It has one name per line in the order of the indices, or `name<TAB>index` or `index<TAB>name` in every line.
 
     Args:
         path: A .txt, or a .pkl of a dictionary.
@@ -128,7 +128,7 @@ def _split_indices(lines: List[str], what: str) -> Optional[Tuple[List[str], Lis
 
 
 def read_class_names(path: Union[str, Path], num_classes: int) -> List[str]:
-    """Names of classes from a file with one name a line, in the order of their indices, or `name<TAB>index`.
+    """Names of classes from a file with one name per line, in the order of their indices, or `name<TAB>index`.
 
     Raises:
         UsageError: The file cannot be read, or does not have as many names as the model has classes.
@@ -151,7 +151,7 @@ def read_class_names(path: Union[str, Path], num_classes: int) -> List[str]:
 
 
 def read_valid_labels(path: Union[str, Path], num_classes: Optional[int] = None) -> List[int]:
-    """Class indices that count in an evaluation, from the file of `--valid-labels`: one a line.
+    """Class indices that count in an evaluation, from the file of `--valid-labels`: one per line.
 
     Args:
         path: The file.
@@ -164,7 +164,7 @@ def read_valid_labels(path: Union[str, Path], num_classes: Optional[int] = None)
     below = '' if num_classes is None else f' below {num_classes}'
     bad = next((x for x in lines if not x.isdecimal() or num_classes is not None and int(x) >= num_classes), None)
     if bad is not None or not lines:
-        raise UsageError(f"--valid-labels {printable(path)}: class indices{below}, one a line, got '"
+        raise UsageError(f"--valid-labels {printable(path)}: class indices{below}, one per line, got '"
                          f"{printable(bad or '')}'.")
     labels = [int(line) for line in lines]
     if len(set(labels)) < len(labels):

@@ -41,7 +41,7 @@ def run_probe(what: str, environ: Mapping[str, str], *arguments: Any, timeout: f
 
 def run_smoke_test(
         kind: str, devices: Sequence[int], environ: Mapping[str, str], seconds: float, timeout: float) -> List[Probe]:
-    """Matrix products and all-reduces, one process a device, all at once.
+    """Matrix products and all-reduces, one process per device, all at once.
 
     When one fails, the others are ended a few seconds later.
 

@@ -29,8 +29,8 @@ class EvaluationLog:
     Attributes:
         logger: Where they go; None on ranks that do not log.
         interval: Batches between two lines.
-        line: Makes a line from (batch, last batch, seconds a batch lately, on average, images a second, metrics of this
-            batch, metrics so far).
+        line: Makes a line from (batch, last batch, seconds a batch lately, on average, images per second, metrics of
+            this batch, metrics so far).
         agreement: Of the ranks of a training, which a signal may stop.
         progress: Of the training; None without one.
         verbosity: As in RunSettings.

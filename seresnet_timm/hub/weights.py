@@ -1,8 +1,8 @@
 """Pretrained weights of timm's own names: into the cache from which `timm.create_model(pretrained=True)` takes them
 
 timm names a repository of the Hub for most of its weights, whose files it takes from huggingface_hub's cache, and an
-address for some, which it takes from torch.hub's cache. Weights are downloaded once a machine, before a run starts; all
-else then loads them offline. Without a network they can be brought in by hand: see `fetch_weights.py`.
+address for some, which it takes from torch.hub's cache. Weights are downloaded once per machine, before a run starts;
+all else then loads them offline. Without a network they can be brought in by hand: see `fetch_weights.py`.
 """
 import os
 import re

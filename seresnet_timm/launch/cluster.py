@@ -257,7 +257,7 @@ def _volcano(env: Mapping[str, str]) -> Cluster:
 def _modelarts(env: Mapping[str, str]) -> Cluster:
     """ModelArts: how many machines, which of them this is, their names, and the devices of each.
 
-    Its image for Ascend runs the boot file once a device, with ASCEND_DEVICE_ID; elsewhere it runs once a machine.
+    Its image for Ascend runs the boot file once per device, with ASCEND_DEVICE_ID; elsewhere it runs once per machine.
     """
     hosts = [host.strip() for host in env.get('VC_WORKER_HOSTS', '').split(',') if host.strip()]
     counts = {name: _number(env, name) for name in ('MA_NUM_HOSTS', 'VC_WORKER_NUM') if name in env}

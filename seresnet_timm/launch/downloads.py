@@ -1,4 +1,4 @@
-"""What a run downloads: a model, pretrained weights, a data set; once a node, before its ranks start."""
+"""What a run downloads: a model, pretrained weights, a data set; once per node, before its ranks start."""
 import socket
 import tempfile
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ FROM_THE_HUB, ON_REQUEST = ('hfds', 'hfids'), ('torch', 'tfds', 'hfids')
 
 def pull_model(
         settings: RunSettings, plan: Plan, stack: ExitStack, before_download: Callable[[], None]) -> RunSettings:
-    """Pull a model that is not on this machine, once a node; in a dry run its configuration only, for the time of it.
+    """Pull a model that is not on this machine, once per node; in a dry run its configuration only, for the time of it.
 
     Args:
         settings: Settings of the run.

@@ -32,7 +32,9 @@ def explain(error: Exception, settings: RunSettings) -> Optional[str]:
     if is_out_of_memory(error, device):
         batch_size = settings.args['batch_size']
         less = max(1, batch_size // 2)
-        keep = f', or -b {less} --grad-accum-steps 2 for as many images a step' if settings.verb == 'train' else ''
+        keep = ''
+        if settings.verb == 'train':
+            keep = f', or -b {less} --grad-accum-steps 2 for the same number of images per step'
         lines = [line for line in text.splitlines() if 'memory' in line] or text.splitlines()
         figures = lines[0].partition('If reserved')[0].strip().rstrip('. ')  # there advice on settings begins
         return f'{device} is out of memory with -b {batch_size} ({figures}): try -b {less}{keep}.'

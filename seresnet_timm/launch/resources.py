@@ -145,7 +145,7 @@ def _check_number(run: Any, workers: int, loaders: int, num_forking: int) -> Ite
     elif least > allowed:
         yield f'{what} take at least {mib(least)} of memory, the container allows {mib(allowed)}: use fewer (-j).'
     elif total > max(MAX_WORKERS, 4 * cores):
-        run.notes.append(f'{what} are many for {cores} cores: more than one a core loads no faster (-j).')
+        run.notes.append(f'{what} are many for {cores} cores: more than one per core does not load faster (-j).')
 
 
 def _check_files(run: Any, workers: int, forked: int) -> Iterator[str]:

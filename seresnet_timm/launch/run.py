@@ -55,7 +55,7 @@ def _run(verb: str, argv: Sequence[str], recipe_name: Optional[str]) -> None:
     if handover.receives(job):
         npu_setup.set_environment(os.environ)
         node = Node(job=job, rdzv_timeout=seconds)
-        settings = handover.receive(node.rdzv_timeout)  # local rank 0 plans and checks, once a node
+        settings = handover.receive(node.rdzv_timeout)  # local rank 0 plans and checks, once per node
         if settings is not None:
             start_ranks(settings, node)
         return

@@ -261,14 +261,14 @@ def apply_preset(sources: Sources, preset: Recipe, world_size: int) -> None:
         images = sources.modelzoo.get('batch_size') or asked['batch_size'] * world_size
         now = images * (accumulated or 1)
         if now != total and not sources.asked_or_typed('lr', 'lr_base', 'learning_rate'):
-            sources.notes.append(f"The batch is {now:,} images a step, the preset's learning rate is for {total:,}: "
+            sources.notes.append(f"The batch is {now:,} images per step, the preset's learning rate is for {total:,}: "
                                  'leave out -b, or give --lr too.')
         return
     batch = divide_batch(total, world_size, accumulated)
     sources.preset.update(batch_size=batch.images, grad_accum_steps=batch.accumulated)
     sources.reasons['batch_size'] = f'{preset.name} has {total:,} on any number of processes'
     if batch.total != total:
-        sources.notes.append(f"{batch.total:,} images a step, not the preset's {total:,}, which do not divide by "
+        sources.notes.append(f"{batch.total:,} images per step, not the preset's {total:,}, which do not divide by "
                              f'{world_size} processes in even numbers.')
 
 

@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """Losses and metrics, one row an epoch."""
+        """Losses and metrics, one row per epoch."""
         return self.path / 'summary.csv'
 
     @property

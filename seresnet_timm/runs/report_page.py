@@ -37,7 +37,7 @@ def make_page(
     parts = [f'<h1>{text(title)}</h1>', '<h2>Results</h2>', results(rows), *endings(rows), '<h2>Curves</h2>']
     curves = [Curves(name, run.record, run.rows) for name, run in zip(names, runs) if run.rows]
     if curves:
-        alt = f'Loss, top-1, learning rate and images a second over the epochs of {", ".join(c.name for c in curves)}'
+        alt = f'Loss, top-1, learning rate and images per second over the epochs of {", ".join(c.name for c in curves)}'
         shown = picture(lambda stream: draw_sheet(curves, stream), alt)
         parts.append(f'<figure class="curves" tabindex="0">{shown}</figure>')
     else:

@@ -1,4 +1,4 @@
-"""summary.csv: a row an epoch; a row that cannot be written, for example because the disk is full, is written later"""
+"""summary.csv: one row per epoch; a row that cannot be written, for example to a full disk, is written later"""
 import csv
 import logging
 import os

@@ -102,7 +102,7 @@ def _execute(script: Script) -> ModuleType:
 
 @functools.lru_cache(maxsize=2)
 def _changed_tree(script: Script) -> Tuple[ast.Module, Tuple[Tuple[str, str], ...]]:
-    """The script's syntax tree with the patches in it, and what became of each change. Made once a process."""
+    """The script's syntax tree with the patches in it, and what became of each change. Made once per process."""
     tree = _read(script)
     outcomes = []
     for change, apply in (*_checks_of_names(script), *((patch.__name__, patch) for patch in PATCHES[script.name])):

@@ -61,7 +61,7 @@ def test_sound_dataset(data, capsys):
     before = sorted(os.walk(data))
     printed = run(capsys, data)
     assert 'nothing wrong with 16 images' in printed.out
-    assert 'train: 10 images in 2 classes; 3 (b) to 7 (a) images a class, median 5' in printed.out
+    assert 'train: 10 images in 2 classes; 3 (b) to 7 (a) images per class, median 5' in printed.out
     assert '2 x class with few images (a note)' in printed.out
     assert 'few images' not in run(capsys, data, '--min-images', 3).out
     assert sorted(os.walk(data)) == before

@@ -155,7 +155,7 @@ def test_files_of_labels(tmp_path):
     path = tmp_path / 'labels.txt'
     path.write_bytes('2\r\n\r\n0 \r\n'.encode('utf-16'))
     assert read_valid_labels(path, 3) == [2, 0]
-    for content, message in ((b'0\n0\n', 'more than once'), (b'3\n', "below 3, one a line, got '3'"), (b'', 'got'),
+    for content, message in ((b'0\n0\n', 'more than once'), (b'3\n', "below 3, one per line, got '3'"), (b'', 'got'),
                              (b'one\n', "got 'one'"), (b'\xff\xff', 'save it as UTF-8')):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=message):

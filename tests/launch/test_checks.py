@@ -346,7 +346,7 @@ def test_valid_labels_out_of_range(capsys, tree, tmp_path):
     (tmp_path / 'labels.txt').write_text('1\n10\n')
     message = refuse(capsys, 'validate', '--data-dir', tree, '--model', 'resnet18', '--num-classes', 10,
                      '--device', 'cpu', '--valid-labels', tmp_path / 'labels.txt')
-    assert "class indices below 10, one a line, got '10'" in message
+    assert "class indices below 10, one per line, got '10'" in message
 
 
 def test_exit_code_of_the_process(tmp_path):

@@ -39,7 +39,7 @@ def test_an_epoch_of_the_demo(few_digits, tmp_path, taught, name, scripts):
 def test_a_batch_of_ones_own_is_told(few_digits, tmp_path):
     """The learning rate is the recipe's; the plan says so, unless that is given too."""
     flags = preset_run('rsb_a2', few_digits, tmp_path, '--nproc', 2, '--device', 'cpu', '--dry-run', '-b', 16)
-    told = "The batch is 32 images a step, the preset's learning rate is for 2,048"
+    told = "The batch is 32 images per step, the preset's learning rate is for 2,048"
     assert told in run_here(*flags).stderr and told not in run_here(*flags, '--lr', 1e-3).stderr
 
 
@@ -47,7 +47,7 @@ def test_processes_that_do_not_divide_the_batch(few_digits, tmp_path):
     flags = ('train', '--preset', 'torchvision_v2', '--data-dir', few_digits, '--device', 'cpu', '--dry-run')
     result = run_here(*flags, '--nproc', 3, '--val-split', '')
     assert '-b 32, not 170: the training split has 100 images' in result.stderr, result.stderr
-    assert "1,020 images a step, not the preset's 1,024, which do not divide by 3 processes" in result.stderr
+    assert "1,020 images per step, not the preset's 1,024, which do not divide by 3 processes" in result.stderr
 
 
 def test_one_process_has_no_repeated_augmentation(few_digits, tmp_path):

@@ -59,7 +59,7 @@ def test_out_of_memory_names_a_batch_size_that_fits(few_digits, tmp_path):
     flags = ('--img-size', 128, '--epochs', 1, '-b', 32, *WIDE)
     message = error_of(train(few_digits, tmp_path, *flags, memory_mb=340))
     assert 'npu:0 is out of memory with -b 32 (NPU out of memory. Tried to allocate' in message
-    advice = re.search(r'or (-b 16 --grad-accum-steps 2) for as many images a step', message)
+    advice = re.search(r'or (-b 16 --grad-accum-steps 2) for the same number of images per step', message)
     assert advice and 'try -b 16' in message
     again = train(few_digits, tmp_path / 'again', *flags, *advice[1].split(), memory_mb=340)
     assert again.returncode == 0, again.stderr
