@@ -182,3 +182,8 @@ def note_replaced(path: Optional[str], flag: str = '') -> None:
     """Say on stderr that a file exists which a command is about to replace."""
     if path and os.path.isfile(path):
         print(f'Note: {flag} {printable(path)} exists and is replaced.'.replace('  ', ' '), file=sys.stderr)
+
+
+def letter_widths(text: str) -> int:
+    """The width of a text in Latin letters."""
+    return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in text)

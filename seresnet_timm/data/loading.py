@@ -16,6 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from seresnet_timm.data.fast_jpeg import FastJpegDataset
 from seresnet_timm.data.scheduled import is_scheduled, sampler_of, with_fast_sizes
 from seresnet_timm.data.seeding import SHUFFLE, WORKERS, SeededDataset, SeededMixup, derive_seed
+from seresnet_timm.errors import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def seed_and_speed_up(loader: Any, seed: int) -> Any:
             if inner is not loader and type(inner) is DataLoader and inner.num_workers and inner.dataset.releases_gil:
                 loader.loader = ThreadedLoader(inner, inner.num_workers)
                 if not dist.is_initialized() or dist.get_rank() == 0:
-                    _logger.info(f'Loader workers: {inner.num_workers} thread(s), because the decoder releases '
+                    _logger.info(f'Loader workers: {counted(inner.num_workers, "thread")}, as the decoder releases '
                                  "Python's lock: batches need no copy between processes")
     set_epoch(loader, 0)
     return loader

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
-from seresnet_timm.errors import RunError, UsageError, counted, first_names, printable
+from seresnet_timm.errors import RunError, UsageError, counted, first_names, letter_widths, printable
 from seresnet_timm.files import temporary_folder, why_not_writable, write_json
 from seresnet_timm.images import UnreadableImage, describe_left_out, read_file
 
@@ -228,9 +228,11 @@ def write(split: Split, target: Path, links: str, facts: Dict[str, object]) -> N
 def describe(split: Split) -> List[str]:
     """The counts of every class, and what a user may not expect, as lines."""
     counts = split.counts
-    width = max(len('class'), *(len(printable(name)) for name in counts))
+    names = {name: printable(name) for name in counts}
+    width = max(map(letter_widths, ('class', *names.values())))
     lines = [f'{"class":<{width}}  train    val']
-    lines += [f'{printable(name):<{width}}  {c["train"]:>5}  {c["val"]:>5}' for name, c in counts.items()]
+    lines += [f'{names[name]}{" " * (width - letter_widths(names[name]))}  {c["train"]:>5}  {c["val"]:>5}'
+              for name, c in counts.items()]
     total = [sum(c[s] for c in counts.values()) for s in ('train', 'val')]
     lines.append(f'{"all":<{width}}  {total[0]:>5}  {total[1]:>5}')
     if split.duplicates:

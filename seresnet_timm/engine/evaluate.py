@@ -99,6 +99,8 @@ def evaluate(
             if on_output is not None:
                 on_output(output, target)
             num_images += output.shape[0]
+            if forward.device.type == 'cpu' and log.logger is not None:  # nothing to wait for
+                bar.tell(_short(_metrics(*_sums(evaluator))))
             bar.update()
             heartbeat.beat()
 
@@ -113,7 +115,7 @@ def evaluate(
                     log.progress.at_evaluation(batch_idx + 1, last_idx + 1)
                 bar.log(
                     log.line(batch_idx, last_idx, recent, average, num_images / (now - start), batch_metrics, so_far),
-                    short=f'loss {so_far["loss"]:.3f}, top1 {so_far["top1"]:.2f}',
+                    short=_short(so_far),
                     is_last=batch_idx == last_idx,
                 )
     if log.agreement is not None:
@@ -263,6 +265,10 @@ def _over_all_ranks(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, t
     dist.all_gather(gathered, parts)
     dist.all_reduce(counts)
     return torch.stack(gathered).cpu().double().sum(), counts
+
+
+def _short(metrics: Dict[str, float]) -> str:
+    return f'loss {metrics["loss"]:.3f}, top1 {metrics["top1"]:.2f}'
 
 
 def _metrics(loss_sum: torch.Tensor, counts: torch.Tensor) -> Dict[str, float]:

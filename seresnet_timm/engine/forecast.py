@@ -1,7 +1,7 @@
 """When a training will end, from the time of its steps and of what follows the last step of an epoch
 
-Steps are timed at log points only, where the host waits for the device anyway. The first steps of a process are left
-out: they compile and allocate. This file does not import torch.
+Steps are timed at log points, where the host waits for the device anyway, and on a CPU every few seconds. The first
+steps of a process are left out: they compile and allocate. This file does not import torch.
 """
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -62,8 +62,9 @@ class Forecast:
         fps = next((e['fps'] for e in reversed(before) if e.get('fps')), None)
         self._updates = float(MANY_STEPS) if fps else 0.  # the latest ones with the largest weight
         self._seconds = self._updates * extent.batch_images / fps if fps else 0.  # of these
-        self._mark: Optional[float] = None  # time of the last log point
+        self._mark: Optional[float] = None  # the last time at which updates were counted
         self._marked = self._made = 0  # updates of the epoch then; of this process
+        self._logged: Optional[Tuple[int, float]] = None  # updates of the epoch at the last log point, and its time
         self._epoch: Optional[int] = None
         self._recent: Optional[float] = None  # seconds of an update since the log point before
         self._after: Optional[float] = None  # seconds from the last step of an evaluated epoch to the next epoch
@@ -94,10 +95,11 @@ class Forecast:
             if self._mark is not None and self.extent.is_evaluated(self._epoch):
                 self._after = now - self._mark
             self._mark = now
+            self._logged = update, now
         self._epoch, self._marked, self._first_share = epoch, update, None
 
-    def at_update(self, update: int, now: float) -> None:
-        """`update` updates of the epoch are done, on the device too."""
+    def at_update(self, update: int, now: float, is_log: bool = True) -> None:
+        """`update` updates of the epoch are done, on the device too; `is_log`: at a log point."""
         new, before = update - self._marked, self._made
         if new <= 0:
             return
@@ -107,8 +109,11 @@ class Forecast:
             keep = 0.5 ** (new / self.extent.updates)
             self._seconds = keep * self._seconds + now - self._mark
             self._updates = keep * self._updates + new
-            self._recent = (now - self._mark) / new
+            updates, then = self._logged or (self._marked, self._mark)
+            self._recent = (now - then) / (update - updates)
         self._mark, self._marked = now, update
+        if is_log or self._logged is None:
+            self._logged = update, now
 
     def at_evaluation(self, share: float, now: float) -> None:
         """A share of the evaluations after an epoch is done. The first batches, which are slow, count once."""

@@ -19,7 +19,7 @@ def loudness(verbosity: int) -> Iterator[None]:
     if not verbosity:
         yield
         return
-    loggers = [logging.getLogger(name) for name in (*SCRIPTS, 'timm')]
+    loggers = [logging.getLogger(name) for name in (*SCRIPTS, 'timm', 'seresnet_timm')]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         if verbosity > 0:

@@ -1,6 +1,7 @@
 """Progress of a training or evaluation: bars on a terminal, plain log lines everywhere else
 
-Figures come from log points, where the host waits for the device anyway; a step only counts.
+Figures come from log points, where the host waits for the device anyway; a step only counts. On a CPU, where every step
+is done when it returns, the time left is computed every few seconds too.
 """
 import logging
 import time
@@ -18,6 +19,7 @@ from seresnet_timm.runs.show import RunBar, clock, duration, early_end, has_colo
 from seresnet_timm.runs.status import Status, StatusFile
 
 QUIET, VERBOSE = -1, 1  # RunSettings.verbosity
+LOOK = 5.  # seconds
 
 
 class _Lines:
@@ -28,6 +30,9 @@ class _Lines:
 
     def update(self) -> None:
         pass
+
+    def tell(self, short: str) -> None:
+        """Show these figures, where they are shown beside the lines."""
 
     def shows(self, line: str, short: str, is_last: bool) -> bool:
         """Whether a line is printed."""
@@ -48,8 +53,11 @@ class _Bar(_Lines):
     def update(self) -> None:
         self._bar.update()
 
-    def shows(self, line: str, short: str, is_last: bool) -> bool:
+    def tell(self, short: str) -> None:
         self._bar.set_postfix_str(short, refresh=False)
+
+    def shows(self, line: str, short: str, is_last: bool) -> bool:
+        self.tell(short)
         return is_last or self._verbosity >= VERBOSE
 
 
@@ -82,6 +90,7 @@ class Progress:
         forecast: When the run ends.
         verbosity: As in RunSettings.
         passes: Evaluations after an epoch, of the model and of its moving average.
+        is_cpu: An update that has been queued is done.
     """
 
     def __init__(
@@ -91,11 +100,13 @@ class Progress:
             forecast: Optional[Forecast] = None,
             verbosity: int = 0,
             passes: int = 1,
+            is_cpu: bool = False,
     ):
         self.status, self.forecast, self.verbosity = status, forecast, verbosity
         self._folder, self._passes, self._pass = folder, passes, 0
         self._run_bar: Optional[RunBar] = None
         self._bar: Any = _Lines(None)
+        self._is_cpu, self._looked = is_cpu, time.time()
 
     @contextmanager
     def shown(self, batches: int, place: Any) -> Iterator[None]:
@@ -146,8 +157,14 @@ class Progress:
 
     def update(self, update: int) -> None:
         """`update` updates of the epoch have been queued."""
-        if self.status is not None:
-            self.status.update, self.status.moved = update, time.time()
+        if self.status is None or self.forecast is None:
+            return
+        now = time.time()
+        self.status.update, self.status.moved = update, now
+        if self._is_cpu and now - self._looked >= LOOK:
+            self._looked = now
+            self.forecast.at_update(update, now, is_log=False)
+            self.foresee(now)
 
     def at_log(self, update: int, loss: float, lr: float, bad_steps: Optional[int]) -> str:
         """`update` updates of the epoch are done: what a log line says of the end of the run; '' if nothing."""
@@ -230,7 +247,7 @@ def create_progress(run: Any, settings: RunSettings, num_epochs: int) -> Progres
     best = outputs.saver.best_metric, outputs.saver.best_epoch
     status.metric, (status.best, status.best_epoch) = run.eval_metric, best
     forecast = Forecast(extent, outputs.record.content['epochs'])
-    return Progress(outputs.folder, status, forecast, settings.verbosity, passes)
+    return Progress(outputs.folder, status, forecast, settings.verbosity, passes, is_cpu=run.device.type == 'cpu')
 
 
 class ScriptLines(logging.Filter):

@@ -4,6 +4,7 @@ What only the images and the network show is found by `sample`.
 """
 from typing import Any, Callable, Iterator, List, Mapping, Tuple
 
+from seresnet_timm.errors import counted
 from seresnet_timm.runs.settings import num_epochs
 
 # bands of PIL's image modes, by which an image is converted
@@ -79,6 +80,11 @@ def find_without_effect(verb: str, args: Mapping[str, Any], asked: Callable[...,
         if given and is_idle(args):
             yield (f'{", ".join(map(_flag, given))} {"has" if len(given) == 1 else "have"} no effect '
                    f'{when.format(**args)} (as in timm).')
+    epochs, warmup = args.get('epochs') or 0, args.get('warmup_epochs') or 0
+    if verb == 'train' and asked('epochs') and 0 < epochs <= warmup and not args.get('warmup_prefix') and (
+            args.get('sched') not in ('none', '')):
+        yield (f'The warm-up of {counted(warmup, "epoch")} is not over when the run of {counted(epochs, "epoch")} '
+               'ends: the learning rate does not reach its full value; use fewer --warmup-epochs.')
 
 
 def find_contradictions(

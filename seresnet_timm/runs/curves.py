@@ -6,10 +6,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.errors import UsageError, letter_widths, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.runs import fonts
-from seresnet_timm.runs.show import letter_widths
 
 # what is marked: its kind in run.json, and how
 FAULTS = {
@@ -194,13 +193,15 @@ def _draw_top1(ax: Any, runs: Sequence[Curves]) -> None:
 
 def _draw_lr(ax: Any, runs: Sequence[Curves]) -> None:
     """Learning rates; on a logarithmic axis if those of a run were a line at 0 beside those of another."""
-    highest = []
+    highest, above = [], []
     for i, run in enumerate(runs):
         values = [row['lr'] for row in run.rows]
         _line(ax, [row['epoch'] for row in run.rows], values, _look(i))
         highest += [max(v for v in values if v > 0)] if any(v > 0 for v in values) else []
+        above += [v for v in values if v > 0]
     if highest and max(highest) > 20 * min(highest):
-        _logarithmic(ax, min(highest) / 50, max(highest))  # a schedule that ends at 0 leaves the panel below
+        # a schedule that ends at 0 leaves the panel below
+        _logarithmic(ax, max(min(highest) / 50, min(above)), max(highest))
     else:
         ax.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
 

@@ -6,9 +6,9 @@ from typing import Any, List, Optional
 import numpy as np
 from PIL import Image
 
+from seresnet_timm.errors import letter_widths
 from seresnet_timm.runs.curves import Target, plain_label, pyplot, save_figure
 from seresnet_timm.runs.predictions import Predictions
-from seresnet_timm.runs.show import letter_widths
 
 WITH_NUMBERS, WITH_NAMES = 20, 60  # classes, at most
 PIXELS = 200  # of a large matrix, at most: a cell of several classes shows the highest of them

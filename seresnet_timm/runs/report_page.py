@@ -62,7 +62,7 @@ def table(
     def cell(column: str, value: Any, is_head: bool) -> str:
         kind = ' class="number"' if column in numbers else ''
         shown = '-' if value is None else value if isinstance(value, Html) else text(value)
-        return f'<th scope="row"{kind}>{shown}</th>' if is_head else f'<td{kind}>{shown}</td>'
+        return f'<th scope="row"{kind}><div>{shown}</div></th>' if is_head else f'<td{kind}>{shown}</td>'
     head = ''.join(f'<th scope="col"{" class=number" if c in numbers else ""}>{text(c)}</th>' for c in columns)
     body = '\n'.join('<tr>' + ''.join(cell(c, v, not i) for i, (c, v) in enumerate(zip(columns, row))) + '</tr>'
                      for row in rows)

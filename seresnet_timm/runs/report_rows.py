@@ -7,12 +7,12 @@ import re
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
-from seresnet_timm.errors import printable
+from seresnet_timm.errors import letter_widths, printable
 from seresnet_timm.files import as_json
 from seresnet_timm.runs import read
 from seresnet_timm.runs.predictions import Predictions
 from seresnet_timm.runs.read import Run
-from seresnet_timm.runs.show import duration, letter_widths
+from seresnet_timm.runs.show import duration
 
 SCHEMA = 1
 MAX_ROWS = 10  # of a table of classes

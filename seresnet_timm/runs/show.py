@@ -3,7 +3,6 @@ import os
 import sys
 import time
 from typing import Any, Optional, TextIO
-from unicodedata import east_asian_width
 
 from tqdm import tqdm
 
@@ -92,8 +91,3 @@ class RunBar(tqdm):
     def format_dict(self) -> Any:
         text = ', '.join(filter(None, (left(self.status), metrics(self.status))))
         return {**super().format_dict, 'text': text or 'time left not known yet'}
-
-
-def letter_widths(text: str) -> int:
-    """The width of a text in Latin letters."""
-    return sum(2 if east_asian_width(letter) in 'WF' else 1 for letter in text)

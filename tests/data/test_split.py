@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,13 @@ def test_too_few_images_are_told_for_all_classes_at_once(photos):
     tree, files = find_images('photos')
     with pytest.raises(UsageError, match='2 class'):
         divide(tree, {name: paths[:1] for name, paths in files.items()}, 0.1)
+
+
+def test_counts_are_in_columns_under_names_of_wide_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for k, name in enumerate(('cat', '猫', '犬ｶﾅ')):
+        for i in range(4):
+            draw(tmp_path / 'photos' / name, str(i), 10 * k + i)
+    lines = run_here('split', 'photos', '--dry-run').stdout.splitlines()[:5]
+    ends = {sum(1 + (unicodedata.east_asian_width(letter) in 'WF') for letter in line) for line in lines}
+    assert len(ends) == 1, lines

@@ -101,3 +101,16 @@ def test_the_early_end_is_foreseen():
     assert forecast.early_end(100., 5) == pytest.approx(100 + 3 * 13 + 3)
     assert forecast.early_end(100., 96) is None and forecast.early_end(100., None) is None
     assert forecast.early_end(100., 1) is None  # that epoch is over
+
+
+def test_updates_between_log_points_tell_the_end_and_do_not_change_the_speed_that_a_line_tells():
+    """On a CPU: 40 updates an epoch of 3 s, log points at 1 and 40 only."""
+    forecast = Forecast(Extent(2, 40, 6))
+    forecast.start_epoch(0, 0, now=0.)
+    forecast.at_update(1, 20.)  # slow
+    assert forecast.end(20.) is None
+    for update in range(3, 40, 2):
+        forecast.at_update(update, 20. + 3 * (update - 1), is_log=False)
+    assert forecast.end(20. + 3 * 38) == pytest.approx(20. + 3 * 79)
+    forecast.at_update(40, 20. + 3 * 39)
+    assert forecast.images_per_second == pytest.approx(6 / 3.)

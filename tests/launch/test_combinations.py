@@ -107,3 +107,14 @@ def test_flags_that_change_nothing_are_told_together_and_defaults_are_not():
     assert without_effect('--amp-dtype', 'bfloat16', '--results-format', 'json', verb='validate') == [
         '--results-format has no effect without --results-file (as in timm).',
         '--amp-dtype has no effect without --amp (as in timm).']
+
+
+@pytest.mark.parametrize('argv, told', (
+    (('--epochs', '5'), 'The warm-up of 5 epochs is not over when the run of 5 epochs ends'),
+    (('--epochs', '1', '--warmup-epochs', '3'), 'The warm-up of 3 epochs is not over when the run of 1 epoch ends'),
+    (('--epochs', '6'), None), (('--epochs', '5', '--warmup-epochs', '0'), None), ((), None),
+    (('--epochs', '5', '--warmup-prefix'), None), (('--epochs', '5', '--sched', 'none'), None),
+))
+def test_a_warm_up_that_is_longer_than_the_run_is_told(argv, told):
+    notes = without_effect(*argv)
+    assert notes == [] if told is None else len(notes) == 1 and notes[0].startswith(told)

@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import pytest
 from conftest import run_cli, run_here, subset, train_flags
+from terminal import run_in_terminal
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.launch.plan import make_plan, plan_prediction
@@ -205,3 +206,15 @@ def test_settings_of_a_prediction(monkeypatch):
     assert plan_prediction(dict(flags, workers=7), 1).args['workers'] == 7
     with pytest.raises(UsageError, match='--device npu cannot be used here'):
         plan_prediction(dict(flags, device='npu'), 1)
+
+
+@pytest.mark.slow
+def test_plan_breaks_no_word_on_a_terminal(few_digits, tmp_path):
+    """A plan in 120 columns has the words of the plan in a log file; lines after the first are indented."""
+    argv = [*train_flags(few_digits, tmp_path), '--dry-run']
+    shown = run_in_terminal(*argv, TERM='xterm').replace('\r\n', '\n')
+    result = run_cli(*argv)
+    logged = result.stderr + result.stdout
+    assert shown.split() == logged.split()
+    assert max(map(len, shown.splitlines())) < 120 < max(map(len, logged.splitlines()))
+    assert all(line.startswith(('Plan: ', '  ', 'Dry run')) for line in shown.splitlines())

@@ -42,7 +42,7 @@ def test_plan_tells_of_them(few_digits, tmp_path, monkeypatch):
     flags = ('--patience', 1, '--early-stop', '--tensorboard', '--dry-run', '--sched', 'plateau', '--val-interval', 1)
     result = run_here(*train_flags(few_digits, tmp_path, *flags))
     assert result.returncode == 0, result.stderr
-    assert 'patience       1 epoch(s) without a new best top1, then the run ends' in result.stderr
+    assert 'patience       1 epoch without a new best top1, then the run ends' in result.stderr
     assert f'tensorboard --logdir {tmp_path / "run"}' in result.stderr and '--patience-epochs 10' in result.stderr
 
 
