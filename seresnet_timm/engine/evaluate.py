@@ -99,11 +99,7 @@ def evaluate(
             if on_output is not None:
                 on_output(output, target)
             num_images += output.shape[0]
-            if forward.device.type == 'cpu' and log.logger is not None:  # nothing to wait for
-                bar.tell(_short(_metrics(*_sums(evaluator))))
-            bar.update()
-            heartbeat.beat()
-
+            _count_batch(bar, evaluator, forward.device)
             if log_now:
                 batch_metrics = _metrics(*(now - then for now, then in zip(_sums(evaluator), before)))
                 so_far = _metrics(*_sums(evaluator))  # the host waits for the device here
@@ -265,6 +261,13 @@ def _over_all_ranks(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, t
     dist.all_gather(gathered, parts)
     dist.all_reduce(counts)
     return torch.stack(gathered).cpu().double().sum(), counts
+
+
+def _count_batch(bar: Any, evaluator: '_Evaluator', device: torch.device) -> None:
+    if device.type == 'cpu':  # nothing to wait for
+        bar.tell(_short(_metrics(*_sums(evaluator))))
+    bar.update()
+    heartbeat.beat()
 
 
 def _short(metrics: Dict[str, float]) -> str:
