@@ -265,7 +265,7 @@ def _over_all_ranks(evaluator: ClassificationEvaluator) -> Tuple[torch.Tensor, t
 
 def _count_batch(bar: Any, evaluator: '_Evaluator', device: torch.device) -> None:
     if device.type == 'cpu':  # nothing to wait for
-        bar.tell(_short(_metrics(*_sums(evaluator))))
+        bar.tell(lambda: _short(_metrics(*_sums(evaluator))))
     bar.update()
     heartbeat.beat()
 

@@ -6,7 +6,7 @@ is done when it returns, the time left is computed every few seconds too.
 import logging
 import time
 from contextlib import ExitStack, contextmanager
-from typing import Any, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -31,8 +31,8 @@ class _Lines:
     def update(self) -> None:
         pass
 
-    def tell(self, short: str) -> None:
-        """Show these figures, where they are shown beside the lines."""
+    def tell(self, short: Callable[[], str]) -> None:
+        """Show figures, where they are shown beside the lines."""
 
     def shows(self, line: str, short: str, is_last: bool) -> bool:
         """Whether a line is printed."""
@@ -53,11 +53,11 @@ class _Bar(_Lines):
     def update(self) -> None:
         self._bar.update()
 
-    def tell(self, short: str) -> None:
-        self._bar.set_postfix_str(short, refresh=False)
+    def tell(self, short: Callable[[], str]) -> None:
+        self._bar.set_postfix_str(short(), refresh=False)
 
     def shows(self, line: str, short: str, is_last: bool) -> bool:
-        self.tell(short)
+        self._bar.set_postfix_str(short, refresh=False)
         return is_last or self._verbosity >= VERBOSE
 
 
