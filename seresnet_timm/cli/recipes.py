@@ -41,12 +41,13 @@ def run(args: argparse.Namespace) -> None:
 def show(recipe) -> List[str]:
     """All about one recipe."""
     from seresnet_timm.launch import recipe_costs
-    from seresnet_timm.launch.recipes import header, recipe_path
+    from seresnet_timm.launch.recipes import header, recipe_path, settings_text
     cost = recipe_costs.cost_of(recipe)
-    lines = [header(recipe.name), '']
+    lines = [header(recipe.name) or f'{recipe.name}: {recipe.description}', '']
     if cost:
         rates = '; '.join(f'{recipe_costs.number(hours)} at the rate of {name}' for name, hours in cost.hours.items())
         lines += [f'NPU-hours: {rates}.', *recipe_costs.basis(), '']
+    lines += ["Settings, by timm's names:", '', settings_text(recipe.name), '']
     return [*lines, f'File: {recipe_path(recipe.name)}']
 
 

@@ -112,6 +112,13 @@ def header(name: str) -> str:
     return '\n'.join(line[2:] for line in itertools.takewhile(lambda line: line.startswith('#'), lines))
 
 
+def settings_text(name: str) -> str:
+    """The settings of a recipe as its file has them, with their comments."""
+    lines = recipe_path(name).read_text(encoding='utf-8').splitlines()
+    settings = itertools.dropwhile(lambda line: line.startswith('#'), lines)
+    return '\n'.join(itertools.takewhile(lambda line: not line.startswith('recipe:'), settings)).strip()
+
+
 # --- the batch --------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def find(name: str, choice: str = 'auto') -> Script:
         raise UsageError(
             f"timm's {name} is not on this machine: get it with `seresnet-timm scripts fetch` (without internet: "
             '--from FILE_OR_DIR), set TIMM_SCRIPTS to the folder that holds it, or name it with --scripts PATH.')
-    return Script(name, None, "timm's own is not on this machine, see `seresnet-timm scripts`")
+    return Script(name, None, "timm's own is not on this machine: `seresnet-timm scripts fetch` gets it")
 
 
 def _file_in(path: Path, name: str, source: str) -> Path:

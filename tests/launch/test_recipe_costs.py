@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+import yaml
 from conftest import ROOT, run_here
 
 from seresnet_timm.launch import recipe_costs
@@ -69,6 +70,8 @@ def test_list():
 def test_one():
     text = run_here('recipes', 'rsb_a2.yaml').stdout
     assert header('rsb_a2') in text and 'NPU-hours: 161 at the rate of Ascend ModelZoo' in text
+    shown = yaml.safe_load(text.partition("Settings, by timm's names:\n")[2].partition('\nFile: ')[0])
+    assert shown == RECIPES['rsb_a2'].settings and 'recipe:' not in text
     assert text == run_here('recipes', 'rsb_a2').stdout
 
 
