@@ -1,7 +1,6 @@
 """The plan as lines of label and text, each decision with its reason."""
 import os
 import sys
-import textwrap
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -11,7 +10,7 @@ from seresnet_timm.errors import counted, printable
 from seresnet_timm.launch.plan import Node
 from seresnet_timm.runs.record import installed_versions
 from seresnet_timm.runs.settings import RunSettings, num_epochs
-from seresnet_timm.runs.show import is_terminal
+from seresnet_timm.runs.show import fitted
 from seresnet_timm.step.learning_rate import scaled_lr
 
 
@@ -33,19 +32,8 @@ def print_plan(
     lines = [] if is_quiet else describe(settings, node, changes)
     lines += [('note', note) for note in notes]
     for label, text in lines:
-        print('\n'.join(_wrapped(f'  {label:<14} ', printable(text))), file=sys.stderr)
+        print(fitted(f'  {label:<14} ', printable(text)), file=sys.stderr)
     sys.stderr.flush()
-
-
-def _wrapped(label: str, text: str) -> List[str]:
-    """The lines of a text beside its label: one, on a terminal as many as fit, none of which breaks a word."""
-    if not is_terminal():
-        return [label + text]
-    columns = os.get_terminal_size(sys.stderr.fileno()).columns
-    indent = len(label) if columns >= 60 else 4
-    return textwrap.wrap(
-        text, max(columns - 1, 20), initial_indent=label, subsequent_indent=' ' * indent, break_long_words=False,
-        break_on_hyphens=False)
 
 
 def describe(settings: RunSettings, node: Node, changes: List[Tuple[str, str]]) -> List[Tuple[str, str]]:

@@ -17,7 +17,7 @@ from seresnet_timm.errors import UsageError, counted, printable
 from seresnet_timm.files import is_locked
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
-from seresnet_timm.runs.show import RunBar, duration, has_color, is_terminal, left, metrics, painted
+from seresnet_timm.runs.show import RunBar, duration, fitted, has_color, is_terminal, left, metrics, moment, painted
 from seresnet_timm.runs.status import Status, read_status
 
 SILENCE = 120.  # seconds without a sign of life; files of network folders may be seen a minute late
@@ -168,7 +168,7 @@ def how_it_died(folder: RunFolder) -> Optional[str]:
 def describe_end(record: Dict[str, Any]) -> str:
     """How a run that has finished ended."""
     stop, best = record['early_stop'], record['best']
-    text = f'Finished at {record["finished"]}, {len(record["epochs"])} epochs'
+    text = f'Finished at {moment(record["finished"])}, {counted(len(record["epochs"]), "epoch")}'
     if stop:
         text += f'; ended early, as {stop["metric"]} had not been better for {stop["patience"]} epochs'
     if best and best['value'] is not None:
@@ -266,7 +266,7 @@ def watch(path: Path, once: bool = False, interval: float = 2.) -> int:
     record = read_record(folder.path) if folder.record.is_file() else None
     if record is not None and record['settings'].get('verb') == 'validate':
         raise UsageError(f'{folder.path} is the folder of an evaluation: there is nothing to follow.')
-    print(printable(describe_run(folder, record)), flush=True)
+    print(fitted('', printable(describe_run(folder, record)), sys.stdout), flush=True)
     if once:
         view = follower.look()
     elif is_terminal(sys.stdout):
@@ -275,10 +275,10 @@ def watch(path: Path, once: bool = False, interval: float = 2.) -> int:
         view = _on_lines(follower, interval)
     text = describe(view)
     if view.status is not None or once and not (view.text and text == view.state):  # the text says it
-        print(text)
+        print(fitted('', text, sys.stdout))
     if view.text:
         color = 'green' if view.state == 'finished' else 'yellow' if view.exit_code == 0 else 'red'
-        print(painted(view.text, color, sys.stdout), flush=True)
+        print(painted(fitted('', view.text, sys.stdout), color, sys.stdout), flush=True)
     return view.exit_code
 
 
@@ -287,7 +287,7 @@ def describe_run(folder: RunFolder, record: Optional[Dict[str, Any]]) -> str:
         return f'{folder.path}'
     settings = record['settings']
     return (f'{folder.path}: {settings["args"]["model"]} on {settings["device"]}, '
-            f'{counted(settings["world_size"], "process", "processes")}, started {record["started"]}')
+            f'{counted(settings["world_size"], "process", "processes")}, started {moment(record["started"])}')
 
 
 def _look(follower: Follower, since: List[float]) -> Optional[View]:

@@ -1,7 +1,9 @@
 """How times, metrics and a status are written: for the bars and lines of a training, and for `seresnet-timm watch`"""
 import os
 import sys
+import textwrap
 import time
+from datetime import datetime
 from typing import Any, Optional, TextIO
 
 from tqdm import tqdm
@@ -32,6 +34,26 @@ def has_color(stream: Optional[TextIO] = None) -> bool:
 def painted(text: str, color: str, stream: Optional[TextIO] = None) -> str:
     """A text in a color, where the stream has colors."""
     return f'\033[{COLORS[color]}m{text}\033[0m' if has_color(stream) else text
+
+
+def fitted(label: str, text: str, stream: Optional[TextIO] = None) -> str:
+    """A text beside its label: one line, on a terminal (stderr) as many as it needs, none of which breaks a word."""
+    stream = stream or sys.stderr
+    if not is_terminal(stream):
+        return label + text
+    columns = os.get_terminal_size(stream.fileno()).columns
+    indent = len(label) if columns >= 60 else min(len(label), 4)
+    return '\n'.join(textwrap.wrap(
+        text, max(columns - 1, 20), initial_indent=label, subsequent_indent=' ' * indent, break_long_words=False,
+        break_on_hyphens=False))
+
+
+def moment(when: str) -> str:
+    """A time of run.json in local time, as '2026-11-27 14:32:05'; any other text as it is."""
+    try:
+        return datetime.strptime(when, '%Y-%m-%dT%H:%M:%S%z').astimezone().strftime('%Y-%m-%d %H:%M:%S')
+    except (TypeError, ValueError):
+        return str(when)
 
 
 def duration(seconds: float) -> str:
