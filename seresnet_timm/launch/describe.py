@@ -156,7 +156,8 @@ def weights(settings: RunSettings) -> str:
             told = f'; {", ".join(taken)} are those of the file' if taken else ''
             return f'--{flag.replace("_", "-")} {args[flag]}{average}{told}'
     if not args.get('pretrained'):
-        return f'random, seed {args["seed"]}'
+        only = ' (without --pretrained only the architecture of the model is taken)' if ':' in args['model'] else ''
+        return f'random, seed {args["seed"]}{only}'
     if settings.model_commit:
         from seresnet_timm.hub.names import describe_version
         return f'{args["model"]}, {describe_version(args["model"], settings.model_commit)}, verified'

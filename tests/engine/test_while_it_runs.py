@@ -191,3 +191,10 @@ def test_run_that_fails_says_so_in_its_status(few_digits, tmp_path):
     assert result.returncode == 1
     status = json.loads((tmp_path / 'run' / 'status.json').read_text())
     assert status['state'] == 'failed' and status['text'] and status['pid'] > 0
+
+
+def test_a_training_leaves_nothing_open(few_digits, tmp_path):
+    """Python names files, sockets and pools that nobody has closed."""
+    result = run_cli(*train_flags(few_digits, tmp_path, '--epochs', 1, '--workers', 1), fresh=True,
+                     env={'PYTHONWARNINGS': 'always::ResourceWarning'})
+    assert result.returncode == 0 and 'ResourceWarning' not in result.stderr, result.stderr
