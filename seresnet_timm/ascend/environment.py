@@ -8,7 +8,7 @@ from typing import Dict, Optional, Tuple
 TORCH_NPU_DOCS = "torch_npu's environment variable reference"
 HCCL_DOCS = "CANN's environment variable reference, collective communication"
 CANN_DOCS = "CANN's environment variable reference"
-SET_CHECKED = 'set it: your value is checked, and stays'
+SET_CHECKED = 'set the variable: your value is checked and kept'
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Variable:
         reason: What it does, and why this value.
         source: The document that describes it.
         chosen: What the package does with it where that depends on the machine or the run; for the table of the docs.
-        override: How to have it otherwise.
+        override: How to change it.
     """
     recommended: Optional[str]
     reason: str
     source: str
     chosen: str = 'left as it is'
-    override: str = 'set it: your value stays'
+    override: str = 'set the variable: your value is kept'
 
 
 VARIABLES: Dict[str, Variable] = {
@@ -124,7 +124,7 @@ DEAD: Dict[str, str] = {
 
 def as_table() -> str:
     """The table of docs/ascend-environment.md: variable, what is set, why, how to override."""
-    rows = ['| variable | what is set | what it does, and why | to have it otherwise |', '|---|---|---|---|']
+    rows = ['| variable | what is set | what it does, and why | how to change it |', '|---|---|---|---|']
     for name, variable in {**VARIABLES, **CHECKED}.items():
         value = variable.chosen if variable.recommended is None else f'`{variable.recommended}`'
         rows.append(f'| `{name}` | {value} | {variable.reason} | {variable.override} |')
