@@ -214,6 +214,9 @@ def help_parser(verb: str, prog: Optional[str] = None) -> ArgumentParser:
     prog = prog or f'seresnet-timm {verb}'
     parser = train_parser(prog) if verb == 'train' else validate_parser(prog)
     _complete(parser, verb)
+    for action in parser._actions:  # flags of both verbs say of which they are
+        if action.help:
+            action.help = action.help.removeprefix(f'{verb}: ')
     return parser
 
 

@@ -30,7 +30,9 @@ def check_trackers(settings: RunSettings) -> Iterator[str]:
         flags = ('patience', 'early_stop', 'tensorboard')
         given = [f'--{flag.replace("_", "-")}' for flag in flags if getattr(settings, flag)]
         if given:
-            yield f'{", ".join(given)}: a flag of train, leave it out.'
+            is_one = len(given) == 1
+            yield (f'{", ".join(given)} {"is a flag" if is_one else "are flags"} of train: leave '
+                   f'{"it" if is_one else "them"} out.')
         return
     yield from _patience(settings)
     if settings.tensorboard:

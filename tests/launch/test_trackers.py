@@ -34,7 +34,7 @@ def test_flags_that_cannot_be(few_digits, tmp_path, flags, says):
 def test_flags_of_a_training(few_digits, flag):
     result = run_here('validate', '--data-dir', few_digits, '--model', 'resnet18', '--num-classes', 10, '--device',
                       'cpu', '--checkpoint', 'none.pth', *flag, '--dry-run')
-    assert result.returncode == 2 and f'{flag[0]}: a flag of train' in result.stderr
+    assert result.returncode == 2 and f'{flag[0]} is a flag of train: leave it out.' in result.stderr
 
 
 def test_plan_tells_of_them(few_digits, tmp_path, monkeypatch):
