@@ -214,7 +214,7 @@ def _crops(files: List[bytes], mode: str, img_size: int, round_number: int) -> L
     from timm.data import create_transform
 
     from seresnet_timm.data.fast_jpeg import Pipeline
-    from seresnet_timm.images import read_image
+    from seresnet_timm.data.images import read_image
     pipeline = Pipeline(create_transform(
         img_size, is_training=mode == 'train', color_jitter=0., interpolation='bilinear', crop_pct=0.875,
         use_prefetcher=True))
@@ -226,7 +226,7 @@ def _crops(files: List[bytes], mode: str, img_size: int, round_number: int) -> L
 def _bare_decode(args, files: List[bytes], mode: str) -> Callable[[int], None]:
     """Decode only the crops' regions at the DCT scale that suffices; without the C extension, whole images."""
     from seresnet_timm.data import jpeg
-    from seresnet_timm.images import read_image
+    from seresnet_timm.data.images import read_image
     crops = {}
 
     def prepare(round_number: int) -> None:
@@ -271,7 +271,7 @@ def quality(files: List[bytes], decoder, img_size: int) -> Dict[str, float]:
     from photographs import psnr
 
     from seresnet_timm.data import jpeg
-    from seresnet_timm.images import read_image
+    from seresnet_timm.data.images import read_image
     values = []
     for data, crop in _crops(files, 'train', img_size, 0):
         decoded = decoder.decode(data, crop, False)

@@ -37,7 +37,6 @@ DECIDES: Dict[str, str] = {
     'argument_parser': 'flags and\ntheir errors',
     'errors': 'one-sentence errors',
     'files': 'atomic writes, locks',
-    'images': 'image files',
     'old_names': 'names of 0.1',
     'process': 'limits, parent',
     'version': 'the version',

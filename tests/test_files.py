@@ -82,9 +82,9 @@ def test_a_stream_gets_the_content_and_is_not_replaced():
 
 def test_readers_refuse_what_is_no_file_themselves(tmp_path):
     """Paths that no flag names: a class map in the folder of a split, a file that Python code passes."""
+    from seresnet_timm.data.images import UnreadableImage, read_file
     from seresnet_timm.data.label_files import read_class_map, read_class_names
     from seresnet_timm.errors import UsageError
-    from seresnet_timm.images import UnreadableImage, read_file
     from seresnet_timm.inference.trace_file import TraceReader
     from seresnet_timm.launch.config_file import read_yaml
     from seresnet_timm.timm_scripts.find import find

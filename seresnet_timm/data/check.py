@@ -22,10 +22,10 @@ from PIL import Image
 from seresnet_timm import process
 from seresnet_timm.data.alike import describe_alike, is_written_twice, looks
 from seresnet_timm.data.classes import ClassTree, is_foreign, read_classes, split_folder, split_names
+from seresnet_timm.data.images import MAX_BYTES, ImageProgress, UnreadableImage, list_folder, read_file, read_image
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
 from seresnet_timm.errors import RunError, UsageError, first_names, printable, refuse
 from seresnet_timm.files import acquire_lock, marker_hint, read_journal
-from seresnet_timm.images import MAX_BYTES, ImageProgress, UnreadableImage, list_folder, read_file, read_image
 
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
            '.bmp': 'BMP', '.gif': 'GIF', '.tif': 'TIFF', '.tiff': 'TIFF', '.ppm': 'PPM', '.pgm': 'PPM', '.pbm': 'PPM',

@@ -17,9 +17,9 @@ import numpy as np
 from timm.utils.misc import natural_key
 
 from seresnet_timm.data.alike import describe_alike, looks
+from seresnet_timm.data.images import FOREIGN_FILES, count_by_suffix, is_image, list_folder
 from seresnet_timm.data.label_files import quote, read_class_map
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable
-from seresnet_timm.images import FOREIGN_FILES, count_by_suffix, is_image, list_folder
 
 TRAIN_NAMES = ('train', 'training')
 EVAL_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')

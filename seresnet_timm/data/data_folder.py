@@ -15,8 +15,8 @@ from typing import Any, Callable, List, NamedTuple, Optional
 
 import torch
 
+from seresnet_timm.data.images import UnreadableImage
 from seresnet_timm.errors import printable
-from seresnet_timm.images import UnreadableImage
 from seresnet_timm.step import heartbeat
 
 _logger = logging.getLogger(__name__)

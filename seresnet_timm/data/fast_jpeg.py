@@ -31,6 +31,7 @@ from torchvision.transforms import InterpolationMode
 
 from seresnet_timm.data import augment, jpeg
 from seresnet_timm.data.image_files import ImageFiles, count_unreadable
+from seresnet_timm.data.images import read_image
 from seresnet_timm.data.jpeg import Crop, Decoder
 from seresnet_timm.data.seeding import (
     Batch,
@@ -44,7 +45,6 @@ from seresnet_timm.data.seeding import (
     set_global_state,
 )
 from seresnet_timm.errors import UsageError
-from seresnet_timm.images import read_image
 
 
 def decoder_for(mode: str, dataset: str = '', image_mode: str = 'RGB', multi_epochs: bool = False) -> Tuple[

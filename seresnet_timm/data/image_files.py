@@ -17,10 +17,10 @@ from timm.data import AugMixDataset
 from timm.data.dataset import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from seresnet_timm import images
+from seresnet_timm.data import images
 from seresnet_timm.data.data_folder import DataFolder
+from seresnet_timm.data.images import UnreadableImage
 from seresnet_timm.errors import RunError, first_line, printable
-from seresnet_timm.images import UnreadableImage
 
 IGNORED_TARGET = -100  # of an image that cannot be read: no class, and torch's losses leave it out
 MAX_TRIES = 1000  # images in a row; more than a damaged class folder, less than a dataset whose disk is gone

@@ -15,6 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from seresnet_timm.data import fast_jpeg, loading
 from seresnet_timm.data.classes import name_classes, renumber_torchvision, split_folder
 from seresnet_timm.data.image_files import count_unreadable
+from seresnet_timm.data.images import UnreadableImage, extend_timm, read_image
 from seresnet_timm.data.jpeg import Decoder
 from seresnet_timm.data.label_files import read_class_map
 from seresnet_timm.data.position import make_restartable, make_resumable, resumable
@@ -22,7 +23,6 @@ from seresnet_timm.data.scheduled import loader_arguments, sampler_of
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.data.trivial_augment import TA_WIDE, create_loader
 from seresnet_timm.errors import RunError, printable
-from seresnet_timm.images import UnreadableImage, extend_timm, read_image
 
 RENUMBERED = ('hfds', 'tfds')  # timm's readers that know the names of classes, and take other numbers
 

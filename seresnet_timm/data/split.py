@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from seresnet_timm.data.classes import ClassTree, read_classes, split_folder
+from seresnet_timm.data.images import UnreadableImage, describe_left_out, read_file
 from seresnet_timm.errors import RunError, UsageError, counted, first_names, letter_widths, printable
 from seresnet_timm.files import temporary_folder, why_not_writable, write_json
-from seresnet_timm.images import UnreadableImage, describe_left_out, read_file
 
 RECORD = 'split.json'
 LINKS = ('symbolic', 'hard')

@@ -26,9 +26,7 @@ import PIL
 from PIL import Image
 
 from seresnet_timm import process
-from seresnet_timm.errors import RunError, UsageError, first_names, printable
-from seresnet_timm.files import exclusive, read_journal, write_json
-from seresnet_timm.images import (
+from seresnet_timm.data.images import (
     EXTENSIONS,
     ImageProgress,
     UnreadableImage,
@@ -38,6 +36,8 @@ from seresnet_timm.images import (
     read_file,
     read_image,
 )
+from seresnet_timm.errors import RunError, UsageError, first_names, printable
+from seresnet_timm.files import exclusive, read_journal, write_json
 from seresnet_timm.version import __version__
 
 SETTINGS_FILE = 'prepare.json'

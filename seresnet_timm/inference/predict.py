@@ -17,9 +17,7 @@ from tqdm import tqdm
 
 from seresnet_timm.data.classes import is_foreign
 from seresnet_timm.data.fast_jpeg import FastJpegDataset, decoder_for
-from seresnet_timm.errors import RunError, UsageError, first_names, note_replaced, printable
-from seresnet_timm.files import as_json, atomic_path
-from seresnet_timm.images import (
+from seresnet_timm.data.images import (
     EXTENSIONS,
     UnreadableImage,
     count_by_suffix,
@@ -30,6 +28,8 @@ from seresnet_timm.images import (
     read_image,
     silence_pillow,
 )
+from seresnet_timm.errors import RunError, UsageError, first_names, note_replaced, printable
+from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.inference.load import LoadedModel
 from seresnet_timm.runs.settings import RunSettings
 

@@ -7,8 +7,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from seresnet_timm.data.classes import read_classes, split_folder
+from seresnet_timm.data.images import UnreadableImage, read_image
 from seresnet_timm.errors import UsageError, first_names, printable
-from seresnet_timm.images import UnreadableImage, read_image
 from seresnet_timm.inference.load import LoadedModel, load_model
 from seresnet_timm.inference.predict import probabilities
 from seresnet_timm.runs.predictions import UNREADABLE, Predictions

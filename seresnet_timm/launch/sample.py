@@ -26,11 +26,11 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import split_folder
+from seresnet_timm.data.images import is_image, read_file, read_image
 from seresnet_timm.data.worker_errors import explain_shared_memory
 from seresnet_timm.engine.flags import train_parser, validate_parser
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
-from seresnet_timm.images import is_image, read_file, read_image
 from seresnet_timm.launch.teacher_checks import check_teacher_takes
 from seresnet_timm.models.create import create_from_args
 

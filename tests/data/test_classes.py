@@ -11,10 +11,10 @@ import timm.data
 from timm.data import create_dataset
 
 from seresnet_timm.data.classes import describe_difference, is_foreign, names_of_dataset, read_classes, split_folder
+from seresnet_timm.data.images import extend_timm
 from seresnet_timm.data.label_files import read_class_names, read_valid_labels
 from seresnet_timm.data.loaders import create_dataset as create_named
 from seresnet_timm.errors import RunError, UsageError
-from seresnet_timm.images import extend_timm
 
 
 @pytest.fixture(autouse=True)

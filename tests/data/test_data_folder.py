@@ -16,9 +16,9 @@ from timm.data import create_dataset, create_loader
 from seresnet_timm.data import data_folder, fast_jpeg, jpeg, loading
 from seresnet_timm.data.data_folder import DataFolder, DataFolderGone
 from seresnet_timm.data.image_files import count_unreadable, image_files_of, take_unreadable
+from seresnet_timm.data.images import UnreadableImage
 from seresnet_timm.data.position import end_workers
 from seresnet_timm.data.seeding import SampleSeeds
-from seresnet_timm.images import UnreadableImage
 from seresnet_timm.launch import watch
 from seresnet_timm.launch.watch import Watch
 from seresnet_timm.step import heartbeat

@@ -12,8 +12,8 @@ from photographs import photographs, psnr
 from PIL import Image
 
 from seresnet_timm.data import jpeg
+from seresnet_timm.data.images import read_image
 from seresnet_timm.data.jpeg import Crop
-from seresnet_timm.images import read_image
 
 DECODERS = {d.name: d for d in jpeg.decoders()}
 MINIMUM = {'c': 36, 'simplejpeg': 31}  # dB

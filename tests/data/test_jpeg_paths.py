@@ -8,8 +8,8 @@ from photographs import photographs
 from test_jpeg import encode, needs_c, pillows_files, random_cut, whole
 
 from seresnet_timm.data import jpeg
+from seresnet_timm.data.images import read_image
 from seresnet_timm.data.jpeg import Crop
-from seresnet_timm.images import read_image
 
 pytestmark = needs_c
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
-from seresnet_timm import images
-from seresnet_timm.images import UnreadableImage, list_folder, read_image
+from seresnet_timm.data import images
+from seresnet_timm.data.images import UnreadableImage, list_folder, read_image
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
 RGB = Image.fromarray(PIXELS)
