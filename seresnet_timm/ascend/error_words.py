@@ -25,7 +25,9 @@ _WORDS = re.compile(
     r'Descriptors|not support|check|chdir|CHDIR|depends on|can.t be installed|was not found|unrecognized|different|'
     r'fork|alloc|Error|driver|Docker|image|mount|AICPU|FAILED|multiarray|Health|health|enqueue|parse|timeout|manifest|'
     r'^\s*\|\s*\d|panic|LOCKUP|stall|blocked|exhausted|[Rr]eason|service:|DeviceReset|Null |NULL|invalid|'
-    r'conntrack|event[_ ]?id')
+    r'conntrack|[Ee]vent|\bnot\b|unsafe|irq|\[(?:Parse|Init|Recv|Send|Rank)|[Tt]ls|\bmsg\b|retries|satisfies|Auth|Image|'
+    r'reaches|time limit|same|reject|info_config|TBE|BiSheng|firewall|sqSw|cqeStatus|hal[A-Z]|reachable|abort|HDC|'
+    r"preamble|appears|device type|Resolution|Not ?Found|device <|Ipc Mem|must |doesn't|Unknown")
 
 
 class Kinds:

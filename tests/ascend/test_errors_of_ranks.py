@@ -1,5 +1,6 @@
 """Errors of several ranks in one text, every code of the table in every format, time stamps, and the table itself."""
 import random
+import re
 import time
 
 import pytest
@@ -8,6 +9,8 @@ from conftest import ROOT, load_file
 
 from seresnet_timm.ascend.error_codes import ACL, CANN, CODES, HCCL, NAMES, find
 from seresnet_timm.ascend.error_events import MAX_EVENTS, EventReader
+from seresnet_timm.ascend.error_texts import PATTERNS
+from seresnet_timm.ascend.error_words import Kinds
 from seresnet_timm.ascend.errors import diagnose, diagnose_text, is_consequence, is_out_of_memory
 from seresnet_timm.ascend.fault import ROLES
 from seresnet_timm.ascend.faults import FAULTS
@@ -242,6 +245,18 @@ def test_a_log_of_many_lines_is_read_quickly():
     started = time.process_time()
     assert EventReader().read_text(lines).events == []
     assert time.process_time() - started < 1.5
+
+
+def test_words_of_all_patterns_are_looked_at():
+    """A line that a pattern tells of is not left out beforehand: alternatives of the patterns that are plain text."""
+    tried = 0
+    for pattern in PATTERNS:
+        for part in re.split(r'(?<!\\)\|', pattern.words.pattern):
+            text = re.sub(r'\(\?P<\w+>|\(\?[:i!<=]*|[()\[\]{}*+?^$]|\\[bwsdS]|\.\*|\\', '', part)
+            if len(text) > 8 and pattern.words.search(text):
+                tried += 1
+                assert Kinds().wants(text), text
+    assert tried > 300
 
 
 def test_table():
