@@ -83,7 +83,25 @@ def test_the_message_of_an_error_that_cannot_be_read_is_none():
 
 @pytest.mark.parametrize('text', [
     STAMP + 'EDAC MC0: 1 CE memory read error on CPU_SrcID#0',
-    'ImportWarning: The torch.Tensor.cuda and torch.nn.Module.cuda are replaced with torch.Tensor.npu'])
+    'ImportWarning: The torch.Tensor.cuda and torch.nn.Module.cuda are replaced with torch.Tensor.npu',
+    "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by 'ReadTimeoutError'"])
 def test_harmless(text):
     diagnosis = diagnose_text(text)
     assert diagnosis.first is None and diagnosis.harmless
+
+
+@pytest.mark.parametrize('line', [
+    'Train: 3 [ 120/5004 (  2%)]  Loss: 6.23 (6.42)  Time: 0.123s, 2080.12/s  LR: 1.000e-01  Data: 0.010 (0.012)',
+    'top-1 error 23.45, top-5 error 6.12', 'loss scale 1024, no overflow in 200 steps', 'exit code 0',
+    '[INFO] RUNTIME(88,python):2026-03-01-10:20:30.100.200 [x.cc:1] 9 stream sync, timeout=-1',
+    '[WARNING] TDT(88,python):2026-03-01-10:20:30.100.200 [log.cpp:202] device not ready, retry',
+    'W0301 10:20:30.000 torch/distributed/run.py:774] Setting OMP_NUM_THREADS environment variable for each process',
+    '[W301 10:20:30.1 socket.cpp:464] [c10d] Waiting for workers to connect.',
+    'Normal  Pulled  11s  kubelet  Container image "ascend:1" already present on machine',
+    'EXT4-fs (sda1): mounted filesystem with ordered data mode. Opts: errors=remount-ro',
+    'IPv6: ADDRCONF(NETDEV_UP): eth0: link is not ready', 'net health status: Success', 'device 0, TLS switch: 0',
+    '| No running processes found in NPU 0                                                            |',
+    'Reason: early stopping', 'data/n01440764/n01440764_10026.JPEG not used', 'The event loop is not closed',
+    '[Rank 0] ProcessGroupHCCL initialization options: TIMEOUT(ms): 1800000'])
+def test_lines_of_a_run_that_is_well(line):
+    assert diagnose_text(line).first is None
