@@ -162,14 +162,25 @@ def test_an_interface_that_the_user_has_named_stays():
         assert 'GLOO_SOCKET_IFNAME' not in environ
 
 
-def start_node(wire, rank, data, output, *flags):
+def start_node(wire, rank, data, output, *flags, host=address, own=True):
     with pytest.MonkeyPatch.context() as patch:
         prefix = wire.prefix(rank)
         popen = subprocess.Popen
         patch.setattr(subprocess, 'Popen', lambda command, **kwargs: popen([*prefix, *command], **kwargs))
         return start_cli(*train_flags(
-            data, output, '--nnodes', 2, '--nproc', 1, '--node-rank', rank, '--master-addr', address(0),
-            '--master-port', PORT, '--local-addr', address(rank), '--rdzv-timeout', 60, '-b', 8, *WIDE, *flags))
+            data, output, '--nnodes', 2, '--nproc', 1, '--node-rank', rank, '--master-addr', host(0),
+            '--master-port', PORT, *(('--local-addr', host(rank)) if own else ()), '--rdzv-timeout', 60, '-b', 8,
+            *WIDE, *flags))
+
+
+@needs_network
+@pytest.mark.slow
+def test_a_training_over_ipv6_without_own_addresses(few_digits, tmp_path, wire):
+    nodes = [start_node(wire, rank, few_digits, tmp_path, '--epochs', 1, host=address6, own=False) for rank in (0, 1)]
+    outputs = [n.communicate(timeout=200)[1] for n in nodes]
+    assert [n.returncode for n in nodes] == [0, 0], outputs
+    assert (tmp_path / 'run' / 'last.pth.tar').is_file()
+    assert_none_left(str(tmp_path))
 
 
 @needs_network
