@@ -278,7 +278,8 @@ def _create(
             model = timm.create_model(made_as, **kwargs)
     except WRONG_ARGUMENT as e:
         text = str(e)
-        key = text.rsplit("'", 2)[1] if isinstance(e, TypeError) and 'unexpected keyword argument' in text else None
+        # the first name in quotation marks: Python 3.13 may add the name that it takes to be meant
+        key = text.split("'", 2)[1] if isinstance(e, TypeError) and 'unexpected keyword argument' in text else None
         if key is None and (kwargs.get('pretrained') or not explain_all and source is None):
             raise
         what = f"does not take '{printable(key)}'" if key else f'cannot be made ({printable(first_line(e))})'
