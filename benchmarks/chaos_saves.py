@@ -81,7 +81,7 @@ class Saves:
         for at in sorted(chosen):
             folder = self._tmp / f'{what} {at}'
             code, _, output = self._end(folder, OPERATIONS_AT=str(at), OPERATIONS_DO=what)
-            expected = {'kill': (-signal.SIGKILL, 1), 'stop': (128 + signal.SIGTERM,), 'full': ()}[what]
+            expected = {'kill': (-signal.SIGKILL, 1), 'stop': (128 + signal.SIGTERM,), 'full': (1,)}[what]
             is_right = code in (0, *expected)  # 0: the last save
             if code:
                 code, _, output = self._end(folder)
