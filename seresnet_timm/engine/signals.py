@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, Optional
 
 STOPPING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2')
@@ -101,8 +101,9 @@ def _handled(handlers: Dict[int, Any]) -> Iterator[bool]:
 def stop_in_calls(is_told: bool = True) -> Iterator[None]:
     """Inside `stop_early`: end the process also where no handler is called, as in a wait of C++ for other processes.
 
-    A thread does so `HELD_UP` seconds after a signal that the main thread has not come to handle. torchrun would kill
-    such a rank after 30 s. What `atexit` knows of is removed: locks, empty folders, temporary files.
+    A thread does so `HELD_UP` seconds after a signal that the main thread has not come to handle, and a little later
+    where it has, but Python has dropped the exception, as in `__del__` or a callback. torchrun would kill such a rank
+    after 30 s. What `atexit` knows of is removed: locks, empty folders, temporary files.
 
     Args:
         is_told: Print what happened; else another process does.
@@ -131,17 +132,23 @@ def stop_in_calls(is_told: bool = True) -> Iterator[None]:
 
 
 def _end_held_up(seen: socket.socket, is_told: bool) -> None:
-    """End this process `HELD_UP` seconds after a signal, unless its handler has run by then."""
+    """End this process `HELD_UP` seconds after a signal, unless its handler has run by then and the block is left."""
+    # a handler that has run has set what stands here last
+    seconds = {_stop_early: HELD_UP, _interrupt_early: HELD_UP, signal.SIG_DFL: HELD_UP + TO_CLEAN,
+               signal.default_int_handler: HELD_UP + TO_CLEAN}
     with seen:
-        while True:
-            received = seen.recv(1)
-            if not received:
-                return
+        received = seen.recv(1)
+        while received:
             signum, since = received[0], time.monotonic()
-            while signal.getsignal(signum) in (_stop_early, _interrupt_early):
-                time.sleep(POLL)
-                if time.monotonic() - since > HELD_UP:
+            seen.settimeout(POLL)
+            while signum in STOPPING and signal.getsignal(signum) in seconds:
+                if time.monotonic() - since > seconds[signal.getsignal(signum)]:
                     _end_now(signum, is_told)
+                with suppress(socket.timeout):
+                    if not seen.recv(1):
+                        return
+            seen.settimeout(None)
+            received = seen.recv(1)
 
 
 def _end_now(signum: int, is_told: bool) -> None:

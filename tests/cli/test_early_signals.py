@@ -149,3 +149,28 @@ def test_a_launcher_that_waits_for_another_machine(few_digits, tmp_path, rank, s
     code = ended(process, tmp_path, signum, lambda: 'Waiting for node' in (tmp_path / 'stderr').read_text())
     assert code == 128 + signum
     assert (tmp_path / 'stderr').read_text().splitlines()[-1].endswith(f'Stopped by {signum.name}.')
+
+
+DROPPED = """
+import os, signal, sys, time
+from seresnet_timm.engine import signals
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(0.1)
+
+with signals.stop_early(), signals.stop_in_calls():
+    Dropped()
+    print('goes on', flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize('name', ('SIGTERM', pytest.param('SIGINT', marks=pytest.mark.slow)))
+def test_an_exception_that_python_drops(name):
+    """One that a handler raises in `__del__`, in a callback of a weak reference, or while garbage is collected."""
+    start = time.monotonic()
+    done = subprocess.run([preloaded.python(), '-c', DROPPED, name], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + getattr(signal, name) and time.monotonic() - start < 10
+    assert done.stdout == 'goes on\n' and f'Stopped by {name}.' in done.stderr
