@@ -162,7 +162,7 @@ class Dropped:
 
 with signals.stop_early(), signals.stop_in_calls():
     Dropped()
-    print('goes on', flush=True)
+    print(time.monotonic(), flush=True)
     time.sleep(60)
 """
 
@@ -170,7 +170,6 @@ with signals.stop_early(), signals.stop_in_calls():
 @pytest.mark.parametrize('name', ('SIGTERM', pytest.param('SIGINT', marks=pytest.mark.slow)))
 def test_an_exception_that_python_drops(name):
     """One that a handler raises in `__del__`, in a callback of a weak reference, or while garbage is collected."""
-    start = time.monotonic()
-    done = subprocess.run([preloaded.python(), '-c', DROPPED, name], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 128 + getattr(signal, name) and time.monotonic() - start < 10
-    assert done.stdout == 'goes on\n' and f'Stopped by {name}.' in done.stderr
+    done = subprocess.run([preloaded.python(), '-c', DROPPED, name], capture_output=True, text=True)
+    assert done.returncode == 128 + getattr(signal, name) and f'Stopped by {name}.' in done.stderr
+    assert time.monotonic() - float(done.stdout) < 10  # it went on
