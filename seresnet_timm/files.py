@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -365,6 +366,11 @@ def why_not_text(path: Union[str, Path], most_bytes: int = MOST_BYTES_OF_TEXT) -
     return why_not_readable(path, most_bytes, is_file=True)
 
 
+def is_address(path: Union[str, Path]) -> bool:
+    """Whether a text is the address of something elsewhere, such as https://... or s3://..."""
+    return re.match(r'[A-Za-z][\w+.-]*://', str(path)) is not None
+
+
 def why_missing(path: Union[str, Path], is_link_enough: bool = False) -> Optional[str]:
     """Why there is nothing at a path, as the end of a sentence that begins with it; None if there is something.
 
@@ -375,6 +381,8 @@ def why_missing(path: Union[str, Path], is_link_enough: bool = False) -> Optiona
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
+        if is_address(path):
+            return 'is an address, not a path on this machine: download it, and name the file or folder'
         if not os.path.islink(path):
             return 'does not exist: check the path'
         return None if is_link_enough else f'is a link to {os.readlink(path)}, which does not exist: check the path'

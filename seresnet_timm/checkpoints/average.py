@@ -17,7 +17,7 @@ from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save_errors import torch_errors_as_oserror
 from seresnet_timm.errors import UsageError, first_names, printable
 from seresnet_timm.files import atomic_path
-from seresnet_timm.models.create import not_finite
+from seresnet_timm.models.create import not_finite, why_not_plain
 from seresnet_timm.models.info import ModelInfo
 
 AVERAGED = 'averaged'  # key of a checkpoint: the files and epochs that it is the average of
@@ -132,7 +132,11 @@ def average(files: Sequence[str], use_ema: bool = False) -> Average:
 
 
 def _check(path: str, weights: Dict[str, torch.Tensor], seen: Dict[str, str]) -> None:
-    """Refuse weights that are not finite, or that were there already."""
+    """Refuse weights that have no plain numbers, that are not finite, or that were there already."""
+    kinds = [f'{k} ({why_not_plain(v)})' for k, v in weights.items() if why_not_plain(v)]
+    if kinds:
+        raise UsageError(f'{printable(path)} has weights that cannot be averaged: '
+                         f'{printable(first_names(kinds, MAX_NAMED))}. Leave it out.')
     bad = not_finite(weights)
     if bad:
         raise UsageError(f'{printable(path)} has weights that are not finite (NaN or infinity): '

@@ -135,6 +135,8 @@ def read_class_names(path: Union[str, Path], num_classes: int) -> List[str]:
     """
     what = f'--class-names {printable(path)}'
     names = [line.strip() for line in read_lines(path, '--class-names')]
+    if names and (names[0][0], names[-1][-1]) in (('{', '}'), ('[', ']')) and len(names) != num_classes:
+        raise UsageError(f'{what} is JSON: write the names alone, one a line, in the order of their indices.')
     indexed = _split_indices(names, what)
     if indexed is not None:
         by_index = {index: name.strip() for name, index in zip(*indexed)}

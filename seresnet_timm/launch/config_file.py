@@ -1,5 +1,6 @@
 """YAML config files, checked key by key against a script's flags."""
 import argparse
+import datetime
 import re
 import reprlib
 from dataclasses import dataclass, field
@@ -92,7 +93,11 @@ def _wrong_key(
         hint = f'did you mean {flags[nearest]}?' if nearest else 'see --help for the flags (with _ for -)'
         return f"unknown key '{key}', {hint}"
     expected = _type_mismatch(action, value, defaults[key])
-    return f'{key} must be {expected}, got {reprlib.repr(value)}' if expected else None
+    if expected is None:
+        return None
+    is_unquoted = expected == 'text' and isinstance(value, (bool, int, float, datetime.date))
+    got = f'{value}: write it in quotes' if is_unquoted else reprlib.repr(value)
+    return f'{key} must be {expected}, got {got}'
 
 
 def bundled_defaults(defaults: Dict[str, Any]) -> Dict[str, Any]:
@@ -220,11 +225,21 @@ def _fits(kind: type, value: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
+def _with_numbers(value: Any) -> Any:
+    """What a mapping such as `opt_kwargs` means: YAML 1.1 reads 1e-8 in it, without a dot, as text."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    is_number = isinstance(value, str) and re.fullmatch(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+', value)
+    return float(value) if is_number else value
+
+
 def _checked(action: argparse.Action, value: Any) -> Tuple[Any, Optional[str]]:
     """A value as its rule reads it; and why it is wrong, as the end of a sentence."""
     rule = VALUES.get(action.dest)
     if value is None or isinstance(value, (bool, dict)):
-        return value, None
+        return _with_numbers(value), None
     is_list = isinstance(value, list)
     items = value if is_list else [value]
     results = [checked(float(item) if action.type is float else item, rule) for item in items]

@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 from seresnet_timm.data.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
 from seresnet_timm.errors import UsageError, first_names, printable, refuse, shell_line
+from seresnet_timm.files import is_address
 from seresnet_timm.launch.combinations import uses_mixup
 
 MAX_NAMED = 3  # names of classes that one sentence lists
@@ -85,6 +86,9 @@ def _root(verb: str, args: Dict[str, Any]) -> Path:
     root = args.get('data_dir')
     if not root:
         raise UsageError('No dataset: give its root folder with --data-dir, the one with train/ and val/ in it.')
+    if is_address(root) and not os.path.exists(root):
+        raise UsageError(f'Dataset {printable(root)} is an address, not a folder on this machine: download or mount '
+                         'it, and name the folder with --data-dir.')
     root = Path(root)
     if root.is_file() and root.suffix == '.tar':
         if verb == 'train':

@@ -108,6 +108,10 @@ def broken(tmp_path, kind):
     model = tiny_model(2)
     if kind == 'nan':
         model.fc.bias.data[1] = float('nan')
+    if kind in ('sparse', 'without values'):
+        change = torch.Tensor.to_sparse if kind == 'sparse' else lambda t: t.to('meta')
+        torch.save({**model.state_dict(), 'fc.weight': change(model.fc.weight.data)}, tmp_path / 'x')
+        return tmp_path / 'x'
     if kind == 'outputs':
         import timm
         return write(tmp_path / 'x', timm.create_model('seresnet18_ascend', **{**TINY, 'num_classes': 4}),
@@ -121,6 +125,8 @@ def broken(tmp_path, kind):
 
 @pytest.mark.parametrize('kind, text', (
     ('nan', 'has weights that are not finite (NaN or infinity): fc.bias'),
+    ('sparse', 'has weights that cannot be averaged: fc.weight (sparse)'),
+    ('without values', 'has weights that cannot be averaged: fc.weight (without values)'),
     ('outputs', 'they differ in the number of classes (3, 4)'),
     ('classes', 'their classes differ (class 1 is b, c)'),
     ('mean', 'they differ in the mean ([0.5, 0.5, 0.5], [0.4, 0.4, 0.4])'),

@@ -185,6 +185,9 @@ def test_names_from_other_places(run_folder, few_digits, tmp_path, capsys):
     (tmp_path / 'names.txt').write_text('one\ntwo\n')
     assert 'has 2 names, the model has 10' in run(
         capsys, folder, image, '--class-names', tmp_path / 'names.txt', code=2).err
+    (tmp_path / 'names.json').write_text(json.dumps({i: f'digit {i}' for i in range(10)}))
+    assert 'names.json is JSON: write the names alone' in run(
+        capsys, folder, image, '--class-names', tmp_path / 'names.json', code=2).err
 
     config = dict(label_names=[f'digit {i}' for i in range(10)], model_args={'num_classes': 10})
     save_for_hf(model, tmp_path / 'hub', model_config=config)

@@ -203,3 +203,13 @@ def test_variables_of_a_scheduler_are_told_with_the_other_mistakes(tmp_path, mon
         monkeypatch.setenv(name, value)
     found = sentences('train', '--data-dir', '/nowhere', '--lr', 'x', '--model', 'resnet5O')
     assert_told(found, "--lr 'x' is not a number", words, 'Dataset /nowhere does not exist', "Unknown model 'resnet5O'")
+
+
+def test_addresses_are_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = sentences('train', '--data-dir', 's3://bucket/x', '--resume', 'https://host/x.pth.tar', '--model',
+                      'resnet18')
+    assert_told(found, 'Dataset s3://bucket/x is an address, not a folder on this machine',
+                '--resume https://host/x.pth.tar is an address, not a path on this machine: download it')
+    found = sentences('predict', 'https://host/x.pth.tar', 'http://host/i.jpg')
+    assert any('http://host/i.jpg is an address' in f for f in found), found

@@ -184,6 +184,24 @@ def test_a_number_of_a_config_file_is_what_is_written(tmp_path, text, words):
         'experiment': '010', 'lr': 0.1, 'epochs': 16, 'seed': 0}
 
 
+def test_numbers_in_a_mapping_of_a_config_file(tmp_path):
+    """YAML 1.1 reads 1e-8 as text; on the command line it is a number too."""
+    (tmp_path / 'c.yaml').write_text('opt_kwargs: {eps: 1e-8, betas: [9e-1, 0.999], name: "x1e-8"}\nlr: 1E-3\n')
+    line = parse('train', [])
+    assert load_config(str(tmp_path / 'c.yaml'), line.parser, line.defaults).values == {
+        'opt_kwargs': {'eps': 1e-8, 'betas': [0.9, 0.999], 'name': 'x1e-8'}, 'lr': 1e-3}
+    typed = parse('train', ['--opt-kwargs', 'eps=1e-8']).flags
+    assert typed['opt_kwargs'] == {'eps': 1e-8}
+
+
+@pytest.mark.parametrize('text, got', (('2024-01-01', '2024-01-01'), ('010', None), ('3', '3'), ('yes', 'True')))
+def test_a_text_of_a_config_file_that_yaml_takes_for_something_else(tmp_path, text, got):
+    (tmp_path / 'c.yaml').write_text(f'experiment: {text}\n')
+    line = parse('train', [])
+    problem = load_config(str(tmp_path / 'c.yaml'), line.parser, line.defaults).problems[-1]
+    assert got is None or problem.endswith(f'experiment must be text, got {got}: write it in quotes.')
+
+
 def test_a_config_file_that_a_run_wrote_is_right(tmp_path):
     line = parse('train', [])
     args = {k: v for k, v in line.defaults.items() if k != 'config'}
