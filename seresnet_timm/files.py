@@ -352,8 +352,10 @@ def why_not_readable(path: Union[str, Path], most_bytes: Optional[int] = None, i
             return 'it is a file of the kernel: write its content to a file and name that'
     except PermissionError:
         return f'{NO_RIGHT} to the folders above it'
-    except (OSError, ValueError) as e:  # ValueError: a zero byte
-        return (e.strerror or str(e)).lower() if getattr(e, 'errno', None) in NO_PATH else None
+    except OSError as e:
+        return (e.strerror or str(e)).lower() if e.errno in NO_PATH else None
+    except ValueError:  # a zero byte
+        return None
     if not os.access(path, os.R_OK):
         return f'{NO_RIGHT} to the file'
     if most_bytes is not None and found.st_size > most_bytes:

@@ -135,6 +135,8 @@ def create_from_args(
             given = [f for f in FLAGS[key] if getattr(args, f[2:].replace('-', '_'), None) is not None]
             return f'leave out {(given or FLAGS[key])[0]}'
         pairs = ' '.join(f'{k}={v}' for k, v in own.items() if key is None or k == key)
+        if key is None and pairs and args.gp is not None:
+            return f'check --gp {args.gp}, and {pairs} of --model-kwargs'
         return f'leave out {pairs} of --model-kwargs' if pairs else 'check the flags of the model'
     return _create(args.model, folder, meta, {**flags, **own}, remedy, explain_all=bool(own))
 
