@@ -201,11 +201,20 @@ def resume_hint(settings: RunSettings) -> str:
     if settings.verb != 'train' or not settings.output or not RunFolder(settings.output).last.exists():
         return ''
     folder = RunFolder(os.path.abspath(settings.output))
-    words = [*_runnable(settings.command), '--output', str(folder.path.parent), '--experiment', folder.path.name,
+    command = _without(settings.command, 'train', ('--output', '--experiment', '--resume'))
+    words = [*_runnable(command), '--output', str(folder.path.parent), '--experiment', folder.path.name,
              '--resume', str(folder.last)]
-    names_files_here = any(_is_relative_path(word.partition('=')[2] or word) for word in settings.command[2:])
+    names_files_here = any(_is_relative_path(word.partition('=')[2] or word) for word in command[2:])
     place = f'{shell_line(["cd", os.getcwd()])} && ' if names_files_here else ''
     return f' Resume with: {place}{shell_line(words)}'
+
+
+def _without(command: List[str], verb: str, flags: Sequence[str]) -> List[str]:
+    """A command line without flags that take one value each, and their values; what is before the verb stays."""
+    first = command.index(verb) + 1 if verb in command else 2  # after the name of a recipe
+    kept = [word for before, word in zip(command[first - 1:], command[first:])
+            if before not in flags and word.partition('=')[0] not in flags]
+    return [*command[:first], *kept]
 
 
 def _runnable(command: List[str]) -> List[str]:
