@@ -27,8 +27,8 @@ FAULTS: Dict[str, Fault] = {
     **INSTALL_FAULTS,
     # --- device -------------------------------------------------------------------------------------------------------
     'visible_devices': Fault(
-        CAUSE, 'this machine or container does not have a device that was asked for[: {variable}={value}][; it has '
-        'the numbers {range}]',
+        CAUSE, 'this machine or container does not have a device that was asked for[: {variable}={value}][; its '
+        'devices are numbered {range}]',
         ('ASCEND_RT_VISIBLE_DEVICES was set for another machine', 'the container has fewer devices'),
         'correct ASCEND_RT_VISIBLE_DEVICES, or choose with --devices or --nproc; `npu-smi info` lists the devices'),
     'visible_order': Fault(

@@ -139,7 +139,7 @@ INSTALL_FAULTS: Dict[str, Fault] = {
         ('a package of x86_64 on aarch64, or the other way round', 'an image of the other architecture'),
         'install the packages and images for this machine (`uname -m`)', THIS),
     'page_size': Fault(
-        CAUSE, '[{library}, ]a library[ ({reason})] was not built for the page size of this kernel',
+        CAUSE, 'a library[, {library},] was not built for the page size of this kernel[ ({reason})]',
         ('kernels of openEuler and CentOS on aarch64 may have pages of 64 KiB (`getconf PAGESIZE`)',),
         'install a build of it for such pages (wheels with manylinux in their name are), unset an LD_PRELOAD that '
         'names it, or use a kernel with pages of 4 KiB', THIS),

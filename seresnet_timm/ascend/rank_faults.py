@@ -57,7 +57,7 @@ RANK_FAULTS: Dict[str, Fault] = {
         'set HCCL_SOCKET_IFNAME (or HCCL_IF_IP) to the interface that reaches the other machines; read the logs of '
         'the other ranks; raise HCCL_CONNECT_TIMEOUT', OTHERS),
     'hccl_interface': Fault(
-        CAUSE, 'HCCL does not find [{value}, ]the interface or address of this host[ that {variable} names]',
+        CAUSE, 'HCCL does not find the interface or address[ {value}] on this host[, which {variable} names]',
         ('the variable names an interface or address of another machine', 'the interface is down or has no address'),
         'set HCCL_SOCKET_IFNAME to an interface of this host that reaches the others (`ip -br addr` lists them), or '
         'unset it and HCCL_IF_IP'),
@@ -68,7 +68,7 @@ RANK_FAULTS: Dict[str, Fault] = {
         'read the log of {remote_or_another} first, and all others: the earliest error is the cause; HCCL waits '
         '{limit} s (HCCL_EXEC_TIMEOUT)', OTHERS),
     'heartbeat': Fault(
-        WAIT, LOST + 'a device[, {remote},] no longer answers[ ({reason})]',
+        WAIT, LOST + 'the other end[, device {remote},] no longer answers[ ({reason})]',
         ('its process has ended', 'the network'), 'read the log of the rank on that device first', OTHERS),
     'sync_timeout': Fault(
         WAIT, LOST + 'a wait for the device [{device} ]did not end in time',
