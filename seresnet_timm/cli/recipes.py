@@ -1,7 +1,9 @@
 """`seresnet-timm recipes [NAME]`: the recipes, what they cost and what they should give; or all about one of them."""
 import argparse
 import json
-from typing import Dict, List
+import os
+import sys
+from typing import Dict, List, Tuple
 
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import UsageError, did_you_mean
@@ -54,7 +56,9 @@ def show(recipe) -> List[str]:
 def table(recipes: Dict) -> List[str]:
     """The recipes for ImageNet and the others, a line each."""
     from seresnet_timm.launch import recipe_costs
-    rows = [('name', 'epochs', 'batch', 'NPU-hours', 'top-1 expected', 'top-1 published', 'ours')]
+    from seresnet_timm.runs.show import is_terminal
+    rows: List[Tuple[str, ...]] = [
+        ('name', 'epochs', 'batch', 'NPU-hours', 'top-1 expected', 'top-1 published', 'ours')]
     others = []
     for name, recipe in recipes.items():
         cost = recipe_costs.cost_of(recipe)
@@ -64,8 +68,16 @@ def table(recipes: Dict) -> List[str]:
         batch = f'{recipe.global_batch_size:,}' if recipe.global_batch_size else f'{recipe.settings["batch_size"]} each'
         rows.append((name, str(cost.epochs), batch, recipe_costs.describe(cost), recipe.expected or '-',
                      recipe.published or '-', recipe.measured or 'not measured'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = _lines(rows)
+    width = os.get_terminal_size(sys.stdout.fileno()).columns if is_terminal(sys.stdout) else None
+    while width and max(map(len, lines)) >= width and len(rows[0]) > 5:
+        rows = [(*row[:5], *row[6:]) for row in rows]  # without what `recipes NAME` says too
+        lines = _lines(rows)
     return ['For ImageNet-1k: seresnet-timm train --preset NAME --data-dir ImageNet', '', *lines, '',
             *recipe_costs.basis(), '', 'Others:', *others, '',
             'seresnet-timm recipes NAME shows one. `seresnet-timm recipe` runs those of the ModelZoo.']
+
+
+def _lines(rows: List[Tuple[str, ...]]) -> List[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ['  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
