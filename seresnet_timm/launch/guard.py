@@ -2,14 +2,11 @@
 
 The thread that watches the only rank of a process (`watch`) needs this lock too. So it tells this program every second
 that Python runs, and what to say if it does not. This file is the program too. It is started by its path, with the
-standard library alone: it is there in milliseconds, and takes 9 MB.
+few modules of the standard library: it is there in milliseconds, and takes 9 MB.
 """
-import json
 import os
 import select
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -18,6 +15,7 @@ from typing import Callable, Iterator, List
 PAUSE = 1.  # seconds between two looks
 HELD = 3.  # seconds without Python after which a second signal ends the process here
 TO_WRITE = 1.  # seconds for the stacks
+END = b'\0\n'  # of what is told
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -33,6 +31,7 @@ def guarded(stacks_signal: int, written: str) -> Iterator[Callable[[float, str, 
         To be called while Python runs: after how many seconds without a call to end the process, what to say then, and
         where to copy the stacks; '' for stderr. The first call starts the guard.
     """
+    import subprocess  # the program starts sooner without
     started: List[subprocess.Popen] = []
     owner = os.getpid()
 
@@ -43,7 +42,9 @@ def guarded(stacks_signal: int, written: str) -> Iterator[Callable[[float, str, 
                     [sys.executable, '-IS', os.path.abspath(__file__), str(stacks_signal), written],
                     stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
                 os.set_blocking(started[0].stdin.fileno(), False)
-            os.write(started[0].stdin.fileno(), json.dumps([seconds, sentence, copy]).encode() + b'\n')
+            # neither a path nor a sentence holds a zero byte
+            fields = str(seconds).encode(), os.fsencode(copy), sentence.encode(errors='backslashreplace')
+            os.write(started[0].stdin.fileno(), b'\0'.join(fields) + END)
     try:
         yield tell
     finally:
@@ -64,7 +65,7 @@ def main(stacks_signal: int, written: str) -> None:
     parent, received = os.getppid(), []
     for signum in SIGNALS:  # to all processes of a terminal or job
         signal.signal(signum, lambda *_: received.append(time.monotonic()))
-    seconds, sentence, copy, rest = float('inf'), '', '', b''
+    seconds, sentence, copy, rest = float('inf'), '', b'', b''
     silent, looked = 0., time.monotonic()
     while True:
         readable = select.select([0], [], [], PAUSE)[0]
@@ -73,12 +74,13 @@ def main(stacks_signal: int, written: str) -> None:
         if os.getppid() != parent:
             return
         if readable:
-            text = os.read(0, 1 << 16)
-            if not text:
+            told = os.read(0, 1 << 16)
+            if not told:
                 return
-            *lines, rest = (rest + text).split(b'\n')
-            for line in lines[-1:]:
-                (seconds, sentence, copy), silent = json.loads(line), 0.
+            *messages, rest = (rest + told).split(END)
+            for last in messages[-1:]:
+                number, copy, text = last.split(b'\0')
+                seconds, sentence, silent = float(number), text.decode(), 0.
         elif _is_stopped(parent):
             silent = 0.
         is_second = len(received) > 1 and received[-1] - received[0] > 1
@@ -88,11 +90,12 @@ def main(stacks_signal: int, written: str) -> None:
             if os.getppid() == parent:
                 _say(written, sentence if silent > seconds else '', copy)
                 os.kill(parent, signal.SIGKILL)
+                import shutil  # the program starts sooner without
                 shutil.rmtree(os.path.dirname(written), ignore_errors=True)
             return
 
 
-def _say(written: str, sentence: str, copy: str) -> None:
+def _say(written: str, sentence: str, copy: bytes) -> None:
     if not sentence:
         print('Stopped at once by a second signal; what was not saved is lost.', file=sys.stderr, flush=True)
         return
