@@ -140,7 +140,7 @@ def test_losses_are_those_of_timms_script(kind, few_digits, folder, tmp_path):
 WRONG = (
     (('--kd-model-name', 'resnet18.a1_in1k'), 'has 1000 outputs, the student 10'),
     (('--kd-model-name', 'seresnet18_ascend'), 'no pretrained weights of seresnet18_ascend to teach with'),
-    (('--kd-model-name', 'resnet8x'), "Unknown model 'resnet8x'"),
+    (('--kd-model-name', 'resnet8x'), '--kd-model-name resnet8x is unknown: did you mean resnet18?'),
     (('--kd-model-name', 'none/last.pth.tar'), 'none/last.pth.tar does not exist'),
     (('--kd-model-name', '{data}'), 'is neither the folder of a run nor one with a config.json'),
     (('--kd-model-name', '{teacher}', '--kd-distill-type', 'token'), 'needs a student with a distillation head'),
