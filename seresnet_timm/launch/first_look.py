@@ -1,8 +1,8 @@
 """What can be refused without torch: a wrong value is named at once
 
-torch and timm take seconds to import. Where values are wrong or files are not there, and nothing else needs timm to be
-judged, the command line is refused here. Names of models and optimizers are looked up in the text of timm's files.
-Where a name that is not there may still be right, timm itself is asked.
+torch and timm take seconds to import. Where values or names are wrong, and nothing else needs timm to be judged, the
+command line is refused here. Names of models and optimizers are looked up in the text of timm's files. Where a name
+that is not there may still be right, timm itself is asked.
 """
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -17,7 +17,9 @@ from seresnet_timm.launch.parse import CommandLine
 
 
 def refuse_wrong_values(line: CommandLine, sources: Any, has_data: Optional[bool] = True) -> None:
-    """Refuse a command line with wrong values, unknown names or missing files, with all that is said without timm.
+    """Refuse a command line with wrong values or unknown names, with all else that is said without timm.
+
+    Files that are missing are no reason by themselves: more may be wrong that only timm or the device can tell.
 
     Args:
         line: The command line, whose `problems` are the wrong values.
@@ -25,22 +27,23 @@ def refuse_wrong_values(line: CommandLine, sources: Any, has_data: Optional[bool
         has_data: There is a data folder, as in `make_plan`.
 
     Raises:
-        UsageError: Something is wrong, and there is no name that only timm can judge.
+        UsageError: A value or name is wrong, and there is no name that only timm can judge.
     """
     args = {**line.defaults, **sources.base(), **sources.flags}
     unknown = _unknown_names(args)
     if None in unknown.values():
         return
+    wrong = line.problems + [sentence for sentence in unknown.values() if sentence]
+    if not wrong:
+        return
     has_data = bool(args.get('data_dir') or args.get('dataset')) if has_data is None else has_data
     args, problems = _translated(line, sources, args)
-    missing = [sentence for _, sentence in missing_files(line.verb, args)]
+    problems += [sentence for _, sentence in missing_files(line.verb, args)]
     if has_data and sources.knows_data(args):
-        missing += missing_root(line.verb, args)
-    problems += missing + [sentence for sentence in unknown.values() if sentence]
-    if line.problems or problems:
-        if sources.is_config_read:
-            problems += find_contradictions(line.verb, args, sources.asked_or_typed)
-        refuse(line.problems + problems)
+        problems += missing_root(line.verb, args)
+    if sources.is_config_read:
+        problems += find_contradictions(line.verb, args, sources.asked_or_typed)
+    refuse(wrong + problems)
 
 
 def _unknown_names(args: Dict[str, Any]) -> Dict[str, Optional[str]]:

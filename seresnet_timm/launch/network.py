@@ -31,7 +31,6 @@ def interface_of(address: str) -> Optional[str]:
     return max(matches)[-1] if matches else None
 
 
-
 def name_interface(environ: MutableMapping[str, str]) -> None:
     """Let gloo use the interface on the way to the machine of rank 0, unless the user has named one.
 

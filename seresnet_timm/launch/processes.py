@@ -370,8 +370,6 @@ def waiting_for_nodes(settings: RunSettings, node: Node) -> Iterator[None]:
         yield
 
 
-
-
 def _torchrun_argv(settings: RunSettings, node: Node, log_dir: Path) -> List[str]:
     argv = [f'--nproc-per-node={settings.nproc}', f'--log-dir={log_dir}']
     if settings.nproc > 1:

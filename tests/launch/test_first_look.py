@@ -137,7 +137,6 @@ def test_a_module_may_register_names(tmp_path, monkeypatch):
 @pytest.mark.parametrize('argv', (
     ('train', '--epochss', '3'), ('train', '--model', 'resnet18', '--interpolation', 'bilnear'),
     ('train', '--model', 'seresnet5'), ('train', '--model', 'resnet50.a1_in1kk'), ('train', '--opt', 'adamww'),
-    ('train', '--data-dir', 'nowhere'), ('validate', '--data-dir', 'nowhere', '--checkpoint', 'none.pth'),
     ('weights', 'fetch', 'seresnet5'), ('predict', 'seresnet5', 'i.jpg'), ('convert', 'none', 'x.pth'),
     ('train', '--optimizer', 'adam'), ('validate', '-b', '0'), ('recipe', 'train_1p', '--data_path=x', '--lr=-1'),
     ('predict', 'm', 'i.jpg', '--topk', '0'), ('export', 'm', '/proc/m.onnx'), ('prepare', 'a', '/proc/b'),
