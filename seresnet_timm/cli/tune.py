@@ -45,13 +45,14 @@ def run(args: argparse.Namespace) -> None:
     from seresnet_timm.launch.parse import parse_on
     forget(os.environ)  # it measures in one process, whatever a scheduler's variables say
     own, of_train, problems = parse_on(parser, args.argv, rules_of('tune'))
-    from seresnet_timm.launch import tune
-    allowed, unknown = tune.check(own.allow)
+    from seresnet_timm.launch import trial, tuned
+    allowed, unknown = tuned.read_allowed(own.allow)
     problems += unknown
     try:
-        settings, has_data = tune.plan(of_train)
+        settings, has_data = trial.plan_tuning(of_train)
     except UsageError as e:
         refuse([*problems, e])
     refuse(problems)
+    from seresnet_timm.launch import tune
     tuning = tune.tune(settings, own.seconds, allowed, has_data, own.tuned_file)
     tune.print_outcome(tuning, own.tuned_file)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from itertools import islice
-from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, refuse, reworded
 from seresnet_timm.runs.settings import RunSettings
@@ -98,6 +98,19 @@ def last_line(code: int, errors: str) -> str:
     return next((line for line in reversed(errors.splitlines()) if line.strip()), 'it failed without a message')
 
 
+def plan_tuning(argv: Sequence[str]) -> Tuple[RunSettings, bool]:
+    """Settings of the training that the flags describe, and whether they name a data folder.
+
+    Raises:
+        UsageError: A training with these flags would be refused.
+    """
+    from seresnet_timm.launch.plan import names_data
+    settings = settings_to_measure('train', ['--scripts', 'bundled', *argv], has_data=None)
+    if settings.nnodes > 1:
+        raise UsageError('Measure on one machine: leave --nnodes out.')
+    return settings, names_data(settings.args)
+
+
 def settings_to_measure(verb: str, argv: Sequence[str], has_data: Optional[bool]) -> RunSettings:
     """The settings that `seresnet-timm train` or `validate` would run with, checked as far as there are no data.
 
@@ -109,12 +122,12 @@ def settings_to_measure(verb: str, argv: Sequence[str], has_data: Optional[bool]
     Raises:
         UsageError: A run with these flags would be refused.
     """
-    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
     from seresnet_timm.ascend.setup import set_environment
-    from seresnet_timm.launch import checks, sample
     from seresnet_timm.launch.plan import make_plan
     set_environment(os.environ)
-    plan = make_plan(verb, argv, has_data=has_data)
+    plan = make_plan(verb, argv, has_data=has_data)  # refuses what needs no torch, before it is imported
+    from seresnet_timm import models  # noqa: F401  (registers itself with timm)
+    from seresnet_timm.launch import checks, sample
     problems: List[Any] = [*plan.problems]
     run = checks.Checked(plan.settings, {})
     for check in (checks.check_model, checks.check_precision) if verb == 'train' else ():

@@ -17,11 +17,10 @@ import psutil
 
 from seresnet_timm import device as devices
 from seresnet_timm import process
-from seresnet_timm.errors import RunError, UsageError, printable, shell_line
+from seresnet_timm.errors import RunError, printable, shell_line
 from seresnet_timm.files import atomic_path
 from seresnet_timm.launch import plan as launch_plan
-from seresnet_timm.launch.plan import names_data
-from seresnet_timm.launch.trial import TrialProcess, settings_to_measure
+from seresnet_timm.launch.trial import TrialProcess
 from seresnet_timm.launch.tuned import OPTIONS
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.step.fast import kind_of
@@ -30,7 +29,6 @@ CLEAR_GAIN = 1.02  # a smaller one is not worth a setting
 ENOUGH_DATA = 1.2  # images/s of workers, as a multiple of the step's, at which more workers bring nothing
 TOO_SLOW = 1.2  # a training that is slower by more needs more workers than it has
 SHORTEST, LONGEST = 1., 20.  # seconds of a measurement
-ALLOWED = ('batch-size', 'precision', 'internal-format')
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Tuning:
         base: Speed of its training step.
         planned: That of the settings as planned, when it was measured last.
         clock: The time.
-        allowed: Names of ALLOWED that may be changed.
+        allowed: Names of `tuned.ALLOWED` that may be changed.
         results: All measurements.
         changes: What was taken: name of the option, and value.
         gains: How many times faster it is, of what was measured twice.
@@ -191,7 +189,7 @@ def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data
     Args:
         settings: Settings of a training, as planned.
         seconds: How long to measure, about.
-        allowed: Names of ALLOWED: changes that are taken although the numbers of a training change with them.
+        allowed: Names of `tuned.ALLOWED`: changes that are taken although the numbers of a training change with them.
         has_data: There is a data folder: workers are measured on its images.
         file: The config file.
 
@@ -226,25 +224,6 @@ def tune(settings: RunSettings, seconds: float, allowed: Sequence[str], has_data
     with atomic_path(file) as path, open(path, 'w', encoding='utf-8') as f:
         f.write(config_text(tuning, settings))
     return tuning
-
-
-def plan(argv: Sequence[str]) -> Tuple[RunSettings, bool]:
-    """Settings of the training that the flags describe, and whether they name a data folder.
-
-    Raises:
-        UsageError: A training with these flags would be refused.
-    """
-    settings = settings_to_measure('train', ['--scripts', 'bundled', *argv], has_data=None)
-    if settings.nnodes > 1:
-        raise UsageError('Measure on one machine: leave --nnodes out.')
-    return settings, names_data(settings.args)
-
-
-def check(allowed: str) -> Tuple[List[str], List[str]]:
-    """The names in `--allow`, and a sentence for each that is unknown."""
-    names = [name for name in allowed.replace(' ', '').split(',') if name]
-    return names, [f'--allow {name} is unknown: give {", ".join(ALLOWED)}, one or several.'
-                   for name in names if name not in ALLOWED]
 
 
 # --- what is tried ----------------------------------------------------------------------------------------------------

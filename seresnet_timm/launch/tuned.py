@@ -7,6 +7,14 @@ KEY = 'tuned'
 FACTS = ('device', 'machine', 'model', 'date')
 OPTIONS: Dict[str, Tuple[Any, ...]] = {'lean_se': ('on', 'off'), 'graph': (True,), 'internal_format': (True, False)}
 OF_TRAINING = ('graph',)
+ALLOWED = ('batch-size', 'precision', 'internal-format')  # by --allow
+
+
+def read_allowed(allowed: str) -> Tuple[List[str], List[str]]:
+    """The names in `--allow`, and a sentence for each that is unknown."""
+    names = [name for name in allowed.replace(' ', '').split(',') if name]
+    return names, [f'--allow {name} is unknown: give {", ".join(ALLOWED)}, one or several.'
+                   for name in names if name not in ALLOWED]
 
 
 def take_tuned(tuned: Any) -> Tuple[Optional[Dict[str, Any]], List[str]]:

@@ -139,6 +139,7 @@ def test_a_module_may_register_names(tmp_path, monkeypatch):
     ('train', '--model', 'seresnet5'), ('train', '--model', 'resnet50.a1_in1kk'), ('train', '--opt', 'adamww'),
     ('weights', 'fetch', 'seresnet5'), ('predict', 'seresnet5', 'i.jpg'), ('convert', 'none', 'x.pth'),
     ('train', '--optimizer', 'adam'), ('validate', '-b', '0'), ('recipe', 'train_1p', '--data_path=x', '--lr=-1'),
+    ('tune', '--batchsize', '3'), ('tune', '--allow', 'x', '-b', '0'), ('tune', '--model', 'resnet5O'),
     ('predict', 'm', 'i.jpg', '--topk', '0'), ('export', 'm', '/proc/m.onnx'), ('prepare', 'a', '/proc/b'),
 ))
 def test_a_typo_needs_no_torch(argv):
