@@ -412,3 +412,8 @@ def flags_of(parser: ArgumentParser) -> List[str]:
     """Every flag the parser implements, long form."""
     return sorted(
         s for a in parser._actions if not isinstance(a, TimmOnly) for s in a.option_strings if s.startswith('--'))
+
+
+def defaults_of(verb: str) -> Dict[str, Any]:
+    """Every flag of the bundled train.py or validate.py with its default; a script of timm's may lack some."""
+    return vars((train_parser() if verb == 'train' else validate_parser()).parse_args([]))

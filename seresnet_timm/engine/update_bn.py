@@ -13,7 +13,7 @@ from seresnet_timm import device as devices
 from seresnet_timm.data import loaders
 from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.position import end_workers
-from seresnet_timm.engine.flags import train_parser
+from seresnet_timm.engine.flags import defaults_of
 from seresnet_timm.engine.model_info import check_planned_classes
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.models.create import create_from_info
@@ -36,7 +36,7 @@ def settings_of(folder: Path, data_dir: str, batch_size: Optional[int], workers:
         raise UsageError(f'{printable(folder)} is not the folder of a training.')
     settings = RunSettings.from_dict(record)
     given = {k: v for k, v in (('batch_size', batch_size), ('workers', workers)) if v is not None}
-    args = {**vars(train_parser().parse_args([])), **settings.args, 'data_dir': data_dir, **given}
+    args = {**defaults_of('train'), **settings.args, 'data_dir': data_dir, **given}
     args.update(train_img_sizes=None, mixup=0., cutmix=0., cutmix_minmax=None, aug_repeats=0, aug_splits=0,
                 use_multi_epochs_loader=False, no_prefetcher=False, distributed=False, rank=0)
     return replace(settings, args=args, world_size=1)

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from seresnet_timm.engine.flags import train_parser
+from seresnet_timm.engine.flags import defaults_of
 from seresnet_timm.errors import UsageError, printable
 from seresnet_timm.hub.client import split_name
 from seresnet_timm.hub.errors import redact
@@ -119,7 +119,7 @@ def _facts(record: Dict[str, Any]) -> Dict[str, Any]:
 def recipe(args: Dict[str, Any]) -> Dict[str, Any]:
     """Flags of a training that differ from timm's defaults; of paths only the last part."""
     try:
-        defaults = vars(train_parser().parse_args([]))
+        defaults = defaults_of('train')
     except UsageError:
         defaults = {}
     return {

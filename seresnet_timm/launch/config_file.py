@@ -13,9 +13,8 @@ from seresnet_timm.engine.flags import (
     OneOrMore,
     TimmOnly,
     bundled_only_message,
+    defaults_of,
     timm_only_message,
-    train_parser,
-    validate_parser,
 )
 from seresnet_timm.engine.values import VALUES
 from seresnet_timm.errors import UsageError, first_line, printable
@@ -102,8 +101,7 @@ def _wrong_key(
 
 def bundled_defaults(defaults: Dict[str, Any]) -> Dict[str, Any]:
     """Defaults of flags that the bundled script has, and the script with these defaults has not."""
-    is_train = 'epochs' in defaults
-    own = vars((train_parser() if is_train else validate_parser()).parse_args([]))
+    own = defaults_of('train' if 'epochs' in defaults else 'validate')
     return {k: v for k, v in own.items() if k not in defaults}
 
 

@@ -18,7 +18,7 @@ from seresnet_timm.data.fast_jpeg import choose_decoder
 from seresnet_timm.data.loaders import LoaderSetup, loads_in_threads
 from seresnet_timm.data.worker_errors import SHM
 from seresnet_timm.data.workers import MAX_WORKERS, describe_workers
-from seresnet_timm.engine.flags import train_parser, validate_parser
+from seresnet_timm.engine.flags import defaults_of
 from seresnet_timm.errors import counted
 from seresnet_timm.launch import limits
 from seresnet_timm.launch.limits import mib
@@ -119,8 +119,7 @@ def _check_workers(run: Any) -> Iterator[str]:
 def _are_threads(run: Any, is_training: bool) -> bool:
     """Whether the workers of a loader are certainly threads."""
     decoder, _ = choose_decoder(run.args, run.settings.fast_jpeg)
-    parser = train_parser() if run.settings.verb == 'train' else validate_parser()
-    args = Namespace(**{**vars(parser.parse_args([])), **vars(run.args), 'distributed': False})  # timm's may lack some
+    args = Namespace(**{**defaults_of(run.settings.verb), **vars(run.args), 'distributed': False})
     if run.model is None or getattr(args, 'naflex_loader', False) or getattr(args, 'tf_preprocessing', False):
         return False
     config = resolve_data_config(vars(run.args), model=run.model)

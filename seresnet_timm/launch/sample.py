@@ -28,7 +28,7 @@ from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import split_folder
 from seresnet_timm.data.images import is_image, read_file, read_image
 from seresnet_timm.data.worker_errors import explain_shared_memory
-from seresnet_timm.engine.flags import train_parser, validate_parser
+from seresnet_timm.engine.flags import defaults_of
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.launch.teacher_checks import check_teacher_takes
@@ -90,8 +90,7 @@ def check_sample(run: Any) -> Iterator[str]:
 
 def _flags_for_loaders(run: Any) -> Namespace:
     """The flags of the run, with those of a small loader in this process. A script of another release may lack some."""
-    parser = train_parser() if run.settings.verb == 'train' else validate_parser()
-    args = Namespace(**{**vars(parser.parse_args([])), **vars(run.settings.namespace())})
+    args = Namespace(**{**defaults_of(run.settings.verb), **vars(run.settings.namespace())})
     args.batch_size, args.workers, args.pin_mem, args.dataset = COUNT, 0, False, ''
     args.device, args.distributed, args.rank, args.aug_repeats, args.use_multi_epochs_loader = 'cpu', False, 0, 0, False
     if args.num_classes is None and run.model is not None:
@@ -283,10 +282,9 @@ def _explained(run: Any, stage: str, what: str, path: Optional[str] = None) -> I
 
 def _flags(run: Any, stage: str) -> str:
     """Flags of a stage that have not their default, as they are typed; the first of them if all have."""
-    parser = train_parser() if run.settings.verb == 'train' else validate_parser()
-    found = []
+    defaults, found = defaults_of(run.settings.verb), []
     for name in FLAGS[stage]:
-        value, default = run.flag(name), parser.get_default(name)
+        value, default = run.flag(name), defaults.get(name)
         if value is not None and value != default and value is not False:
             text = ' '.join(map(str, value)) if isinstance(value, list) else '' if value is True else str(value)
             found.append(f'--{name.replace("_", "-")} {text}'.rstrip())
