@@ -64,7 +64,7 @@ def main(argv: List[str]) -> None:
     parser.add_argument('--graph', action='store_true', help='also measure this package with its kernels captured')
     parser.add_argument('--profile', action='store_true', help='also print the operators that take most of the time')
     parser.add_argument('--count', action='store_true',
-                        help='count launches, bytes and FLOPs of a training step instead; needs no device')
+                        help='count launches, bytes, FLOPs and memory of a training step instead; needs no device')
     parser.add_argument('--roofline', action='store_true',
                         help='with --count: images/s that published peaks of Ascend 910, A2 and H100 allow, computed')
     parser.add_argument('--json', metavar='FILE', help='write the figures to FILE')

@@ -1,13 +1,15 @@
-"""`seresnet-timm bench step --count`: launches, bytes and FLOPs of a training step, and a roofline computed from them
+"""`seresnet-timm bench step --count`: launches, bytes, FLOPs and memory of a training step, and a roofline
 
 A dispatch mode sees every operator that torch dispatches while a step runs. Nothing is computed: the tensors are on the
 meta device, so the figures need no hardware and no time, and hold for every device.
   * launches: operators without views and without allocations; a device gets at least one kernel for each
   * read, written: every tensor that an operator takes or makes, once; an operator that reads one twice (BatchNorm in
     training) counts it once, so this is a lower limit
+  * live: the most bytes at once of what the operators made; weights are not counted
   * FLOPs: of convolutions and matrix products, two for each multiplication with its addition (torch.utils.flop_counter)
 """
 import sys
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,11 +40,13 @@ class Counts(NamedTuple):
         read: Bytes.
         written: Bytes.
         flops: FLOPs.
+        live: Bytes, the most at once.
     """
     launches: int = 0
     read: int = 0
     written: int = 0
     flops: int = 0
+    live: int = 0
 
 
 class Count(TorchDispatchMode):
@@ -55,27 +59,44 @@ class Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators: Counter = Counter()
-        self._read = self._written = self._flops = 0
+        self._read = self._written = self._flops = self._live = self._most_live = 0
+        self._storages: Dict[int, int] = {}
 
     @property
     def counts(self) -> Counts:
-        return Counts(sum(self.operators.values()), self._read, self._written, self._flops)
+        return Counts(sum(self.operators.values()), self._read, self._written, self._flops,
+                      self._most_live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         namespace, _, name = func._schema.name.partition('::')
-        if func.is_view or name in ALLOCATIONS or namespace == 'profiler':
+        if func.is_view or namespace == 'profiler':
             return result
-        self.operators[str(func)] += 1
         given, changed = _tensors_of(func, args, kwargs)
         made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self._follow([x for x in made if not any(x is given_before for given_before in changed)])
+        if name in ALLOCATIONS:
+            return result
+        self.operators[str(func)] += 1
         self._read += sum(_bytes(x) for x in given)
         self._written += sum(_bytes(x) for x in _distinct([*changed, *made]))
         flops = flop_registry.get(func._overloadpacket)
         if flops is not None:
             self._flops += flops(*args, **kwargs, out_val=result)
         return result
+
+    def _follow(self, tensors: List[torch.Tensor]) -> None:
+        """Count the memory of new tensors until it is free."""
+        for storage in (x.untyped_storage() for x in tensors):
+            if storage._cdata not in self._storages:
+                self._storages[storage._cdata] = storage.nbytes()
+                self._live += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata)
+        self._most_live = max(self._most_live, self._live)
+
+    def _freed(self, key: int) -> None:
+        self._live -= self._storages.pop(key)
 
 
 def _tensors_of(func: Any, args: Any, kwargs: Any) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
@@ -194,13 +215,13 @@ def run(model: str, rivals: Tuple[str, ...], batch_size: int, img_size: int) -> 
 
 def print_report(report: Dict[str, Any], with_roofline: bool) -> None:
     """The figures as tables."""
-    print(f'{"":<34}{"forward, loss, backward":^46}   {"launches of":^30}')
-    print(f'{"":<34}{"launches":>10}{"GB read":>12}{"GB written":>12}{"GFLOP":>12}   '
+    print(f'{"":<34}{"forward, loss, backward":^58}   {"launches of":^30}')
+    print(f'{"":<34}{"launches":>10}{"GB read":>12}{"GB written":>12}{"GFLOP":>12}{"GB live":>12}   '
           f'{"optimizer":>10}{"zero_grad":>10}{"EMA":>10}')
     for name, parts in report.items():
         step = parts['forward, loss, backward']
         print(f'{name:<34}{step["launches"]:>10,}' + ''.join(
-            f'{step[key] / 1e9:>12,.2f}' for key in ('read', 'written', 'flops')) + '   ' + ''.join(
+            f'{step[key] / 1e9:>12,.2f}' for key in ('read', 'written', 'flops', 'live')) + '   ' + ''.join(
             f'{parts[key]["launches"]:>10,}' for key in ('optimizer', 'zero_grad', 'EMA')))
     if with_roofline:
         print('\nRoofline, computed from published peaks, not measured: the same step with all values in fp16, without '

@@ -103,9 +103,10 @@ def light_tail(
         shortcut = downsample(shortcut)
     weights = _weights_of(se._modules['fc1'], se._modules['fc2'])
     if torch.is_grad_enabled():
-        return _LightTail.apply(y, shortcut, kept, *weights)
+        # ReLU is torch's own, so that its backward pass frees what it has read before that of the rest begins
+        return _LightTail.apply(y, shortcut, kept, *weights).relu_()
     gate = squeeze(y, *weights)[2]
-    return _scale_and_add(y, _scale(gate, kept, y), shortcut)
+    return _scale_and_add(y, _scale(gate, kept, y), shortcut).relu_()
 
 
 def without_autocast(x: torch.Tensor) -> Any:
@@ -130,10 +131,10 @@ def _scale(gate: torch.Tensor, kept: Optional[torch.Tensor], y: torch.Tensor) ->
 
 
 def _scale_and_add(y: torch.Tensor, scale: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-    """ReLU(y * scale + shortcut) in y's dtype."""
+    """y * scale + shortcut in y's dtype."""
     if shortcut.dtype == y.dtype:
-        return torch.addcmul(shortcut, y, scale).relu_()
-    return torch.mul(y, scale).add_(shortcut).relu_()
+        return torch.addcmul(shortcut, y, scale)
+    return torch.mul(y, scale).add_(shortcut)
 
 
 def grad_squeeze(grad_gate: torch.Tensor, squeezed: Tuple, w1, w2, area: int, need: Sequence[bool]) -> Tuple:
@@ -170,23 +171,21 @@ class _LightTail(torch.autograd.Function):
     def forward(ctx, y, shortcut, kept, w1, b1, w2, b2):
         pooled, hidden, gate = squeeze(y, w1, b1, w2, b2)
         scale = _scale(gate, kept, y)
-        out = _scale_and_add(y, scale, shortcut)
-        ctx.save_for_backward(y, kept, w1, b1, w2, b2, pooled, hidden, gate, scale, out)
+        ctx.save_for_backward(y, kept, w1, b1, w2, b2, pooled, hidden, gate, scale)
         ctx.shortcut_dtype = shortcut.dtype
-        return out
+        return _scale_and_add(y, scale, shortcut)
 
     @staticmethod
-    def backward(ctx, grad_out):
-        y, kept, w1, b1, w2, b2, pooled, hidden, gate, scale, out = ctx.saved_tensors
+    def backward(ctx, grad):
+        y, kept, w1, b1, w2, b2, pooled, hidden, gate, scale = ctx.saved_tensors
         need = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph: a gradient of the gradient will be asked for
             def branch(y, w1, b1, w2, b2):
                 return y * _scale(squeeze(y, w1, b1, w2, b2)[2], kept, y)
             grad_y, *grads, grad_shortcut = differentiable_gradients(
-                branch, (y, w1, b1, w2, b2), grad_out * (out > 0), ctx.shortcut_dtype)
+                branch, (y, w1, b1, w2, b2), grad, ctx.shortcut_dtype)
             return (grad_y, grad_shortcut if need[1] else None, None, *grads)
         with without_autocast(y):
-            grad = torch.ops.aten.threshold_backward(grad_out, out, 0)  # ReLU's
             grad_shortcut = grad.to(ctx.shortcut_dtype) if need[1] else None
             grad = grad.to(y.dtype)
             product = y * grad

@@ -21,7 +21,22 @@ def test_counts_are_those_of_the_operators():
         z = torch.addcmul(y, y, x[:, :1].expand(8, 4), out=torch.empty(8, 4, device='meta'))
     assert dict(count.operators) == {'aten.mm.default': 1, 'aten.add_.Tensor': 1, 'aten.addcmul.out': 1}
     assert count.counts == step_count.Counts(
-        launches=3, read=4 * (8 * 16 + 4 * 16 + 32 + 32 + 8), written=4 * 3 * z.numel(), flops=2 * 8 * 16 * 4)
+        launches=3, read=4 * (8 * 16 + 4 * 16 + 32 + 32 + 8), written=4 * 3 * z.numel(), flops=2 * 8 * 16 * 4,
+        live=4 * (32 + 100))  # `empty(100)` is freed at once
+
+
+def test_live_memory_is_the_most_at_once():
+    x = torch.empty(1000, device='meta')
+    with step_count.Count() as count:
+        a = x + 1
+        b = a.view(10, 100) * 2
+        del a
+        c = b.exp()
+        c.mul_(2)
+        del b, c
+        (x + 1) + 1  # both at once, and freed
+        x + 1
+    assert count.counts.live == 2 * 4 * 1000
 
 
 def test_a_convolution_and_its_gradients():

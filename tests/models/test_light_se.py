@@ -141,6 +141,13 @@ def test_launches_of_a_step(end, launches):
     assert count.counts.launches == launches
 
 
+@pytest.mark.parametrize('size', (64, 224))
+def test_live_memory_of_a_step_is_not_above_timms(size):
+    live = {name: step_count.count_step(create_model(name, meta=True), 16, size).counts.live
+            for name in ('seresnet50', 'seresnet50_ascend')}
+    assert live['seresnet50_ascend'] <= live['seresnet50'], live
+
+
 def kept(model, end, size=64):
     """MiB that the forward pass of a training step keeps for an image of 224 pixels."""
     set_block_end(end)
