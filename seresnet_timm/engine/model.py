@@ -97,7 +97,7 @@ def place_model(model: nn.Module, args, forward: Forward) -> nn.Module:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     model.to(device=forward.device, dtype=forward.dtype)
     if args.channels_last:
-        model.to(memory_format=torch.channels_last)
+        fast_step.to_channels_last(model)
     if args.distributed and args.sync_bn:
         args.dist_bn = ''  # running statistics agree already
         model = convert_sync_batchnorm(model)

@@ -38,6 +38,7 @@ from seresnet_timm.errors import RunError, UsageError, counted, first_names, pri
 from seresnet_timm.files import as_json, atomic_path, write_json
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.runs.settings import RunSettings
+from seresnet_timm.step.fast import to_channels_last
 from seresnet_timm.step.fuse_bn import apply_fuse_bn
 
 _logger = logging.getLogger('validate')
@@ -292,7 +293,7 @@ def prepare_model(
     model = apply_fuse_bn(model, settings.fuse_bn, settings.device, settings.args, logger)
     model = model.to(device=run.forward.device, dtype=run.forward.dtype)
     if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = to_channels_last(model)
     if args.torchcompile:
         model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     return model, 1.0 if test_time_pool else data_config['crop_pct']

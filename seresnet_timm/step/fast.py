@@ -45,6 +45,19 @@ def is_resnet(model: str) -> bool:
     return is_model(name) and model_entrypoint(name).__module__ in ('timm.models.resnet', models.__name__)
 
 
+def to_channels_last(model):
+    """`model.to(memory_format=torch.channels_last)`, which copies the weights of 1x1 convolutions too.
+
+    Their values lie in the same order in both formats: other strides are enough for six of ten weights of a ResNet-50.
+    """
+    import torch
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4 and tensor.shape[2:] == (1, 1) and tensor.is_contiguous():
+            channels = tensor.shape[1]
+            tensor.data = tensor.data.as_strided(tensor.shape, (channels, 1, channels, channels))
+    return model.to(memory_format=torch.channels_last)
+
+
 # --- optimizer --------------------------------------------------------------------------------------------------------
 
 def has_fused(opt: str) -> bool:

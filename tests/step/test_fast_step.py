@@ -111,6 +111,20 @@ def test_both_scripts_use_it_and_run_json_holds_it(few_digits, tmp_path, monkeyp
     assert float(losses[0]) == pytest.approx(float(losses[2]), rel=2e-3)
 
 
+@pytest.mark.parametrize('name', ('seresnet50_ascend', 'resnext26ts', 'resnet18'))
+def test_channels_last_is_torchs_without_copies_of_1x1_weights(name):
+    model = timm.create_model(name, in_chans=1, num_classes=3)
+    expected = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    before = {k: (v.data_ptr(), v.clone()) for k, v in model.state_dict().items()}
+    assert fast_step.to_channels_last(model) is model
+    assert any(p.shape[2:] == (1, 1) for p in model.parameters() if p.dim() == 4)
+    for (key, own), torchs in zip(model.state_dict().items(), expected.state_dict().values()):
+        pointer, values = before[key]
+        assert own.stride() == torchs.stride() and torch.equal(own, values), key
+        if own.shape[2:] == (1, 1):
+            assert own.data_ptr() == pointer, key
+
+
 # --- optimizer --------------------------------------------------------------------------------------------------------
 
 def networks(memory_format=torch.channels_last):
