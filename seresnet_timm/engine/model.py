@@ -60,7 +60,12 @@ def create_model(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoi
 
 
 def pretrained_arguments(settings: RunSettings, args, checkpoints: Mapping[str, Checkpoint]) -> Dict[str, Any]:
-    """What `--pretrained-path` tells timm: the file, or its weights where timm does not find them under their names."""
+    """What `--pretrained-path` tells timm: the file, or its weights where timm does not find them under their names.
+
+    A run that resumes takes all weights from its checkpoint: the file that it began with may be gone.
+    """
+    if args.resume:
+        return dict(pretrained=False)
     path = getattr(args, 'pretrained_path', None)  # older scripts do not have it
     if not path:
         return {}
@@ -76,8 +81,8 @@ def pretrained_arguments(settings: RunSettings, args, checkpoints: Mapping[str, 
 
 def load_initial_weights(
         model: nn.Module, path: Optional[str], args, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Load all weights of `--initial-checkpoint`, which names the path, if there is one."""
-    if path:
+    """Load all weights of `--initial-checkpoint`, which names the path, if there is one and the run does not resume."""
+    if path and not args.resume:
         load_weights(model, read_once(path, checkpoints), args.model, use_ema=True)
 
 

@@ -17,6 +17,7 @@ from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
 from seresnet_timm.engine.teacher import trainable_shapes
 from seresnet_timm.errors import UsageError, first_names
+from seresnet_timm.launch.first_look import INITIAL_WEIGHTS
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings, num_epochs
@@ -29,15 +30,10 @@ FLAGS = {'bn_eps': '--bn-eps', 'global_pool': '--gp'}
 
 def check_train_weights(run: Any) -> Iterator[str]:
     args = run.args
-    goes_on = bool(args.resume) and RunFolder(run.settings.output).owns(args.resume)
-    if goes_on and run.flag('initial_checkpoint'):
-        run.notes.append(f'The run goes on with the weights of {args.resume}, not with those of --initial-checkpoint, '
-                         'with which it began.')
-    elif args.resume and run.flag('initial_checkpoint'):
-        yield ('--resume and --initial-checkpoint both name weights to start with: leave out --initial-checkpoint, as '
-               '--resume replaces its weights.')
     if args.resume:
+        yield from _other_start(run)
         yield from _check_resume(run)
+        return
     if run.flag('initial_checkpoint'):
         checkpoint = run.read(run.flag('initial_checkpoint'))
         yield from _misfit(run, checkpoint, 'initial_checkpoint', use_ema=True)
@@ -62,7 +58,7 @@ def check_checkpoint(run: Any) -> Iterator[str]:
 def check_named_weights(run: Any) -> Iterator[str]:
     """The weights in the folder that `--model` names, or that was pulled from the Hub. A dry run pulls none."""
     folder = run.settings.model_folder or run.args.model.partition('local-dir:')[2]
-    if not folder or not run.args.pretrained or run.flag('checkpoint') or run.flag('pretrained_path'):
+    if not folder or not run.args.pretrained or any(run.flag(k) for k in ('checkpoint', 'pretrained_path', 'resume')):
         return
     from seresnet_timm.hub.repository import WEIGHTS  # here, as a training without the Hub does not need it
     path = next((Path(folder) / name for name in WEIGHTS if (Path(folder) / name).is_file()), None)
@@ -75,6 +71,21 @@ def unnamed_classes(settings: RunSettings, checkpoints: Dict[str, Checkpoint]) -
     """Which checkpoints of a run hold no class names, a sentence each."""
     paths = [settings.args.get(flag) for flag in ('resume', 'initial_checkpoint', 'checkpoint')]
     return [s for s in (describe_unnamed(p, checkpoints[p], settings) for p in paths if p in checkpoints) if s]
+
+
+def _other_start(run: Any) -> Iterator[str]:
+    """Weights that a run began with, which it does not read when it goes on, so that they may be gone."""
+    args = run.args
+    if RunFolder(run.settings.output).owns(args.resume):
+        given = [flag for flag in INITIAL_WEIGHTS if run.flag(flag)]
+        if given or args.pretrained:
+            name = f'--{(given or ["pretrained"])[0].replace("_", "-")}'
+            gone = '; that file is gone, and is not needed' if given and not os.path.exists(run.flag(given[0])) else ''
+            run.notes.append(f'The run goes on with the weights of {args.resume}, not with those of {name}, with which '
+                             f'it began{gone}.')
+    elif run.flag('initial_checkpoint'):
+        yield ('--resume and --initial-checkpoint both name weights to start with: leave out --initial-checkpoint, as '
+               '--resume replaces its weights.')
 
 
 def _check_resume(run: Any) -> Iterator[str]:

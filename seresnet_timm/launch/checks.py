@@ -150,7 +150,8 @@ def check_model(run: Checked) -> Iterator[str]:
         has_weights = cfg is not None and cfg.has_weights
         if run.settings.verb == 'validate' and not args.checkpoint and not has_weights:
             yield f'There are no pretrained weights of {args.model} to evaluate: name some with --checkpoint.'
-        elif args.pretrained and not run.flag('pretrained_path') and not run.flag('checkpoint') and not has_weights:
+        elif args.pretrained and not has_weights and not any(
+                run.flag(k) for k in ('pretrained_path', 'checkpoint', 'resume')):
             yield (f'There are no pretrained weights for {args.model}: leave out --pretrained, or name a file with '
                    '--pretrained-path.')
     rates = {} if run.settings.verb == 'validate' else dict(

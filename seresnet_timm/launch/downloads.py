@@ -31,7 +31,7 @@ def pull_model(
         return settings
     before_download()
     from seresnet_timm.hub.pull import architecture_without, pull
-    weights = bool(settings.args.get('pretrained')) and not plan.dry_run
+    weights = bool(settings.args.get('pretrained')) and not plan.dry_run and not settings.args.get('resume')
     cache = stack.enter_context(temporary_folder(tempfile.gettempdir(), 'seresnet-timm-dry-')) if plan.dry_run else None
     try:
         pulled = pull(name, with_weights=weights, cache=cache)
@@ -117,7 +117,8 @@ def _pretrained_names(settings: RunSettings) -> List[str]:
 
 
 def _has_own_weights(settings: RunSettings) -> bool:
-    return bool(settings.model_folder or settings.args.get('pretrained_path') or settings.args.get('checkpoint'))
+    files = ('pretrained_path', 'checkpoint', 'resume')
+    return bool(settings.model_folder or any(settings.args.get(flag) for flag in files))
 
 
 def _download_dataset(settings: RunSettings, kind: str, stack: ExitStack) -> None:

@@ -15,6 +15,8 @@ from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.dataset import missing_root
 from seresnet_timm.launch.parse import CommandLine
 
+INITIAL_WEIGHTS = ('initial_checkpoint', 'pretrained_path')  # flags that name a file of them
+
 
 def refuse_wrong_values(line: CommandLine, sources: Any, has_data: Optional[bool] = True) -> None:
     """Refuse a command line with wrong values or unknown names, with all else that is said without timm.
@@ -66,9 +68,14 @@ def _translated(line: CommandLine, sources: Any, args: Dict[str, Any]) -> Tuple[
 
 
 def missing_files(verb: str, args: Dict[str, Any]) -> Iterator[Tuple[str, str]]:
-    """The names of flags whose files are not there, each with its sentence; but for the dataset."""
-    rules = rules_of(verb)
+    """The names of flags whose files are not there, each with its sentence; but for the dataset.
+
+    A run that resumes needs no initial weights. `--resume auto` may find nothing to resume from: it needs them here.
+    """
+    rules, resumes = rules_of(verb), args.get('resume') not in (None, '', 'auto')
     for name, value in args.items():
+        if resumes and name in INITIAL_WEIGHTS:
+            continue
         if args.get('device_modules') and isinstance(rules.get(name), Model):
             continue  # a module may register it
         reason = rules[name].missing(value) if name in rules else None

@@ -130,13 +130,16 @@ def _make_plan(
     device, nproc, world_size = resolve_processes(sources, node, nnodes)
     args = merge(line, sources, device, world_size)
     decide_for_device(sources, args, device, node.processes(nproc))
-    missing = dict(missing_files(line.verb, args))
+    given, missing = dict(args), dict(missing_files(line.verb, args))
     args.update(dict.fromkeys(missing, ''))  # nothing more is said of them
     img_sizes, wrong_sizes = several_sizes(sources, args)
     set_channels(line.verb, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
+        still_missing = dict(missing_files(line.verb, dict(given, resume=args['resume'])))
+        args.update((name, given[name]) for name in missing.keys() - still_missing)
+        missing = still_missing
     has_data = (names_data(args) if has_data is None else has_data) and sources.knows_data(args)
     data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)

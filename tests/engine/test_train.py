@@ -351,13 +351,20 @@ def test_resume_with_split_batch_norm(few_digits, tmp_path):
 
 
 def test_finetuning_goes_on_by_the_same_command(digits_run, few_digits, tmp_path):
-    """The weights with which it began are named again, and are not those with which it goes on."""
-    flags = train_flags(few_digits, tmp_path, '--initial-checkpoint', digits_run / 'last.pth.tar', '--sched', 'none')
+    """The weights with which it began are named again, and may be gone: it does not go on with them."""
+    weights = str(shutil.copy(digits_run / 'last.pth.tar', tmp_path / 'weights.pth.tar'))
+    flags = train_flags(few_digits, tmp_path, '--initial-checkpoint', weights, '--sched', 'none')
     train(*flags, '--resume', 'auto', '--epochs', 1)
     last = tmp_path / 'run' / 'last.pth.tar'
+    os.unlink(weights)
     for resume in ('auto', last):  # the second one is that of the command which a run prints when it is stopped
         result = train(*flags, '--resume', resume, '--epochs', 2)
         assert f'goes on with the weights of {last}, not with those of --initial-checkpoint' in result.stderr
+        assert 'that file is gone, and is not needed' in result.stderr
+    assert valid_record(tmp_path / 'run')['settings']['args']['initial_checkpoint'] == weights
+    for other in ('--initial-checkpoint', '--pretrained-path'):
+        refused = run_here(*train_flags(few_digits, tmp_path / 'new', other, weights, '--resume', 'auto'))
+        assert refused.returncode == 2 and f'{other} {weights} does not exist' in refused.stderr
     train(*train_flags(few_digits, tmp_path / 'whole', '--initial-checkpoint', digits_run / 'last.pth.tar', '--sched',
                        'none', '--epochs', 2))
     assert_same(tmp_path / 'whole' / 'run', tmp_path / 'run')

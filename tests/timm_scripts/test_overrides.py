@@ -137,7 +137,7 @@ def test_a_model_of_the_hub_comes_from_its_folder(tmp_path, name):
     weights = timm.create_model('resnet18', num_classes=3).state_dict()
     save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / 'model.safetensors')
     (tmp_path / 'config.json').write_text('{"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {}}')
-    overrides = overrides_of(name, args={'model': 'hf-hub:org/name'}, model_folder=str(tmp_path))
+    overrides = overrides_of(name, args={'model': 'hf-hub:org/name', 'resume': ''}, model_folder=str(tmp_path))
     overrides.install(load._execute(find(name, str(SMALL))))
     model = overrides.create_model('hf-hub:org/name', pretrained=True)
     assert model.num_classes == 3 and torch.equal(model.fc.weight, weights['fc.weight'])
