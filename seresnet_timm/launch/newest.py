@@ -1,7 +1,10 @@
-"""The state from which a run goes on by itself (`--resume auto`): the newest one of its folder that is not damaged"""
+"""The state from which a run goes on by itself (`--resume auto`): the newest one of its folder that is not damaged
+
+What a file holds tells how new it is, not the time at which it was written: a clock may be set back between two starts.
+"""
 import re
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
@@ -15,8 +18,8 @@ _NUMBERED = re.compile(r'(recovery|checkpoint)-(\d+)(?:-(\d+))?\.pth\.tar')
 def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str]]:
     """The newest checkpoint of a run, and a sentence for each damaged one that was newer.
 
-    A recovery file is newer than `last` where it was written later, in the middle of a later epoch. Files are read
-    until one is valid.
+    `last` is never older than `previous`, and this never older than the checkpoints of epochs. A recovery file may be
+    newer than all of them.
 
     Args:
         folder: Folder of the run; need not exist.
@@ -27,36 +30,69 @@ def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str
     Raises:
         UsageError: None of them can be read.
     """
-    notes: List[str] = []
     problems: List[str] = []
-    for path in _candidates(folder):
-        try:
-            checkpoint = read_checkpoint(path)
-            wrong = describe_run_state(checkpoint)
-            if wrong is not None:
-                raise UsageError(f'{wrong}.')
-            return checkpoint, notes
-        except UsageError as e:
-            problems.append(str(e))
-            notes.append(f'{e} The one before it is used.')
-    if problems:
+    found = next(filter(None, (_read(path, problems) for path in (folder.last, folder.previous))), None)
+    if found is None:
+        found = _newest(_numbered(folder, 'checkpoint'), problems)
+    old: List[str] = []  # damaged, and older than what is found
+    for path in _numbered(folder, 'recovery'):
+        is_old = found is not None and _epoch_of(path) < _age(found)[1]
+        found = _newest([path], old if is_old else problems, found)
+    found = found or _read(folder.best, problems)
+    if found is None and problems:
         raise UsageError(f'No checkpoint of {printable(folder.path)} can be read: '
                          f'{first_names([p.rstrip(".") for p in problems], 3)}. To start anew, move them away, or '
                          'name another folder with --experiment.')
-    return None, notes
+    return found, [f'{problem} The one before it is used.' for problem in problems]
 
 
-def _candidates(folder: RunFolder) -> List[Path]:
-    """Checkpoints of a run, the newest first."""
-    found: Dict[str, List[Tuple[int, int, Path]]] = {'recovery': [], 'checkpoint': []}
-    for path in folder.path.glob('*.pth.tar') if folder.path.is_dir() else ():
+def _numbered(folder: RunFolder, kind: str) -> List[Path]:
+    """Recovery files or checkpoints of epochs, that of the last epoch first."""
+    found = []
+    for path in folder.path.glob(f'{kind}-*.pth.tar') if folder.path.is_dir() else ():
         match = _NUMBERED.fullmatch(path.name)
-        if match and path.is_file():  # else `check_output` refuses it
-            found[match[1]].append((int(match[2]), int(match[3] or 0), path))
-    recovery, checkpoints = ([path for *_, path in sorted(found[k], reverse=True)] for k in ('recovery', 'checkpoint'))
-    last = [path for path in (folder.last, folder.previous) if path.is_file()]
-    written = last[0].stat().st_mtime if last else 0.
-    later = [path for path in recovery if path.stat().st_mtime > written]
-    rest = [path for path in recovery if path not in later]
-    best = [folder.best] if folder.best.is_file() else []
-    return later + last + sorted(rest + checkpoints, key=lambda p: p.stat().st_mtime, reverse=True) + best
+        if match:
+            found.append((int(match[2]), int(match[3] or 0), path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _epoch_of(path: Path) -> int:
+    match = _NUMBERED.fullmatch(path.name)
+    return int(match[2]) if match else 0
+
+
+def _newest(paths: List[Path], problems: List[str], found: Optional[Checkpoint] = None) -> Optional[Checkpoint]:
+    """The newest of files and of what was found before."""
+    for path in paths:
+        checkpoint = _read(path, problems)
+        if checkpoint is not None and (found is None or _age(checkpoint) > _age(found)):
+            found = checkpoint
+    return found
+
+
+def _read(path: Path, problems: List[str]) -> Optional[Checkpoint]:
+    """A checkpoint; None if there is none, or if it is damaged, which is added to the problems."""
+    if not path.is_file():  # `check_output` refuses folders and pipes
+        return None
+    try:
+        checkpoint = read_checkpoint(path)
+        wrong = describe_run_state(checkpoint)
+    except UsageError as e:
+        wrong = str(e)
+    if wrong is not None:
+        problems.append(wrong.rstrip('.') + '.')
+        return None
+    return checkpoint
+
+
+def _age(checkpoint: Checkpoint) -> Tuple[int, int, int, bool]:
+    """What is greater in a newer checkpoint of a run: which start of it wrote the file, and its place.
+
+    A run may go on from an earlier epoch than its last one: files of later epochs are older then.
+    """
+    state = checkpoint.run_state
+    record = (state.get('history') or {}).get('record') or {}
+    restarts = [fault for fault in record.get('faults', ()) if isinstance(fault, dict) and fault.get('kind') == 'restart']
+    epoch = state.get('epoch', checkpoint.epochs or 0)
+    return (len(record.get('resumes', ())) + len(restarts), epoch, state.get('batches', 0),
+            bool(state.get('is_trained')))

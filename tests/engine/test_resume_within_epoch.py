@@ -118,6 +118,29 @@ def test_newest_checkpoint(few_digits, tmp_path, monkeypatch):
         assert found.path == str(then) and str(damaged) in notes[-1] and 'The one before it is used' in notes[-1]
 
 
+def test_the_clock_is_set_back_between_starts(few_digits, tmp_path, monkeypatch):
+    """What files hold tells which is the newest, not their times: the start that wrote them, then their place."""
+    folder, flags = RunFolder(tmp_path / 'run'), ('--recovery-interval', 3, '--epochs', 2)
+
+    def found() -> set:
+        names = set()
+        for is_reversed in (False, True):
+            for i, path in enumerate(sorted(folder.path.glob('*.pth.tar'), reverse=is_reversed)):
+                os.utime(path, (i, i))
+            names.add(os.path.basename(newest_checkpoint(folder)[0].path))
+        return names
+    assert run(few_digits, tmp_path, *flags, stop_after=9, monkeypatch=monkeypatch) == 143
+    assert load(folder.last)['run_state']['batches'] == 4
+    assert found() == {'last.pth.tar'}
+    folder.last.unlink()
+    assert found() == {'recovery-1-2.pth.tar'}
+    # it goes on from an earlier place: what it writes then is newer than the files of later ones
+    assert run(few_digits, tmp_path, *flags, '--resume', folder.path / 'checkpoint-0.pth.tar', stop_after=2,
+               monkeypatch=monkeypatch) == 143
+    assert load(folder.last)['run_state']['batches'] == 2
+    assert found() == {'last.pth.tar'}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ('recovery-0-3', 'recovery-0-5'))
 def test_recovery_file_of_an_earlier_epoch(few_digits, tmp_path, monkeypatch, name):
