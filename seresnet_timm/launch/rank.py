@@ -206,6 +206,7 @@ def _main() -> None:
     try:
         settings = RunSettings.read(Path(sys.argv[1]))
         heartbeat.start(beats, local_rank)
+        heartbeat.keep_noting_that_python_runs()
         run(settings)
     except (UsageError, RunError) as e:
         # the launcher shows the first rank's error, once

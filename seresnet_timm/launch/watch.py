@@ -93,7 +93,7 @@ class Watch:
             late = [r for r, b in enumerate(beats) if process_status(b.pid) and now - since[r] > self._patience(b)]
             if not late:
                 continue
-            guilty = hold_up(beats, late)
+            guilty = hold_up(beats, late, self._patience(beats[late[0]]) / 2)
             self.sentence = self.sentence or self._describe(beats, guilty)
             self.end(beats, guilty)
             return
@@ -121,8 +121,11 @@ class Watch:
         numbers = ', '.join(str(self.first_rank + r) for r in guilty)
         names = f'Rank {numbers} has' if len(guilty) == 1 else f'Ranks {numbers} have'
         stopped = [r for r in guilty if process_status(beats[r].pid) == psutil.STATUS_STOPPED]
+        seconds = self._patience(beats[guilty[0]])
         why = ' (stopped by a signal)' if stopped else ''
-        return f'{names} not finished a step for {self._patience(beats[guilty[0]]):g} s{why}'
+        if not stopped and all(r in without_python(beats, seconds / 2) for r in guilty):
+            why = ": a call of C or C++ keeps Python's lock (GIL)"
+        return f'{names} not finished a step for {seconds:g} s{why}'
 
 
 def end_ranks(beats: List[heartbeat.Heartbeat], guilty: List[int]) -> None:
@@ -187,8 +190,19 @@ def watch_this_process(settings: RunSettings) -> Iterator[None]:
             yield
 
 
-def hold_up(beats: List[heartbeat.Heartbeat], late: List[int]) -> List[int]:
-    """The late ranks that the others wait for: those that are stopped, else those that are farthest behind."""
+def hold_up(beats: List[heartbeat.Heartbeat], late: List[int], seconds: float) -> List[int]:
+    """The late ranks that the others wait for.
+
+    Those that are stopped; else those in which no Python has run for so many seconds, as a rank that waits for others
+    lets it run; else those that are farthest behind.
+    """
     stopped = [r for r in late if process_status(beats[r].pid) == psutil.STATUS_STOPPED]
+    silent = [r for r in without_python(beats, seconds) if r in late]
     behind = min((beats[r].steps, beats[r].places) for r in late)
-    return stopped or [r for r in late if (beats[r].steps, beats[r].places) == behind]
+    return stopped or silent or [r for r in late if (beats[r].steps, beats[r].places) == behind]
+
+
+def without_python(beats: List[heartbeat.Heartbeat], seconds: float) -> List[int]:
+    """The ranks in which no Python has run for so many seconds: a call of C or C++ keeps its lock (GIL)."""
+    before = time.monotonic() - max(seconds, 3 * heartbeat.PULSE)
+    return [rank for rank, beat in enumerate(beats) if beat.ran and beat.ran < before]

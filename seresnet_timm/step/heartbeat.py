@@ -2,18 +2,21 @@
 
 A step is an optimizer step of a training, or a batch of an evaluation. The count is memory that both processes map, so
 that it costs nothing and is seen even if the rank can no longer answer. A rank, or one of its loader workers, that
-waits for its data says so there too.
+waits for its data says so there too. A thread of the rank notes every second that Python runs: not so while a call of C or
+C++ keeps Python's lock (GIL).
 """
 import mmap
 import os
 import struct
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
 
-RECORD = struct.Struct('qqdq')  # process, steps, time of the last wait, places
-STEPS, WAIT, PLACES = struct.Struct('qq'), struct.Struct('d'), struct.Struct('q')  # its parts
+RECORD = struct.Struct('qqdqd')  # process, steps, time of the last wait, places, time at which Python ran last
+STEPS, WAIT, PLACES, RAN = (struct.Struct(part) for part in ('qq', 'd', 'q', 'd'))
+PULSE = 1.  # seconds
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,14 @@ class Heartbeat:
         waited: Time (`time.monotonic`) at which it said last that it waits for its data; 0 if never.
         places: Places in its steps that it has passed: a batch is there, its loss is known. Of ranks with as many
             steps, those that wait for another one in the backward pass have passed more than that one.
+        ran: Time (`time.monotonic`) at which Python ran last, to within a second; 0 if that is not known. No sign of life
+            of its own.
     """
     pid: int
     steps: int
     waited: float = 0.
     places: int = 0
+    ran: float = field(default=0., compare=False)
 
 
 class _Writer:
@@ -58,10 +64,21 @@ def start(file: Path, local_rank: int) -> None:
     with open(file, 'r+b') as f:
         _Writer.memory = mmap.mmap(f.fileno(), 0)
     _Writer.offset, _Writer.steps, _Writer.places = RECORD.size * local_rank, 0, 0
-    RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), 0, 0., 0)
+    RECORD.pack_into(_Writer.memory, _Writer.offset, os.getpid(), 0, 0., 0, 0.)
     if not _Writer.has_hook:
         register_optimizer_step_post_hook(lambda *_: beat())
         _Writer.has_hook = True
+
+
+def keep_noting_that_python_runs() -> None:
+    """Start the thread that notes it, after `start`."""
+    memory, offset = _Writer.memory, _Writer.offset + STEPS.size + WAIT.size + PLACES.size
+
+    def note() -> None:
+        while memory is not None:
+            RAN.pack_into(memory, offset, time.monotonic())
+            time.sleep(PULSE)
+    threading.Thread(target=note, name='heartbeat', daemon=True).start()
 
 
 def beat() -> None:

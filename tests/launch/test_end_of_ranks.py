@@ -43,7 +43,7 @@ def ends_soon(tmp_path):
     """`ranks_end_soon` of a training in `tmp_path`; `steps` of its first rank."""
     def make(ended, steps=0):
         heartbeat.create(tmp_path / 'beats', 2)
-        (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(1, steps, 0., 0) * 2)
+        (tmp_path / 'beats').write_bytes(heartbeat.RECORD.pack(1, steps, 0., 0, 0.) * 2)
         settings = RunSettings(
             verb='train', script=Script('train.py'), args={}, nproc=2, world_size=2, output=str(tmp_path))
         return processes.ranks_end_soon(settings, tmp_path / 'beats', ended)
