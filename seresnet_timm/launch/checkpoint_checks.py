@@ -17,7 +17,9 @@ from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.engine.model_info import describe_other_classes, describe_other_start, describe_unnamed
 from seresnet_timm.engine.teacher import trainable_shapes
 from seresnet_timm.errors import UsageError, first_names
+from seresnet_timm.launch.combinations import STREAMS
 from seresnet_timm.launch.first_look import INITIAL_WEIGHTS
+from seresnet_timm.launch.reader_dataset import kind_of
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings, num_epochs
@@ -102,11 +104,19 @@ def _check_resume(run: Any) -> Iterator[str]:
     yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, args)])
     if not found:
         run.notes += resume.notes(checkpoint, args, optimizer, num_epochs(vars(args)))
-        run.notes += _other_network(run, checkpoint) + _other_images(run, checkpoint)
+        run.notes += _other_network(run, checkpoint) + _other_images(run, checkpoint) + _starts_again(run, checkpoint)
         folder = RunFolder(checkpoint.path.rpartition('/')[0] or '.')
         if checkpoint.path == str(folder.best) and folder.last.is_file():
             run.notes.append(f'{checkpoint.path} is the best epoch ({checkpoint.epoch}), not the last: --resume '
                              f'{folder.last} continues where the run ended.')
+
+
+def _starts_again(run: Any, checkpoint: Checkpoint) -> List[str]:
+    """A dataset that can only be read from its start, in the middle of an epoch."""
+    state = checkpoint.run_state
+    if not state.get('batches') or state.get('is_trained') or kind_of(vars(run.args)) not in STREAMS:
+        return []
+    return [f'--dataset {run.args.dataset} has no positions: epoch {state["epoch"]} starts again at its first images.']
 
 
 def _as_trained(run: Any) -> torch.nn.Module:

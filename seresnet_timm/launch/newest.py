@@ -92,7 +92,7 @@ def _age(checkpoint: Checkpoint) -> Tuple[int, int, int, bool]:
     """
     state = checkpoint.run_state
     record = (state.get('history') or {}).get('record') or {}
-    restarts = [fault for fault in record.get('faults', ()) if isinstance(fault, dict) and fault.get('kind') == 'restart']
+    faults = [fault for fault in record.get('faults', ()) if isinstance(fault, dict)]
+    starts = len(record.get('resumes', ())) + sum(fault.get('kind') == 'restart' for fault in faults)
     epoch = state.get('epoch', checkpoint.epochs or 0)
-    return (len(record.get('resumes', ())) + len(restarts), epoch, state.get('batches', 0),
-            bool(state.get('is_trained')))
+    return starts, epoch, state.get('batches', 0), bool(state.get('is_trained'))

@@ -2,8 +2,8 @@
 
 A step is an optimizer step of a training, or a batch of an evaluation. The count is memory that both processes map, so
 that it costs nothing and is seen even if the rank can no longer answer. A rank, or one of its loader workers, that
-waits for its data says so there too. A thread of the rank notes every second that Python runs: not so while a call of C or
-C++ keeps Python's lock (GIL).
+waits for its data says so there too. A thread of the rank notes every second that Python runs; it does not while a
+call of C or C++ keeps Python's lock (GIL).
 """
 import mmap
 import os
@@ -29,8 +29,8 @@ class Heartbeat:
         waited: Time (`time.monotonic`) at which it said last that it waits for its data; 0 if never.
         places: Places in its steps that it has passed: a batch is there, its loss is known. Of ranks with as many
             steps, those that wait for another one in the backward pass have passed more than that one.
-        ran: Time (`time.monotonic`) at which Python ran last, to within a second; 0 if that is not known. No sign of life
-            of its own.
+        ran: Time (`time.monotonic`) at which Python ran last, to within a second; 0 if that is not known. By itself it
+            is no sign of life.
     """
     pid: int
     steps: int
