@@ -135,7 +135,7 @@ class RunRecord:
         """
         unreadable = {k: _unreadable(figures.get(k)) for k in EPOCH_UNREADABLE}
         self.content['epochs'] = [e for e in self.content['epochs'] if e['epoch'] != figures['epoch']]
-        self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable})
+        self.content['epochs'].append({**{k: figures.get(k) for k in EPOCH_FIELDS}, **unreadable, 'finished': _now()})
         self._write()
 
     def add_fault(self, kind: str, epoch: Optional[int], text: str, when: Optional[float] = None) -> None:
@@ -282,7 +282,7 @@ def _add_later_fields(record: Dict[str, Any]) -> None:
             raise ValueError(f'{key} is a {type(record[key]).__name__}')
     record['machine'].setdefault('device', None)
     for epoch in record['epochs']:
-        for key in EPOCH_UNREADABLE:
+        for key in (*EPOCH_UNREADABLE, 'finished'):
             epoch.setdefault(key, None)
     if record['evaluation']:
         record['evaluation'].setdefault('unreadable', None)

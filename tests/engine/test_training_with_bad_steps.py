@@ -35,7 +35,10 @@ def run(few_digits, tmp_path, monkeypatch):
 
 def test_skipped_steps_are_counted(run, caplog):
     folder = run((1, 3, 4, 8))
-    assert [e['bad_steps'] for e in valid_record(folder)['epochs']] == [3, 1]
+    record = valid_record(folder)
+    assert [e['bad_steps'] for e in record['epochs']] == [3, 1]
+    times = [e['finished'] for e in record['epochs']]
+    assert sorted(times) == times and record['started'] <= times[0] and times[-1] <= record['finished']
     rows = summary(folder)
     assert all(math.isfinite(float(row['train_loss'])) and math.isfinite(float(row['eval_loss'])) for row in rows)
     checkpoint = load(folder / 'last.pth.tar')

@@ -45,11 +45,14 @@ def test_record_of_a_training(tmp_path):
     record.set_best('loss', float('nan'), 0)  # a diverged run: JSON has no NaN
     record.finish()
     written = valid_record(tmp_path / 'run')
+    ended = written['epochs'][0].pop('finished')
+    assert written['started'] <= ended <= written['finished']
     assert written['epochs'] == [
         {'epoch': 0, **FIGURES, 'eval_seconds': None, 'peak_gib': None, 'total_gib': None, 'bad_steps': None,
          'loss_scale': None, 'unreadable_train': None,
          'unreadable_val': {'count': 30, 'files': ['val/a.jpg']}}]
     assert written['best'] == {'metric': 'loss', 'value': None, 'epoch': 0} and written['finished']
+    written['epochs'][0]['finished'] = ended
     assert read_record(tmp_path / 'run') == written
 
 
@@ -89,13 +92,15 @@ def test_record_from_before_unreadable_images(tmp_path):
     record.add_epoch(dict(epoch=0, **FIGURES))
     record.set_evaluation(dict(images=70))
     content = json.loads((tmp_path / 'run.json').read_text())
-    for holder, later in ((content['epochs'][0], ('unreadable_train', 'unreadable_val')),
+    content['epochs'][0]['finished'] = None
+    for holder, later in ((content['epochs'][0], ('unreadable_train', 'unreadable_val', 'finished')),
                           (content['evaluation'], ('unreadable',))):
         for name in later:
             assert holder.pop(name) is None
     (tmp_path / 'run.json').write_text(json.dumps(content))
     read = read_record(tmp_path)
-    assert read['epochs'][0]['unreadable_val'] is None and read['evaluation']['unreadable'] is None
+    assert read['epochs'][0]['unreadable_val'] is read['epochs'][0]['finished'] is None
+    assert read['evaluation']['unreadable'] is None
 
 
 def test_older_record_in_the_shape_of_the_newest(tmp_path):
