@@ -135,6 +135,9 @@ def _make_plan(
     img_sizes, wrong_sizes = several_sizes(sources, args)
     set_channels(line.verb, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
+    command = typed_command(verb, argv, recipe_name, node.job)
+    if line.verb == 'train' and is_named and goes_on_by_default(sources, str(output), command):
+        args['resume'] = 'auto'
     if line.verb == 'train' and args.get('resume') == 'auto':
         args['resume'] = resolve_resume(sources, str(output))
         still_missing = dict(missing_files(line.verb, dict(given, resume=args['resume'])))
@@ -157,7 +160,7 @@ def _make_plan(
         verb=line.verb,
         script=line.script,
         args=plain(args),
-        command=typed_command(verb, argv, recipe_name, node.job),
+        command=command,
         recipe=recipe_name or options.get('preset'),
         img_sizes=img_sizes,
         device=device,
@@ -426,6 +429,14 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         names = (f'{name}-{i}' if i else name for i in itertools.count())
         args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
+
+
+def goes_on_by_default(sources: Sources, output: str, command: List[str]) -> bool:
+    """Whether a recipe goes on with the run in its folder: the same command has begun it, and it has not ended."""
+    if sources.recipe is None and sources.preset_recipe is None or sources.asked_or_typed('resume'):
+        return False
+    from seresnet_timm.runs.record import is_unfinished_run_of
+    return is_unfinished_run_of(output, command)
 
 
 def resolve_resume(sources: Sources, output: str) -> str:

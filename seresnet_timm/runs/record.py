@@ -271,6 +271,27 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     return record
 
 
+def is_unfinished_run_of(folder: Union[str, Path], command: Sequence[str]) -> bool:
+    """Whether a folder holds a run that has not ended, and was started by the same command on any of its machines.
+
+    Args:
+        folder: Folder of the run; need not exist.
+        command: Command line.
+    """
+    try:
+        record = read_record(folder)
+    except UsageError:
+        return False
+    return record['finished'] is None and _of_all_starts(record['command']) == _of_all_starts(command)
+
+
+def _of_all_starts(command: Sequence[str]) -> List[str]:
+    """A command line without what may differ from start to start."""
+    own = ('--resume', '--node-rank', '--node_rank')
+    return [word for before, word in zip(['', *command], command)
+            if before not in own and word.partition('=')[0] not in (*own, '--dry-run')]
+
+
 def _add_later_fields(record: Dict[str, Any]) -> None:
     """Set the fields to null that a record of the same schema did not have at first."""
     record.setdefault('diverged', None)

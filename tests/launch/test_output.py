@@ -1,6 +1,7 @@
 """The folder that a run writes into: another run in it is refused, a run that goes on is not; nothing is written."""
 import hashlib
 import io
+import json
 import os
 import re
 import sys
@@ -66,6 +67,22 @@ def test_same_experiment_of_a_recipe(few_digits, trained, capsys):
     error = refusal(capsys, 'recipe', 'train_1p', f'--data_path={few_digits}', '--device', 'cpu', '--output', trained,
                     '--experiment', 'run', '--dry-run')
     assert 'holds another run' in error
+
+
+def test_the_same_command_of_a_recipe_goes_on_until_its_run_has_ended(few_digits, tmp_path, capsys):
+    """Another command is another run, also before."""
+    flags = [str(f) for f in train_flags(few_digits, tmp_path, '--preset', 'digits_demo', '--epochs', 1)]
+    main(flags)
+    before = sums(tmp_path)
+    assert 'holds another run' in refusal(capsys, *flags)
+    record = tmp_path / 'run' / 'run.json'
+    record.write_text(json.dumps(dict(json.loads(record.read_text()), finished=None)))  # as of one that was killed
+    for more in (('--lr', '0.5'), ('--resume', '')):
+        assert 'holds another run' in refusal(capsys, *flags, *more)
+    assert 'holds another run' in refusal(capsys, *flags[:flags.index('--preset')], *flags[-2:])
+    main([*flags, '--dry-run'])
+    assert f'--resume auto: the run goes on from {tmp_path}/run/last.pth.tar' in capsys.readouterr().err
+    assert {**sums(tmp_path), record: ''} == {**before, record: ''}
 
 
 def test_resume_goes_on(few_digits, trained, tmp_path, capsys):
