@@ -286,10 +286,13 @@ def is_unfinished_run_of(folder: Union[str, Path], command: Sequence[str]) -> bo
 
 
 def _of_all_starts(command: Sequence[str]) -> List[str]:
-    """A command line without what may differ from start to start."""
-    own = ('--resume', '--node-rank', '--node_rank')
-    return [word for before, word in zip(['', *command], command)
-            if before not in own and word.partition('=')[0] not in (*own, '--dry-run')]
+    """The words of a command line, but for those that differ from start to start, or say where the folder is.
+
+    The command that a stopped run prints has them in another order.
+    """
+    own = ('--resume', '--node-rank', '--node_rank', '--output', '--experiment')
+    return sorted(word for before, word in zip(['', *command], command)
+                  if before not in own and word.partition('=')[0] not in (*own, '--dry-run'))
 
 
 def _add_later_fields(record: Dict[str, Any]) -> None:

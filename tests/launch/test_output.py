@@ -80,7 +80,8 @@ def test_the_same_command_of_a_recipe_goes_on_until_its_run_has_ended(few_digits
     for more in (('--lr', '0.5'), ('--resume', '')):
         assert 'holds another run' in refusal(capsys, *flags, *more)
     assert 'holds another run' in refusal(capsys, *flags[:flags.index('--preset')], *flags[-2:])
-    main([*flags, '--dry-run'])
+    where = flags.index('--output')
+    main([*flags[:where], *flags[where + 4:], '--dry-run', *flags[where:where + 4]])  # in the order as printed
     assert f'--resume auto: the run goes on from {tmp_path}/run/last.pth.tar' in capsys.readouterr().err
     assert {**sums(tmp_path), record: ''} == {**before, record: ''}
 
