@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, expected_names, names_for
@@ -59,17 +60,31 @@ def with_channels(checkpoint: Checkpoint, info: ModelInfo) -> ModelInfo:
     return replace(info, in_chans=channels, input_size=size, mean=mean, std=std)
 
 
-class NotFinite(UsageError):
-    """Weights of a checkpoint are not finite."""
+def describe_not_finite(
+        checkpoint: Checkpoint, weights: Dict[str, Any], model: Optional[nn.Module] = None) -> Optional[str]:
+    """That weights of a checkpoint are not finite, or give no finite outputs, as a sentence; None if all is well.
 
-
-def describe_not_finite(checkpoint: Checkpoint, weights: Dict[str, Any]) -> Optional[str]:
-    """That weights of a checkpoint are not finite, as a sentence; None if they are."""
+    Args:
+        checkpoint: The file.
+        weights: Its weights, by the names of `model`.
+        model: The network, which knows what its BatchNorm layers add to a variance; None for one that is not known.
+    """
     names = not_finite(weights)
-    if not names:
-        return None
-    return (f'Checkpoint {checkpoint.path} has weights that are not finite (NaN or infinity): '
-            f'{printable(first_names(names, MAX_NAMED))}. Its training diverged: take an earlier checkpoint.')
+    if names:
+        return (f'Checkpoint {checkpoint.path} has weights that are not finite (NaN or infinity): '
+                f'{printable(first_names(names, MAX_NAMED))}. Its training diverged: take an earlier checkpoint.')
+    names = [] if model is None else negative_variances(weights, model)
+    if names:
+        return (f'Checkpoint {checkpoint.path} has variances of BatchNorm below zero, whose square root is no number: '
+                f'{printable(first_names(names, MAX_NAMED))}. What wrote it went wrong: take another checkpoint.')
+    return None
+
+
+def negative_variances(weights: Dict[str, Any], model: nn.Module) -> List[str]:
+    """Names of the variances that are below zero by more than the small number that BatchNorm adds to them."""
+    small = {f'{name}.running_var': layer.eps for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    return [name for name, eps in small.items() if isinstance(weights.get(name), torch.Tensor)
+            and not why_not_plain(weights[name]) and bool((weights[name] + eps < 0).any())]
 
 
 def misfits(weights: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, List[str]]:
@@ -229,6 +244,6 @@ def refuse_misfit(checkpoint: Checkpoint, weights: Dict[str, Any], model: nn.Mod
     misfit = describe_misfit(weights, model, checkpoint.arch_unlike(model_name))
     if misfit:
         raise UsageError(f'Checkpoint {checkpoint.path} does not fit {model_name}: {misfit}.')
-    problem = describe_not_finite(checkpoint, weights)
+    problem = describe_not_finite(checkpoint, weights, model)
     if problem:
-        raise NotFinite(problem)
+        raise UsageError(problem)

@@ -12,7 +12,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
 from seresnet_timm.errors import UsageError, first_names, printable
-from seresnet_timm.models.create import check_model_name, count_not_finite, create_from_info, not_finite
+from seresnet_timm.models.create import check_model_name, count_not_finite, create_from_info, not_finite, why_not_plain
 
 MAX_KEYS = 12  # of a file, in one line
 
@@ -66,6 +66,8 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
         'also_in_it': checkpoint.others,
         'not_finite_weights': not_finite(tensors),
         'not_finite': sum(count_not_finite(t) for t in tensors.values()),
+        'negative_variances': [k for k, t in tensors.items() if k.endswith('running_var') and not why_not_plain(t)
+                               and bool((t < 0).any())],
         'integrity': checkpoint.integrity,
         'bytes': os.path.getsize(checkpoint.path),
         'sha256': file_sha256(checkpoint.path),
@@ -116,7 +118,9 @@ def describe(facts: Dict[str, Any]) -> List[str]:
         ('parameters', f'{facts["parameters"]:,}'),
         ('precision', ', '.join(f'{d} ({n:,})' for d, n in facts['dtype'].items())
          + (f'; {facts["not_finite"]:,} values are not finite (NaN or infinity), in '
-            + first_names(facts['not_finite_weights'], fit.MAX_NAMED) if facts['not_finite'] else '')),
+            + first_names(facts['not_finite_weights'], fit.MAX_NAMED) if facts['not_finite'] else '')
+         + (f'; variances of BatchNorm are below zero in {first_names(facts["negative_variances"], fit.MAX_NAMED)}'
+            if facts['negative_variances'] else '')),
         ('epochs', 'unknown' if facts['epochs'] is None else facts['epochs']),
         ('metric', 'unknown' if facts['metric'] is None else f'{facts["metric"]:.3f}'),
         ('moving average', yes(facts['moving_average'])

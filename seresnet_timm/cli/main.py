@@ -98,6 +98,7 @@ REQUIRED_PACKAGES = (
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a command line; errors that a user can act on are one sentence on stderr and an exit code."""
     open_closed_streams()
+    give_home()
     print_any_text()
     keep_exit_code()
     try:
@@ -163,6 +164,12 @@ def open_closed_streams() -> None:
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))
+
+
+def give_home() -> None:
+    """Give a user without a home folder `/`, as container engines do: libraries end without one, or make a folder `~`."""
+    if not os.path.isabs(os.path.expanduser('~')):
+        os.environ['HOME'] = '/'
 
 
 def fault_of_stdout() -> Optional[str]:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -356,29 +357,32 @@ class Journal:
         self.path = base / f'{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}.jsonl'
         self.done: Dict[str, Entry] = {}
         self._root, self._restart = root, restart
-        self._file: TextIO
+        self._file: Optional[TextIO] = None  # none where the cache cannot be written
+        self._lock: Any = None
         self._due = 0.
 
     def __enter__(self) -> 'Journal':
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = acquire_lock(self.path.with_suffix('.lock'))
+            if self._restart:
+                self.path.unlink(missing_ok=True)
+            self.done = read_journal(self.path, Entry)
+            self._file = open(self.path, 'a', encoding='ascii')
         except Timeout:
             raise UsageError(f'{printable(self._root)} is being checked by another process.'
                              f'{marker_hint(self.path.with_suffix(".lock"))}')
         except OSError as e:
-            raise RunError(f'Cannot write to the cache {self.path.parent} ({e.strerror}): make it writable, or set '
-                           'XDG_CACHE_HOME.')
-        if self._restart:
-            self.path.unlink(missing_ok=True)
-        self.done = read_journal(self.path, Entry)
-        self._file = open(self.path, 'a', encoding='ascii')
+            print(f'Cannot write to the cache {self.path.parent} ({e.strerror}): a check that is interrupted starts '
+                  'anew. XDG_CACHE_HOME names another.', file=sys.stderr)
         return self
 
     def __exit__(self, *_) -> None:
         with suppress(OSError):  # it costs time only
-            self._file.close()
-        self._lock.release()
+            if self._file is not None:
+                self._file.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def knows(self, root: Path, path: str) -> bool:
         """Whether a file was checked and has not changed since."""
@@ -393,6 +397,8 @@ class Journal:
 
     def add(self, path: str, entry: Entry) -> None:
         self.done[path] = entry
+        if self._file is None:
+            return
         self._file.write(json.dumps([path, *entry]) + '\n')
         if time.monotonic() > self._due:
             self._file.flush()

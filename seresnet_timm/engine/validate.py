@@ -22,7 +22,7 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 
 from seresnet_timm import device as devices
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import MAX_NAMED, NotFinite, load_weights
+from seresnet_timm.checkpoints.fit import MAX_NAMED, load_weights
 from seresnet_timm.checkpoints.read import checkpoints_in, read_once
 from seresnet_timm.data import loaders
 from seresnet_timm.data.fast_jpeg import choose_decoder
@@ -93,13 +93,13 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
     device = set_up_device(args)
     run = Evaluation(settings, args, Forward.from_args(args, device), checkpoints or {})
 
-    results, not_finite = [], []  # type: List[Result], List[str]
+    results, left_out = [], []  # type: List[Result], List[str]
     for size in settings.img_sizes or [args.img_size]:
         args.img_size = size
         if os.path.isdir(args.checkpoint):
-            found, without_numbers = evaluate_folder(run, args.checkpoint)
+            found, without_result = evaluate_folder(run, args.checkpoint)
             results += found
-            not_finite += without_numbers
+            left_out += without_result
         else:
             results.append(evaluate_with_retry(
                 run, read_once(args.checkpoint, run.checkpoints) if args.checkpoint else None))
@@ -117,43 +117,43 @@ def main(settings: RunSettings, checkpoints: Optional[Mapping[str, Checkpoint]] 
         if args.results_file:
             write_results(args.results_file, rows, args.results_format)
         print(f'--result\n{as_json(rows, indent=4)}')
-    refuse_left_out(not_finite)
+    refuse_left_out(left_out)
 
 
 def evaluate_folder(run: Evaluation, folder: str) -> Tuple[List[Result], List[str]]:
     """Evaluate every checkpoint in a folder. One that cannot be evaluated is left out, and named.
 
     Returns:
-        The results, the best first; and the checkpoints whose weights or loss are not finite.
+        The results, the best first; and the checkpoints that were left out.
     """
-    paths, results, not_finite = checkpoints_in(folder), [], []
+    paths, results, left_out = checkpoints_in(folder), [], []
     for path in paths:
         try:
             result = evaluate_with_retry(run, read_once(path, run.checkpoints))
             problem = describe_evaluation(path, result.row['loss'])
             if problem:
-                raise NotFinite(problem)
+                raise UsageError(problem)
         except UsageError as e:
             _logger.error(f'Left out: {e}')
-            not_finite += [path] if isinstance(e, NotFinite) else []
+            left_out.append(path)
             continue
         result.row['checkpoint'] = path
         results.append(result)
     if not results:
         raise RunError(f'None of the {len(paths)} checkpoints could be evaluated.')
-    return sorted(results, key=lambda r: r.row['top1'], reverse=True), not_finite
+    return sorted(results, key=lambda r: r.row['top1'], reverse=True), left_out
 
 
-def refuse_left_out(not_finite: Sequence[str]) -> None:
-    """End an evaluation with an error that has left out checkpoints without finite numbers.
+def refuse_left_out(paths: Sequence[str]) -> None:
+    """End an evaluation with an error that has left out checkpoints: they were asked for.
 
     Raises:
         RunError: It has.
     """
-    names = list(dict.fromkeys(not_finite))
+    names = list(dict.fromkeys(paths))
     if names:
-        raise RunError(f'{counted(len(names), "checkpoint")} left out of the results, whose weights or loss are not '
-                       f'finite (NaN or infinity), see above: {printable(first_names(names, MAX_NAMED))}.')
+        raise RunError(f'{counted(len(names), "checkpoint")} left out of the results, see above: '
+                       f'{printable(first_names(names, MAX_NAMED))}. Remove or replace them.')
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

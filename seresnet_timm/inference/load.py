@@ -24,7 +24,13 @@ from seresnet_timm.hub import modelscope, weights
 from seresnet_timm.hub.client import hub_name
 from seresnet_timm.hub.pull import folder_of, network_of
 from seresnet_timm.hub.repository import WEIGHTS
-from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_model, read_model_config
+from seresnet_timm.models.create import (
+    WRONG_ARGUMENT,
+    check_model_name,
+    create_model,
+    read_model_config,
+    refuse_wrong_kinds,
+)
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.runs.folder import RunFolder
 
@@ -165,6 +171,7 @@ def untrained_model(
         if not kwargs:
             raise
         raise UsageError(f'{name} cannot be made with --model-kwargs ({printable(first_line(e))}): check them.') from e
+    refuse_wrong_kinds(kwargs, model)
     data_config = _preprocessing(model, ModelInfo(), name, img_size, None)
     info = replace(ModelInfo.of_model(model, data_config), name=name, num_classes=model.num_classes)
     return LoadedModel(model.float(), info, f'random weights of seed {seed}')

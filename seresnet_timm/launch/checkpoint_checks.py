@@ -66,7 +66,7 @@ def check_named_weights(run: Any) -> Iterator[str]:
     path = next((Path(folder) / name for name in WEIGHTS if (Path(folder) / name).is_file()), None)
     if path is not None:
         checkpoint = read_checkpoint(path)
-        yield from filter(None, [fit.describe_not_finite(checkpoint, checkpoint.weights)])
+        yield from filter(None, [fit.describe_not_finite(checkpoint, checkpoint.weights, run.model)])
 
 
 def unnamed_classes(settings: RunSettings, checkpoints: Dict[str, Checkpoint]) -> List[str]:
@@ -162,7 +162,7 @@ def _misfit(run: Any, checkpoint: Checkpoint, flag: str, use_ema: bool) -> Itera
                     'start from it with --initial-checkpoint instead of --resume')
         yield (f'Checkpoint {checkpoint.path} names its weights otherwise than {args.model} does ({unexpected}), as '
                f'the ModelZoo and other tools do, and its optimizer state does not carry over: {split_bn}.')
-    yield from filter(None, [fit.describe_not_finite(checkpoint, weights)])
+    yield from filter(None, [fit.describe_not_finite(checkpoint, weights, model)])
 
 
 def _check_pretrained(run: Any, checkpoint: Checkpoint) -> Iterator[str]:
@@ -170,7 +170,7 @@ def _check_pretrained(run: Any, checkpoint: Checkpoint) -> Iterator[str]:
     if run.model is None:
         return
     weights = fit.weights_for(checkpoint, run.model, use_ema=True)
-    yield from filter(None, [fit.describe_not_finite(checkpoint, weights)])
+    yield from filter(None, [fit.describe_not_finite(checkpoint, weights, run.model)])
     family = getattr(sys.modules[type(run.model).__module__], 'checkpoint_filter_fn', None)
     if family is not None:
         try:

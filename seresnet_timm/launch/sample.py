@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import create_optimizer_v2, get_optimizer_class, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from seresnet_timm.data import loaders
@@ -33,6 +33,7 @@ from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
 from seresnet_timm.launch.teacher_checks import check_teacher_takes
 from seresnet_timm.models.create import create_from_args
+from seresnet_timm.models.keyword_values import wrong_kinds
 
 COUNT = 2  # images of a sample: mixup pairs them
 MAX_FOLDERS = 100  # that are searched for images
@@ -254,8 +255,45 @@ def _check_optimizer(run: Any, args: Namespace) -> None:
     """Create the optimizer for the network without numbers. Those that need their device or a package are left out."""
     if args.opt.lower().startswith(('fused', 'bnb', 'npu')):
         return
+    _check_optimizer_arguments(args)
     with _explained(run, 'optimizer', f'The optimizer --opt {args.opt} cannot be made'):
-        create_optimizer_v2(run.model, **{**optimizer_kwargs(cfg=args), 'lr': args.lr or 0.1}, **args.opt_kwargs)
+        _optimizer(args, run.model, args.opt_kwargs)
+    if args.opt_kwargs and run.settings.device == 'cpu' and _makes_step(args, {}):
+        with _explained(run, 'optimizer', f'The optimizer --opt {args.opt} cannot make a step'):
+            _makes_step(args, args.opt_kwargs, raises=True)
+
+
+def _optimizer(args: Namespace, weights: Any, kwargs: Dict[str, Any]) -> torch.optim.Optimizer:
+    return create_optimizer_v2(weights, **{**optimizer_kwargs(cfg=args), 'lr': args.lr or 0.1}, **kwargs)
+
+
+def _makes_step(args: Namespace, kwargs: Dict[str, Any], raises: bool = False) -> bool:
+    """Whether the optimizer makes a step with gradients alone, which some do not."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    try:
+        _optimizer(args, [weight], kwargs).step()
+    except Exception:
+        if raises:
+            raise
+        return False
+    return True
+
+
+def _check_optimizer_arguments(args: Namespace) -> None:
+    """Refuse arguments of `--opt-kwargs` with flags of their own, or of another kind than it takes.
+
+    Raises:
+        UsageError: There are some.
+    """
+    optimizer = get_optimizer_class(args.opt.lower().rpartition('_')[2], bind_defaults=False)
+    wrong = wrong_kinds('--opt-kwargs', args.opt_kwargs, (create_optimizer_v2, optimizer.__init__))
+    for name in args.opt_kwargs.keys() & optimizer_kwargs(cfg=args).keys():
+        flag = name if hasattr(args, name) else f'opt_{name}'
+        wrong.append(f'--opt-kwargs {name}={args.opt_kwargs[name]} has a flag of its own: give it as '
+                     f'--{flag.replace("_", "-")}')
+    if wrong:
+        raise UsageError(f'{"; ".join(wrong)}.')
 
 
 def _check_schedule(run: Any, args: Namespace) -> None:

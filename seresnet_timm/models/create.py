@@ -17,6 +17,7 @@ from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_t
 
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, first_names, printable
 from seresnet_timm.models.info import ModelInfo
+from seresnet_timm.models.keyword_values import wrong_kinds
 from seresnet_timm.models.trusted import trusted_kwargs, why_untrusted
 
 __all__ = [
@@ -138,7 +139,20 @@ def create_from_args(
         if key is None and pairs and args.gp is not None:
             return f'check --gp {args.gp}, and {pairs} of --model-kwargs'
         return f'leave out {pairs} of --model-kwargs' if pairs else 'check the flags of the model'
-    return _create(args.model, folder, meta, {**flags, **own}, remedy, explain_all=bool(own))
+    model = _create(args.model, folder, meta, {**flags, **own}, remedy, explain_all=bool(own))
+    refuse_wrong_kinds(own, model)
+    return model
+
+
+def refuse_wrong_kinds(model_kwargs: Dict[str, Any], model: nn.Module) -> None:
+    """Refuse arguments of another kind than the network takes, which it was made with all the same.
+
+    Raises:
+        UsageError: There are some.
+    """
+    wrong = wrong_kinds('--model-kwargs', model_kwargs, (type(model).__init__,))
+    if wrong:
+        raise UsageError(f'{"; ".join(wrong)}.')
 
 
 def create_from_info(

@@ -1,4 +1,5 @@
 """Names of timm's validate.py that are replaced, and why: see `overrides`"""
+import glob
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from timm.data import create_loader, resolve_data_config
 from torch.utils.data import Dataset, IterableDataset
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
-from seresnet_timm.checkpoints.fit import NotFinite, load_weights
+from seresnet_timm.checkpoints.fit import load_weights
 from seresnet_timm.checkpoints.read import read_once
 from seresnet_timm.data import loading
 from seresnet_timm.data.image_files import IGNORED_TARGET
@@ -44,7 +45,7 @@ class ValidateOverrides(Overrides):
         self._loader: Any = None
         self._checkpoint: Optional[Checkpoint] = None  # until its classes have been compared with those of the data
         self._is_folder = os.path.isdir(settings.args.get('checkpoint') or '')  # each checkpoint in it is evaluated
-        self._not_finite: List[str] = []
+        self._left_out_paths: List[str] = []
 
     def names(self) -> Dict[str, Override]:
         return {
@@ -53,6 +54,7 @@ class ValidateOverrides(Overrides):
             'load_checkpoint': Override('validate', self.load_checkpoint),
             'create_dataset': Override('validate', self.create_dataset),
             'create_loader': Override('validate', self.create_loader),
+            'glob.glob': Override('main', self.checkpoints_in_folder),
             'write_results': Override('main', self.write_results),
             'json.dumps': Override('main', self.as_json),
         }
@@ -74,6 +76,15 @@ class ValidateOverrides(Overrides):
         with self._left_out():
             self._checkpoint = read_once(checkpoint_path, self.checkpoints)
             load_weights(model, self._checkpoint, self.args.model, use_ema=use_ema)
+
+    def checkpoints_in_folder(self, pattern: str) -> List[str]:
+        """Find the checkpoints of a folder whose name may hold brackets and stars (lines 498 and 499).
+
+        Without: they are read as a pattern, and no checkpoint is found in the folder.
+        Checked by: test_divergence.py evaluates such a folder.
+        """
+        folder, name = os.path.split(pattern)
+        return glob.glob(os.path.join(glob.escape(folder), name))
 
     def create_loader(self, dataset: Dataset, *args, **kwargs) -> Any:
         """Create a loader of this rank's share of the images, which decodes fast (line 329).
@@ -109,7 +120,7 @@ class ValidateOverrides(Overrides):
 
     def run(self, main: Callable[[], None]) -> None:
         super().run(main)
-        refuse_left_out(self._not_finite)
+        refuse_left_out(self._left_out_paths)
 
     @contextmanager
     def _left_out(self) -> Iterator[None]:
@@ -119,7 +130,7 @@ class ValidateOverrides(Overrides):
         except UsageError as e:
             if not self._is_folder:
                 raise
-            self._not_finite += [self.args.checkpoint] if isinstance(e, NotFinite) else []
+            self._left_out_paths.append(self.args.checkpoint)
             # the script catches it; after an error without this word it tries smaller batches
             raise RuntimeError(f'Left out as illegal: {e}') from e
 
@@ -159,7 +170,7 @@ class ValidateOverrides(Overrides):
         with self._left_out():
             problem = describe_evaluation(self.args.checkpoint or self.args.model, sums[2] / max(1, sums[4]))
             if problem:
-                raise NotFinite(problem) if self._is_folder else RunError(problem)
+                raise UsageError(problem) if self._is_folder else RunError(problem)
         if self.settings.output and (not dist.is_initialized() or dist.get_rank() == 0):
             data_config = resolve_data_config(
                 vars(self.args), model=self._model, use_test_size=not getattr(self.args, 'use_train_size', False))

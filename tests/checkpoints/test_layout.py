@@ -215,6 +215,21 @@ def test_weights_that_are_not_finite(own, tmp_path):
     assert any('not finite' in line and 'fc.weight' in line for line in describe(inspect(str(path))))
 
 
+def test_variances_below_zero(own, tmp_path):
+    """Their square root is no number, unless what BatchNorm adds to them makes up for it."""
+    path = tmp_path / 'x.pth'
+    sick = {k: v.clone() for k, v in own.items()}
+    sick['bn1.running_var'][0] = -1e-6
+    assert equal(load({'state_dict': sick}, path), sick)
+    assert any('below zero in bn1.running_var' in line for line in describe(inspect(str(path))))
+    sick['layer1.0.bn2.running_var'][1] = -1e-4
+    with pytest.raises(UsageError, match='x.pth has variances of BatchNorm below zero.*: layer1.0.bn2.running_var. '):
+        load({'state_dict': sick}, path)
+    path = tmp_path / 'y.pth'
+    assert equal(load({'state_dict': own}, path), own)
+    assert not any('below zero' in line for line in describe(inspect(str(path))))
+
+
 def test_run_folders_and_folders_of_the_hub(own, tmp_path, capsys):
     """`inspect` and `convert` take what `predict` takes."""
     run, hub = tmp_path / 'run', tmp_path / 'hub'

@@ -1,6 +1,7 @@
 """The command line: immediate help, verbs, flags, errors, exit codes."""
 import importlib
 import io
+import os
 import pkgutil
 import py_compile
 import resource
@@ -190,6 +191,16 @@ def test_import_registers_models_without_the_engine():
             'assert timm.is_model("seresnet152_ascend")\n'
             'assert not [m for m in sys.modules if m.startswith(("seresnet_timm.engine", "torch_npu", "sklearn"))]')
     subprocess.run([preloaded.python(), '-c', code], check=True)
+
+
+@pytest.mark.skipif(os.name != 'posix' or os.getuid() != 0, reason='needs root')
+def test_a_user_without_a_home_folder():
+    """As in a container that runs under a number which no user has: no traceback, and no folder called `~`."""
+    code = ('import os, seresnet_timm.cli.main as m, seresnet_timm.timm_scripts.known as k; os.setuid(54321); '
+            'del os.environ["HOME"]; m.give_home(); print(k.cache_dir())')
+    env = {k: v for k, v in os.environ.items() if k != 'XDG_CACHE_HOME'}
+    result = subprocess.run([sys.executable, '-c', code], env={**env, 'HOME': '/x'}, capture_output=True, text=True)
+    assert result.stdout.startswith('/.cache/seresnet_timm'), result.stderr
 
 
 @pytest.mark.parametrize('closed', ('<&-', '>&-', '2>&-', '<&- >&- 2>&-'))

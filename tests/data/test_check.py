@@ -204,6 +204,15 @@ def test_interrupted_check_goes_on(data, capsys, monkeypatch):
     assert len(done) == 12
 
 
+def test_a_cache_that_cannot_be_written(data, capsys, monkeypatch, tmp_path):
+    """The check needs it for a start after an interruption only."""
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    printed = run(capsys, data)
+    assert 'a check that is interrupted starts anew' in printed.err and 'Traceback' not in printed.err
+    assert 'nothing wrong with 12 images' in printed.out
+
+
 @pytest.mark.slow
 def test_killed_check_goes_on_and_a_second_one_is_refused(data, capsys):
     for i in range(3000):

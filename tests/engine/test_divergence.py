@@ -34,9 +34,9 @@ def test_diverged_run(few_digits, tmp_path, capsys, engine):
 
 @pytest.mark.parametrize('engine', ('bundled', ROOT / 'tests' / 'small_scripts'), ids=('ours', 'a script'))
 def test_finite_weights_whose_outputs_are_not(few_digits, digits_run, tmp_path, engine):
-    """A variance below zero: every verb says so, and none gives the top-1 of chance."""
+    """Outputs beyond float32: every verb says so, and none gives the top-1 of chance."""
     content = load(digits_run / 'last.pth.tar')
-    content['state_dict']['bn1.running_var'].fill_(-1)
+    content['state_dict']['bn1.weight'].fill_(3e38)
     content = {k: v for k, v in content.items() if k != 'weights_sha256'}
     torch.save(content, tmp_path / 'c.pth.tar')
     image = next((few_digits / 'val' / '3').iterdir())
@@ -55,24 +55,28 @@ def test_finite_weights_whose_outputs_are_not(few_digits, digits_run, tmp_path, 
 
 @pytest.mark.parametrize('engine', ('bundled', pytest.param(NEWEST, marks=pytest.mark.skipif(
     NEWEST is None, reason="TIMM_SCRIPTS does not name a folder with timm's scripts"))), ids=('ours', "timm's"))
-def test_a_folder_of_checkpoints_of_which_some_are_not_finite(few_digits, digits_run, tmp_path, engine):
-    """The others are evaluated; those are named, and the exit code tells it."""
+def test_a_folder_of_checkpoints_of_which_some_have_no_result(few_digits, digits_run, tmp_path, engine):
+    """The others are evaluated; those are named, and the exit code tells it. The folder's name is no pattern."""
+    folder = tmp_path / 'runs[1] of *'
+    folder.mkdir()
     content = load(digits_run / 'last.pth.tar')
     del content['weights_sha256']
-    torch.save(content, tmp_path / 'good.pth.tar')
-    content['state_dict']['bn1.running_var'].fill_(-1)
-    torch.save(content, tmp_path / 'negative.pth.tar')
-    content['state_dict']['bn1.weight'][0] = float('nan')
-    torch.save(content, tmp_path / 'nan.pth.tar')
-    (tmp_path / 'damaged.pth.tar').write_bytes((tmp_path / 'good.pth.tar').read_bytes()[:1000])
-    result = run_here('validate', '--data-dir', few_digits, *MODEL, '--checkpoint', tmp_path, '--workers', 0,
+    weight = content['state_dict']['bn1.weight']
+    values = weight.clone()
+    torch.save(content, folder / 'good.pth.tar')
+    weight.fill_(3e38)
+    torch.save(content, folder / 'large.pth.tar')
+    weight.copy_(values)[0] = float('nan')
+    torch.save(content, folder / 'nan.pth.tar')
+    (folder / 'damaged.pth.tar').write_bytes((folder / 'good.pth.tar').read_bytes()[:1000])
+    result = run_here('validate', '--data-dir', few_digits, *MODEL, '--checkpoint', folder, '--workers', 0,
                       '--device', 'cpu', '--scripts', engine)
     assert [row['checkpoint'] for row in json.loads(result.stdout.split('--result')[1])] == [
-        str(tmp_path / 'good.pth.tar')]
+        str(folder / 'good.pth.tar')]
     last = result.stderr.splitlines()[-1]
-    assert result.returncode == 1 and '2 checkpoints left out' in last, result.stderr
-    assert 'nan.pth.tar' in last and 'negative.pth.tar' in last and 'damaged' not in last
-    for words in ('nan.pth.tar has weights that are not finite', 'negative.pth.tar is nan', 'damaged.pth.tar is incom'):
+    assert result.returncode == 1 and '3 checkpoints left out' in last, result.stderr
+    assert all(f'{name}.pth.tar' in last for name in ('damaged', 'large', 'nan')) and 'good' not in last
+    for words in ('nan.pth.tar has weights that are not finite', 'large.pth.tar is nan', 'damaged.pth.tar is incom'):
         assert words in result.stderr
 
 

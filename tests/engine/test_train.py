@@ -203,9 +203,10 @@ def test_damaged_checkpoint_among_others(run, few_digits, tmp_path):
     (folder / 'good.pth.tar').write_bytes(data)
     for name in ('bad.pth.tar', 'tmp.pth.tar'):
         (folder / name).write_bytes(data[:1000])
-    result = train(
+    result = run_cli(
         'validate', '--data-dir', few_digits, *MODEL,
         '--device', 'cpu', '--workers', 0, '--checkpoint', folder)
+    assert result.returncode == 1 and 'bad.pth.tar' in result.stderr.splitlines()[-1]
     assert [Path(r['checkpoint']).name for r in json.loads(result.stdout.split('--result')[1])] == ['good.pth.tar']
     assert result.stderr.count('Left out: Checkpoint') == 1 and 'bad.pth.tar' in result.stderr
 

@@ -47,7 +47,10 @@ def found(data, *argv, verb='train'):
 
 
 @pytest.mark.parametrize('argv', (
-    (), ('--in-chans', '1'), ('--in-chans', '1', '--aa', 'augmix-m5-w3'), ('--aa', 'original'),
+    (), ('--opt', 'adam', '--opt-kwargs', 'amsgrad=1', 'betas=(.9, .99)'),
+    ('--opt', 'adahessian', '--opt-kwargs', 'eps=1'),
+    ('--opt', 'lamb', '--opt-kwargs', 'max_grad_norm=None', 'foreach=False'),
+    ('--in-chans', '1'), ('--in-chans', '1', '--aa', 'augmix-m5-w3'), ('--aa', 'original'),
     ('--in-chans', '1', '--color-jitter', '.4', '--gaussian-blur-prob', '1', '--grayscale-prob', '1'),
     ('--in-chans', '4', '--input-img-mode', 'RGBA', '--reprob', '1'), ('--in-chans', '1', '--no-prefetcher'),
     ('--aug-splits', '3', '--jsd-loss', '--split-bn'), ('--mixup', '.2', '--bce-loss'), ('--aug-splits', '2'),
@@ -68,6 +71,11 @@ def test_what_works_together_is_accepted(gray, argv):
     (('--in-chans', '1', '--input-img-mode', 'RGB'), ('--in-chans 1', '--input-img-mode RGB')),
     (('--aug-splits', '3', '--no-prefetcher'), ('--aug-splits 3', '--no-prefetcher')),
     (('--opt-kwargs', 'foo=1'), ('foo', '--opt-kwargs')),
+    (('--opt', 'adam', '--opt-kwargs', 'amsgrad=false'), ('amsgrad=false is a text: give True or False',)),
+    (('--opt', 'lookahead_sgd', '--opt-kwargs', 'nesterov=7'), ('nesterov=7 is a number: give True or False',)),
+    (('--opt', 'adamw', '--opt-kwargs', 'betas=.9', 'eps=x'), ('=0.9 is a number: give a list', 'eps=x is a text')),
+    (('--opt', 'adamw', '--opt-kwargs', 'eps=1e-6', 'lr=1'), ('lr=1 has a flag of its own: give it as --lr',)),
+    (('--opt', 'adamw', '--opt-kwargs', 'capturable=True'), ('--opt adamw cannot make a step', 'capturable')),
 ))
 def test_what_does_not_is_named(gray, argv, words):
     problem = ' '.join(found(gray, *argv))

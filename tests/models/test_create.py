@@ -50,6 +50,8 @@ def test_from_args():
 @pytest.mark.parametrize('kwargs, more, message', [
     (dict(model_kwargs=dict(nonsense=1)), {}, "does not take 'nonsense': leave out nonsense=1 of --model-kwargs."),
     (dict(model_kwargs=dict(channels=3)), {}, 'leave out channels=3 of --model-kwargs.'),
+    (dict(model_kwargs=dict(drop_rate='x', replace_stem_pool='no', zero_init_last=0)), {},
+     'drop_rate=x is a text: give a number; --model-kwargs replace_stem_pool=no is a text: give True or False.'),
     (dict(bn_eps=0.1), dict(bn_eps=0.1), "does not take 'bn_eps': leave out --bn-eps."),
     (dict(model='vit_tiny_patch16_224', drop_block=0.1), dict(drop_block_rate=0.1), 'leave out --drop-block.'),
     (dict(model='test_convnext', drop_connect=0.1, model_kwargs=dict(drop_path_rate=0.1, drop_path=None, x=3)), {},

@@ -1,6 +1,8 @@
 """An evaluation script in the manner of timm's, as small as the launcher's changes allow; see train.py beside it."""
 import argparse
+import glob
 import json
+import os
 from collections import OrderedDict
 from contextlib import suppress
 
@@ -64,7 +66,13 @@ def main():
     setup_default_logging()
     args = parser.parse_args()
     utils.random_seed(42)
-    results = validate(args)
+    if os.path.isdir(args.checkpoint):
+        results = []
+        for path in sorted(glob.glob(args.checkpoint + '/*.pth.tar')):
+            args.checkpoint = path
+            results.append(validate(args))
+    else:
+        results = validate(args)
     if args.results_file:
         write_results(args.results_file, results, format=args.results_format)
     print(f'--result\n{json.dumps(results, indent=4)}')
