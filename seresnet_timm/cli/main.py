@@ -167,7 +167,7 @@ def open_closed_streams() -> None:
 
 
 def give_home() -> None:
-    """Give a user without a home folder `/`, as container engines do: libraries end without one, or make a folder `~`."""
+    """Give a user without a home folder `/`, as container engines do: libraries fail, or make a folder called `~`."""
     if not os.path.isabs(os.path.expanduser('~')):
         os.environ['HOME'] = '/'
 

@@ -196,8 +196,8 @@ def test_import_registers_models_without_the_engine():
 @pytest.mark.skipif(os.name != 'posix' or os.getuid() != 0, reason='needs root')
 def test_a_user_without_a_home_folder():
     """As in a container that runs under a number which no user has: no traceback, and no folder called `~`."""
-    code = ('import os, seresnet_timm.cli.main as m, seresnet_timm.timm_scripts.known as k; os.setuid(54321); '
-            'del os.environ["HOME"]; m.give_home(); print(k.cache_dir())')
+    code = ('import os; from seresnet_timm.cli.main import give_home; from seresnet_timm.timm_scripts.known import '
+            'cache_dir; os.setuid(54321); del os.environ["HOME"]; give_home(); print(cache_dir())')
     env = {k: v for k, v in os.environ.items() if k != 'XDG_CACHE_HOME'}
     result = subprocess.run([sys.executable, '-c', code], env={**env, 'HOME': '/x'}, capture_output=True, text=True)
     assert result.stdout.startswith('/.cache/seresnet_timm'), result.stderr
