@@ -5,6 +5,7 @@ A check is a function of `Checked` that yields sentences, in the list `CHECKS` o
 import importlib
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -227,6 +228,12 @@ def check_transforms(run: Checked) -> Iterator[str]:
     except (AssertionError, KeyError, ValueError, IndexError) as e:
         reason = f' ({first_line(e)})' if str(e) and not isinstance(e, KeyError) else ''
         yield f'--aa {run.args.aa} is not one that timm knows{reason}: see timm.data.'
+        return
+    policy, *sections = run.args.aa.split('-')
+    if policy in ('rand', 'augmix'):
+        ignored = [s for s in sections if not re.search(r'\d', s) and not (policy == 'rand' and s.startswith('t'))]
+        yield from (f"--aa {run.args.aa}: timm would ignore '{s}', which has no number: correct it or leave it out."
+                    for s in ignored)
 
 
 def check_batch(run: Checked) -> Iterator[str]:

@@ -127,7 +127,9 @@ def decide(job: Optional[Cluster], env: Mapping[str, str], asked: Asked) -> Tupl
             missing = [name for name in RANK_VARIABLES if not env.get(name, '').isdigit()]
             missing += [] if 'MASTER_ADDR' in env else ['MASTER_ADDR']
             count = 'do not count' if len(left) > 1 else 'does not count'
-            return None, f'{" and ".join(left)} {count}: {" and ".join(missing)} would have to be set too.'
+            reason = f'{" and ".join(missing)} would have to be set too' if missing else (
+                'they describe no job, and one process was asked for')
+            return None, f'{" and ".join(left)} {count}: {reason}.'
         return None, None
     if job.tasks == 1:
         return job, None

@@ -5,7 +5,7 @@ from typing import Any, Iterator, Optional, Tuple
 import torch
 from timm.data import resolve_data_config
 
-from seresnet_timm.checkpoints.fit import describe_not_finite
+from seresnet_timm.checkpoints.fit import describe_not_finite, weights_for
 from seresnet_timm.data.loading import for_channels
 from seresnet_timm.engine import teacher as teachers
 from seresnet_timm.errors import UsageError, first_line, printable
@@ -17,10 +17,11 @@ def check_teacher(run: Any) -> Iterator[str]:
     if not name or run.model is None:
         return
     file = teachers.file_of(name)
-    if file is not None:
-        checkpoint = run.read(str(file))
-        yield from filter(None, [describe_not_finite(checkpoint, checkpoint.weights)])
+    checkpoint = None if file is None else run.read(str(file))
     teacher = teachers.load_teacher(name, run.settings.teacher_folder, run.checkpoints, run.model, meta=True)
+    if checkpoint is not None:
+        weights = weights_for(checkpoint, teacher.model)
+        yield from filter(None, [describe_not_finite(checkpoint, weights, teacher.model)])
     if run.settings.class_names is None or teacher.class_names is None or teacher.is_guess:
         run.notes.append('The names of the classes of teacher and data cannot be compared: their order is taken to be '
                          'the same.')

@@ -186,6 +186,7 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('--val-interval', '0'), '--val-interval 0 is too small'),
     (('--smoothing', '2'), '--smoothing 2 is too large: give at least 0 and less than 1'),
     (('--aa', 'nonsense'), '--aa nonsense is unknown: there are rand'),
+    (('--aa', 'rand-m9-mstd'), "--aa rand-m9-mstd: timm would ignore 'mstd', which has no number"),
     (('--train-interpolation', 'foo'), '--train-interpolation foo is unknown: there are nearest'),
     (('--interpolation', 'foo'), '--interpolation foo is unknown: there are nearest'),
     (('--crop-pct', '0'), '--crop-pct 0 is too small: give more than 0 and at most 1'),

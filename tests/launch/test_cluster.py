@@ -79,6 +79,13 @@ def test_values_that_cannot_be(env, words):
         cluster.detect(env)
 
 
+def test_values_that_cannot_be_with_one_process():
+    env = dict(RANK='9', LOCAL_RANK='0', WORLD_SIZE='2', MASTER_ADDR='a')
+    one = cluster.Asked(nproc=1)
+    assert cluster.decide(cluster.detect(env, one), env, one) == (
+        None, 'RANK=9 and WORLD_SIZE=2 do not count: they describe no job, and one process was asked for.')
+
+
 def test_an_empty_variable_of_ranks_is_named():
     env = dict(RANK='0', LOCAL_RANK='', WORLD_SIZE='2', MASTER_ADDR='a')
     assert 'LOCAL_RANK would have to be set' in cluster.decide(cluster.detect(env), env, cluster.Asked())[1]
