@@ -98,7 +98,10 @@ def _root(verb: str, args: Dict[str, Any]) -> Path:
                 '--train-split train.tar --val-split val.tar.')
         return root
     if not root.exists():
-        raise UsageError(f'Dataset {root} does not exist: check --data-dir.')
+        from seresnet_timm.launch.reader_dataset import READERS
+        is_reader = root.parts[0] in READERS
+        reader = f", or give --dataset {root} if a data set of timm's readers is meant" if is_reader else ''
+        raise UsageError(f'Dataset {root} does not exist: check --data-dir{reader}.')
     if not root.is_dir():
         raise UsageError(f'Dataset {root} is a file: --data-dir takes the folder with train/ and val/ in it, and '
                          'validate also a .tar.')

@@ -47,6 +47,7 @@ def refuse_train(capsys, data, tmp_path, *more) -> str:
 def test_missing_data_folder(capsys, tmp_path):
     message = refuse_train(capsys, tmp_path / 'nowhere', tmp_path)
     assert message == f'Dataset {tmp_path}/nowhere does not exist: check --data-dir.'
+    assert 'check --data-dir, or give --dataset tfds/cifar10 if' in refuse_train(capsys, 'tfds/cifar10', tmp_path)
 
 
 def test_no_data_folder_given(capsys, tmp_path):
