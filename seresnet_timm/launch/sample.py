@@ -288,7 +288,7 @@ def _check_optimizer_arguments(args: Namespace) -> None:
     """
     optimizer = get_optimizer_class(args.opt.lower().rpartition('_')[2], bind_defaults=False)
     wrong = wrong_kinds('--opt-kwargs', args.opt_kwargs, (create_optimizer_v2, optimizer.__init__))
-    for name in args.opt_kwargs.keys() & optimizer_kwargs(cfg=args).keys():
+    for name in sorted(args.opt_kwargs.keys() & optimizer_kwargs(cfg=args).keys()):
         flag = name if hasattr(args, name) else f'opt_{name}'
         wrong.append(f'--opt-kwargs {name}={args.opt_kwargs[name]} has a flag of its own: give it as '
                      f'--{flag.replace("_", "-")}')
