@@ -62,6 +62,10 @@ def _opp_path(match: 're.Match[str]') -> Told:
     return 'environment_half_set', {'variable': 'ASCEND_OPP_PATH'}
 
 
+def _no_super_device(match: 're.Match[str]') -> Told:
+    return 'rank_table', {'reason': 'super_device_id is missing or wrong'}
+
+
 def _missing(match: 're.Match[str]') -> Told:
     facts: Dict[str, str] = {}
     if match['missing']:
@@ -73,9 +77,12 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     # HCCL begins
     pattern(r'ip ?\[(?P<value>[^\]]*)\] of \[(?P<variable>[^\]]*)\] is not found in the nic list',
             'hccl_interface', 97),
+    pattern(r'set ifname to \[(?P<value>[^\]]*)\] by (?P<variable>HCCL_\w+),? but not found', 'hccl_interface', 98),
     pattern(r'no valid host ?(?:if|nic|ip)\b.*?\[(?P<value>[^\]]*)\]', 'hccl_interface', 97),
     pattern(r'get host ip fail by socket Ifname(?:.*?name ?\[(?P<value>[^\]]*)\])?', 'hccl_interface', 97),
     pattern(r'ra socket listen start fail|bind and listen fail(?:.*?server_port: ?(?P<port>\d+))?', _listen, 90),
+    pattern(r'\bbind fail! ?(?:family: ?\d+, ?)?(?:IP: ?)?(?P<value>[\da-fA-F:.]+),.*\berror: ?99\b',
+            'hccl_interface', 95),
     pattern(r'\bbind fail\b.*?IP: ?(?P<ip>[\w.:]+?),? port: ?(?P<port>\d+)', _listen, 94),
     pattern(r'\bparse (?P<variable>HCCL_\w+) failed|\[Init\]\[EnvVarParam\]', 'hccl_variable', 60),
     pattern(r'DataType check fail|dataType ?\[\w+\] (?:is )?not support', 'hccl_argument', 60),
@@ -85,10 +92,13 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
     pattern(r'topo exchange (?:server|agent) (?:get socket timeout|connect client failed)', 'root_detect', 95),
     pattern(r'\[Recv\]\[ClusterInfoMsg\]\s*receive|setup topo detect error', 'root_detect', 60),
     pattern(r'(?P<reason>firewall is incorrectly configured)', 'root_detect', 70),
+    pattern(r'HCCL\(.*JSON parse error: ?(?P<reason>.{5,200})', 'rank_table', 70),
+    pattern(r'get_vnic_ip_by_sdid fail|sdid: ?0x[fF]{8}\b', _no_super_device, 60),
     pattern(r'\[HcomLoadRanktableFile\]|load file ?\[(?P<path>[^\]]*)\] to json fail|\[Parse\]\[ClusterInfo\]|'
             r'HCCP.*\[?check\]? ?\[?ip\]? ?fail', 'rank_table', 90),
     pattern(r'\[RankConsistent\w*\]\[CompareFrame\]', 'different_arguments', 90),
     pattern(r'[Ss]ome ranks tlsStatus are inconsistent', 'tls', 96),
+    pattern(r'ra_hdc_server_init\b.*Create Server failed|\bhccp init error', 'hccp_busy', 55),
     # links
     pattern(r'\|\s*[\d.:a-fA-F]+\((?P<remote>\d+)\)\s*\|(?:\s*\d+\s*\|)?\s*[\d.:a-fA-F]+\(\d+\)\s*\|(?:\s*\d+\s*\|)?\s*'
             r'(?:client|server)\s*\|\s*(?:time ?out|no connect)', _link, 97),
@@ -96,6 +106,7 @@ PLOG_PATTERNS: Tuple[Pattern, ...] = (
             r'[Ww]ait timeout for (?:get P2P status|sockets recv)|connected p2p timeout|Wait Enable P2P Failed',
             'connect_timeout', 66),
     pattern(r'ra hdc message process failed,? ?ret\(-67\)|[Nn]etwork port is down', 'link_hardware', 85),
+    pattern(r'\[TransportManager\]\[PrintErrorInfo\]', 'hccl_link', 50),
     pattern(r'get qp status timeout|ra qp create fail|rdma init fail', 'hccl_link', 62),
     pattern(r'cqe err(?:or)? stat(?:us)?\[?(?P<reason_> ?\d+)?\]?(?:.*(?:remoteIP|\bip)[:{]? ?\[?(?P<peer>[\d.]+))?',
             'hccl_link', 64),

@@ -6,7 +6,7 @@ code with the highest weight in an error explains it. docs/errors.md is written 
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
-GENERAL, NUMBER, SPECIFIC, EXACT = 5, 20, 60, 80  # weights
+GENERAL, NUMBER, SPECIFIC, EXACT = 5, 20, 60, 96  # weights
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ ACL: Tuple[Tuple[str, str, Optional[str], int], ...] = (
     ('507915', 'a collective (CCU) took too long', 'exec_timeout', 30),
     ('507916', 'a task of a collective (CCU) failed', 'task_failed', NUMBER),
     ('507049 507050', 'a fused task (FFTS+) failed', 'task_failed', NUMBER),
-    ('507053', "the device's memory failed", 'ecc', SPECIFIC),
-    ('507054', 'ECC fault of the memory', 'ecc', SPECIFIC),
-    ('507055', 'suspected fault of the memory', 'ecc', SPECIFIC),
-    ('507056 507914', 'the link between devices failed', 'link_hardware', SPECIFIC),
+    ('507053', "the device's memory failed", 'ecc', EXACT - 1),
+    ('507054', 'ECC fault of the memory', 'ecc', EXACT - 1),
+    ('507055', 'suspected fault of the memory', 'ecc', EXACT - 1),
+    ('507056 507914', 'the link between devices failed', 'link_hardware', EXACT - 1),
     ('507057', 'suspected fault elsewhere', 'suspect_remote', SPECIFIC),
     ('507899', 'the driver failed', 'driver_internal', NUMBER),
     ('507051 507901', 'the connection to the device is lost', 'device_lost', NUMBER),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 from seresnet_timm.ascend import cann_log
-from seresnet_timm.ascend.error_codes import CODES, GENERAL, REPORTERS, find
+from seresnet_timm.ascend.error_codes import GENERAL, NAMES, REPORTERS, find
 from seresnet_timm.ascend.error_lines import Line, read_lines
 from seresnet_timm.ascend.error_texts import HARMLESS, NPU_WARNING, PATTERNS, SENTENCES
 from seresnet_timm.ascend.error_words import Kinds
@@ -25,7 +25,7 @@ _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
 _CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
 _ERR = re.compile(r'\bERR(\d{2})(\d{3})\b')
 _KEY = re.compile(r'0x[0-9a-fA-F]+|\b(?!\d{6}\b)\d+')  # numbers that are no codes
-_NAMES = tuple(name for name, code in CODES.items() if code.weight >= 80)
+_NAMES = tuple(name for name, *_ in NAMES)
 _DRIVER = re.compile(r'\bret(?: code)?(?: is|:) ?(-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)|'
                      r'dcmi.{0,60}?(-8\d{3})\b|dsmi.*?\berr: ?(\d+)|'
                      r'(?:DRV\(|\bdrv[A-Z]|\bhal[A-Z]|dsmi|devmng).*?\bret(?:urn)?[:= (]+(-?\d+)')
@@ -105,6 +105,7 @@ class Event:
     is_warning: bool = False
     last_line: int = 0
     last_time: Optional[float] = None
+    last_logged: Optional[float] = None
     own_time: bool = False
     has_header: bool = False
     has_tail: bool = False
@@ -215,8 +216,10 @@ class EventReader:
             return True
         if line.pid is not None and event.pid is not None and line.pid != event.pid:
             return True
-        return line.time is not None and event.last_time is not None and abs(
-            line.time - event.last_time) > _GAP_SECONDS
+        now, before = line.time, event.last_time
+        if line.logged is not None and event.last_logged is not None:  # of the same clock
+            now, before = line.logged, event.last_logged
+        return now is not None and before is not None and abs(now - before) > _GAP_SECONDS
 
     def _begin(self, line: Line) -> Event:
         event = Event(self.source, line.number, line.stream, line.stream if line.stream is not None else self.rank,
@@ -248,6 +251,7 @@ class EventReader:
 
     def _add(self, event: Event, line: Line, findings: List[Finding]) -> None:
         event.last_line = line.number
+        event.last_logged = line.logged
         self._last = event
         if line.time is not None:
             event.last_time = line.time
@@ -302,7 +306,7 @@ class EventReader:
         for name in _NAMES:
             if name in text:
                 found.append(_finding(name))
-        for match in _DRIVER.finditer(text):
+        for match in () if '[dmp]' in text else _DRIVER.finditer(text):  # there they are numbers of the host's system
             code = 'driver ' + next(g for g in match.groups() if g)
             if find(code):
                 found.append(_finding(code))

@@ -10,19 +10,26 @@ _ANSI = re.compile(r'\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)
 _NOT_TEXT = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')
 # what launchers and loggers put before each line; the group is the rank, where they name it
 _PREFIXES = tuple(re.compile(p) for p in (
-    r'\[(?:rank|default)(\d+)\]: ?',
+    r'\[(?:rank|default|rank: ?)(\d+)\](?:: ?| )',
     r'(?:worker|rank)[-_ ]?(\d+): ?',
     r'\[\d+,(\d+)\]<std(?:err|out)>: ?',  # mpirun
     r'(\d{1,4}): (?=\s*(?:\[|E[A-Z0-9]\d{4}|Traceback|[A-Z]\w*(?:Error|Exception)\b))',  # srun -l
     r'\(\w+ (?:rank=(\d+) )?pid=\d+(?:, ip=[\d.]+)?\) ?',  # Ray
     r'\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d) (?:std(?:err|out) [FP] )?',  # Kubernetes
+    r'(?:[A-Z][a-z]{2}|\d{1,2}月) {1,2}\d{1,2} \d\d:\d\d:\d\d \S+ [\w./@-]+(?:\[\d+\])?: ',  # syslog, journalctl
+    r'\d{1,3}(?:\.\d{1,3}){3}: ',  # pdsh
+    r'[a-z][\w.-]*\d: (?=\[|(?:worker|rank)[-_ ]?\d|E[A-Z0-9]\d{4}|Traceback|[A-Z]\w*(?:Error|Exception)\b)',
+    r'\{"log": ?"',  # Docker
+    r'\[pod/[\w.-]+/[\w.-]+\] ',  # kubectl logs --prefix
     r'\[Stage-\d+\] ',
     r'(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[\w.]+:\d+\] ?',  # vLLM
-    r'[\w./-]+\.(?:log|txt|out)(?:\.\d+)?[:-](?:\d+[:-])?(?=\S)',  # grep
+    r'\s*[\w./-]+\.(?:log|txt|out)(?:\.\d+)?[:-](?:\d+[:-])?(?=\S)',  # grep
     r'\[ModelArts Service Log\]\s*(?:\[\w+\]\s*)?',
     r'\[?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,:]\d+)?\]?\s*(?:[-|]\s*)?'
     r'(?:[\w.]+\s*(?:[-|:]\s*)?)?\[?(?:DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\]?\s*[-:|]?\s*',
 ))
+# what other programs write before the prefix of torchrun
+_BEFORE_RANK = re.compile(r'[^"\'=]{1,160}?(?=\[(?:rank|default)\d+\]:)')
 _RANKS = tuple(re.compile(p) for p in (
     r'\bRankID:(\d+)', r'\[Rank (\d+)\]', r'\[rank(\d+)\]', r'\(rank (\d+)\)', r'\brank\s*: (\d+) \(local_rank',
     r'\|\s*[\d.:a-fA-F]+\(\d+\)\s*\|(?:\s*\d+\s*\|)?\s*[\d.:a-fA-F]+\((\d+)\)\s*\|'))  # HCCL's table of links
@@ -76,6 +83,7 @@ class Line:
         device: Device that the line names, its local number.
         time: Time that the line names, seconds since 1970.
         clock: That time, or the last one before it in the text.
+        logged: Time that a logger wrote before it.
         raw: The line as it was read.
     """
     text: str
@@ -86,6 +94,7 @@ class Line:
     device: Optional[int] = None
     time: Optional[float] = None
     clock: Optional[float] = None
+    logged: Optional[float] = None
     raw: str = ''
 
 
@@ -129,18 +138,21 @@ def _parse(text: str, number: int, year: Optional[int]) -> Line:
     time = _time(text, year)
     named = [int(m[1]) for m in (p.search(text) for p in _RANKS) if m]
     rank, stream = (named[0] if named else None), None
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            match = prefix.match(text)
-            if match:
-                text, stripped = text[match.end():], True
-                if match.lastindex:
-                    rank = stream = int(match[1])
+    before = _BEFORE_RANK.match(text) if ']:' in text else None
+    logged = None
+    if before:
+        text, logged = text[before.end():], _time(before[0], year)
+    match = next(filter(None, (p.match(text) for p in _PREFIXES)), None)
+    while match:
+        text = text[match.end():]
+        if match.lastindex:
+            rank = stream = int(match[1])
+        elif logged is None and match.end() > 12:
+            logged = _time(match[0], year)
+        match = next(filter(None, (p.match(text) for p in _PREFIXES)), None)
     pid, device = _PID.search(text), _DEVICE.search(text)
     return Line(text, number, stream, rank, int(pid[1] or pid[2]) if pid else None, int(device[1]) if device else None,
-                time)
+                time, logged=logged)
 
 
 def _time(text: str, year: Optional[int]) -> Optional[float]:

@@ -188,6 +188,19 @@ def _unhealthy(match: 're.Match[str]') -> Told:
     return ('link_hardware' if match['network'] else 'device_unhealthy'), groups(match)
 
 
+def _refused(match: 're.Match[str]') -> Told:
+    """What a check of an operator's arguments says, without code, process and time before it."""
+    reason = re.sub(r'^\s*E\w{5}\b|\[PID: ?\d+\]|\d{4}-\d\d-\d\d-[\d:.]+|\(E\w{5}\):|^[\s:]+', '', match['reason'])
+    return 'argument', {'reason': reason.strip(' :.')}
+
+
+def _silent(match: 're.Match[str]') -> Told:
+    """Of the check for silent data corruption: a value that is not finite is more often a training that diverged."""
+    if match['value'].strip().lower() in ('nan', 'inf', '-inf'):
+        return 'diverged', {'reason': f'a gradient became {match["value"].strip().lower()}'}
+    return 'corruption', {}
+
+
 def _operator_missing(match: 're.Match[str]') -> Told:
     return None if 'fall back' in match.string else ('no_npu_operator', groups(match))
 
@@ -291,6 +304,7 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'(?:.*?\bfault_level\W+(?P<level>\w+))?(?:.*?\bfault_code\W+(?P<error>\w[\w,]*))?', _unhealthy, 60),
     _p(r'\bfault_type\W+NodeUnhealthy', 'node_lost', 60),
     _p(r'logic id:? (?P<device>\d+)\b.*fault codes? ?\[(?P<error>[\w ,]+)\]', _unhealthy_codes, 60),
+    _p(r'device=(?P<asked>\d+), valid device range is (?P<range>\[[^\])]*[\])])', 'device_absent', 61),
     _p(r'[Ii]nvalid (?:NPU )?device ID\b|\bNo NPUs? (?:device |card )?(?:is|are|was|were) (?:available|found)|'
        r'[Ss]et device failed, invalid device|[Ii]nvalid devId|devId is invalid|'
        r'\bdevice < device_num\b|INTERNAL ASSERT FAILED.*Invalid device argument', 'device_absent', 60),
@@ -323,6 +337,10 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'Expected dtype of tensor (?P<argument>\w+) to be (?P<dtypes>[\w, ]+?),? but got (?P<dtype>\w+)', 'dtype'),
     _p(r'(?P<argument>\w+)(?:\'s)? dtype (?P<dtype>\w+) (?:is not supported|should be in(?: dtype)?(?: support)? list '
        r'(?P<dtypes>\[[^\]]*\]))', 'dtype'),
+    _p(r'(?P<reason>\S.{4,300}?)\[FUNC:\w*(?:Infer|Check|Verify)\w*\] ?'
+       r'\[FILE:\w*(?:tiling|infer|shape|check|_ops|aclnn)\w*\.', _refused, 38),
+    _p(r"'errCode': 'E(?!80001)[5-8]\d{4}'(?:.*?'op_name': '(?P<operator>\w+)')?.*?\}, ['\"](?P<reason>[^'\"]{5,300})",
+       'argument', 59),
     _p(r'Cannot find bin(?:ary)? (?:of|for) op(?:erator)? (?P<operator>\w+)(?:, integral key (?P<key>\S+))?', _kernel),
     _p(r'\bBinaryGetFunction failed(?:.*?opType(?: is|[:=]) ?\[?(?P<operator>\w+))?', 'no_kernel', 60),
     _p(r'[Oo]p ?type \[?(?P<operator>\w+)\]? of [Oo]ps kernel \[?\w+\]? is unsupported|'
@@ -333,6 +351,7 @@ PATTERNS: Tuple[Pattern, ...] = (
        r'(?:fatal )?error:', 'compile', 65),
     _p(r'No parser is registered for Op \[?(?:\S+, optype \[)?(?P<operator>[\w.:/]+)', 'model_operator'),
     _p(r'Failed to compile (?:[Oo]p(?:erator)?|node) \[?(?:name:? ?)?(?P<operator>[\w/.]+)|single op compile failed|'
+       r'[Cc]ompile op ?\[(?P<operator_>[\w/.]+)\] failed|Failed to call Python (?:Method|Func)|'
        r"fatal error: '[\w./]+' file not found", 'compile'),
     _p(r'Error: .*?\b(?P<dtype>(?i:bf16|bfloat16))\b.*\bnot? (?:be )?support|Error: .*not support\w* '
        r'(?P<dtype_>(?i:bf16|bfloat16))\b|only supports? fp32/fp16.*?(?P<dtype__>bfloat16)', 'dtype', 40),
@@ -347,6 +366,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?:capture mode does not support|[Cc]annot run aclop operators during|not (?:permitted|allowed|supported) '
        r'(?:when|while) (?:the )?stream is captur)', 'graph_capture', 101),
     # numbers
+    _p(r'SilentCheck\w* ComputeL1Error:val = \[(?P<value>[^\]]*)\]', _silent, 50),
     _p('A grad-norm spike may happen|feature detection detects abnormal results|Matmul checksum is abnormal',
        'corruption', 50),
     # several ranks
@@ -355,7 +375,8 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?:bind|listen)\w* (?:for )?the (?:IP port|\w+ network adapter socket)|\bport\b.{0,60}\bbound already',
        _port, 95),
     _p('Failed to initialize the HCCP process', 'hccp_busy', 70),
-    _p(r'TLS (?:configuration|status)s?(?: information)? (?:is|are) (?:inconsistent|different)', 'tls', 95),
+    _p(r'(?<!or the )TLS (?:configuration|status)s?(?: information)? (?:is|are) (?:inconsistent|different)|'
+       r'config "?tls"? is invalid', 'tls', 96),
     _p(r'(?:received the Notify record from|Waiting peer|[Rr]emote) rank:? ?\[?(?P<remote>\d+)\b.*Notify|'
        r'Notify (?:register|record).*(?:from remote|peer) rank:? ?\[?(?P<remote_>\d+)', 'exec_timeout', 70),
     _p(r'Cluster Exception Location\[IP/ID\]:\[(?P<remote>[^\]]+)\].*ExceptionType:\[(?P<reason>[^\]]+)\]',
@@ -376,7 +397,7 @@ PATTERNS: Tuple[Pattern, ...] = (
        _watchdog, 65),
     _p(r'due to ProcessGroup\w+ watchdog hang|watchdog got stuck for \d+|due to a collective timeout from',
        'watchdog', 64),
-    _p(r'(?i)\bhccl ?get ?root ?info fail', 'communicator', 25),
+    _p(r'(?i)\bhccl ?get ?root ?info fail|\bHcclCommInit\w* fail', 'communicator', 25),
     _p('watchdog thread terminated with exception|Find exception when finishedNPUExecution', 'watchdog_messenger', 6),
     *PLOG_PATTERNS,
     *HOST_PATTERNS,

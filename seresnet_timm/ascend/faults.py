@@ -51,7 +51,7 @@ FAULTS: Dict[str, Fault] = {
         'mount the driver, /dev/davinci_manager and /dev/hisi_hdc; use --privileged where the driver asks for it; '
         '`npu-smi info` on the host', DMESG),
     'device_absent': Fault(
-        CAUSE, 'no such device',
+        CAUSE, 'no such device[: {asked}][; the devices here are numbered {range}]',
         ('the device is not in this container', 'the device is not healthy', 'its number is too high'),
         f'{HEALTH}; check ASCEND_RT_VISIBLE_DEVICES, --devices and --nproc', DMESG),
     'permission': Fault(

@@ -206,7 +206,7 @@ HOST_PATTERNS: Tuple[Pattern, ...] = (
     _p(r'(?P<shell>(?:[Ee]xit(?:ed with)?[ -]?(?:[Cc]ode|status)|ExitCode|ExitStatus)[":= ]+)(?P<number>1[34]\d)\b',
        _signal, 44),
     _p(r'[Rr]ank (?P<remote>\d+) was killed by (?P<signal>SIG\w+)', 'killed', 60),
-    _p(r'(?:Fatal Python error: |^|\d )(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
+    _p(r'(?:Fatal Python error: |^\s*|\d )(?P<signal>Segmentation fault|Bus error)', 'killed', 50),
     _p(r'(?:Fatal Python error: |^|\d )Illegal instruction', 'illegal_instruction', 50),
     _p(r'^Killed\s*$|(?:(?:line|行) ?\d+|第 ?\d+ ?行): +\d+ Killed\b|^\[\d+\][+-]? +(?:\d+ +)?[Kk]illed\b|'
        r'sh: killed\b', _killed, 45),

@@ -119,12 +119,14 @@ RUNTIME_PATTERNS: List[Pattern] = [
     pattern(r'load model from data failed', 'model_argument', 30),
     pattern(r'params? .{0,40}!= nullptr failed|\bonly support range\b', 'argument', 40),
     # the driver
-    pattern(r'(?:Alloc|alloc) (?:sq id|chan|res id|batch) fail|Alloc batch fail|No ava(?:il|l)iable session|'
+    pattern(r'\bdrv\w+IdAlloc(?: \d+\])?:? (?:ioctl )?failed|fail to alloc \w+ id|'
+            r'(?:Alloc|alloc) (?:sq id|chan|res id|batch) fail|Alloc batch fail|No ava(?:il|l)iable session|'
             r'reaches max process num', 'resources', 40),
     pattern(r'Mbox (?:send|wait) fail|Device irq not resp|Message send finish.{0,20}no resp|Send msg failed|'
             r'devdrv_sync_(?:non_trans_)?msg\w*.{0,20}(?:Send failed|Device is abnormal)', 'device_lost', 35),
     pattern(r'\bD(?:MA|ma) (?:copy failed|chan\w* (?:init failed|wait timeout)|timeout)|dma_sync_link_copy fail', 'dma',
             40),
+    pattern(r'\[dmp\].*(?:sendmsg fail|_send_msg|->send_msg|dev_mon_send_request error)', 'driver_start', 56),
     pattern('Server create open pcie device failed|set service level failed', 'driver_start', 45),
     pattern(r'wait process init failed', 'device_start', 45),
     pattern(r'mm populate failed|\bpage allocation failure', 'memory_host', 45),

@@ -1,4 +1,5 @@
 """Errors of several ranks in one text, every code of the table in every format, time stamps, and the table itself."""
+import itertools
 import random
 import re
 import time
@@ -48,6 +49,22 @@ def test_the_fault_is_named_and_not_the_waits_of_others(fault, prefix):
         for rank, text in texts))
     assert diagnosis.first.fault == fault and diagnosis.first.rank == 3
     assert sorted(e.rank for e in diagnosis.others if e.fault == 'exec_timeout') == [0, 1, 2]
+
+
+@pytest.mark.parametrize('prefix', [
+    '{0}: ', '[1,{0}]<stderr>:', '[rank: {0}] ', '[rank{0}]:\t', '\x1b[36m(T pid=1{0}, ip=192.0.2.1)\x1b[0m [rank{0}]: ',
+    'Nov 19 11:46:00 n1 train[1{0}]: [rank{0}]: ', '2025-11-19T11:46:00.1+08:00 stderr F [rank{0}]: ',
+    'n1: [rank{0}]: ', '192.0.2.1: worker{0}: ', '[pod/job-{0}/ascend] [rank{0}]: ', 'job-{0} ascend [rank{0}]: '])
+def test_lines_of_ranks_that_are_mixed_in_time(prefix):
+    """One line of each rank after the other, as a terminal shows them; a progress bar and Windows line ends between."""
+    texts = [waits(rank, f'2025-11-19-11:45:{rank:02}', 3) for rank in range(6)]
+    texts[3] = call('NPU', 'x', 507015, cann('EZ9999', 'there is an aicore error exception'), pid=9, device=3, rank=3)
+    rows = itertools.zip_longest(*(text.split('\n') for text in texts))
+    lines = [prefix.format(rank) + line for row in rows for rank, line in enumerate(row) if line is not None]
+    reader = EventReader().read_text([' 12%|# | 1/9\r 13%|# | 2/9\r', *(x + '\r\n' for x in lines)], 2025)
+    diagnosis = diagnose([reader])
+    assert (diagnosis.first.fault, diagnosis.first.rank, diagnosis.first.pid) == ('ai_core', 3, 9)
+    assert {e.rank for e in diagnosis.others if e.fault == 'exec_timeout'} == {0, 1, 2, 4, 5}
 
 
 def test_the_first_of_several_faults_and_of_several_waits():

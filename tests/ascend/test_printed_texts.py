@@ -13,6 +13,33 @@ def plog(component, text):
 
 # fault, words of the sentence, of its remedy or of a code; the text, with names and numbers replaced
 TEXTS = (
+    ('tls', 'TLS', plog('HCCL', '[7][InitGroupStage][RanktableCheck] Value Disable for config "tls" is invalid.')),
+    ('connect_timeout', '', 'EI0006: Getting socket times out. Reason: 1. The remote is late. 2. (For example, the IP '
+     'addresses are not on one network or the TLS configurations are inconsistent.)'),
+    ('hccl_interface', 'eth7', plog('HCCL', '[x.cc:8] [7]set ifname to [eth7] by HCCL_SOCKET_IFNAME, but not found in '
+                                    'the environment') + '\n' +
+     plog('HCCL', '[x.cc:8] [7]get host ip fail by socket Ifname. name[lo] ip[127.0.0.1%lo]')),
+    ('hccl_interface', '2001:db8::6', plog('HCCP', 'listen(8) : bind fail! 2001:db8::6, port:60000, sock:25, '
+                                           'ret:0xffffffff, error:99')),
+    ('hccl_interface', 'fe80::f019', plog('HCCP', '[x.c:8]tid:7,connect(8) : client bind fail! IP:fe80::f019, sock:5, '
+                                          'ret:-1, error:99')),
+    ('hccp_busy', '', plog('HCCP', '[x.c:8]tid:7,ra_hdc_server_init(8) : Create Server failed, ret(61)')),
+    ('rank_table', 'last read', plog('HCCL', '[x.cc:8][7]JSON parse error: [json] at line 2; last read: ","')),
+    ('rank_table', 'super_device_id', plog('HCCP', 'f(8) : get_vnic_ip_by_sdid fail! sdid:0xffffffff ret:1')),
+    ('argument', 'the k axis of a(6) and b(9) must be equal',
+     'EZ9999: Inner Error!\nEZ9999: [PID: 7] 2025-06-08-04:41:08.266.505 the k axis of a(6) and b(9) must be equal'
+     '[FUNC:InferShape][FILE:matrix_ops.cc][LINE:2]'),
+    ('argument', 'reduce_x', "RuntimeError: ({'errCode': 'E80012', 'op_name': 'reduce_x'}, 'too many dimensions.')"),
+    ('compile', 'Slice', plog('TEFUSION', '[x.cc:8]7 Report Compile op[Slice] failed, oppath[/p/slice.py]')),
+    ('ecc', '507053', 'Aicore kernel execute failed, device_id=0, fault kernel_name=mix_aic.[FUNC:GetError]\n'
+     'rtStreamSynchronize execute failed, reason=[device mem error]\nsynchronize failed, runtime result = 507053'),
+    ('resources', '', plog('DRV', '[x.c:8][devdrv] [drvStreamIdAlloc 172] ioctl failed, devId(0) tsid(0), ret(-1).')),
+    ('driver_start', '', plog('DRV', '[x.c:8][dmp] [dm_send_req 7] failed call intf->send_msg, ret = 2.')),
+    ('device_absent', '9; the devices here are numbered [0, 8)',
+     'EE1001: The argument is invalid.Reason: set device=9, valid device range is [0, 8)'),
+    ('diverged', 'nan', plog('AICPU', '[x.cc:8][F][tid:7]SilentCheckV3 ComputeL1Error:val = [nan], max = [nan]')),
+    ('corruption', '', plog('AICPU', '[x.cc:8][F][tid:7]SilentCheckV3 ComputeL1Error:val = [3e+9], max = [3e+9]')),
+    ('communicator', '', 'Ascend collective Error: "HcclCommInitRootInfo failed. | Error Number 2'),
     ('hccl_variable', '',
      plog('HCCL', '[hccl_impl.cc:652][4242][Init][EnvVarParam]errNo[0x0000000005000001] In init environtment '
                   'variable param, parse HCCL_CONNECT_TIMEOUT failed. errorno[1]')),
@@ -247,7 +274,8 @@ def test_times_are_read_in_every_form(stamp, monkeypatch):
 
 
 @pytest.mark.parametrize('prefix', [
-    '(Worker_TP1 pid=7) ERROR 03-25 06:14:02 [x.py:8] ', 'log/x.log:11454:', 'x.log-7-[rank3]: '])
+    '(Worker_TP1 pid=7) ERROR 03-25 06:14:02 [x.py:8] ', 'log/x.log:11454:', 'x.log-7-[rank3]: ', '  log/x.log:14:',
+    'Nov 19 11:10:00 n7 python[12]: ', '11月 19 11:10:00 n7 python[12]: ', '192.0.2.7: ', 'node7: ', '{"log":"'])
 def test_prefixes_are_left_out(prefix):
     text = f'{prefix}EI0006: [PID: 7] 2025-11-19-11:10:00.000.000 Getting socket times out. Reason: x'
     assert diagnose_text(text).first.fault == 'connect_timeout'
