@@ -1,17 +1,19 @@
 """From a text to its errors: the faults that their lines tell, by code and by words, and the values they name"""
 import re
 from dataclasses import dataclass, field, replace
-from typing import Dict, Iterable, List, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from seresnet_timm.ascend import cann_log
 from seresnet_timm.ascend.error_codes import GENERAL, NAMES, REPORTERS, find
 from seresnet_timm.ascend.error_lines import Line, read_lines
+from seresnet_timm.ascend.error_pattern import Pattern
 from seresnet_timm.ascend.error_texts import HARMLESS, NPU_WARNING, PATTERNS, SENTENCES
 from seresnet_timm.ascend.error_words import Kinds
 from seresnet_timm.ascend.runtime_texts import reason as number_of_reason
 
 MAX_EVENTS = 500  # of one source
 _LAST = 20  # events that may not be whole yet
+_OFTEN = 20  # lines of a kind that told the same
 _GAP_LINES, _GAP_SECONDS = 80, 30  # between lines of one error, at most
 
 _CALL = re.compile(r'\b(NPU|OPS|HCCL|ACL) function error: ?(.*?), error code is (-?\d+)')
@@ -24,7 +26,8 @@ _ACLNN = re.compile(r'call (aclnn\w+) failed')
 _CANN = re.compile(r'(?<![\w/.-])(E[A-Z]\d{4}|E[1-9]\d{4})(?![\w.-]\w|\w)')
 _CANN_LINE = re.compile(r'E[A-Z1-9]\d{4}(?:\[PID|: |\)|:?$|  )')
 _ERR = re.compile(r'\bERR(\d{2})(\d{3})\b')
-_KEY = re.compile(r'0x[0-9a-fA-F]+|\b(?!\d{6}\b)\d+')  # numbers that are no codes
+_KEY = re.compile(r'0x[0-9a-fA-F]+|[0-9a-f]{8,}|\b(?!\d{6}\b)\d+')  # numbers that are no codes
+_ANY_NUMBER = re.compile(r'0x[0-9a-fA-F]+|[0-9a-f]{8,}|\d+')
 _NAMES = tuple(name for name, *_ in NAMES)
 _DRIVER = re.compile(r'\bret(?: code)?(?: is|:) ?(-8\d{3}|87)\b|drvRetCode ?= ?(-?\d+)|\bdrv ret(?:code)? ?=? ?(-?\d+)|'
                      r'dcmi.{0,60}?(-8\d{3})\b|dsmi.*?\berr: ?(\d+)|'
@@ -138,6 +141,7 @@ class EventReader:
         self._last: Optional[Event] = None
         self._kinds = Kinds()
         self._without: Set[str] = set()
+        self._telling: Dict[str, Tuple[int, Sequence[Pattern]]] = {}
         self._dull: Set[str] = set()
         self._scale: Optional[float] = None
 
@@ -325,16 +329,26 @@ class EventReader:
         return found
 
     def _words(self, text: str) -> List[Finding]:
-        """What words tell; lines that differ in numbers only are read once, as a log may hold millions."""
-        key = re.sub(r'0x[0-9a-fA-F]+|\d+', '#', text)
+        """What words tell.
+
+        A log may hold millions of lines that differ in numbers only. If they tell nothing, one of them is read; if they
+        told the same several times, only the patterns that told it are tried.
+        """
+        key = _ANY_NUMBER.sub('#', text)
         if key in self._without:
             return []
-        found = []
-        for pattern in PATTERNS:
+        found, telling = [], []
+        times, before = self._telling.get(key, (0, ()))
+        for pattern in PATTERNS if times < _OFTEN else before:
             told = pattern.read(text)
             if told:
+                telling.append(pattern)
                 found.append(Finding(told[0], pattern.weight, facts=told[1]))
-        if not found and len(self._without) < 20000 and not re.search('exitcode|Signal', text):
+        if len(self._without) + len(self._telling) > 20000 or re.search('exitcode|Signal', text):
+            return found
+        if found and times < _OFTEN:
+            self._telling[key] = (times + 1 if before == telling else 1, telling)
+        elif not found and not before:
             self._without.add(key)
         return found
 

@@ -5,6 +5,9 @@ from typing import Dict
 MAX_KINDS = 50_000
 MAX_LINE = 8000  # characters that are looked at
 _SAME_DIGIT = str.maketrans('123456789', '0' * 9)
+_HEX = re.compile('0x[0-9a-fA-F]+|[0-9a-f]{8,}')  # addresses, and hashes in names of kernels
+# of plog: no errors
+_QUIET = re.compile(r'\[(?:TRACE|DEBUG|INFO|EVENT|WARNING)\] ?[A-Z][A-Z0-9_]*\(\d(?!.*status\[LOST\])')
 # lines in which the number itself may tell, or that begin an error
 _MATTERS = re.compile(
     r'(?i:traceback|function error|errno|code|\bret|stat[:=]|status=|exit|signal|result|drv|\bhal|dsmi|dcmi|0x|scale)|'
@@ -30,6 +33,10 @@ _WORDS = re.compile(
     r"preamble|appears|device type|Resolution|Not ?Found|device <|Ipc Mem|must |doesn't|Unknown")
 
 
+def _kind(text: str) -> str:
+    return _HEX.sub('', text.translate(_SAME_DIGIT))
+
+
 class Kinds:
     """Lines that differ in digits only are of one kind, about which one decision is made: a log has millions."""
 
@@ -38,7 +45,9 @@ class Kinds:
 
     def wants(self, text: str) -> bool:
         """Whether a line is looked at."""
-        kind = text.translate(_SAME_DIGIT)
+        if text.startswith('[') and _QUIET.match(text):
+            return False
+        kind = _kind(text)
         wanted = self._wanted.get(kind)
         if wanted is None:
             wanted = _WORDS.search(text, 0, MAX_LINE) is not None
@@ -48,7 +57,7 @@ class Kinds:
     def tell_nothing(self, text: str) -> None:
         """A line has told nothing: further ones of its kind are not looked at, unless it is the number that tells."""
         if not _MATTERS.search(text):
-            self._remember(text.translate(_SAME_DIGIT), False)
+            self._remember(_kind(text), False)
 
     def _remember(self, kind: str, wanted: bool) -> None:
         if len(self._wanted) < MAX_KINDS and len(kind) < 1000:

@@ -52,7 +52,7 @@ def test_the_fault_is_named_and_not_the_waits_of_others(fault, prefix):
 
 
 @pytest.mark.parametrize('prefix', [
-    '{0}: ', '[1,{0}]<stderr>:', '[rank: {0}] ', '[rank{0}]:\t', '\x1b[36m(T pid=1{0}, ip=192.0.2.1)\x1b[0m [rank{0}]: ',
+    '{0}: ', '[1,{0}]<stderr>:', '[rank: {0}] ', '[rank{0}]:\t', '\x1b[36m(T pid=1{0}, ip=192.0.2.1)\x1b[0m[rank{0}]: ',
     'Nov 19 11:46:00 n1 train[1{0}]: [rank{0}]: ', '2025-11-19T11:46:00.1+08:00 stderr F [rank{0}]: ',
     'n1: [rank{0}]: ', '192.0.2.1: worker{0}: ', '[pod/job-{0}/ascend] [rank{0}]: ', 'job-{0} ascend [rank{0}]: '])
 def test_lines_of_ranks_that_are_mixed_in_time(prefix):
@@ -262,6 +262,19 @@ def test_a_log_of_many_lines_is_read_quickly():
     started = time.process_time()
     assert EventReader().read_text(lines).events == []
     assert time.process_time() - started < 1.5
+
+
+def test_plog_of_many_errors_is_read_quickly():
+    """With addresses and names of kernels that never repeat; a fault that comes late is found."""
+    head = '[{}] {}(42,python):2025-12-04-14:46:07.123.456 [x.cc:7] 42 '
+    forms = [head.format(level, part) + text for level, part, text in (
+        ('INFO', 'HCCL', 'recvBuf[0x{1:x}] error {0}'), ('ERROR', 'IDEDD', 'args dump {0} te_{1:030x}_1'),
+        ('ERROR', 'RUNTIME', 'task execute failed, stream_id={0}, err_type=4[fftsplus sdma error], at 0x{1:x}'))]
+    lines = [form.format(i, random.getrandbits(120)) for i in range(4000) for form in forms]
+    started = time.process_time()
+    diagnosis = diagnose([EventReader().read_text([*lines, CAUSES['ecc']])])
+    assert time.process_time() - started < 4
+    assert diagnosis.first.fault == 'ecc' and 'hccl_link' in [e.fault for e in diagnosis.others]
 
 
 def test_words_of_all_patterns_are_looked_at():
