@@ -143,8 +143,11 @@ def check_npus(machine: Machine) -> List[Check]:
     if not npus:
         sees_none = machine.why_no_npu == NO_NPU_SEEN
         status = machine.npu_fault if sees_none and (machine.nodes or machine.needs_npu) else 'note'
-        remedy = ('look at `npu-smi info`, and at dmesg for errors of the driver' if named is None else
-                  f'ASCEND_RT_VISIBLE_DEVICES is "{named}": name NPUs that exist, ascending, or unset it')
+        if wrong and sees_none:  # that is why
+            return wrong
+        remedy = 'look at `npu-smi info`, and at dmesg for errors of the driver'
+        if named is not None and not wrong:
+            remedy += f'; {visible.NAME} is "{named}"'
         return [*wrong, Check('devices', 'npu', status, f'none: {machine.why_no_npu}', remedy)]
     bf16 = 'bfloat16' if machine.npu.data['bf16'] else 'no bfloat16: use float16'
     chosen = '' if named is None else f', ASCEND_RT_VISIBLE_DEVICES={named}'

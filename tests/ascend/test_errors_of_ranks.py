@@ -272,9 +272,9 @@ def test_plog_of_many_errors_is_read_quickly():
         ('ERROR', 'RUNTIME', 'task execute failed, stream_id={0}, err_type=4[fftsplus sdma error], at 0x{1:x}'))]
     lines = [form.format(i, random.getrandbits(120)) for i in range(4000) for form in forms]
     started = time.process_time()
-    diagnosis = diagnose([EventReader().read_text([*lines, CAUSES['ecc']])])
-    assert time.process_time() - started < 4
-    assert diagnosis.first.fault == 'ecc' and 'hccl_link' in [e.fault for e in diagnosis.others]
+    assert diagnose([EventReader().read_text([*lines, CAUSES['ecc']])]).first.fault == 'ecc'
+    assert diagnose([EventReader().read_text(lines)]).first.fault == 'hccl_link'
+    assert time.process_time() - started < 6
 
 
 def test_words_of_all_patterns_are_looked_at():

@@ -236,6 +236,7 @@ def test_visible_npus_are_judged_as_by_a_training(tmp_path, value, words):
         found = found_of(check_npus(machine_of(root, npu, **environ)))
         assert ('visible' in found) == (words is not None)
         assert words is None or found['visible'][0] == 'warning' and words in found['visible'][1]
+        assert ('npu' in found) == (npu or words is None)  # a wrong list is told once
     assert (words is None) == (not list(refused(check_visible, environ, root)))
 
 
