@@ -226,6 +226,7 @@ PATTERNS: Tuple[Pattern, ...] = (
     _p(_LIB + r': cannot open shared object file', _library),
     _p('Failed to load the backend extension: torch_npu', 'backend_not_loaded', 50),
     _p(r'(?P<variable>(?:ASCEND|TOOLCHAIN|TBE)\w*) environment variable is not set', 'environment_half_set'),
+    _p(r'\b(?:ASCEND|TOOLCHAIN)_\w+ ?: ?\S+ does not exist(?:.{0,40}whether the (?P<part>\w+) package)?', 'cann_missing'),
     _p(r"[Ee]nvironment variable '?(?P<variable>(?:ASCEND|TOOLCHAIN|TBE)\w*)'? is not (?:set|configured)",
        'environment_half_set'),
     _p(r"No module named '?(?P<module>[\w.]+)'?", _module),

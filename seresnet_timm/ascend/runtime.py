@@ -37,8 +37,10 @@ def why_unavailable() -> Optional[str]:
         # without CANN's libraries the import itself fails
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         return f'torch_npu does not import ({reason}); has the CANN set_env.sh been sourced?'
-    if not torch.npu.is_available():
-        return 'torch_npu is installed but sees no NPU'
+    if not torch.npu.is_available() or torch.npu.device_count() == 0:
+        named = os.environ.get('ASCEND_RT_VISIBLE_DEVICES')
+        return 'torch_npu is installed but sees no NPU' + (
+            '' if named is None else f" (ASCEND_RT_VISIBLE_DEVICES='{named}')")
     return None
 
 

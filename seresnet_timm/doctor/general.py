@@ -9,7 +9,7 @@ from seresnet_timm.ascend.fault import HEALTH
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import Machine
 from seresnet_timm.doctor.npu import import_remedy
-from seresnet_timm.doctor.probe_processes import WAITED_FOR_FAILED_RANK, Probe, run_smoke_test
+from seresnet_timm.doctor.probe_processes import NOT_FINISHED, WAITED_FOR_FAILED_RANK, Probe, run_smoke_test
 from seresnet_timm.errors import UsageError
 
 PIP = f'{sys.executable} -m pip install'
@@ -27,9 +27,11 @@ def check_torch(machine: Machine) -> List[Check]:
     build = f'{pair.torch}, CUDA {pair.cuda} build' if pair.cuda else f'{pair.torch}, CPU build'
     if machine.torch_works:
         return [*checks, Check('versions', 'torch', 'ok', build)]
-    return [*checks, Check(
-        'versions', 'torch', 'error', f'{build}, does not import: {machine.without_backends.failure}',
-        wheels.reinstall_torch_command(pair))]
+    failure = machine.without_backends.failure or ''
+    remedy = wheels.reinstall_torch_command(pair)
+    if failure.startswith(NOT_FINISHED):  # nothing is wrong with its files
+        remedy = 'run doctor again when the machine is less busy; install torch on a local disk, not on a network drive'
+    return [*checks, Check('versions', 'torch', 'error', f'{build}, does not import: {failure}', remedy)]
 
 
 def check_autoload(machine: Machine) -> List[Check]:

@@ -17,6 +17,7 @@ from seresnet_timm.process import cores as cores_of_this_process
 
 WAITED_FOR_FAILED_RANK = 'waited for a rank that failed'
 PROBE_TIMEOUT = 180  # seconds; a first import of torch from a slow disk takes minutes
+NOT_FINISHED = 'not finished after'
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def run_probe(what: str, environ: Mapping[str, str], *arguments: Any, timeout: f
             _command(what, *arguments), env=_with_package(environ), stdin=subprocess.DEVNULL, capture_output=True,
             text=True, errors='replace', timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Probe({}, f'not finished after {timeout:g} s')
+        return Probe({}, f'{NOT_FINISHED} {timeout:g} s')
     data = _parse_reports(result.stdout)
     failure = _how_it_ended(result.returncode, result.stderr)
     return Probe(data, failure or (None if data else 'it ended early'))
@@ -88,7 +89,7 @@ def run_smoke_test(
             err.seek(0)
             data = _parse_reports(out.read())
             if returncode is None:
-                failure = WAITED_FOR_FAILED_RANK if any(failed) else f'not finished after {timeout:g} s'
+                failure = WAITED_FOR_FAILED_RANK if any(failed) else f'{NOT_FINISHED} {timeout:g} s'
             else:
                 failure = _how_it_ended(returncode, err.read())
             if failure is None and data.get('phase') != 'done':

@@ -13,6 +13,9 @@ def plog(component, text):
 
 # fault, words of the sentence, of its remedy or of a code; the text, with names and numbers replaced
 TEXTS = (
+    ('cann_missing', 'its runtime package', 'Exception: ASCEND_RUNTIME_PATH : /p/runtime does not exist. Please check '
+     'whether the runtime package has been installed.'),
+    ('cann_missing', 'set_env.sh', 'Exception: ASCEND_HOME_PATH : /gone does not exist. Please run set_env.sh'),
     ('tls', 'TLS', plog('HCCL', '[7][InitGroupStage][RanktableCheck] Value Disable for config "tls" is invalid.')),
     ('connect_timeout', '', 'EI0006: Getting socket times out. Reason: 1. The remote is late. 2. (For example, the IP '
      'addresses are not on one network or the TLS configurations are inconsistent.)'),

@@ -15,6 +15,7 @@ from ports import free_ports
 from seresnet_timm.ascend import hccl_network, installation, npu_users
 from seresnet_timm.ascend.environment import DEAD, VARIABLES
 from seresnet_timm.ascend.wheels import Pair
+from seresnet_timm.doctor.general import check_torch
 from seresnet_timm.doctor.machine import Machine
 from seresnet_timm.doctor.npu import (
     check_cann,
@@ -245,6 +246,13 @@ def refused(check, *arguments):
         check(*arguments)
     except UsageError as e:
         yield str(e)
+
+
+def test_torch_that_takes_too_long_to_import_is_not_installed_again(tmp_path):
+    machine = Machine('auto', tmp_path, {}, Pair('2.10.0+cpu', None, None, None),
+                      without_backends=Probe({}, 'not finished after 180 s'))
+    status, value, remedy = found_of(check_torch(machine))['torch']
+    assert status == 'error' and 'not finished' in value and 'less busy' in remedy and 'pip' not in remedy
 
 
 def test_two_versions_of_cann(tmp_path):
