@@ -460,11 +460,15 @@ def resolve_resume(sources: Sources, output: str) -> str:
 
 def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
     """How often the processes are restarted after a failure, at most."""
-    value = sources.options.get('max_restarts', sources.recipe.max_restarts if sources.recipe else 0)
-    if value and nnodes > 1 and not is_named:
+    is_asked = 'max_restarts' in sources.options
+    value = sources.options['max_restarts'] if is_asked else sources.recipe.max_restarts if sources.recipe else 0
+    if not value or nnodes == 1 or is_named:
+        return value
+    if is_asked:
         raise UsageError('--max-restarts on several nodes needs --experiment NAME, the same on each: every node looks '
                          'there for the last checkpoint.')
-    return value
+    sources.notes.append('No restart after a failure: on several nodes that needs --experiment NAME, the same on each.')
+    return 0
 
 
 def typed_command(

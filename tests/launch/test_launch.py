@@ -133,6 +133,17 @@ def test_recipe_with_a_config(few_digits, tmp_path):
     assert 'img_size' not in plan['note'] and 'amp' not in plan['note'].split(':')[0]
 
 
+def test_restarts_of_a_recipe_on_several_nodes_need_a_name(few_digits):
+    """A recipe's own number is left out, as a job of ModelArts names no run; one that is asked for is refused."""
+    def planned(*more):
+        return run_here('recipe', 'train_8p', f'--data_path={few_digits}', '--device', 'cpu', '--nproc', 1,
+                        '--nnodes', 2, '--node-rank', 1, '--master-addr', '127.0.0.1', '-b', 8, '--img-size', 64, '--dry-run', *more)
+    result = planned()
+    assert result.returncode == 0 and 'No restart after a failure' in result.stderr, result.stderr
+    assert 'No restart' not in planned('--experiment', 'x').stderr
+    assert 'needs --experiment NAME' in planned('--max-restarts', 1).stderr
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('flags, hint', (
