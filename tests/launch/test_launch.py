@@ -136,8 +136,9 @@ def test_recipe_with_a_config(few_digits, tmp_path):
 def test_restarts_of_a_recipe_on_several_nodes_need_a_name(few_digits):
     """A recipe's own number is left out, as a job of ModelArts names no run; one that is asked for is refused."""
     def planned(*more):
-        return run_here('recipe', 'train_8p', f'--data_path={few_digits}', '--device', 'cpu', '--nproc', 1,
-                        '--nnodes', 2, '--node-rank', 1, '--master-addr', '127.0.0.1', '-b', 8, '--img-size', 64, '--dry-run', *more)
+        return run_here(
+            'recipe', 'train_8p', f'--data_path={few_digits}', '--device', 'cpu', '--nproc', 1, '--nnodes', 2, '-b', 8,
+            '--node-rank', 1, '--master-addr', '127.0.0.1', '--img-size', 64, '--dry-run', *more)
     result = planned()
     assert result.returncode == 0 and 'No restart after a failure' in result.stderr, result.stderr
     assert 'No restart' not in planned('--experiment', 'x').stderr
