@@ -348,7 +348,7 @@ def why_not_readable(path: Union[str, Path], most_bytes: Optional[int] = None, i
             return None if os.access(path, os.R_OK | os.X_OK) else f'{NO_RIGHT} to the folder'
         if not stat.S_ISREG(found.st_mode):
             return f'it is {_kind(found.st_mode)}, not a file: write its content to a file and name that'
-        if any(os.path.isdir(k) and os.stat(k).st_dev == found.st_dev for k in _KERNEL):
+        if _is_of_kernel(found.st_dev):
             return 'it is a file of the kernel: write its content to a file and name that'
     except PermissionError:
         return f'{NO_RIGHT} to the folders above it'
@@ -408,6 +408,11 @@ def _why_no_stream(path: Path) -> Optional[str]:
     return f'{path} is {_kind(mode)}, not a file'
 
 
+def _is_of_kernel(device: int) -> bool:
+    """Whether a device is a file system of the kernel; its folder, if not mounted, as in a chroot, is one like others."""
+    return any(os.path.ismount(k) and os.stat(k).st_dev == device for k in _KERNEL)
+
+
 def why_not_writable(path: Union[str, Path], is_folder: bool = True) -> Optional[str]:
     """Why a file or folder cannot be made at a path, as a clause; None if it can. Nothing is created.
 
@@ -427,7 +432,7 @@ def why_not_writable(path: Union[str, Path], is_folder: bool = True) -> Optional
         parent = next(p for p in ((path, *path.parents) if is_folder else path.parents) if os.path.lexists(p))
         if not parent.is_dir():
             return f'{parent} is not a folder'
-        if any(os.path.isdir(k) and os.stat(k).st_dev == os.stat(parent).st_dev for k in _KERNEL):
+        if _is_of_kernel(os.stat(parent).st_dev):
             return f'{parent} is a file system of the kernel, which holds no files'
         if os.statvfs(parent).f_flag & os.ST_RDONLY:
             return f'{parent} is read-only'

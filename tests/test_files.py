@@ -106,3 +106,11 @@ def test_readers_refuse_what_is_no_file_themselves(tmp_path):
             call()
     with pytest.raises(UnreadableImage, match='it has 21.5 GB'):
         read_file(tmp_path / 'big')
+
+
+def test_a_folder_of_the_kernel_that_is_not_mounted_is_a_folder(tmp_path, monkeypatch):
+    """In a chroot /sys may be an empty folder of the same file system as all others."""
+    assert 'of the kernel' in files.why_not_writable('/proc/self/x')
+    (tmp_path / 'sys').mkdir()
+    monkeypatch.setattr(files, '_KERNEL', (str(tmp_path / 'sys'),))
+    assert files.why_not_writable(tmp_path / 'out') is None

@@ -82,7 +82,8 @@ def test_the_message_of_an_error_that_cannot_be_read_is_none():
 
 
 @pytest.mark.parametrize('text', [
-    'Warning : ASCEND_HOME_PATH environment variable is not set.', STAMP + 'EDAC MC0: 1 CE memory read error on CPU_SrcID#0',
+    'Warning : ASCEND_HOME_PATH environment variable is not set.',
+    STAMP + 'EDAC MC0: 1 CE memory read error on CPU_SrcID#0',
     'ImportWarning: The torch.Tensor.cuda and torch.nn.Module.cuda are replaced with torch.Tensor.npu',
     "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by 'ReadTimeoutError'"])
 def test_harmless(text):
