@@ -409,7 +409,7 @@ def _why_no_stream(path: Path) -> Optional[str]:
 
 
 def _is_of_kernel(device: int) -> bool:
-    """Whether a device is a file system of the kernel; a folder that is not mounted, as in a chroot, is one like others."""
+    """A device is a file system of the kernel; a folder that is not mounted, as in a chroot, is one like others."""
     return any(os.path.ismount(k) and os.stat(k).st_dev == device for k in _KERNEL)
 
 
