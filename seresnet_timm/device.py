@@ -9,7 +9,7 @@ import torch
 
 from seresnet_timm import process
 from seresnet_timm.ascend import runtime as ascend_runtime
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, counted
 
 
 def select_device(requested: str = 'auto', must_exist: bool = True) -> Tuple[str, str]:
@@ -41,7 +41,8 @@ def select_device(requested: str = 'auto', must_exist: bool = True) -> Tuple[str
     if missing:
         raise UsageError(f'--device {requested} cannot be used here: {missing}; name another device or leave it out.')
     if index and int(index) >= device_count(kind):
-        raise UsageError(f'--device {requested} does not exist: there are {device_count(kind)} {kind} device(s) here.')
+        raise UsageError(f'--device {requested} does not exist: this machine has '
+                         f'{counted(device_count(kind), f"{kind} device")}.')
     return requested, 'asked for with --device'
 
 

@@ -78,7 +78,7 @@ def first_names(names: Iterable[str], limit: int) -> str:
 
 def counted(count: int, name: str, plural: str = '') -> str:
     """A number of things: '1 process', '2 processes'; `plural` where it is not the name with an s."""
-    return f'{count} {name if count == 1 else plural or f"{name}s"}'
+    return f'{count:,} {name if count == 1 else plural or f"{name}s"}'
 
 
 def first_line(error: BaseException) -> str:

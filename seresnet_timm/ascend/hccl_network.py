@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 import psutil
 
 from seresnet_timm.ascend.hccl import Findings
+from seresnet_timm.errors import counted
 
 HCCL_BASE_PORT = 60000
 
@@ -60,8 +61,8 @@ def choose_interface(environ: Mapping[str, str], nodes: Nodes) -> Tuple[Interfac
         found.set('HCCL_IF_IP', route, f'the address of this machine on the way to {master}')
         chosen = Interface(route, f'on the way to {master}')
     elif chosen.address is not None and is_loopback(chosen.address):
-        found.problems.append(f'{chosen.why} is a loopback address, which the other {nnodes - 1} node(s) cannot reach: '
-                              'name an address on the network of node 0.')
+        found.problems.append(f'{chosen.why} is a loopback address, which the other {counted(nnodes - 1, "node")} '
+                              'cannot reach: name an address on the network of node 0.')
     elif route and chosen.address not in (None, route):
         found.notes.append(f'HCCL uses {chosen.address} ({chosen.why}), while this machine reaches {master} from '
                            f'{route}: check that the other nodes reach {chosen.address}.')
@@ -107,7 +108,7 @@ def _by_name(found: Findings, setting: str, nnodes: int) -> Interface:
     outside = [a for addresses in allowed.values() for a in addresses if not is_loopback(a)]
     if not outside and nnodes > 1:
         found.problems.append(f'HCCL_SOCKET_IFNAME={setting} allows {", ".join(allowed)} only, a loopback interface, '
-                              f'which the other {nnodes - 1} node(s) cannot reach: name another, or unset it.')
+                              f'which the other {counted(nnodes - 1, "node")} cannot reach: name another, or unset it.')
     only = next(iter(allowed.values()))[0] if len(allowed) == 1 else None
     return Interface(only, f'HCCL_SOCKET_IFNAME={setting}')
 

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 import torch_npu
 
+from seresnet_timm.errors import counted
+
 _logger = logging.getLogger(__name__)
 
 
@@ -76,7 +78,7 @@ class FixedGradScaler(DynamicGradScaler):
         total = 0 if self._num_overflows is None else int(self._num_overflows)
         if total > self._num_reported:
             _logger.warning(
-                f'{total - self._num_reported} step(s) overflowed in fp16 at loss scale {self._init_scale:g}: their '
-                'gradients were set to zero; lower --loss-scale, or omit it for a dynamic scale.')
+                f'{counted(total - self._num_reported, "step")} overflowed in fp16 at loss scale {self._init_scale:g}: '
+                'their gradients were set to zero; lower --loss-scale, or omit it for a dynamic scale.')
             self._num_reported = total
         return super().state_dict()

@@ -39,7 +39,8 @@ def find_problem(environ: Mapping[str, str], root: Path = Path('/')) -> Optional
 
 def describe_numbers(nodes: List[Path]) -> str:
     """How many NPUs there are, and their numbers, which in a container are not those of the device nodes."""
-    told = f'{len(nodes)} NPU(s), which have the numbers 0 to {len(nodes) - 1}'
+    told = 'one NPU, which has the number 0' if len(nodes) == 1 else (
+        f'{len(nodes)} NPUs, which have the numbers 0 to {len(nodes) - 1}')
     names = [node.name for node in nodes]
     if names == [f'davinci{i}' for i in range(len(names))]:
         return told

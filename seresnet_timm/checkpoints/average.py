@@ -15,7 +15,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint, weights_sha256
 from seresnet_timm.checkpoints.convert import as_timm, network_and_weights
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.save_errors import torch_errors_as_oserror
-from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.errors import UsageError, counted, first_names, printable
 from seresnet_timm.files import atomic_path
 from seresnet_timm.models.create import not_finite, why_not_plain
 from seresnet_timm.models.info import ModelInfo
@@ -79,7 +79,7 @@ def find_files(sources: Sequence[str], last: Optional[int]) -> List[str]:
     numbered = sorted((int(m[1]), p) for p in folder.iterdir() if (m := NUMBERED.fullmatch(p.name)))
     if len(numbered) < max(2, last or 2):
         raise UsageError(
-            f'{printable(folder)} has {len(numbered)} checkpoint(s) with a number (checkpoint-N.pth.tar), '
+            f'{printable(folder)} has {counted(len(numbered), "checkpoint")} with a number (checkpoint-N.pth.tar), '
             f'{max(2, last or 2)} are needed: a training keeps the best --checkpoint-hist ones, 10 by default.')
     return [str(path) for _, path in numbered[-(last or len(numbered)):]]
 

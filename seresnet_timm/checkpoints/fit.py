@@ -12,7 +12,7 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.layout import SPLIT_BN, Named, expected_names, names_for
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import input_channels
-from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.errors import UsageError, counted, first_names, printable
 from seresnet_timm.models.create import create_from_info, not_finite, why_not_plain
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.seresnet import SEResNet, checkpoint_filter_fn
@@ -141,7 +141,7 @@ def describe_misfit(weights: Dict[str, torch.Tensor], model: nn.Module, arch: Op
     if [k.split()[0] for k in found['of another shape']] == [stem] and sum(map(len, found.values())) == 1:
         wanted, own = weights[stem].shape, model.state_dict()[stem].shape
         if wanted[:1] + wanted[2:] == own[:1] + own[2:]:
-            return f'it takes images of {wanted[1]} channel(s) (--in-chans {wanted[1]})'
+            return f'it takes images of {counted(wanted[1], "channel")} (--in-chans {wanted[1]})'
     parts = [f'it was saved from {printable(arch)} (--model {printable(arch)})'] if arch else []
     if any(SPLIT_BN in k for k in found['unexpected']):
         parts.append('it was trained with --split-bn')

@@ -11,7 +11,7 @@ from seresnet_timm.checkpoints import fit
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.recognise import classifier_rows
-from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.errors import UsageError, counted, first_names, printable
 from seresnet_timm.models.create import check_model_name, count_not_finite, create_from_info, not_finite, why_not_plain
 
 MAX_KEYS = 12  # of a file, in one line
@@ -160,7 +160,7 @@ def _describe_settings(facts: Dict[str, Any]) -> List[Tuple[str, str]]:
     if facts.get('model_kwargs'):
         lines.append(('model kwargs', ', '.join(f'{k}={v}' for k, v in facts['model_kwargs'].items())))
     size = facts.get('input_size')
-    images = [f'{size[1]} x {size[2]}' + (f', {size[0]} channel(s)' if size[0] != 3 else '')] if size else []
+    images = [f'{size[1]} x {size[2]}' + (f', {counted(size[0], "channel")}' if size[0] != 3 else '')] if size else []
     images += [f'{label} {facts[key]}' for key, label in (
         ('interpolation', 'interpolation'), ('crop_pct', 'crop'), ('crop_mode', 'crop mode'), ('image_mode', 'mode'))
         if facts.get(key) is not None]

@@ -3,7 +3,7 @@ import argparse
 import sys
 
 from seresnet_timm.argument_parser import ArgumentParser
-from seresnet_timm.errors import RunError, UsageError, printable
+from seresnet_timm.errors import RunError, UsageError, counted, printable
 
 EXAMPLES = (
     'seresnet-timm check-data digits',
@@ -56,5 +56,5 @@ def run(args: argparse.Namespace) -> None:
         print(line, file=text)
     text.flush()
     if result.faults:
-        raise RunError(f'{len(result.faults):,} finding(s) in {printable(args.dir)}, see above: replace or remove these'
-                       ' files, or leave a kind out with --ignore KIND.')
+        raise RunError(f'{counted(len(result.faults), "finding")} in {printable(args.dir)}, see above: replace or '
+                       'remove these files, or leave a kind out with --ignore KIND.')

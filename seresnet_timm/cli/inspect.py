@@ -2,7 +2,7 @@
 import argparse
 
 from seresnet_timm.argument_parser import ArgumentParser
-from seresnet_timm.errors import RunError, UsageError, refuse
+from seresnet_timm.errors import RunError, UsageError, counted, refuse
 from seresnet_timm.files import as_json
 
 EXAMPLES = (
@@ -39,4 +39,4 @@ def run(args: argparse.Namespace) -> None:
         print(as_json(facts) if args.json else '\n'.join(inspection.describe(facts)))
     refuse(problems)
     if misfits:
-        raise RunError(f'{misfits} weight(s) do not fit {args.model}.')
+        raise RunError(f'{counted(misfits, "weight does", "weights do")} not fit {args.model}.')

@@ -25,7 +25,7 @@ from seresnet_timm.data.alike import describe_alike, is_written_twice, looks
 from seresnet_timm.data.classes import ClassTree, is_foreign, read_classes, split_folder, split_names
 from seresnet_timm.data.images import MAX_BYTES, ImageProgress, UnreadableImage, list_folder, read_file, read_image
 from seresnet_timm.data.jpeg import MAX_PIXELS, Crop, decoders
-from seresnet_timm.errors import RunError, UsageError, first_names, printable, refuse
+from seresnet_timm.errors import RunError, UsageError, counted, first_names, printable, refuse
 from seresnet_timm.files import acquire_lock, marker_hint, read_journal
 
 FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.jpe': 'JPEG', '.jfif': 'JPEG', '.png': 'PNG', '.webp': 'WEBP',
@@ -316,7 +316,7 @@ def _class_findings(root: Path, trees: Dict[str, ClassTree], min_images: int) ->
             add('class-mismatch', name, tree.folder, 'the class map names it; it has no folder with images')
         for name, count in tree.counts.items():
             if split != 'val' and count < min_images:
-                add('few-images', name, tree.folder, f'{count} image(s)')
+                add('few-images', name, tree.folder, counted(count, 'image'))
     if len(trees) == 2:
         for split, other in (('train', 'val'), ('val', 'train')):
             for name, count in trees[split].counts.items():
@@ -325,7 +325,7 @@ def _class_findings(root: Path, trees: Dict[str, ClassTree], min_images: int) ->
                     told = f'; {describe_alike(name, alike, split, other)}' if alike else ''
                     found.append(Finding(
                         'class-mismatch', split, name, os.path.relpath(trees[split].folder, root),
-                        f'{count} image(s) in {split}, none in {other}{told}'))
+                        f'{counted(count, "image")} in {split}, none in {other}{told}'))
     return found
 
 

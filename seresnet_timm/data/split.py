@@ -236,9 +236,10 @@ def describe(split: Split) -> List[str]:
     total = [sum(c[s] for c in counts.values()) for s in ('train', 'val')]
     lines.append(f'{"all":<{width}}  {total[0]:>5}  {total[1]:>5}')
     if split.duplicates:
-        lines.append(f'{split.duplicates} file(s) have the same content as another one; they are in the same split.')
+        lines.append(f'{counted(split.duplicates, "file has", "files have")} the same content as another '
+                     'one; files with the same content are in the same split.')
     if split.two_classes:
-        lines.append(f'{len(split.two_classes)} file(s) have the same content in two classes, all in train: '
+        lines.append(f'{counted(len(split.two_classes), "file")} with the same content in two classes, all in train: '
                      f'{printable(first_names(split.two_classes, MAX_NAMED))}. check-data lists them.')
     if split.tree.left_out:
         lines.append(describe_left_out(split.tree.left_out) + '.')

@@ -36,7 +36,7 @@ from seresnet_timm.data.images import (
     read_file,
     read_image,
 )
-from seresnet_timm.errors import RunError, UsageError, first_names, printable
+from seresnet_timm.errors import RunError, UsageError, counted, first_names, printable
 from seresnet_timm.files import exclusive, read_journal, write_json
 from seresnet_timm.version import __version__
 
@@ -99,7 +99,7 @@ def prepare(
     if left_out:
         print(printable(f'{src}: {describe_left_out(left_out)}'), file=sys.stderr)
     if empty:
-        print(printable(f'{src}: {len(empty)} folder(s) without images are left out: {first_names(empty, 3)}'),
+        print(printable(f'{src}: {counted(len(empty), "folder")} without images left out: {first_names(empty, 3)}'),
               file=sys.stderr)
 
     workers = workers or process.cores()

@@ -28,7 +28,7 @@ from typing import List, Mapping, Optional, Sequence
 from seresnet_timm.doctor import general, npu, stress, system
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import inspect_machine
-from seresnet_timm.errors import RunError, UsageError
+from seresnet_timm.errors import RunError, UsageError, counted
 
 SCHEMA = 1
 
@@ -146,6 +146,7 @@ def run(device: str, seconds: float, timeout: float, in_json: bool, with_stress:
     errors = _errors(report.checks)
     if errors:
         sys.stdout.flush()
-        raise RunError(f'a training on {report.device} would fail here: {errors} error(s), see what to do (->) above.')
+        raise RunError(f'a training on {report.device} would fail here: {counted(errors, "error")}, see what to do '
+                       '(->) above.')
     if not in_json:
         print(f'A training on {report.device} runs here.')

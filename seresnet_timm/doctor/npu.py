@@ -21,6 +21,7 @@ from seresnet_timm.ascend.fault import SET_ENV, SICK
 from seresnet_timm.doctor.check import Check
 from seresnet_timm.doctor.machine import NO_NPU_SEEN, Machine
 from seresnet_timm.doctor.probe_processes import error_summary
+from seresnet_timm.errors import counted
 
 INSTALL_DRIVER = 'install the driver of the NPU; in a container mount /usr/local/Ascend/driver'
 
@@ -104,7 +105,7 @@ def check_nodes(machine: Machine) -> List[Check]:
         status = machine.npu_fault if machine.needs_npu and not machine.npus else 'note'
         return [Check('devices', 'nodes', status, f'no NPU (davinci*) in {dev}',
                       'run on an Ascend server; start a container with --device=/dev/davinci0 and so on')]
-    value = f'{len(machine.nodes)} NPU(s) in {dev}'
+    value = f'{counted(len(machine.nodes), "NPU")} in {dev}'
     closed = [n for n in machine.nodes if not os.access(n, os.R_OK | os.W_OK)]
     if machine.missing_nodes:
         names = [f'/dev/{n.name}' for n in machine.missing_nodes]
@@ -168,7 +169,7 @@ def check_npu_users(machine: Machine) -> List[Check]:
     usage = npu_users.find_users(machine.environ, machine.root)
     told = [f'{user.where}: {user.describe()}' for user in usage.users]
     if not told:
-        return [Check('devices', 'other processes', 'note', f'none on {usage.devices} NPU(s), by {usage.how}')]
+        return [Check('devices', 'other processes', 'note', f'none on {counted(usage.devices, "NPU")}, by {usage.how}')]
     more = f' and {len(told) - 8} more' if len(told) > 8 else ''
     return [Check('devices', 'other processes', 'warning', f'{"; ".join(told[:8])}{more}, by {usage.how}',
                   'end them, or pick other NPUs for a training with --devices')]

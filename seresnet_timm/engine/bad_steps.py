@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from seresnet_timm.data.batch_files import files_of_batch
 from seresnet_timm.engine.divergence import diverged
-from seresnet_timm.errors import RunError, first_names, printable
+from seresnet_timm.errors import RunError, counted, first_names, printable
 from seresnet_timm.step.bad_steps import MIN_LOSS_SCALE, Figures
 
 _logger = logging.getLogger('train')
@@ -29,8 +29,8 @@ def check_steps(run: Any, place: Tuple[int, int], loss: float, figures: List[flo
     new = int(found.total) - (run.figures.total if run.figures and place[1] else 0)
     run.figures = found
     if new > 0 and run.outputs:
-        _logger.warning(f'Skipped {int(new)} step(s) whose loss or gradients are not finite ({int(found.row)} in a row '
-                        f'until now, {int(found.total)} in epoch {place[0]}).')
+        _logger.warning(f'Skipped {counted(int(new), "step")} whose loss or gradients are not finite ({int(found.row)} '
+                        f'in a row until now, {int(found.total)} in epoch {place[0]}).')
     if found.ends_run(run.max_bad_steps) or is_last and found.total >= run.updates_per_epoch:
         raise _ended(run, place, loss)
 

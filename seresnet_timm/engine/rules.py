@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import did_you_mean, printable
+from seresnet_timm.errors import counted, did_you_mean, printable
 
 MAX_REVISION = 200  # characters; the revision becomes the name of a file in the cache
 
@@ -76,7 +76,7 @@ class Number(Rule):
 
     def wrong_list(self, values: Sequence[Any]) -> Optional[str]:
         if self.counts and len(values) not in self.counts:
-            return f'has {len(values)} value(s): give {" or ".join(map(str, self.counts))}'
+            return f'has {counted(len(values), "value")}: give {" or ".join(map(str, self.counts))}'
         if self.ascending and any(a > b for a, b in zip(values, values[1:])):
             return 'is not in ascending order: give the lower value first'
         return None

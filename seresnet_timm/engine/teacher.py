@@ -28,7 +28,7 @@ from seresnet_timm.data.classes import describe_difference
 from seresnet_timm.data.loading import for_channels
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.engine.model_info import imagenet_names
-from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.errors import UsageError, counted, printable
 from seresnet_timm.models.create import check_model_name, create_from_info, create_model, read_model_config
 from seresnet_timm.runs.folder import RunFolder
 
@@ -163,8 +163,8 @@ def differences(teacher: Teacher, student: nn.Module, class_names: Optional[List
     outputs, own = int(teacher.model.num_classes), int(student.num_classes)
     channels = _in_chans(teacher.model)
     if channels != _in_chans(student):
-        found.append(f'The teacher {name} takes images of {channels} channel(s), the student of {_in_chans(student)}: '
-                     f'name another with {FLAG}.')
+        found.append(f'The teacher {name} takes images of {counted(channels, "channel")}, the student of '
+                     f'{_in_chans(student)}: name another with {FLAG}.')
     if kind == 'feature':  # the classifier of the teacher is not used
         return found
     if outputs != own:

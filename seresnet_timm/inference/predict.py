@@ -28,7 +28,7 @@ from seresnet_timm.data.images import (
     read_image,
     silence_pillow,
 )
-from seresnet_timm.errors import RunError, UsageError, first_names, note_replaced, printable
+from seresnet_timm.errors import RunError, UsageError, counted, first_names, note_replaced, printable
 from seresnet_timm.files import as_json, atomic_path
 from seresnet_timm.inference.load import LoadedModel
 from seresnet_timm.runs.settings import RunSettings
@@ -63,10 +63,10 @@ def find_images(paths: Sequence[str]) -> List[str]:
                 print(printable(f'{path}: {told}'), file=sys.stderr)
             hidden = sorted(filter(is_image, others))
             if hidden:
-                print(printable(f'{path}: {len(hidden)} hidden file(s) are left out: {first_names(hidden, 3)}'),
-                      file=sys.stderr)
+                print(printable(f'{path}: {counted(len(hidden), "hidden file is", "hidden files are")} left out: '
+                                f'{first_names(hidden, 3)}'), file=sys.stderr)
             if foreign:
-                print(printable(f'{path}: {len(foreign)} folder(s) of other programs are left out: '
+                print(printable(f'{path}: {counted(len(foreign), "folder")} of other programs left out: '
                                 f'{first_names(sorted(foreign), 3)}'), file=sys.stderr)
             found.sort()
             try:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Dict, Mapping, MutableMapping, NamedTuple, Optional, Tuple
 
-from seresnet_timm.errors import UsageError
+from seresnet_timm.errors import UsageError, counted
 from seresnet_timm.launch.network import answers
 
 RANK_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
@@ -246,8 +246,9 @@ def _volcano(env: Mapping[str, str]) -> Cluster:
     nnodes = _number(env, 'WORLD_SIZE')
     pods = _number(env, 'VC_MASTER_NUM') + _number(env, 'VC_WORKER_NUM', 0)
     if nnodes < 1 or nnodes != pods:
-        raise UsageError(f'Volcano says WORLD_SIZE={nnodes}, but VC_MASTER_NUM and VC_WORKER_NUM count {pods} pod(s): '
-                         'name the tasks of the job master and worker, as the plugin pytorch expects.')
+        raise UsageError(f'Volcano says WORLD_SIZE={nnodes}, but VC_MASTER_NUM and VC_WORKER_NUM count '
+                         f'{counted(pods, "pod")}: name the tasks of the job master and worker, as the plugin '
+                         'pytorch expects.')
     node_rank = _node_number(env, 'RANK', nnodes, 'Volcano')
     return Cluster(
         'Volcano', is_rank=False, nnodes=nnodes, node_rank=node_rank,
@@ -270,7 +271,7 @@ def _modelarts(env: Mapping[str, str]) -> Cluster:
         raise UsageError(f'ModelArts says {told}: that is no number of machines; correct it, or unset it.')
     if nnodes > 1 and hosts and len(hosts) != nnodes:
         raise UsageError(f'ModelArts says {next(iter(counts))}={nnodes}, and VC_WORKER_HOSTS={env["VC_WORKER_HOSTS"]} '
-                         f'names {len(hosts)} machine(s): correct one of them.')
+                         f'names {counted(len(hosts), "machine")}: correct one of them.')
     node_rank = _node_number(env, 'VC_TASK_INDEX', nnodes, 'ModelArts') if nnodes > 1 else 0
     nproc = _number(env, 'MA_NUM_GPUS', 0)
     if nproc < 0:
@@ -286,11 +287,16 @@ def _modelarts(env: Mapping[str, str]) -> Cluster:
         tasks=nnodes, task=node_rank, variables=variables, master_variable='VC_WORKER_HOSTS', why_not_needed=leaves)
 
 
+def describe_nodes(nnodes: int) -> str:
+    """How many nodes there are, and their numbers, in a sentence."""
+    return 'the only node has the number 0' if nnodes == 1 else f'{nnodes} nodes have the numbers 0 to {nnodes - 1}'
+
+
 def _node_number(env: Mapping[str, str], name: str, nnodes: int, kind: str) -> int:
     """Number of this node; 0 may be left out where there is one."""
     number = _number(env, name, 0 if nnodes == 1 else None)
     if not 0 <= number < nnodes:
-        raise UsageError(f'{kind} says {name}={number}, but {nnodes} node(s) have the numbers 0 to {nnodes - 1}: '
+        raise UsageError(f'{kind} says {name}={number}, but {describe_nodes(nnodes)}: '
                          'correct it, or give --nnodes and --node-rank and unset the variables of this job.')
     return number
 

@@ -138,7 +138,7 @@ def _input(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]
         values = args.get(name)
         if values and asked(name) and len(values) not in (1, channels):
             counts = '1' if channels == 1 else f'1 or {channels}'
-            yield f'--{name} has {len(values)} values, the input has {channels} channel(s): give {counts}.'
+            yield f'--{name} has {len(values)} values, the input has {counted(channels, "channel")}: give {counts}.'
     mode = args.get('input_img_mode') or ('RGB' if channels == 3 else 'L')
     if BANDS.get(mode, channels) != channels:
         if args.get('input_img_mode'):
@@ -147,8 +147,8 @@ def _input(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]
             hint = f'add --input-img-mode {MODES[channels]}'
         else:
             hint = 'no image file has so many'
-        yield (f'{_channel_flag(args)} does not go with images of mode {mode}, which have {BANDS[mode]} channel(s): '
-               f'{hint}.')
+        yield (f'{_channel_flag(args)} does not go with images of mode {mode}, which have '
+               f'{counted(BANDS[mode], "channel")}: {hint}.')
 
 
 def _auto_augment(args: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 from seresnet_timm.data.images import EXTENSIONS, TIMM_EXTENSIONS, describe_kinds, describe_left_out
-from seresnet_timm.errors import UsageError, first_names, printable, refuse, shell_line
+from seresnet_timm.errors import UsageError, counted, first_names, printable, refuse, shell_line
 from seresnet_timm.files import is_address
 from seresnet_timm.launch.combinations import uses_mixup
 
@@ -218,9 +218,10 @@ def faults_of_classes(tree: Any, has_class_map: bool = True) -> Iterator[str]:
         yield (f'{first_names(tree.dangling, MAX_NAMED)} is a link to what does not exist: if it is a class, bring its '
                'folder back, as classes are numbered differently without it; else remove the link.')
     if tree.left_in_tar:
-        yield (f'{folder} has {len(tree.left_in_tar)} image(s) or folder(s) that timm would leave out or count twice, '
-               f'for they are links or in it twice: {first_names(tree.left_in_tar, MAX_NAMED)}. Unpack it, and '
-               'use the folder or pack it anew (tar -ch --hard-dereference).')
+        yield (f'{folder} has images or folders that timm would leave out or count twice, '
+               f'for they are links or in it twice ({len(tree.left_in_tar)}): '
+               f'{first_names(tree.left_in_tar, MAX_NAMED)}. Unpack it, and use the folder or pack it anew '
+               '(tar -ch --hard-dereference).')
     if tree.same:
         a, b = tree.same[0]
         yield f'{a} and {b} are one folder, by a link: its images would count twice; remove the link.'
@@ -267,18 +268,18 @@ def _notes(tree: Any) -> Iterator[str]:
     """What a user may not expect of one split, each a sentence."""
     folder = tree.folder
     if tree.hidden:
-        yield (f'{folder}: {len(tree.hidden)} folder(s) of other programs are left out: '
+        yield (f'{folder}: {counted(len(tree.hidden), "folder")} of other programs left out: '
                f'{first_names(tree.hidden, MAX_NAMED)}. To keep one, name it in a file for --class-map.')
     if tree.foreign_files:
-        yield (f'{folder}: {len(tree.foreign_files)} hidden file(s) are left out (their name begins with a full stop): '
-               f'{first_names(tree.foreign_files, MAX_NAMED)}.')
+        yield (f'{folder}: {counted(len(tree.foreign_files), "hidden file")} left out (the name begins with a full '
+               f'stop): {first_names(tree.foreign_files, MAX_NAMED)}.')
     if tree.nested:
         yield (f'{folder}: the last folder is the class, not the first: {first_names(tree.nested, MAX_NAMED)}.')
     if tree.unmapped:
-        yield (f'{folder}: --class-map leaves out {len(tree.unmapped)} folder(s) with '
-               f'{sum(tree.unmapped.values()):,} images: {named(tree.unmapped)}.')
+        yield (f'{folder}: --class-map leaves out {counted(len(tree.unmapped), "folder")} with '
+               f'{counted(sum(tree.unmapped.values()), "image")}: {named(tree.unmapped)}.')
     if tree.missing:
-        yield (f'{folder}: {len(tree.missing)} name(s) of --class-map have no folder with images: '
+        yield (f'{folder}: {counted(len(tree.missing), "name")} of --class-map without a folder with images: '
                f'{named(tree.missing)}.')
     if tree.unnamed:
         yield (f'--class-map {printable(tree.class_map)} has no name for {len(tree.unnamed)} of the {len(tree.names)} '

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError, refuse, reworded
+from seresnet_timm.errors import UsageError, counted, refuse, reworded
 from seresnet_timm.launch import cluster, modelzoo
 from seresnet_timm.launch.combinations import find_contradictions, find_without_effect
 from seresnet_timm.launch.dataset import DataFacts, examine, fit_batch
@@ -244,7 +244,7 @@ def resolve_nodes(options: Dict[str, Any], job: Optional[cluster.Cluster]) -> Tu
     if nnodes < 1:
         raise UsageError(f'--nnodes is at least 1, got {nnodes}.')
     if not 0 <= rank < nnodes:
-        raise UsageError(f'--node-rank {rank} is out of range: {nnodes} node(s) have the numbers 0 to {nnodes - 1}.')
+        raise UsageError(f'--node-rank {rank} is out of range: {cluster.describe_nodes(nnodes)}.')
     if nnodes > 1 and not node.master_addr and not node.is_rank:
         unset = f' ({job.kind} does not say it: {job.master_variable} is not set)' if job else ''
         raise UsageError(f'{nnodes} nodes need --master-addr: the address of node 0, the same on every node{unset}.')
@@ -271,9 +271,9 @@ def resolve_processes(sources: Sources, node: Node, nnodes: int) -> Tuple[str, i
         if asked != 'auto' and int(asked) * nnodes != world_size:
             flag = f'--devices {options["devices"]}' if 'devices' in options else f'--nproc {asked}'
             raise UsageError(
-                f'{node.job.kind} started this process as one of {world_size} ranks, {flag} on {nnodes} '
-                f'node(s) asks for {int(asked) * nnodes}: leave out {flag.split()[0]}, or start as many ranks with '
-                f'{node.job.kind}.')
+                f'{node.job.kind} started this process as one of {world_size} ranks, {flag} on '
+                f'{counted(nnodes, "node")} asks for {int(asked) * nnodes}: leave out {flag.split()[0]}, or '
+                f'start as many ranks with {node.job.kind}.')
         return device, node.job.variable('LOCAL_WORLD_SIZE', world_size // nnodes), world_size
     kind, _, index = device.partition(':')
     if kind == 'cpu' and 'devices' in options:

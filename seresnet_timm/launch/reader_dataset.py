@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-from seresnet_timm.errors import RunError, UsageError, did_you_mean, first_line, first_names, printable
+from seresnet_timm.errors import RunError, UsageError, counted, did_you_mean, first_line, first_names, printable
 from seresnet_timm.launch.combinations import BANDS, channels_of
 
 MAX_NAMED = 3  # names that one sentence lists
@@ -165,8 +165,8 @@ def _open_split(kind: str, args: Dict[str, Any], flag: str, split: str) -> Any:
     if kind == 'torch':
         mode, channels = dataset[0][0].mode if len(dataset) else 'RGB', channels_of(args)
         if BANDS.get(mode, channels) != channels:
-            raise UsageError(f'--dataset {args["dataset"]} has images of {BANDS[mode]} channel(s), the network takes '
-                             f'{channels}: give --in-chans {BANDS[mode]}.')
+            raise UsageError(f'--dataset {args["dataset"]} has images of {counted(BANDS[mode], "channel")}, the '
+                             f'network takes {channels}: give --in-chans {BANDS[mode]}.')
         return names_of_dataset(dataset), len(dataset)
     reader = dataset.reader
     missing = [f for f in reader.split_info.filenames if '://' not in f and not f.startswith('pipe:') and not (

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional
 from timm.utils import update_summary
 from timm.utils.summary import trim_summary
 
-from seresnet_timm.errors import UsageError, first_line, printable
+from seresnet_timm.errors import UsageError, counted, first_line, printable
 from seresnet_timm.files import atomic_path, set_aside
 
 _logger = logging.getLogger('train')
@@ -79,7 +79,7 @@ class Summary:
                 self._rows[0]['log_wandb'] = False  # it was logged before the file was opened
                 with suppress(OSError):
                     self._remove_half_row(filename)
-                self.error = f'{len(self._rows)} row(s) of {filename} could not be written ({e.strerror}).'
+                self.error = f'{counted(len(self._rows), "row")} of {filename} could not be written ({e.strerror}).'
                 _logger.error(f'NOT SAVED: {self.error} They are written after the next epoch.')
                 return
             del self._rows[0]

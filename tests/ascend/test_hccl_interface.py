@@ -28,7 +28,7 @@ def test_one_node_leaves_it_to_hccl():
     ({'HCCL_IF_IP': ''}, (), "HCCL_IF_IP='' is not an IP address"),
     ({'HCCL_IF_IP': '10.0.0.256'}, (), 'is not an IP address'),
     ({'HCCL_IF_IP': '127.0.0.1'}, (2, 0, '203.0.113.1'), 'HCCL_IF_IP=127.0.0.1 is a loopback address, which the other '
-                                                         '1 node(s) cannot reach'),
+                                                         '1 node cannot reach'),
     ({}, (2, 0, '203.0.113.1', '127.0.0.1'), '--local-addr 127.0.0.1 is a loopback address'),
     ({'HCCL_IF_IP': '127.0.0.1'}, (1, 0, None, '203.0.113.5'), 'HCCL_IF_IP=127.0.0.1 and --local-addr 203.0.113.5 '
                                                                'contradict each other'),

@@ -147,7 +147,7 @@ def test_wrong_command_lines(finished, files, few_digits, tmp_path):
             ((files[0],), 'is one checkpoint: name two or more'),
             ((*files, '--last', 2), '--last counts the checkpoints of a run'),
             ((finished, '--last', 1), 'is too small: give at least 2'),
-            ((finished, '--last', 9), 'has 4 checkpoint(s) with a number (checkpoint-N.pth.tar), 9 are needed'),
+            ((finished, '--last', 9), 'has 4 checkpoints with a number (checkpoint-N.pth.tar), 9 are needed'),
             ((finished, files[0]), 'Name one folder of a run, or files'),
             ((*files, '--use-ema'), 'holds no moving average'),
             ((*files, '--out', files[1]), 'is the file that is read'),

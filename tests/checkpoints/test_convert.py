@@ -142,7 +142,7 @@ def test_inspect(model, tmp_path, capsys):
         v.numel() for v in model.state_dict().values() if v.is_floating_point()))
     assert facts['parameters'] == sum(p.numel() for p in model.parameters())
     message = refused(capsys, 'inspect', tmp_path / 'm.pth.tar', '--model', 'seresnet34_ascend', code=1)
-    assert '112 weight(s) do not fit seresnet34_ascend' in message
+    assert '112 weights do not fit seresnet34_ascend' in message
     main(['inspect', str(tmp_path / 'm.pth.tar'), '--model', 'seresnet18_ascend'])
     assert 'does not fit' not in capsys.readouterr().out
 

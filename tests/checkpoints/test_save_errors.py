@@ -94,9 +94,9 @@ def test_summary_has_every_row_once(tmp_path):
     first = path.read_text()
     with file_size_limit(len(first) + 4):
         add(1)
-        assert path.read_text() == first and '1 row(s)' in summary.error
+        assert path.read_text() == first and '1 row of' in summary.error
         add(2)
-        assert path.read_text() == first and '2 row(s)' in summary.error
+        assert path.read_text() == first and '2 rows of' in summary.error
     add(3)
     assert summary.error is None and path.read_text() == first + ''.join(f'{i},0.123456789,1.0\n' for i in (1, 2, 3))
 

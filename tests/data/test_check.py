@@ -92,7 +92,7 @@ def test_every_kind_of_file(data, capsys, tmp_path):
         'pipe.jpg': 'unreadable', 'notes.txt': 'left-out'}
 
     printed = run(capsys, data, '--json', tmp_path / 'f.json', '--csv', tmp_path / 'f.csv', '-j', 2, code=1)
-    assert 'train/a/inner.jpg [a]: it is a PNG' in printed.out and '13 finding(s)' in printed.err
+    assert 'train/a/inner.jpg [a]: it is a PNG' in printed.out and '13 findings' in printed.err
     record = json.loads((tmp_path / 'f.json').read_text())
     with open(tmp_path / 'f.csv', newline='') as f:
         rows = list(csv.DictReader(f))
@@ -116,7 +116,7 @@ def test_duplicates_and_classes(data, capsys):
         ('leaked', 'val/b/other.jpg'): 'same content as train/a/1.jpg, of class a',
         ('two-classes', 'train/b/two.jpg'): 'same content as train/a/2.jpg, of class a',
         ('duplicate', 'train/b/2b.jpg'): 'same content as train/b/2.jpg',
-        ('class-mismatch', 'val'): '1 image(s) in val, none in train',
+        ('class-mismatch', 'val'): '1 image in val, none in train',
         ('empty-class', 'train/d'): ''}
     run(capsys, data, code=1)
     run(capsys, data, '--ignore', 'leaked', 'two-classes', 'class-mismatch', 'empty-class')

@@ -113,7 +113,7 @@ def test_the_same_content_is_never_in_both_splits(photos):
         assert sorted(divided.two_classes) == ['cat/20.bmp', 'dog/cat.bmp'] and divided.duplicates == 14
         assert 8 <= divided.counts['cat']['val'] <= 13
     text = run_here('split', 'photos').stdout
-    assert '14 file(s) have the same content' in text and 'in two classes, all in train: cat/20.bmp' in text
+    assert '14 files have the same content' in text and 'in two classes, all in train: cat/20.bmp' in text
 
 
 @pytest.mark.parametrize('share, counts', ((0.001, (29, 1)), (0.5, (15, 15)), (0.999, (1, 29)), (0.1, (27, 3))))

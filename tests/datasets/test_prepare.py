@@ -255,7 +255,7 @@ def test_links_in_the_source_are_followed(tree, tmp_path):
 def test_folders_without_images_are_named(tree, tmp_path, capsys):
     (tree / 'train' / 'nothing').mkdir()
     cli.main(['prepare', str(tree), str(tmp_path / 'copy')])
-    assert '1 folder(s) without images are left out: train/nothing' in capsys.readouterr().err
+    assert '1 folder without images left out: train/nothing' in capsys.readouterr().err
 
 
 def test_refused(tree, tmp_path, capsys):

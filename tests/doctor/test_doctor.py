@@ -312,7 +312,7 @@ def test_files_of_a_server(tmp_path):
         'CANN 9.1.0')
     assert status(report, 'cann', 'driver')[:2] == ('ok', '25.2.0')
     assert status(report, 'devices', 'nodes') == (
-        'warning', f'2 NPU(s) in {root}/dev, but no /dev/hisi_hdc', 'start the container with --device=/dev/hisi_hdc')
+        'warning', f'2 NPUs in {root}/dev, but no /dev/hisi_hdc', 'start the container with --device=/dev/hisi_hdc')
     assert status(report, 'devices', 'npu-smi')[:2] == ('warning', 'NPU 0 reports Alarm')
     assert status(report, 'hccl', 'interface')[0] == 'warning'
     assert '203.0.113.9 is not an address of this machine' in status(report, 'hccl', 'interface')[1]

@@ -144,7 +144,7 @@ WRONG = (
     (('--kd-model-name', 'none/last.pth.tar'), 'none/last.pth.tar does not exist'),
     (('--kd-model-name', '{data}'), 'is neither the folder of a run nor one with a config.json'),
     (('--kd-model-name', '{teacher}', '--kd-distill-type', 'token'), 'needs a student with a distillation head'),
-    (('--kd-model-name', '{teacher}', '--in-chans', '1'), 'takes images of 3 channel(s), the student of 1'),
+    (('--kd-model-name', '{teacher}', '--in-chans', '1'), 'takes images of 3 channels, the student of 1'),
     (('--kd-model-name', '{teacher}', '--kd-temperature', '0'), 'is too small: give more than 0'),
     (('--kd-model-name', '{teacher}', '--task-loss-weight', '1.5'), 'gives the distillation the weight -0.5'),
     (('--kd-model-name', '{teacher}', '--task-loss-weight', '1'), 'The distillation has the weight 0'),

@@ -92,11 +92,11 @@ def test_values_without_a_meaning_are_refused(dest, refused):
 
 
 def test_lists_have_the_right_number_and_order_of_values():
-    assert VALUES['scale'].wrong_list([0.5]) == 'has 1 value(s): give 2'
+    assert VALUES['scale'].wrong_list([0.5]) == 'has 1 value: give 2'
     assert 'ascending' in VALUES['ratio'].wrong_list([1.3, 0.75])
     assert 'ascending' in VALUES['decay_milestones'].wrong_list([90, 30])
     assert VALUES['lr_noise'].wrong_list([0.4, 0.9]) is VALUES['lr_noise'].wrong_list([0.4]) is None
-    assert VALUES['opt_betas'].wrong_list([0.9]) == 'has 1 value(s): give 2 or 3'
+    assert VALUES['opt_betas'].wrong_list([0.9]) == 'has 1 value: give 2 or 3'
     assert VALUES['opt_betas'].wrong_list([0.9, 0.99]) is None
     assert VALUES['cutmix_minmax'].wrong_list([0.2, 0.8, 1]) is not None
 

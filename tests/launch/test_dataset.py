@@ -80,8 +80,8 @@ def test_a_class_map_says_what_counts(tmp_path):
     assert facts.problems == [] and facts.class_names == ['.net', 'cow', 'zebra'] and facts.mapped
     assert facts.num_images == {'train': 2, 'val': 2}
     text = '\n'.join(facts.notes)
-    assert "leaves out 3 folder(s) with 4 images: 'ant', 'bee', 'day'" in text
-    assert "1 name(s) of --class-map have no folder with images: 'zebra'" in text
+    assert "leaves out 3 folders with 4 images: 'ant', 'bee', 'day'" in text
+    assert "1 name of --class-map without a folder with images: 'zebra'" in text
     path.write_text('Ant\nBee\n')
     assert 'names none of the folders with images in' in train(root, class_map=str(path)).problems[0]
 
@@ -195,7 +195,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = '') -> tarfile.
 def test_links_and_files_that_are_twice_in_a_tar(tmp_path, more, named):
     """Unpacked it would have other images than timm counts."""
     problem, = validate(tar_of(tmp_path / 'a.tar', member('ant/1.png'), member('bee/1.png'), more)).problems
-    assert '1 image(s) or folder(s) that timm would leave out or count twice' in problem and f': {named}.' in problem
+    assert 'images or folders that timm would leave out or count twice' in problem and f' (1): {named}.' in problem
 
 
 def test_tars_of_which_python_reads_a_part_without_an_error(tmp_path):

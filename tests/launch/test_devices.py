@@ -63,7 +63,7 @@ def test_only_the_named_devices_are_visible(tmp_path):
 
 
 @pytest.mark.parametrize('text, environ, words', (
-    ('0,8', {}, 'names 8, but this machine has 8 NPU(s), which have the numbers 0 to 7'),
+    ('0,8', {}, 'names 8, but this machine has 8 NPUs, which have the numbers 0 to 7'),
     ('6-9', {}, 'names 8, 9, but'),
     ('0,5', {'ASCEND_RT_VISIBLE_DEVICES': '4,5'}, 'names 0, which ASCEND_RT_VISIBLE_DEVICES=4,5 does not allow'),
     ('0', {'CUDA_VISIBLE_DEVICES': ''}, 'which CUDA_VISIBLE_DEVICES= does not allow'),
@@ -76,7 +76,7 @@ def test_devices_that_are_not_there(tmp_path, text, environ, words):
 
 
 @pytest.mark.parametrize('value, words', (
-    ('0,1,8', 'names 8, but this machine has 4 NPU(s)'),
+    ('0,1,8', 'names 8, but this machine has 4 NPUs'),
     ('4,5', 'the numbers 0 to 3 (davinci4, davinci5, davinci6, davinci7, in this order)'),
     ('', "='' is no list of NPUs"), ('0-3', "'0-3' is no list"),
     ('1,0', 'is not ascending without doubles'), ('0,0', 'is not ascending'), ('all', 'is no list of NPUs')))

@@ -150,7 +150,7 @@ def test_restarts_of_a_recipe_on_several_nodes_need_a_name(few_digits):
 @pytest.mark.parametrize('flags, hint', (
     (('--npproc', 2), "Unknown flag '--npproc': did you mean --nproc?"),
     (('--smoothin', 2, '--model-emma'), "Unknown flag '--model-emma': did you mean --model-ema?"),
-    (('--node_rank', 2), '--node-rank 2 is out of range: 1 node(s) have the numbers 0 to 0'),
+    (('--node_rank', 2), '--node-rank 2 is out of range: the only node has the number 0'),
     (('--nnodes', 2, '--node_rank', 2, '--master_addr', 'x'), '--node-rank 2 is out of range'),
     (('--nnodes', 0), '--nnodes 0 is too small: give at least 1'),
     (('--nnodes', 2), '2 nodes need --master-addr'),

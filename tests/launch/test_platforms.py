@@ -68,7 +68,7 @@ def test_mapped(env, expected):
 
 
 @pytest.mark.parametrize('env, words', (
-    ({**TWO, 'VC_TASK_INDEX': '2'}, 'ModelArts says VC_TASK_INDEX=2, but 2 node(s) have the numbers 0 to 1'),
+    ({**TWO, 'VC_TASK_INDEX': '2'}, 'ModelArts says VC_TASK_INDEX=2, but 2 nodes have the numbers 0 to 1'),
     ({k: v for k, v in TWO.items() if k != 'VC_TASK_INDEX'}, 'VC_TASK_INDEX is missing'),
     ({**TWO, 'VC_TASK_INDEX': 'worker-1'}, "VC_TASK_INDEX is 'worker-1', which is no number"),
     ({**TWO, 'MA_NUM_HOSTS': '4'}, 'ModelArts says MA_NUM_HOSTS=4 and VC_WORKER_NUM=2'),
@@ -79,11 +79,11 @@ def test_mapped(env, expected):
     ({**TWO, 'VC_WORKER_HOSTS': 'http://a:1,b'}, "VC_WORKER_HOSTS is 'http://a:1', which is no name or address"),
     ({k: v for k, v in TWO.items() if k not in ('MA_NUM_HOSTS', 'VC_WORKER_NUM', 'VC_TASK_INDEX')},
      'VC_TASK_INDEX is missing'),
-    ({**TWO, 'VC_WORKER_HOSTS': 'job-worker-0.job'}, 'names 1 machine(s)'),
+    ({**TWO, 'VC_WORKER_HOSTS': 'job-worker-0.job'}, 'names 1 machine'),
     ({k: v for k, v in TWO.items() if k != 'VC_WORKER_HOSTS'}, 'ModelArts does not say it: VC_WORKER_HOSTS is not set'),
     ({**TWO, 'MASTER_PORT': '70000'}, 'MASTER_PORT is 70000, which is no port'),
     ({**ONE, **DEVICE, 'ASCEND_DEVICE_ID': 'x'}, "ASCEND_DEVICE_ID is 'x'"),
-    ({**MINDCLUSTER, 'RANK': '2'}, 'MindCluster says RANK=2, but 2 node(s) have the numbers 0 to 1'),
+    ({**MINDCLUSTER, 'RANK': '2'}, 'MindCluster says RANK=2, but 2 nodes have the numbers 0 to 1'),
     ({k: v for k, v in MINDCLUSTER.items() if k != 'RANK'}, 'RANK is missing'),
     ({**MINDCLUSTER, 'WORLD_SIZE': '12'}, 'different numbers of NPUs'),
     ({**MINDCLUSTER, 'WORLD_SIZE': '0'}, 'different numbers of NPUs'),
@@ -95,11 +95,11 @@ def test_mapped(env, expected):
     ({k: v for k, v in MINDCLUSTER.items() if k != 'MASTER_ADDR'}, 'MindCluster does not say it: MASTER_ADDR is not'),
     ({**KUBEFLOW, 'PET_NNODES': '1:4'}, "PET_NNODES is '1:4', which is no number"),
     ({**KUBEFLOW, 'PET_NNODES': '0'}, 'PET_NNODES=0, which is no number of pods'),
-    ({**KUBEFLOW, 'PET_NODE_RANK': '2'}, 'Kubeflow says PET_NODE_RANK=2, but 2 node(s) have the numbers 0 to 1'),
+    ({**KUBEFLOW, 'PET_NODE_RANK': '2'}, 'Kubeflow says PET_NODE_RANK=2, but 2 nodes have the numbers 0 to 1'),
     ({**KUBEFLOW, 'PET_MASTER_PORT': '0'}, 'PET_MASTER_PORT is 0'),
     ({k: v for k, v in KUBEFLOW.items() if k != 'PET_MASTER_ADDR'}, 'PET_MASTER_ADDR is not set'),
     ({**VOLCANO, 'RANK': '2'}, 'Volcano says RANK=2'),
-    ({**VOLCANO, 'VC_WORKER_NUM': '3'}, 'count 4 pod(s)')))
+    ({**VOLCANO, 'VC_WORKER_NUM': '3'}, 'count 4 pods')))
 def test_wrong_or_missing(env, words):
     with pytest.raises(UsageError) as error:
         nodes(env)
