@@ -161,6 +161,14 @@ class Checkpoint:
         return _number(self.content.get('metric', self.content.get('best_acc1')))
 
     @property
+    def metric_name(self) -> Optional[str]:
+        """Name of that metric; None if the file does not say it."""
+        if 'metric' not in self.content:
+            return 'top1' if self.is_modelzoo else None
+        name = self.args.get('eval_metric')
+        return name if isinstance(name, str) else None
+
+    @property
     def run_state(self) -> Dict[str, Any]:
         """What an exact resume needs beside weights and optimizer; {} in files of others."""
         state = self.content.get('run_state')

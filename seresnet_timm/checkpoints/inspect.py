@@ -57,6 +57,7 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
         'dtype': dict(dtypes.most_common()),
         'epochs': checkpoint.epochs,
         'metric': checkpoint.metric,
+        'metric_name': checkpoint.metric_name,
         'moving_average': checkpoint.has_ema,
         'not_finite_in_average': not_finite(checkpoint.ema or {}),
         'optimizer': checkpoint.has_optimizer,
@@ -122,7 +123,8 @@ def describe(facts: Dict[str, Any]) -> List[str]:
          + (f'; variances of BatchNorm are below zero in {first_names(facts["negative_variances"], fit.MAX_NAMED)}'
             if facts['negative_variances'] else '')),
         ('epochs', 'unknown' if facts['epochs'] is None else facts['epochs']),
-        ('metric', 'unknown' if facts['metric'] is None else f'{facts["metric"]:.3f}'),
+        ('metric', 'unknown' if facts['metric'] is None else ' '.join(
+            filter(None, (facts['metric_name'], f'{facts["metric"]:.3f}')))),
         ('moving average', yes(facts['moving_average'])
          + (f'; values are not finite (NaN or infinity) in '
             f'{first_names(facts["not_finite_in_average"], fit.MAX_NAMED)}' if facts['not_finite_in_average'] else '')),

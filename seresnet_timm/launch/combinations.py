@@ -65,21 +65,34 @@ _NEEDS = {'train': _TRAIN_NEEDS, 'validate': (
 _BOTH_NEED = (
     ('amp_dtype', 'without --amp', lambda a: not a.get('amp')),
     ('torchcompile_mode', 'without --torchcompile', lambda a: not a.get('torchcompile')))
+# likewise flags of the launcher
+_LAUNCHER_NEEDS = {'train': (
+    ('fuse_bn', 'in a training, only in validate', lambda a: True),
+    ('loss_scale', 'without --amp in float16', lambda a: not a.get('amp') or a.get('amp_dtype') != 'float16'),
+    ('lean_se', 'with --model {model}, only with the networks of this package',
+     lambda a: ':' not in a['model'] and not a['model'].partition('.')[0].endswith('_ascend'))), 'validate': (
+    ('checkpoint_minutes max_bad_steps max_bad_images loss_scale lean_se prof', 'in an evaluation, only in train',
+     lambda a: True),)}
 
 
-def find_without_effect(verb: str, args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:
+def find_without_effect(
+        verb: str, args: Mapping[str, Any], asked: Callable[..., bool], options: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on flags that were given and change nothing, because of others.
 
     Args:
         verb: 'train' or 'validate'.
         args: Every flag of the script, by timm's names.
         asked: Whether the user gave one of the flags that it is called with.
+        options: Flags of the launcher that the user gave.
     """
     for flags, when, is_idle in (*_NEEDS[verb], *_BOTH_NEED):
         given = [name for name in flags.split() if args.get(name) and asked(name)]
         if given and is_idle(args):
-            yield (f'{", ".join(map(_flag, given))} {"has" if len(given) == 1 else "have"} no effect '
-                   f'{when.format(**args)} (as in timm).')
+            yield f'{_no_effect(given)} {when.format(**args)} (as in timm).'
+    for flags, when, is_idle in _LAUNCHER_NEEDS[verb]:
+        given = [name for name in flags.split() if name in options]
+        if given and is_idle(args):
+            yield f'{_no_effect(given)} {when.format(**args)}.'
     epochs, warmup = args.get('epochs') or 0, args.get('warmup_epochs') or 0
     if verb == 'train' and asked('epochs') and 0 < epochs <= warmup and not args.get('warmup_prefix') and (
             args.get('sched') not in ('none', '')):
@@ -246,6 +259,10 @@ def _image_sizes(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterato
             yield f'{name} does not go with --train-img-sizes: leave out one.'
     if (args.get('dataset') or '').partition('/')[0].lower() in STREAMS:
         yield f'--train-img-sizes needs a dataset with positions, which --dataset {args["dataset"]} has not.'
+
+
+def _no_effect(names: List[str]) -> str:
+    return f'{", ".join(map(_flag, names))} {"has" if len(names) == 1 else "have"} no effect'
 
 
 def _flag(name: str) -> str:

@@ -154,7 +154,7 @@ def _make_plan(
         *line.problems, *missing.values(), *wrong_sizes,
         *find_contradictions(line.verb, args, sources.asked_or_typed, world_size),
         *data.problems, *decide_classes(line.verb, sources, args, data)]
-    sources.notes += find_without_effect(line.verb, args, sources.asked_or_typed)
+    sources.notes += find_without_effect(line.verb, args, sources.asked_or_typed, sources.options)
     options = sources.options
     decided = dict(
         verb=line.verb,

@@ -14,6 +14,7 @@ from seresnet_timm.runs.prediction_pictures import draw_matrix, draw_worst
 from seresnet_timm.runs.predictions import Predictions
 from seresnet_timm.runs.read import Run, output_file, read_run
 from seresnet_timm.runs.record import read_record
+from seresnet_timm.runs.show import width_of
 
 # for push and the model card too
 __all__ = ['Run', 'format_table', 'pyplot', 'read_record', 'read_run', 'report', 'table_row']
@@ -73,7 +74,7 @@ def report_runs(runs: Sequence[Run], predictions: Sequence[Optional[Predictions]
     else:
         print(format_table([table_row(run) for run in runs]))
         print()
-        report_rows.print_text(texts['markdown']())
+        report_rows.print_text('\n\n'.join((report_rows.as_markdown(rows, width_of(sys.stdout)), *validations)) + '\n')
         print()
     for run, row in zip(runs, rows):
         if row['reason']:

@@ -67,8 +67,30 @@ def _median(values: Any) -> Optional[float]:
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
-def as_markdown(rows: Sequence[Dict[str, Any]]) -> str:
-    return format_table([{k: markdown(v) for k, v in cells(row).items()} for row in rows], COLUMNS)
+def as_markdown(rows: Sequence[Dict[str, Any]], width: Optional[int] = None) -> str:
+    """A table with a row for each run; if that is wider than `width`, with a column for each run."""
+    texts = [{k: markdown(v) for k, v in cells(row).items()} for row in rows]
+    table = format_table(texts, COLUMNS)
+    if width is None or _fits(table, width):
+        return table
+    tables: List[str] = []
+    block: List[Dict[str, str]] = []
+    for text in texts:
+        if block and not _fits(_with_columns_of_runs([*block, text]), width):
+            tables.append(_with_columns_of_runs(block))
+            block = []
+        block.append(text)
+    return '\n\n'.join([*tables, _with_columns_of_runs(block)])
+
+
+def _fits(table: str, width: int) -> bool:
+    return letter_widths(table.partition('\n')[0]) <= width
+
+
+def _with_columns_of_runs(texts: Sequence[Dict[str, str]]) -> str:
+    first, *others = COLUMNS
+    rows = [{first: column, **{text[first]: text[column] for text in texts}} for column in others]
+    return format_table(rows, (first, *(text[first] for text in texts)))
 
 
 def format_table(rows: List[Dict[str, str]], columns: Sequence[str]) -> str:

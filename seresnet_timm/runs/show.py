@@ -36,12 +36,16 @@ def painted(text: str, color: str, stream: Optional[TextIO] = None) -> str:
     return f'\033[{COLORS[color]}m{text}\033[0m' if has_color(stream) else text
 
 
+def width_of(stream: TextIO) -> Optional[int]:
+    """Columns of a terminal; None if the stream is none."""
+    return os.get_terminal_size(stream.fileno()).columns if is_terminal(stream) else None
+
+
 def fitted(label: str, text: str, stream: Optional[TextIO] = None) -> str:
     """A text beside its label: one line, on a terminal (stderr) as many as it needs, none of which breaks a word."""
-    stream = stream or sys.stderr
-    if not is_terminal(stream):
+    columns = width_of(stream or sys.stderr)
+    if columns is None:
         return label + text
-    columns = os.get_terminal_size(stream.fileno()).columns
     indent = len(label) if columns >= 60 else min(len(label), 4)
     return '\n'.join(textwrap.wrap(
         text, max(columns - 1, 20), initial_indent=label, subsequent_indent=' ' * indent, break_long_words=False,

@@ -133,12 +133,13 @@ def test_inspect(model, tmp_path, capsys):
     main(['inspect', str(tmp_path / 'm.pth.tar')])
     text = capsys.readouterr().out
     assert 'seresnet18_ascend (recognised by its weights; the file calls it resnext101_32x8d)' in text
+    assert any(line.split() == ['metric', 'top1', '77.500'] for line in text.splitlines())
     assert 'ModelZoo checkpoint' in text and 'loss scale 1024' in text and 'CRC-32 of every part verified' in text
     main(['inspect', '--json', str(tmp_path / 'm.pth.tar')])
     facts = json.loads(capsys.readouterr().out)
     import hashlib
     assert facts['sha256'] == hashlib.sha256((tmp_path / 'm.pth.tar').read_bytes()).hexdigest()
-    assert (facts['epochs'], facts['metric'], facts['dtype']['float32']) == (100, 77.5, sum(
+    assert (facts['epochs'], facts['metric'], facts['metric_name'], facts['dtype']['float32']) == (100, 77.5, 'top1', sum(
         v.numel() for v in model.state_dict().values() if v.is_floating_point()))
     assert facts['parameters'] == sum(p.numel() for p in model.parameters())
     message = refused(capsys, 'inspect', tmp_path / 'm.pth.tar', '--model', 'seresnet34_ascend', code=1)

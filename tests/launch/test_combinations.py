@@ -71,7 +71,7 @@ def without_effect(*argv, verb='train'):
     line = parse(verb, argv)
     assert not line.problems
     return list(find_without_effect(
-        verb, {**line.defaults, **line.flags}, lambda *names: any(n in line.flags for n in names)))
+        verb, {**line.defaults, **line.flags}, lambda *names: any(n in line.flags for n in names), line.options))
 
 
 @pytest.mark.parametrize('argv, cure', (
@@ -92,6 +92,10 @@ def without_effect(*argv, verb='train'):
     (('--aa', 'rand-m9', '--color-jitter', '.3'), ('--aa', '3a')),
     (('--train-num-samples', '9'), ('--dataset', 'wds/x')),
     (('--no-resume-opt',), ('--resume', 'x')),
+    (('--loss-scale', '8'), ('--amp',)),
+    (('--amp', '--amp-dtype', 'bfloat16', '--loss-scale', '8'), ('--amp-dtype', 'float16')),
+    (('--model', 'resnet18', '--lean-se', 'on'), ('--model', 'seresnet50_ascend')),
+    (('--model', 'resnet18', '--lean-se', 'on'), ('--model', 'hf-hub:org/name')),
 ))
 def test_flags_that_change_nothing(argv, cure):
     (note,) = without_effect(*argv)
@@ -107,6 +111,10 @@ def test_flags_that_change_nothing_are_told_together_and_defaults_are_not():
     assert without_effect('--amp-dtype', 'bfloat16', '--results-format', 'json', verb='validate') == [
         '--results-format has no effect without --results-file (as in timm).',
         '--amp-dtype has no effect without --amp (as in timm).']
+    assert without_effect('--checkpoint-minutes', '0', '--max-bad-images', '3', '--prof', verb='validate') == [
+        '--checkpoint-minutes, --max-bad-images, --prof have no effect in an evaluation, only in train.']
+    assert without_effect('--fuse-bn', 'on') == ['--fuse-bn has no effect in a training, only in validate.']
+    assert without_effect('--fuse-bn', 'on', verb='validate') == []
 
 
 @pytest.mark.parametrize('argv, told', (

@@ -67,6 +67,23 @@ def test_table_and_curves(run):
     assert not list(run.glob('.*'))
 
 
+def test_a_table_in_a_narrow_terminal(run):
+    """A column for each run where a row is too wide; the same texts."""
+    rows = [report_rows.row_of(read_run(str(run)), name) for name in ('first', 'second-' + 'x' * 20, 'third')]
+
+    def cells(text):
+        return [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line]
+    wide = report_rows.as_markdown(rows)
+    assert report_rows.as_markdown(rows, 200) == wide
+    tables = report_rows.as_markdown(rows, 60).split('\n\n')
+    assert len(tables) == 2 and all(len(line) <= 60 for table in tables for line in table.splitlines())
+    turned = [list(column) for table in tables for column in list(zip(*cells(table)))[1:]]
+    heads, _, *texts = cells(wide)
+    assert [[row[0], *row[2:]] for row in turned] == texts
+    labels = [row[0] for row in cells(tables[0])]
+    assert [labels[0], *labels[2:]] == heads
+
+
 def test_several_runs(run):
     result = run_cli('report', run, run)
     assert result.stdout.count('8p-NPU') == 2
