@@ -75,8 +75,8 @@ def test_a_table_in_a_narrow_terminal(run):
         return [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line]
     wide = report_rows.as_markdown(rows)
     assert report_rows.as_markdown(rows, 200) == wide
-    tables = report_rows.as_markdown(rows, 60).split('\n\n')
-    assert len(tables) == 2 and all(len(line) <= 60 for table in tables for line in table.splitlines())
+    tables = report_rows.as_markdown(rows, 70).split('\n\n')
+    assert len(tables) == 2 and all(len(line) <= 70 for table in tables for line in table.splitlines())
     turned = [list(column) for table in tables for column in list(zip(*cells(table)))[1:]]
     heads, _, *texts = cells(wide)
     assert [[row[0], *row[2:]] for row in turned] == texts
