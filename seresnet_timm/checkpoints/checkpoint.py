@@ -165,7 +165,7 @@ class Checkpoint:
         """Name of that metric; None if the file does not say it."""
         if 'metric' not in self.content:
             return 'top1' if self.is_modelzoo else None
-        name = self.args.get('eval_metric')
+        name = self.content.get('metric_name', self.args.get('eval_metric'))
         return name if isinstance(name, str) else None
 
     @property
@@ -191,8 +191,8 @@ class Checkpoint:
     def others(self) -> List[str]:
         """Keys of what else is in the file."""
         key = (self.weights_key or '').partition('.')[0]
-        known = {key, *layout.EMA_KEYS, SHA256_KEY, INFO_KEY, 'arch', 'epoch', 'epochs', 'metric', 'version',
-                 'optimizer'}
+        known = {key, *layout.EMA_KEYS, SHA256_KEY, INFO_KEY, 'arch', 'epoch', 'epochs', 'metric', 'metric_name',
+                 'version', 'optimizer'}
         return [] if self.weights is self.content else [str(k) for k in self.content if k not in known]
 
     @property

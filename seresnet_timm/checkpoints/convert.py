@@ -75,11 +75,12 @@ def convert(
         if to == 'safetensors':
             metadata = {
                 'architecture': arch, 'num_classes': info.num_classes, 'epochs': checkpoint.epochs,
-                'metric': checkpoint.metric, INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
+                'metric': checkpoint.metric, 'metric_name': checkpoint.metric_name,
+                INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
             write_safetensors(weights, tmp, {k: str(v) for k, v in metadata.items() if v is not None})
         else:
             content = (as_modelzoo(weights, checkpoint.epochs, checkpoint.metric) if to == 'modelzoo' else
-                       as_timm(weights, arch, checkpoint.epochs, checkpoint.metric, info))
+                       as_timm(weights, arch, checkpoint.epochs, checkpoint.metric, info, checkpoint.metric_name))
             with open(tmp, 'wb') as f:  # torch would write a path's name into the archive, here a random one
                 torch.save(content, f)
     return inspection.inspect(target)
@@ -168,11 +169,12 @@ def as_timm(
         epochs: Optional[int],
         metric: Optional[float],
         info: ModelInfo,
+        metric_name: Optional[str] = None,
 ) -> Dict[str, Any]:
     """A checkpoint as timm's scripts load it."""
-    epoch = None if epochs is None else epochs - 1  # the last one
-    checkpoint = {'version': 2, 'state_dict': weights}
-    checkpoint.update((k, v) for k, v in (('arch', arch), ('epoch', epoch), ('metric', metric)) if v is not None)
+    last = None if epochs is None else epochs - 1
+    facts = dict(arch=arch, epoch=last, metric=metric, metric_name=metric_name)
+    checkpoint = {'version': 2, 'state_dict': weights, **{k: v for k, v in facts.items() if v is not None}}
     checkpoint[INFO_KEY] = info.to_dict()
     checkpoint[SHA256_KEY] = {'state_dict': weights_sha256(weights)}
     return checkpoint

@@ -166,7 +166,7 @@ def _read_safetensors(path: str) -> Dict[str, Any]:
         checkpoint[SHA256_KEY] = {'state_dict': metadata[SHA256_KEY]}
     if INFO_KEY in metadata:
         checkpoint[INFO_KEY] = json.loads(metadata[INFO_KEY])
-    for key, kind in (('epochs', int), ('metric', float)):
+    for key, kind in (('epochs', int), ('metric', float), ('metric_name', str)):
         if key in metadata:
             checkpoint[key] = kind(metadata[key])
     return checkpoint

@@ -35,7 +35,7 @@ from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.card import make_card
 from seresnet_timm.hub.client import ask, first_answer, make_api, say, split_name, time_limit
 from seresnet_timm.hub.config import make_config
-from seresnet_timm.hub.errors import explained, redact, status_of
+from seresnet_timm.hub.errors import explain, explained, redact, status_of
 from seresnet_timm.hub.repository import CARD, CONFIG, CURVES, SAFE_WEIGHTS, digest_of, digest_on_hub
 from seresnet_timm.hub.upload import Source, read_source
 from seresnet_timm.process import FIRST_ANSWER, within
@@ -131,8 +131,19 @@ def push(
                     raise
             sha256 = _verify_pushed(api, repo_id, commit.oid, additions)
             if tag is not None:
-                api.create_tag(repo_id, tag=tag, revision=commit.oid)
+                _tag(api, repo_id, tag, commit.oid)
     return Pushed(repo_id, commit.oid, printable(str(commit.commit_url)), revision, sha256, found.notes + target.notes)
+
+
+def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
+    """Tag a commit; an error says that the model is there."""
+    try:
+        api.create_tag(repo_id, tag=tag, revision=commit)
+    except Exception as e:
+        why = 'this Hub takes no tags (404).' if status_of(e) == 404 else explain(e, repo_id, 'push')
+        if why is None:
+            raise
+        raise RunError(f'{repo_id} has the model, as commit {commit}, but not the tag {tag}: {why}') from None
 
 
 def _check_request(

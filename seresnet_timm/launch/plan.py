@@ -170,7 +170,7 @@ def _make_plan(
         fast_step=options.get('fast_step', 'auto') == 'auto',
         graph=decide_graph(line, sources, args, device, world_size),
         max_bad_images=str(options.get('max_bad_images', '0.1%')),
-        max_restarts=max_restarts(sources, nnodes, is_named),
+        max_restarts=max_restarts(sources, node, nnodes, world_size, is_named),
         output=output,
         class_names=data.class_names,
         num_images=data.num_images,
@@ -458,10 +458,16 @@ def resolve_resume(sources: Sources, output: str) -> str:
     return checkpoint.path
 
 
-def max_restarts(sources: Sources, nnodes: int, is_named: bool) -> int:
-    """How often the processes are restarted after a failure, at most."""
+def max_restarts(sources: Sources, node: Node, nnodes: int, world_size: int, is_named: bool) -> int:
+    """How often the processes are restarted after a failure, at most: those that this launcher starts."""
     is_asked = 'max_restarts' in sources.options
     value = sources.options['max_restarts'] if is_asked else sources.recipe.max_restarts if sources.recipe else 0
+    if world_size == 1 or node.is_rank:
+        if value and is_asked:
+            why = f'with processes that {node.job.kind} starts' if node.job and node.is_rank else (
+                'with one process, which has no launcher')
+            sources.notes.append(f'--max-restarts has no effect {why}.')
+        return 0
     if not value or nnodes == 1 or is_named:
         return value
     if is_asked:

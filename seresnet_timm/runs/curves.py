@@ -194,16 +194,20 @@ def _draw_top1(ax: Any, runs: Sequence[Curves]) -> None:
 def _draw_lr(ax: Any, runs: Sequence[Curves]) -> None:
     """Learning rates; on a logarithmic axis if those of a run were a line at 0 beside those of another."""
     highest, above = [], []
-    for i, run in enumerate(runs):
-        values = [row['lr'] for row in run.rows]
-        _line(ax, [row['epoch'] for row in run.rows], values, _look(i))
-        highest += [max(v for v in values if v > 0)] if any(v > 0 for v in values) else []
-        above += [v for v in values if v > 0]
+    for run in runs:
+        positive = [row['lr'] for row in run.rows if row['lr'] > 0]
+        highest += [max(positive)] if positive else []
+        above += positive
+    low = 0.
     if highest and max(highest) > 20 * min(highest):
-        # a schedule that ends at 0 leaves the panel below
-        _logarithmic(ax, max(min(highest) / 50, min(above)), max(highest))
+        low = max(min(highest) / 50, min(above))
+        _logarithmic(ax, low, max(highest))
     else:
         ax.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+    for i, run in enumerate(runs):
+        # on a logarithmic axis a schedule that ends at 0 leaves the panel below, by a slope
+        _line(ax, [row['epoch'] for row in run.rows], [row['lr'] if row['lr'] > 0 else low / 10 for row in run.rows],
+              _look(i))
 
 
 def _draw_fps(ax: Any, runs: Sequence[Curves]) -> None:

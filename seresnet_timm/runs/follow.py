@@ -235,7 +235,7 @@ def find_run(path: Path) -> RunFolder:
         return RunFolder(path)
     runs = [(_changed(child), child) for child in path.iterdir() if child.is_dir() and _is_run(child)]
     if not runs:
-        raise UsageError(f'{path} holds no run: a run has the file run.json.')
+        raise UsageError(f'{path} holds no run: a run has the file run.json, which it writes when it starts.')
     return RunFolder(max(runs)[1])
 
 

@@ -122,6 +122,13 @@ def test_tag_that_exists(pushed, client, checkpoint):
     one_sentence(client.run('push', checkpoint, 'me/x', '--tag', 'v1'), 2, 'me/x', 'tag v1')
 
 
+def test_tag_that_cannot_be_made(hub, client, checkpoint):
+    hub.faults.append(Fault('/tag/', status=404))
+    result = client.run('push', checkpoint, 'me/x', *FLAGS, '--tag', 'v1')
+    one_sentence(result, 1, 'me/x has the model, as commit', hub.repos['me/x'].branches['main'], 'not the tag v1')
+    assert not hub.repos['me/x'].tags and 'model.safetensors' in hub.repos['me/x'].files()
+
+
 @pytest.mark.parametrize('fault, parts', mostly_slow((
     (Fault('.', status=401, message='Invalid credentials in Authorization header'), ('token', 'HF_TOKEN', 'me/x')),
     (Fault(CREATE, status=403, message='No rights'), ('403', 'write to me')),

@@ -218,3 +218,18 @@ def test_plan_breaks_no_word_on_a_terminal(few_digits, tmp_path):
     assert shown.split() == logged.split()
     assert max(map(len, shown.splitlines())) < 120 < max(map(len, logged.splitlines()))
     assert all(line.startswith(('Plan: ', '  ', 'Dry run')) for line in shown.splitlines())
+
+
+@pytest.mark.parametrize('env, nproc, says', [
+    ({}, 1, '--max-restarts has no effect with one process, which has no launcher.'),
+    ({'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+      'MASTER_PORT': '29517'}, None, '--max-restarts has no effect with processes that torchrun starts.'),
+    ({}, 2, None),
+])
+def test_restarts_are_those_of_this_launcher(few_digits, tmp_path, monkeypatch, env, nproc, says):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    processes = [] if nproc is None else ['--nproc', nproc]
+    plan = make_plan('train', list(map(str, train_flags(few_digits, tmp_path, '--max-restarts', 2, *processes)))[1:])
+    assert plan.settings.max_restarts == (2 if says is None else 0)
+    assert [note for note in plan.settings.notes if 'max-restarts' in note] == ([] if says is None else [says])
