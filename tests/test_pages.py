@@ -221,6 +221,7 @@ REPLACED = {
 # part of a command -> whether what it needs is here
 NEEDS = {
     'hf-hub:': False,  # tests/hub
+    'hfds:': False, 'wds:': False,  # tests/launch/test_reader_dataset.py
     '--real-labels': False,  # goes by the names of ImageNet's images
     '--help': False,  # plans nothing
     '--tensorboard': importlib.util.find_spec('tensorboard') is not None,

@@ -174,7 +174,8 @@ def as_timm(
     """A checkpoint as timm's scripts load it."""
     last = None if epochs is None else epochs - 1
     facts = dict(arch=arch, epoch=last, metric=metric, metric_name=metric_name)
-    checkpoint: Dict[str, Any] = {'version': 2, 'state_dict': weights, **{k: v for k, v in facts.items() if v is not None}}
+    checkpoint: Dict[str, Any] = {'version': 2, 'state_dict': weights}
+    checkpoint.update((k, v) for k, v in facts.items() if v is not None)
     checkpoint[INFO_KEY] = info.to_dict()
     checkpoint[SHA256_KEY] = {'state_dict': weights_sha256(weights)}
     return checkpoint

@@ -339,7 +339,9 @@ def _add_data_source(group) -> None:
     arg = group.add_argument
     # timm's positional argument, kept for its users
     arg('data', nargs='?', metavar='DIR', help='the same as --data-dir')
-    arg('--data-dir', metavar='DIR', help='root of the dataset: train/<class>/*, val/<class>/*')
+    arg('--data-dir', metavar='DIR',
+        help='root of the dataset: train/<class>/*, val/<class>/*; hfds:NAME: --dataset hfds/NAME; wds:DIR: --dataset '
+             'wds/ with tars in DIR')
     arg('--dataset', metavar='NAME', default='',
         help='<type>/<name> of a dataset that is not a folder of images, e.g. torch/cifar10, hfds/NAME, wds/')
     arg('--dataset-download', action='store_true', help='download the dataset, if it is torch/... or tfds/...')

@@ -214,6 +214,8 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     args['device'] = device
     if 'data' in line.defaults:
         args['data'] = None
+    if not args.get('dataset'):
+        args.update(dataset_in(args.get('data_dir') or ''))
     for key in ('model', 'kd_model_name'):
         if set(':/') & set(args.get(key) or ''):
             from seresnet_timm.hub.names import remote_name
@@ -221,6 +223,14 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
     if line.verb == 'validate':
         args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
     return args
+
+
+def dataset_in(data_dir: str) -> Dict[str, Any]:
+    """timm's flags for a data folder that names a dataset: `hfds:NAME`, `hfids:NAME`, `wds:FOLDER`; {} for others."""
+    kind, _, rest = data_dir.partition(':')
+    if kind not in ('hfds', 'hfids', 'wds') or not rest or rest.startswith('//') or os.path.exists(data_dir):
+        return {}
+    return {'dataset': 'wds/', 'data_dir': rest} if kind == 'wds' else {'dataset': f'{kind}/{rest}', 'data_dir': None}
 
 
 def apply_recipe(sources: Sources, recipe: Recipe, verb: str, device: str, world_size: int) -> None:

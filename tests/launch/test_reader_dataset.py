@@ -14,6 +14,7 @@ from PIL import Image
 
 from seresnet_timm.launch.combinations import find_contradictions
 from seresnet_timm.launch.dataset import examine
+from seresnet_timm.launch.sources import dataset_in
 
 pytestmark = pytest.mark.preloaded
 
@@ -67,9 +68,22 @@ def test_classes_of_hugging_face_are_evaluated_by_name(run, named, tmp_path):
     skip_without('datasets')
     checkpoint, expected = run
     assert evaluate(checkpoint, dataset=f'hfds/{named}', data_dir=tmp_path / 'cache') == expected
+    assert evaluate(checkpoint, data_dir=f'hfds:{named}') == expected
     result = run_here('validate', '--checkpoint', checkpoint, '--device', 'cpu', '--num-samples', 30,
                       '--dataset', f'hfids/{named}')  # whose reader has no names of a local folder to number them by
     assert result.returncode == 2 and "class 1 is 'n2' in the checkpoint and 'n10' in the data" in result.stderr
+
+
+@pytest.mark.parametrize('data_dir, flags', (
+    ('hfds:org/name', {'dataset': 'hfds/org/name', 'data_dir': None}),
+    ('wds:a/b', {'dataset': 'wds/', 'data_dir': 'a/b'}),
+    ('hfids:x', {'dataset': 'hfids/x', 'data_dir': None}), ('hfds:', {}), ('wds://x', {}), ('a:b', {}), ('', {})))
+def test_datasets_that_are_named_as_a_folder(data_dir, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dataset_in(data_dir) == flags
+    if flags:
+        (tmp_path / data_dir).mkdir(parents=True)  # a folder of that name
+        assert dataset_in(data_dir) == {}
 
 
 def test_unknown_split_of_hugging_face(named, tmp_path):
