@@ -103,7 +103,7 @@ def _check_range(found: Findings, name: str, value: str, machine: Machine, wish:
     try:
         ports = parse_range(value)
     except ValueError as e:
-        found.problems.append(f'{name}={value} is no list of ports: {e}; correct it, or unset it.')
+        found.problems.append(f'{name}={value} is not a list of ports: {e}; correct it, or unset it.')
         return
     if not machine.takes_port_ranges:
         why = ('on this chip' if machine.is_first_910 else 'before CANN 8.1' if machine.cann is not None else

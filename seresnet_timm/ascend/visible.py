@@ -25,7 +25,7 @@ def find_problem(environ: Mapping[str, str], root: Path = Path('/')) -> Optional
     if value is None or not nodes:
         return None
     if not re.fullmatch(r'[0-9]+(,[0-9]+)*', value.strip()):
-        return f"{NAME}='{value}' is no list of NPUs, such as 0,1,2,3", CORRECT
+        return f"{NAME}='{value}' is not a list of NPUs, such as 0,1,2,3", CORRECT
     numbers = [int(n) for n in value.split(',')]
     if numbers != sorted(set(numbers)):
         return (f'{NAME}={value} is not ascending without doubles, and NPUs after the first wrong number are not seen',

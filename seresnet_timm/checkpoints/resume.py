@@ -33,7 +33,7 @@ def problems(checkpoint: Checkpoint, args: Any, optimizer: Optional[torch.optim.
     """
     path, content = checkpoint.path, checkpoint.content
     if checkpoint.format in ('safetensors', 'python2') or checkpoint.weights_key not in (None, 'state_dict', 'model'):
-        yield (f'Checkpoint {path} is no file of a training that --resume continues: start from its weights with '
+        yield (f'Checkpoint {path} is not a file of a training that --resume continues: start from its weights with '
                '--initial-checkpoint.')
         return
     epoch, version = content.get('epoch'), content.get('version', 1)

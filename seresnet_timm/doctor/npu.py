@@ -210,7 +210,7 @@ def check_ports(machine: Machine, device: str) -> List[Check]:
     """The ports on which HCCL listens."""
     base = machine.environ.get('HCCL_IF_BASE_PORT', str(hccl_network.HCCL_BASE_PORT))
     if not hccl_ports.is_base_port(base):
-        return [Check('hccl', 'ports', 'warning', f"HCCL_IF_BASE_PORT='{base}' is no port",
+        return [Check('hccl', 'ports', 'warning', f"HCCL_IF_BASE_PORT='{base}' is not a port",
                       f'set it to a number from {hccl_ports.LOWEST} to {hccl_ports.HIGHEST}, or unset it')]
     all_ports = hccl_ports.ports_from(int(base), hccl.inspect(None, machine.environ, machine.root))
     count, ports = len(all_ports), f'{all_ports[0]}-{all_ports[-1]}'
@@ -238,7 +238,7 @@ def check_values(machine: Machine) -> List[Check]:
         try:
             hccl_ports.parse_range(machine.environ.get(name, 'auto'))
         except ValueError as e:
-            checks.append(Check('hccl', name, 'warning', f'{name}={machine.environ[name]} is no list of ports: {e}',
+            checks.append(Check('hccl', name, 'warning', f'{name}={machine.environ[name]} is not a list of ports: {e}',
                                 'correct it, or unset it'))
     return checks
 

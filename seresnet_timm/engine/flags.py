@@ -340,8 +340,8 @@ def _add_data_source(group) -> None:
     # timm's positional argument, kept for its users
     arg('data', nargs='?', metavar='DIR', help='the same as --data-dir')
     arg('--data-dir', metavar='DIR',
-        help='root of the dataset: train/<class>/*, val/<class>/*; hfds:NAME: --dataset hfds/NAME; wds:DIR: --dataset '
-             'wds/ with tars in DIR')
+        help='root of the dataset: train/<class>/*, val/<class>/*; or hfds:NAME for --dataset hfds/NAME, wds:DIR for '
+             '--dataset wds/ with tars in DIR')
     arg('--dataset', metavar='NAME', default='',
         help='<type>/<name> of a dataset that is not a folder of images, e.g. torch/cifar10, hfds/NAME, wds/')
     arg('--dataset-download', action='store_true', help='download the dataset, if it is torch/... or tfds/...')

@@ -363,6 +363,6 @@ class Output(FilePath):
             return None
         from seresnet_timm.files import why_not_writable  # here, so that a Python without packages gets its answer
         if not value:
-            return None if self.may_be_empty else f'is no name: give {self.describe()}'
+            return None if self.may_be_empty else f'is not a name: give {self.describe()}'
         reason = why_not_writable(value, self.is_folder)
         return f'cannot be written: {reason}; name another' if reason else None

@@ -317,7 +317,7 @@ def find_class(loaded: LoadedModel, name: str) -> int:
             return int(found[0])
     if name.isdecimal() and int(name) < len(names):
         return int(name)
-    raise UsageError(f"--target {printable(name)} is no class of the model: "
+    raise UsageError(f"--target {printable(name)} is not a class of the model: "
                      f"{printable(did_you_mean(name, names, f'it has {len(names)} classes.'))}")
 
 

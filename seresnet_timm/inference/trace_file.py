@@ -124,7 +124,7 @@ class TraceReader:
         reason = why_not_readable(path, is_file=True)
         if reason:
             raise UsageError(f'{printable(path)} cannot be read: {reason}.')
-        damaged = f'{printable(path)} is no file that `seresnet-timm compare --dump` wrote, or it is damaged'
+        damaged = f'{printable(path)} is not a file that `seresnet-timm compare --dump` wrote, or it is damaged'
         try:
             self.metadata: Dict[str, Any] = json.loads((self._open().metadata() or {})['trace'])
             self._stored: Dict[str, str] = self.metadata['stored']

@@ -190,7 +190,7 @@ def _number(env: Mapping[str, str], name: str, default: Optional[int] = None) ->
         return default
     if re.fullmatch(r'\s*-?[0-9]+\s*', value or ''):
         return int(value)
-    what = 'is missing' if value is None else f"is '{value}', which is no number"
+    what = 'is missing' if value is None else f"is '{value}', which is not a number"
     raise UsageError(f'The environment variable {name} {what}: set it, or unset the variables of this job.')
 
 
@@ -207,8 +207,8 @@ def _mindcluster(env: Mapping[str, str]) -> Cluster:
     """MindCluster (Volcano): RANK is the node's, WORLD_SIZE counts all NPUs, LOCAL_RANK lists this node's."""
     listed = env['LOCAL_RANK'].split(',')
     if not all(re.fullmatch(r' *[0-9]+ *', number) for number in listed) or len(set(map(int, listed))) < len(listed):
-        raise UsageError(f"MindCluster says LOCAL_RANK={env['LOCAL_RANK']}, which is no list of this node's NPUs, such "
-                         'as 0,1,2,3: correct it, or unset it and give --nproc, --nnodes and --node-rank.')
+        raise UsageError(f"MindCluster says LOCAL_RANK={env['LOCAL_RANK']}, which is not a list of this node's NPUs, "
+                         'such as 0,1,2,3: correct it, or unset it and give --nproc, --nnodes and --node-rank.')
     nproc = len(listed)
     world_size = _number(env, 'WORLD_SIZE', nproc)
     if world_size < nproc or world_size % nproc or _number(env, 'LOCAL_WORLD_SIZE', nproc) != nproc:
@@ -229,7 +229,7 @@ def _kubeflow(env: Mapping[str, str]) -> Cluster:
     """Kubeflow Trainer and the PyTorchJob before it: torchrun's own variables, PET_*, for the launcher of a pod."""
     nnodes = _number(env, 'PET_NNODES')
     if nnodes < 1:
-        raise UsageError(f'Kubeflow says PET_NNODES={nnodes}, which is no number of pods: correct it, or unset it.')
+        raise UsageError(f'Kubeflow says PET_NNODES={nnodes}, which is not a number of pods: correct it, or unset it.')
     node_rank = _node_number(env, 'PET_NODE_RANK', nnodes, 'Kubeflow')
     nproc = env.get('PET_NPROC_PER_NODE', 'auto')  # or auto, gpu, cpu
     return Cluster(
@@ -268,14 +268,15 @@ def _modelarts(env: Mapping[str, str]) -> Cluster:
     nnodes = next(iter(counts.values()))
     if min(counts.values()) < 1 or len(set(counts.values())) > 1:
         told = ' and '.join(f'{name}={value}' for name, value in counts.items())
-        raise UsageError(f'ModelArts says {told}: that is no number of machines; correct it, or unset it.')
+        raise UsageError(f'ModelArts says {told}: that is not a number of machines; correct it, or unset it.')
     if nnodes > 1 and hosts and len(hosts) != nnodes:
         raise UsageError(f'ModelArts says {next(iter(counts))}={nnodes}, and VC_WORKER_HOSTS={env["VC_WORKER_HOSTS"]} '
                          f'names {counted(len(hosts), "machine")}: correct one of them.')
     node_rank = _node_number(env, 'VC_TASK_INDEX', nnodes, 'ModelArts') if nnodes > 1 else 0
     nproc = _number(env, 'MA_NUM_GPUS', 0)
     if nproc < 0:
-        raise UsageError(f'ModelArts says MA_NUM_GPUS={nproc}, which is no number of devices: correct it, or unset it.')
+        raise UsageError(f'ModelArts says MA_NUM_GPUS={nproc}, which is not a number of devices: correct it, or '
+                         'unset it.')
     device, variables = env.get('ASCEND_DEVICE_ID'), f"ModelArts' MA_NUM_HOSTS={nnodes} and VC_TASK_INDEX={node_rank}"
     leaves = None
     if device is not None and _number(env, 'ASCEND_DEVICE_ID') != 0:
@@ -304,7 +305,7 @@ def _node_number(env: Mapping[str, str], name: str, nnodes: int, kind: str) -> i
 def _port(env: Mapping[str, str], name: str = 'MASTER_PORT', default: int = 29500) -> int:
     port = _number(env, name, default)
     if not 0 < port < 65536:
-        raise UsageError(f'The environment variable {name} is {port}, which is no port: set it to one from 1 to '
+        raise UsageError(f'The environment variable {name} is {port}, which is not a port: set it to one from 1 to '
                          '65535, the same on every node.')
     return port
 

@@ -15,13 +15,14 @@ def parse_devices(text: str, flag: str = '--devices') -> List[int]:
     """Numbers of '0,2-5', ascending, as torch_npu needs them.
 
     Raises:
-        UsageError: It is no list of devices.
+        UsageError: It is not a list of devices.
     """
     numbers: List[int] = []
     for part in text.split(','):
         match = re.fullmatch(r'\s*([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?\s*', part)
         if match is None:
-            raise UsageError(f"{flag} '{text}' is no list of device numbers: give numbers and ranges, such as 0,2-5.")
+            raise UsageError(f"{flag} '{text}' is not a list of device numbers: give numbers and ranges, such as "
+                             '0,2-5.')
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= MOST:
             raise UsageError(f'{flag} {text}: the range {part.strip()} ends before it begins, or is too long.')

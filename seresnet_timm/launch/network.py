@@ -87,7 +87,7 @@ def check_host(address: str, told: str) -> None:
         ipaddress.ip_address(address.partition('%')[0])  # fe80::1%eth0
     except ValueError:
         if not re.fullmatch(r'\w[\w.-]*', address) or re.fullmatch(r'[\d.]+', address):
-            raise UsageError(f"{told} is '{address}', which is no name or address of a machine: give it without "
+            raise UsageError(f"{told} is '{address}', which is not a name or address of a machine: give it without "
                              'http://, brackets and port, such as 10.0.0.1 or node1.')
 
 

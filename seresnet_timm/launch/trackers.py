@@ -52,8 +52,8 @@ def _patience(settings: RunSettings) -> Iterator[str]:
                'out one.')
     epochs = num_epochs(args)
     if patience >= epochs:
-        yield (f'--patience {patience} is not less than the epochs of the run ({epochs}), so that nothing would come '
-               'of it: lower it.')
+        yield (f'--patience {patience} is not less than the epochs of the run ({epochs}), so that it would '
+               'have no effect: lower it.')
 
 
 def _tensorboard() -> Iterator[str]:

@@ -150,8 +150,8 @@ def test_a_shared_npu_needs_ports_of_its_own():
     ({HOST: '60000:60010'}, A2, 'is neither a port nor a range'),
     ({HOST: ''}, A2, 'is neither a port nor a range'),
     ({HOST: '23008'}, A2, 'has 1 port; 2 processes need one each'),
-    ({NPU: '17000-'}, A2, 'HCCL_NPU_SOCKET_PORT_RANGE=17000- is no list of ports'),
-    ({NPU: 'x'}, FIRST_910, 'is no list of ports')))
+    ({NPU: '17000-'}, A2, 'HCCL_NPU_SOCKET_PORT_RANGE=17000- is not a list of ports'),
+    ({NPU: 'x'}, FIRST_910, 'is not a list of ports')))
 def test_what_the_user_set_is_checked(environ, machine, words):
     problems = decide(environ, machine).problems
     assert len(problems) == 1 and words in problems[0] and problems[0].endswith('.'), problems

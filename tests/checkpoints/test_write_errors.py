@@ -43,4 +43,4 @@ def test_an_empty_name_is_no_output(digits_run, few_digits, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     names = {'RUN': digits_run, 'DATA': few_digits}
     result = run_here(*(names.get(a, a) for a in argv))
-    assert result.returncode == 2 and 'is no name: give a' in result.stderr and os.listdir() == []
+    assert result.returncode == 2 and 'is not a name: give a' in result.stderr and os.listdir() == []

@@ -456,7 +456,7 @@ def test_interface_is_judged_as_by_a_training(environ, status, words):
 def test_base_port_is_judged_as_by_a_training(base, is_port):
     machine = Machine('npu', Path('/nonexistent'), {'HCCL_IF_BASE_PORT': base}, Pair(None, None, None, None))
     check = check_ports(machine, 'npu')[0]
-    assert ('is no port' not in check.value) == is_port
+    assert ('is not a port' not in check.value) == is_port
 
 
 @pytest.mark.parametrize('name, value, words', (

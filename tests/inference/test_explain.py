@@ -212,8 +212,8 @@ def test_odd_names_and_an_unreadable_image(explained, few_digits, tmp_path):
 
 
 @pytest.mark.parametrize('flags, hint', (
-    (['--target', 'cat'], '--target cat is no class of the model'),
-    (['--target', '10'], '--target 10 is no class of the model'),
+    (['--target', 'cat'], '--target cat is not a class of the model'),
+    (['--target', '10'], '--target 10 is not a class of the model'),
     (['--layer', 'layer9'], '--layer layer9 is no layer of seresnet18_ascend: did you mean layer'),
     (['--layer', 'fc'], '--layer fc: its output is no feature map'),
     (['--maps', '-1'], '--maps'),

@@ -193,9 +193,9 @@ def test_a_flag_without_its_value_is_told_with_the_rest(tmp_path, monkeypatch, f
 
 
 @pytest.mark.parametrize('variables, words', (
-    ({'SLURM_STEP_NUM_TASKS': 'two'}, "SLURM_STEP_NUM_TASKS is 'two', which is no number"),
+    ({'SLURM_STEP_NUM_TASKS': 'two'}, "SLURM_STEP_NUM_TASKS is 'two', which is not a number"),
     ({'SLURM_STEP_NUM_TASKS': '2', 'SLURM_PROCID': 'x', 'SLURM_STEP_NODELIST': 'localhost'}, "SLURM_PROCID is 'x'"),
-    ({'PET_NNODES': '1:4', 'PET_NODE_RANK': '0'}, "PET_NNODES is '1:4', which is no number"),
+    ({'PET_NNODES': '1:4', 'PET_NODE_RANK': '0'}, "PET_NNODES is '1:4', which is not a number"),
 ))
 def test_variables_of_a_scheduler_are_told_with_the_other_mistakes(tmp_path, monkeypatch, variables, words):
     monkeypatch.chdir(tmp_path)

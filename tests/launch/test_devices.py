@@ -14,8 +14,9 @@ def test_lists(text, numbers):
 
 
 @pytest.mark.parametrize('text, words', (
-    ('', 'is no list of device numbers'), ('a', 'is no list'), ('0,', 'is no list'), ('0;1', 'is no list'),
-    ('-1', 'is no list'), ('0-', 'is no list'), ('0..3', 'is no list'), ('npu:0', 'is no list'), ('٣', 'is no list'),
+    ('', 'is not a list of device numbers'), ('a', 'is not a list'), ('0,', 'is not a list'), ('0;1', 'is not a list'),
+    ('-1', 'is not a list'), ('0-', 'is not a list'), ('0..3', 'is not a list'),
+    ('npu:0', 'is not a list'), ('٣', 'is not a list'),
     ('1,1', 'names device 1 twice'), ('0-3,2', 'names device 2 twice'), ('5-2', 'ends before it begins'),
     ('0-9999', 'or is too long')))
 def test_what_is_no_list(text, words):
@@ -78,8 +79,8 @@ def test_devices_that_are_not_there(tmp_path, text, environ, words):
 @pytest.mark.parametrize('value, words', (
     ('0,1,8', 'names 8, but this machine has 4 NPUs'),
     ('4,5', 'the numbers 0 to 3 (davinci4, davinci5, davinci6, davinci7, in this order)'),
-    ('', "='' is no list of NPUs"), ('0-3', "'0-3' is no list"),
-    ('1,0', 'is not ascending without doubles'), ('0,0', 'is not ascending'), ('all', 'is no list of NPUs')))
+    ('', "='' is not a list of NPUs"), ('0-3', "'0-3' is not a list"),
+    ('1,0', 'is not ascending without doubles'), ('0,0', 'is not ascending'), ('all', 'is not a list of NPUs')))
 def test_a_variable_with_which_torch_npu_sees_too_few(tmp_path, value, words):
     root = machine(tmp_path, 4, 5, 6, 7)  # a container: its numbers begin at 0
     with pytest.raises(UsageError) as error:

@@ -302,7 +302,7 @@ def test_a_run_that_is_going_on(run):
 
 @pytest.mark.parametrize('flags, code, hint', (
     (['--json', '--csv'], 2, '--csv and --json cannot all go to stdout'),
-    (['--csv', ''], 2, 'is no name: give a file to write'),
+    (['--csv', ''], 2, 'is not a name: give a file to write'),
     (['--csv', 'RUN/x', '--json', 'RUN/../run/x'], 2, 'Two outputs are RUN/x'),
     (['--data-dir', 'RUN'], 2, 'RUN holds no checkpoint: --data-dir needs model_best.pth.tar or last.pth.tar'),
     (['--output', 'RUN/summary.csv'], 2, 'is a file, not a folder'),
