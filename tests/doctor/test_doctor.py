@@ -228,8 +228,8 @@ def machine_of(root, npu=True, **environ):
 
 
 @pytest.mark.parametrize('value, words', (
-    ('0,1', None), ('1', None), (None, None), ('a,b', 'no list of NPUs'), ('', 'no list of NPUs'),
-    ('1,0', 'not ascending'), ('0,0', 'not ascending'), ('0-1', 'no list of NPUs'), ('0,8', 'names 8, but this')))
+    ('0,1', None), ('1', None), (None, None), ('a,b', 'not a list of NPUs'), ('', 'not a list of NPUs'),
+    ('1,0', 'not ascending'), ('0,0', 'not ascending'), ('0-1', 'not a list of NPUs'), ('0,8', 'names 8, but this')))
 def test_visible_npus_are_judged_as_by_a_training(tmp_path, value, words):
     root = write(tmp_path, **{'dev/davinci0': '', 'dev/davinci1': ''})
     environ = {} if value is None else {'ASCEND_RT_VISIBLE_DEVICES': value}
@@ -464,7 +464,7 @@ def test_base_port_is_judged_as_by_a_training(base, is_port):
     ('HCCL_CONNECT_TIMEOUT', '', 'is not a number of seconds'), ('HCCL_EXEC_TIMEOUT', '-1', 'is not a number'),
     ('HCCL_EVENT_TIMEOUT', '1000', 'has to be above HCCL_EXEC_TIMEOUT'),
     ('HCCL_HOST_SOCKET_PORT_RANGE', '60050-60000', 'ends before it begins'),
-    ('HCCL_NPU_SOCKET_PORT_RANGE', '', 'no list of ports'),
+    ('HCCL_NPU_SOCKET_PORT_RANGE', '', 'not a list of ports'),
     ('HCCL_HOST_SOCKET_PORT_RANGE', 'auto', None), ('HCCL_CONNECT_TIMEOUT', '1800', None)))
 def test_values_of_hccl_are_judged_as_by_a_training(name, value, words):
     checks = check_values(Machine('npu', Path('/nonexistent'), {name: value}, Pair(None, None, None, None)))
