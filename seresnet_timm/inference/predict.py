@@ -268,6 +268,8 @@ def run(settings: RunSettings, loaded: LoadedModel, files: List[str]) -> None:
                 bar.write(printable(f'{result["file"]}: {what}{reason}'), file=sys.stderr)
             write(result)
         write(None)
+    if output is not None:
+        print(printable(f'{output}: {counted(len(files) - bad, "image")}'), file=sys.stderr)
     if bad:
         what = 'have no result' if overflows else 'could not be read'
         raise RunError(f'{bad} of {len(files)} files {what}, see above; the result has the others.')
