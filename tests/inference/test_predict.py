@@ -84,7 +84,8 @@ def test_formats_agree(run_folder, few_digits, tmp_path, capsys):
     images = sorted((few_digits / 'val' / '3').iterdir())[:2]
     argv = (folder, *images, '--topk', 3)
     from_json = json.loads(run(capsys, *argv, '--json').out)
-    assert f'{tmp_path / "result.csv"}: 2 images' in run(capsys, *argv, '--csv', '--output', tmp_path / 'result.csv').err
+    printed = run(capsys, *argv, '--csv', '--output', tmp_path / 'result.csv')
+    assert f'{tmp_path / "result.csv"}: 2 images' in printed.err
     rows = list(csv.DictReader(io.StringIO((tmp_path / 'result.csv').read_text())))
     assert [(r['file'], r['index'], r['label'], r['probability']) for r in rows] == [
         (r['file'], str(p['index']), p['label'], str(p['probability'])) for r in from_json for p in r['predictions']]
