@@ -34,7 +34,7 @@ def test_addresses_of_machines(address):
 
 @pytest.mark.parametrize('address', ('http://10.0.0.1', '10.0.0.1:29500', '[::1]', '10.0.0.300', 'a b', '-x', 'a/b'))
 def test_addresses_that_are_none(address):
-    with pytest.raises(UsageError, match='--master-addr is .*no name or address'):
+    with pytest.raises(UsageError, match='--master-addr is .*not a name or address'):
         network.check_host(address, '--master-addr')
 
 
