@@ -10,9 +10,42 @@ from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.checkpoints.resume import describe_run_state
 from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.launch.sources import Sources
 from seresnet_timm.runs.folder import RunFolder
+from seresnet_timm.runs.follow import how_it_died
+from seresnet_timm.runs.record import is_unfinished_run_of
 
 _NUMBERED = re.compile(r'(recovery|checkpoint)-(\d+)(?:-(\d+))?\.pth\.tar')
+
+
+def resolve_resume(sources: Sources, asked: Optional[str], output: str, command: List[str]) -> Optional[str]:
+    """What `--resume` means: for `auto` the newest valid checkpoint in the folder of the run, '' if there is none.
+
+    A recipe goes on by itself where the same command has begun the run in its folder, and that has not ended.
+
+    Args:
+        sources: Gets notes, and the checkpoint that was read.
+        asked: Value of `--resume`.
+        output: Folder of the run.
+        command: Command line of the run.
+    """
+    is_recipe = sources.recipe is not None or sources.preset_recipe is not None
+    goes_on = is_recipe and not sources.asked_or_typed('resume') and is_unfinished_run_of(output, command)
+    if asked != 'auto' and not goes_on:
+        return asked
+    folder = RunFolder(output)
+    checkpoint, notes = newest_checkpoint(folder)
+    sources.notes += notes
+    death = how_it_died(folder)
+    if death:
+        sources.notes.append(f'The run before: {death}')
+    sources.reasons['resume'] = 'auto'
+    if checkpoint is None:
+        sources.notes.append(f'--resume auto: {output} has no checkpoint to resume from; the run starts at epoch 0.')
+        return ''
+    sources.checkpoints[checkpoint.path] = checkpoint
+    sources.notes.append(f'--resume auto: the run goes on from {checkpoint.path}.')
+    return checkpoint.path
 
 
 def newest_checkpoint(folder: RunFolder) -> Tuple[Optional[Checkpoint], List[str]]:

@@ -24,7 +24,6 @@ from seresnet_timm.launch.outputs import decide_classes, name_outputs
 from seresnet_timm.launch.parse import CommandLine, parse
 from seresnet_timm.launch.sources import Sources, collect, merge, plain
 from seresnet_timm.launch.tuned import describe as describe_tuned
-from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings, Script
 
 
@@ -136,13 +135,14 @@ def _make_plan(
     set_channels(line.verb, args)
     output, is_named = resolve_output(line.verb, args, is_recipe=recipe_name is not None)
     command = typed_command(verb, argv, recipe_name, node.job)
-    if line.verb == 'train' and is_named and goes_on_by_default(sources, str(output), command):
-        args['resume'] = 'auto'
-    if line.verb == 'train' and args.get('resume') == 'auto':
-        args['resume'] = resolve_resume(sources, str(output))
-        still_missing = dict(missing_files(line.verb, dict(given, resume=args['resume'])))
-        args.update((name, given[name]) for name in missing.keys() - still_missing)
-        missing = still_missing
+    if line.verb == 'train' and (is_named or args.get('resume') == 'auto'):
+        from seresnet_timm.launch.newest import resolve_resume
+        resume = resolve_resume(sources, args.get('resume'), str(output), command)
+        if resume != args.get('resume'):  # it may need fewer files
+            args['resume'], given['resume'] = resume, resume
+            still_missing = dict(missing_files(line.verb, given))
+            args.update((name, given[name]) for name in missing.keys() - still_missing)
+            missing = still_missing
     has_data = (names_data(args) if has_data is None else has_data) and sources.knows_data(args)
     data = name_outputs(line.verb, sources, args, examine(line.verb, args) if has_data else DataFacts())
     sources.reasons.update((f'images_{split}', text) for split, text in data.files.items() if text)
@@ -429,33 +429,6 @@ def resolve_output(verb: str, args: Dict[str, Any], is_recipe: bool) -> Tuple[Op
         names = (f'{name}-{i}' if i else name for i in itertools.count())
         args['experiment'] = next(n for n in names if not (parent / n).exists())
     return str(Path(args['output'] or './output/train') / args['experiment']), is_named
-
-
-def goes_on_by_default(sources: Sources, output: str, command: List[str]) -> bool:
-    """Whether a recipe goes on with the run in its folder: the same command has begun it, and it has not ended."""
-    if sources.recipe is None and sources.preset_recipe is None or sources.asked_or_typed('resume'):
-        return False
-    from seresnet_timm.runs.record import is_unfinished_run_of
-    return is_unfinished_run_of(output, command)
-
-
-def resolve_resume(sources: Sources, output: str) -> str:
-    """What `--resume auto` means: the newest valid checkpoint in the folder of the run; '' if there is none."""
-    from seresnet_timm.launch.newest import newest_checkpoint
-    from seresnet_timm.runs.follow import how_it_died
-    folder = RunFolder(output)
-    checkpoint, notes = newest_checkpoint(folder)
-    sources.notes += notes
-    death = how_it_died(folder)
-    if death:
-        sources.notes.append(f'The run before: {death}')
-    sources.reasons['resume'] = 'auto'
-    if checkpoint is None:
-        sources.notes.append(f'--resume auto: {output} has no checkpoint to resume from; the run starts at epoch 0.')
-        return ''
-    sources.checkpoints[checkpoint.path] = checkpoint
-    sources.notes.append(f'--resume auto: the run goes on from {checkpoint.path}.')
-    return checkpoint.path
 
 
 def max_restarts(sources: Sources, node: Node, nnodes: int, world_size: int, is_named: bool) -> int:
