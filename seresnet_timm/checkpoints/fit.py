@@ -84,7 +84,7 @@ def negative_variances(weights: Dict[str, Any], model: nn.Module) -> List[str]:
     """Names of the variances that are below zero by more than the small number that BatchNorm adds to them."""
     small = {f'{name}.running_var': layer.eps for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     return [name for name, eps in small.items() if isinstance(weights.get(name), torch.Tensor)
-            and not why_not_plain(weights[name]) and bool((weights[name] + eps < 0).any())]
+            and not why_not_plain(weights[name]) and bool((weights[name].double() + eps < 0).any())]
 
 
 def misfits(weights: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, List[str]]:

@@ -419,7 +419,7 @@ def test_number_of_workers(machine, monkeypatch):
         (problem,), _ = checked('-j', 6000, *flags)
         assert 'more than the 10000 processes' in problem
         (problem,), _ = checked('-j', 1025, *flags)
-        assert '1025 loader workers are too many for 8 cores' in problem
+        assert '1,025 loader workers are too many for 8 cores' in problem
     monkeypatch.setattr(resources.psutil, 'virtual_memory', lambda: type('memory', (), {'total': 16 * GIB}))
     (problem,), _ = checked('-j', 1000, *processes)
     assert 'take at least 20,000 MiB of memory, this machine has 16,384 MiB' in problem
