@@ -285,14 +285,20 @@ def is_unfinished_run_of(folder: Union[str, Path], command: Sequence[str]) -> bo
     return record['finished'] is None and _of_all_starts(record['command']) == _of_all_starts(command)
 
 
-def _of_all_starts(command: Sequence[str]) -> List[str]:
-    """The words of a command line, but for those that differ from start to start, or say where the folder is.
+def _of_all_starts(command: Sequence[str]) -> List[List[str]]:
+    """The flags of a command line, but for those that differ from start to start, or say where the folder is.
 
     The command that a stopped run prints has them in another order.
     """
+    flags: List[List[str]] = [[]]
+    for word in command:
+        if word == '--dry-run':
+            continue
+        if word.startswith('--') or word[:1] == '-' and word[1:2].isalpha():
+            flags.append([])
+        flags[-1] += word.split('=', 1) if word.startswith('--') else [word]
     own = ('--resume', '--node-rank', '--node_rank', '--output', '--experiment')
-    return sorted(word for before, word in zip(['', *command], command)
-                  if before not in own and word.partition('=')[0] not in (*own, '--dry-run'))
+    return sorted(words for words in flags if not words or words[0] not in own)
 
 
 def _add_later_fields(record: Dict[str, Any]) -> None:

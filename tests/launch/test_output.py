@@ -79,6 +79,9 @@ def test_the_same_command_of_a_recipe_goes_on_until_its_run_has_ended(few_digits
     record.write_text(json.dumps(dict(json.loads(record.read_text()), finished=None)))  # as of one that was killed
     for more in (('--lr', '0.5'), ('--resume', '')):
         assert 'holds another run' in refusal(capsys, *flags, *more)
+    swapped = {'-b': '2', '--log-interval': '16'}  # the same words
+    others = [swapped.get(before, word) for before, word in zip(['', *flags], flags)]
+    assert sorted(others) == sorted(flags) and 'holds another run' in refusal(capsys, *others)
     assert 'holds another run' in refusal(capsys, *flags[:flags.index('--preset')], *flags[-2:])
     where = flags.index('--output')
     main([*flags[:where], *flags[where + 4:], '--dry-run', *flags[where:where + 4]])  # in the order as printed
