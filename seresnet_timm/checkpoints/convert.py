@@ -145,10 +145,21 @@ def write_safetensors(weights: Dict[str, torch.Tensor], path: str, metadata: Dic
         path: File to write; see `files.atomic_path`.
         metadata: Further entries.
     """
-    weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
+    weights = separate(weights)
     sha256 = {SHA256_KEY: weights_sha256(weights)}
     save_file(weights, path, metadata={'format': 'pt', **metadata, **sha256})
     _sort_metadata(path)
+
+
+def separate(weights: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Weights as safetensors take them: on the CPU, contiguous, and no two of them in one memory."""
+    separated, storages = {}, set()
+    for name, value in weights.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        separated[name] = value.clone() if place in storages else value
+        storages.add(place)
+    return separated
 
 
 def _sort_metadata(path: str) -> None:

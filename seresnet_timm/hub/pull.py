@@ -1,7 +1,6 @@
 """Download a model from the Hub and verify it."""
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple, Union
@@ -12,7 +11,7 @@ from huggingface_hub.hf_api import ModelInfo as Listing
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.errors import RunError, UsageError, first_line, printable, shell_line
-from seresnet_timm.files import fsync, temporary_folder
+from seresnet_timm.files import copy_file, fsync, temporary_folder
 from seresnet_timm.hub import modelscope
 from seresnet_timm.hub.cache import keep_hashes, pull_from_cache, remove_file, remove_leftovers, set_ref
 from seresnet_timm.hub.client import first_answer, hub_name, make_api, say, split_name
@@ -254,7 +253,7 @@ def _copy_out(pulled: Pulled, out: Path) -> None:
         new = tmp / out.name
         new.mkdir()
         for name in pulled.sha256:
-            shutil.copyfile(pulled.folder / name, new / name)
+            copy_file(pulled.folder / name, new / name)
             fsync(new / name)
         if out.exists():
             os.rename(out, tmp / 'old')

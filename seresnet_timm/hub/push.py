@@ -27,6 +27,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from seresnet_timm.checkpoints.convert import separate
 from seresnet_timm.engine.rules import is_revision
 from seresnet_timm.engine.values import LICENSE
 from seresnet_timm.errors import RunError, UsageError, first_line, first_names, printable, refuse
@@ -341,7 +342,7 @@ def _stage(source: Source, folder: Path, repo_id: str, license: str, with_card: 
         files[SAFE_WEIGHTS] = source.path  # no copy needed
     else:
         try:
-            save_file(source.weights, files[SAFE_WEIGHTS], metadata={'format': 'pt'})
+            save_file(separate(source.weights), files[SAFE_WEIGHTS], metadata={'format': 'pt'})
         except (SafetensorError, OSError) as e:
             raise RunError(f'The weights cannot be written to {folder} ({first_line(e)}): free disk space, or set '
                            'TMPDIR.')

@@ -106,8 +106,7 @@ def read_source(
     started_from = str(args.get('model') or '')
     return Source(
         path=path,
-        # safetensors take no two weights in one memory
-        weights={k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()},
+        weights=weights,
         model=shapes,
         info=info,
         args=args,
