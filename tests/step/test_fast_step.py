@@ -226,9 +226,9 @@ def test_checkpoints_do_not_carry_the_implementation():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
-def test_freed_memory_faults_in_once():
+def test_freed_memory_faults_in_once_and_is_not_shared_with_forks():
     code = """
-import resource, torch
+import psutil, resource, torch
 from seresnet_timm.step import fast as fast_step
 x = torch.ones(10 * 2**20, requires_grad=True)
 def faults():
@@ -239,10 +239,14 @@ def faults():
 before = [faults() for _ in range(4)][-2:]
 assert fast_step.keep_freed_memory()
 print(sum(before), sum([faults() for _ in range(4)][-2:]))
+kept = psutil.Process().memory_info().rss
+fast_step.give_back_freed_memory()
+print(kept, psutil.Process().memory_info().rss)
 """
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    before, after = map(int, result.stdout.split())
+    before, after, kept, left = map(int, result.stdout.split())
     assert after < 0.5 * before, (before, after)
+    assert left < kept - 100 * 2**20, (kept, left)  # freed: four tensors of 40 MiB
 
 
 def test_first_step_that_overflows():
