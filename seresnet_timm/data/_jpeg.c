@@ -186,6 +186,21 @@ static int read_size(Work *w, const uint8_t *data, size_t size, int *width, int 
     return 1;
 }
 
+/* Whether libjpeg would crop a component wrongly: jpeg_crop_scanline takes each to be reduced as much as the first, and
+ * one that is reduced less and still smaller than the image (4x2 or 2x4 samples of brightness to one of colour) ends
+ * in the middle. */
+static int is_cropped_wrongly(const struct jpeg_decompress_struct *info, int reduction)
+{
+    int i, least = DCTSIZE / reduction;
+    for (i = 0; i < info->num_components; i++) {
+        const jpeg_component_info *c = &info->comp_info[i];
+        if (c->DCT_SIZE > least && (c->h_samp_factor * c->DCT_SIZE < info->max_h_samp_factor * least ||
+                                    c->v_samp_factor * c->DCT_SIZE < info->max_v_samp_factor * least))
+            return 1;
+    }
+    return 0;
+}
+
 /* Decode the rows and columns that the filters of `w` ask for. What changes here lives in *w, not in locals that
  * longjmp would leave undefined. Returns 0 for a file that Pillow must read. */
 static int decode_region(Work *w, const uint8_t *data, size_t size, const Request *r)
@@ -223,8 +238,11 @@ static int decode_region(Work *w, const uint8_t *data, size_t size, const Reques
     if (right > (int)info->output_width)
         right = (int)info->output_width;
     width = (JDIMENSION)right - left;
-    if (width < info->output_width)
+    if (width < info->output_width) {
+        if (is_cropped_wrongly(info, w->reduction))
+            return 0;
         jpeg_crop_scanline(info, &left, &width); /* moves left to the start of a block */
+    }
     if (choice.huffman && !info->progressive_mode && !info->arith_code && !jpeg_has_multiple_scans(info) &&
         !replace_huffman(w, left, width))
         return 0;

@@ -104,7 +104,7 @@ def _size_simplejpeg(data: bytes) -> Optional[Tuple[int, int]]:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a subsampling that it has no name for
         return None
     return (width, height) if colours in ('YCbCr', 'RGB', 'Gray') and width * height <= MAX_PIXELS else None
 
