@@ -55,7 +55,7 @@ def recompute(settings: RunSettings, info: ModelInfo, weights: Dict[str, torch.T
         Number of images.
 
     Raises:
-        UsageError: The images are fewer than a batch.
+        UsageError: The images are fewer than a batch, or a batch has too few values for statistics.
         RunError: The classes of the data are not those of the run.
     """
     device = torch.device(devices.select_device(device_name)[0])
@@ -73,6 +73,11 @@ def recompute(settings: RunSettings, info: ModelInfo, weights: Dict[str, torch.T
     check_planned_classes(settings, loader.dataset)
     try:
         update_bn(loader, model.to(device))
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e):
+            raise
+        raise UsageError(f'A batch of {args.batch_size} has a single value per channel in a BatchNorm layer, of which '
+                         'there are no statistics: raise -b.') from e
     finally:
         end_workers(loader)
     state = model.state_dict()

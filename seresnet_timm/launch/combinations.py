@@ -114,7 +114,7 @@ def find_contradictions(
     if args.get('aa') and verb == 'train':
         found += _auto_augment(args)
     if verb == 'train':
-        found += [*_augmentation(args), *_schedule(args, asked), *_distillation(args, asked),
+        found += [*_augmentation(args), *_threshold(args), *_schedule(args, asked), *_distillation(args, asked),
                   *_image_sizes(args, asked)]
     kind = (args.get('dataset') or '').partition('/')[0].lower()
     if world_size > 1 and kind in STREAMS and (verb == 'validate' or args.get('val_split')):
@@ -192,6 +192,21 @@ def _augmentation(args: Mapping[str, Any]) -> Iterator[str]:
         yield '--mixup-mode half does not go with --no-prefetcher: leave out one.'
     if (args.get('train_crop_mode') or 'rrc') == 'rrc' and args.get('scale') and max(args['scale']) > 1:
         yield (f'--scale {" ".join(map(str, args["scale"]))} is a share of the image: give at most 1, e.g. 0.08 1.')
+
+
+def _threshold(args: Mapping[str, Any]) -> Iterator[str]:
+    """A threshold on targets that all of them exceed, or none."""
+    threshold, smoothing, classes = args.get('bce_target_thresh'), args.get('smoothing') or 0, args.get('num_classes')
+    if not args.get('bce_loss') or threshold is None or not (smoothing or uses_mixup(args)):
+        return
+    low = smoothing / classes if classes else 0  # the target of an absent class
+    high = 1 - smoothing + (smoothing / (classes or 2))
+    if threshold >= high:
+        yield (f'--bce-target-thresh {threshold:g} is not exceeded by any target, the largest of which is {high:g} '
+               f'with --smoothing {smoothing:g}, so that every class counts as absent: lower it, e.g. to 0.2.')
+    elif threshold < low or threshold == 0 < smoothing:
+        yield (f'--bce-target-thresh {threshold:g} is exceeded by the targets of absent classes too with --smoothing '
+               f'{smoothing:g}, so that every class counts as present: raise it, e.g. to 0.2.')
 
 
 def _schedule(args: Mapping[str, Any], asked: Callable[..., bool]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from timm.data import resolve_data_config
@@ -24,6 +25,7 @@ from timm.layers import convert_splitbn_model
 from timm.optim import create_optimizer_v2, get_optimizer_class, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
+from seresnet_timm import process
 from seresnet_timm.data import loaders
 from seresnet_timm.data.classes import split_folder
 from seresnet_timm.data.images import is_image, read_file, read_image
@@ -31,6 +33,7 @@ from seresnet_timm.data.worker_errors import explain_shared_memory
 from seresnet_timm.engine.flags import defaults_of
 from seresnet_timm.engine.loss import training_loss
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
+from seresnet_timm.launch.limits import mib
 from seresnet_timm.launch.teacher_checks import check_teacher_takes
 from seresnet_timm.models.create import create_from_args
 from seresnet_timm.models.keyword_values import wrong_kinds
@@ -115,6 +118,7 @@ def _check_training(run: Any, args: Namespace) -> None:
 
 def _check_training_at(run: Any, args: Namespace, setup: loaders.LoaderSetup, count: int) -> None:
     """Train on a sample at one size of the images; `count` is the number of images of a batch."""
+    _refuse_too_large(run, setup, 'training')
     sample, path = _sample(args, setup, args.train_split)
     with _explained(run, 'training', 'The training images cannot be prepared', path):
         loader, mixup_fn = loaders.train_loader(setup, sample)
@@ -138,6 +142,7 @@ def _check_evaluation(run: Any, args: Namespace) -> None:
 
 
 def _load_evaluation(run: Any, args: Namespace, setup: loaders.LoaderSetup, split: str) -> torch.Tensor:
+    _refuse_too_large(run, setup, 'validation')
     sample, path = _sample(args, setup, split)
     more = {} if run.settings.verb == 'train' else dict(
         crop_mode=setup.data_config['crop_mode'], crop_border_pixels=args.crop_border_pixels)
@@ -152,6 +157,21 @@ def _setup(run: Any, args: Namespace, stage: str) -> loaders.LoaderSetup:
     with _explained(run, stage, 'The images cannot be prepared'):
         config = resolve_data_config(vars(args), model=run.model, use_test_size=use_test_size)
     return loaders.LoaderSetup(args, config, torch.device('cpu'))
+
+
+def _refuse_too_large(run: Any, setup: loaders.LoaderSetup, stage: str) -> None:
+    """Refuse images of which not even a sample fits into memory: the kernel would end this process without a word.
+
+    Raises:
+        UsageError: They do not.
+    """
+    channels, height, width = setup.data_config['input_size']
+    # as a picture of Pillow, which has 4 bytes a pixel, and as an array
+    least = COUNT * height * width * (4 + channels)
+    free = min(psutil.virtual_memory().available, *process.memory_limits())
+    if least > free:
+        raise UsageError(f'{COUNT} images of {width} x {height} pixels take at least {mib(least)} of memory, of which '
+                         f'{mib(free)} are free: check {_flags(run, stage)}.')
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

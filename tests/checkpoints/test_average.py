@@ -155,6 +155,7 @@ def test_wrong_command_lines(finished, files, few_digits, tmp_path):
             ((*files, '--data-dir', few_digits), 'has no run.json'),
             ((finished, '--data-dir', tmp_path / 'none'), 'none does not exist: check the path'),
             ((finished, '--data-dir', tmp_path / 'void'), 'is empty'),
+            ((finished, '--data-dir', few_digits, '-b', 1, '--device', 'cpu'), 'A batch of 1 has a single value'),
             ((finished, '--data-dir', other), 'has other classes than the checkpoints'),
             ((finished, '--out', finished / 'last.pth.tar'), 'is a checkpoint of a run, which resumes from it'),
             ((finished, '--out', finished / 'checkpoint-0.pth.tar'), 'is the file that is read'),

@@ -33,6 +33,10 @@ def find(*argv, verb='train', world_size=1):
     (('--epochs', '3', '--warmup-epochs', '9'), ('--warmup-epochs 9', '--epochs 3')),
     (('--epochs', '3', '--start-epoch', '3'), ('--start-epoch 3',)),
     (('--sched', 'plateau', '--decay-rate', '2'), ('plateau', '--decay-rate')),
+    (('--bce-loss', '--bce-target-thresh', '1'), ('--bce-target-thresh 1 ', 'not exceeded by any target')),
+    (('--bce-loss', '--bce-target-thresh', '.95', '--num-classes', '1000'), ('largest of which is 0.9001',)),
+    (('--bce-loss', '--bce-target-thresh', '0'), ('exceeded by the targets of absent classes', '--smoothing 0.1')),
+    (('--bce-loss', '--bce-target-thresh', '.04', '--num-classes', '2', '--mixup', '.2'), ('of absent classes',)),
 ))
 def test_contradictions(argv, words):
     problem, = find(*argv)
@@ -47,7 +51,10 @@ def test_contradictions(argv, words):
     ('--epochs', '2'), ('--epochs', '5', '--warmup-epochs', '5'),  # the default warm-up is nobody's wish
     ('--epochs', '3', '--warmup-epochs', '9', '--warmup-prefix'), ('--scale', '.8', '1.2', '--train-crop-mode', 'rkrc'),
     ('--epochs', '3', '--cooldown-epochs', '2', '--start-epoch', '4'),
-    ('--img-size', '32', '--input-size', '3', '32', '32'),
+    ('--img-size', '32', '--input-size', '3', '32', '32'), ('--bce-loss', '--bce-target-thresh', '.2', '--cutmix', '1'),
+    ('--bce-loss', '--bce-target-thresh', '0', '--smoothing', '0', '--mixup', '.2'), ('--bce-target-thresh', '1'),
+    ('--bce-loss', '--bce-target-thresh', '.04', '--num-classes', '10'),
+    ('--bce-loss', '--bce-target-thresh', '1', '--smoothing', '0'),  # which is cross entropy
 ))
 def test_what_goes_together(argv):
     assert find(*argv) == []

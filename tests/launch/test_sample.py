@@ -71,6 +71,7 @@ def test_what_works_together_is_accepted(gray, argv):
     (('--in-chans', '1', '--input-img-mode', 'RGB'), ('--in-chans 1', '--input-img-mode RGB')),
     (('--aug-splits', '3', '--no-prefetcher'), ('--aug-splits 3', '--no-prefetcher')),
     (('--opt-kwargs', 'foo=1'), ('foo', '--opt-kwargs')),
+    (('--train-img-sizes', '32', '1000000'), ('2 images of 1000000 x 1000000 pixels', '--train-img-sizes 32 1000000')),
     (('--opt', 'adam', '--opt-kwargs', 'amsgrad=false'), ('amsgrad=false is a text: give True or False',)),
     (('--opt', 'lookahead_sgd', '--opt-kwargs', 'nesterov=7'), ('nesterov=7 is a number: give True or False',)),
     (('--opt', 'adamw', '--opt-kwargs', 'betas=.9', 'eps=x'), ('=0.9 is a number: give a list', 'eps=x is a text')),
@@ -91,6 +92,7 @@ def test_a_network_that_cannot_be_made_names_its_flags(gray):
 def test_evaluation(gray):
     assert found(gray, '--in-chans', '1', '--crop-mode', 'border', verb='validate') == []
     assert '--img-size 32' in found(gray, '--model', 'vit_tiny_patch16_224', verb='validate')[0]
+    assert 'are free: check --img-size 1000000' in found(gray, '--img-size', '1000000', verb='validate')[0]
     assert found(gray, '--model', 'resnet18', '-b', '1', verb='validate') == []  # which is fine without statistics
 
 
