@@ -283,7 +283,7 @@ def read_journal(path: Union[str, Path], entry: Callable[..., Any]) -> Dict[str,
         with open(path, 'rb') as f:
             for line in f:
                 try:
-                    name, *fields = json.loads(line)
+                    name, *fields = from_json(line)
                     made = entry(*fields)
                 except (ValueError, TypeError):
                     break  # the process was killed, or the disk full, while it wrote this line
@@ -293,6 +293,18 @@ def read_journal(path: Union[str, Path], entry: Callable[..., Any]) -> Dict[str,
                 whole += len(line)
         os.truncate(path, whole)
     return done
+
+
+def from_json(text: Union[str, bytes]) -> Any:
+    """Content of JSON text, which may come from a stranger.
+
+    Raises:
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
 
 
 def as_json(value: Any, **kwargs: Any) -> str:

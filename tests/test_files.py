@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from seresnet_timm import files
+from seresnet_timm.errors import RunError, UsageError
 
 HOLD = '''
 import sys
@@ -114,3 +115,18 @@ def test_a_folder_of_the_kernel_that_is_not_mounted_is_a_folder(tmp_path, monkey
     (tmp_path / 'sys').mkdir()
     monkeypatch.setattr(files, '_KERNEL', (str(tmp_path / 'sys'),))
     assert files.why_not_writable(tmp_path / 'out') is None
+
+
+@pytest.mark.parametrize('name', ('run.json', 'status.json', 'labels.json', 'last.pth.tar'))
+def test_json_without_an_end_is_no_traceback(tmp_path, name):
+    """Python's reader of JSON ends with RecursionError, which is no ValueError."""
+    from seresnet_timm.checkpoints.read import read_checkpoint
+    from seresnet_timm.data.label_files import check_real_labels
+    from seresnet_timm.runs import status
+    from seresnet_timm.runs.record import read_record
+    path = tmp_path / name
+    path.write_text('[' * 99999)
+    read = {'run.json': lambda: read_record(tmp_path), 'status.json': lambda: status.read_status(path),
+            'labels.json': lambda: check_real_labels(path), 'last.pth.tar': lambda: read_checkpoint(str(path))}
+    with pytest.raises((UsageError, RunError), match='nested too deeply|a text file'):
+        read[name]()

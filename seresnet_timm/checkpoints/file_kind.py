@@ -1,11 +1,11 @@
 """What a file is that is no checkpoint: pointers, web pages, archives, other formats"""
-import json
 import re
 import tarfile
 import zipfile
 from typing import List, Optional
 
 from seresnet_timm.errors import first_names, printable
+from seresnet_timm.files import from_json
 
 HEAD = 4096
 MAX_NAMED = 3
@@ -118,7 +118,7 @@ def _kind_of_text(head: bytes) -> Optional[str]:
         return None
     begins = printable(text.strip().splitlines()[0][:60])
     try:
-        json.loads(text)
+        from_json(text)
         return f'JSON text, not a checkpoint; it begins with {begins}'
     except ValueError:
         return f'a text file, not a checkpoint; it begins with {begins}'

@@ -1,5 +1,4 @@
 """Reads any SE-ResNet checkpoint safely, and checks that it is complete"""
-import json
 import os
 import pickle
 import warnings
@@ -22,7 +21,7 @@ from seresnet_timm.checkpoints.checkpoint import (
 from seresnet_timm.checkpoints.file_kind import other_kind
 from seresnet_timm.checkpoints.layout import EMA_KEYS, TIMM_KEYS, WEIGHTS_KEYS, find_weights
 from seresnet_timm.errors import UsageError, first_line, first_names, printable
-from seresnet_timm.files import is_utf8
+from seresnet_timm.files import from_json, is_utf8
 
 MAX_NAMED = 4  # names that one sentence lists
 
@@ -158,14 +157,14 @@ def _read_safetensors(path: str) -> Dict[str, Any]:
     else:  # which safe_open does not take
         data = Path(path).read_bytes()
         weights = load_safetensors(data)
-        metadata = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')]).get('__metadata__') or {}
+        metadata = from_json(data[8:8 + int.from_bytes(data[:8], 'little')]).get('__metadata__') or {}
     checkpoint: Dict[str, Any] = {'state_dict': weights}
     if 'architecture' in metadata:
         checkpoint['arch'] = metadata['architecture']
     if SHA256_KEY in metadata:
         checkpoint[SHA256_KEY] = {'state_dict': metadata[SHA256_KEY]}
     if INFO_KEY in metadata:
-        checkpoint[INFO_KEY] = json.loads(metadata[INFO_KEY])
+        checkpoint[INFO_KEY] = from_json(metadata[INFO_KEY])
     for key, kind in (('epochs', int), ('metric', float), ('metric_name', str)):
         if key in metadata:
             checkpoint[key] = kind(metadata[key])

@@ -12,7 +12,7 @@ from typing import Any, Collection, Dict, Iterable, List, Optional, Tuple, Union
 from timm.data.readers.class_map import load_class_map
 
 from seresnet_timm.errors import UsageError, first_line, first_names, printable
-from seresnet_timm.files import why_not_text
+from seresnet_timm.files import from_json, why_not_text
 
 # UTF-32 first: its mark begins with that of UTF-16
 _BYTE_ORDER_MARKS = (
@@ -199,7 +199,7 @@ def check_real_labels(path: Union[str, Path], num_classes: Optional[int] = None)
     if not Path(path).read_bytes().startswith(text[:1].encode()):
         raise UsageError(f'{what} has a byte order mark, which timm cannot read: save it as UTF-8 without one.')
     try:
-        labels = json.loads(text)
+        labels = from_json(text)
     except ValueError as e:
         raise UsageError(f'{what} is not JSON ({printable(first_line(e))}).')
     if not isinstance(labels, list) or not all(isinstance(x, list) for x in labels):

@@ -37,7 +37,7 @@ from seresnet_timm.data.images import (
     read_image,
 )
 from seresnet_timm.errors import RunError, UsageError, counted, first_names, printable
-from seresnet_timm.files import exclusive, read_journal, write_json
+from seresnet_timm.files import exclusive, from_json, read_journal, write_json
 from seresnet_timm.version import __version__
 
 SETTINGS_FILE = 'prepare.json'
@@ -173,7 +173,7 @@ def _check_settings(target: Path, settings: Dict[str, Any]) -> List[Dict[str, st
             raise UsageError(f'{target} is not empty and not a prepared copy (no {SETTINGS_FILE}): name a new folder.')
         return versions
     try:
-        old = json.loads(path.read_text())
+        old = from_json(path.read_text())
         different = [k for k in settings if old[k] != settings[k]]
         old_versions = list(old['versions'])
     except (OSError, ValueError, KeyError, TypeError):

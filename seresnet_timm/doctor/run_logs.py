@@ -1,5 +1,4 @@
 """The logs that `seresnet-timm diagnose` reads: a file of any kind, standard input, or all logs of a run"""
-import json
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ from seresnet_timm.ascend.error_events import EventReader
 from seresnet_timm.ascend.errors import where_plog_lies
 from seresnet_timm.doctor import long_logs, newest_run
 from seresnet_timm.errors import UsageError, printable
+from seresnet_timm.files import from_json
 from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
 
@@ -193,7 +193,7 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 def _read_json(path: Path) -> Optional[Dict[str, Any]]:
     try:
-        value = json.loads(path.read_text(encoding='utf-8', errors='replace'))
+        value = from_json(path.read_text(encoding='utf-8', errors='replace'))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -1,5 +1,4 @@
 """Which files of a repository on the Hub make a model, and their hashes."""
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from seresnet_timm.errors import RunError
+from seresnet_timm.files import from_json
 
 CONFIG, CARD, SAFE_WEIGHTS, CURVES = 'config.json', 'README.md', 'model.safetensors', 'curves.png'
 WEIGHTS = (SAFE_WEIGHTS, 'pytorch_model.bin')  # timm's names, in its order
@@ -91,7 +91,7 @@ def is_commit(text: str) -> bool:
 def read_config(repo_id: str, folder: Path) -> Dict[str, Any]:
     """Content of config.json."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+        config = from_json((folder / CONFIG).read_text(encoding='utf-8'))
     except ValueError as e:
         raise RunError(f'{repo_id}: its {CONFIG} is not JSON ({e}).')
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from seresnet_timm.errors import RunError, UsageError, first_line, printable
-from seresnet_timm.files import as_json, atomic_path, why_not_readable
+from seresnet_timm.files import as_json, atomic_path, from_json, why_not_readable
 
 SCHEMA = 1
 DTYPES = {
@@ -126,7 +126,7 @@ class TraceReader:
             raise UsageError(f'{printable(path)} cannot be read: {reason}.')
         damaged = f'{printable(path)} is not a file that `seresnet-timm compare --dump` wrote, or it is damaged'
         try:
-            self.metadata: Dict[str, Any] = json.loads((self._open().metadata() or {})['trace'])
+            self.metadata: Dict[str, Any] = from_json((self._open().metadata() or {})['trace'])
             self._stored: Dict[str, str] = self.metadata['stored']
             self.places: List[Place] = [Place.read(k) for k in self._stored if k.count(':') >= 3]
             complete = set(self._stored.values()) <= set(self._open().keys())

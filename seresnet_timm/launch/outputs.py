@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.files import from_json
 from seresnet_timm.launch.dataset import MAX_NAMED, DataFacts, named
 from seresnet_timm.runs.settings import RunSettings
 
@@ -81,8 +82,6 @@ def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
     Returns:
         The settings with the names of the outputs, and faults, each a sentence.
     """
-    import json
-
     from seresnet_timm.data.classes import describe_difference
     args, found = settings.args, settings.class_names
     local = args['model'].partition('local-dir:')[2]
@@ -90,7 +89,7 @@ def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
     if settings.verb != 'validate' or args.get('checkpoint') or not (folder and found):
         return settings, []
     try:
-        config = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
+        config = from_json((Path(folder) / 'config.json').read_text(encoding='utf-8'))
         names = config.get('label_names') or config.get('pretrained_cfg', {}).get('label_names')
     except (OSError, ValueError, AttributeError):
         return settings, []  # the checks create the model and say so

@@ -247,7 +247,7 @@ def read_model_config(folder: Union[str, Path]) -> Dict[str, Any]:
         config = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise UsageError(f'{folder} holds no config.json: it is not the folder of a timm model.')
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f'{path} cannot be read ({printable(first_line(e))}).')
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise UsageError(f'{path} names no architecture: it is not the configuration of a timm model.')

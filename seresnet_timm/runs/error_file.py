@@ -1,9 +1,10 @@
 """error.json: the exception that a rank leaves for torchrun, which names the file"""
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Optional
+
+from seresnet_timm.files import from_json
 
 OWN_ERRORS = ('UsageError', 'RunError')  # whose text tells all
 
@@ -56,7 +57,7 @@ def other_error_file(folder: Path, local_rank: int) -> Path:
 def parse_error(text: str) -> Optional[RankError]:
     """The exception in the content of an error.json; None if there is none."""
     try:
-        message = json.loads(text)['message']
+        message = from_json(text)['message']
         if isinstance(message, str):
             return RankError('', message, message)
         kind, _, sentence = message['message'].partition(': ')

@@ -2,7 +2,6 @@
 
 `run.schema.json` describes it. A value that is not known is null, never left out. This file does not import torch.
 """
-import json
 import logging
 import os
 import platform
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from seresnet_timm.errors import RunError, UsageError, first_line
-from seresnet_timm.files import set_aside, write_json
+from seresnet_timm.files import from_json, set_aside, write_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.version import __version__
@@ -247,7 +246,7 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
             'is not a folder' if os.path.exists(folder) else 'does not exist')
         raise UsageError(f'{folder} {has}: name the folder of a run, {such}.')
     try:
-        record = json.loads(path.read_text(encoding='utf-8'))
+        record = from_json(path.read_text(encoding='utf-8'))
     except OSError as e:
         raise UsageError(f'{path} cannot be read ({e.strerror}).')
     except ValueError as e:

@@ -3,7 +3,6 @@
 Rank 0 writes the file every few seconds in a thread, so that a slow file system does not hold up the training. It is
 removed when the run has finished: run.json says so then. This file does not import torch.
 """
-import json
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import Any, Iterator, Optional
 import psutil
 
 from seresnet_timm.errors import UsageError, first_line
-from seresnet_timm.files import as_json
+from seresnet_timm.files import as_json, from_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 
@@ -239,7 +238,7 @@ def read_status(path: Path) -> Optional[Status]:
         UsageError: The file is damaged, or of a later version.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding='utf-8'))
+        content: Any = from_json(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as e:

@@ -202,9 +202,10 @@ def test_hub_folder(tmp_path):
         (tmp_path / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match=message):
             create_model('hf-hub:org/name', folder=tmp_path)
-    (tmp_path / 'config.json').write_text('{')
-    with pytest.raises(UsageError, match='cannot be read'):
-        create_model(f'local-dir:{tmp_path}')
+    for text in ('{', '[' * 99999):
+        (tmp_path / 'config.json').write_text(text)
+        with pytest.raises(UsageError, match='cannot be read'):
+            create_model(f'local-dir:{tmp_path}')
 
 
 def test_whitelist_holds_no_name_that_reaches_out():
