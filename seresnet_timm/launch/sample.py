@@ -48,6 +48,7 @@ FLAGS: Dict[str, Tuple[str, ...]] = {
     'training': ('aa', 'color_jitter', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'train_crop_mode',
                  'scale', 'ratio', 'reprob', 'remode', 'recount', 'resplit', 'aug_splits', 'mixup', 'cutmix',
                  'cutmix_minmax', 'mixup_mode', 'train_interpolation', 'no_aug', *_INPUT),
+    'size': ('img_size', 'train_img_sizes', 'input_size'),
     'validation': ('crop_pct', 'crop_mode', 'crop_border_pixels', 'interpolation', *_INPUT),
     'network': ('img_size', 'train_img_sizes', 'input_size', 'in_chans', 'input_img_mode', 'batch_size', 'gp',
                 'model_kwargs', 'aug_splits', 'split_bn'),
@@ -118,7 +119,7 @@ def _check_training(run: Any, args: Namespace) -> None:
 
 def _check_training_at(run: Any, args: Namespace, setup: loaders.LoaderSetup, count: int) -> None:
     """Train on a sample at one size of the images; `count` is the number of images of a batch."""
-    _refuse_too_large(run, setup, 'training')
+    _refuse_too_large(run, setup)
     sample, path = _sample(args, setup, args.train_split)
     with _explained(run, 'training', 'The training images cannot be prepared', path):
         loader, mixup_fn = loaders.train_loader(setup, sample)
@@ -142,7 +143,7 @@ def _check_evaluation(run: Any, args: Namespace) -> None:
 
 
 def _load_evaluation(run: Any, args: Namespace, setup: loaders.LoaderSetup, split: str) -> torch.Tensor:
-    _refuse_too_large(run, setup, 'validation')
+    _refuse_too_large(run, setup)
     sample, path = _sample(args, setup, split)
     more = {} if run.settings.verb == 'train' else dict(
         crop_mode=setup.data_config['crop_mode'], crop_border_pixels=args.crop_border_pixels)
@@ -159,7 +160,7 @@ def _setup(run: Any, args: Namespace, stage: str) -> loaders.LoaderSetup:
     return loaders.LoaderSetup(args, config, torch.device('cpu'))
 
 
-def _refuse_too_large(run: Any, setup: loaders.LoaderSetup, stage: str) -> None:
+def _refuse_too_large(run: Any, setup: loaders.LoaderSetup) -> None:
     """Refuse images of which not even a sample fits into memory: the kernel would end this process without a word.
 
     Raises:
@@ -170,8 +171,9 @@ def _refuse_too_large(run: Any, setup: loaders.LoaderSetup, stage: str) -> None:
     least = COUNT * height * width * (4 + channels)
     free = min(psutil.virtual_memory().available, *process.memory_limits())
     if least > free:
+        flags = _flags(run, 'size')
         raise UsageError(f'{COUNT} images of {width} x {height} pixels take at least {mib(least)} of memory, of which '
-                         f'{mib(free)} are free: check {_flags(run, stage)}.')
+                         f'{mib(free)} are free: check {flags}.')
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
