@@ -14,7 +14,8 @@ COMMON = frozenset("""
     decoupled_weight_decay amsgrad
 """.split())
 # flags that decide how weights are put into groups
-GROUPING = ('opt', 'weight_decay', 'layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale')
+GROUPING = ('opt', 'weight_decay', 'layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale',
+            'kd_distill_type', 'kd_model_name')
 INSTEAD = 'start from its weights with --initial-checkpoint, or continue without its optimizer with --no-resume-opt'
 
 
@@ -99,11 +100,15 @@ def _optimizer_problems(
     sizes, own_sizes = [len(g['params']) for g in groups], [len(g['params']) for g in optimizer.param_groups]
     if sizes == own_sizes:
         return
-    flags = [f'--{k.replace("_", "-")} was {printable(saved[k])} and is {getattr(args, k)}' for k in GROUPING
+    flags = [f'--{k.replace("_", "-")} was {_given(saved[k])} and is {_given(getattr(args, k))}' for k in GROUPING
              if k in saved and hasattr(args, k) and saved[k] != getattr(args, k)]
     why = f' ({"; ".join(flags)})' if flags else ' (--freeze, --weight-decay and --layer-decay decide them)'
     yield (f'Checkpoint {checkpoint.path} has other parameter groups than this run, {len(sizes)} of {_sizes(sizes)} '
            f'weights, not {len(own_sizes)} of {_sizes(own_sizes)}{why}: give the flags of that run, or {INSTEAD}.')
+
+
+def _given(value: Any) -> str:
+    return 'not given' if value is None else printable(value)
 
 
 def _sizes(sizes: List[int]) -> str:

@@ -178,7 +178,7 @@ class RunFolder:
 
 
 def refuse_to_replace(target: str, sources: Sequence[str] = ()) -> None:
-    """Refuse to write over a checkpoint of a run, from which the run resumes, or over what is read.
+    """Refuse to write over what is read, and under the name of a checkpoint of a run, from which the run resumes.
 
     Raises:
         UsageError: The file is one of these.
@@ -187,10 +187,12 @@ def refuse_to_replace(target: str, sources: Sequence[str] = ()) -> None:
     if any(os.path.exists(s) and os.path.realpath(s) == os.path.realpath(target) for s in sources):
         raise UsageError(f'{printable(target)} is the file that is read: name another file to write.')
     folder = RunFolder(path.parent)
-    if path.is_file() and any(path.match(name) for name in (*CHECKPOINTS, folder.previous.name)) and (
+    if any(path.match(name) for name in (*CHECKPOINTS, folder.previous.name)) and (
             folder.record.is_file() or folder.summary.is_file()):
-        raise UsageError(f'{printable(target)} is a checkpoint of a run, which resumes from it: name another file to '
-                         'write.')
+        if path.is_file():
+            raise UsageError(f'{printable(target)} is a checkpoint of a run, which resumes from it: name another file '
+                             'to write.')
+        raise UsageError(f'{printable(target)} would be taken for a checkpoint of the run: name another file to write.')
 
 
 def resume_hint(settings: RunSettings) -> str:

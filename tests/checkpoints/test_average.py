@@ -159,6 +159,7 @@ def test_wrong_command_lines(finished, files, few_digits, tmp_path):
             ((finished, '--data-dir', other), 'has other classes than the checkpoints'),
             ((finished, '--out', finished / 'last.pth.tar'), 'is a checkpoint of a run, which resumes from it'),
             ((finished, '--out', finished / 'checkpoint-0.pth.tar'), 'is the file that is read'),
+            ((finished, '--out', finished / 'checkpoint-9.pth.tar'), 'would be taken for a checkpoint of the run'),
             ((finished, '--out', finished / '..' / 'run' / 'model_best.pth.tar'), 'is a checkpoint of a run'),
             ((tmp_path / 'none', files[0]), 'none')):
         result = run_here('average', *argv)

@@ -106,6 +106,9 @@ def test_stopped_run_goes_on_with_student_and_projection(few_digits, folder, tmp
     # what the run can go on from is found before it starts, with the projection
     assert run_here(*train_flags(few_digits, tmp_path / 'b', *SMALL, *flags, '--resume', last, '--epochs', 3,
                                  '--dry-run')).returncode == 0
+    without = run_here(*train_flags(few_digits, tmp_path / 'b', *SMALL, '--resume', last, '--epochs', 3, '--dry-run'))
+    assert without.returncode == 2 and '--kd-distill-type was feature and is logit' in without.stderr
+    assert ' and is not given' in without.stderr
 
 
 @pytest.mark.slow
