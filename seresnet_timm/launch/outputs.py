@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from seresnet_timm.errors import UsageError, first_names, printable
+from seresnet_timm.errors import UsageError, counted, first_names, printable
 from seresnet_timm.files import from_json
 from seresnet_timm.launch.dataset import MAX_NAMED, DataFacts, named
 from seresnet_timm.runs.settings import RunSettings
@@ -171,6 +171,10 @@ def decide_classes(verb: str, sources: Any, args: Dict[str, Any], data: DataFact
             args['num_classes'] = count
             sources.reasons['num_classes'] = f'as many as the data has classes{was}'
         return []
+    labels = _valid_labels(args)
+    if labels is not None and len(labels) < count:
+        return [f'--valid-labels {printable(args["valid_labels"])} has {counted(len(labels), "index", "indices")}, the '
+                f'data {count} classes: give the index of each, in the order of their folders.']
     if outputs is None:
         return []
     if outputs < count and not args.get('valid_labels'):
@@ -186,6 +190,15 @@ def decide_classes(verb: str, sources: Any, args: Dict[str, Any], data: DataFact
         sources.notes.append(f'The model has {outputs} outputs, the data {count} classes: the first {count} outputs '
                              'are compared with them.')
     return []
+
+
+def _valid_labels(args: Dict[str, Any]) -> Optional[List[int]]:
+    """Indices of `--valid-labels`; None without it, or if they cannot be read, which the checks say."""
+    from seresnet_timm.data.label_files import read_valid_labels
+    try:
+        return read_valid_labels(args['valid_labels']) if args.get('valid_labels') else None
+    except UsageError:
+        return None
 
 
 def _outputs_of(model: str) -> Optional[int]:

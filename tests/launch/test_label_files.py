@@ -129,3 +129,10 @@ def test_class_map_of_another_shape(imagenet, tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     result = validate(imagenet, '--class-map', tmp_path / name, '--dry-run')
     assert result.returncode == 2 and words in result.stderr and 'Traceback' not in result.stderr, result.stderr
+
+
+def test_fewer_valid_labels_than_classes_are_refused(imagenet, tmp_path):
+    """The network's outputs would have no number for some images: an IndexError within the evaluation."""
+    (tmp_path / 'valid.txt').write_text('3\n1\n')
+    result = validate(imagenet, '--valid-labels', tmp_path / 'valid.txt', '--dry-run')
+    assert result.returncode == 2 and 'has 2 indices, the data 10 classes' in result.stderr
