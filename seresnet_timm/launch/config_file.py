@@ -113,6 +113,8 @@ def read_yaml(path: str) -> Tuple[Dict[Any, Any], Dict[Any, int], List[str]]:
     """
     import yaml  # here, so that --help and a Python without it get their answer
 
+    if not path:
+        raise UsageError('--config names no file: give the path of a YAML file, or leave it out.')
     reason = why_not_text(path, MOST_BYTES_OF_CONFIG)
     name = f'Config {printable(path)}'
     if reason:

@@ -120,7 +120,7 @@ class Sources:
 def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     """Read recipe, preset and config file, and resolve the launcher's options."""
     flags = dict(line.flags)
-    config_path = flags.pop('config', None) or line.options.get('config')
+    config_path = flags.pop('config', line.options.get('config'))
     refused, problems = set(line.refused), line.problems
     if 'data' in flags:  # timm's positional argument
         if flags['data'] and flags.get('data_dir', flags['data']) != flags['data']:
@@ -142,7 +142,7 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
     recipe = load_recipe(recipe_name) if recipe_name else None
     preset = None
     try:
-        preset = load_recipe(options['preset']) if options.get('preset') else None
+        preset = load_recipe(options['preset']) if options.get('preset') is not None else None
     except UsageError as e:
         problems.append(str(e))
     settings = dict((preset or recipe).settings) if preset or recipe else {}
@@ -150,7 +150,7 @@ def collect(line: CommandLine, recipe_name: Optional[str]) -> Sources:
         settings = for_validation(settings)
     if preset and line.verb == 'train' and not line.script.is_bundled:
         refuse_missing_flags(settings, line.defaults, preset.name)
-    config = load_config_of(line, config_path) if config_path else Config()
+    config = Config() if config_path is None else load_config_of(line, config_path)
     problems.extend(config.problems)
     if config.tuned:
         options = {**options_of(config.tuned, line.verb), **options}

@@ -105,6 +105,8 @@ def test_nodes_presets_and_data_of_one_command(tmp_path, monkeypatch):
                 "No preset 'rsb_a9'", '2 nodes need --master-addr', '--lr -1', 'Dataset /nowhere does not exist')
     assert_told(sentences('recipe', 'train_multinode', '--batch_size', '0', '--config', 'no.yaml'),
                 '--data_path is missing', '--nnodes is missing', '--batch_size 0', 'Cannot read config no.yaml')
+    # empty variables of a shell, with which a training would begin with the defaults
+    assert_told(sentences('train', '--preset', '', '--config', ''), "No preset ''", '--config names no file')
     assert_told(sentences('tune', '--tuned-file', '/proc/x', '--seconds', '--allow', 'foo', '--lr', '-1', '/nowhere'),
                 '--tuned-file /proc/x', 'Argument --seconds: expected one argument', '--allow foo', '--lr -1',
                 'Dataset /nowhere')
