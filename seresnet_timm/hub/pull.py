@@ -31,7 +31,7 @@ from seresnet_timm.hub.repository import (
     plugin_of,
     read_config,
 )
-from seresnet_timm.models.create import trusted_kwargs
+from seresnet_timm.models.create import check_model_config
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.version import __version__
 
@@ -221,10 +221,10 @@ def download_verified(source: Source, name: str, commit: str, expected: Digest) 
 def _check_config(pulled: Pulled) -> None:
     """Refuse a configuration that timm does not know, or with which it would do more than create the network."""
     arch, where = pulled.config['architecture'], f'{CONFIG} of {pulled.repo_id}'
-    trusted_kwargs(pulled.config.get('model_args'), where, 'model_args')
+    check_model_config(pulled.config, where)
     weights = pulled.config.get('pretrained_cfg', pulled.config)
     for key in ('custom_load', 'hf_hub_filename'):  # timm would load another file than the verified one
-        if isinstance(weights, dict) and weights.get(key):
+        if weights.get(key):
             raise UsageError(f'{where}: {key} is not taken from a file.')
     if timm.is_model(arch):
         return

@@ -10,7 +10,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from seresnet_timm.errors import RunError
-from seresnet_timm.files import from_json
+from seresnet_timm.files import from_json, why_not_text
 
 CONFIG, CARD, SAFE_WEIGHTS, CURVES = 'config.json', 'README.md', 'model.safetensors', 'curves.png'
 WEIGHTS = (SAFE_WEIGHTS, 'pytorch_model.bin')  # timm's names, in its order
@@ -90,6 +90,9 @@ def is_commit(text: str) -> bool:
 
 def read_config(repo_id: str, folder: Path) -> Dict[str, Any]:
     """Content of config.json."""
+    reason = why_not_text(folder / CONFIG)
+    if reason:
+        raise RunError(f'{repo_id}: its {CONFIG} cannot be read: {reason}.')
     try:
         config = from_json((folder / CONFIG).read_text(encoding='utf-8'))
     except ValueError as e:

@@ -1,10 +1,8 @@
 """How many outputs a model gets for its data, and which class each of them is"""
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, counted, first_names, printable
-from seresnet_timm.files import from_json
 from seresnet_timm.launch.dataset import MAX_NAMED, DataFacts, named
 from seresnet_timm.runs.settings import RunSettings
 
@@ -83,17 +81,18 @@ def name_outputs_of_hub(settings: RunSettings) -> Tuple[RunSettings, List[str]]:
         The settings with the names of the outputs, and faults, each a sentence.
     """
     from seresnet_timm.data.classes import describe_difference
+    from seresnet_timm.models.create import read_model_config
     args, found = settings.args, settings.class_names
     local = args['model'].partition('local-dir:')[2]
     folder = settings.model_folder or local
     if settings.verb != 'validate' or args.get('checkpoint') or not (folder and found):
         return settings, []
     try:
-        config = from_json((Path(folder) / 'config.json').read_text(encoding='utf-8'))
-        names = config.get('label_names') or config.get('pretrained_cfg', {}).get('label_names')
-    except (OSError, ValueError, AttributeError):
+        config = read_model_config(folder)
+    except UsageError:
         return settings, []  # the checks create the model and say so
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    names = config.get('label_names') or config.get('pretrained_cfg', {}).get('label_names')
+    if not isinstance(names, list):
         return settings, []
     if args.get('valid_labels'):
         try:

@@ -18,12 +18,13 @@ from timm.models import get_pretrained_cfg, parse_model_name, split_model_name_t
 from seresnet_timm.errors import UsageError, did_you_mean, first_line, first_names, printable
 from seresnet_timm.models.info import ModelInfo
 from seresnet_timm.models.keyword_values import wrong_kinds
-from seresnet_timm.models.trusted import trusted_kwargs, why_untrusted
+from seresnet_timm.models.trusted import MAX_TEXT, trusted_kwargs, why_untrusted
 
 __all__ = [
     'check_model_name', 'create_from_args', 'create_from_info', 'create_model', 'trusted_kwargs', 'why_untrusted',
 ]
 
+MAX_CONFIG = 10 ** 7  # bytes of a config.json; the names of 20,000 classes have 2 MB
 MAX_NAMED = 3  # weights that one sentence lists
 MAX_VALUES = 1 << 33  # of a network that a file describes: 32 GiB; timm's largest have 7 billion
 # the flag that gives an argument of the network; the first that was given is named
@@ -31,7 +32,7 @@ FLAGS = {
     'num_classes': ('--num-classes',), 'in_chans': ('--in-chans', '--input-size'), 'global_pool': ('--gp',),
     'img_size': ('--img-size',), 'drop_rate': ('--drop',), 'drop_path_rate': ('--drop-path', '--drop-connect'),
     'drop_block_rate': ('--drop-block',), 'bn_momentum': ('--bn-momentum',), 'bn_eps': ('--bn-eps',),
-    'scriptable': ('--torchscript',),
+    'scriptable': ('--torchscript',), 'checkpoint_path': ('--initial-checkpoint',),
 }
 # what timm raises for arguments of the wrong kind or size
 WRONG_ARGUMENT = (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError,
@@ -243,6 +244,10 @@ def read_model_config(folder: Union[str, Path]) -> Dict[str, Any]:
         UsageError: The file is missing or damaged, or it holds an argument that is not taken from a file.
     """
     path = Path(folder) / 'config.json'
+    if path.exists() and not path.is_file():
+        raise UsageError(f'{printable(path)} is not a file: a folder, a pipe or a device holds no configuration.')
+    if path.exists() and path.stat().st_size > MAX_CONFIG:
+        raise UsageError(f'{printable(path)} has {path.stat().st_size / 1e6:,.1f} MB: it is no model configuration.')
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
@@ -251,13 +256,31 @@ def read_model_config(folder: Union[str, Path]) -> Dict[str, Any]:
         raise UsageError(f'{path} cannot be read ({printable(first_line(e))}).')
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise UsageError(f'{path} names no architecture: it is not the configuration of a timm model.')
-    if not isinstance(config.get('pretrained_cfg', {}), dict):
-        raise UsageError(f'{path}: pretrained_cfg is not a table of settings.')
-    trusted_kwargs(config.get('model_args'), str(path), 'model_args')
-    custom = config.get('pretrained_cfg', config).get('custom_load')
-    if custom:  # another format than state dicts, for which a network reads a file of its own
+    check_model_config(config, str(path))
+    if config.get('pretrained_cfg', config).get('custom_load'):
+        # another format than state dicts, for which a network reads a file of its own
         raise UsageError(f'{path}: custom_load is not taken from a file.')
     return config
+
+
+def check_model_config(config: Dict[str, Any], origin: str) -> None:
+    """Check what timm takes from the content of a config.json: arguments of the network, preprocessing, class names.
+
+    Raises:
+        UsageError: A value is refused; the file and its key are named.
+    """
+    weights = config.get('pretrained_cfg', config)
+    if not isinstance(weights, dict):
+        raise UsageError(f'{printable(origin)}: pretrained_cfg is not a table of settings.')
+    trusted_kwargs(config.get('model_args'), origin, 'model_args')
+    known = {k: weights.get(k) for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')}
+    names = {**config, **weights}.get('label_names')
+    if isinstance(names, list) and not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
+        raise UsageError(f'{printable(origin)}: label_names is not a list of names: the file is damaged.')
+    ModelInfo.from_dict(known, origin)
+    of_test = {k: weights.get(f'test_{k}') or known[k] for k in ('input_size', 'crop_pct')}
+    if of_test != {k: known[k] for k in of_test}:
+        ModelInfo.from_dict({**known, **of_test}, f'{origin}, test_input_size and test_crop_pct')
 
 
 def _create(

@@ -20,7 +20,7 @@ INTERPOLATIONS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming',
 CROP_MODES = ('center', 'squash', 'border')
 # those of --input-img-mode (engine/values.py, which imports nothing that --help would wait for)
 IMAGE_MODES = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F')
-MAX_PIXELS = 16384  # of a side
+MAX_PIXELS = 8192  # of a side of the input, and of the resized image of which it is cut
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ModelInfo:
             raise UsageError(f'{printable(origin)}: model_info is not a table of settings: the file is damaged.')
         get = values.get
         name = get('name')
-        return cls(
+        info = cls(
             name=None if name is None else trusted_name(name, origin, name_key),
             kwargs=trusted_kwargs(get('kwargs'), origin, kwargs_key),
             num_classes=trusted_numbers(get('num_classes'), origin, 'num_classes', 0, MAX_CLASSES, whole=True),
@@ -93,6 +93,12 @@ class ModelInfo:
             crop_mode=trusted_word(get('crop_mode'), origin, 'crop_mode', CROP_MODES),
             image_mode=trusted_word(get('image_mode'), origin, 'image_mode', IMAGE_MODES),
         )
+        # the image is resized to the size of the input divided by crop_pct before it is cropped
+        side = max((info.input_size or [1])[1:], default=1) / (info.crop_pct or 1)
+        if side > MAX_PIXELS:
+            raise UsageError(f'{printable(origin)}: input_size and crop_pct ask for images of {side:,.0f} pixels a '
+                             f'side, and {MAX_PIXELS:,} is the most that is taken from a file.')
+        return info
 
     def unknown_preprocessing(self) -> List[str]:
         """What of the preprocessing is not known, in words."""

@@ -8,6 +8,7 @@ command line is not checked here.
 """
 import math
 import re
+import reprlib
 from typing import Any, Dict, Iterable, Optional
 
 from seresnet_timm.errors import UsageError, printable
@@ -201,5 +202,5 @@ def _why_not_numbers(value: Any, high: float) -> Optional[str]:
 
 
 def _quoted(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else reprlib.repr(value)
     return f"'{printable(text if len(text) <= 80 else text[:80] + '...')}'"

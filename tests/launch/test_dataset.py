@@ -321,7 +321,8 @@ def test_a_class_map_cannot_give_an_output_the_name_of_another(tmp_path):
         sources = SimpleNamespace(checkpoints={}, reasons={}, notes=[])
         problems = name_outputs('validate', sources, args, DataFacts(names, mapped=True)).problems
         assert len(problems) == fault and all('list the folders in the order of its outputs' in p for p in problems)
-    (tmp_path / 'config.json').write_text(json.dumps({'label_names': ['cow', 'ant', 'bee']}))
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'resnet18', 'label_names': ['cow', 'ant', 'bee']}))
     for names, fault in ((['cow', 'ant', 'bee'], False), (['ant', 'bee', 'cow'], True), (['cow', 'bee'], True),
                          (['cow', 'ameise'], False)):
         settings = RunSettings('validate', Script('validate.py'), {'model': 'hf-hub:a/b', 'class_map': 'm.txt'},
@@ -348,7 +349,8 @@ def test_valid_labels_and_imagenet(tmp_path):
     (None, ['ant'], ['ant'], None),
 ))
 def test_names_of_a_model_of_the_hub(tmp_path, names, found, expected, told):
-    (tmp_path / 'config.json').write_text(json.dumps({'label_names': names} if names else {}))
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'resnet18', **({'label_names': names} if names else {})}))
     settings = RunSettings('validate', Script('validate.py'), {'model': 'hf-hub:a/b', 'data_dir': 'D'},
                            class_names=found, model_folder=str(tmp_path))
     named, problems = name_outputs_of_hub(settings)

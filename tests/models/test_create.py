@@ -185,6 +185,21 @@ def test_info_of_a_damaged_or_malicious_file(key, value):
     assert 'c.pth' in str(e.value) and '\n' not in str(e.value)
 
 
+PREPROCESSING = (
+    ('input_size', 'x'), ('input_size', [3, -32, 32]), ('input_size', [3, 60000, 60000]), ('crop_pct', 'x'),
+    ('crop_pct', 1e-6), ('test_crop_pct', 1e-6), ('test_input_size', [3, 9000, 9000]), ('mean', {'a': 1}),
+    ('std', [0, 0, 0]), ('interpolation', '../x'), ('crop_mode', '\x1b[2J'), ('label_names', [1]))
+
+
+def test_size_of_the_resized_image():
+    """The image is resized to the size of the input divided by the crop: a small crop takes all memory."""
+    info = dict(name='resnet18', input_size=[3, 224, 224])
+    for crop_pct in (1.15, 0.03):  # timm's largest
+        assert ModelInfo.from_dict(dict(info, crop_pct=crop_pct), 'c.pth').crop_pct == crop_pct
+    with pytest.raises(UsageError, match='c.pth: input_size and crop_pct ask for images of 224,000 pixels a side'):
+        ModelInfo.from_dict(dict(info, crop_pct=0.001), 'c.pth')
+
+
 def test_hub_folder(tmp_path):
     """A config.json is a stranger's file too."""
     model = timm.create_model('test_resnet', num_classes=2)
@@ -195,13 +210,18 @@ def test_hub_folder(tmp_path):
     for change, message in (
             (dict(model_args={'pretrained_cfg_overlay': {'url': 'http://127.0.0.1/'}}), 'pretrained_cfg_overlay'),
             (dict(model_args={'checkpoint_path': '/etc/passwd'}), 'checkpoint_path'),
-            (dict(pretrained_cfg={**config['pretrained_cfg'], 'input_size': 'x'}), 'cannot be made'),
+            *((dict(pretrained_cfg={**config['pretrained_cfg'], key: value}), key) for key, value in PREPROCESSING),
+            (dict(pretrained_cfg=None), 'not a table'),
             (dict(architecture='no_such_model'), 'cannot be made'), (dict(architecture=3), 'names no architecture'),
             (dict(pretrained_cfg=3), 'not a table'),
             (dict(pretrained_cfg={**config['pretrained_cfg'], 'custom_load': 'hf'}), 'custom_load')):
         (tmp_path / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match=message):
             create_model('hf-hub:org/name', folder=tmp_path)
+    with open(tmp_path / 'config.json', 'wb') as f:
+        f.truncate(1 << 33)
+    with pytest.raises(UsageError, match='has 8,589.9 MB: it is no model configuration'):
+        create_model(f'local-dir:{tmp_path}')
     for text in ('{', '[' * 99999):
         (tmp_path / 'config.json').write_text(text)
         with pytest.raises(UsageError, match='cannot be read'):
