@@ -1,10 +1,11 @@
 """Reads any SE-ResNet checkpoint safely, and checks that it is complete"""
+import argparse
 import os
 import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from seresnet_timm.errors import UsageError, first_line, first_names, printable
 from seresnet_timm.files import from_json, is_utf8
 
 MAX_NAMED = 4  # names that one sentence lists
+MAX_VALUES = 10 ** 7  # plain values, a tensor is one: a hundred times an optimizer and the names of 20,000 classes
 
 
 def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
@@ -71,8 +73,36 @@ def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
         kind = type(checkpoint).__name__
         article = 'an' if kind[0] in 'aeiou' else 'a'
         raise UsageError(f'{path} holds {article} {kind}, not the weights of a model.')
+    reason = why_not_finite(checkpoint)
+    if reason:
+        raise UsageError(f'Checkpoint {path} is refused: {reason}. Save the state_dict of the model instead.')
     _check_weights(path, checkpoint, kind)
     return Checkpoint(path, kind, checkpoint)
+
+
+def why_not_finite(content: Any) -> Optional[str]:
+    """Why values from a file have no end, or nearly none, when they are written out; None if they have one.
+
+    A file of some bytes can hold a list of lists that are all the same one, ten levels deep.
+    """
+    sizes: Dict[int, int] = {}
+
+    def count(value: Any) -> int:
+        if isinstance(value, argparse.Namespace):
+            value = vars(value)
+        if not isinstance(value, (dict, list, tuple, set)):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = 0
+            sizes[id(value)] = 1 + sum(map(count, value.values() if isinstance(value, dict) else value))
+        if not sizes[id(value)]:
+            raise RecursionError
+        return sizes[id(value)]
+    try:
+        found = count(content)
+    except RecursionError:
+        return 'its values are nested too deeply, or hold themselves'
+    return f'it holds the same values again and again, {found:.0e} in all' if found > MAX_VALUES else None
 
 
 def read_once(path: Union[str, Path], read: Mapping[str, Checkpoint]) -> Checkpoint:

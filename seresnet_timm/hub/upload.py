@@ -8,9 +8,10 @@ import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import refuse_misfit, weights_for, with_channels
-from seresnet_timm.checkpoints.read import read_checkpoint
+from seresnet_timm.checkpoints.read import read_checkpoint, why_not_finite
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
+from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
 from seresnet_timm.hub.names import is_remote
 from seresnet_timm.hub.pull import network_of
 from seresnet_timm.models.create import check_model_name, create_from_info
@@ -157,8 +158,14 @@ def _arguments(checkpoint: Checkpoint, run: Optional[report.Run]) -> Dict[str, A
         return checkpoint.args
     if run is None or not run.folder.args.is_file():
         return {}
+    reason = why_not_text(run.folder.args, MOST_BYTES_OF_CONFIG)
+    if reason:
+        raise UsageError(f'{run.folder.args} cannot be read: {reason}.')
     try:
         args = yaml.safe_load(run.folder.args.read_text(encoding='utf-8'))
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         raise UsageError(f'{run.folder.args} is not valid YAML: it is damaged.')
+    reason = why_not_finite(args)
+    if reason:
+        raise UsageError(f'{run.folder.args} is refused: {reason}.')
     return args if isinstance(args, dict) else {}

@@ -151,6 +151,29 @@ def test_memory_is_not_taken_before_weights_fit(tmp_path, monkeypatch):
     assert set(made) == {'meta'}
 
 
+def repeated(value, depth=13):
+    """A list of lists that are all the same one: a file of some bytes, and 9 ** 13 values when it is written out."""
+    for _ in range(depth):
+        value = [value] * 9
+    return value
+
+
+def itself():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize('content', [
+    lambda: {'model_info': dict(name='seresnet18_ascend', mean=repeated(0.5))}, lambda: {'epoch': repeated(1)},
+    lambda: {'args': Namespace(img_size=repeated(1))}, lambda: {'optimizer': {'param_groups': repeated('x')}},
+    lambda: {'args': itself()}], ids=['mean', 'epoch', 'args', 'optimizer', 'itself'])
+def test_values_that_have_nearly_no_end(tmp_path, content):
+    torch.save({'state_dict': tiny_model().state_dict(), **content()}, tmp_path / 'c.pth')
+    with pytest.raises(UsageError, match='c.pth is refused: it'):
+        read_checkpoint(tmp_path / 'c.pth')
+
+
 def test_control_characters_never_reach_the_terminal(tmp_path, capsys):
     evil = '\x1b]0;owned\x07\x1b[2J\n\u202e'
     weights = {**tiny_model().state_dict(), evil: torch.ones(1), 'fc.bias': torch.ones(3)}
