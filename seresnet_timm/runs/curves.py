@@ -119,7 +119,8 @@ def save_figure(figure: Any, target: Target, dpi: int) -> None:
 def describe(record: Dict[str, Any], length: int = 500) -> str:
     """Model, devices, precision and batch size of a run, a line; the model's name has at most `length` letters."""
     settings = record['settings']
-    return printable(f'{shorten(settings["args"]["model"], length)}: {settings["world_size"]} x {settings["device"]}, '
+    model = shorten(settings['args'].get('model', '?'), length)
+    return printable(f'{model}: {settings["world_size"]} x {settings["device"]}, '
                      f'{settings["precision"]}, global batch size {settings["global_batch_size"]}')
 
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from seresnet_timm.errors import RunError, UsageError, first_line, refuse
-from seresnet_timm.files import atomic_path
+from seresnet_timm.files import atomic_path, why_not_text
 from seresnet_timm.runs.error_file import parse_error
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import read_record
@@ -150,6 +150,9 @@ def read_run(run_dir: Union[str, Path]) -> Run:
         return Run(folder, record, [])
     if not folder.summary.is_file():
         raise NoEpoch(f'{run_dir} has no {folder.summary.name} yet: no epoch was evaluated.', Run(folder, record, []))
+    reason = why_not_text(folder.summary)
+    if reason:
+        raise UsageError(f'{folder.summary} cannot be read: {reason}.')
     try:
         with open(folder.summary, newline='', encoding='utf-8-sig') as f:  # Excel writes a byte order mark
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]

@@ -12,19 +12,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
-from seresnet_timm.errors import RunError, UsageError, first_line
-from seresnet_timm.files import from_json, set_aside, write_json
+from seresnet_timm.errors import RunError, UsageError, first_line, printable
+from seresnet_timm.files import from_json, set_aside, why_not_text, write_json
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 from seresnet_timm.version import __version__
 
 _logger = logging.getLogger('train')
 SCHEMA = 1
+MOST_BYTES = 5 * 10 ** 7  # 20 times a run of 600 epochs on 20,000 classes
 EPOCH_FIELDS = ('epoch', 'train_seconds', 'steps', 'images', 'fps', 'data_wait_share', 'eval_seconds', 'peak_gib',
                 'total_gib', 'bad_steps', 'loss_scale')
 EPOCH_UNREADABLE = ('unreadable_train', 'unreadable_val')  # images that could not be read
 EVALUATION_FIELDS = ('images', 'seconds', 'top1', 'top5', 'loss')
 HISTORY = ('started', 'epochs', 'best', 'faults', 'resumes')
+# of JSON
+TYPES: Dict[str, Any] = {
+    'object': dict, 'array': list, 'string': str, 'integer': int, 'number': (int, float), 'boolean': bool,
+    'null': type(None)}
+MAY_LACK = ('settings.args', 'versions')  # fields, in older records
 PACKAGES = ('timm', 'torch', 'torchvision', 'torch_npu')
 
 
@@ -245,6 +251,9 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
         has = f'has no {path.name}' if os.path.isdir(folder) else (
             'is not a folder' if os.path.exists(folder) else 'does not exist')
         raise UsageError(f'{folder} {has}: name the folder of a run, {such}.')
+    reason = why_not_text(path, MOST_BYTES)
+    if reason:
+        raise UsageError(f'{printable(path)} cannot be read: {reason}.')
     try:
         record = from_json(path.read_text(encoding='utf-8'))
     except OSError as e:
@@ -259,11 +268,8 @@ def read_record(folder: Union[str, Path]) -> Dict[str, Any]:
     try:
         if schema == 0:
             record = _from_schema_0(record)
-        for epoch in record['epochs']:
-            epoch.setdefault('bad_steps', None)
-            epoch.setdefault('loss_scale', None)
-        _check(record)
         _add_later_fields(record)
+        _check(record, _schema())
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         what = f'no {e}' if isinstance(e, KeyError) else first_line(e)
         raise DamagedRecord(f'{path} is not the record of a run ({what}): move it away to go on with the run.')
@@ -306,37 +312,46 @@ def _add_later_fields(record: Dict[str, Any]) -> None:
     record.setdefault('early_stop', None)
     record.setdefault('faults', [])
     record.setdefault('resumes', [])
-    for key in ('faults', 'resumes'):
-        if not isinstance(record[key], list):
-            raise ValueError(f'{key} is a {type(record[key]).__name__}')
     record['machine'].setdefault('device', None)
     for epoch in record['epochs']:
-        for key in (*EPOCH_UNREADABLE, 'finished'):
+        for key in ('bad_steps', 'loss_scale', *EPOCH_UNREADABLE, 'finished'):
             epoch.setdefault(key, None)
     if record['evaluation']:
         record['evaluation'].setdefault('unreadable', None)
 
 
-def _check(record: Dict[str, Any]) -> None:
-    """Refuse a record that lacks what readers use. Raises KeyError, TypeError or ValueError."""
-    kinds = (('command', list), ('settings', dict), ('versions', dict), ('machine', dict), ('epochs', list),
-             ('settings.args', dict), ('settings.script', dict))
-    for key, kind in kinds:
-        value = record
-        for part in key.split('.'):
-            value = value[part]
-        if not isinstance(value, kind):
-            raise ValueError(f'{key} is a {type(value).__name__}')
-    for key in ('model_info', 'best', 'evaluation'):
-        if not isinstance(record[key], (dict, type(None))):
-            raise ValueError(f'{key} is a {type(record[key]).__name__}')
-    record['started'], record['finished']
-    for epoch in record['epochs']:
-        if not isinstance(epoch['epoch'], int) or any(
-                not isinstance(epoch[k], (int, float, type(None))) for k in EPOCH_FIELDS):
-            raise ValueError('an epoch holds something else than numbers')
-        if any(not isinstance(epoch.get(k), (dict, type(None))) for k in EPOCH_UNREADABLE):
-            raise ValueError('an epoch holds something else than its unreadable images')
+def _check(value: Any, schema: Mapping[str, Any], place: str = '') -> None:
+    """Refuse a record that lacks what readers use, or holds it in another type: types and required fields alone.
+
+    Args:
+        value: A value of the record.
+        schema: Its part of `run.schema.json`.
+        place: Where it is; '' for the record itself.
+
+    Raises:
+        KeyError, ValueError: The value is not as the schema says.
+    """
+    if '$ref' in schema:
+        schema = _schema()['$defs'][schema['$ref'].rpartition('/')[2]]
+    kinds = schema.get('type', [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(isinstance(value, TYPES[kind]) and isinstance(value, bool) <= (kind == 'boolean')
+                         for kind in kinds):
+        raise ValueError(f'{place} is a {type(value).__name__}')
+    if isinstance(value, dict):
+        for key in () if place in MAY_LACK else schema.get('required', ()):
+            value[key]
+        known, others = schema.get('properties', {}), schema.get('additionalProperties')
+        for key, item in value.items():
+            _check(item, known.get(key, others if isinstance(others, dict) else {}), f'{place}.{key}'.lstrip('.'))
+    elif isinstance(value, list) and 'items' in schema:
+        for item in value:
+            _check(item, schema['items'], f'an entry of {place}')
+
+
+@cache
+def _schema() -> Dict[str, Any]:
+    return json.loads(Path(__file__).with_name('run.schema.json').read_text(encoding='utf-8'))
 
 
 def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:

@@ -144,7 +144,7 @@ def pictures(
 def table_row(run: Run) -> Dict[str, str]:
     """A run as a row of the ModelZoo's table. Acc@1 is the best epoch's, FPS the median of the epochs'."""
     settings, best, fps = run.record['settings'], run.best, run.images_per_second
-    return {
+    row = {
         'NAME': f'{settings["world_size"]}p-{settings["device"].split(":")[0].upper()}',
         'Acc@1': f'{best["eval_top1"]:.3f}' if best else '-',
         'FPS': f'{fps:.2f}' if fps is not None else '-',
@@ -152,6 +152,7 @@ def table_row(run: Run) -> Dict[str, str]:
         'AMP_Type': AMP_TYPES.get(settings['precision'].split(':')[0], settings['precision']),
         'Torch_Version': (run.record['versions'].get('torch') or '-').split('+')[0],
     }
+    return {k: printable(v) for k, v in row.items()}
 
 
 def format_table(rows: List[Dict[str, str]]) -> str:

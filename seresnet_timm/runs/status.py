@@ -17,7 +17,7 @@ from typing import Any, Iterator, Optional
 import psutil
 
 from seresnet_timm.errors import UsageError, first_line
-from seresnet_timm.files import as_json, from_json
+from seresnet_timm.files import as_json, from_json, why_not_text
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.settings import RunSettings
 
@@ -237,6 +237,9 @@ def read_status(path: Path) -> Optional[Status]:
     Raises:
         UsageError: The file is damaged, or of a later version.
     """
+    reason = why_not_text(path)
+    if reason and path.exists():
+        raise UsageError(f'{path} cannot be read: {reason}.')
     try:
         content: Any = from_json(path.read_text(encoding='utf-8'))
     except FileNotFoundError:

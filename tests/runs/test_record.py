@@ -140,12 +140,32 @@ def test_files_that_are_no_record(tmp_path, text, hint):
 
 @pytest.mark.parametrize('change', (
     dict(epochs=[{}]), dict(epochs={}), dict(settings=None), dict(settings={'args': {}}), dict(best=[1]),
-    dict(command='x')))
+    dict(command='x'), dict(command=[3]), dict(early_stop='x'), dict(early_stop={}), dict(faults=[3]),
+    dict(model_info={'class_names': 3}), dict(started=3), dict(versions={'torch': ['x']})))
 def test_damaged_record(tmp_path, change):
     record = RunRecord(SETTINGS, tmp_path)
     record.add_epoch(dict(epoch=0))
     (tmp_path / 'run.json').write_text(json.dumps({**record.content, **change}))
     with pytest.raises(UsageError, match='is not the record of a run'):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize('key, value', (
+    ('device', None), ('world_size', '\x1b[2J'), ('precision', {}), ('nnodes', True), ('args', {'model': None}),
+    ('args', {'lr_cycle_mul': 'x'}), ('num_images', {'train': 'x'})))
+def test_setting_of_another_type(tmp_path, key, value):
+    record = RunRecord(SETTINGS, tmp_path)
+    record.add_epoch(dict(epoch=0))
+    content = dict(record.content, settings={**record.content['settings'], key: value})
+    (tmp_path / 'run.json').write_text(json.dumps(content))
+    with pytest.raises(UsageError, match='is not the record of a run .* is a '):
+        read_record(tmp_path)
+
+
+def test_file_that_is_too_large_for_a_record(tmp_path):
+    with open(tmp_path / 'run.json', 'wb') as file:
+        file.truncate(1 << 33)
+    with pytest.raises(UsageError, match='run.json cannot be read: it has 8,589.9 MB'):
         read_record(tmp_path)
 
 

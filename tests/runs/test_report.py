@@ -123,6 +123,14 @@ def test_damaged_summary(run, text, hint):
         report.read_run(run)
 
 
+def test_control_characters_of_a_record(run, capsys):
+    record = json.loads((run / 'run.json').read_text())
+    record['versions']['torch'] = record['settings']['device'] = '\x1b[2Jx'
+    (run / 'run.json').write_text(json.dumps(record))
+    report.report([str(run)])
+    assert '\x1b' not in capsys.readouterr().out
+
+
 def test_summary_that_excel_has_saved(run):
     before = report.read_run(run).rows
     text = (run / 'summary.csv').read_bytes().replace(b'\r\n', b'\n').replace(b'\n', b'\r\n')
