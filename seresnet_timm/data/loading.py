@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.distributed import DistributedSampler
 
+from seresnet_timm import device as devices
 from seresnet_timm.data.fast_jpeg import FastJpegDataset
 from seresnet_timm.data.scheduled import is_scheduled, sampler_of, with_fast_sizes
 from seresnet_timm.data.seeding import SHUFFLE, WORKERS, SeededDataset, SeededMixup, derive_seed
@@ -117,6 +118,8 @@ class ThreadedLoader:
         self._loader, self.threads = loader, threads
         self._ahead = ahead or max(2, threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix='loader')
+        # as in a DataLoader: without a device there is no page-locked memory
+        self._pins = loader.pin_memory and any(devices.why_unavailable(kind) is None for kind in ('npu', 'cuda'))
 
     def __getattr__(self, name: str) -> Any:
         if name == '_loader':
@@ -142,4 +145,4 @@ class ThreadedLoader:
 
     def _load(self, indices: List[int]) -> Any:
         batch = self._loader.collate_fn(self._loader.dataset.__getitems__(indices))
-        return pin_memory(batch) if self._loader.pin_memory else batch
+        return pin_memory(batch) if self._pins else batch

@@ -273,6 +273,14 @@ def test_error_of_a_thread_reaches_the_loop(photos, tmp_path):
         list(loader)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
+def test_threads_pin_no_memory_where_there_is_no_device(photos):
+    if not DECODERS[0].releases_gil:
+        pytest.skip('the C extension is not built: no libjpeg-turbo header')
+    loader = make_loader(photos, DECODERS[0], 2, pin_memory=True)
+    assert isinstance(loader.loader, loading.ThreadedLoader) and len(list(loader)) == 3
+
+
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 def test_choice_and_its_reason(monkeypatch):
