@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -36,7 +37,7 @@ from seresnet_timm.launch.checkpoint_checks import (
 )
 from seresnet_timm.launch.resources import check_resources
 from seresnet_timm.launch.teacher_checks import check_teacher
-from seresnet_timm.models.create import WRONG_ARGUMENT, check_model_name, create_from_args
+from seresnet_timm.models.create import FLAGS, WRONG_ARGUMENT, check_model_name, create_from_args
 from seresnet_timm.runs.folder import RunFolder
 from seresnet_timm.runs.record import DamagedRecord, read_record
 from seresnet_timm.runs.settings import RunSettings
@@ -99,17 +100,19 @@ def check(
         UsageError: Something is wrong; every problem found is named.
     """
     modules = settings.args.get('device_modules') or []
-    if not dry_run:
+    missing = list(missing_modules(modules))
+    problems = [*(problems or []), *missing]
+    if not dry_run and not missing:
         import_modules(modules)
     if settings.verb == 'validate' and names_several_models(settings.args['model']):
         if settings.script.is_bundled:
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
-        refuse(problems or [])
+        refuse(problems)
         return []  # timm's script finds the models, and what they need
     run = Checked(settings, {} if checkpoints is None else checkpoints)
-    found = list(problems or [])
-    knows_models = not (dry_run and modules)  # a module may register models, optimizers
+    found = problems
+    knows_models = not (modules and (dry_run or missing))  # a module may register models, optimizers
     for function in CHECKS[settings.verb]:
         if not knows_models and function in (check_model, check_teacher, check_optimizer):
             continue
@@ -131,6 +134,16 @@ def import_modules(modules: List[str]) -> None:
             importlib.import_module(module)
         except ImportError as e:
             raise UsageError(f'--device-modules {module} does not import: {e}.')
+
+
+def missing_modules(modules: List[str]) -> Iterator[str]:
+    """Which modules are not there, without executing a line of them: of `a.b` only `a` is looked for."""
+    for module in modules:
+        top = module.partition('.')[0]
+        if not all(part.isidentifier() for part in module.split('.')):
+            yield f'--device-modules {printable(module)} is not the name of a module, such as package.module.'
+        elif top not in sys.modules and importlib.util.find_spec(top) is None:
+            yield f'--device-modules {printable(module)} does not import: there is no module {printable(top)}.'
 
 
 def names_several_models(model: str) -> bool:
@@ -155,6 +168,7 @@ def check_model(run: Checked) -> Iterator[str]:
                 run.flag(k) for k in ('pretrained_path', 'checkpoint', 'resume')):
             yield (f'There are no pretrained weights for {args.model}: leave out --pretrained, or name a file with '
                    '--pretrained-path.')
+    _refuse_arguments_with_flags(run)
     rates = {} if run.settings.verb == 'validate' else dict(
         drop_rate=run.flag('drop'), drop_block_rate=run.flag('drop_block'),
         drop_path_rate=run.flag('drop_connect') if run.flag('drop_path') is None else run.flag('drop_path'),
@@ -165,10 +179,27 @@ def check_model(run: Checked) -> Iterator[str]:
         given = [f'--{n.replace("_", "-")} {run.flag(n)}' for n in ('gp', 'in_chans', 'num_classes', *RATES)
                  if run.flag(n) is not None and run.flag(n) != 0]
         raise UsageError(f'{args.model} cannot be made ({printable(first_line(e))}): check {", ".join(given)}.')
+    if run.flag('naflex_loader') and type(run.model).__name__ != 'NaFlexVit':
+        yield f'--naflex-loader is for networks such as naflexvit_base_patch16_gap, not for {args.model}: leave it out.'
     if run.settings.half_weights:
         use_half_weights(run.model)  # refuses what it does not know
     if run.settings.freeze and run.settings.verb == 'train':
         yield from _freeze(run)
+
+
+def _refuse_arguments_with_flags(run: Checked) -> None:
+    """Refuse arguments of `--model-kwargs` that the plan decides on, or that timm's script would give twice.
+
+    Raises:
+        UsageError: There are some. The network is not made: with `pretrained` it would download.
+    """
+    script, own = run.settings.script, run.flag('model_kwargs') or {}
+    names = {'num_classes', 'in_chans', 'pretrained', 'checkpoint_path'}
+    if not script.is_bundled:
+        from seresnet_timm.timm_scripts.load import arguments_of
+        names |= arguments_of(script, 'create_model')
+    refuse([f'--model-kwargs {name}={printable(own[name])} has a flag of its own: give it as '
+            f'{FLAGS.get(name, ("--" + name,))[0]}.' for name in sorted(names & set(own))])
 
 
 def _freeze(run: Checked) -> Iterator[str]:
@@ -203,7 +234,7 @@ def check_precision(run: Checked) -> Iterator[str]:
     args, settings = run.args, run.settings
     if run.flag('amp') and run.flag('model_dtype') not in (None, 'float32'):
         yield f'--amp needs float32 weights, but --model-dtype is {args.model_dtype}: leave out one of the two.'
-    if settings.half_weights and args.amp_dtype != 'float16':
+    if settings.amp_level == 'O2' and args.amp_dtype != 'float16':
         yield f'--amp-level O2 computes in float16, --amp-dtype is {args.amp_dtype}: leave one out.'
     if settings.device.startswith('npu') and run.flag('channels_last'):
         yield '--channels-last is not for an NPU: torch_npu takes contiguous tensors only; leave it out.'
@@ -246,6 +277,20 @@ def check_batch(run: Checked) -> Iterator[str]:
         yield (f'One training batch needs {step} images (-b {largest} on '
                f'{counted(settings.world_size, "process", "processes")}), '
                f'the training split has {images}{files}: lower -b.')
+    tta = run.flag('tta') or 0
+    if tta > 1 and run.flag('val_split'):
+        yield from _check_tta(run, tta)
+
+
+def _check_tta(run: Checked, tta: int) -> Iterator[str]:
+    """That no batch of an evaluation ends between outputs of which --tta takes the mean."""
+    batch, images = run.flag('validation_batch_size') or run.args.batch_size, run.settings.num_images.get('val')
+    what = f'--tta {tta} takes the mean of {tta} outputs in a row'
+    if batch % tta:
+        yield f'{what}, -vb {batch} is no multiple of it: give one.'
+    elif images is not None and images % (tta * run.settings.world_size):
+        yield (f'{what}, and the {images:,} validation images on '
+               f'{counted(run.settings.world_size, "process", "processes")} do not divide by it: leave out --tta.')
 
 
 def check_optimizer(run: Checked) -> Iterator[str]:

@@ -12,6 +12,7 @@ BANDS = {
     **dict.fromkeys(('1', 'L', 'P', 'I', 'F'), 1), **dict.fromkeys(('LA', 'La', 'PA'), 2),
     **dict.fromkeys(('RGB', 'YCbCr', 'LAB', 'HSV'), 3), **dict.fromkeys(('RGBA', 'RGBa', 'RGBX', 'CMYK'), 4)}
 MODES = {2: 'LA', 4: 'RGBA or CMYK'}  # to suggest, by channels
+RESIZE_ONLY = ('box', 'hamming', 'lanczos')  # filters with which Pillow does not rotate
 # readers of --dataset that share whole files among processes
 STREAMS = ('tfds', 'hfids', 'wds')
 MAX_SEED = 2 ** 32 - 1  # of numpy
@@ -169,6 +170,10 @@ def _auto_augment(args: Mapping[str, Any]) -> Iterator[str]:
     if channels not in (1, 3) and not args.get('no_aug'):
         yield (f'--aa {args["aa"]} is for gray and RGB images, {_channel_flag(args)} has {channels} channels: leave '
                'out --aa.')
+    if args['aa'].partition('-')[0] not in ('3a', 'ta_wide') and not args.get('no_aug') and (
+            args.get('train_interpolation') in RESIZE_ONLY):
+        yield (f'--aa {args["aa"]} rotates and shears images, which Pillow cannot do with --train-interpolation '
+               f'{args["train_interpolation"]}: take bilinear or bicubic, or leave it out.')
     if args['aa'] == 'ta_wide' and (args.get('aug_splits') or 0) > 1:
         yield '--aa ta_wide does not go with --aug-splits: leave out one, or take another policy.'
 

@@ -221,7 +221,9 @@ def merge(line: CommandLine, sources: Sources, device: str, world_size: int) -> 
             from seresnet_timm.hub.names import remote_name
             args[key] = remote_name(args[key]) or args[key]
     if line.verb == 'validate':
-        args['pretrained'] = bool(args['pretrained'] or not args['checkpoint'])
+        if args['checkpoint'] and sources.asked('pretrained'):
+            sources.notes.append('--pretrained has no effect with --checkpoint, whose weights are evaluated.')
+        args['pretrained'] = not args['checkpoint']
     return args
 
 
@@ -338,7 +340,7 @@ def apply_checkpoint(sources: Sources) -> None:
         input_img_mode=info.image_mode,
         input_size=None if sources.asked('img_size', 'input_size') else info.input_size)
     if not is_other:
-        kwargs = dict(info.kwargs)
+        kwargs = {k: v for k, v in info.kwargs.items() if k not in ('num_classes', 'in_chans')}  # which have flags
         found.update(
             model=info.name, num_classes=info.num_classes, in_chans=info.in_chans,
             gp=kwargs.pop('global_pool', None), model_kwargs=kwargs or None)

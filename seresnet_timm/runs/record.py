@@ -351,7 +351,7 @@ def _check(value: Any, schema: Mapping[str, Any], place: str = '') -> None:
 
 @cache
 def _schema() -> Dict[str, Any]:
-    return json.loads(Path(__file__).with_name('run.schema.json').read_text(encoding='utf-8'))
+    return from_json(Path(__file__).with_name('run.schema.json').read_text(encoding='utf-8'))
 
 
 def _from_schema_0(old: Dict[str, Any]) -> Dict[str, Any]:

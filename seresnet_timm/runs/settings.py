@@ -160,7 +160,7 @@ class RunSettings:
 
     @property
     def precision(self) -> str:
-        if self.amp_level == 'O2':
+        if self.half_weights:
             return 'O2: fp16 weights, float32 masters and BatchNorm'
         if self.args.get('amp'):
             return f'amp {self.args["amp_dtype"]}'

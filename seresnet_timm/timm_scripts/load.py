@@ -4,7 +4,7 @@ import ast
 import functools
 import sys
 from types import ModuleType
-from typing import Any, Callable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Set, Tuple
 
 from seresnet_timm.errors import UsageError
 from seresnet_timm.runs.settings import RunSettings, Script
@@ -50,6 +50,11 @@ def parser_of(script: Script) -> argparse.ArgumentParser:
         parser.error = _refuse
     parser.timm_script = script.name
     return parser
+
+
+def arguments_of(script: Script, function: str) -> Set[str]:
+    """Names of the arguments that timm's script writes into its calls of a function, beside `**` of a dictionary."""
+    return {k.arg for call in calls_of(_read(script), function) for k in call.keywords if k.arg is not None}
 
 
 def run(

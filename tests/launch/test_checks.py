@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from conftest import WIDE, run_cli, run_here, subset, train_flags
+from timm_scripts import NO_SCRIPTS, SCRIPTS, TIMM_SCRIPTS
 
 from seresnet_timm import cli
 
@@ -194,6 +195,14 @@ def test_no_pretrained_weights(capsys, tree, tmp_path):
     (('--color-jitter', '1', '2'), "Unexpected argument '2': --data-dir"),
     (('--sched', 'wsd'), 'The learning rate cannot follow --sched wsd (wsd schedule requires'),
     (('-j', '-1'), '--workers -1 is too small: give at least 0'),
+    (('--tta', '3'), '--tta 3 takes the mean of 3 outputs in a row, -vb 16 is no multiple of it'),
+    (('--tta', '8'), 'the 20 validation images on 1 process do not divide by it: leave out --tta'),
+    *((('--aa', aa, '--train-interpolation', name), f'which Pillow cannot do with --train-interpolation {name}')
+      for aa, name in (('rand-m9-mstd0.5', 'lanczos'), ('v0', 'box'), ('originalr', 'hamming'), ('augmix-m5', 'box'))),
+    (('--model-kwargs', 'num_classes=7'), 'num_classes=7 has a flag of its own: give it as --num-classes'),
+    (('--model', 'resnet18', '--model-kwargs', 'pretrained=True'), 'give it as --pretrained'),
+    (('--device-modules', 'json', 'no_such.part'), '--device-modules no_such.part does not import'),
+    (('--device-modules', './x.py'), '--device-modules ./x.py is not the name of a module'),
 ))
 @pytest.mark.parametrize('dry_run', ((), ('--dry-run',)), ids=('run', 'dry run'))
 def test_wrong_flags(capsys, tree, tmp_path, flags, hint, dry_run):
@@ -201,6 +210,26 @@ def test_wrong_flags(capsys, tree, tmp_path, flags, hint, dry_run):
     if importlib.util.find_spec('wandb') and '--log-wandb' in flags:
         pytest.skip('wandb is installed')
     assert hint in refuse_train(capsys, tree, tmp_path, *flags, *dry_run)
+
+
+@pytest.mark.parametrize('scripts', SCRIPTS)
+@pytest.mark.parametrize('verb', ('train', 'validate'))
+def test_an_argument_that_timms_script_would_give_twice(capsys, tree, tmp_path, scripts, verb):
+    flags = (*train_flags(tree, tmp_path / 'out')[1:],) if verb == 'train' else (
+        '--data-dir', tree, '--model', 'test_vit', '--device', 'cpu')
+    message = refuse(capsys, verb, *flags, '--scripts', scripts, '--dry-run', '--model-kwargs', 'num_classes=10',
+                     'drop_rate=0.1')
+    assert '--model-kwargs num_classes=10 has a flag of its own: give it as --num-classes.' in message
+    assert ('give it as --drop.' in message) == (verb == 'train')
+
+
+@pytest.mark.skipif(not TIMM_SCRIPTS, reason=NO_SCRIPTS)
+@pytest.mark.parametrize('verb', ('train', 'validate'))
+def test_loader_of_naflex_with_another_network(capsys, tree, verb):
+    message = refuse(capsys, verb, '--scripts', TIMM_SCRIPTS, '--data-dir', tree, '--model', 'test_resnet', '--device',
+                     'cpu', '-b', 16, '--naflex-loader', '--dry-run', *(['--val-split', 'val'] * (verb == 'train')),
+                     *(['--checkpoint', tree / 'none.pth'] * (verb == 'validate')))
+    assert '--naflex-loader is for networks such as naflexvit_base_patch16_gap, not for test_resnet' in message
 
 
 def test_dry_run_imports_no_module(capsys, tree, tmp_path, monkeypatch):
@@ -338,6 +367,8 @@ def test_every_problem_is_named(capsys, tmp_path):
     (('--real-labels', 'nowhere.json'), '--real-labels nowhere.json does not exist'),
     (('--pretrained', '--metrics-avg', 'macro', '--nproc', '2'), 'needs all predictions in one place'),
     (('--amp', '--model-dtype', 'float16'), '--amp needs float32 weights'),
+    (('--amp-level', 'O2', '--amp-dtype', 'bfloat16'), '--amp-level O2 computes in float16'),
+    (('--model-kwargs', 'in_chans=3'), '--model-kwargs in_chans=3 has a flag of its own: give it as --in-chans'),
 ))
 def test_validate(capsys, tree, flags, hint):
     assert hint in refuse(capsys, 'validate', '--data-dir', tree, '--model', 'seresnet18_ascend', '--num-classes', 10,
