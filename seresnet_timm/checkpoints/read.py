@@ -25,6 +25,7 @@ from seresnet_timm.errors import UsageError, first_line, first_names, printable
 from seresnet_timm.files import from_json, is_utf8
 
 MAX_NAMED = 4  # names that one sentence lists
+SMALL = 1 << 28  # bytes of tensors that any file may hold
 MAX_VALUES = 10 ** 7  # plain values, a tensor is one: a hundred times an optimizer and the names of 20,000 classes
 
 
@@ -73,21 +74,30 @@ def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
         kind = type(checkpoint).__name__
         article = 'an' if kind[0] in 'aeiou' else 'a'
         raise UsageError(f'{path} holds {article} {kind}, not the weights of a model.')
-    reason = why_not_finite(checkpoint)
+    reason = why_not_finite(checkpoint, os.path.getsize(path))
     if reason:
         raise UsageError(f'Checkpoint {path} is refused: {reason}. Save the state_dict of the model instead.')
     _check_weights(path, checkpoint, kind)
     return Checkpoint(path, kind, checkpoint)
 
 
-def why_not_finite(content: Any) -> Optional[str]:
+def why_not_finite(content: Any, size: int) -> Optional[str]:
     """Why values from a file have no end, or nearly none, when they are written out; None if they have one.
 
-    A file of some bytes can hold a list of lists that are all the same one, ten levels deep.
+    A file of some bytes can hold a list of lists that are all the same one, ten levels deep, and a tensor of 10 ** 12
+    values that are all the same one.
+
+    Args:
+        content: Content of the file.
+        size: Bytes of the file.
     """
     sizes: Dict[int, int] = {}
+    num_bytes = 0
 
     def count(value: Any) -> int:
+        nonlocal num_bytes
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
+            num_bytes += value.numel() * value.element_size()
         if isinstance(value, argparse.Namespace):
             value = vars(value)
         if not isinstance(value, (dict, list, tuple, set)):
@@ -102,7 +112,11 @@ def why_not_finite(content: Any) -> Optional[str]:
         found = count(content)
     except RecursionError:
         return 'its values are nested too deeply, or hold themselves'
-    return f'it holds the same values again and again, {found:.0e} in all' if found > MAX_VALUES else None
+    if found > MAX_VALUES:
+        return f'it holds the same values again and again, {found:.0e} in all'
+    if num_bytes > 4 * size + SMALL:  # weights may share memory
+        return f'its tensors repeat the same values to {num_bytes / 1e9:,.1f} GB, the file has {size / 1e9:,.3f} GB'
+    return None
 
 
 def read_once(path: Union[str, Path], read: Mapping[str, Checkpoint]) -> Checkpoint:

@@ -165,7 +165,7 @@ def _arguments(checkpoint: Checkpoint, run: Optional[report.Run]) -> Dict[str, A
         args = yaml.safe_load(run.folder.args.read_text(encoding='utf-8'))
     except (ValueError, RecursionError, yaml.YAMLError):
         raise UsageError(f'{run.folder.args} is not valid YAML: it is damaged.')
-    reason = why_not_finite(args)
+    reason = why_not_finite(args, run.folder.args.stat().st_size)
     if reason:
         raise UsageError(f'{run.folder.args} is refused: {reason}.')
     return args if isinstance(args, dict) else {}

@@ -167,11 +167,19 @@ def itself():
 @pytest.mark.parametrize('content', [
     lambda: {'model_info': dict(name='seresnet18_ascend', mean=repeated(0.5))}, lambda: {'epoch': repeated(1)},
     lambda: {'args': Namespace(img_size=repeated(1))}, lambda: {'optimizer': {'param_groups': repeated('x')}},
-    lambda: {'args': itself()}], ids=['mean', 'epoch', 'args', 'optimizer', 'itself'])
+    lambda: {'args': itself()}, lambda: {'state_dict_ema': {'fc.weight': torch.ones(1).expand(10 ** 9, 64)}},
+], ids=['mean', 'epoch', 'args', 'optimizer', 'itself', 'tensor'])
 def test_values_that_have_nearly_no_end(tmp_path, content):
     torch.save({'state_dict': tiny_model().state_dict(), **content()}, tmp_path / 'c.pth')
     with pytest.raises(UsageError, match='c.pth is refused: it'):
         read_checkpoint(tmp_path / 'c.pth')
+
+
+def test_weights_that_share_memory_are_taken(tmp_path):
+    weights = tiny_model().state_dict()
+    torch.save({'state_dict': {**weights, 'tied': weights['conv1.weight'], 'wide': torch.ones(1).expand(3, 5)}},
+               tmp_path / 'c.pth')
+    assert read_checkpoint(tmp_path / 'c.pth').weights['wide'].shape == (3, 5)
 
 
 def test_control_characters_never_reach_the_terminal(tmp_path, capsys):
