@@ -88,6 +88,8 @@ class Run:
         written = self.folder.record.stat().st_mtime if self.folder.record.exists() else 0
         errors = []
         for path in sorted(self.folder.logs.rglob('error.json')):
+            if why_not_text(path):
+                continue
             with suppress(OSError, ValueError):
                 error = parse_error(path.read_text(encoding='utf-8'))
                 if error and error.when and error.when >= written - ERROR_SECONDS:

@@ -123,6 +123,15 @@ def test_damaged_summary(run, text, hint):
         report.read_run(run)
 
 
+def test_error_of_a_rank_of_gigabytes(run):
+    record = json.loads((run / 'run.json').read_text())
+    (run / 'run.json').write_text(json.dumps(dict(record, finished=None)))
+    (run / 'logs').mkdir(exist_ok=True)
+    with open(run / 'logs' / 'error.json', 'wb') as file:
+        file.truncate(1 << 33)
+    assert report.read_run(run).state[0] == 'unfinished'
+
+
 def test_control_characters_of_a_record(run, capsys):
     record = json.loads((run / 'run.json').read_text())
     record['versions']['torch'] = record['settings']['device'] = '\x1b[2Jx'
