@@ -4,6 +4,7 @@ import json
 import threading
 from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -17,7 +18,7 @@ from seresnet_timm.checkpoints.inspect import describe, inspect, misfits
 from seresnet_timm.checkpoints.read import read_checkpoint
 from seresnet_timm.cli.main import main
 from seresnet_timm.errors import UsageError
-from seresnet_timm.hub.upload import read_source
+from seresnet_timm.hub.upload import _arguments, read_source
 from seresnet_timm.inference.load import load_model
 from seresnet_timm.models.create import create_from_info
 
@@ -240,3 +241,17 @@ def test_run_saves_what_makes_its_model(tmp_path):
     assert torch.equal(other.fc.weight, checkpoint.ema['fc.weight']), 'timm takes the average'
     made, info = model_of(checkpoint, use_ema=True)
     assert torch.equal(made.fc.weight, checkpoint.ema['fc.weight']) and info.class_names == ['a', 'b', 'c']
+
+
+@pytest.mark.parametrize('text', [
+    'a0: &a0 [x, x, x, x, x, x, x, x, x]\n' + ''.join(
+        f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 9)}]\n' for i in range(1, 12)),
+    'model: &a [*a]\n', '[' * 3000, 'model: !!python/name:os.system\n', 'x: ' + 'a' * 300_000,
+], ids=['repeated', 'itself', 'deep', 'python', 'large'])
+def test_args_yaml_of_a_run_folder(tmp_path, text):
+    """Flags of a checkpoint without them: plain values of a size that flags have."""
+    torch.save({'state_dict': tiny_model().state_dict()}, tmp_path / 'c.pth')
+    (tmp_path / 'args.yaml').write_text(text)
+    run = SimpleNamespace(folder=SimpleNamespace(args=tmp_path / 'args.yaml'))
+    with pytest.raises(UsageError, match='args.yaml'):
+        _arguments(read_checkpoint(tmp_path / 'c.pth'), run)
