@@ -8,9 +8,10 @@ import difflib
 import functools
 import math
 import re
+import sys
 import textwrap
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from seresnet_timm.errors import UsageError, did_you_mean, printable, refuse
 
@@ -123,27 +124,37 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        typed = list(sys.argv[1:] if args is None else args)
+        args, unknown, is_clear = typed, [], True
+        if all(parser.prefix_chars == '-' for parser in self.parsers()):
+            args, unknown, is_clear = without_unknown_flags(typed, self._actions_by_flag())
+        said = unknown_flag_messages(self.flags(), unknown)
         actions = [action for parser in self.parsers() for action in parser._actions]
+        if not is_clear:  # so that it is not known which words are the other arguments
+            actions = [action for action in actions if action.option_strings]
         with collected_problems(actions, self.rules) as problems:
             try:
-                namespace, unknown = self.parse_known_args(args, namespace)
+                namespace, rest = self.parse_known_args(args, namespace)
             except UsageError as e:  # argparse cannot go on
-                refuse(with_typed_names([*problems, str(e)], abbreviations(args or (), self.flags())))
-        if args is not None and all(parser.prefix_chars == '-' for parser in self.parsers()):
-            unknown = unknown + unknown_flags_with_spaces(args, self.flags())
-        problems += unknown_flag_messages(self.flags(), unknown)
+                # what it misses may be one of the words that were taken for values of unknown flags
+                said += [str(e)] if is_clear and len(typed) == len(args) + len(unknown) else []
+                refuse(with_typed_names([*problems, *said], abbreviations(typed, self.flags())))
+        problems += said + (unknown_flag_messages(self.flags(), rest) if is_clear else [])
         problems += wrong_lists(actions, self.rules, vars(namespace))
         if self.looks_for_files:
             problems += wrong_names('missing', actions, self.rules, vars(namespace))
-            problems += self.find_contradictions(_without_wrong(actions, namespace))
+            problems += self.find_contradictions(_without_wrong(actions, namespace)) if is_clear else []
         if problems:
             problems += wrong_names('likely_wrong', actions, self.rules, vars(namespace))
-        refuse(with_typed_names(problems, abbreviations(args or (), self.flags())))
+        refuse(with_typed_names(problems, abbreviations(typed, self.flags())))
         return namespace
 
     def flags(self) -> List[str]:
         """Every flag of this parser and of its sub-parsers."""
         return list(dict.fromkeys(flag for parser in self.parsers() for flag in parser._option_string_actions))
+
+    def _actions_by_flag(self) -> Dict[str, argparse.Action]:
+        return {flag: action for parser in self.parsers() for flag, action in parser._option_string_actions.items()}
 
     def parsers(self) -> Iterator['ArgumentParser']:
         """This parser and its sub-parsers."""
@@ -342,6 +353,52 @@ def with_typed_names(sentences: Sequence[str], typed: Mapping[str, str]) -> List
     return result
 
 
+def without_unknown_flags(
+        args: Sequence[str], known: Mapping[str, argparse.Action]) -> Tuple[List[str], List[str], bool]:
+    """Arguments without unknown flags and their values, as argparse would take these for other arguments.
+
+    Args:
+        args: Command line.
+        known: What belongs to each flag.
+
+    Returns:
+        The other arguments; names of the unknown flags; False if it is not clear which words are values of these. A
+        flag takes as many as the one that was meant.
+    """
+    flags, result, unknown = list(known), [], []
+    is_clear, values = True, 0.  # that are still to come
+    for i, arg in enumerate(args):
+        if arg == '--':
+            result += args[i:]
+            break
+        name, equals, _ = arg.partition('=')
+        if _is_unknown_flag(name, known):
+            unknown.append(name)
+            meant = known.get(nearest_flag(name, flags) or '')
+            values = 0 if equals or meant is None else _most_values(meant)
+            is_clear = is_clear and bool(equals or meant or _is_flag(next(iter(args[i + 1:]), '--')))
+        elif values and not _is_flag(arg):
+            values -= 1
+        else:
+            values = 0
+            result.append(arg)
+    return result, unknown, is_clear
+
+
+def _is_flag(arg: str) -> bool:
+    return bool(re.match(r'--$|-{1,2}[A-Za-z]', arg))
+
+
+def _is_unknown_flag(name: str, known: Mapping[str, argparse.Action]) -> bool:
+    if not _is_flag(name) or ' ' in name or name[:2] != '--' and name[:2] in known:  # `-b32`
+        return False
+    return not any(flag.startswith(with_known_spelling([name], known)[0]) for flag in known)
+
+
+def _most_values(action: argparse.Action) -> float:
+    return 1 if action.nargs in (None, '?') else action.nargs if isinstance(action.nargs, int) else math.inf
+
+
 def unknown_flags_with_spaces(args: Sequence[str], known: Sequence[str]) -> List[str]:
     """Unknown flags whose value has a space in it: argparse takes them for other arguments."""
     names = [arg.partition('=')[0] for arg in args[:args.index('--') if '--' in args else None] if ' ' in arg]
@@ -357,7 +414,7 @@ def unknown_flag_messages(flags: Sequence[str], unknown: Sequence[str]) -> List[
 
 
 def unknown_flag_message(flags: Sequence[str], name: str) -> str:
-    nearest = nearest_flag(name, flags)
+    nearest = nearest_flag(name, [flag for flag in flags if flag != name])  # a flag of another verb or word
     hint = f'did you mean {nearest}?' if nearest else '--help lists the flags.'
     return f"Unknown flag '{printable(name)}': {hint}"
 

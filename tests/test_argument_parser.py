@@ -3,7 +3,7 @@ import pytest
 
 from seresnet_timm.argument_parser import ArgumentParser, nearest_flag, unknown_flags_with_spaces, with_known_spelling
 from seresnet_timm.engine.flags import train_parser, validate_parser
-from seresnet_timm.engine.values import Number
+from seresnet_timm.engine.values import Existing, Number
 from seresnet_timm.errors import UsageError, refuse
 from seresnet_timm.launch.flags import add_launcher_flags, add_modelzoo_flags
 
@@ -69,6 +69,52 @@ def test_all_mistakes_are_said_at_once():
         parser().parse_args(['--n', 'x', '--p'])
     assert list(e.value.problems) == [
         "--n 'x' is not a whole number: give at least 1.", 'Argument --p: expected one argument.']
+
+
+def described(*args, looks_for_files=False):
+    made = ArgumentParser()
+    made.rules = {'model': Existing(), 'image': Existing(), 'topk': Number(1)}
+    made.looks_for_files = looks_for_files
+    made.find_contradictions = lambda args: ['contradiction'] if args.image != ['photo'] else []
+    made.add_argument('model')
+    made.add_argument('image', nargs='+')
+    made.add_argument('--device')
+    made.add_argument('--topk', type=int)
+    made.add_argument('--sizes', type=int, nargs='+')
+    made.add_argument('--json', action='store_true')
+    with pytest.raises(UsageError) as e:
+        made.parse_args(args)
+    return list(e.value.problems or [str(e.value)])
+
+
+@pytest.mark.parametrize('args, rest', (
+    ('--devise cpu {0} photo', []), ('{0} --devise cpu photo', []), ('{0} photo --devise cpu', []),
+    ('--devise=cpu {0} photo', []), ('--devise cpu photo', []), ('--devise cpu', []), ('--devise', None),
+    ('--devise cpu {0} gone', ['image gone does not exist: check the path.', 'contradiction']),
+    ('--devise=cpu photo', ['The following arguments are required: image.']),
+    ('--devise cpu --topk 0 {0} photo', ['--topk 0 is too small: give at least 1.']),
+))
+def test_the_value_of_an_unknown_flag_is_no_other_argument(args, rest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'photo').touch()
+    found = described(*args.format('photo').split(), looks_for_files=True)
+    expected = ['The following arguments are required: model, image.'] if rest is None else rest
+    assert sorted(found) == sorted(["Unknown flag '--devise': did you mean --device?", *expected])
+
+
+def test_values_of_unknown_flags_by_the_flag_that_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'photo').touch()
+    for args, flag, meant in (
+            ('--jsn photo photo', '--jsn', 'did you mean --json?'),
+            ('photo photo --sises 1 2', '--sises', 'did you mean --sizes?'),
+            ('--xyzzy 3 photo photo', '--xyzzy', '--help lists the flags.'),  # perhaps a switch
+            ('--xyzzy photo', '--xyzzy', '--help lists the flags.'),
+            ('-x 3 photo photo', '-x', '--help lists the flags.'),
+            ('--device cpu --xyzzy=3 photo photo', '--xyzzy', '--help lists the flags.')):
+        assert described(*args.split(), looks_for_files=True) == [f"Unknown flag '{flag}': {meant}"], args
+    assert described('photo', 'photo', '--xyzzy', '3', '--topk', '0') == [
+        '--topk 0 is too small: give at least 1.', "Unknown flag '--xyzzy': --help lists the flags."]
 
 
 def test_a_parser_can_be_used_twice():
