@@ -76,11 +76,19 @@ class Checkpoint:
         weights, prefix = layout.strip_network_words(layout.plain_names(self.weights, f'Checkpoint {self.path}'))
         return layout.Named(weights, [prefix] if prefix else [])
 
+    @cached_property
+    def _average(self) -> Optional[Tuple[str, Dict[str, Any]]]:
+        return layout.find_weights(self.content, layout.EMA_KEYS)
+
     @property
     def ema(self) -> Optional[Dict[str, Any]]:
         """The moving average of the weights under the names that it has in the file, if the file holds one."""
-        found = layout.find_weights(self.content, layout.EMA_KEYS)
-        return None if found is None else found[1]
+        return None if self._average is None else self._average[1]
+
+    @property
+    def ema_key(self) -> Optional[str]:
+        """Key in the file that holds the moving average."""
+        return None if self._average is None else self._average[0]
 
     def only(self, network: str) -> 'Checkpoint':
         """One of several networks: the part of the file under a key, or the weights under a prefix ('' for none).
@@ -105,6 +113,18 @@ class Checkpoint:
         """The weights under the names of the file; their moving average if asked for and if there is one."""
         ema = self.ema if use_ema else None
         return self.weights if ema is None else ema
+
+    def describe_choice(self, use_ema: bool = False) -> str:
+        """Which of several weights `weights_or_ema` takes, as a clause; '' where the file has only one."""
+        key = self.ema_key if use_ema and self.ema_key else self.weights_key
+        if key is None:
+            return ''
+        labels = {k: f'{k} (moving average)' if layout.is_average(k) else k
+                  for k in (key, *layout.weights_under_usual_keys(self.content))}
+        taken = labels.pop(key)
+        if not labels:
+            return 'moving average' if layout.is_average(key) else ''
+        return printable(f'weights under {taken}, not under {" or ".join(labels.values())}')
 
     @property
     def args(self) -> Dict[str, Any]:

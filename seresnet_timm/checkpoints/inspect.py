@@ -59,6 +59,7 @@ def facts_of(checkpoint: Checkpoint) -> Dict[str, Any]:
         'metric': checkpoint.metric,
         'metric_name': checkpoint.metric_name,
         'moving_average': checkpoint.has_ema,
+        'average_under': checkpoint.ema_key,
         'not_finite_in_average': not_finite(checkpoint.ema or {}),
         'optimizer': checkpoint.has_optimizer,
         'loss_scale': checkpoint.loss_scale,
@@ -126,6 +127,7 @@ def describe(facts: Dict[str, Any]) -> List[str]:
         ('metric', 'unknown' if facts['metric'] is None else ' '.join(
             filter(None, (facts['metric_name'], f'{facts["metric"]:.3f}')))),
         ('moving average', yes(facts['moving_average'])
+         + (f', under {facts["average_under"]}' if facts['average_under'] not in (None, 'state_dict_ema') else '')
          + (f'; values are not finite (NaN or infinity) in '
             f'{first_names(facts["not_finite_in_average"], fit.MAX_NAMED)}' if facts['not_finite_in_average'] else '')),
         ('optimizer', yes(facts['optimizer'])

@@ -65,6 +65,17 @@ def find_weights(content: Dict[str, Any], keys: Sequence[str]) -> Optional[Tuple
     return fallback
 
 
+def weights_under_usual_keys(content: Dict[str, Any]) -> List[str]:
+    """Keys of all entries that hold the weights of a network or their average, as `find_weights` gives them."""
+    found = (find_weights(content, (key,)) for key in WEIGHTS_KEYS + EMA_KEYS)
+    return [key for key, weights in filter(None, found) if _is_network(weights)]
+
+
+def is_average(key: str) -> bool:
+    """Whether a key, or the first of nested ones, is that of a moving average."""
+    return key.partition('.')[0] in EMA_KEYS
+
+
 def other_networks(content: Dict[str, Any]) -> List[str]:
     """Keys of further entries that look like the weights of a network."""
     return [k for k, v in content.items() if isinstance(k, str) and k not in WEIGHTS_KEYS + EMA_KEYS

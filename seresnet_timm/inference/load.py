@@ -296,7 +296,7 @@ def _load_file(
     model, info = model_of(
         checkpoint, info, use_ema, num_classes=num_classes, img_size=img_size, folder=folder, exportable=True)
     parts = [f'from {path}'] + ([f'epoch {checkpoint.epoch}'] if checkpoint.epoch is not None else [])
-    return model, info, ', '.join(parts + (['moving average'] if use_ema else []))
+    return model, info, ', '.join(filter(None, (*parts, checkpoint.describe_choice(use_ema))))
 
 
 def _size_argument(name: str, img_size: Optional[int]) -> Dict[str, int]:

@@ -1,5 +1,6 @@
 """Weights under the keys and prefixes of other tools: loaded bit for bit, or refused with both names and a remedy."""
 import argparse
+import re
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ from checkpoint_files import TINY, tiny_model
 from safetensors.torch import load_file
 
 from seresnet_timm import cli
+from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.convert import convert
 from seresnet_timm.checkpoints.fit import load_weights, model_of
 from seresnet_timm.checkpoints.inspect import describe, inspect
@@ -191,6 +193,47 @@ def test_an_average_of_torchvisions_references(own, other, tmp_path):
     for flags, expected in ((dict(), own), (dict(use_ema=True), other)):
         convert(str(path), str(tmp_path / 'o.safetensors'), **flags)
         assert equal(load_file(tmp_path / 'o.safetensors'), expected)
+
+
+@pytest.mark.parametrize('keys, raw, average', (
+    (('state_dict',), '', ''), (('state_dict', 'optimizer'), '', ''),
+    (('params_ema',), 'moving average', 'moving average'),
+    (('params', 'params_ema'), 'weights under params, not under params_ema (moving average)',
+     'weights under params_ema (moving average), not under params'),
+    (('model', 'state_dict', 'ema'), 'weights under state_dict, not under model or ema (moving average)',
+     'weights under ema (moving average), not under state_dict or model'),
+    (('ema.model', 'net'), 'weights under net, not under ema.model (moving average)',
+     'weights under ema.model (moving average), not under net')))
+def test_the_choice_of_several_weights_is_told(own, tmp_path, keys, raw, average):
+    content = {'epoch': 3}
+    for key in keys:
+        outer, _, inner = key.partition('.')
+        content[outer] = {inner: own} if inner else {'state': {}} if key == 'optimizer' else own
+    checkpoint = Checkpoint(str(tmp_path / 'x.pth'), 'zip', content)
+    assert (checkpoint.describe_choice(), checkpoint.describe_choice(use_ema=True)) == (raw, average)
+
+
+def test_every_verb_tells_the_choice_of_several_weights(few_digits, tmp_path, capsys):
+    path, kwargs = tmp_path / 'x.pth', dict(TINY, num_classes=10)
+    weights = timm.create_model(NAME, **kwargs).state_dict()
+    args = argparse.Namespace(model=NAME, model_kwargs=kwargs, img_size=32)
+    torch.save({'params': weights, 'params_ema': {k: v.clone() for k, v in weights.items()}, 'args': args}, path)
+    choice = {(): 'weights under params, not under params_ema (moving average)',
+              ('--use-ema',): 'weights under params_ema (moving average), not under params'}
+    image = next(few_digits.glob('val/*/*'))
+    for flags, text in choice.items():
+        for command in (
+                ('predict', path, image, '--device', 'cpu', '-j', '0'),
+                ('convert', path, tmp_path / 'o.safetensors'),
+                ('validate', '--data-dir', few_digits, '--checkpoint', path, '--device', 'cpu', '--dry-run')):
+            cli.main([*map(str, command), *flags])
+            assert text in capsys.readouterr().err.replace('\n', ' '), command
+    flags = ('--model', NAME, '--model-kwargs', f'channels={TINY["channels"]}', 'stem_width=8', '--img-size', '32')
+    cli.main(['train', '--data-dir', str(few_digits), *flags, '--initial-checkpoint', str(path), '--device', 'cpu',
+              '--dry-run', '--output', str(tmp_path)])
+    assert choice['--use-ema',] in capsys.readouterr().err
+    cli.main(['inspect', str(path)])
+    assert re.search('moving average *yes, under params_ema\n', capsys.readouterr().out)
 
 
 def test_weights_of_split_batch_norm(own, tmp_path):
