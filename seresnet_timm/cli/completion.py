@@ -1,6 +1,6 @@
 """`seresnet-timm completion`: verbs, flags and their values, completed in bash or zsh"""
 import argparse
-from typing import List, Optional
+from typing import Iterable
 
 from seresnet_timm.argument_parser import ArgumentParser
 from seresnet_timm.errors import RunError
@@ -30,38 +30,63 @@ def run(args: argparse.Namespace) -> None:
 
 def whole_parser() -> ArgumentParser:
     """One parser with all verbs and all their flags, and what completes their values."""
-    from seresnet_timm.cli import flag_help
     from seresnet_timm.cli.main import VERBS
     from seresnet_timm.engine.values import rules_of
     top = ArgumentParser(prog='seresnet-timm')
     top.add_argument('-V', '--version', action='version', version='')
     verbs = top.add_subparsers(parser_class=ArgumentParser)
     for verb, text in VERBS.items():
-        parser = flag_help.parser_of(verb)
-        names = first_words(verb)
-        if names:  # its flags are parsed elsewhere
-            parser = ArgumentParser(prog=parser.prog)
-            parser.add_argument('name', choices=names, nargs='?')
+        parser, rules = parser_of_words(verb), rules_of('train' if verb == 'recipe' else verb)
         for sub in parser.parsers():
             for action in sub._actions:
-                complete_values(action, rules_of(verb).get(action.dest))
+                complete_values(action, rules.get(action.dest))
         verbs.choices[verb] = parser
         verbs._choices_actions.append(verbs._ChoicesPseudoAction(verb, (), text))
     return top
 
 
-def first_words(verb: str) -> Optional[List[str]]:
-    """The words that may follow a verb whose flags are not in its parser."""
+def parser_of_words(verb: str) -> ArgumentParser:
+    """The parser of a verb, with the words of one that parses its arguments elsewhere."""
+    from seresnet_timm.cli import flag_help
+    from seresnet_timm.cli.main import VERBS
     if verb == 'recipe':
         from seresnet_timm.launch.recipes import runnable_recipes
-        return list(runnable_recipes())
+        return with_first_word(flag_help.parser_of('train'), runnable_recipes())
     if verb == 'bench':
         from seresnet_timm.cli.bench import BENCHES
-        return list(BENCHES)
+        return with_first_word(ArgumentParser(), BENCHES)
     if verb == 'help':
-        from seresnet_timm.cli.main import VERBS
-        return list(VERBS)
-    return None
+        parser = ArgumentParser()
+        verbs = parser.add_subparsers(parser_class=ArgumentParser)
+        for name, text in VERBS.items():
+            sub = verbs.add_parser(name, help=text, add_help=False)
+            if name != 'help':
+                add_names(sub, parser_of_words(name))
+        return parser
+    return flag_help.parser_of(verb)
+
+
+def with_first_word(parser: ArgumentParser, words: Iterable[str]) -> ArgumentParser:
+    """A parser that takes one of the words, then the flags of another."""
+    result = ArgumentParser(add_help=False)
+    result.add_argument('name', choices=list(words), nargs='?')
+    for action in parser._actions:
+        if action.option_strings:
+            result._add_action(action)
+    return result
+
+
+def add_names(target: ArgumentParser, parser: ArgumentParser) -> None:
+    """Add the flags of a parser as words without values, and the words that its sub-parsers stand for."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            words = target.add_subparsers(parser_class=ArgumentParser)
+            for word, sub in action.choices.items():
+                add_names(words.add_parser(word, help='', add_help=False), sub)
+        elif action.option_strings and action.help != argparse.SUPPRESS:
+            target.add_argument(*action.option_strings, action='store_true', help=action.help)
+        elif action.choices:
+            target.add_argument(action.dest, choices=action.choices, nargs='?')
 
 
 def complete_values(action: argparse.Action, rule) -> None:

@@ -222,7 +222,13 @@ def test_bash_completes_verbs_flags_values_and_files(bash_script, tmp_path):
             (['train', '--data-dir', 'I'], ['ImageNet']), (['train', '--resume', 'l'], ['last.pth.tar']),
             (['validate', '--results-f'], ['--results-file', '--results-format']), (['scripts', 'f'], ['fetch']),
             (['train', '--sched', 'cos'], ['cosine']), (['recipe', 'train_m'], ['train_multinode']),
-            (['completion', 'z'], ['zsh'])):
+            (['completion', 'z'], ['zsh']), (['help', 'tra'], ['train']),
+            (['help', 'train', '--warmup-p'], ['--warmup-prefix']), (['help', 'predict', '--top'], ['--topk']),
+            (['help', 'validate', '--lr', '--results-fo'], ['--results-format']),
+            (['help', 'train', '--amp-level', '--warmup-p'], ['--warmup-prefix']),
+            (['help', 'scripts', 'fetch', '--ta'], ['--tag']), (['help', 'recipe', 'train_m'], ['train_multinode']),
+            (['help', 'recipe', 'train_8p', '--warmup-p'], ['--warmup-prefix']),
+            (['recipe', 'train_8p', '--warmup-p'], ['--warmup-prefix']), (['bench', 'end'], ['end2end'])):
         assert completed(bash_script, tmp_path, *words) == expected, words
     assert not [flag for flag in completed(bash_script, tmp_path, 'train', '--na') if flag.startswith('--naflex')]
 
@@ -251,7 +257,8 @@ def test_zsh_completes_verbs_flags_values_and_files(tmp_path):
         'demo-d': 'demo-data', 'check-': 'check-data', 'train --warmup-pre': 'train --warmup-prefix',
         'train --preset digits': 'train --preset digits_demo', 'recipe train_mu': 'recipe train_multinode',
         'train --resume la': 'train --resume last.pth.tar', 'train --sched cos': 'train --sched cosine',
-        'completion z': 'completion zsh'}
+        'completion z': 'completion zsh', 'help train --warmup-pre': 'help train --warmup-prefix',
+        'recipe train_8p --warmup-pre': 'recipe train_8p --warmup-prefix'}
     lines = ['PS1=; fpath=(./functions $fpath); autoload -U compinit; compinit -u -D',
              'seresnet-timm() { print -r -- G"OT<$*>" }', 'unsetopt zle_bracketed_paste 2>/dev/null; print READY',
              *(f'seresnet-timm {words}\t' for words in cases), 'exit']
