@@ -1,6 +1,8 @@
 """Curves of runs as a picture: one run, or several on one sheet."""
 import io
+import logging
 import math
+import os
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -91,6 +93,8 @@ def pyplot() -> Any:
     Raises:
         UsageError: It is missing.
     """
+    if not os.environ.get('MPLCONFIGDIR'):
+        logging.getLogger('matplotlib').addFilter(_is_not_on_own_folder)
     try:
         import matplotlib
     except ImportError:
@@ -100,6 +104,11 @@ def pyplot() -> Any:
     from matplotlib import font_manager
     plt.rcParams['font.family'] = fonts.families(font_manager)
     return plt
+
+
+def _is_not_on_own_folder(record: logging.LogRecord) -> bool:
+    """False for what matplotlib says where it cannot write to the home folder: it uses a temporary one then."""
+    return record.funcName != '_get_config_or_cache_dir'
 
 
 def save_figure(figure: Any, target: Target, dpi: int) -> None:

@@ -472,6 +472,18 @@ def test_letters_that_no_font_has_are_one_sentence(run, tmp_path):
     assert 'no installed font' not in run_cli('report', run, '--output', tmp_path / 'pictures').stderr
 
 
+@pytest.mark.parametrize('folder, is_told', (('', False), ('/proc/none', True)))
+def test_a_home_folder_that_cannot_be_written_is_no_warning(tmp_path, folder, is_told):
+    """matplotlib takes a temporary folder; a folder that the user named and other warnings are told."""
+    code = ("from seresnet_timm.runs.curves import pyplot; pyplot(); import logging, warnings; "
+            "logging.getLogger('matplotlib').warning('another'); warnings.warn('a third')")
+    env = {k: v for k, v in os.environ.items() if k not in ('XDG_CONFIG_HOME', 'XDG_CACHE_HOME')}
+    env.update(HOME='/proc/none', MPLCONFIGDIR=folder, TMPDIR=str(tmp_path))
+    result = subprocess.run([preloaded.python(), '-c', code], env=env, capture_output=True, text=True)
+    assert result.returncode == 0 and 'another' in result.stderr and 'a third' in result.stderr
+    assert ('/proc/none' in result.stderr) == is_told and not list(tmp_path.glob('matplotlib-*'))
+
+
 def test_fonts_that_were_installed_after_matplotlib_wrote_its_list(monkeypatch, tmp_path):
     from matplotlib import font_manager
     known = [font for font in font_manager.fontManager.ttflist if font.name == 'DejaVu Sans']
