@@ -22,11 +22,13 @@ def add_arguments(parser: ArgumentParser) -> None:
                           'for Ascend.')
     add_model_argument(parser)
     parser.add_argument('out', metavar='OUT', help='file to write, e.g. model.onnx or model.pt2')
-    parser.add_argument('--format', choices=('onnx', 'torch'), help='default: by the suffix of OUT')
+    parser.add_argument('--format', choices=('onnx', 'torch'),
+                        help='format of OUT: onnx, or torch for a torch.export program (default: by the suffix of OUT)')
     parser.add_argument('--opset', type=int, metavar='N', default=13,
                         help='ONNX operator set, 11 to 15, which ATC reads (default: %(default)s)')
     parser.add_argument('--uint8', action='store_true', help='the model takes uint8 pixels and normalises them itself')
-    parser.add_argument('--soc', metavar='CHIP', help='chip for the ATC command, e.g. Ascend910A, Ascend310P3')
+    parser.add_argument('--soc', metavar='CHIP',
+                        help='chip for the ATC command, e.g. Ascend910A, Ascend310P3 (default: SOC, to be replaced)')
     parser.add_argument('--atc-batch-size', type=int, nargs='+', default=[1], metavar='N',
                         help='batch size of the .om file, or several to choose from at run time (default: 1)')
 

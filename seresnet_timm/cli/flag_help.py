@@ -165,14 +165,24 @@ def is_launchers(verb: str, action: argparse.Action) -> bool:
 
 
 def origin(verb: str, action: argparse.Action) -> str:
-    if verb not in SCRIPT_PARSERS:
+    """Whose flag it is, and which scripts have it."""
+    if verb not in SCRIPT_PARSERS or action.dest == 'help':
         return f'seresnet-timm {verb}'
     if action.dest.startswith(PREFIX) or '--resume' in action.option_strings and verb == 'validate':
         return "the ModelZoo's scripts; translated by the launcher of seresnet-timm"
+    script, is_newer = f"timm's {verb}.py", verb == 'train' and action.dest in script_flags.SINCE_V1_0_28
     if isinstance(action, script_flags.TimmOnly):
-        return f"timm's {verb}.py"
+        return f'{script}, after v1.0.28' if is_newer else script
+    if is_newer:
+        return f'{script}, after v1.0.28: the script of that release does not have it, the bundled one does'
+    if verb == 'validate' and action.dest in script_flags.OWN_VALIDATE:
+        return f'the bundled validate.py; {script} does not have it'
+    if action.dest == 'device':
+        return "the launcher of seresnet-timm, in the place of timm's flag; the same with all scripts"
     if is_launchers(verb, action):
-        return 'the launcher of seresnet-timm; the same with all scripts'
+        is_for_one = 'bundled train.py' in str(action.help)
+        scripts = 'only with the bundled script' if is_for_one else 'the same with all scripts'
+        return f'the launcher of seresnet-timm; {scripts}'
     if action.dest in DECIDED:
-        return f"timm's {verb}.py; the launcher decides where it is not given"
-    return f"timm's {verb}.py; the bundled script has the same name and default"
+        return f'{script}; the launcher decides where it is not given'
+    return f'{script}; the bundled script has the same name and default'

@@ -17,14 +17,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model_argument(parser)
     arg = parser.add_argument
     arg('image', nargs='+', metavar='IMAGE|DIR', help='image files, and folders of images at any depth')
-    arg('--topk', type=int, default=5, metavar='K', help='number of classes to print (default: %(default)s)')
+    arg('--topk', type=int, default=5, metavar='K',
+        help='number of classes to print for each image (default: %(default)s)')
     arg('-b', '--batch-size', type=int, default=32, metavar='N', help='images per batch (default: %(default)s)')
     arg('-j', '--workers', type=int, metavar='N', help='loader workers (default: by number of images and cores)')
     arg('--device', default='auto', metavar='D', help='auto (npu, else cuda, else cpu), npu, cuda or cpu')
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument('--json', dest='format', action='store_const', const='json',
-        help='a JSON list, one entry per file')
-    kind.add_argument('--csv', dest='format', action='store_const', const='csv', help='CSV, one row per class')
+        help='print a JSON list, one entry per file, not a table')
+    kind.add_argument('--csv', dest='format', action='store_const', const='csv', help='print CSV, one row per class')
     arg('--output', metavar='FILE', help='write to FILE, not to stdout')
     parser.set_defaults(format='table')
 

@@ -1,8 +1,9 @@
 """Flags of the bundled train.py and validate.py: timm's names and defaults.
 
-The flags are those of timm v1.0.28's scripts. One default differs: `--device` is `auto` (npu, else cuda, else cpu; the
-choice is printed with its reason), where timm has `cuda`. Flags of timm's that the bundled scripts do not implement are
-known by name and refused with the way out. This file imports neither torch nor timm, so that `--help` is immediate.
+The flags are those of timm v1.0.28's scripts, and `SINCE_V1_0_28`. One default differs: `--device` is `auto` (npu, else
+cuda, else cpu; the choice is printed with its reason), where timm has `cuda`. Flags of timm's that the bundled scripts
+do not implement are known by name and refused with the way out. This file imports neither torch nor timm, so that
+`--help` is immediate.
 """
 import argparse
 from typing import Any, Dict, List, Optional
@@ -16,9 +17,14 @@ TIMM_ONLY_TRAIN = {
     'naflex_loader': False, 'naflex_train_seq_lens': [128, 256, 576, 784, 1024], 'naflex_max_seq_len': 576,
     'naflex_patch_sizes': None, 'naflex_patch_size_probs': None, 'naflex_loss_scale': 'linear',
     'naflex_patchify_channels_first': False,
-    # since v1.0.28
     'stop_epoch': None, 'save_epochs': None,
 }
+# Flags that timm's train.py got after v1.0.28, so that the script of that release does not have them
+SINCE_V1_0_28 = frozenset("""
+    stop_epoch save_epochs train_img_sizes train_batch_sizes train_size_probs train_size_schedule
+    train_size_schedule_spread train_size_random_mix train_batches_per_epoch variable_batch_loss_scale
+""".split())
+OWN_VALIDATE = frozenset(('device_modules',))  # a flag of timm's train.py only
 TIMM_ONLY_VALIDATE = {
     'torchscript': False, 'aot_autograd': False, 'fuser': '', 'tf_preprocessing': False,
     'naflex_loader': False, 'naflex_max_seq_len': 576,
@@ -70,18 +76,23 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--model', metavar='NAME', default='resnet50', help='model to train')
     arg('--pretrained', action='store_true', help="start from the model's pretrained weights")
     arg('--pretrained-path', metavar='PATH', help='start from this file, adapting the classifier as for --pretrained')
-    arg('--initial-checkpoint', metavar='PATH', default='', help='load these weights after the model is created')
+    arg('--initial-checkpoint', metavar='PATH', default='',
+        help='start from the weights in this file, which must fit the whole model')
     arg('--resume', metavar='PATH', default='',
         help="continue a run exactly where this checkpoint was saved; auto: the newest checkpoint in the run's folder")
-    arg('--no-resume-opt', action='store_true', help='resume the weights only, with a fresh optimizer')
+    arg('--no-resume-opt', action='store_true', help='with --resume: a new optimizer, not the one in the checkpoint')
     _add_model_shape(group)
-    arg('--head-init-scale', type=float, help="factor for the classifier's initial weights")
-    arg('--head-init-bias', type=float, help="the classifier's initial bias")
-    arg('-b', '--batch-size', type=int, default=128, metavar='N', help='training images per process and step')
+    arg('--head-init-scale', type=float, help="factor for the classifier's initial weights (default: 1)")
+    arg('--head-init-bias', type=float, help="the classifier's initial bias (default: the model's)")
+    arg('-b', '--batch-size', type=int, default=128, metavar='N',
+        help='training images of a batch, of each process; an optimizer step takes this x processes x '
+             '--grad-accum-steps')
     arg('-vb', '--validation-batch-size', type=int, metavar='N',
-        help='validation images per process and step (default: --batch-size)')
-    arg('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per optimizer step')
-    arg('--grad-checkpointing', action='store_true', help='recompute activations to save memory')
+        help='validation images of a batch, of each process (default: --batch-size)')
+    arg('--grad-accum-steps', type=int, default=1, metavar='N',
+        help='batches whose gradients are averaged for one optimizer step')
+    arg('--grad-checkpointing', action='store_true',
+        help='compute activations again in the backward pass: less memory, more time')
     _add_execution(group)
 
     group = parser.add_argument_group('Device and precision')
@@ -110,12 +121,14 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--layer-decay-min-scale', type=float, default=0, help='smallest factor of --layer-decay')
     arg('--layer-decay-no-opt-scale', type=float,
         help='layers whose factor of --layer-decay is below this are not trained')
-    arg('--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further optimizer arguments')
+    arg('--opt-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V',
+        help='further arguments of the optimizer, e.g. nesterov=False')
 
     group = parser.add_argument_group('Learning rate schedule')
     arg = group.add_argument
     arg('--sched', default='cosine', metavar='NAME', help='a timm schedule: cosine, tanh, step, multistep, poly, wsd')
-    arg('--sched-on-updates', action='store_true', help='change the learning rate every update, not every epoch')
+    arg('--sched-on-updates', action='store_true',
+        help='change the learning rate after every optimizer step, not after every epoch')
     arg('--lr', type=float, help='learning rate (default: --lr-base x global batch size / --lr-base-size)')
     arg('--lr-base', type=float, default=0.1,
         help='learning rate for a global batch of --lr-base-size images, without --lr')
@@ -123,7 +136,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--lr-base-scale', default='', metavar='KIND',
         help='how --lr-base scales with the batch size: linear or sqrt (default: by optimizer)')
     arg('--lr-noise', type=float, nargs='+', metavar='PCT',
-        help='part of the epochs in which noise is added to the learning rate: its start, or start and end')
+        help='where noise is added to the learning rate: start, or start and end, as shares of the epochs, 0 to 1')
     arg('--lr-noise-pct', type=float, default=0.67, help='largest share by which the noise changes the learning rate')
     arg('--lr-noise-std', type=float, default=1.0, help='standard deviation of the noise')
     arg('--lr-cycle-mul', type=float, default=1.0,
@@ -137,7 +150,8 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
         help='epochs of the schedule; --cooldown-epochs, and with --warmup-prefix the warm-up, are added')
     arg('--epoch-repeats', type=float, default=0., metavar='N',
         help='repetitions of the dataset in an epoch, for datasets that are streams; 0: none')
-    arg('--start-epoch', type=int, metavar='N', help='number of the first epoch; overrides that of --resume')
+    arg('--start-epoch', type=int, metavar='N',
+        help='number of the first epoch, from 0 (default: 0, or where --resume goes on)')
     arg('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], metavar='EPOCH',
         help='epochs at which --sched multistep multiplies the learning rate by --decay-rate')
     arg('--decay-epochs', type=float, default=90, help='epochs between two steps of --sched step')
@@ -152,9 +166,9 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
 
     group = parser.add_argument_group('Augmentation and regularization')
     arg = group.add_argument
-    arg('--no-aug', action='store_true', help='only resize training images')
+    arg('--no-aug', action='store_true', help='no augmentation: training images are resized and cropped at the center')
     arg('--train-crop-mode', metavar='MODE',
-        help='random crop: rrc (resized crop), rkrc or rkrr (keep the ratio, then crop)')
+        help='random crop: rrc (resized crop), rkrc or rkrr (keep the ratio, then crop) (default: rrc)')
     arg('--scale', type=float, nargs='+', default=[0.08, 1.0],
         help='share of the area of the image that the random crop covers: smallest and largest')
     arg('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.],
@@ -164,19 +178,23 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--color-jitter', type=float, default=0.4, metavar='F',
         help='strength of the changes of brightness, contrast and saturation')
     arg('--color-jitter-prob', type=float, metavar='P', help='probability of --color-jitter (default: always)')
-    arg('--grayscale-prob', type=float, metavar='P', help='probability of a grey image')
-    arg('--gaussian-blur-prob', type=float, metavar='P', help='probability of a blurred image')
+    arg('--grayscale-prob', type=float, metavar='P', help='probability of a grey image (default: 0)')
+    arg('--gaussian-blur-prob', type=float, metavar='P', help='probability of a blurred image (default: 0)')
     arg('--aa', metavar='POLICY', help="AutoAugment policy, e.g. 'rand-m7-mstd0.5', 'original', 'augmix-m5-w4'; "
         "'ta_wide' is torchvision's TrivialAugment")
     arg('--aug-repeats', type=float, default=0,
         help='repetitions of each image in an epoch, with another augmentation; 0: none; several processes only')
     arg('--aug-splits', type=int, default=0, metavar='N',
         help='parts of a batch with separate augmentation; 0: none, else at least 2')
-    arg('--jsd-loss', action='store_true', help='Jensen-Shannon divergence over the augmentation splits')
-    arg('--bce-loss', action='store_true', help='binary cross entropy')
+    arg('--jsd-loss', action='store_true',
+        help='Jensen-Shannon divergence over the parts of --aug-splits, beside cross entropy')
+    arg('--bce-loss', action='store_true',
+        help='binary cross entropy of each class, in the place of cross entropy over all')
     arg('--bce-sum', action='store_true', help='sum the binary cross entropy over the classes, not their mean')
-    arg('--bce-target-thresh', type=float, help='targets above this become 1 for --bce-loss, others 0')
-    arg('--bce-pos-weight', type=float, help='weight of the classes that are present for --bce-loss')
+    arg('--bce-target-thresh', type=float,
+        help='targets above this become 1 for --bce-loss, others 0 (default: no change)')
+    arg('--bce-pos-weight', type=float,
+        help='weight of the classes that are present for --bce-loss (default: 1)')
     arg('--reprob', type=float, default=0., metavar='P', help='probability that a random area is erased')
     arg('--remode', default='pixel', metavar='MODE',
         help='fill of erased areas: const is black, rand one colour, pixel noise')
@@ -194,11 +212,14 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--mixup-off-epoch', type=int, default=0, metavar='N',
         help='epoch from which mixup and cutmix are off; 0: never')
     arg('--smoothing', type=float, default=0.1, help='label smoothing: share of the target that all classes get')
-    arg('--train-interpolation', default='random', metavar='NAME', help='resize filter in training')
+    arg('--train-interpolation', default='random', metavar='NAME',
+        help='resize filter in training; random: bilinear or bicubic, drawn for each image')
     arg('--drop', type=float, default=0.0, metavar='P', help='probability of dropout')
     arg('--drop-connect', type=float, metavar='P', help=argparse.SUPPRESS)
-    arg('--drop-path', type=float, metavar='P', help='probability that a residual branch is left out')
-    arg('--drop-block', type=float, metavar='P', help='probability that an area of features is set to 0')
+    arg('--drop-path', type=float, metavar='P',
+        help="probability that a residual branch is left out (default: the model's)")
+    arg('--drop-block', type=float, metavar='P',
+        help="probability that an area of features is set to 0 (default: the model's)")
 
     group = parser.add_argument_group('Image sizes')
     arg = group.add_argument
@@ -216,7 +237,7 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--train-size-random-mix', type=float, default=0.1, metavar='P',
         help='share of the batches whose size --train-size-schedule progressive draws from all')
     arg('--train-batches-per-epoch', '--train-steps-per-epoch', type=int, metavar='N',
-        help='batches of an epoch, with --train-img-sizes')
+        help='batches of an epoch, with --train-img-sizes (default: as many as there are images for)')
     arg('--variable-batch-loss-scale', default='none', choices=('none', 'sqrt', 'linear'),
         help='multiply the loss of a batch by its size, or the root of it, divided by the average')
 
@@ -224,17 +245,20 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg = group.add_argument
     arg('--bn-momentum', type=float, help="momentum of BatchNorm's running statistics (default: the model's)")
     arg('--bn-eps', type=float, help="small number that BatchNorm adds to the variance (default: the model's)")
-    arg('--sync-bn', action='store_true', help='BatchNorm over the global batch')
+    arg('--sync-bn', action='store_true', help='BatchNorm over the batches of all processes')
     arg('--dist-bn', default='reduce', choices=('broadcast', 'reduce', ''),
-        help='how ranks agree on running statistics after an epoch')
+        help='running statistics of BatchNorm after an epoch: broadcast: those of rank 0 for all; reduce: the mean of '
+             "all processes; '': each keeps its own")
     arg('--split-bn', action='store_true', help='separate BatchNorm for each augmentation split')
 
     group = parser.add_argument_group('Exponential moving average')
     arg = group.add_argument
     arg('--model-ema', action='store_true', help='keep a moving average of the weights, evaluate it too, and save it')
-    arg('--model-ema-force-cpu', action='store_true', help='keep it in host memory, without evaluation')
+    arg('--model-ema-force-cpu', action='store_true',
+        help='keep the moving average of --model-ema in host memory, and do not evaluate it')
     arg('--model-ema-decay', type=float, default=0.9998, help='share of the average that each step keeps')
-    arg('--model-ema-warmup', action='store_true', help='let the decay rise in the first steps')
+    arg('--model-ema-warmup', action='store_true',
+        help='let the decay rise from 0 to --model-ema-decay in the first steps')
 
     group = parser.add_argument_group('Distillation')
     arg = group.add_argument
@@ -250,8 +274,12 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--task-loss-weight', type=float, metavar='W', help="weight of the student's own loss (default: 1)")
     arg('--kd-temperature', type=float, default=4.0, metavar='T',
         help='temperature: divisor of the outputs of teacher and student before the softmax')
-    arg('--kd-student-feature-dim', type=int, metavar='N', help="length of the student's features (default: found)")
-    arg('--kd-teacher-feature-dim', type=int, metavar='N', help="length of the teacher's features (default: found)")
+    arg('--kd-student-feature-dim', type=int, metavar='N',
+        help="length of the student's feature vector, before its classifier, for --kd-distill-type feature "
+             '(default: that of its network)')
+    arg('--kd-teacher-feature-dim', type=int, metavar='N',
+        help="length of the teacher's feature vector, before its classifier, for --kd-distill-type feature "
+             '(default: that of its network)')
     arg('--kd-token-distill-type', default='soft', choices=('soft', 'hard'),
         help="target of token distillation: soft is the teacher's probabilities, hard its best class")
 
@@ -260,13 +288,15 @@ def train_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--seed', type=int, default=42, help='seed of all random numbers; each process adds its rank')
     arg('--worker-seeding', default='all', metavar='MODE',
         help='random generators that a worker seeds: all is Python, NumPy and torch, part is NumPy only')
-    arg('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
+    arg('--log-interval', type=int, default=50, metavar='N', help='optimizer steps between log lines')
     arg('--val-interval', type=int, default=1, metavar='N', help='epochs between evaluations')
-    arg('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery checkpoints; 0: none')
+    arg('--recovery-interval', type=int, default=0, metavar='N',
+        help='optimizer steps between checkpoints in the middle of an epoch (recovery-*.pth.tar); 0: none')
     arg('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep, the best ones')
     _add_loader(group)
     arg('--use-multi-epochs-loader', action='store_true', help='keep the loader running between epochs')
-    arg('--save-images', action='store_true', help='save a batch of training images every log interval')
+    arg('--save-images', action='store_true',
+        help="save a batch of training images as a picture in the run's folder, with each log line")
     arg('--output', metavar='DIR', default='', help='folder of runs (default: ./output/train)')
     arg('--experiment', metavar='NAME', default='', help='folder of this run (default: date-model-size)')
     arg('--eval-metric', default='top1', metavar='NAME', help='metric that selects the best checkpoint')
@@ -304,7 +334,7 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     arg('--crop-mode', metavar='MODE',
         help="how an image becomes square: squash, border or center (default: the model's)")
     arg('--crop-border-pixels', type=int, metavar='N', help='border that --crop-mode border cuts off')
-    arg('-b', '--batch-size', type=int, default=256, metavar='N', help='images per process and step')
+    arg('-b', '--batch-size', type=int, default=256, metavar='N', help='images of a batch, of each process')
     arg('--test-pool', action='store_true', help="pool the features of larger images with timm's test-time pooling")
     arg('--reparam', action='store_true', help='fuse the branches of models that timm can reparameterize')
     _add_execution(group)
@@ -321,11 +351,14 @@ def validate_parser(prog: Optional[str] = None) -> ArgumentParser:
     _add_loader(group)
     arg('--results-file', metavar='FILE', default='', help='file to write the results to')
     arg('--results-format', default='csv', choices=('csv', 'json'), help='format of --results-file')
-    arg('--real-labels', metavar='FILE', default='', help="ImageNet 'real' labels (JSON)")
-    arg('--valid-labels', metavar='FILE', default='', help='class indices to evaluate, one per line')
+    arg('--real-labels', metavar='FILE', default='',
+        help='JSON file of the reassessed ("real") labels of the ImageNet validation images')
+    arg('--valid-labels', metavar='FILE', default='',
+        help='text file of the class indices to evaluate, one per line (default: all)')
     arg('--metrics-avg', choices=('micro', 'macro', 'weighted'),
         help='also compute precision, recall and F1, averaged so (scikit-learn)')
-    arg('--retry', action='store_true', help='halve the batch size when memory runs out')
+    arg('--retry', action='store_true',
+        help='when memory runs out, evaluate again with half the batch size')
 
     _add_timm_only(parser, TIMM_ONLY_VALIDATE)
     return parser
@@ -345,7 +378,8 @@ def _add_data_source(group) -> None:
     arg('--dataset', metavar='NAME', default='',
         help='<type>/<name> of a dataset that is not a folder of images, e.g. torch/cifar10, hfds/NAME, wds/')
     arg('--dataset-download', action='store_true', help='download the dataset, if it is torch/... or tfds/...')
-    arg('--class-map', metavar='FILE', default='', help='text file that names the folder of every class, one per line')
+    arg('--class-map', metavar='FILE', default='',
+        help='text file that names the folder of every class, one per line, in the order of the class indices')
     arg('--input-img-mode', metavar='MODE', help='Pillow mode of the images (default: RGB, with one channel L)')
     arg('--input-key', metavar='KEY',
         help='name of the images in a Hugging Face dataset, or their suffix in WebDataset tars')
@@ -369,9 +403,11 @@ def _add_model_shape(group, several_sizes: bool = False) -> None:
             help="side of the square input (default: the model's); several are evaluated one after the other")
     else:
         arg('--img-size', type=int, metavar='N', help="side of the square input (default: the model's)")
-    arg('--in-chans', type=int, metavar='N', help="input channels (default: the model's)")
+    arg('--in-chans', type=int, metavar='N',
+        help="channels of the images, e.g. 3 for RGB, 1 for grey (default: the model's)")
     arg('--input-size', type=int, nargs=3, metavar='N', help="input as channels, height, width (default: the model's)")
-    arg('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V', help='further model arguments')
+    arg('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='K=V',
+        help='further arguments of the model, e.g. stem_width=32')
 
 
 def _add_execution(group) -> None:
@@ -388,9 +424,11 @@ def _add_device(group) -> None:
     arg = group.add_argument
     arg('--device', default='auto', help='auto (npu, else cuda, else cpu), npu, cuda, cpu, or with an index: npu:3')
     arg('--device-modules', nargs='+', metavar='MODULE', help='Python modules to import before the device is used')
-    arg('--amp', action='store_true', help='automatic mixed precision')
-    arg('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='dtype of --amp')
-    arg('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the weights, without --amp')
+    arg('--amp', action='store_true',
+        help='automatic mixed precision: convolutions and the like in --amp-dtype, weights in float32')
+    arg('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='number format of --amp')
+    arg('--model-dtype', choices=('float32', 'float16', 'bfloat16'),
+        help='number format of weights and activations, without --amp (default: float32)')
 
 
 def _add_loader(group) -> None:

@@ -9,8 +9,8 @@ from typing import Dict
 # ModelZoo's name -> what becomes of it, for `--help` and docs/modelzoo-recipes.md
 MODELZOO: Dict[str, str] = {
     '--data_path': '--data-dir',
-    '--batch_size': '-b times the number of processes',
-    '--train_epochs': '--epochs, less the warm-up',
+    '--batch_size': '-b of all processes together, which divide these images among them',
+    '--train_epochs': '--epochs, counted with the warm-up',
     '--learning-rate': '--lr, and --warmup-lr = lr / (warm-up epochs + 1)',
     '--warm_up_epochs': '--warmup-epochs',
     '--mom': '--momentum',
@@ -20,8 +20,8 @@ MODELZOO: Dict[str, str] = {
     '--addr': '--master-addr',
     '--world-size': '--nnodes',
     '--rank': '--node-rank',
-    '--device_list': '--nproc, and the visible devices',
-    '--gpu': 'index of --device',
+    '--device_list': '--nproc, and which devices the processes use',
+    '--gpu': 'the index in --device, e.g. 3 for npu:3',
     '--opt-level': '--amp-level',
     '--multiprocessing-distributed': 'no effect: --nproc sets the number of processes',
     '--dist-url': 'no effect: --master-addr and --master-port set the address',
@@ -49,7 +49,8 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     arg('--rdzv-timeout', metavar='SEC', type=int,
         help='how many seconds nodes and ranks wait for each other (default: 300)')
     arg('--scripts', metavar='WHICH',
-        help="auto, timm (timm's own), bundled, or the path of timm's scripts: `seresnet-timm scripts` (default: auto)")
+        help="script that runs: timm (timm's own), bundled, or the path of timm's scripts; auto: timm's own if it is "
+             'on this machine, else the bundled one; `seresnet-timm scripts` shows it (default: auto)')
     arg('--loss-scale', metavar='S', type=float, help='fixed loss scale of float16 (default: dynamic, as with -1)')
     arg('--amp-level', '--opt-level', metavar='L', choices=('O0', 'O1', 'O2'),
         help='O0: float32, O1: mixed precision (--amp), O2: float16 weights with float32 copies; names of apex')
@@ -103,7 +104,7 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     loudness.add_argument('-v', '--verbose', dest='verbosity', action='store_const', const=1,
         help='print the lines of a log beside the bars of a terminal too, and debug messages of timm')
     arg('--prof', metavar='DIR', nargs='?', const='prof',
-        help='profile five training steps, and write the trace to DIR, or to prof')
+        help='train: profile five steps, and write the trace to DIR (DIR without a value: prof)')
     arg('--dry-run', action='store_true', help='check everything, print the plan, start nothing')
 
 

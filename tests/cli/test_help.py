@@ -1,6 +1,7 @@
 """What every --help begins and ends with, one flag explained, and completion."""
 import argparse
 import importlib
+import json
 import os
 import pty
 import re
@@ -161,6 +162,24 @@ def test_help_of_a_verb_is_its_help(texts):
 def test_a_flag_is_explained(words, lines):
     result = run_here('help', *words.split())
     assert result.returncode == 0 and not [line for line in lines if line not in result.stdout], result.stdout
+
+
+@pytest.mark.parametrize('verb', ('train', 'validate'))
+def test_whose_flag_it_is(verb):
+    """The flags of timm's scripts of v1.0.28, read from these, are timm's, and no others are said to be."""
+    timms = json.loads((ROOT / 'tests/golden/timm_v1.0.28_flags.json').read_text())[verb]
+    timms = {flag for entry in timms.values() for flag in entry['flags']} | ({'--config'} if verb == 'train' else set())
+    for action in flag_help.parser_of(verb)._actions:
+        text = flag_help.origin(verb, action)
+        if action.option_strings:
+            is_timms = bool(timms.intersection(action.option_strings))
+            says_so = text.startswith(f"timm's {verb}.py") and 'after v1.0.28' not in text or "timm's flag" in text
+            assert says_so == is_timms, (action.option_strings, text)
+    for flag, words in (('train --train-img-sizes', 'after v1.0.28'), ('train --graph', 'only with the bundled script'),
+                        ('validate --device-modules', 'the bundled validate.py'), ('train -h', 'seresnet-timm train')):
+        verb, flag = flag.split()
+        parser = flag_help.parser_of(verb)
+        assert words in flag_help.origin(verb, flag_help.find(parser, flag))
 
 
 def test_two_flags_are_explained_and_an_unknown_one_is_refused():
