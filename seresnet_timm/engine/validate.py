@@ -129,7 +129,9 @@ def evaluate_folder(run: Evaluation, folder: str) -> Tuple[List[Result], List[st
     paths, results, left_out = checkpoints_in(folder), [], []
     for path in paths:
         try:
-            result = evaluate_with_retry(run, read_once(path, run.checkpoints))
+            checkpoint = read_once(path, run.checkpoints)
+            tell_choice(checkpoint, run.args)
+            result = evaluate_with_retry(run, checkpoint)
             problem = describe_evaluation(path, result.row['loss'])
             if problem:
                 raise UsageError(problem)
@@ -142,6 +144,13 @@ def evaluate_folder(run: Evaluation, folder: str) -> Tuple[List[Result], List[st
     if not results:
         raise RunError(f'None of the {len(paths)} checkpoints could be evaluated.')
     return sorted(results, key=lambda r: r.row['top1'], reverse=True), left_out
+
+
+def tell_choice(checkpoint: Checkpoint, args) -> None:
+    """Say which weights of a checkpoint in a folder are evaluated; the plan says it of a file that is named."""
+    choice = checkpoint.describe_choice(args.use_ema)
+    if choice and utils.is_primary(args):
+        _logger.info(f'From {checkpoint.path}: {choice}.')
 
 
 def refuse_left_out(paths: Sequence[str]) -> None:

@@ -130,6 +130,8 @@ def _choose_weights(
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{checkpoint.path} holds no moving average: leave out --use-ema.')
     if not checkpoint.has_ema:
+        choice = checkpoint.describe_choice()
+        notes += [f'weights: {choice}'] if choice else []
         return False, True
     evaluates_ema = bool(args.get('model_ema')) and not args.get('model_ema_force_cpu')
     takes_ema = use_ema if use_ema is not None else is_run and evaluates_ema

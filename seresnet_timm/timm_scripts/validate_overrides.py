@@ -24,7 +24,7 @@ from seresnet_timm.engine.divergence import describe_evaluation
 from seresnet_timm.engine.evaluate import report_unreadable
 from seresnet_timm.engine.model_info import check_planned_classes, model_info_of, refuse_other_classes
 from seresnet_timm.engine.outputs import record_evaluation
-from seresnet_timm.engine.validate import refuse_left_out, refuse_unreadable
+from seresnet_timm.engine.validate import refuse_left_out, refuse_unreadable, tell_choice
 from seresnet_timm.errors import RunError, UsageError
 from seresnet_timm.files import as_json
 from seresnet_timm.runs.settings import RunSettings
@@ -75,6 +75,8 @@ class ValidateOverrides(Overrides):
         """
         with self._left_out():
             self._checkpoint = read_once(checkpoint_path, self.checkpoints)
+            if self._is_folder:
+                tell_choice(self._checkpoint, self.args)
             load_weights(model, self._checkpoint, self.args.model, use_ema=use_ema)
 
     def checkpoints_in_folder(self, pattern: str) -> List[str]:

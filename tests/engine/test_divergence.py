@@ -63,7 +63,7 @@ def test_a_folder_of_checkpoints_of_which_some_have_no_result(few_digits, digits
     del content['weights_sha256']
     weight = content['state_dict']['bn1.weight']
     values = weight.clone()
-    torch.save(content, folder / 'good.pth.tar')
+    torch.save({**content, 'model': content['state_dict']}, folder / 'good.pth.tar')
     weight.fill_(3e38)
     torch.save(content, folder / 'large.pth.tar')
     weight.copy_(values)[0] = float('nan')
@@ -76,6 +76,7 @@ def test_a_folder_of_checkpoints_of_which_some_have_no_result(few_digits, digits
     last = result.stderr.splitlines()[-1]
     assert result.returncode == 1 and '3 checkpoints left out' in last, result.stderr
     assert all(f'{name}.pth.tar' in last for name in ('damaged', 'large', 'nan')) and 'good' not in last
+    assert 'good.pth.tar: weights under state_dict, not under model.' in result.stderr
     for words in ('nan.pth.tar has weights that are not finite', 'large.pth.tar is nan', 'damaged.pth.tar is incom'):
         assert words in result.stderr
 
