@@ -9,7 +9,7 @@ from typing import Dict
 # ModelZoo's name -> what becomes of it, for `--help` and docs/modelzoo-recipes.md
 MODELZOO: Dict[str, str] = {
     '--data_path': '--data-dir',
-    '--batch_size': '-b of all processes together, which divide these images among them',
+    '--batch_size': '-b times the number of processes: all images of a step',
     '--train_epochs': '--epochs, counted with the warm-up',
     '--learning-rate': '--lr, and --warmup-lr = lr / (warm-up epochs + 1)',
     '--warm_up_epochs': '--warmup-epochs',
