@@ -313,6 +313,7 @@ def _add_later_fields(record: Dict[str, Any]) -> None:
     record.setdefault('faults', [])
     record.setdefault('resumes', [])
     record['machine'].setdefault('device', None)
+    record['settings'].setdefault('checkpoint_minutes', None)
     for epoch in record['epochs']:
         for key in ('bad_steps', 'loss_scale', *EPOCH_UNREADABLE, 'finished'):
             epoch.setdefault(key, None)
