@@ -1,9 +1,11 @@
 """Download a model from the Hub and verify it."""
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple, Union
+from typing import Iterator, NamedTuple, Optional, Tuple, Union
 
 import timm
 from huggingface_hub import constants, hf_hub_download
@@ -71,12 +73,11 @@ def pull(
     if on_modelscope:
         pulled = modelscope.fetch(repo_id, with_weights, cache)
         _check_config(pulled)
-        if out is not None:
-            with modelscope.explained(pulled.repo_id, 'pull'):
-                _copy_out(pulled, out)
+        with modelscope.explained(pulled.repo_id, 'pull'), _folder_beside(out) as new:
+            _put_out(pulled, new, out)
         return pulled
     source = Source(repo_id, False if mirror else token, cache, mirror)
-    with explained(repo_id, 'pull'):
+    with explained(repo_id, 'pull'), _folder_beside(out) as new:
         for part in remove_leftovers(repo_id, cache):
             say(f'Removed {part}, which a killed download had left.')
         try:
@@ -91,15 +92,14 @@ def pull(
             pulled = pull_from_cache(repo_id, revision, e, with_weights)
         else:
             try:
-                pulled = _pull_from_hub(source, info, with_weights)
+                pulled = _pull_from_hub(source, info, with_weights, new)
             finally:
                 remove_leftovers(repo_id, cache)  # huggingface_hub before 2 keeps the part of a failed download
             keep_hashes(repo_id, pulled.commit, pulled.sha256, cache)
             if revision != pulled.commit:
                 set_ref(repo_id, revision or constants.DEFAULT_REVISION, pulled.commit, cache)
         _check_config(pulled)
-        if out is not None:
-            _copy_out(pulled, out)
+        _put_out(pulled, new, out)
     return pulled
 
 
@@ -186,20 +186,34 @@ def commit_of_answer(source: Source, info: Listing) -> str:
     return commit
 
 
-def _pull_from_hub(source: Source, info: Listing, with_weights: bool) -> Pulled:
+def _pull_from_hub(source: Source, info: Listing, with_weights: bool, new: Optional[Path]) -> Pulled:
     repo_id, commit = source.repo_id, commit_of_answer(source, info)
     siblings = {s.rfilename: s for s in info.siblings or []}
     sha256, folder = {}, Path()
     for name in choose_files(repo_id, list(siblings), with_weights):
         expected = digest_on_hub(repo_id, siblings[name])
-        path = download_verified(source, name, commit, expected)
+        path = download_verified(source, name, commit, expected, new)
         sha256[name] = expected.value if expected.kind == 'sha256' else digest_of(path, 'sha256').value
         folder = path.parent
     return Pulled(repo_id, commit, folder, sha256, read_config(repo_id, folder))
 
 
-def download_verified(source: Source, name: str, commit: str, expected: Digest) -> Path:
-    """Download a file and compare it with its hash; a damaged one is removed and downloaded once more."""
+def download_verified(
+        source: Source,
+        name: str,
+        commit: str,
+        expected: Digest,
+        new: Optional[Path] = None,
+) -> Path:
+    """Download a file and compare it with its hash; a damaged one is removed and downloaded once more.
+
+    Args:
+        source: Where it comes from.
+        name: Its name in the repository.
+        commit: The commit.
+        expected: Its hash.
+        new: Folder to which it is copied meanwhile; None for none.
+    """
     # Not HfApi.verify_repo_checksums: it needs huggingface_hub 1.1, which transformers 4 excludes, sends one request
     # more, and hashes every file of the snapshot, also those that other programs have downloaded
     repo_id = source.repo_id
@@ -207,7 +221,11 @@ def download_verified(source: Source, name: str, commit: str, expected: Digest) 
         path = Path(hf_hub_download(
             repo_id, name, revision=commit, token=source.token, cache_dir=source.cache, endpoint=source.endpoint,
             library_name='seresnet_timm', library_version=__version__))
-        actual = digest_of(path, expected.kind)
+        with ThreadPoolExecutor(1) as pool:
+            copying = None if new is None else pool.submit(_copy, path, new / name)
+            actual = digest_of(path, expected.kind)
+        if copying is not None:
+            copying.result()  # or its error
         if actual == expected:
             return path
         remove_file(path)
@@ -247,16 +265,32 @@ def _check_out(out: Path) -> Path:
     return out
 
 
-def _copy_out(pulled: Pulled, out: Path) -> None:
-    """Copy the files to a folder beside `out` and rename it; `pulled` then names `out` as its folder."""
+@contextmanager
+def _folder_beside(out: Optional[Path]) -> Iterator[Optional[Path]]:
+    """A new folder that becomes `out` by `_put_out`, else is removed; None without `out`."""
+    if out is None:
+        yield None
+        return
     with temporary_folder(out.absolute().parent, f'.{out.name}.pull-') as tmp:
         new = tmp / out.name
         new.mkdir()
-        for name in pulled.sha256:
-            copy_file(pulled.folder / name, new / name)
-            fsync(new / name)
-        if out.exists():
-            os.rename(out, tmp / 'old')
-        os.rename(new, out)
-        fsync(out.absolute().parent)
+        yield new
+
+
+def _copy(path: Path, target: Path) -> None:
+    copy_file(path, target)
+    fsync(target)
+
+
+def _put_out(pulled: Pulled, new: Optional[Path], out: Optional[Path]) -> None:
+    """Rename the new folder to `out`, with all files in it; `pulled` then names `out` as its folder."""
+    if new is None or out is None:
+        return
+    for name in pulled.sha256:
+        if not (new / name).exists():
+            _copy(pulled.folder / name, new / name)
+    if out.exists():
+        os.rename(out, new.parent / 'old')
+    os.rename(new, out)
+    fsync(out.absolute().parent)
     pulled.folder = out
