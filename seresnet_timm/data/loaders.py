@@ -23,6 +23,7 @@ from seresnet_timm.data.scheduled import loader_arguments, sampler_of
 from seresnet_timm.data.seeding import SampleSeeds
 from seresnet_timm.data.trivial_augment import TA_WIDE, create_loader
 from seresnet_timm.errors import RunError, printable
+from seresnet_timm.step.fast import give_back_freed_memory
 
 RENUMBERED = ('hfds', 'tfds')  # timm's readers that know the names of classes, and take other numbers
 
@@ -305,6 +306,7 @@ def start_workers(loader, keep_rng: bool = False, draws: bool = True):
     inner = loader if holder is None else holder.loader
     if type(inner) is not DataLoader or not inner.persistent_workers:
         return loader
+    give_back_freed_memory()
     started = _Started(inner, keep_rng, draws)
     if holder is None:
         return started

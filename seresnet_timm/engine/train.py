@@ -216,7 +216,6 @@ def start_loaders(run: Training, resumed: Resumed) -> None:
     set_epoch(run.train_loader, epoch)
     switch_mixup_off(run.train_loader, run.mixup_fn, epoch, args)  # workers that start now keep what they see now
     restore_loader(run, resumed)
-    fast_step.give_back_freed_memory()
     if args.distributed or not place.is_trained:  # else the evaluation comes first, and draws before the shuffle
         run.train_loader = loaders.start_workers(run.train_loader)
     if run.eval_loader is not None:
