@@ -126,6 +126,11 @@ class Checkpoint:
             return 'moving average' if layout.is_average(key) else ''
         return printable(f'weights under {taken}, not under {" or ".join(labels.values())}')
 
+    def notes_of_choice(self, use_ema: bool = False) -> List[str]:
+        """That choice as a sentence; none where the file has only one."""
+        choice = self.describe_choice(use_ema)
+        return [f'From {printable(self.path)}: {choice}.'] if choice else []
+
     @property
     def args(self) -> Dict[str, Any]:
         """Arguments of the training, as the file has them: unchecked. For networks and preprocessing use `info`."""

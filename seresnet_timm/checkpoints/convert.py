@@ -58,7 +58,8 @@ def convert(
         checkpoint = checkpoint.only(network)
     if use_ema and not checkpoint.has_ema:
         raise UsageError(f'{source} holds no moving average of the weights: leave out --use-ema.')
-    note_choice(checkpoint, use_ema)
+    for note in checkpoint.notes_of_choice(use_ema):
+        print(note, file=sys.stderr)
     arch = model or checkpoint.arch
     info, weights = network_and_weights(checkpoint, use_ema, model)
     if to == 'modelzoo' and not re.fullmatch(r'seresnet\d+_ascend', arch or ''):
@@ -86,13 +87,6 @@ def convert(
             with open(tmp, 'wb') as f:  # torch would write a path's name into the archive, here a random one
                 torch.save(content, f)
     return inspection.inspect(target)
-
-
-def note_choice(checkpoint: Checkpoint, use_ema: bool) -> None:
-    """Say on stderr which weights of a file are taken, where it holds several."""
-    choice = checkpoint.describe_choice(use_ema)
-    if choice:
-        print(f'Note: from {printable(checkpoint.path)}: {choice}.', file=sys.stderr)
 
 
 def _in_precision(weights: Dict[str, torch.Tensor], dtype: str, source: str) -> Dict[str, torch.Tensor]:

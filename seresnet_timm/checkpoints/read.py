@@ -74,14 +74,14 @@ def read_checkpoint(path: Union[str, Path]) -> Checkpoint:
         kind = type(checkpoint).__name__
         article = 'an' if kind[0] in 'aeiou' else 'a'
         raise UsageError(f'{path} holds {article} {kind}, not the weights of a model.')
-    reason = why_not_finite(checkpoint, os.path.getsize(path))
+    reason = why_endless(checkpoint, os.path.getsize(path))
     if reason:
         raise UsageError(f'Checkpoint {path} is refused: {reason}. Save the state_dict of the model instead.')
     _check_weights(path, checkpoint, kind)
     return Checkpoint(path, kind, checkpoint)
 
 
-def why_not_finite(content: Any, size: int) -> Optional[str]:
+def why_endless(content: Any, size: int) -> Optional[str]:
     """Why values from a file have no end, or nearly none, when they are written out; None if they have one.
 
     A file of some bytes can hold a list of lists that are all the same one, ten levels deep, and a tensor of 10 ** 12

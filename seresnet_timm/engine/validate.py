@@ -148,9 +148,9 @@ def evaluate_folder(run: Evaluation, folder: str) -> Tuple[List[Result], List[st
 
 def tell_choice(checkpoint: Checkpoint, args) -> None:
     """Say which weights of a checkpoint in a folder are evaluated; the plan says it of a file that is named."""
-    choice = checkpoint.describe_choice(args.use_ema)
-    if choice and utils.is_primary(args):
-        _logger.info(f'From {checkpoint.path}: {choice}.')
+    if utils.is_primary(args):
+        for note in checkpoint.notes_of_choice(args.use_ema):
+            _logger.info(note)
 
 
 def refuse_left_out(paths: Sequence[str]) -> None:

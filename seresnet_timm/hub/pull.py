@@ -240,10 +240,8 @@ def _check_config(pulled: Pulled) -> None:
     """Refuse a configuration that timm does not know, or with which it would do more than create the network."""
     arch, where = pulled.config['architecture'], f'{CONFIG} of {pulled.repo_id}'
     check_model_config(pulled.config, where)
-    weights = pulled.config.get('pretrained_cfg', pulled.config)
-    for key in ('custom_load', 'hf_hub_filename'):  # timm would load another file than the verified one
-        if weights.get(key):
-            raise UsageError(f'{where}: {key} is not taken from a file.')
+    if pulled.config.get('pretrained_cfg', pulled.config).get('hf_hub_filename'):  # not the verified file
+        raise UsageError(f'{where}: hf_hub_filename is not taken from a file.')
     if timm.is_model(arch):
         return
     requires = pulled.config.get('requires')

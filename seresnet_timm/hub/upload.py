@@ -8,7 +8,7 @@ import yaml
 
 from seresnet_timm.checkpoints.checkpoint import Checkpoint
 from seresnet_timm.checkpoints.fit import refuse_misfit, weights_for, with_channels
-from seresnet_timm.checkpoints.read import read_checkpoint, why_not_finite
+from seresnet_timm.checkpoints.read import read_checkpoint, why_endless
 from seresnet_timm.data.label_files import read_class_names
 from seresnet_timm.errors import UsageError
 from seresnet_timm.files import MOST_BYTES_OF_CONFIG, why_not_text
@@ -167,7 +167,7 @@ def _arguments(checkpoint: Checkpoint, run: Optional[report.Run]) -> Dict[str, A
         args = yaml.safe_load(run.folder.args.read_text(encoding='utf-8'))
     except (ValueError, RecursionError, yaml.YAMLError):
         raise UsageError(f'{run.folder.args} is not valid YAML: it is damaged.')
-    reason = why_not_finite(args, run.folder.args.stat().st_size)
+    reason = why_endless(args, run.folder.args.stat().st_size)
     if reason:
         raise UsageError(f'{run.folder.args} is refused: {reason}.')
     return args if isinstance(args, dict) else {}

@@ -40,7 +40,7 @@ def check_train_weights(run: Any) -> Iterator[str]:
         checkpoint = run.read(run.flag('initial_checkpoint'))
         yield from _misfit(run, checkpoint, 'initial_checkpoint', use_ema=True)
         yield from filter(None, [describe_other_start(checkpoint, run.settings.class_names, args)])
-        run.notes += _other_network(run, checkpoint) + choice_of(checkpoint, use_ema=True)
+        run.notes += _other_network(run, checkpoint) + checkpoint.notes_of_choice(use_ema=True)
     path = run.flag('pretrained_path')
     if path and not path.endswith(('.npz', '.npy')):  # which timm's models read
         yield from _check_pretrained(run, run.read(path))
@@ -52,7 +52,7 @@ def check_checkpoint(run: Any) -> Iterator[str]:
         checkpoint = run.read(path)
         yield from _misfit(run, checkpoint, 'checkpoint', use_ema=run.args.use_ema)
         yield from filter(None, [describe_other_classes(checkpoint, run.settings.class_names, run.args)])
-        run.notes += _other_network(run, checkpoint) + choice_of(checkpoint, run.args.use_ema)
+        run.notes += _other_network(run, checkpoint) + checkpoint.notes_of_choice(run.args.use_ema)
         if run.args.use_ema and not checkpoint.has_ema:
             run.notes.append(f'{path} holds no moving average (--use-ema): its weights are evaluated.')
 
@@ -186,16 +186,10 @@ def _check_pretrained(run: Any, checkpoint: Checkpoint) -> Iterator[str]:
     elif missing:
         run.notes.append(f'{checkpoint.path}: {len(missing)} weights of {run.args.model} are not in it and start as in '
                          f'a new network: {first_names(missing, fit.MAX_NAMED)}.')
-    run.notes += _other_network(run, checkpoint) + choice_of(checkpoint, use_ema=True)
+    run.notes += _other_network(run, checkpoint) + checkpoint.notes_of_choice(use_ema=True)
 
 
 # --- notes ------------------------------------------------------------------------------------------------------------
-
-def choice_of(checkpoint: Checkpoint, use_ema: bool) -> List[str]:
-    """Which of several weights in a file are taken."""
-    choice = checkpoint.describe_choice(use_ema)
-    return [f'From {checkpoint.path}: {choice}.'] if choice else []
-
 
 def _info(checkpoint: Checkpoint) -> Optional[ModelInfo]:
     try:

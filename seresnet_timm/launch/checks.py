@@ -101,17 +101,16 @@ def check(
     """
     modules = settings.args.get('device_modules') or []
     missing = list(missing_modules(modules))
-    problems = [*(problems or []), *missing]
+    found = [*(problems or []), *missing]
     if not dry_run and not missing:
         import_modules(modules)
     if settings.verb == 'validate' and names_several_models(settings.args['model']):
         if settings.script.is_bundled:
             raise UsageError(f"--model {settings.args['model']}: the bundled validate.py evaluates one model; timm's "
                              'takes several (--scripts timm).')
-        refuse(problems)
+        refuse(found)
         return []  # timm's script finds the models, and what they need
     run = Checked(settings, {} if checkpoints is None else checkpoints)
-    found = problems
     knows_models = not (modules and (dry_run or missing))  # a module may register models, optimizers
     for function in CHECKS[settings.verb]:
         if not knows_models and function in (check_model, check_teacher, check_optimizer):

@@ -9,7 +9,6 @@ from seresnet_timm.checkpoints.fit import describe_not_finite, weights_for
 from seresnet_timm.data.loading import for_channels
 from seresnet_timm.engine import teacher as teachers
 from seresnet_timm.errors import UsageError, first_line, printable
-from seresnet_timm.launch.checkpoint_checks import choice_of
 
 
 def check_teacher(run: Any) -> Iterator[str]:
@@ -23,7 +22,7 @@ def check_teacher(run: Any) -> Iterator[str]:
     if checkpoint is not None:
         weights = weights_for(checkpoint, teacher.model, use_ema=True)
         yield from filter(None, [describe_not_finite(checkpoint, weights, teacher.model)])
-        run.notes += choice_of(checkpoint, use_ema=True)
+        run.notes += checkpoint.notes_of_choice(use_ema=True)
     if run.settings.class_names is None or teacher.class_names is None or teacher.is_guess:
         run.notes.append('The names of the classes of teacher and data cannot be compared: their order is taken to be '
                          'the same.')

@@ -257,9 +257,6 @@ def read_model_config(folder: Union[str, Path]) -> Dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise UsageError(f'{path} names no architecture: it is not the configuration of a timm model.')
     check_model_config(config, str(path))
-    if config.get('pretrained_cfg', config).get('custom_load'):
-        # another format than state dicts, for which a network reads a file of its own
-        raise UsageError(f'{path}: custom_load is not taken from a file.')
     return config
 
 
@@ -274,6 +271,8 @@ def check_model_config(config: Dict[str, Any], origin: str) -> None:
         raise UsageError(f'{printable(origin)}: pretrained_cfg is not a table of settings.')
     trusted_kwargs(config.get('model_args'), origin, 'model_args')
     known = {k: weights.get(k) for k in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')}
+    if weights.get('custom_load'):  # another format than state dicts, for which a network reads a file of its own
+        raise UsageError(f'{printable(origin)}: custom_load is not taken from a file.')
     names = {**config, **weights}.get('label_names')
     if isinstance(names, list) and not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
         raise UsageError(f'{printable(origin)}: label_names is not a list of names: the file is damaged.')
